@@ -1,0 +1,1 @@
+"""Configuration: schema, loading and cross-field checks. Imports neither torch nor Ray."""

@@ -1,0 +1,294 @@
+"""The whole configuration, as frozen pydantic models. The docstring under a field is its help text."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused, field docstrings kept as descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class RunConfig(Section):
+    """What identifies a run and how its processes are started."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    """Name of the run. The same name and storage continue the same run."""
+    storage: str = "runs"
+    """Folder or fsspec URL that holds runs, checkpoints and models. Relative paths start at the current folder."""
+    seed: int = 2711
+    """Seed of every draw of the run."""
+    launcher: Literal["ray", "inline"] = "ray"
+    """ray: Ray Train workers, on a cluster or a local Ray. inline: this process alone, for debuggers and notebooks."""
+    workers: Positive = 1
+    """Number of workers (processes, ranks). World size = mesh.data x mesh.sequence."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Device of the workers."""
+    cpus_per_worker: Positive = 1
+    """CPU cores that Ray reserves for each worker, and threads that torch uses there."""
+    max_failures: Annotated[int, Field(ge=-1)] = 3
+    """How often Ray restarts the workers from the newest checkpoint before the run fails; -1: without limit."""
+    timeout_s: Positive = 300
+    """Time limit of a collective operation, in seconds: a hung worker becomes an error."""
+
+
+class MeshConfig(Section):
+    """The grid of ranks: world = data x sequence; expert groups are cut from the world."""
+
+    data: Positive | None = None
+    """Data-parallel ranks; by default world size / sequence."""
+    sequence: Positive = 1
+    """Ranks that share the time axis of one sample."""
+    expert: Positive = 1
+    """Ranks over which the experts of a layer are spread."""
+
+
+class DataConfig(Section):
+    """Where the samples come from."""
+
+    url: str = ""
+    """Folder or fsspec URL that holds `manifest.json` (for instance s3://bucket/wesad). The only URL a run needs."""
+    modalities: list[str] | None = None
+    """Modalities to use; by default all of the manifest."""
+    train: str = "train"
+    """Split to train on."""
+    validation: str = "validation"
+    """Split that chooses the best weights."""
+    test: str = "test"
+    """Split of the one final test."""
+    shuffle_shards: Positive = 8
+    """Number of shards in the window within which samples are shuffled (shards themselves are shuffled globally)."""
+    loader_workers: Count = 0
+    """Reader processes a rank; 0 reads in a thread of the worker itself."""
+    prefetch: Positive = 4
+    """Micro-batches that a reader prepares ahead."""
+    cache: str | None = None
+    """Local folder for shards of remote data; by default `~/.cache/maestro_dist/shards`."""
+    verify: Literal["size", "sha256"] = "sha256"
+    """How a shard is checked against the manifest when it is first opened."""
+    max_bad_samples: Count = 0
+    """Bad samples (wrong shape, type or label) that are skipped, counted and logged before the run stops."""
+
+
+class StemConfig(Section):
+    """A small convolutional stem inside each modality, before the words."""
+
+    channels: Positive = 32
+    """Channels of the stem's convolutions."""
+    kernel: Positive = 5
+    """Kernel length, in steps (odd)."""
+    layers: Positive = 2
+    """Convolutions, each followed by GELU."""
+
+
+class MoeConfig(Section):
+    """The sparse mixture of experts in the cross-modal layers (METHOD: k = 1, E = 4, no balancing loss)."""
+
+    experts: Count = 4
+    """Experts E of a layer; 0 puts a plain feed-forward there."""
+    top_k: Positive = 1
+    """Experts k that a token is sent to."""
+    shared: Count = 0
+    """Experts that every token is sent to besides."""
+    hidden: PositiveFloat = 1.0
+    """Hidden width of an expert, as a multiple of the model width."""
+    balance: Literal["none", "bias"] = "none"
+    """bias: a per-expert bias, for selection only, nudged by the observed load after each step."""
+    balance_rate: PositiveFloat = 0.001
+    """Size of that nudge."""
+
+
+class ModelConfig(Section):
+    """MAESTRO: symbolic tokens, sparse attention with adaptive budgets, cross-modal sparse attention and experts."""
+
+    width: Positive = 64
+    """Model width d."""
+    heads: Positive = 8
+    """Attention heads H; H divides d."""
+    encoder_layers: Count = 1
+    """Layers inside each modality."""
+    fusion_layers: Count = 1
+    """Cross-modal layers."""
+    feedforward: PositiveFloat = 4.0
+    """Hidden width of a feed-forward, as a multiple of d."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Dropout after the output projection, on the attention of the selected queries and in the feed-forward."""
+    alphabet: Annotated[int, Field(ge=2, le=255)] = 20
+    """Number of SAX symbols alpha; symbol 0 means missing."""
+    word: Positive | dict[str, Positive] = 8
+    """Steps a word; one number, or one a modality."""
+    normalize: Literal["window", "recording", "dataset"] = "dataset"
+    """Mean and standard deviation used for z-scores: of the window, of the recording so far, or of the training split."""
+    embedding: Literal["ordinal", "table", "patch"] = "patch"
+    """ordinal: the symbol as a number; table: a learned row a symbol; patch: table plus the word's own samples."""
+    stem: StemConfig | None = None
+    """Convolutional stem inside each modality; none by default."""
+    summary: Literal["none", "level", "statistics"] = "none"
+    """One more token a present modality: window level, or window statistics."""
+    attention: Literal["sparse", "dense"] = "sparse"
+    """sparse: full attention for the best queries only; dense: for all."""
+    sample_factor: PositiveFloat = 5.0
+    """c in U = ceil(c ln L), the number of sampled keys."""
+    budget: Literal["gate", "reallocate", "fixed"] = "gate"
+    """gate: learned per modality; reallocate: a constant total shared among the present; fixed: beta for all."""
+    budget_inputs: Literal["presence", "content"] = "presence"
+    """What the budget gate sees: which modalities are present, or their mean token embedding too."""
+    budget_band: Annotated[float, Field(ge=0.0)] = 0.0
+    """Selected queries over which the budget's gradient is spread; 0: the boundary query alone."""
+    beta: PositiveFloat = 5.0
+    """Largest budget u of a modality: up to beta ln L queries."""
+    fusion_beta: PositiveFloat = 5.0
+    """Fixed budget of the cross-modal layers."""
+    distil: bool = True
+    """Halve the tokens after each attention (inside each modality's segment)."""
+    layer_scale: PositiveFloat | None = None
+    """Start value of LayerScale on the residual branches; none by default."""
+    head: Literal["pooled", "additive"] = "additive"
+    """pooled: one head on the pooled tokens; additive: plus one small head a modality."""
+    moe: MoeConfig = MoeConfig()
+    """Experts of the cross-modal layers."""
+
+
+class TaskConfig(Section):
+    """What is predicted and how it is scored."""
+
+    kind: Literal["auto", "classification", "regression"] = "auto"
+    """auto: as the manifest says."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: inverse class frequency of the training split, normalised to mean 1 over its samples."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the target spread over all classes."""
+    auxiliary: Annotated[float, Field(ge=0.0)] = 0.3
+    """Weight of the loss of the modalities' own heads (additive head only)."""
+
+
+class OptimConfig(Section):
+    """Optimizer, schedule and length of training."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Optimizer."""
+    lr: PositiveFloat = 1e-3
+    """Peak learning rate."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    """AdamW's decay rates."""
+    eps: PositiveFloat = 1e-8
+    """AdamW's epsilon."""
+    momentum: Share = 0.0
+    """SGD's momentum."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    """Decoupled weight decay on matrices (not on biases, norms and embeddings)."""
+    epochs: Positive = 10
+    """Passes over the training split."""
+    max_steps: Positive | None = None
+    """Stop after this many optimizer steps, if that is sooner."""
+    global_batch: Positive = 64
+    """Samples an optimizer step, over all ranks."""
+    warmup: Share = 0.05
+    """Share of the steps over which the learning rate rises from 0."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up."""
+    final_lr: Share = 0.01
+    """Last learning rate, as a share of the peak (cosine)."""
+    clip: Annotated[float, Field(ge=0.0)] = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
+    max_skipped: Count = 0
+    """Steps with a NaN or infinite loss or gradient that are skipped on all ranks before the run stops."""
+
+
+class EngineConfig(Section):
+    """DeepSpeed."""
+
+    zero_stage: Literal[1, 2, 3] = 1
+    """ZeRO stage: shards optimizer state (1), gradients too (2), parameters too (3)."""
+    micro_batch: Positive | None = None
+    """Samples a rank takes at a time; by default its whole share of the global batch (no accumulation)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast; parameters and gradients stay fp32."""
+    overlap_comm: bool = False
+    """Overlap gradient reduction with the backward pass."""
+
+
+class MissingConfig(Section):
+    """The modality-dropout curriculum (training only; never drops all of a sample)."""
+
+    p_max: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.4
+    """Final probability that a modality of a sample is dropped."""
+    start: Share = 0.2
+    """Share of the steps before the first drop."""
+    full: Share = 0.6
+    """Share of the steps from which p_max holds."""
+
+
+class EvaluationConfig(Section):
+    """Validation, choice of the best weights, and the final test."""
+
+    every_epochs: Positive = 1
+    """Epochs between validations; the last epoch always ends with one."""
+    metric: Literal["auto", "accuracy", "macro_f1", "auroc", "auprc", "loss", "mae", "rmse"] = "auto"
+    """Metric that chooses the best weights; auto: accuracy, or MAE for regression."""
+    rates: list[Share] = [0.0, 0.4]
+    """Missing rates at which validation is scored; the mean over them chooses."""
+    test_rates: list[Share] = [0.0, 0.1, 0.2, 0.3, 0.4]
+    """Missing rates of the final test and of `evaluate`."""
+    draws: list[Count] = [0, 1, 2]
+    """Mask draws averaged at each rate of the final test; validation uses the first."""
+    batch: Positive = 256
+    """Samples a rank takes at a time."""
+    patience: Positive | None = None
+    """Stop when the metric has not improved for this many validations; never by default."""
+
+
+class CheckpointConfig(Section):
+    """When checkpoints are written and which are kept."""
+
+    every_steps: Positive | None = None
+    """Steps between checkpoints, besides one at each validation; none by default."""
+    keep_last: Positive = 2
+    """Newest checkpoints kept, besides the best."""
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    uri: str | None = None
+    """Tracking URI; by default SQLite in `run.storage` (or in `runs/` when the storage is remote)."""
+    experiment: str = "maestro_dist"
+    """Experiment name."""
+    every_steps: Positive = 10
+    """Steps between two records of the training metrics, and between progress lines."""
+
+
+class Config(Section):
+    """maestro_dist: train MAESTRO on many unreliable sensors, on a laptop or a cluster."""
+
+    run: RunConfig = RunConfig()
+    """The run and its processes."""
+    mesh: MeshConfig = MeshConfig()
+    """The grid of ranks."""
+    data: DataConfig = DataConfig()
+    """The samples."""
+    model: ModelConfig = ModelConfig()
+    """The model."""
+    task: TaskConfig = TaskConfig()
+    """The task."""
+    optim: OptimConfig = OptimConfig()
+    """The optimizer and the length of training."""
+    engine: EngineConfig = EngineConfig()
+    """DeepSpeed."""
+    missing: MissingConfig = MissingConfig()
+    """The modality-dropout curriculum."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Validation and test."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Checkpoints."""
+    tracking: TrackingConfig = TrackingConfig()
+    """MLflow."""

@@ -1,0 +1,155 @@
+"""Counter-hash draws: every random number of a run is a pure function of what it belongs to.
+
+A *key* is a 64-bit integer made on the host from (seed, purpose, epoch, step, layer name, ...). A draw mixes a key with
+integer indices (sample, head, global token, channel). There is no generator and no state, so splitting a batch or a
+sequence over ranks, or starting again after a crash, changes no draw.
+
+The 64-bit mixer is splitmix64's finaliser (Steele, Lea, Flood, OOPSLA 2014); the 32-bit one, for masks as large as an
+activation, is `lowbias32` (C. Wellons, 2018). numpy and torch versions give identical bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_MASK = (1 << 64) - 1
+_GAMMA = 0x9E3779B97F4A7C15
+_M1 = 0xBF58476D1CE4E5B9
+_M2 = 0x94D049BB133111EB
+
+
+def _mix_int(value: int) -> int:
+    value = ((value ^ (value >> 30)) * _M1) & _MASK
+    value = ((value ^ (value >> 27)) * _M2) & _MASK
+    return value ^ (value >> 31)
+
+
+def key(*parts: int | str) -> int:
+    """A 64-bit key from integers and names, in order. `key(seed, "dropout", step, "fusion.0")`."""
+    state = 0
+    for part in parts:
+        if isinstance(part, str):
+            number = int.from_bytes(hashlib.blake2b(part.encode(), digest_size=8).digest(), "little")
+        else:
+            number = int(part) & _MASK
+        state = _mix_int((state + _GAMMA + number) & _MASK)
+    return state
+
+
+def _signed(value: int) -> int:
+    value &= _MASK
+    return value - (1 << 64) if value >> 63 else value
+
+
+# numpy: draws made on the host (order, modality dropout)
+
+
+def bits_np(key: int, *indices: np.ndarray | int) -> np.ndarray:
+    """uint64 hash of (key, indices), broadcast over the index arrays."""
+    state = np.asarray(np.uint64(key))
+    with np.errstate(over="ignore"):
+        for index in indices:
+            state = state + np.uint64(_GAMMA) + np.asarray(index).astype(np.uint64)
+            state = (state ^ (state >> np.uint64(30))) * np.uint64(_M1)
+            state = (state ^ (state >> np.uint64(27))) * np.uint64(_M2)
+            state = state ^ (state >> np.uint64(31))
+    return state
+
+
+def uniform_np(key: int, *indices: np.ndarray | int) -> np.ndarray:
+    """float64 in [0, 1) with 53 random bits."""
+    return (bits_np(key, *indices) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+# torch: draws made on the device
+
+
+def _shift_right(value: Tensor, amount: int) -> Tensor:
+    return (value >> amount) & ((1 << (64 - amount)) - 1)  # torch shifts int64 arithmetically
+
+
+def bits(key: int | Tensor, *indices: Tensor | int) -> Tensor:
+    """int64 hash of (key, indices), broadcast over the index tensors; the same bits as `bits_np`.
+
+    `key` may itself be the result of `bits`, so that shared prefixes are mixed once.
+    """
+    state: int | Tensor = _signed(key) if isinstance(key, int) else key
+    for index in indices:
+        if isinstance(index, int) and isinstance(state, int):
+            state = _signed(_mix_int((state + _GAMMA + index) & _MASK))
+            continue
+        mixed: Tensor = state + index + _signed(_GAMMA)  # type: ignore[assignment]
+        mixed = (mixed ^ _shift_right(mixed, 30)) * _signed(_M1)
+        mixed = (mixed ^ _shift_right(mixed, 27)) * _signed(_M2)
+        state = mixed ^ _shift_right(mixed, 31)
+    if isinstance(state, int):
+        raise TypeError("bits() needs at least one tensor among key and indices")
+    return state
+
+
+def uniform(key: int | Tensor, *indices: Tensor | int) -> Tensor:
+    """float64 in [0, 1); equals `uniform_np`."""
+    import torch
+
+    return _shift_right(bits(key, *indices), 11).to(torch.float64) * 2.0**-53
+
+
+def normal(key: int | Tensor, *indices: Tensor | int) -> Tensor:
+    """float64 standard normal, by the inverse distribution function of one uniform."""
+    import torch
+
+    return torch.special.ndtri(uniform(key, *indices) * (1 - 2.0**-53) + 2.0**-54)
+
+
+def dropout_scale(p: float, row_key: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    """Inverted-dropout factors: 0 with probability `p`, else 1 / (1 - p). Shape [*row_key.shape, channels].
+
+    `row_key` is int64, one hash a row (of (sample, token), say). Channels are mixed in 32 bits, which a CPU vectorises.
+    """
+    import torch
+
+    low = (row_key ^ _shift_right(row_key, 32)) & 0xFFFFFFFF
+    low = torch.where(low >= 1 << 31, low - (1 << 32), low).to(torch.int32)
+    lane = torch.arange(channels, dtype=torch.int32, device=row_key.device) * -0x61C88647  # 0x9E3779B9 as a signed 32-bit number
+    word = low.unsqueeze(-1) ^ lane
+    word = (word ^ ((word >> 16) & 0xFFFF)) * 0x7FEB352D
+    word = (word ^ ((word >> 15) & 0x1FFFF)) * -0x7B935975  # 0x846CA68B as a signed 32-bit number
+    word = word ^ ((word >> 16) & 0xFFFF)
+    limit = min(round(p * 2.0**32), (1 << 32) - 1) - (1 << 31)
+    return (word >= limit).to(dtype) * (1.0 / (1.0 - p))
+
+
+def fill_normal_(parameter: Tensor, std: float, key: int) -> Tensor:
+    """Fill in place with N(0, std) draws keyed by the flat index."""
+    return _fill(parameter, normal(key, _flat(parameter)) * std)
+
+
+def fill_uniform_(parameter: Tensor, bound: float, key: int) -> Tensor:
+    """Fill in place with U(-bound, bound) draws keyed by the flat index."""
+    return _fill(parameter, (uniform(key, _flat(parameter)) * 2 - 1) * bound)
+
+
+def fill_linear_(parameter: Tensor, fan_in: int, key: int) -> Tensor:
+    """The usual initialisation of a linear or convolutional layer: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    return fill_uniform_(parameter, 1.0 / math.sqrt(max(1, fan_in)), key)
+
+
+def _flat(parameter: Tensor) -> Tensor:
+    import torch
+
+    return torch.arange(parameter.numel(), dtype=torch.int64, device=parameter.device)
+
+
+def _fill(parameter: Tensor, values: Tensor) -> Tensor:
+    import torch
+
+    with torch.no_grad():
+        return parameter.copy_(values.reshape(parameter.shape))

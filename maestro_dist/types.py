@@ -1,0 +1,106 @@
+"""The words that all rooms share.
+
+Shape letters, here and everywhere: B samples of a micro-batch, M modalities (sorted by name), R_j samples that have
+modality j, T_j steps, D_j variates, W_j words, L tokens, C outputs, E experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Modality:
+    """One sensor stream as the model sees it.
+
+    `steps` is T_j, the length of a full window at `rate_hz` (Hz). `mean` and `std` are those of the training split,
+    one number a variate, in `unit`.
+    """
+
+    name: str
+    variates: int
+    rate_hz: float
+    steps: int
+    unit: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Duration of a full window."""
+        return self.steps / self.rate_hz
+
+
+@dataclass
+class Batch:
+    """A micro-batch of raw windows. Only what is observed is carried: a modality's rows are those samples that have it.
+
+    values[j]      float32 [R_j, T_j, D_j], NaN where a step was not observed; R_j may be 0
+    rows[j]        int64 [R_j], ascending: which samples of the batch the rows of `values[j]` are
+    present        bool [B, M]: sample b has modality m (M sorted by name); agrees with `rows`
+    sample         int64 [B]: number of the sample in its split, in manifest order; keys every random draw
+    target         int64 [B] (class) or float32 [B] (regression)
+    recording[j]   float32 [R_j, D_j, 2]: mean and std of the recording up to the window's end, where the data has them
+    keys           the samples' names, for messages
+    bad            bad samples skipped here under `data.max_bad_samples`, each as one line that names it and says why
+    last           whether this is the last micro-batch of its global batch
+    global_samples samples in the whole global batch, over all ranks and micro-batches (smaller at an epoch's tail)
+    position       samples consumed since the start of the run once this global batch is done
+    epoch, step    0-based epoch and 0-based optimizer step that this micro-batch belongs to
+    """
+
+    values: dict[str, Tensor]
+    rows: dict[str, Tensor]
+    present: Tensor
+    sample: Tensor
+    target: Tensor
+    recording: dict[str, Tensor] = field(default_factory=dict)
+    keys: list[str] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+    last: bool = True
+    global_samples: int = 0
+    position: int = 0
+    epoch: int = 0
+    step: int = 0
+
+    def __len__(self) -> int:
+        return int(self.sample.shape[0])
+
+    def _map(self, change: Any) -> Batch:
+        moved: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if hasattr(value, "data_ptr"):
+                moved[item.name] = change(value)
+            elif isinstance(value, dict):
+                moved[item.name] = {name: change(tensor) for name, tensor in value.items()}
+        return replace(self, **moved)
+
+    def to(self, device: Any) -> Batch:
+        """The same batch on another device; pinned memory is copied without waiting."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory (CUDA only)."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+
+class Output(TypedDict, total=False):
+    """What the model returns (a plain dict: DeepSpeed finds the tensors in it).
+
+    logits           [B, C]
+    modality_logits  [B, M, C]: those of each modality's own head, 0 where absent (additive head only)
+    budgets          [B, M] detached: u_ij of the last encoder layer, 0 where absent
+    queries          [B, M] detached: number of queries n_ij that went with it (real)
+    expert_load      [layers, M, E] detached: tokens sent to each expert, by modality, one slice a cross-modal layer
+    """
+
+    logits: Tensor
+    modality_logits: Tensor
+    budgets: Tensor
+    queries: Tensor
+    expert_load: Tensor
