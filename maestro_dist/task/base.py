@@ -1,0 +1,75 @@
+"""What a task is: outputs, a loss per sample, metrics of a whole split."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from maestro_dist.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from maestro_dist.types import Batch, Output
+
+LOWER_IS_BETTER = frozenset({"loss", "mae", "rmse"})
+
+
+def higher_is_better(name: str) -> bool:
+    """Whether a larger value of the metric `name` is the better one."""
+    return name not in LOWER_IS_BETTER
+
+
+class Task(ABC):
+    """Turns logits into a loss, into metrics and into answers.
+
+    outputs         C, the number of logits a sample
+    default_metric  the metric that `evaluation.metric: auto` stands for
+    metric_names    every metric that `metrics` can return, in the order of tables
+    """
+
+    kind: str
+    outputs: int
+    default_metric: str
+    metric_names: tuple[str, ...]
+
+    def __init__(self, *, auxiliary: float) -> None:
+        self._auxiliary = auxiliary
+
+    def loss(self, output: Output, batch: Batch) -> Tensor:
+        """Loss of each sample, float32 [B].
+
+        It is that of `logits`, plus `task.auxiliary` times the mean loss of the heads of the sample's present
+        modalities where the model has such heads (a sample with none present adds nothing).
+        """
+        logits, target = output["logits"], batch.target
+        loss = self.sample_loss(logits, target)
+        heads = output.get("modality_logits")
+        if heads is None or self._auxiliary == 0.0:
+            return loss
+        samples, modalities, _ = heads.shape
+        each = self.sample_loss(heads.flatten(0, 1), target.repeat_interleave(modalities)).view(samples, modalities)
+        present = batch.present.to(device=each.device, dtype=each.dtype)
+        return loss + self._auxiliary * (each * present).sum(1) / present.sum(1).clamp(min=1.0)
+
+    def metric(self, name: str) -> str:
+        """The metric that `evaluation.metric` names for this task. Raises ConfigError where the task has none such."""
+        if name == "auto":
+            return self.default_metric
+        if name not in self.metric_names:
+            known = ", ".join(self.metric_names)
+            raise ConfigError(f"evaluation.metric={name}: this {self.kind} task has {known}")
+        return name
+
+    @abstractmethod
+    def sample_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Loss of each row: logits [R, C] and target [R] -> float32 [R]."""
+
+    @abstractmethod
+    def metrics(self, logits: np.ndarray, target: np.ndarray) -> dict[str, float]:
+        """Metrics of a whole split: logits [N, C], target [N], N >= 1. What is undefined there is left out."""
+
+    @abstractmethod
+    def predictions(self, logits: np.ndarray) -> np.ndarray:
+        """Answers for people: class probabilities [N, C], or values [N] in the target's unit."""

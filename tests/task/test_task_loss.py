@@ -1,0 +1,102 @@
+"""Losses per sample against one-sample-at-a-time oracles."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from maestro_dist.config.schema import TaskConfig
+from maestro_dist.errors import ConfigError
+from maestro_dist.task import make_task
+from maestro_dist.types import Batch, Output
+
+CLASSES = ["rest", "walk", "run"]
+COUNTS = [60, 30, 10]
+
+
+def make_batch(present: torch.Tensor, target: torch.Tensor) -> Batch:
+    return Batch(values={}, rows={}, present=present, sample=torch.arange(len(target)), target=target)
+
+
+def make_output(samples: int, modalities: int, outputs: int) -> Output:
+    generator = torch.Generator().manual_seed(3)
+    heads = torch.randn(samples, modalities, outputs, generator=generator, requires_grad=True)
+    logits = torch.randn(samples, outputs, generator=generator, requires_grad=True)
+    return Output(logits=logits, modality_logits=heads)
+
+
+def slow_cross_entropy(logits: list[float], label: int, smoothing: float, weight: float) -> float:
+    top = max(logits)
+    log_sum = top + math.log(sum(math.exp(value - top) for value in logits))
+    share = [smoothing / len(logits) + (1 - smoothing) * (index == label) for index in range(len(logits))]
+    return weight * -sum(part * (value - log_sum) for part, value in zip(share, logits, strict=True))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weights", ["none", "balanced"])
+def test_classification_loss_equals_the_slow_sum(smoothing: float, weights: str) -> None:
+    config = TaskConfig(label_smoothing=smoothing, class_weights=weights, auxiliary=0.3)  # type: ignore[arg-type]
+    task = make_task(config, kind="classification", classes=CLASSES, class_counts=COUNTS)
+    present = torch.tensor([[True, True], [True, False], [False, False], [False, True]])
+    target = torch.tensor([0, 1, 2, 2])
+    output = make_output(4, 2, 3)
+    loss = task.loss(output, make_batch(present, target))
+    for row in range(4):
+        label = int(target[row])
+        weight = sum(COUNTS) / (3 * COUNTS[label]) if weights == "balanced" else 1.0
+        expected = slow_cross_entropy(output["logits"][row].tolist(), label, smoothing, weight)
+        heads = [
+            slow_cross_entropy(output["modality_logits"][row, m].tolist(), label, smoothing, weight)
+            for m in range(2)
+            if present[row, m]
+        ]
+        expected += 0.3 * (sum(heads) / len(heads) if heads else 0.0)
+        assert loss[row].item() == pytest.approx(expected, rel=1e-6)
+    loss.sum().backward()
+    absent = output["modality_logits"].grad[~present]  # type: ignore[index]
+    assert torch.equal(absent, torch.zeros_like(absent)), "a head of an absent modality learns nothing"
+
+
+def test_balanced_weights_have_mean_one_over_the_training_split() -> None:
+    from maestro_dist.task.classification import balanced_weights
+
+    counts = [60, 30, 0, 10]
+    weights = balanced_weights(counts)
+    assert sum(c * w for c, w in zip(counts, weights, strict=True)) / sum(counts) == pytest.approx(1.0)
+    assert weights[0] * 60 == pytest.approx(weights[3] * 10)
+
+
+def test_empty_batches_give_an_empty_loss_that_still_has_a_graph() -> None:
+    task = make_task(TaskConfig(class_weights="balanced"), kind="classification", classes=CLASSES, class_counts=COUNTS)
+    output = make_output(0, 2, 3)
+    loss = task.loss(output, make_batch(torch.zeros(0, 2, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)))
+    assert loss.shape == (0,)
+    loss.sum().backward()
+
+
+def test_bf16_logits_give_a_float32_loss() -> None:
+    task = make_task(TaskConfig(), kind="classification", classes=CLASSES, class_counts=COUNTS)
+    logits = torch.randn(5, 3).bfloat16()
+    loss = task.loss(Output(logits=logits), make_batch(torch.ones(5, 2, dtype=torch.bool), torch.zeros(5).long()))
+    assert loss.dtype == torch.float32
+
+
+def test_regression_loss_is_in_units_of_the_spread() -> None:
+    task = make_task(TaskConfig(auxiliary=0.5), kind="regression", target_mean=70.0, target_std=10.0)
+    output = Output(logits=torch.tensor([[0.5]]), modality_logits=torch.tensor([[[1.0], [9.0]]]))
+    batch = make_batch(torch.tensor([[True, False]]), torch.tensor([80.0]))
+    assert float(task.loss(output, batch)) == pytest.approx((0.5 - 1.0) ** 2 + 0.5 * 0.0)
+
+
+def test_another_kind_than_the_data_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"task\.kind=regression: the data is for classification"):
+        make_task(TaskConfig(kind="regression"), kind="classification", classes=CLASSES, class_counts=COUNTS)
+
+
+def test_a_metric_that_the_task_lacks_is_refused() -> None:
+    task = make_task(TaskConfig(), kind="classification", classes=CLASSES, class_counts=COUNTS)
+    assert task.metric("auto") == "accuracy"
+    with pytest.raises(ConfigError, match=r"evaluation\.metric=auprc: this classification task has accuracy"):
+        task.metric("auprc")
