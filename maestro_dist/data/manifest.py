@@ -1,0 +1,185 @@
+"""The manifest: everything a run must know of a data set before it reads a sample."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.errors import ConfigError, DataError, StorageError
+from maestro_dist.types import Modality
+
+FORMAT = "maestro_dist/1"
+MANIFEST_NAME = "manifest.json"
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=40)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _relative(path: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*", path):
+        raise ValueError(f"'{path}' is not a plain relative path")
+    return path
+
+
+class Shard(_Model):
+    """One tar and its index: paths relative to the manifest, and what the tar must look like."""
+
+    path: str
+    index: str
+    samples: Annotated[int, Field(ge=1)]
+    bytes: Annotated[int, Field(ge=1)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+    _paths = field_validator("path", "index")(_relative)
+
+
+class Split(_Model):
+    """The shards of one split, in order, with the class counts or the mean and standard deviation of the target."""
+
+    shards: list[Shard]
+    samples: Count
+    class_counts: list[Count] = []
+    target_mean: Finite | None = None
+    target_std: Finite | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Split:
+        if sum(shard.samples for shard in self.shards) != self.samples:
+            raise ValueError(f"its shards hold {sum(s.samples for s in self.shards)} samples, not {self.samples}")
+        if self.class_counts and sum(self.class_counts) != self.samples:
+            raise ValueError(f"class_counts add up to {sum(self.class_counts)}, not to {self.samples} samples")
+        return self
+
+    @property
+    def shard_samples(self) -> list[int]:
+        """Samples of each shard."""
+        return [shard.samples for shard in self.shards]
+
+
+class ManifestModality(_Model):
+    """One modality: `steps` at `rate_hz` make a window; `mean` and `std` (population) are those of the training split
+    over observed steps, one number a variate, in `unit`."""
+
+    name: Name
+    variates: Annotated[int, Field(ge=1)]
+    unit: str
+    rate_hz: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    steps: Annotated[int, Field(ge=1)]
+    mean: list[Finite]
+    std: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ManifestModality:
+        if not len(self.mean) == len(self.std) == self.variates:
+            raise ValueError(f"mean and std of '{self.name}' need {self.variates} numbers each")
+        return self
+
+
+class Manifest(_Model):
+    """A packed data set. `target` says what is predicted, with its unit; `recording` whether samples carry the causal
+    mean and standard deviation of their recording (what `normalize: recording` needs)."""
+
+    format: Literal["maestro_dist/1"]
+    name: str
+    licence: str
+    citation: str
+    source: str
+    task: Literal["classification", "regression"]
+    classes: list[str]
+    target: str
+    window_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    recording: bool = False
+    modalities: Annotated[list[ManifestModality], Field(min_length=1)]
+    splits: dict[str, Split]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        names = [modality.name for modality in self.modalities]
+        if len(set(names)) != len(names):
+            raise ValueError("two modalities have the same name")
+        if self.task == "classification" and len(self.classes) < 2:
+            raise ValueError("a classification needs two classes or more")
+        for name, split in self.splits.items():
+            if self.task == "classification" and len(split.class_counts) != len(self.classes):
+                raise ValueError(f"class_counts of split '{name}' need {len(self.classes)} numbers")
+        return self
+
+    def select(self, names: Sequence[str] | None) -> list[Modality]:
+        """The modalities of a run, sorted by name; all of them by default.
+
+        Raises:
+            ConfigError: a name that the data does not have, twice the same name, or no name at all.
+        """
+        have = {modality.name: modality for modality in self.modalities}
+        chosen = sorted(have) if names is None else sorted(names)
+        for name in chosen:
+            if name not in have:
+                raise ConfigError(f"data.modalities: no modality '{name}' in '{self.name}'{_hint(name, have)}")
+        if not chosen or len(set(chosen)) != len(chosen):
+            raise ConfigError("data.modalities: name each modality once, and at least one")
+        return [
+            Modality(m.name, m.variates, m.rate_hz, m.steps, m.unit, tuple(m.mean), tuple(m.std))
+            for m in (have[name] for name in chosen)
+        ]
+
+    def split(self, name: str) -> Split:
+        """A split by name.
+
+        Raises:
+            ConfigError: there is no such split, or it is empty.
+        """
+        if name not in self.splits:
+            raise ConfigError(f"no split '{name}' in '{self.name}'{_hint(name, self.splits)}")
+        if not self.splits[name].samples:
+            raise ConfigError(f"split '{name}' of '{self.name}' has no samples")
+        return self.splits[name]
+
+    def fingerprint(self) -> str:
+        """sha256 of the canonical JSON: the same data set packed twice has the same one."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _hint(name: str, have: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(have), n=1, cutoff=0.5)
+    known = ", ".join(sorted(have))
+    return f"; did you mean '{near[0]}'? It has {known}" if near else f"; it has {known}"
+
+
+def load_manifest(url: str) -> Manifest:
+    """Read `manifest.json` below `url` (a folder or an fsspec URL).
+
+    Raises:
+        DataError: missing, unreadable, not JSON, of another format, or inconsistent; one line that names the file.
+    """
+    storage = Storage(url)
+    name = storage.name(MANIFEST_NAME)
+    try:
+        raw = json.loads(storage.read(MANIFEST_NAME))
+    except ObjectMissing as error:
+        raise DataError(f"{name}: no manifest there; pack the data set first, or mend data.url") from error
+    except StorageError as error:
+        raise DataError(str(error)) from error
+    except ValueError as error:
+        raise DataError(f"{name}: not valid JSON ({error}); pack the data set again") from error
+    found = raw.get("format") if isinstance(raw, dict) else None
+    if found != FORMAT:
+        raise DataError(f"{name}: format {found!r} is not {FORMAT!r}; pack the data set with this version")
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{name}: {where + ': ' if where else ''}{first['msg']}; pack the data set again") from error

@@ -1,0 +1,51 @@
+"""Missing modalities: the training curriculum (counter draws) and the masks of the evaluation protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from maestro_dist import rng
+from maestro_dist.config.schema import MissingConfig
+
+
+def drop_probability(config: MissingConfig, step: int, total_steps: int) -> float:
+    """Probability that a modality is dropped at a step: 0 up to `start`, linear to `p_max` at `full` (METHOD 8, P)."""
+    share = step / total_steps
+    if share >= config.full:
+        return config.p_max
+    if share <= config.start:
+        return 0.0
+    return config.p_max * (share - config.start) / (config.full - config.start)
+
+
+def drop_modalities(
+    present: np.ndarray, sample: np.ndarray, names: Sequence[str], *, p: float, seed: int, step: int
+) -> np.ndarray:
+    """What is left of `present` (bool [B, M]) after dropping each modality with probability `p`; never nothing.
+
+    A draw belongs to (seed, step, sample number, modality name), so neither the cut of the batch nor the order of the
+    modalities matters. Where all would go, the present one with the largest draw stays.
+    """
+    if p <= 0.0 or not present.size:
+        return present.copy()
+    draws = np.stack([rng.uniform_np(rng.key(seed, "missing", step, name), sample) for name in names], axis=1)
+    kept = present & (draws >= p)
+    lost = np.flatnonzero(present.any(axis=1) & ~kept.any(axis=1))
+    kept[lost, np.argmax(np.where(present, draws, -1.0)[lost], axis=1)] = True
+    return kept
+
+
+def evaluation_mask(present: np.ndarray, rate: float, draw: int) -> np.ndarray:
+    """What is left of `present` (bool [N, M]) at a missing rate; the same on every machine and rank.
+
+    The protocol: numpy's `default_rng(draw).random([N, M]) < rate` removes modality m of sample n (samples in manifest
+    order, modalities by sorted name). Where none is left the same generator keeps `choice(naturally present)`, row by
+    row.
+    """
+    generator = np.random.default_rng(draw)
+    kept = present & ~(generator.random(present.shape) < rate)
+    for row in np.flatnonzero(present.any(axis=1) & ~kept.any(axis=1)):
+        kept[row, generator.choice(np.flatnonzero(present[row]))] = True
+    return kept
