@@ -1,0 +1,6 @@
+"""Evaluation of a split over all ranks, complete and with modalities missing."""
+
+from maestro_dist.evaluation.result import Evaluation, Scenario
+from maestro_dist.evaluation.split import evaluate_split
+
+__all__ = ["Evaluation", "Scenario", "evaluate_split"]

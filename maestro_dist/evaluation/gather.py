@@ -1,0 +1,62 @@
+"""From what each rank predicted to the whole split in manifest order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from maestro_dist.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from maestro_dist.parallel.mesh import Mesh
+
+
+def all_rows(rows: Tensor, mesh: Mesh) -> Tensor:
+    """Rows of all data ranks: float64 [n_r, K] on each rank -> [sum n_r, K], the same on every rank.
+
+    Sequence ranks of one data rank hold the same rows; those of the first are taken. Only tensors travel, padded to
+    the longest rank's length, since collectives want equal shapes.
+    """
+    import torch
+    from torch import distributed as dist
+
+    if mesh.world == 1:
+        return rows
+    count = torch.tensor([len(rows)], dtype=torch.int64, device=rows.device)
+    counts = [torch.empty_like(count) for _ in range(mesh.world)]
+    dist.all_gather(counts, count)
+    lengths = [int(item) for item in torch.cat(counts).tolist()]
+    padded = rows.new_zeros(max(lengths), rows.shape[1])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in range(mesh.world)]
+    dist.all_gather(parts, padded)
+    return torch.cat([parts[rank][: lengths[rank]] for rank in range(0, mesh.world, mesh.sequence)])
+
+
+def in_order(sample: np.ndarray, values: np.ndarray, samples: int, split: str) -> np.ndarray:
+    """Rows sorted by sample number. Raises DataError unless each of 0 ... samples-1 is there exactly once."""
+    found = np.bincount(sample[(sample >= 0) & (sample < samples)], minlength=samples)
+    if len(sample) != samples or (found != 1).any():
+        wrong = int(np.argmax(found != 1)) if (found != 1).any() else int(sample.max())
+        times = int(found[wrong]) if wrong < samples else 1
+        raise DataError(
+            f"split {split!r} has {samples} samples but {len(sample)} were evaluated: "
+            f"number {wrong} came {times} times (is the manifest older than its shards?)"
+        )
+    return values[np.argsort(sample)]
+
+
+def broadcast(values: np.ndarray, mesh: Mesh, device: torch.device) -> np.ndarray:
+    """Rank 0's float64 array on every rank; the others hand in one of the same shape."""
+    import torch
+    from torch import distributed as dist
+
+    if mesh.world == 1:
+        return values
+    tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)).to(device)
+    dist.broadcast(tensor, src=0)
+    return tensor.cpu().numpy()

@@ -1,0 +1,114 @@
+"""What an evaluation found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from maestro_dist.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def percent(rate: float) -> str:
+    """A share as people write it: 0.4 -> "40 %"."""
+    return f"{100 * rate:.4g} %"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Metrics of the split with one mask: modalities missing at `rate`, drawn with number `draw`."""
+
+    rate: float
+    draw: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of every scenario of a split; the same on all ranks.
+
+    metrics        names of the task's metrics, in the order of tables
+    class_counts   samples of each class in the split (classification)
+    confusion      counts [C][C] of the complete scenario, true class by predicted class (classification)
+    logits, target float32 [N, C] and [N] of the complete scenario in manifest order; on rank 0 only, not in the JSON
+    """
+
+    split: str
+    samples: int
+    metrics: list[str]
+    scenarios: list[Scenario]
+    class_counts: list[int] | None = None
+    confusion: list[list[int]] | None = None
+    logits: np.ndarray | None = None
+    target: np.ndarray | None = None
+
+    @property
+    def rates(self) -> list[float]:
+        """Missing rates evaluated, ascending."""
+        return sorted({scenario.rate for scenario in self.scenarios})
+
+    def values(self, metric: str, rate: float) -> list[float]:
+        """A metric of each draw at a rate; draws where it is undefined are left out."""
+        found = [scenario.metrics.get(metric, math.nan) for scenario in self.scenarios if scenario.rate == rate]
+        return [value for value in found if not math.isnan(value)]
+
+    def mean(self, metric: str, rate: float) -> float | None:
+        """Mean over the draws at a rate; None where the metric is undefined."""
+        values = self.values(metric, rate)
+        return fmean(values) if values else None
+
+    def spread(self, metric: str, rate: float) -> float | None:
+        """Sample standard deviation over the draws at a rate; None with fewer than two."""
+        values = self.values(metric, rate)
+        return stdev(values) if len(values) > 1 else None
+
+    def score(self, metric: str) -> float:
+        """What chooses the best weights: the mean over the rates. Raises DataError where the metric is undefined."""
+        means = [self.mean(metric, rate) for rate in self.rates]
+        defined = [value for value in means if value is not None]
+        if len(defined) < len(means):
+            raise DataError(
+                f"{metric} is undefined on split {self.split!r} (has it one class only?): "
+                "choose another evaluation.metric"
+            )
+        return fmean(defined)
+
+    def majority(self) -> float | None:
+        """Accuracy of always answering the most frequent class (classification)."""
+        return max(self.class_counts) / self.samples if self.class_counts else None
+
+    def flat(self, prefix: str) -> dict[str, float]:
+        """Means as flat names: `<prefix>/accuracy` of complete samples, `<prefix>/accuracy_missing_40` and so on."""
+        result = {}
+        for rate in self.rates:
+            suffix = f"_missing_{100 * rate:.4g}" if rate else ""
+            for metric in self.metrics:
+                value = self.mean(metric, rate)
+                if value is not None:
+                    result[f"{prefix}/{metric}{suffix}"] = value
+        return result
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON of everything but logits and targets."""
+        return {
+            "split": self.split,
+            "samples": self.samples,
+            "metrics": self.metrics,
+            "scenarios": [
+                {"rate": scenario.rate, "draw": scenario.draw, "metrics": scenario.metrics}
+                for scenario in self.scenarios
+            ],
+            "class_counts": self.class_counts,
+            "confusion": self.confusion,
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Evaluation:
+        """The evaluation that `to_json` wrote."""
+        scenarios: Sequence[dict[str, Any]] = content["scenarios"]
+        return cls(**{**content, "scenarios": [Scenario(**scenario) for scenario in scenarios]})

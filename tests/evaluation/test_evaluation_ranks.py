@@ -1,0 +1,46 @@
+"""Two ranks give what one gives, whether they share the samples or the time axis."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_evaluation_split import batches, evaluate, forward
+from torch import multiprocessing
+
+from maestro_dist.evaluation import evaluate_split
+
+
+def _rank(rank: int, folder: str) -> None:
+    import test_evaluation_split as one
+    from torch import distributed as dist
+
+    from maestro_dist.parallel.mesh import Mesh
+
+    store = dist.FileStore(f"{folder}/store", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    for name, mesh in {
+        "data": Mesh(rank=rank, world=2, data=2),
+        "sequence": Mesh(rank=rank, world=2, data=1, sequence=2),
+    }.items():
+        result = evaluate_split(
+            forward,
+            one.TASK,
+            lambda keep, mesh=mesh: batches(keep, rank=mesh.data_rank, ranks=mesh.data),  # type: ignore[misc]
+            one.PRESENT,
+            rates=[0.0, 0.4],
+            draws=[0, 1, 2],
+            mesh=mesh,
+        )
+        assert (result.logits is None) == (rank > 0)
+        Path(folder, f"{name}-{rank}.json").write_text(json.dumps(result.to_json()))
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_ranks_equal_one(tmp_path: Path) -> None:
+    multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    expected = evaluate().to_json()
+    for name in ("data-0", "data-1", "sequence-0", "sequence-1"):
+        assert json.loads((tmp_path / f"{name}.json").read_text()) == expected, name
