@@ -61,9 +61,7 @@ def evaluate_split(
             if bar:
                 bar.update(line, description=f"{split}, {percent(rate)} missing" if rate else f"{split}, complete")
             keep = evaluation_mask(present, rate, draw) if rate > 0 else None
-            rows, device = _predict(
-                forward, task, batches_for(keep), lambda n: bar and bar.advance(line, n * mesh.data)
-            )
+            rows = _predict(forward, task, batches_for(keep), lambda n: bar and bar.advance(line, n * mesh.data))
             whole = all_rows(rows, mesh).cpu().numpy()
             table = in_order(whole[:, 0].astype(np.int64), whole[:, 1:], samples, split)
             target, logits = table[:, 0], table[:, 1:].astype(np.float32)
