@@ -1,0 +1,8 @@
+"""The optimizer and the learning-rate schedule."""
+
+from __future__ import annotations
+
+from maestro_dist.optim.optimizer import build_optimizer
+from maestro_dist.optim.schedule import learning_rate
+
+__all__ = ["build_optimizer", "learning_rate"]

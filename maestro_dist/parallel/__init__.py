@@ -1,0 +1,1 @@
+"""Ranks: their grid (`mesh`), the process group (`group`), and DeepSpeed (`settings`, `engine`, `partition`)."""

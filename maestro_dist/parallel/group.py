@@ -1,0 +1,38 @@
+"""The process group: Ray's workers bring theirs; the inline launcher gets a group of one."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+
+def backend(device: str) -> str:
+    """gloo for the CPU, NCCL for CUDA."""
+    return "nccl" if device == "cuda" else "gloo"
+
+
+def init_process_group(device: str, timeout_s: int) -> None:
+    """Make a group of this process alone, unless a group exists. No port is opened."""
+    import torch.distributed as dist
+
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it
+    if dist.is_initialized():
+        return
+    dist.init_process_group(
+        backend(device), store=dist.HashStore(), rank=0, world_size=1, timeout=timedelta(seconds=timeout_s)
+    )
+
+
+def destroy_process_group() -> None:
+    """Destroy the group, DeepSpeed's references to it included, so that another can be made in this process."""
+    import sys
+
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return
+    comm = sys.modules.get("deepspeed.comm.comm")
+    if comm is not None and comm.cdb is not None:
+        comm.destroy_process_group()
+    else:
+        dist.destroy_process_group()

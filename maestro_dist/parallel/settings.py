@@ -1,0 +1,61 @@
+"""DeepSpeed: how it is imported quietly, and our configuration in its words."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from typing import Any
+
+from maestro_dist.config.schema import Config
+from maestro_dist.errors import ConfigError
+
+BUCKET = 1 << 25
+"""Elements of a gradient bucket: 128 MiB in fp32. DeepSpeed's default of 5e8 would take 2 GB at once."""
+
+
+def load_deepspeed(device: str) -> Any:
+    """Import DeepSpeed for `device` ("cpu" or "cuda") without its chatter and without compiling anything."""
+    if device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"  # else it warns on stdout that it guesses
+    # its ZeRO 3 hooks use a torch API that warns at every call
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(deepspeed|torch)\b.*")
+    import deepspeed
+
+    # a shared-memory op for inference, that it would compile for more than a minute on a CPU
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    return deepspeed
+
+
+def deepspeed_config(config: Config) -> dict[str, Any]:
+    """Our configuration in DeepSpeed's words. Nothing of it is left to DeepSpeed's defaults that matters to the result.
+
+    DeepSpeed is told nothing of sequence ranks and of accumulation: its group is the whole world, `Engine.scale_loss`
+    makes the average over it the gradient of the global-batch mean, and the engine marks the accumulation boundary.
+    bf16 is autocast over an fp32 engine (see `Engine`): DeepSpeed's own bf16 would also accumulate and communicate in
+    bf16. Raises `ConfigError` for what this set-up would get wrong.
+    """
+    if config.mesh.expert > 1:
+        raise ConfigError(
+            f"mesh.expert = {config.mesh.expert}: the engine averages every parameter over all ranks, "
+            "which is wrong for experts that live on some of them; use mesh.expert = 1"
+        )
+    if config.run.device == "cpu" and config.engine.overlap_comm:
+        raise ConfigError(
+            "engine.overlap_comm needs CUDA streams; on run.device = cpu it saves nothing: set it to false"
+        )
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # only the ratio of these two is used, and it is 1
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.optim.clip,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "zero_optimization": {
+            "stage": config.engine.zero_stage,
+            "overlap_comm": config.engine.overlap_comm,
+            "reduce_bucket_size": BUCKET,
+            "round_robin_gradients": False,  # true would break the map from names to slices that checkpoints rest on
+        },
+    }
