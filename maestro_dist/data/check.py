@@ -1,0 +1,39 @@
+"""What can be known of a data set before a run takes any worker: every shard is there and as long as it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from maestro_dist.data.manifest import Manifest, Shard
+from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.errors import DataError
+
+_THREADS = 16
+
+
+def check_shards(url: str, manifest: Manifest, splits: Sequence[str]) -> None:
+    """Compare the size of each shard of these splits with the manifest; only sizes are asked, nothing is read.
+
+    Raises:
+        ConfigError: a split that the data does not have, or that is empty.
+        DataError: a shard or index is missing, or a shard was cut or replaced (also at a sample boundary).
+    """
+    storage = Storage(url)
+
+    def check(shard: Shard) -> None:
+        try:
+            found = storage.size(shard.path)
+            storage.size(shard.index)
+        except ObjectMissing as error:
+            raise DataError(f"{error}, but the manifest names it; copy the data set again") from error
+        if found != shard.bytes:
+            raise DataError(
+                f"{storage.name(shard.path)}: {found:,} bytes, the manifest says {shard.bytes:,}: "
+                "the shard was cut or replaced; copy it again"
+            )
+
+    shards = [shard for name in splits for shard in manifest.split(name).shards]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for _ in pool.map(check, shards):
+            pass

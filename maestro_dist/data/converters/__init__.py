@@ -1,0 +1,10 @@
+"""Converters: from the files of a public data set to samples. One file a data set; `CONVERTERS` names them."""
+
+from __future__ import annotations
+
+from maestro_dist.data.converters import stress_predict, uci_hapt
+from maestro_dist.data.converters.source import Conversion, Converter
+
+CONVERTERS: dict[str, Converter] = {"stress_predict": stress_predict, "uci_hapt": uci_hapt}
+
+__all__ = ["CONVERTERS", "Conversion", "Converter"]

@@ -1,0 +1,210 @@
+"""Stress-Predict: 35 people with an Empatica E4 at the wrist, stress or not by the second.
+
+Source: `Raw_data/SXX/{ACC,BVP,EDA,TEMP,HR}.csv` (row 1 start in unix seconds, row 2 rate in Hz, then samples) and
+`Processed_data/Improved_All_Combined_hr_rsp_binary.csv` (Participant, HR, respr, Time(sec), Label). The tags of some
+people are wrong (12-hour clock), so only that file's labels count; S01 has none and is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from maestro_dist.data.converters.source import Conversion, Splits, members, parse_splits, split_of, table
+from maestro_dist.data.moments import causal_statistics
+from maestro_dist.data.pack import Description, RawSample
+from maestro_dist.errors import ConfigError, DataError
+from maestro_dist.types import Modality
+
+LABELS = "Improved_All_Combined_hr_rsp_binary.csv"
+SUBJECTS = range(2, 36)
+SPLITS: Splits = {"validation": range(24, 28), "test": range(28, 36)}
+CLASSES = ("no_stress", "stress")
+LICENCE = "MIT"
+CITATION = (
+    "Iqbal T. et al. Stress Monitoring Using Wearable Sensors: A Pilot Study and Stress-Predict Dataset. "
+    "Sensors 2022;22(21):8135, doi 10.3390/s22218135."
+)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A modality: rate, columns and unit; one unit is `scale` of the file's."""
+
+    rate_hz: int
+    variates: int
+    unit: str
+    scale: float = 1.0
+
+
+KINDS = {
+    "acc": _Kind(32, 3, "g", 1 / 64),
+    "bvp": _Kind(64, 1, "device unit"),
+    "eda": _Kind(4, 1, "uS"),
+    "hr": _Kind(1, 1, "1/min"),
+    "temp": _Kind(4, 1, "degC"),
+}
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """Samples [T, D] of one modality from `start`, in unix seconds."""
+
+    start: float
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Session:
+    """One person: streams by modality, and a label for each second from `first`."""
+
+    subject: int
+    streams: dict[str, _Stream]
+    first: int
+    labels: np.ndarray
+
+    def window_starts(self, window: int, stride: int) -> range:
+        """Starts of the windows, in unix seconds: from the first second where labels and all streams exist."""
+        begin = max(self.first, *(math.ceil(stream.start) for stream in self.streams.values()))
+        ends = [stream.start + len(stream.values) / KINDS[name].rate_hz for name, stream in self.streams.items()]
+        end = min(self.first + len(self.labels), *(math.floor(end) for end in ends))
+        return range(begin, end - window + 1, stride)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command line."""
+    parser.add_argument("--window", type=int, default=32, metavar="SECONDS", help="length of a window (default 32)")
+    parser.add_argument("--stride", type=int, default=16, metavar="SECONDS", help="between two windows (default 16)")
+    parser.add_argument("--folds", type=int, metavar="K", help="split by subject into K folds, not the fixed split")
+    parser.add_argument("--fold", type=int, metavar="I", help="fold I (from 0) is the test, the next one validation")
+
+
+def from_arguments(source: Path, arguments: argparse.Namespace) -> Conversion:
+    """Parse the source as the options say."""
+    splits = SPLITS
+    if arguments.splits:
+        splits = parse_splits(arguments.splits)
+    if arguments.folds is not None or arguments.fold is not None:
+        if arguments.splits or arguments.folds is None or arguments.fold is None:
+            raise ConfigError("--folds K goes together with --fold I, and without --splits")
+        splits = fold_splits(arguments.folds, arguments.fold)
+    return convert(source, window_s=arguments.window, stride_s=arguments.stride, splits=splits)
+
+
+def fold_splits(folds: int, fold: int) -> Splits:
+    """Subjects by split for one of several folds: fold of a subject = its index in S02..S35 mod `folds`."""
+    if folds < 3 or not 0 <= fold < folds:
+        raise ConfigError(f"--folds {folds} --fold {fold}: there are 3 folds or more, counted from 0")
+    return {"validation": SUBJECTS[(fold + 1) % folds :: folds], "test": SUBJECTS[fold::folds]}
+
+
+def convert(source: Path, *, window_s: int = 32, stride_s: int = 16, splits: Splits = SPLITS) -> Conversion:
+    """Windows of `window_s` seconds every `stride_s`, each modality at its own rate; majority label (ties: no stress).
+
+    The recording of a window is the person's whole session, from the first sample of each stream.
+
+    Raises:
+        DataError: a file is missing, damaged, or does not fit the others.
+    """
+    if window_s < 1 or stride_s < 1:
+        raise ConfigError(f"--window {window_s} --stride {stride_s}: both are 1 or more seconds")
+    sessions = _read(source)
+    description = Description(
+        name="stress_predict",
+        licence=LICENCE,
+        citation=CITATION,
+        source="github.com/italha-d/Stress-Predict-Dataset",
+        task="classification",
+        classes=CLASSES,
+        target="stress in most of the window's seconds",
+        window_s=float(window_s),
+        modalities=tuple(
+            Modality(name, kind.variates, float(kind.rate_hz), kind.rate_hz * window_s, kind.unit)
+            for name, kind in KINDS.items()
+        ),
+        recording=True,
+    )
+    total = sum(len(session.window_starts(window_s, stride_s)) for session in sessions)
+    return Conversion(description, total, _samples(sessions, window_s, stride_s, splits))
+
+
+def _samples(sessions: list[_Session], window: int, stride: int, splits: Splits) -> Iterator[RawSample]:
+    for session in sessions:
+        starts = session.window_starts(window, stride)
+        first = {
+            name: np.array([round((t - stream.start) * KINDS[name].rate_hz) for t in starts], dtype=np.int64)
+            for name, stream in session.streams.items()
+        }
+        statistics = {
+            name: causal_statistics(stream.values, first[name] + window * KINDS[name].rate_hz)
+            for name, stream in session.streams.items()
+        }
+        opening = min(stream.start for stream in session.streams.values())
+        for row, t in enumerate(starts):
+            stress = session.labels[t - session.first : t - session.first + window].sum()
+            yield RawSample(
+                split=split_of(session.subject, splits),
+                key=f"S{session.subject:02d}-{t - session.first:05d}",
+                label=int(2 * stress > window),
+                subject=f"S{session.subject:02d}",
+                recording=f"S{session.subject:02d}",
+                start_s=t - opening,
+                duration_s=float(window),
+                values={
+                    name: stream.values[first[name][row] : first[name][row] + window * KINDS[name].rate_hz]
+                    for name, stream in session.streams.items()
+                },
+                statistics={name: statistics[name][row] for name in session.streams},
+            )
+
+
+def _read(source: Path) -> list[_Session]:
+    labels = _read_labels(source)
+    streams: dict[int, dict[str, _Stream]] = {}
+
+    def wanted(path: PurePosixPath) -> bool:
+        return _subject(path) in labels and path.suffix == ".csv" and path.stem.lower() in KINDS
+
+    for name, content in members(source, wanted):
+        path = PurePosixPath(name.replace(":", "/"))
+        streams.setdefault(_subject(path), {})[path.stem.lower()] = _read_stream(name, content, path.stem.lower())
+    if not streams:
+        raise DataError(f"{source}: no SXX/ACC.csv; --source is the folder or archive that holds Raw_data")
+    for subject, found in sorted(streams.items()):
+        for kind in KINDS:
+            if kind not in found:
+                raise DataError(f"{source}: S{subject:02d}/{kind.upper()}.csv is missing")
+    return [_Session(subject, found, *labels[subject]) for subject, found in sorted(streams.items())]
+
+
+def _subject(path: PurePosixPath) -> int:
+    """Number of the folder SXX that a file is in; -1 if it is in none."""
+    folder = path.parent.name
+    return int(folder[1:]) if folder[:1] == "S" and folder[1:].isdigit() else -1
+
+
+def _read_labels(source: Path) -> dict[int, tuple[int, np.ndarray]]:
+    """First second and labels by the second, for each participant."""
+    for name, content in members(source, lambda path: path.name == LABELS):
+        rows = table(name, content, 3, delimiter=",", skiprows=1, usecols=(0, 3, 4))
+        sessions = {}
+        for subject in np.unique(rows[:, 0]).astype(int).tolist():
+            seconds, values = rows[rows[:, 0] == subject, 1], rows[rows[:, 0] == subject, 2]
+            if (np.diff(seconds) != 1).any() or not np.isin(values, (0, 1)).all():
+                raise DataError(f"{name}: participant {subject} needs one label, 0 or 1, for every second in turn")
+            sessions[subject] = int(seconds[0]), values.astype(np.int64)
+        return sessions
+    raise DataError(f"{source}: {LABELS} is missing; --source is what holds Raw_data and Processed_data")
+
+
+def _read_stream(name: str, content: bytes, modality: str) -> _Stream:
+    kind = KINDS[modality]
+    rows = table(name, content, kind.variates, delimiter=",")
+    if len(rows) < 3 or (rows[1] != kind.rate_hz).any() or (rows[0] != rows[0, 0]).any():
+        raise DataError(f"{name}: the first rows are not a start time and a rate of {kind.rate_hz} Hz; fetch it again")
+    return _Stream(float(rows[0, 0]), rows[2:] * kind.scale)

@@ -1,0 +1,180 @@
+"""UCI HAPT (data set 341): accelerometer and gyroscope of a phone at the waist, 30 people, 12 activities, 50 Hz.
+
+Source: `RawData/acc_expEE_userUU.txt`, `gyro_expEE_userUU.txt` (3 columns: g, rad/s) and `RawData/labels.txt` with rows
+(experiment, user, activity 1..12, first row, last row), rows counted from 0 and inclusive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from maestro_dist.data.converters.source import Conversion, Splits, members, parse_splits, split_of, table
+from maestro_dist.data.moments import causal_statistics
+from maestro_dist.data.pack import Description, RawSample
+from maestro_dist.errors import ConfigError, DataError
+from maestro_dist.types import Modality
+
+RATE_HZ = 50.0
+UNITS = {"acc": "g", "gyro": "rad/s"}
+CLASSES = (
+    "walking",
+    "walking_upstairs",
+    "walking_downstairs",
+    "sitting",
+    "standing",
+    "laying",
+    "stand_to_sit",
+    "sit_to_stand",
+    "sit_to_lie",
+    "lie_to_sit",
+    "stand_to_lie",
+    "lie_to_stand",
+)
+SPLITS: Splits = {"validation": {1, 3, 5}, "test": {2, 4, 9, 10, 12, 13, 18, 20, 24}}
+LICENCE = "CC BY 4.0"
+CITATION = (
+    "Reyes-Ortiz J-L, Oneto L, Sama A, Parra X, Anguita D. Transition-Aware Human Activity Recognition Using "
+    "Smartphones. Neurocomputing 2016;171:754-767."
+)
+NOTICE = (
+    'The original authors\' notice on the parent data set says "any commercial use is prohibited": use it for research.'
+)
+
+_STREAM = re.compile(r"(acc|gyro)_exp(\d+)_user(\d+)\.txt")
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Rows `start` <= row < `end` of one experiment with one label (0-based)."""
+
+    experiment: int
+    user: int
+    label: int
+    start: int
+    end: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command line."""
+    parser.add_argument("--modalities", choices=("sensors", "axes"), default="sensors", help="acc, gyro; or six axes")
+    parser.add_argument("--window", type=int, default=128, metavar="STEPS", help="steps a window (default 128)")
+    parser.add_argument("--stride", type=int, default=64, metavar="STEPS", help="steps between windows (default 64)")
+
+
+def from_arguments(source: Path, arguments: argparse.Namespace) -> Conversion:
+    """Parse the source as the options say."""
+    return convert(
+        source,
+        modalities=arguments.modalities,
+        window=arguments.window,
+        stride=arguments.stride,
+        splits=parse_splits(arguments.splits) if arguments.splits else SPLITS,
+    )
+
+
+def convert(
+    source: Path, *, modalities: str = "sensors", window: int = 128, stride: int = 64, splits: Splits = SPLITS
+) -> Conversion:
+    """Windows of `window` steps every `stride` steps inside each labelled segment; a window never crosses a label.
+
+    `modalities`: "sensors" (acc, gyro; 3 variates each) or "axes" (acc_x ... gyro_z; one variate each). The recording
+    of a window is its experiment, from its first row, labelled or not.
+
+    Raises:
+        DataError: a file is missing, damaged, or does not fit the others.
+    """
+    if window < 1 or stride < 1:
+        raise ConfigError(f"--window {window} --stride {stride}: both are 1 or more steps")
+    streams, segments = _read(source)
+    spans = [(s, start) for s in segments for start in range(s.start, s.end - window + 1, stride)]
+    names = [name for sensor in UNITS for name in _names(sensor, modalities)]
+    description = Description(
+        name="uci_hapt",
+        licence=LICENCE,
+        citation=CITATION,
+        source="UCI Machine Learning Repository, data set 341 (HAPT), RawData",
+        task="classification",
+        classes=CLASSES,
+        target="activity or postural transition",
+        window_s=window / RATE_HZ,
+        modalities=tuple(
+            Modality(name, 3 if modalities == "sensors" else 1, RATE_HZ, window, UNITS[name.partition("_")[0]])
+            for name in names
+        ),
+        recording=True,
+        notice=NOTICE,
+    )
+    return Conversion(description, len(spans), _samples(streams, spans, modalities, window, splits))
+
+
+def _names(sensor: str, modalities: str) -> list[str]:
+    return [sensor] if modalities == "sensors" else [f"{sensor}_{axis}" for axis in "xyz"]
+
+
+def _samples(
+    streams: dict[tuple[str, int], np.ndarray],
+    spans: list[tuple[_Segment, int]],
+    modalities: str,
+    window: int,
+    splits: Splits,
+) -> Iterator[RawSample]:
+    for experiment in sorted({segment.experiment for segment, _ in spans}):
+        mine = sorted(((seg, start) for seg, start in spans if seg.experiment == experiment), key=lambda span: span[1])
+        ends = np.array([start + window for _, start in mine])
+        sensors = {sensor: streams[sensor, experiment] for sensor in UNITS}
+        statistics = {sensor: causal_statistics(stream, ends) for sensor, stream in sensors.items()}
+        for row, (segment, start) in enumerate(mine):
+            values, so_far = {}, {}
+            for sensor, stream in sensors.items():
+                names = _names(sensor, modalities)
+                width = 3 // len(names)
+                for axis, name in enumerate(names):
+                    columns = slice(axis * width, (axis + 1) * width)
+                    values[name] = stream[start : start + window, columns]
+                    so_far[name] = statistics[sensor][row, columns]
+            yield RawSample(
+                split=split_of(segment.user, splits),
+                key=f"exp{experiment:02d}-user{segment.user:02d}-{start:06d}",
+                label=segment.label,
+                subject=f"user{segment.user:02d}",
+                recording=f"exp{experiment:02d}",
+                start_s=start / RATE_HZ,
+                duration_s=window / RATE_HZ,
+                values=values,
+                statistics=so_far,
+            )
+
+
+def _read(source: Path) -> tuple[dict[tuple[str, int], np.ndarray], list[_Segment]]:
+    streams: dict[tuple[str, int], np.ndarray] = {}
+    users: dict[int, int] = {}
+    labels: tuple[str, np.ndarray] | None = None
+    for name, content in members(source, lambda path: path.name == "labels.txt" or bool(_STREAM.fullmatch(path.name))):
+        match = _STREAM.fullmatch(re.split("[/:]", name)[-1])
+        if match is None:
+            labels = name, table(name, content, 5)
+        else:
+            streams[match[1], int(match[2])] = table(name, content, 3)
+            users[int(match[2])] = int(match[3])
+    if labels is None:
+        raise DataError(f"{source}: no labels.txt; --source is the folder or archive that holds RawData")
+    name, rows = labels
+    segments = []
+    for number, (experiment, user, activity, first, last) in enumerate(rows.astype(np.int64).tolist(), start=1):
+        for sensor in UNITS:
+            if (sensor, experiment) not in streams:
+                raise DataError(f"{source}: {sensor}_exp{experiment:02d}_user{user:02d}.txt is missing")
+        steps = {len(streams[sensor, experiment]) for sensor in UNITS}
+        if len(steps) > 1:
+            raise DataError(f"{source}: acc and gyro of experiment {experiment} differ in length; fetch them again")
+        fits = 0 <= first <= last < steps.pop() and 1 <= activity <= len(CLASSES) and users[experiment] == user
+        if not fits:
+            raise DataError(f"{name}: row {number} does not fit experiment {experiment} (user, activity or rows)")
+        segments.append(_Segment(experiment, user, activity - 1, first, last + 1))
+    return streams, segments

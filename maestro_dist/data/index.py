@@ -1,0 +1,95 @@
+"""The index beside a shard: where each member of each sample lies, so that a sample is read without walking the tar."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO
+
+import numpy as np
+
+from maestro_dist.data.manifest import FORMAT, Shard
+from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.errors import DataError
+
+HEADER = 512  # bytes of a tar header; a member's content starts right after it
+META = "json"
+
+
+def member_name(modality: str) -> str:
+    """Name of a modality's member after the sample's key and a dot."""
+    return f"{modality}.npy"
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """For N samples and K member names: `offsets`, `sizes` int64 [N, K] in bytes; size 0 = there is no such member."""
+
+    keys: list[str]
+    members: list[str]
+    offsets: np.ndarray
+    sizes: np.ndarray
+
+    def columns(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Offsets and sizes of some member names, [N, len(names)]; a name that no sample has is all 0."""
+        where = {name: column for column, name in enumerate(self.members)}
+        offsets = np.zeros((len(self.keys), len(names)), dtype=np.int64)
+        sizes = np.zeros_like(offsets)
+        for target, name in enumerate(names):
+            if name in where:
+                offsets[:, target] = self.offsets[:, where[name]]
+                sizes[:, target] = self.sizes[:, where[name]]
+        return offsets, sizes
+
+    def to_json(self) -> bytes:
+        """Canonical bytes: the same tar gives the same index."""
+        body = {
+            "format": FORMAT,
+            "members": self.members,
+            "keys": self.keys,
+            "offsets": self.offsets.tolist(),
+            "sizes": self.sizes.tolist(),
+        }
+        return json.dumps(body, separators=(",", ":")).encode()
+
+
+def index_tar(file: IO[bytes]) -> ShardIndex:
+    """Make the index by walking a shard from its start."""
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for info in tar:
+            key, _, name = info.name.partition(".")
+            found.setdefault(key, {})[name] = (info.offset_data, info.size)
+    members = sorted({name for sample in found.values() for name in sample})
+    table = np.array([[sample.get(name, (0, 0)) for name in members] for sample in found.values()], dtype=np.int64)
+    table = table.reshape(len(found), len(members), 2)
+    return ShardIndex(list(found), members, table[:, :, 0], table[:, :, 1])
+
+
+def load_index(storage: Storage, shard: Shard) -> ShardIndex:
+    """Read and check a shard's index.
+
+    Raises:
+        DataError: missing, not JSON, of another format, or not of this shard.
+    """
+    name = storage.name(shard.index)
+    try:
+        raw = json.loads(storage.read(shard.index))
+        if raw["format"] != FORMAT:
+            raise DataError(f"{name}: format {raw['format']!r} is not {FORMAT!r}; pack the data set again")
+        keys, members = [str(key) for key in raw["keys"]], [str(member) for member in raw["members"]]
+        shape = (len(keys), len(members))
+        offsets = np.array(raw["offsets"], dtype=np.int64).reshape(shape)
+        sizes = np.array(raw["sizes"], dtype=np.int64).reshape(shape)
+    except ObjectMissing as error:
+        raise DataError(f"{name}: the index of shard {shard.path} is missing; pack the data set again") from error
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise DataError(f"{name}: damaged index ({type(error).__name__}: {error}); pack the data set again") from error
+    if len(keys) != shard.samples:
+        raise DataError(f"{name}: {len(keys)} samples, but the manifest says {shard.samples}; pack the data set again")
+    there = sizes > 0
+    if (sizes < 0).any() or (offsets[there] < HEADER).any() or (offsets + sizes > shard.bytes).any():
+        raise DataError(f"{name}: points outside shard {shard.path}; pack the data set again")
+    return ShardIndex(keys, members, offsets, sizes)
