@@ -1,0 +1,38 @@
+"""MLflow, imported late and kept quiet."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from maestro_dist.data.storage import redact
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # A dead server must cost seconds, not the four minutes of MLflow's defaults: what is not sent is kept anyway.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+_TALKATIVE = ("alembic", "alembic.runtime.migration", "mlflow.store.db.utils", "mlflow.tracking.fluent")
+
+
+def client(uri: str) -> MlflowClient:
+    """A client of the tracking server or database. Settings that the environment already has are kept."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri)
+
+
+def short(error: Exception) -> str:
+    """The first line of an error's text, without credentials."""
+    lines = str(error).strip().splitlines()
+    return redact(lines[0] if lines else type(error).__name__)[:200]

@@ -1,0 +1,146 @@
+"""Metrics to disk at once, and from there to MLflow in the background."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from maestro_dist.data.storage import redact
+from maestro_dist.tracking.client import client, short
+from maestro_dist.tracking.history import History, MetricFile, read_history
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_BATCH = 1000  # MLflow's own limit of one log_batch
+_LINES = 500
+_LONGEST_PAUSE_S = 30.0
+
+
+class MetricLog:
+    """Logs metrics of one run: never blocks, never loses, never sends a step twice.
+
+    `log` appends to `<folder>/metrics.jsonl`. A thread reads the file and sends what MLflow does not have. What it has
+    is asked once, as the last step of each metric: steps are sent in order, so everything up to there is known. While
+    the server does not answer the file simply grows; a later attempt on the same folder sends what is left.
+
+    The timestamp of a metric is `start_ms + step`, so sending a batch again that MLflow had stored without our hearing
+    of it changes nothing (it keeps one row for equal key, step, timestamp and value).
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        uri: str,
+        run_id: str,
+        start_ms: int | None,
+        resume_step: int = 0,
+        *,
+        interval_s: float = 2.0,
+    ) -> None:
+        """`resume_step` is the step that this attempt continues from; `start_ms` None is asked of MLflow."""
+        self.folder = Path(folder)
+        self._file = MetricFile(self.folder, resume_step)
+        self._uri, self._run_id, self._start_ms, self._interval_s = uri, run_id, start_ms, interval_s
+        self._client: MlflowClient | None = None
+        self._sent: dict[str, int] = {}
+        self._offset = 0
+        self._failing = False
+        self._all_sent = False
+        self._deadline = math.inf
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="metrics", daemon=True)
+        self._thread.start()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Record metrics of a step, which must not go back within an attempt. NaN and infinite values are left out."""
+        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        if finite:
+            self._file.append(step, finite)
+
+    def history(self) -> History:
+        """Everything recorded so far that counts, earlier attempts in this folder included."""
+        return read_history(self.folder)
+
+    def close(self, timeout_s: float = 10.0) -> bool:
+        """Send what is left, for at most about `timeout_s`. Returns whether MLflow has everything now."""
+        self._deadline = time.monotonic() + timeout_s
+        self._closing.set()
+        self._thread.join(timeout_s)
+        self._file.close()
+        return self._all_sent
+
+    def _work(self) -> None:
+        pause = self._interval_s
+        while True:
+            closing = self._closing.wait(pause)
+            try:
+                self._send()
+            except Exception as error:  # whatever is wrong with tracking, training goes on
+                self._warn(error)
+                pause = 0.5 if closing else min(2 * pause, _LONGEST_PAUSE_S)
+                if closing:
+                    time.sleep(max(0.0, min(pause, self._deadline - time.monotonic())))
+            else:
+                self._recovered()
+                pause = self._interval_s
+                if closing:
+                    self._all_sent = True
+                    return
+            if time.monotonic() > self._deadline:
+                return
+
+    def _send(self) -> None:
+        """Send the file from where it was left, up to its end."""
+        if self._client is None:
+            self._ask()
+        while True:
+            lines, offset = self._file.read(self._offset, _LINES)
+            if offset == self._offset:
+                return
+            new, seen = [], dict(self._sent)
+            for step, metrics in lines:
+                for name, value in metrics.items():
+                    if step > seen.get(name, -1):
+                        new.append((name, step, value))
+                        seen[name] = step
+            for start in range(0, len(new), _BATCH):
+                self._send_batch(new[start : start + _BATCH])
+            self._offset = offset
+
+    def _ask(self) -> None:
+        """Ask MLflow once for the last step it has of each metric, and for the start of the run."""
+        found = client(self._uri)
+        run = found.get_run(self._run_id)
+        self._sent = {metric.key: metric.step for metric in run.data.to_proto().metrics}
+        if self._start_ms is None:
+            self._start_ms = run.info.start_time
+        self._client = found
+
+    def _send_batch(self, metrics: list[tuple[str, int, float]]) -> None:
+        from mlflow.entities import Metric
+
+        assert self._client is not None and self._start_ms is not None  # noqa: PT018
+        rows = [Metric(name, value, self._start_ms + step, step) for name, step, value in metrics]
+        self._client.log_batch(self._run_id, metrics=rows, synchronous=True)
+        self._sent.update({name: step for name, step, _ in metrics})
+
+    def _warn(self, error: Exception) -> None:
+        if self._failing:
+            return
+        self._failing = True
+        print(
+            f"warning: tracking at {redact(self._uri)} does not answer ({short(error)}); "
+            f"training goes on, metrics are kept in {self._file.path} and sent later",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _recovered(self) -> None:
+        if self._failing:
+            self._failing = False
+            print(f"tracking at {redact(self._uri)} answers again", file=sys.stderr, flush=True)

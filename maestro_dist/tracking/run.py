@@ -1,0 +1,155 @@
+"""The MLflow run that belongs to a run: opened, continued, closed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maestro_dist.data.storage import Storage, redact
+from maestro_dist.errors import RunError
+from maestro_dist.tracking.client import client, short
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+_PARAM_LENGTH, _TAG_LENGTH, _PARAMS_AT_ONCE = 6000, 5000, 100
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """An MLflow run. `start_ms` is its start in Unix milliseconds; None when the server could not be asked."""
+
+    run_id: str
+    start_ms: int | None
+
+
+def tracking_uri(uri: str | None, storage: str) -> str:
+    """The tracking URI: as configured, or SQLite in the run storage (in `./runs` when that is remote)."""
+    if uri:
+        return uri
+    folder = Storage(storage).local or Path("runs")
+    return f"sqlite:///{folder.expanduser().resolve()}/mlflow.db"
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted names with text values, credentials in URLs removed."""
+    flat: dict[str, str] = {}
+    for name, value in content.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            text = value if isinstance(value, str) else json.dumps(value)
+            flat[f"{prefix}{name}"] = redact(text)
+    return flat
+
+
+def open_run(
+    uri: str,
+    experiment: str,
+    name: str,
+    *,
+    run_id: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, Any] | None = None,
+) -> TrackedRun:
+    """Start an MLflow run, or continue the one with `run_id`.
+
+    `params` (nested or flat) are written once: those that a continued run already has stay as they are. `tags` are
+    overwritten. A continued run that the server does not know is started anew; one whose server does not answer is
+    continued without asking. Raises RunError when a first start finds no server.
+    """
+    try:
+        server = _prepare(uri)
+        run = _continued(server, run_id) if run_id else None
+        if run is None:
+            run = server.create_run(_experiment(server, uri, experiment), run_name=name)
+        _describe(server, run, flatten(params or {}), flatten(tags or {}))
+        return TrackedRun(run.info.run_id, run.info.start_time)
+    except RunError:
+        raise
+    except Exception as error:
+        problem = f"tracking at {redact(uri)} does not answer ({short(error)})"
+        if run_id is None:
+            raise RunError(f"{problem}; start it or set tracking.uri") from error
+        _warn(problem)
+        return TrackedRun(run_id, None)
+
+
+def close_run(uri: str, run_id: str, status: str) -> bool:
+    """Set a run's final status (FINISHED, FAILED or KILLED). Returns False when the server does not answer."""
+    try:
+        client(uri).set_terminated(run_id, status)
+    except Exception as error:
+        _warn(f"could not set the tracked run to {status} ({short(error)})")
+        return False
+    return True
+
+
+def log_files(uri: str, run_id: str, paths: list[Path], folder: str) -> bool:
+    """Upload files to the run's artifact folder. Returns False, with a warning, when the server does not answer."""
+    try:
+        server = client(uri)
+        for path in paths:
+            server.log_artifact(run_id, str(path), folder)
+    except Exception as error:
+        _warn(f"{folder} were not uploaded to tracking ({short(error)})")
+        return False
+    return True
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def _prepare(uri: str) -> MlflowClient:
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return client(uri)
+
+
+def _experiment(server: MlflowClient, uri: str, name: str) -> str:
+    """Id of the experiment, made where it is missing. A database gets an artifact folder beside it."""
+    from mlflow.exceptions import MlflowException
+
+    found = server.get_experiment_by_name(name)
+    if found is None:
+        artifacts = None
+        if uri.startswith("sqlite:///"):
+            artifacts = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").resolve().as_uri()
+        try:
+            return server.create_experiment(name, artifact_location=artifacts)
+        except MlflowException:
+            found = server.get_experiment_by_name(name)  # another run made it in between
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise RunError(f"MLflow experiment {name!r} is deleted; restore it or set another tracking.experiment")
+    return found.experiment_id
+
+
+def _continued(server: MlflowClient, run_id: str) -> Run | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = server.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    server.update_run(run_id, status="RUNNING")
+    return run
+
+
+def _describe(server: MlflowClient, run: Run, params: dict[str, str], tags: dict[str, str]) -> None:
+    from mlflow.entities import Param, RunTag
+
+    new = [Param(key, value[:_PARAM_LENGTH]) for key, value in params.items() if key not in run.data.params]
+    marks = [RunTag(key, value[:_TAG_LENGTH]) for key, value in tags.items()]
+    for start in range(0, max(len(new), len(marks)), _PARAMS_AT_ONCE):
+        chosen = slice(start, start + _PARAMS_AT_ONCE)
+        server.log_batch(run.info.run_id, params=new[chosen], tags=marks[chosen], synchronous=True)
