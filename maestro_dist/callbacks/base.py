@@ -23,7 +23,8 @@ class State:
     """A run while it trains; the same on every rank.
 
     `step` and `position` count what is done: optimizer steps, and samples consumed since the start of the run.
-    `best` is the validation that chose the best weights so far: its step and its score.
+    `best_step` and `best_score` are those of the validation that chose the best weights so far.
+    `tokens_by_modality` is the number of tokens a modality has in one sample.
     """
 
     config: Config
@@ -35,6 +36,7 @@ class State:
     samples_per_epoch: int
     steps_per_epoch: int
     total_steps: int
+    tokens_by_modality: dict[str, int]
     step: int = 0
     position: int = 0
     best_step: int | None = None
@@ -52,6 +54,12 @@ class State:
     def at_epoch_end(self) -> bool:
         """Whether the step just done was the last of its epoch, or of the run."""
         return self.step % self.steps_per_epoch == 0 or self.step == self.total_steps
+
+    def resume(self, step: int, position: int, kept: dict[str, Any]) -> None:
+        """Go on from a checkpoint; `kept` is what `resumable` gave when it was written."""
+        self.step, self.position = step, position
+        for name in self.resumable():
+            setattr(self, name, kept[name])
 
     def resumable(self) -> dict[str, Any]:
         """What a checkpoint keeps of this state, besides weights, moments and position (plain JSON)."""

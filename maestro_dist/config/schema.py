@@ -52,11 +52,24 @@ class MeshConfig(Section):
     """Ranks over which the experts of a layer are spread."""
 
 
+class SourceConfig(Section):
+    """Raw files to pack when `data.url` holds no manifest yet."""
+
+    converter: Literal["uci_hapt", "stress_predict"]
+    """Converter that reads the raw files."""
+    path: str
+    """Folder or archive with the raw files."""
+    options: dict[str, str | int | float] = {}
+    """Options of the converter, named as those of `tools/pack_dataset.py`."""
+
+
 class DataConfig(Section):
     """Where the samples come from."""
 
     url: str = ""
     """Folder or fsspec URL that holds `manifest.json` (for instance s3://bucket/wesad). The only URL a run needs."""
+    source: SourceConfig | None = None
+    """Raw files that are packed to `data.url` first where it holds no manifest; none by default."""
     modalities: list[str] | None = None
     """Modalities to use; by default all of the manifest."""
     train: str = "train"

@@ -1,0 +1,95 @@
+"""Checks across fields, of a run against what it continues, and against its data. No GPU, no network, no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from maestro_dist.config.load import flatten
+from maestro_dist.config.schema import Config
+from maestro_dist.errors import ConfigError, MeshError
+from maestro_dist.types import Modality
+
+# A resume may change where and how a run executes, never what it computes.
+_FREE_SECTIONS = ("mesh.", "tracking.", "checkpoint.")
+_FREE_KEYS = frozenset(
+    {
+        "run.storage", "run.launcher", "run.workers", "run.device", "run.cpus_per_worker", "run.max_failures",
+        "run.timeout_s", "data.url", "data.source", "data.loader_workers", "data.prefetch", "data.cache", "data.verify",
+        "engine.zero_stage", "engine.micro_batch", "engine.overlap_comm", "evaluation.batch",
+    }
+)  # fmt: skip
+
+
+def check(config: Config) -> None:
+    """Raise `ConfigError` for the first combination of values that cannot work."""
+    model, moe, run, mesh = config.model, config.model.moe, config.run, config.mesh
+    if not config.data.url:
+        raise ConfigError("data.url: missing; it names the folder or URL that holds manifest.json")
+    if model.width % model.heads:
+        raise ConfigError(f"model.heads: {model.heads} heads do not divide model.width {model.width}")
+    if moe.experts and moe.top_k > moe.experts:
+        raise ConfigError(f"model.moe.top_k: {moe.top_k} experts a token, but model.moe.experts is {moe.experts}")
+    if model.stem and model.stem.kernel % 2 == 0:
+        raise ConfigError(f"model.stem.kernel: {model.stem.kernel} is even; an odd kernel keeps steps aligned")
+    if config.missing.full < config.missing.start:
+        raise ConfigError(f"missing.full: {config.missing.full} comes before missing.start {config.missing.start}")
+    for key in ("rates", "test_rates", "draws"):
+        if not getattr(config.evaluation, key):
+            raise ConfigError(f"evaluation.{key}: at least one is needed")
+    if run.launcher == "inline" and run.workers != 1:
+        raise MeshError(f"run.workers: {run.workers}, but run.launcher=inline is one process; use run.launcher=ray")
+    if mesh.sequence > 1 or mesh.expert > 1:
+        key = "sequence" if mesh.sequence > 1 else "expert"
+        raise MeshError(f"mesh.{key}: {getattr(mesh, key)}; this version has {key} parallelism of 1 only")
+    if config.engine.micro_batch and config.engine.micro_batch > config.optim.global_batch:
+        raise ConfigError(
+            f"engine.micro_batch: {config.engine.micro_batch} is more than optim.global_batch "
+            f"{config.optim.global_batch}"
+        )
+
+
+def check_modalities(config: Config, modalities: Sequence[Modality]) -> None:
+    """Raise `ConfigError` where the model does not fit the data's modalities."""
+    names = [modality.name for modality in modalities]
+    word = config.model.word
+    if isinstance(word, dict):
+        for name in word:
+            if name not in names:
+                raise ConfigError(f"model.word: modality {name!r} is not used; there are {', '.join(names)}")
+        for name in names:
+            if name not in word:
+                raise ConfigError(f"model.word: no word length for modality {name!r}")
+    if config.model.normalize == "dataset":
+        for modality in modalities:
+            if len(modality.mean) != modality.variates or len(modality.std) != modality.variates:
+                raise ConfigError(
+                    f"model.normalize: dataset, but the manifest has no statistics for modality {modality.name!r}; "
+                    "use window, or pack the data again"
+                )
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The flattened values that decide the result of a run (plain JSON)."""
+    flat = {
+        key: value
+        for key, value in flatten(config).items()
+        if key not in _FREE_KEYS and not key.startswith(_FREE_SECTIONS)
+    }
+    return json.loads(json.dumps(flat, default=lambda model: model.model_dump(mode="json")))
+
+
+def check_resume(config: Config, saved: dict[str, Any]) -> None:
+    """Raise `ConfigError` listing the differences where `config` is not the run that was begun as `saved`."""
+    now = identity(config)
+    changed = [
+        f"{key} {saved.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted({*saved, *now})
+        if saved.get(key) != now.get(key)
+    ]
+    if changed:
+        raise ConfigError(
+            f"run {config.run.name!r} was begun with another configuration: {'; '.join(changed)}; "
+            "choose another run.name or the old values"
+        )

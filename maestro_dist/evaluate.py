@@ -1,0 +1,154 @@
+"""Evaluate a trained model: `python -m maestro_dist.evaluate RUN_OR_CHECKPOINT`.
+
+RUN is a run's folder or URL (its best checkpoint is taken), or the name of a run in `runs/`; CHECKPOINT is one of its
+`checkpoints/step-*` folders. Prints the metrics of the split, complete and with modalities missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maestro_dist.errors import ConfigError, run_main
+
+
+@dataclass(frozen=True)
+class Target:
+    """A run and, where one was named, the step of a checkpoint."""
+
+    run_url: str
+    step: int | None
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m maestro_dist.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("target", metavar="RUN_OR_CHECKPOINT")
+    parser.add_argument("--split", help="split to evaluate; by default the run's test split")
+    parser.add_argument("--data", metavar="URL", help="data set to evaluate on; by default the run's own")
+    parser.add_argument("--rates", type=_share, nargs="+", metavar="RATE", help="missing rates; by default the run's")
+    parser.add_argument("--draws", type=int, nargs="+", metavar="N", help="mask draws; by default the run's")
+    parser.add_argument("--batch", type=int, metavar="N", help="samples at a time; by default the run's")
+    parser.add_argument("--threads", type=int, metavar="N", help="torch threads; by default all cores")
+    parser.add_argument("--json", metavar="FILE", help="write the results there too")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    return run_main(lambda: evaluate(options), debug=options.debug)
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Load the weights into one process, evaluate, print the table."""
+    target = find_target(options.target)
+    config = _configuration(target, options)
+
+    import torch
+
+    from maestro_dist.checkpoint import full_weights
+    from maestro_dist.data.stream import evaluation_batches, presence
+    from maestro_dist.evaluation import evaluate_split
+    from maestro_dist.evaluation.table import results_table
+    from maestro_dist.parallel.mesh import Mesh
+    from maestro_dist.worker import build
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    checkpoint = _checkpoint(target)
+    pieces = build(config)
+    pieces.model.load_state_dict(full_weights(checkpoint))
+    pieces.model.eval()
+    mesh = Mesh(rank=0, world=1, data=1)
+    split = config.data.test
+    found = evaluate_split(
+        pieces.model,
+        pieces.task,
+        lambda keep: evaluation_batches(
+            config.data.url,
+            pieces.manifest,
+            config.data,
+            pieces.modalities,
+            split,
+            batch=config.evaluation.batch,
+            rank=0,
+            ranks=1,
+            keep=keep,
+        ),
+        presence(config.data.url, pieces.manifest, pieces.modalities, split),
+        rates=config.evaluation.test_rates,
+        draws=config.evaluation.draws,
+        mesh=mesh,
+        split=split,
+        progress=True,
+    )
+    print(f"{checkpoint.name}: weights of step {checkpoint.step}")
+    print(results_table(found))
+    if options.json:
+        Path(options.json).write_text(json.dumps(found.to_json(), indent=1), encoding="utf-8")
+    return 0
+
+
+def find_target(text: str) -> Target:
+    """What `RUN_OR_CHECKPOINT` means. Raises `ConfigError` where it names neither."""
+    from maestro_dist.data.storage import Storage
+
+    url = text.rstrip("/")
+    if "://" not in url:
+        path = Path(url).expanduser()
+        if not path.exists() and (Path("runs") / url).exists():
+            path = Path("runs") / url
+        url = str(path.absolute())
+    match = re.fullmatch(r"(.+)/checkpoints/step-(\d+)", url)
+    run_url, step = (match[1], int(match[2])) if match else (url, None)
+    if not Storage(run_url).exists("config.yaml"):
+        raise ConfigError(f"{Storage(run_url).name()}: not a run (it has no config.yaml) nor a checkpoint of one")
+    return Target(run_url, step)
+
+
+def _configuration(target: Target, options: argparse.Namespace) -> Any:
+    import yaml
+
+    from maestro_dist.config.load import parse
+    from maestro_dist.data.storage import Storage
+
+    run = Storage(target.run_url)
+    tree = yaml.safe_load(run.read("config.yaml"))
+    data, evaluation = tree["data"], tree["evaluation"]
+    data["test"] = options.split or data["test"]
+    data["url"] = options.data or data["url"]
+    if "://" not in data["url"]:
+        data["url"] = str(Path(data["url"]).expanduser().absolute())
+    evaluation["test_rates"] = options.rates or evaluation["test_rates"]
+    evaluation["draws"] = options.draws or evaluation["draws"]
+    evaluation["batch"] = options.batch or evaluation["batch"]
+    return parse(tree, run.name("config.yaml"))
+
+
+def _checkpoint(target: Target) -> Any:
+    from maestro_dist.checkpoint import best, find
+
+    return best(target.run_url) if target.step is None else find(target.run_url, target.step)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

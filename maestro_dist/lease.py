@@ -1,0 +1,147 @@
+"""One driver a run: a create-only lease file for each attempt, with a heartbeat.
+
+The folder `leases/` of a run holds `attempt-000001.json`, `attempt-000002.json`, ...: whoever creates the next number
+holds the run. Numbers only grow, so a driver that lost its lease finds a higher one and stops writing (a fence).
+The storage must honour create-only writes (local files and S3's If-None-Match do).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.errors import RunError, StorageError
+
+HEARTBEAT_S = 5.0
+STALE_S = 20.0
+_FOLDER = "leases"
+
+
+@dataclass(frozen=True)
+class Fence:
+    """What a worker needs to find out whether its driver still holds the run (picklable)."""
+
+    run_url: str
+    attempt: int
+
+    def check(self) -> None:
+        """Raise `RunError` where a later attempt has begun."""
+        newest = _newest(Storage(self.run_url))
+        if newest > self.attempt:
+            raise RunError(
+                f"{Storage(self.run_url).name()}: attempt {newest} has taken the run over from attempt {self.attempt}; "
+                "nothing more is written by this one"
+            )
+
+
+class Lease:
+    """The right to write to a run, held from construction until `release`.
+
+    Raises:
+        RunError: another driver holds the run; the message names its host and process.
+    """
+
+    def __init__(self, run_url: str) -> None:
+        self._storage = Storage(run_url)
+        newest = _newest(self._storage)
+        if newest:
+            _refuse_if_held(self._storage, newest)
+        self.attempt = newest + 1
+        self._record: dict[str, Any] = {
+            "attempt": self.attempt,
+            "host": socket.gethostname(),
+            "boot": _boot_id(),
+            "process": os.getpid(),
+            "process_start": _process_start(os.getpid()),
+            "heartbeat": time.time(),
+            "released": False,
+        }
+        try:
+            self._storage.write(_path(self.attempt), _encode(self._record), create=True)
+        except FileExistsError:
+            raise RunError(f"{self._storage.name()}: another driver has just taken this run") from None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread.start()
+
+    @property
+    def fence(self) -> Fence:
+        """The check that goes with this lease."""
+        return Fence(self._storage.url, self.attempt)
+
+    def release(self) -> None:
+        """Give the run back; the attempt's number stays used."""
+        self._stopped.set()
+        self._thread.join()
+        self._record["released"] = True
+        with contextlib.suppress(StorageError):  # a dead store: the lease goes stale by itself
+            self._write()
+
+    def _beat(self) -> None:
+        while not self._stopped.wait(HEARTBEAT_S):
+            with contextlib.suppress(StorageError):  # retried at the next beat; a long silence is what the lease is for
+                self._write()
+
+    def _write(self) -> None:
+        self._record["heartbeat"] = time.time()
+        self._storage.write(_path(self.attempt), _encode(self._record))
+
+
+def _refuse_if_held(storage: Storage, attempt: int) -> None:
+    try:
+        record = json.loads(storage.read(_path(attempt)))
+    except ObjectMissing:
+        return
+    if record["released"]:
+        return
+    here = record["host"] == socket.gethostname() and record["boot"] == _boot_id()
+    if here and _process_start(record["process"]) != record["process_start"]:
+        return  # that process of this machine is gone: killed
+    age = time.time() - record["heartbeat"]
+    if here or age < STALE_S:
+        raise RunError(
+            f"{storage.name()}: held by another driver (host {record['host']}, process {record['process']}, last sign of "
+            f"life {max(age, 0):.0f} s ago); stop it, wait until it is silent for {STALE_S:.0f} s, or choose another "
+            "run.name"
+        )
+
+
+def _newest(storage: Storage) -> int:
+    numbers = [
+        int(name.removeprefix("attempt-").removesuffix(".json"))
+        for name in storage.list(_FOLDER)
+        if name.startswith("attempt-") and name.endswith(".json")
+    ]
+    return max(numbers, default=0)
+
+
+def _path(attempt: int) -> str:
+    return f"{_FOLDER}/attempt-{attempt:06d}.json"
+
+
+def _encode(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, indent=1).encode()
+
+
+def _boot_id() -> str:
+    """Tells machines (and containers after a restart) apart that share a host name; empty where the system has none."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def _process_start(process: int) -> str | None:
+    """Start time of a process of this machine in clock ticks since boot; None when there is no such process."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]

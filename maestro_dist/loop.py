@@ -1,0 +1,116 @@
+"""fit(): the training step and the epoch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing
+
+import torch
+
+from maestro_dist.callbacks.base import Callback, State, StepRecord
+from maestro_dist.optim import learning_rate
+from maestro_dist.types import Batch, Output
+
+Batches = Callable[[int, int], Generator[Batch, None, None]]
+
+
+def fit(state: State, batches: Batches, callbacks: Callback) -> None:
+    """Train from where `state` is to its last step, or until a callback sets `state.stop`.
+
+    `batches(position, end)` yields this rank's micro-batches from one position of the run to another.
+    """
+    callbacks.on_start(state)
+    if state.step < state.total_steps and not state.stop:
+        with closing(batches(state.position, end_position(state))) as stream:
+            state.engine.train()
+            while state.step < state.total_steps and not state.stop:
+                callbacks.on_step(state, train_step(state, stream))
+    callbacks.on_end(state)
+
+
+def train_step(state: State, stream: Generator[Batch, None, None]) -> StepRecord:
+    """One optimizer step: forward and backward of each micro-batch of a global batch, then the update."""
+    engine, clock, seen = state.engine, _Clock(), _Seen(state)
+    while True:
+        batch = next(stream)
+        clock.lap("data")
+        moved = batch.to(engine.device)
+        output = engine(moved, batch.step)
+        losses = state.task.loss(output, moved)
+        loss = engine.scale_loss(losses, moved)
+        clock.lap("forward")
+        engine.backward(loss, batch.last)
+        clock.lap("backward")
+        seen.add(batch, output, losses)
+        if batch.last:
+            break
+    lr = learning_rate(state.config.optim, state.step, state.total_steps)
+    result = engine.step(lr)
+    if state.config.model.moe.balance == "bias":
+        engine.module.update_balance(seen.expert_load)
+    clock.lap("optimizer")
+    record = StepRecord(
+        step=state.step,
+        epoch=batch.epoch,
+        loss=seen.loss / batch.global_samples,
+        norm=result.norm,
+        applied=result.applied,
+        lr=lr,
+        samples=batch.global_samples,
+        tokens=seen.tokens,
+        budgets=seen.budgets,
+        present=seen.present,
+        expert_load=seen.expert_load,
+        data_s=clock["data"],
+        forward_s=clock["forward"],
+        backward_s=clock["backward"],
+        optimizer_s=clock["optimizer"],
+        keys=seen.keys,
+        bad=seen.bad,
+    )
+    state.step += 1
+    state.position = batch.position
+    return record
+
+
+def end_position(state: State) -> int:
+    """Samples consumed once the last step is done."""
+    epochs, steps = divmod(state.total_steps, state.steps_per_epoch)
+    batch = state.config.optim.global_batch
+    return epochs * state.samples_per_epoch + min(steps * batch, state.samples_per_epoch)
+
+
+class _Seen:
+    """Sums over the micro-batches of a step, kept on the device."""
+
+    def __init__(self, state: State) -> None:
+        self._words = state.tokens_by_modality
+        self.loss = torch.zeros((), device=state.engine.device)
+        self.budgets = self.present = torch.zeros(len(state.modalities), device=state.engine.device)
+        self.expert_load = torch.zeros((), dtype=torch.int64, device=state.engine.device)
+        self.tokens = 0
+        self.keys: list[str] = []
+        self.bad: list[str] = []
+
+    def add(self, batch: Batch, output: Output, losses: torch.Tensor) -> None:
+        self.loss = self.loss + losses.detach().sum()
+        self.budgets = self.budgets + output["budgets"].sum(0)
+        self.present = self.present + output["budgets"].gt(0).sum(0)
+        self.expert_load = self.expert_load + output["expert_load"]
+        self.tokens += sum(rows.shape[0] * self._words[name] for name, rows in batch.rows.items())
+        self.keys += batch.keys
+        self.bad += batch.bad
+
+
+class _Clock(dict[str, float]):
+    """Host seconds by phase."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self[phase] = self.get(phase, 0.0) + now - self._last
+        self._last = now

@@ -1,0 +1,93 @@
+"""What a person is told before and after a run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+from maestro_dist import __version__
+from maestro_dist.config.schema import Config
+from maestro_dist.data.manifest import Manifest
+from maestro_dist.data.storage import Storage, redact
+from maestro_dist.parallel.mesh import build_mesh
+from maestro_dist.worker import RESULT_FILE, build, count_steps
+
+
+def print_start(config: Config, manifest: Manifest) -> None:
+    """Every derived number: data, model, mesh, steps, memory. Builds the model, so a wrong one is found here."""
+    from maestro_dist.model.estimate import memory_estimate, tokens_by_modality
+
+    run, optim = config.run, config.optim
+    pieces = build(config)
+    mesh = build_mesh(config.mesh, world=run.workers)
+    _, per_epoch, total = count_steps(config, manifest)
+    share = config.engine.micro_batch or math.ceil(optim.global_batch / mesh.data)
+    accumulation = math.ceil(optim.global_batch / (mesh.data * share))
+    parameters = sum(parameter.numel() for parameter in pieces.model.parameters())
+    tokens = tokens_by_modality(config.model, pieces.modalities)
+    memory = memory_estimate(
+        pieces.model, config.model, pieces.modalities, micro_batch=share, zero_stage=config.engine.zero_stage,
+        ranks=mesh.world, optimizer=optim.optimizer,
+    )  # fmt: skip
+    splits = (config.data.train, config.data.validation, config.data.test)
+    kind = f"{len(manifest.classes)} classes" if pieces.task.kind == "classification" else manifest.target
+    names = ", ".join(f"{m.name} {m.variates} x {m.steps} @ {m.rate_hz:g} Hz" for m in pieces.modalities)
+    rows = {
+        "run": f"{run.name} in {redact(run.storage)} (maestro_dist {__version__}, seed {run.seed})",
+        "data": f"{manifest.name}: "
+        + ", ".join(f"{name} {manifest.split(name).samples:,}" for name in splits)
+        + f" samples of {manifest.window_s:g} s; {kind}",
+        "modalities": names,
+        "model": f"{parameters:,} parameters, {sum(tokens.values()):,} tokens a sample, d {config.model.width}, "
+        f"H {config.model.heads}, E {config.model.moe.experts}",
+        "mesh": f"{mesh.table().splitlines()[0]}; {run.launcher} on {run.device}, ZeRO {config.engine.zero_stage}, "
+        f"{config.engine.precision}",
+        "steps": f"{per_epoch:,} an epoch, {total:,} in all; global batch {optim.global_batch} = {mesh.data} ranks x "
+        f"{accumulation} micro-batch{'es' if accumulation > 1 else ''} of up to {share}",
+        "memory": f"about {memory.total / 2**20:,.0f} MiB a rank beside the libraries (parameters, gradients and "
+        f"optimizer {memory.state / 2**20:,.0f}, activations {memory.activations / 2**20:,.0f})",
+    }
+    for name, text in rows.items():
+        print(f"{name:11}{text}")
+    sys.stdout.flush()
+
+
+def print_end(config: Config, run: Storage, mlflow_run: str) -> None:
+    """Results, where things are, and the commands that go on from here."""
+    from maestro_dist.evaluation import Evaluation
+    from maestro_dist.evaluation.table import results_table
+    from maestro_dist.tracking.run import tracking_uri
+
+    result = json.loads(run.read(RESULT_FILE))
+    uri = tracking_uri(config.tracking.uri, config.run.storage)
+    python, where = _shown(sys.executable), _shown(run.url)
+    mlflow = _shown(str(Path(sys.executable).parent / "mlflow"))
+    print()
+    print(results_table(Evaluation.from_json(result["evaluation"])))
+    print()
+    rows = {
+        "checkpoint": f"{_shown(result['checkpoint'])} (step {result['best_step']}, validation {result['metric']} "
+        f"{result['best_score']:.3f}: mean over missing rates {config.evaluation.rates})",
+        "model": _shown(result["model"]),
+        "pictures": _shown(result["figures"]),
+        "MLflow run": f"{mlflow_run} in {redact(uri)}",
+        "open the UI": f"{mlflow} ui --host 127.0.0.1 --backend-store-uri {redact(uri)}"
+        if uri.startswith("sqlite:")
+        else redact(uri),
+        "resume": f"{python} -m maestro_dist.train {where}/config.yaml",
+        "evaluate": f"{python} -m maestro_dist.evaluate {where}",
+    }
+    for name, text in rows.items():
+        print(f"{name:13}{text}")
+    sys.stdout.flush()
+
+
+def _shown(path: str) -> str:
+    """A local path as short as it can be typed from here; a URL without credentials."""
+    if "://" in path:
+        return redact(path)
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative

@@ -1,0 +1,209 @@
+"""What one worker does: mesh -> stream -> model -> engine -> fit, with its callbacks. Here the pieces are put together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from maestro_dist.callbacks.base import State
+from maestro_dist.config.load import parse
+from maestro_dist.config.schema import Config
+from maestro_dist.data.manifest import Manifest, load_manifest
+from maestro_dist.data.storage import Storage
+from maestro_dist.errors import CheckpointError
+from maestro_dist.parallel.mesh import Mesh, build_mesh
+
+if TYPE_CHECKING:
+    from maestro_dist.checkpoint import CheckpointInfo
+    from maestro_dist.data.stream import TrainStream
+    from maestro_dist.evaluation import Evaluation
+    from maestro_dist.model.maestro import Maestro
+    from maestro_dist.task.base import Task
+    from maestro_dist.types import Modality
+
+Say = Callable[[str], None]
+"""Shows a line to the person who started the run."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a driver hands to its workers: plain values only.
+
+    `config` is the resolved configuration as plain JSON; the rest says where the run lives and is tracked.
+    """
+
+    config: dict[str, Any]
+    run_url: str
+    attempt: int
+    tracking_uri: str
+    mlflow_run: str
+    start_ms: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for Ray's train loop configuration."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A model and what it needs from its data."""
+
+    manifest: Manifest
+    modalities: list[Modality]
+    task: Task
+    model: Maestro
+
+
+def build(config: Config) -> Pieces:
+    """Manifest -> modalities, task and freshly initialised model. The same on every rank."""
+    from maestro_dist.model.maestro import Maestro
+
+    manifest = load_manifest(config.data.url)
+    modalities = manifest.select(config.data.modalities)
+    task = build_task(config, manifest)
+    model = Maestro(config.model, modalities, task.outputs, seed=config.run.seed)
+    return Pieces(manifest, modalities, task, model)
+
+
+def build_task(config: Config, manifest: Manifest) -> Task:
+    """The task that the configuration names for this data."""
+    from maestro_dist.task import make_task
+
+    kind = manifest.task if config.task.kind == "auto" else config.task.kind
+    counts = manifest.split(config.data.train).class_counts
+    return make_task(config.task, kind=kind, classes=manifest.classes, class_counts=counts)
+
+
+def build_stream(config: Config, pieces: Pieces, mesh: Mesh, total_steps: int) -> TrainStream:
+    """This rank's training samples."""
+    from maestro_dist.data.stream import TrainStream
+
+    return TrainStream(
+        config.data.url,
+        pieces.manifest,
+        config.data,
+        pieces.modalities,
+        seed=config.run.seed,
+        global_batch=config.optim.global_batch,
+        micro_batch=config.engine.micro_batch,
+        rank=mesh.data_rank,
+        ranks=mesh.data,
+        curriculum=config.missing,
+        total_steps=total_steps,
+    )
+
+
+def count_steps(config: Config, manifest: Manifest) -> tuple[int, int, int]:
+    """Samples an epoch, optimizer steps an epoch, and steps of the whole run."""
+    samples = manifest.split(config.data.train).samples
+    per_epoch = math.ceil(samples / config.optim.global_batch)
+    total = per_epoch * config.optim.epochs
+    return samples, per_epoch, min(total, config.optim.max_steps or total)
+
+
+def best_checkpoint(run_url: str) -> CheckpointInfo:
+    """The checkpoint with the best validation so far. Raises `CheckpointError` where the run has none."""
+    from maestro_dist.checkpoint import find, newest
+
+    found = newest(run_url)
+    if found is None:
+        raise CheckpointError(f"{Storage(run_url).name()}: no complete checkpoint yet")
+    best = found.metadata["best_step"]
+    return found if best is None else find(run_url, best)
+
+
+def first_batch(config: Config) -> tuple[float, int]:
+    """Mean loss and number of samples of the first micro-batch of rank 0, before any step. Needs no process group."""
+    import torch
+
+    torch.set_num_threads(config.run.cpus_per_worker)
+    pieces = build(config)
+    mesh = build_mesh(config.mesh, world=config.run.workers)
+    _, _, total = count_steps(config, pieces.manifest)
+    with closing(build_stream(config, pieces, mesh, total).batches(0, config.optim.global_batch)) as batches:
+        batch = next(batches)
+    with torch.no_grad():
+        loss = pieces.task.loss(pieces.model(batch, 0), batch).mean()
+    return float(loss), len(batch)
+
+
+def evaluate_on(state: State, split: str, rates: Sequence[float], draws: Sequence[int]) -> Evaluation:
+    """Evaluate the engine's weights on a split, over all ranks."""
+    from maestro_dist.data.stream import evaluation_batches, presence
+    from maestro_dist.evaluation import evaluate_split
+
+    config, mesh = state.config, state.mesh
+    state.engine.eval()
+    try:
+        return evaluate_split(
+            lambda batch: state.engine(batch.to(state.engine.device), state.step),
+            state.task,
+            lambda keep: evaluation_batches(
+                config.data.url, state.manifest, config.data, state.modalities, split,
+                batch=config.evaluation.batch, rank=mesh.data_rank, ranks=mesh.data, keep=keep,
+            ),
+            presence(config.data.url, state.manifest, state.modalities, split),
+            rates=rates, draws=draws, mesh=mesh, split=split,
+        )  # fmt: skip
+    finally:
+        state.engine.train()
+
+
+def run_worker(job: Job, say: Say) -> None:
+    """Train, test, export. Called on every rank, and again from the top after a failure.
+
+    A process group must exist. Raises `MaestroError` for what a person can mend.
+    """
+    import torch
+    import torch.distributed as dist
+
+    from maestro_dist.checkpoint import Saver, newest, restore
+    from maestro_dist.loop import fit
+    from maestro_dist.model.estimate import tokens_by_modality
+    from maestro_dist.optim import build_optimizer
+    from maestro_dist.parallel.engine import Engine
+
+    config = parse(job.config, "the driver's configuration")
+    torch.set_num_threads(config.run.cpus_per_worker)
+    mesh = build_mesh(config.mesh, world=dist.get_world_size(), rank=dist.get_rank())
+    pieces = build(config)
+    engine = Engine(pieces.model, build_optimizer(pieces.model, config.optim), config, mesh)
+    samples, per_epoch, total = count_steps(config, pieces.manifest)
+    state = State(
+        config=config,
+        mesh=mesh,
+        engine=engine,
+        task=pieces.task,
+        manifest=pieces.manifest,
+        modalities=pieces.modalities,
+        samples_per_epoch=samples,
+        steps_per_epoch=per_epoch,
+        total_steps=total,
+        tokens_by_modality=tokens_by_modality(config.model, pieces.modalities),
+    )
+    found = newest(job.run_url)
+    if found:
+        restore(engine, found)
+        state.resume(found.step, found.position, found.metadata)
+        if mesh.rank == 0:
+            say(f"goes on at step {state.step:,} of {total:,}, from {found.url}")
+    saver = Saver(job.run_url, mesh, attempt=job.attempt, keep_last=config.checkpoint.keep_last)
+    log = _metric_log(job, state) if mesh.rank == 0 else None
+    callbacks = _callbacks(job, state, saver, log, say)
+    try:
+        fit(state, build_stream(config, pieces, mesh, total).batches, callbacks)
+        saver.wait()
+        dist.barrier()  # rank 0 has written the record: every rank can read the best checkpoint
+        best = best_checkpoint(job.run_url)
+        restore(engine, best)
+        evaluation = evaluate_on(state, config.data.test, config.evaluation.test_rates, config.evaluation.draws)
+        if log is not None:
+            finish(job, state, best, evaluation, log)
+    finally:
+        callbacks.close()
+        if log is not None and not log.close():
+            say("warning: tracking has not taken all metrics; they are kept on disk and sent when this run goes on")
+        engine.close()

@@ -1,0 +1,1 @@
+"""The benchmarks behind `tools/benchmark.py`, one file each, with `run(options) -> list[Row]`."""
