@@ -1,0 +1,8 @@
+"""Checkpoints: every rank writes the slices it owns, by parameter name; any number of ranks can read them."""
+
+from __future__ import annotations
+
+from maestro_dist.checkpoint.load import CheckpointInfo, complete_steps, find, full_weights, newest, restore
+from maestro_dist.checkpoint.save import Saver
+
+__all__ = ["CheckpointInfo", "Saver", "complete_steps", "find", "full_weights", "newest", "restore"]

@@ -1,0 +1,142 @@
+"""What lies in a checkpoint folder, and the names in it.
+
+```
+<run>/checkpoints/step-000000120/
+    checkpoint.json                                         a `Record`; written last: without it, no checkpoint
+    rank-00000.attempt-0002.18c3a4f2d1e.0001.safetensors    slices of rank 0, and the module's buffers
+    rank-00001.attempt-0002.18c3a4f2d1e.0001.safetensors
+```
+A part's name holds the attempt, the session (one start of the workers) and the number of the save in it, so that no
+writer ever overwrites a part that a `checkpoint.json` names. Tensors are named `<parameter>/<kind>`: kind is `master`
+(fp32 weights), a moment of the optimizer (`exp_avg`, ...), or `buffer`. Safetensors and JSON only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.errors import CheckpointError
+
+FORMAT: Final = "maestro_dist/checkpoint/1"
+RECORD = "checkpoint.json"
+BUFFER = "buffer"
+
+_FOLDER = re.compile(r"step-(\d{9,})")
+_PART = re.compile(r"rank-(\d{5,})\.attempt-(\d{4,})\.([0-9a-f]+)\.(\d{4,})\.(safetensors|json)")
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Part(_Model):
+    """What one rank wrote. `slices` maps a parameter to (start, count) in its flattened elements."""
+
+    rank: int
+    file: Annotated[str, Field(pattern=rf"^{_PART.pattern}$")]
+    bytes: int
+    sha256: str
+    slices: dict[str, tuple[int, int]]
+
+
+class Record(_Model):
+    """`checkpoint.json`.
+
+    `position` is in samples, `step` the number of optimizer steps taken, `optimizer_steps` those that were not skipped.
+    `mesh` and `zero_stage` say how it was written; it can be read on any other. `moments` are the optimizer's state
+    tensors beside the weights. `parameters` and `buffers` map names to full shapes. `metadata` is the caller's;
+    `metadata["best_step"]`, where it is given, protects that checkpoint from being removed.
+    """
+
+    format: Literal["maestro_dist/checkpoint/1"]
+    step: int
+    position: int
+    epoch: int
+    attempt: int
+    mesh: dict[str, int]
+    zero_stage: int
+    optimizer: str
+    optimizer_steps: int
+    moments: list[str]
+    parameters: dict[str, tuple[int, ...]]
+    buffers: dict[str, tuple[int, ...]]
+    parts: list[Part]
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PartName:
+    """The name of a part: who wrote it, in which attempt, session and save."""
+
+    rank: int
+    attempt: int
+    session: int
+    save: int
+
+    def file(self, suffix: str = "safetensors") -> str:
+        """The file's name; `suffix` "json" is the note that tells rank 0 of the finished part."""
+        return f"rank-{self.rank:05d}.attempt-{self.attempt:04d}.{self.session:x}.{self.save:04d}.{suffix}"
+
+    @classmethod
+    def parse(cls, file: str) -> PartName | None:
+        """The parts of a name; None for a file that is not a part."""
+        match = _PART.fullmatch(file)
+        if match is None:
+            return None
+        rank, attempt, session, save, _ = match.groups()
+        return cls(int(rank), int(attempt), int(session, 16), int(save))
+
+
+def checkpoints(run_url: str) -> Storage:
+    """The folder of a run's checkpoints."""
+    return Storage(run_url).join("checkpoints")
+
+
+def folder_name(step: int) -> str:
+    """Name of the folder of a step."""
+    return f"step-{step:09d}"
+
+
+def folder_step(name: str) -> int | None:
+    """Step of a folder; None for anything else that may lie there."""
+    match = _FOLDER.fullmatch(name)
+    return int(match.group(1)) if match else None
+
+
+def tensor_name(parameter: str, kind: str) -> str:
+    """Name of a tensor in a part."""
+    return f"{parameter}/{kind}"
+
+
+def dump(model: BaseModel) -> bytes:
+    """A model as JSON; NaN and infinities survive (Python's and JavaScript's spelling). Raises TypeError for others."""
+    return json.dumps(model.model_dump()).encode()
+
+
+def read_record(folder: Storage) -> Record | None:
+    """The record of a step's folder; None if there is none, so no checkpoint.
+
+    Raises `CheckpointError` naming the file if it is there but cannot be understood.
+    """
+    try:
+        text = folder.read(RECORD)
+    except ObjectMissing:
+        return None
+    try:
+        content = json.loads(text)
+        found = content.get("format") if isinstance(content, dict) else None
+        if found != FORMAT:
+            raise CheckpointError(f"{folder.name(RECORD)}: format is {found!r}, expected {FORMAT!r}")
+        return Record.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(key) for key in first["loc"])
+        raise CheckpointError(f"{folder.name(RECORD)} is damaged: {where}: {first['msg']}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{folder.name(RECORD)} is damaged: {error}") from error

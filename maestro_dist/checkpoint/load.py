@@ -1,0 +1,264 @@
+"""Find a checkpoint; put it into an engine on any mesh, or read its weights without one."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maestro_dist.checkpoint.layout import (
+    BUFFER,
+    RECORD,
+    Part,
+    Record,
+    checkpoints,
+    folder_name,
+    folder_step,
+    read_record,
+    tensor_name,
+)
+from maestro_dist.checkpoint.reshard import check_tiling, plan
+from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.errors import CheckpointError
+from maestro_dist.parallel.partition import (
+    MASTER,
+    buffers,
+    create_moments,
+    optimizer_name,
+    owned_slices,
+    parameter_shapes,
+    publish_master,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from maestro_dist.parallel.engine import Engine
+
+_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A complete checkpoint: where it is and what its record says."""
+
+    folder: Storage
+    record: Record
+
+    @property
+    def url(self) -> str:
+        """The checkpoint's folder, as it may be shown."""
+        return self.folder.name()
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+        return self.record.step
+
+    @property
+    def position(self) -> int:
+        """Samples consumed."""
+        return self.record.position
+
+    @property
+    def epoch(self) -> int:
+        """0-based epoch in which it was written."""
+        return self.record.epoch
+
+    @property
+    def attempt(self) -> int:
+        """Attempt of the run that wrote it."""
+        return self.record.attempt
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the caller of `Saver.save` gave."""
+        return self.record.metadata
+
+
+def complete_steps(run_url: str) -> list[int]:
+    """Steps of the run's complete checkpoints, ascending."""
+    storage = checkpoints(run_url)
+    steps = [step for step in map(folder_step, storage.list()) if step is not None]
+    return sorted(step for step in steps if storage.exists(f"{folder_name(step)}/{RECORD}"))
+
+
+def newest(run_url: str) -> CheckpointInfo | None:
+    """The newest complete checkpoint of a run; None if there is none.
+
+    Raises `CheckpointError` if its record is damaged.
+    """
+    storage = checkpoints(run_url)
+    steps = sorted((step for step in map(folder_step, storage.list()) if step is not None), reverse=True)
+    for step in steps:
+        folder = storage.join(folder_name(step))
+        record = read_record(folder)
+        if record is not None:
+            return CheckpointInfo(folder, record)
+    return None
+
+
+def find(run_url: str, step: int) -> CheckpointInfo:
+    """The complete checkpoint of a step. Raises `CheckpointError`, with the steps there are, if there is none."""
+    folder = checkpoints(run_url).join(folder_name(step))
+    record = read_record(folder)
+    if record is None:
+        there = ", ".join(str(other) for other in complete_steps(run_url)) or "none"
+        raise CheckpointError(f"no complete checkpoint of step {step} at {folder.name()}; complete steps: {there}")
+    return CheckpointInfo(folder, record)
+
+
+def restore(engine: Engine, info: CheckpointInfo) -> None:
+    """Put weights, moments, the optimizer's step count and buffers into an engine. All ranks call it (a collective).
+
+    The engine may have another number of ranks and another ZeRO stage than the one that wrote: every number is copied,
+    none recomputed. Each rank reads only the parts that hold something of its own, one at a time.
+    Raises `CheckpointError` naming the part or parameter if something is damaged, missing or of another model.
+    """
+    import torch
+
+    record = info.record
+    _check_model(engine, info)
+    _check_slices(info)
+    create_moments(engine, record.moments, record.optimizer_steps)
+    own = {owned.name: owned for owned in owned_slices(engine)}
+    here = buffers(engine)
+    copies = plan({name: (s.start, s.count) for name, s in own.items()}, [part.slices for part in record.parts])
+    if here:
+        copies.setdefault(0, [])
+    with torch.no_grad():
+        for index, wanted in copies.items():
+            with open_part(info.folder, record.parts[index]) as part:
+                for copy in wanted:
+                    for kind in (MASTER, *record.moments):
+                        source = part.range(tensor_name(copy.name, kind), copy.source, copy.count)
+                        own[copy.name].tensors[kind].narrow(0, copy.target, copy.count).copy_(source)
+                if index == 0:
+                    for name, buffer in here.items():
+                        buffer.copy_(part.whole(tensor_name(name, BUFFER)))
+        publish_master(engine)
+
+
+def full_weights(info: CheckpointInfo) -> dict[str, Tensor]:
+    """All parameters (fp32) and buffers on the CPU, by name, for `load_state_dict`. Needs no ranks and no DeepSpeed.
+
+    Memory: one full copy of the model; parts are read through a memory map, one at a time.
+    Raises `CheckpointError` naming the part or parameter if something is damaged or missing.
+    """
+    import torch
+
+    record = info.record
+    _check_slices(info)
+    weights = {name: torch.empty(shape, dtype=torch.float32) for name, shape in record.parameters.items()}
+    flat = {name: weight.view(-1) for name, weight in weights.items()}
+    for index, written in enumerate(record.parts):
+        with open_part(info.folder, written) as part:
+            for name, (start, count) in written.slices.items():
+                flat[name][start : start + count] = part.range(tensor_name(name, MASTER), 0, count)
+            if index == 0:
+                weights |= {name: part.whole(tensor_name(name, BUFFER)).clone() for name in record.buffers}
+    return weights
+
+
+class _OpenPart:
+    """Tensors of a verified part, read on demand."""
+
+    def __init__(self, handle: Any, name: str) -> None:
+        self._handle = handle
+        self._name = name
+
+    def range(self, tensor: str, start: int, count: int) -> Tensor:
+        """`count` elements from `start` of a 1-D tensor."""
+        found = self._read(tensor, lambda: self._handle.get_slice(tensor)[start : start + count])
+        if tuple(found.shape) != (count,):
+            raise CheckpointError(f"{self._name}: tensor {tensor} is shorter than {start + count} elements")
+        return found
+
+    def whole(self, tensor: str) -> Tensor:
+        """A whole tensor."""
+        return self._read(tensor, lambda: self._handle.get_tensor(tensor))
+
+    def _read(self, tensor: str, get: Any) -> Any:
+        from safetensors import SafetensorError
+
+        try:
+            return get()
+        except SafetensorError as error:
+            raise CheckpointError(f"{self._name}: cannot read tensor {tensor}: {error}") from error
+
+
+@contextmanager
+def open_part(folder: Storage, part: Part) -> Iterator[_OpenPart]:
+    """Check a part's size and SHA-256, then open it (in place, or in a temporary copy of a remote one)."""
+    from safetensors import SafetensorError, safe_open
+
+    name = folder.name(part.file)
+    with tempfile.TemporaryDirectory(prefix="checkpoint-") as scratch:
+        try:
+            if folder.size(part.file) != part.bytes:
+                raise CheckpointError(
+                    f"{name} is damaged: {folder.size(part.file)} bytes, {part.bytes} were written; "
+                    "remove this checkpoint's folder to go on from an older one"
+                )
+            path = folder.local_path(part.file)
+            if path is None:
+                path = Path(scratch) / "part.safetensors"
+                folder.download(part.file, path)
+        except ObjectMissing as error:
+            raise CheckpointError(f"{name} is missing from its checkpoint") from error
+        if sha256_of(path) != part.sha256:
+            raise CheckpointError(
+                f"{name} is damaged: its SHA-256 is not that of the checkpoint; "
+                "remove this checkpoint's folder to go on from an older one"
+            )
+        try:
+            with safe_open(path, framework="pt", device="cpu") as handle:
+                yield _OpenPart(handle, name)
+        except SafetensorError as error:
+            raise CheckpointError(f"{name} is not a safetensors file: {error}") from error
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a local file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_slices(info: CheckpointInfo) -> None:
+    try:
+        check_tiling(info.record.parameters, [part.slices for part in info.record.parts])
+    except CheckpointError as error:
+        raise CheckpointError(f"{info.folder.name(RECORD)}: {error}") from None
+
+
+def _check_model(engine: Engine, info: CheckpointInfo) -> None:
+    """The checkpoint's parameters, buffers and optimizer must be those of the engine."""
+    record = info.record
+    shapes = {name: tuple(buffer.shape) for name, buffer in buffers(engine).items()}
+    for what, here, there in (
+        ("parameter", parameter_shapes(engine), record.parameters),
+        ("buffer", shapes, record.buffers),
+    ):
+        for name in sorted(here.keys() | there.keys()):
+            if name not in there:
+                raise CheckpointError(f"{info.url} has no {what} {name}, which the model has: it is of another model")
+            if name not in here:
+                raise CheckpointError(f"{info.url} has a {what} {name} that the model has not: it is of another model")
+            if tuple(here[name]) != tuple(there[name]):
+                raise CheckpointError(
+                    f"{info.url}: {what} {name} has shape {list(there[name])}, the model's has {list(here[name])} "
+                    f"({math.prod(here[name])} elements): it is of another model"
+                )
+    if record.optimizer != optimizer_name(engine):
+        raise CheckpointError(
+            f"{info.url} was written with {record.optimizer}, this run has {optimizer_name(engine)}; "
+            "keep optim.optimizer, or start another run"
+        )

@@ -1,0 +1,147 @@
+"""Checkpoints between processes: bitwise continuation on the same ranks, exact copies on others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from ranks import run_ranks
+from test_dist_engine import accumulate, make_config, make_engine
+from toy import Toy, stream
+
+from maestro_dist.checkpoint import Saver, find, full_weights, newest, restore
+from maestro_dist.parallel.engine import Engine
+from maestro_dist.parallel.partition import buffers, optimizer_state, owned_slices
+
+Slices = dict[tuple[str, str], list[tuple[int, np.ndarray]]]
+Route = tuple[str, int, str]  # source, ZeRO stage, target
+KINDS = {"master", "exp_avg", "exp_avg_sq"}
+
+
+class Converted(NamedTuple):
+    state: Slices
+    optimizer_steps: int
+    forward_error: float
+
+
+def owned(engine: Engine) -> Slices:
+    """Copies of all that this rank owns."""
+    return {
+        (one.name, kind): [(one.start, tensor.numpy().copy())]
+        for one in owned_slices(engine)
+        for kind, tensor in one.tensors.items()
+    }
+
+
+def whole(ranks: list[Slices]) -> dict[tuple[str, str], np.ndarray]:
+    """The slices of all ranks put together; they must not leave a gap."""
+    pieces: Slices = {}
+    for rank in ranks:
+        for key, found in rank.items():
+            pieces.setdefault(key, []).extend(found)
+    joined = {}
+    for key, found in pieces.items():
+        found.sort(key=lambda piece: piece[0])
+        joined[key] = np.concatenate([piece for _, piece in found])
+        assert [start for start, _ in found] == np.cumsum([0] + [len(piece) for _, piece in found[:-1]]).tolist()
+    assert {kind for _, kind in joined} == KINDS
+    return joined
+
+
+def assert_same(found: dict[Any, np.ndarray], expected: dict[Any, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for key in expected:
+        np.testing.assert_array_equal(found[key], expected[key], err_msg=str(key))
+
+
+def train(engine: Engine, seed: int) -> None:
+    for batch, accumulation in stream(seed):
+        accumulate(engine, batch, accumulation)
+        assert engine.step(1e-3).applied
+
+
+def train_save_go_on(rank: int, ranks: int, folder: str) -> dict[int, tuple[Slices, Slices]]:
+    """For each stage: five steps, save in the background, five more steps meanwhile; state at the save, at the end."""
+    states = {}
+    for stage in (1, 2, 3):
+        engine = make_engine(make_config(stage), rank, ranks)
+        saver = Saver(f"{folder}/zero{stage}", engine.mesh, attempt=1, keep_last=2)
+        train(engine, seed=100)
+        buffers(engine)["selection_bias"].add_(0.5)
+        saved = owned(engine)
+        saver.save(engine, step=5, position=28, epoch=0, metadata={"stage": stage})
+        train(engine, seed=200)
+        buffers(engine)["selection_bias"].add_(0.5)
+        saver.wait()
+        states[stage] = (saved, owned(engine))
+        engine.close()
+    return states
+
+
+def load_and_go_on(
+    rank: int, ranks: int, folder: str, routes: list[Route]
+) -> tuple[dict[int, tuple[Slices, Slices]], list[Converted]]:
+    """The same in new processes: state as restored, and after the five steps that followed the save; then `convert`."""
+    states = {}
+    for stage in (1, 2, 3):
+        engine = make_engine(make_config(stage), rank, ranks)
+        info = newest(f"{folder}/zero{stage}")
+        assert info is not None
+        restore(engine, info)
+        restored = owned(engine)
+        assert buffers(engine)["selection_bias"].tolist() == [0.5, 1.5, 2.5, 3.5]
+        train(engine, seed=200)
+        states[stage] = (restored, owned(engine))
+        engine.close()
+    return states, convert(rank, ranks, folder, routes)
+
+
+def convert(rank: int, ranks: int, folder: str, routes: list[Route]) -> list[Converted]:
+    """Load each source at a stage on these ranks and save it as the target."""
+    states = []
+    for source, stage, target in routes:
+        engine = make_engine(make_config(stage), rank, ranks)
+        restore(engine, find(f"{folder}/{source}", 5))
+        saver = Saver(f"{folder}/{target}", engine.mesh, attempt=1, keep_last=2)
+        saver.save(engine, step=5, position=28, epoch=0, metadata={})
+        saver.wait()
+        states.append(Converted(owned(engine), optimizer_state(engine)[1], forward_error(engine, folder, source)))
+        engine.close()
+        torch.distributed.barrier()  # the next route may read what rank 0 has just completed
+    return states
+
+
+def forward_error(engine: Engine, folder: str, source: str) -> float:
+    """The model as the engine runs it against plain torch with the checkpoint's full weights."""
+    plain = Toy(seed=1)
+    plain.load_state_dict(full_weights(find(f"{folder}/{source}", 5)))
+    batch = stream(300)[2][0]
+    with torch.no_grad():
+        return float((engine(batch)["logits"] - plain(batch)["logits"]).abs().max())
+
+
+def test_same_ranks_bitwise_other_ranks_exact(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    first = run_ranks(train_save_go_on, 2, folder)
+    saved = {stage: whole([rank[stage][0] for rank in first]) for stage in (1, 2, 3)}
+
+    alone = run_ranks(convert, 1, folder, [("zero2", 3, "a"), ("zero3", 1, "b"), ("zero1", 2, "c")])
+    again = run_ranks(load_and_go_on, 2, folder, [("a", 2, "d"), ("c", 3, "e")])
+    three = run_ranks(convert, 3, folder, [("b", 3, "f"), ("e", 1, "g")])
+
+    for stage in (1, 2, 3):
+        for moment in (0, 1):  # as saved, and five steps later
+            continued = whole([states[stage][moment] for states, _ in again])
+            assert_same(continued, whole([rank[stage][moment] for rank in first]))
+    for results, origins in ((alone, (2, 3, 1)), ([converted for _, converted in again], (2, 1)), (three, (3, 1))):
+        for index, origin in enumerate(origins):
+            assert_same(whole([rank[index].state for rank in results]), saved[origin])
+            assert all(rank[index].optimizer_steps == 5 for rank in results)
+            assert max(rank[index].forward_error for rank in results) == 0.0
+
+    weights = full_weights(find(f"{folder}/zero2", 5))
+    assert weights.pop("selection_bias").tolist() == [0.5, 1.5, 2.5, 3.5]
+    masters = {name: array for (name, kind), array in saved[2].items() if kind == "master"}
+    assert_same({name: weight.flatten().numpy() for name, weight in weights.items()}, masters)
