@@ -26,6 +26,8 @@ from maestro_dist.types import Modality
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,50}")  # no dots: webdataset splits there; short: a plain tar header holds 100 bytes
 
+_SHARD = re.compile(r"[a-z0-9_]+-\d{6}\.(tar|index\.json)")
+
 
 @dataclass(frozen=True)
 class Description:
@@ -85,7 +87,10 @@ def pack(
     if storage.exists(MANIFEST_NAME):
         if not overwrite:
             raise DataError(f"{storage.name()}: a packed data set is there already; remove it or choose another place")
-        storage.remove(MANIFEST_NAME)
+        storage.remove(MANIFEST_NAME)  # first: shards without their manifest are no data set
+        for name in storage.list():
+            if _SHARD.fullmatch(name):
+                storage.remove(name)
     moments = {modality.name: Moments(modality.variates) for modality in description.modalities}
     with ExitStack() as stack:
         writers = {name: stack.enter_context(_SplitWriter(storage, name, description, shard_bytes)) for name in splits}

@@ -1,0 +1,43 @@
+"""Decoded samples -> a ragged micro-batch: only what is observed is carried."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from maestro_dist.data.sample import Layout, Sample
+from maestro_dist.types import Batch
+
+
+def collate(samples: Sequence[Sample], layout: Layout) -> Batch:
+    """Stack the rows of each modality; works for 0 samples too (R_j = 0, B = 0)."""
+    import torch
+
+    names = [modality.name for modality in layout.modalities]
+    values, rows, recording = {}, {}, {}
+    for modality in layout.modalities:
+        name = modality.name
+        having = [row for row, sample in enumerate(samples) if name in sample.values]
+        stacked = np.empty((len(having), modality.steps, modality.variates), dtype=np.float32)
+        for target, row in enumerate(having):
+            stacked[target] = samples[row].values[name]
+        values[name] = torch.from_numpy(stacked)
+        rows[name] = torch.tensor(having, dtype=torch.int64)
+        if layout.recording:
+            pairs = np.empty((len(having), modality.variates, 2), dtype=np.float32)
+            for target, row in enumerate(having):
+                pairs[target] = samples[row].recording[name]
+            recording[name] = torch.from_numpy(pairs)
+    present = np.zeros((len(samples), len(names)), dtype=bool)
+    for row, sample in enumerate(samples):
+        present[row] = [name in sample.values for name in names]
+    return Batch(
+        values=values,
+        rows=rows,
+        present=torch.from_numpy(present),
+        sample=torch.tensor([sample.number for sample in samples], dtype=torch.int64),
+        target=torch.tensor([s.target for s in samples], dtype=torch.int64 if layout.classes else torch.float32),
+        recording=recording,
+        keys=[sample.key for sample in samples],
+    )

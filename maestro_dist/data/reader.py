@@ -1,0 +1,155 @@
+"""Random access to the samples of a split: `pread` by index from local(ised) shards."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from maestro_dist.config.schema import DataConfig
+from maestro_dist.data.cache import local_shard
+from maestro_dist.data.collate import collate
+from maestro_dist.data.index import HEADER, META, load_index, member_name
+from maestro_dist.data.manifest import Manifest
+from maestro_dist.data.missing import drop_modalities
+from maestro_dist.data.sample import BadSample, Layout, Sample, decode_sample
+from maestro_dist.data.storage import Storage
+from maestro_dist.types import Batch, Modality
+
+_OPEN_SHARDS = 64  # files and indexes a reader keeps open
+
+
+@dataclass(frozen=True)
+class Request:
+    """A micro-batch to be read: a plain value, so that any process can serve it.
+
+    numbers   int64 [B]: samples of the split, in manifest order
+    keep      bool [B, M]: modalities to keep of those that are there; None: all, less those that the curriculum drops
+    drop      probability of that drop, keyed by (seed, step, sample, modality)
+    fields    the bookkeeping fields of `Batch`: last, global_samples, position, epoch, step
+    """
+
+    numbers: np.ndarray
+    keep: np.ndarray | None = None
+    drop: float = 0.0
+    seed: int = 0
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SplitSource:
+    """Where the samples of a split are; a plain value that a spawned reader process gets."""
+
+    url: str
+    manifest: Manifest
+    config: DataConfig
+    modalities: tuple[Modality, ...]
+    split: str
+
+    def open(self) -> SplitReader:
+        """A reader; its files are opened when they are first needed."""
+        return SplitReader(self)
+
+
+@dataclass
+class _OpenShard:
+    """A shard's file; for each of its samples, offset and size of the json [:, 0] and each modality [:, 1 + m]."""
+
+    name: str
+    descriptor: int
+    keys: list[str]
+    offsets: np.ndarray
+    sizes: np.ndarray
+
+
+class SplitReader:
+    """Reads micro-batches of one split. Not for use by several threads at a time."""
+
+    def __init__(self, source: SplitSource) -> None:
+        self.source = source
+        self.layout = Layout.of(source.manifest, source.modalities)
+        self.storage = Storage(source.url)
+        self.shards = source.manifest.split(source.split).shards
+        self.starts = np.cumsum([0] + [shard.samples for shard in self.shards])
+        self.members = [META] + [member_name(modality.name) for modality in source.modalities]
+        self._opened: OrderedDict[int, _OpenShard] = OrderedDict()
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._opened:
+            os.close(self._opened.popitem()[1].descriptor)
+
+    def batch(self, request: Request) -> Batch:
+        """Read a micro-batch; bad samples are left out and named in `Batch.bad`."""
+        numbers = request.numbers
+        present = np.stack([self._present(number) for number in numbers]) if len(numbers) else None
+        samples: list[Sample] = []
+        bad: list[str] = []
+        if present is not None:
+            keep = present if request.keep is None else present & request.keep
+            names = [modality.name for modality in self.layout.modalities]
+            step = request.fields.get("step", 0)
+            keep = drop_modalities(keep, numbers, names, p=request.drop, seed=request.seed, step=step)
+            for number, wanted in zip(numbers.tolist(), keep, strict=True):
+                try:
+                    samples.append(self._read(number, wanted))
+                except BadSample as error:
+                    bad.append(str(error))
+        return replace(collate(samples, self.layout), bad=bad, **request.fields)
+
+    def _locate(self, number: int) -> tuple[_OpenShard, int]:
+        position = int(np.searchsorted(self.starts, number, side="right")) - 1
+        return self._open(position), int(number - self.starts[position])
+
+    def _present(self, number: int) -> np.ndarray:
+        shard, row = self._locate(number)
+        return shard.sizes[row, 1:] > 0
+
+    def _open(self, position: int) -> _OpenShard:
+        if position in self._opened:
+            self._opened.move_to_end(position)
+            return self._opened[position]
+        shard = self.shards[position]
+        index = load_index(self.storage, shard)
+        config = self.source.config
+        path = local_shard(self.storage, shard, config.cache, config.verify)
+        offsets, sizes = index.columns(self.members)
+        name = self.storage.name(shard.path)
+        opened = _OpenShard(name, os.open(path, os.O_RDONLY), index.keys, offsets, sizes)
+        self._opened[position] = opened
+        if len(self._opened) > _OPEN_SHARDS:
+            os.close(self._opened.popitem(last=False)[1].descriptor)
+        return opened
+
+    def _read(self, number: int, wanted: np.ndarray) -> Sample:
+        shard, row = self._locate(number)
+        key = shard.keys[row]
+        where = f"{shard.name}, sample {key}"
+        meta = self._member(shard, row, 0, where)
+        arrays = {
+            modality.name: self._member(shard, row, column, where)
+            for column, modality in enumerate(self.layout.modalities, start=1)
+            if wanted[column - 1]
+        }
+        return decode_sample(number, key, meta, arrays, self.layout, where)
+
+    def _member(self, shard: _OpenShard, row: int, column: int, where: str) -> bytes:
+        """Content of a member, after a look at its tar header: an index of another shard must not go unnoticed."""
+        size = int(shard.sizes[row, column])
+        data = os.pread(shard.descriptor, HEADER + size, int(shard.offsets[row, column]) - HEADER) if size else b""
+        name = f"{shard.keys[row]}.{self.members[column]}"
+        if data[:100].rstrip(b"\0") != name.encode() or len(data) != HEADER + size:
+            raise BadSample(f"{where}: the index does not point at {name}; pack the data set again")
+        return data[HEADER:]
+
+
+def presence(url: str, manifest: Manifest, modalities: Sequence[Modality], split: str) -> np.ndarray:
+    """bool [N, M]: which sample of a split has which modality, from the indexes alone."""
+    storage = Storage(url)
+    names = [member_name(modality.name) for modality in modalities]
+    parts = [load_index(storage, shard).columns(names)[1] > 0 for shard in manifest.split(split).shards]
+    return np.concatenate(parts)

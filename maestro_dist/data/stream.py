@@ -1,0 +1,126 @@
+"""Micro-batches of a run: slices of the global order, whatever the number of ranks, readers or restarts.
+
+Global batch g of an epoch is `order[g * G : (g + 1) * G]` (shorter at the epoch's tail); sample i of it belongs to data
+rank i mod ranks. The position of a run is one integer: samples consumed since its start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from maestro_dist.config.schema import DataConfig, MissingConfig
+from maestro_dist.data.manifest import Manifest
+from maestro_dist.data.missing import drop_probability
+from maestro_dist.data.order import epoch_order, steps_per_epoch
+from maestro_dist.data.prefetch import read_ahead
+from maestro_dist.data.reader import Request, SplitSource, presence
+from maestro_dist.errors import DataError
+from maestro_dist.types import Batch, Modality
+
+__all__ = ["TrainStream", "evaluation_batches", "presence"]
+
+
+class TrainStream:
+    """The training split for one data rank.
+
+    samples          N of the split
+    steps_per_epoch  optimizer steps of one epoch
+    accumulation     micro-batches of a global batch: ceil(G / (ranks * micro)), the same on every rank
+    """
+
+    def __init__(
+        self,
+        url: str,
+        manifest: Manifest,
+        config: DataConfig,
+        modalities: Sequence[Modality],
+        *,
+        seed: int,
+        global_batch: int,
+        micro_batch: int | None,
+        rank: int,
+        ranks: int,
+        curriculum: MissingConfig,
+        total_steps: int,
+    ) -> None:
+        self._source = SplitSource(url, manifest, config, tuple(modalities), config.train)
+        split = manifest.split(config.train)
+        self.samples = split.samples
+        self.steps_per_epoch = steps_per_epoch(split.samples, global_batch)
+        self._shard_samples = split.shard_samples
+        self._seed, self._global_batch, self._rank, self._ranks = seed, global_batch, rank, ranks
+        self._micro = micro_batch or -(-global_batch // ranks)
+        self.accumulation = -(-global_batch // (ranks * self._micro))
+        self._curriculum, self._total_steps = curriculum, total_steps
+
+    def batches(self, position: int, end: int) -> Iterator[Batch]:
+        """Micro-batches of every global batch that starts at `position` or later and before `end`.
+
+        Raises:
+            DataError: `position` is not where a global batch starts, or the data is wrong (named).
+        """
+        if position % self.samples % self._global_batch:
+            raise DataError(f"position {position} is not at the start of a global batch of {self._global_batch}")
+        return read_ahead(self._source, self._requests(position, end), self._source.config.loader_workers)
+
+    def _requests(self, position: int, end: int) -> Iterator[Request]:
+        epoch = -1
+        while position < end:
+            if position // self.samples != epoch:
+                epoch = position // self.samples
+                order = epoch_order(self._seed, epoch, self._shard_samples, self._source.config.shuffle_shards)
+            first = position % self.samples
+            whole = order[first : first + self._global_batch]
+            position += len(whole)
+            step = epoch * self.steps_per_epoch + first // self._global_batch
+            mine = whole[self._rank :: self._ranks]
+            for micro in range(self.accumulation):
+                yield Request(
+                    numbers=mine[micro * self._micro : (micro + 1) * self._micro],
+                    drop=drop_probability(self._curriculum, step, self._total_steps),
+                    seed=self._seed,
+                    fields={
+                        "last": micro == self.accumulation - 1,
+                        "global_samples": len(whole),
+                        "position": position,
+                        "epoch": epoch,
+                        "step": step,
+                    },
+                )
+
+
+def evaluation_batches(
+    url: str,
+    manifest: Manifest,
+    config: DataConfig,
+    modalities: Sequence[Modality],
+    split: str,
+    *,
+    batch: int,
+    rank: int,
+    ranks: int,
+    keep: np.ndarray | None = None,
+) -> Iterator[Batch]:
+    """Every sample of a split exactly once over all ranks: this rank's are `rank::ranks`, `batch` at a time.
+
+    `keep`, bool [N, M], says which modalities of each sample are left (M = `modalities`, sorted by name). Every rank
+    yields the same number of batches; the last may be empty. `global_samples` counts all ranks' samples of a round.
+    A thread reads, whatever `data.loader_workers`: starting processes anew for each mask would take longer.
+    """
+    source = SplitSource(url, manifest, config, tuple(modalities), split)
+    samples = manifest.split(split).samples
+
+    def requests() -> Iterator[Request]:
+        rounds = -(-samples // (batch * ranks))
+        for number in range(rounds):
+            first, end = number * batch * ranks, min(samples, (number + 1) * batch * ranks)
+            mine = np.arange(first + rank, end, ranks, dtype=np.int64)
+            yield Request(
+                numbers=mine,
+                keep=None if keep is None else keep[mine],
+                fields={"global_samples": end - first, "position": end},
+            )
+
+    return read_ahead(source, requests(), workers=0)
