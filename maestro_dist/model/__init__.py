@@ -1,0 +1,6 @@
+"""The model: pure torch, tensors in, tensors out."""
+
+from maestro_dist.model.context import Experts, ExpertsFactory, OneProcess, SequenceContext
+from maestro_dist.model.maestro import Maestro
+
+__all__ = ["Experts", "ExpertsFactory", "Maestro", "OneProcess", "SequenceContext"]

@@ -1,0 +1,80 @@
+"""The layers: attention, residual and norm, distil, feed-forward or experts, residual and norm."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from maestro_dist import rng
+from maestro_dist.config.schema import ModelConfig
+from maestro_dist.model.attention import Attention
+from maestro_dist.model.context import ExpertsFactory, SequenceContext
+from maestro_dist.model.distil import Distil
+from maestro_dist.model.layers import FeedForward, LayerScale, dropout
+from maestro_dist.model.layout import Layout
+from maestro_dist.model.moe import MixtureOfExperts
+
+
+class Layer(nn.Module):
+    """One layer, of a modality or cross-modal; they differ in the module behind the attention.
+
+    `feed` is a feed-forward or a mixture of experts. Dropout falls on the output of either.
+    """
+
+    def __init__(
+        self, name: str, config: ModelConfig, factor: float, feed: nn.Module, seed: int, sequence: SequenceContext
+    ) -> None:
+        super().__init__()
+        self.name, self.seed, self.dropout = name, seed, config.dropout
+        self.attention = Attention(f"{name}.attention", config, factor, seed, sequence)
+        self.attention_norm = nn.LayerNorm(config.width)
+        self.distil = Distil(config.width, sequence) if config.distil else None
+        self.feed = feed
+        self.feed_norm = nn.LayerNorm(config.width)
+        start = config.layer_scale
+        self.attention_scale = LayerScale(config.width, start) if start is not None else nn.Identity()
+        self.feed_scale = LayerScale(config.width, start) if start is not None else nn.Identity()
+
+    def forward(
+        self, x: Tensor, layout: Layout, after: Layout, queries: Tensor, step: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokens x [N, d] in `layout` -> (tokens in `after`, the experts' load [M, E] if there are any)."""
+        x = self.attention_norm(x + self.attention_scale(self.attention(x, layout, queries, step)))
+        if self.distil is not None:
+            x = self.distil(x, layout)
+        load = None
+        if isinstance(self.feed, MixtureOfExperts):
+            branch, load = self.feed(x, after)
+        else:
+            branch = self.feed(x)
+        if self.training and self.dropout > 0:
+            branch = dropout(branch, self.dropout, after.draw_keys(rng.key(self.seed, "dropout", self.name, step)))
+        return self.feed_norm(x + self.feed_scale(branch)), load
+
+
+class Encoder(nn.Module):
+    """The layers of one modality; called once a forward, also with no rows."""
+
+    def __init__(self, name: str, config: ModelConfig, factor: float, seed: int, sequence: SequenceContext) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            Layer(f"{name}.{depth}", config, factor, _feed_forward(config), seed, sequence)
+            for depth in range(config.encoder_layers)
+        )
+
+    def forward(self, x: Tensor, layouts: list[Layout], queries: Tensor, step: int) -> Tensor:
+        """Tokens [N, d] at depth 0 -> at the last depth of the encoder. queries [R, layers]; layouts: layers + 1."""
+        for depth, layer in enumerate(self.layers):
+            x, _ = layer(x, layouts[depth], layouts[depth + 1], queries[:, depth], step)
+        return x
+
+
+def fusion_layer(
+    name: str, config: ModelConfig, modalities: int, factory: ExpertsFactory, seed: int, sequence: SequenceContext
+) -> Layer:
+    """A cross-modal layer, with experts unless there are none."""
+    feed = MixtureOfExperts(config, modalities, factory) if config.moe.experts else _feed_forward(config)
+    return Layer(name, config, config.fusion_beta, feed, seed, sequence)
+
+
+def _feed_forward(config: ModelConfig) -> FeedForward:
+    return FeedForward(config.width, max(1, round(config.feedforward * config.width)))

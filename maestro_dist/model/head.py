@@ -1,0 +1,39 @@
+"""From the last tokens to the outputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from maestro_dist import rng
+from maestro_dist.model.context import SequenceContext
+from maestro_dist.model.layers import Key
+
+
+def pool(x: Tensor, layout_mask: Tensor, group: Tensor, groups: int, sequence: SequenceContext) -> Tensor:
+    """Sums and counts of observed tokens x [N, d] by group int64 [N] -> means [groups, d]; 0 for an empty group."""
+    observed = layout_mask[:, None].to(x.dtype)
+    joined = torch.cat((x * observed, observed), 1)
+    total = sequence.sum(joined.new_zeros(groups, joined.shape[1]).index_add(0, group, joined))
+    return total[:, :-1] / total[:, -1:].clamp_min(1)
+
+
+class ModalityHeads(nn.Module):
+    """A small head for each modality on its own pooled tokens, and the weight that each has in the sum."""
+
+    def __init__(self, modalities: int, width: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(modalities, width, outputs))
+        self.bias = nn.Parameter(torch.empty(modalities, outputs))
+        self.share = nn.Parameter(torch.full((modalities,), 1.0 / modalities))
+
+    def fill(self, key: Key) -> None:
+        """The usual start of linear layers; the shares start equal and sum to 1."""
+        rng.fill_linear_(self.weight, self.weight.shape[1], key("weight"))
+        rng.fill_linear_(self.bias, self.weight.shape[1], key("bias"))
+
+    def forward(self, pooled: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled [B, M, d], present bool [B, M] -> (each modality's logits [B, M, C], 0 where absent; weighted sum)."""
+        logits = torch.einsum("bmd,mdc->bmc", pooled, self.weight.to(pooled.dtype)) + self.bias
+        logits = torch.where(present[..., None], logits, 0)
+        return logits, (logits * self.share[:, None]).sum(1)

@@ -1,0 +1,203 @@
+"""MAESTRO: symbolic tokens, encoders with adaptive budgets, cross-modal sparse attention, experts, heads.
+
+Letters, in all of `model/`: B samples, M modalities (sorted by name), R_j samples that have modality j, D_j variates,
+T_j steps, W_j words, N tokens, d width, H heads, E experts, C outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from maestro_dist import rng
+from maestro_dist.config.schema import ModelConfig
+from maestro_dist.errors import ConfigError
+from maestro_dist.model import budget, layout
+from maestro_dist.model.budget import BudgetGate, Budgets
+from maestro_dist.model.context import ExpertsFactory, OneProcess, SequenceContext
+from maestro_dist.model.embedding import Embedding, TimeCode, word_steps, word_times
+from maestro_dist.model.encoder import Encoder, fusion_layer
+from maestro_dist.model.head import ModalityHeads, pool
+from maestro_dist.model.layers import Key, Linear
+from maestro_dist.model.layout import Layout, Part, Plan
+from maestro_dist.model.moe import LocalExperts, MixtureOfExperts
+from maestro_dist.types import Batch, Modality, Output
+
+
+class ModalityEmbedding(nn.Module):
+    """Adds the learned embedding of its modality, and the time again, to each token before the cross-modal layers."""
+
+    def __init__(self, modalities: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(modalities, width))
+
+    def fill(self, key: Key) -> None:
+        """N(0, .1): apart, and small beside the normalised tokens."""
+        rng.fill_normal_(self.weight, 0.1, key("weight"))
+
+    def forward(self, x: Tensor, layout: Layout, time: Tensor) -> Tensor:
+        """Tokens x [N, d], time codes [L, d] -> [N, d]."""
+        columns = self.weight.index_select(0, layout.part) + time
+        column = torch.arange(len(columns), device=x.device).expand(layout.mask.shape)
+        return x + columns.index_select(0, layout.flat(column))
+
+
+class Maestro(nn.Module):
+    """The whole model. All parameters live in its modules; each module is called once a forward, in one fixed order.
+
+    Initial values are keyed by (seed, full parameter name), so they depend neither on process nor on call order.
+    """
+
+    unit: Tensor
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        modalities: Sequence[Modality],
+        outputs: int,
+        *,
+        seed: int,
+        sequence: SequenceContext | None = None,
+        experts: ExpertsFactory | None = None,
+    ) -> None:
+        """A model for `modalities` (in any order) with `outputs` logits.
+
+        `sequence` and `experts` are given when tokens or experts are spread over ranks. Raises `ConfigError` when the
+        numbers do not fit each other.
+        """
+        super().__init__()
+        modalities = sorted(modalities, key=lambda modality: modality.name)
+        sequence = OneProcess() if sequence is None else sequence
+        _check(config, modalities, sequence)
+        self.config, self.names, self.sequence = config, [modality.name for modality in modalities], sequence
+        self.modalities = modalities
+        self.words = [word_steps(config, name) for name in self.names]
+        self.time = TimeCode(config.width, modalities, self.words)
+        count, width = len(modalities), config.width
+
+        self.embeddings = nn.ModuleDict(
+            {modality.name: Embedding(config, modality, self.time, sequence) for modality in modalities}
+        )
+        self.gate: BudgetGate | None = None
+        factor = config.beta
+        if config.budget != "fixed" and config.attention == "sparse" and config.encoder_layers:
+            content = width if config.budget_inputs == "content" else 0
+            reallocate = config.budget == "reallocate"
+            self.gate = BudgetGate(count, content, reallocate=reallocate, beta=config.beta)
+            factor = config.beta * count if reallocate else config.beta
+        self.encoders = nn.ModuleDict(
+            {name: Encoder(f"encoders.{name}", config, factor, seed, sequence) for name in self.names}
+        )
+        self.modality_embedding = ModalityEmbedding(count, width)
+        self.fusion = nn.ModuleList(
+            fusion_layer(f"fusion.{depth}", config, count, experts or LocalExperts, seed, sequence)
+            for depth in range(config.fusion_layers)
+        )
+        self.head = Linear(width, outputs)
+        self.modality_heads = ModalityHeads(count, width, outputs) if config.head == "additive" else None
+        self.register_buffer("unit", torch.ones(()), persistent=False)  # carries the model's float type
+        self.initialise(seed)
+
+    def initialise(self, seed: int) -> None:
+        """Fill all parameters from (seed, full parameter name)."""
+        for path, module in self.named_modules():
+            fill = getattr(module, "fill", None)
+            if fill is not None:
+                fill(lambda name, path=path: rng.key(seed, "init", f"{path}.{name}"))
+
+    def forward(self, batch: Batch, step: int = 0) -> Output:
+        """Logits and what to watch, for one micro-batch. `step` (0-based optimizer step) keys the draws of training."""
+        rows = [batch.rows[name] for name in self.names]
+        tokens, plan = self._embed(batch, rows)
+        present = plan.total[:, :, 0] > 0
+        depth = self.config.encoder_layers
+        budgets = self._budgets(tokens, plan, rows, batch.sample, present)
+
+        for j, name in enumerate(self.names):
+            layouts = [layout.modality_layout(plan, j, level, rows[j], batch.sample) for level in range(depth + 1)]
+            queries = budgets.queries[:, j].index_select(0, rows[j])
+            tokens[j] = self.encoders[name](tokens[j], layouts, queries, step)
+
+        joint = layout.joint_layout(plan, depth, rows, batch.sample)
+        encoded = torch.cat(tokens)
+        x = self.modality_embedding(encoded, joint, self._times(joint).to(self.unit.dtype))
+        loads, final = [], joint
+        for level, layer in enumerate(self.fusion, start=depth):
+            entered, final = final, layout.joint_layout(plan, level + 1, rows, batch.sample)
+            share = self.unit.new_full(entered.count.shape, self.config.fusion_beta)
+            queries = budget.spend(share, entered.count).queries
+            x, load = layer(x, entered, final, queries, step)
+            loads.append(load)
+
+        output = Output(logits=self.head(pool(x, final.flat_mask, final.row(), len(present), self.sequence)))
+        if self.modality_heads is not None:
+            pooled = pool(encoded, joint.flat_mask, joint.cell(), present.numel(), self.sequence)
+            own, summed = self.modality_heads(pooled.view(*present.shape, pooled.shape[1]), present)
+            output["modality_logits"] = own
+            output["logits"] = output["logits"] + summed
+        if depth and self.config.attention == "sparse":
+            output["budgets"] = budgets.share[:, :, -1].detach()
+            output["queries"] = budgets.queries[:, :, -1].detach()
+        if self.config.moe.experts and loads:
+            output["expert_load"] = torch.stack(loads)
+        return output
+
+    def update_balance(self, load: Tensor) -> None:
+        """Nudge the experts' selection biases (`moe.balance: bias`), after a step.
+
+        load [layers, M, E]: tokens sent to each expert, summed over the ranks and micro-batches of the step.
+        """
+        for layer, layer_load in zip(self.fusion, load, strict=True):
+            if isinstance(layer.feed, MixtureOfExperts):
+                layer.feed.update_balance(layer_load.sum(0))
+
+    def _embed(self, batch: Batch, rows: list[Tensor]) -> tuple[list[Tensor], Plan]:
+        """Flat tokens of each modality at depth 0, and the masks and counts of all depths."""
+        tokens, parts, words, summaries = [], [], [], []
+        lead = int(self.config.summary != "none")
+        for name, word in zip(self.names, self.words, strict=True):
+            values = batch.values[name]
+            embedded, summary, observed = self.embeddings[name](values, batch.recording.get(name), self.unit.dtype)
+            start, steps = self.sequence.slice(name, values.shape[1])
+            parts.append(Part(len(values), summary.shape[1], observed.shape[1], start // word, lead, -(-steps // word)))
+            tokens.append(embedded.flatten(0, 1))
+            words.append(observed)
+            summaries.append(summary)
+        distils = [self.config.distil] * (self.config.encoder_layers + self.config.fusion_layers)
+        return tokens, layout.plan(parts, words, summaries, rows, len(batch), distils, self.sequence)
+
+    def _budgets(
+        self, tokens: list[Tensor], plan: Plan, rows: list[Tensor], sample: Tensor, present: Tensor
+    ) -> Budgets:
+        counts = plan.total[:, :, : self.config.encoder_layers]
+        if self.gate is None:
+            return budget.fixed(self.config.beta, present, counts, self.unit.dtype)
+        content = None
+        if self.config.budget_inputs == "content":
+            joint = layout.joint_layout(plan, 0, rows, sample)
+            pooled = pool(torch.cat(tokens), joint.flat_mask, joint.cell(), present.numel(), self.sequence)
+            content = pooled.view(*present.shape, pooled.shape[1])
+        gated: Budgets = self.gate(present, content, counts)
+        return gated
+
+    def _times(self, joint: Layout) -> Tensor:
+        """Time codes float64 [L, d] of the columns that enter the cross-modal layers; zeros for summary tokens."""
+        distilled = 2**self.config.encoder_layers if self.config.distil else 1
+        device, seconds = joint.token.device, []
+        for part, word, modality in zip(joint.parts, self.words, self.modalities, strict=True):
+            seconds.append(torch.full((part.summary,), torch.nan, dtype=torch.float64, device=device))
+            seconds.append(word_times(part.words, part.first, distilled, word, modality.rate_hz, device))
+        return self.time(torch.cat(seconds)).nan_to_num(0.0)
+
+
+def _check(config: ModelConfig, modalities: Sequence[Modality], sequence: SequenceContext) -> None:
+    if not modalities:
+        raise ConfigError("the model needs at least one modality; data.modalities is empty")
+    if config.width % config.heads:
+        raise ConfigError(f"model.heads {config.heads} does not divide model.width {config.width}")
+    if config.moe.experts and config.moe.top_k > config.moe.experts:
+        raise ConfigError(f"model.moe.top_k {config.moe.top_k} is more than model.moe.experts {config.moe.experts}")
+    if sequence.size > 1 and config.attention == "dense":
+        raise ConfigError("model.attention dense cannot be sharded by time; set it to sparse, or mesh.sequence to 1")
