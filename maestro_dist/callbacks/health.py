@@ -1,0 +1,71 @@
+"""Health: losses and gradients that are not finite, samples that are bad."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from maestro_dist.callbacks.base import Callback, State, StepRecord
+from maestro_dist.callbacks.progress import Say, say_line
+from maestro_dist.errors import NonFiniteError
+
+if TYPE_CHECKING:
+    from maestro_dist.callbacks.metrics import Metrics, Window
+
+_NAMED = 8
+
+
+class Health(Callback):
+    """Counts steps that are not finite and stops past `optim.max_skipped`; names bad samples.
+
+    A gradient that is not finite is seen at once: the engine skipped the step on all ranks. A loss that is not finite
+    although its gradient was is seen when `Metrics`, which comes before, has summed the losses: no step waits for the
+    device to be read. Both are the same on all ranks, so all stop together.
+    """
+
+    def __init__(self, metrics: Metrics, say: Say = say_line) -> None:
+        self._metrics = metrics
+        self._say = say
+        self._seen: Window | None = None
+        self._recent: dict[int, StepRecord] = {}
+        self._skipped = 0
+
+    def on_step(self, state: State, record: StepRecord) -> None:
+        """Look at the step, and at those that were summed since. Raises NonFiniteError."""
+        for line in record.bad:
+            self._say(f"warning: bad sample skipped: {line}")
+        self._recent[record.step + 1] = record
+        if not record.applied:
+            self._count(state, record)
+        self._look_at_losses(state)
+
+    def on_end(self, state: State) -> None:
+        """Look at the last losses. Raises NonFiniteError."""
+        self._look_at_losses(state)
+
+    def _look_at_losses(self, state: State) -> None:
+        window = self._metrics.latest
+        if window is None or window is self._seen:
+            return
+        self._seen = window
+        for step, loss in zip(window.steps, window.losses, strict=True):
+            record = self._recent.pop(step)
+            if record.applied and not math.isfinite(loss):
+                self._count(state, record)
+
+    def _count(self, state: State, record: StepRecord) -> None:
+        self._skipped += 1
+        allowed = state.config.optim.max_skipped
+        where = f"step {record.step + 1} (epoch {record.epoch + 1})"
+        what = "loss or gradient is NaN or infinite"
+        if self._skipped <= allowed:
+            if state.mesh.rank == 0:
+                self._say(f"warning: {where}: {what}; skipped on all ranks ({self._skipped} of {allowed} allowed)")
+            return
+        names = ", ".join(record.keys[:_NAMED]) or "none"
+        if len(record.keys) > _NAMED:
+            names += f" and {len(record.keys) - _NAMED} more"
+        raise NonFiniteError(
+            f"{where}: {what} ({allowed} such steps allowed by optim.max_skipped); on rank {state.mesh.rank} "
+            f"the loss is {float(record.loss):.4g} and the samples are {names}; look at them, or lower optim.lr"
+        )

@@ -1,0 +1,56 @@
+"""Validation: scores the weights, remembers the best, stops when nothing improves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from maestro_dist.callbacks.base import Callback, State, StepRecord
+from maestro_dist.task import higher_is_better
+
+if TYPE_CHECKING:
+    from maestro_dist.evaluation import Evaluation
+    from maestro_dist.tracking import MetricLog
+
+
+def validation_due(state: State) -> bool:
+    """Whether the step just done ends with a validation: every n epochs, and at the end of the run."""
+    every = state.config.evaluation.every_epochs * state.steps_per_epoch
+    return state.step % every == 0 or state.step == state.total_steps
+
+
+def better(metric: str, score: float, than: float) -> bool:
+    """Whether a score is strictly better than another."""
+    return score > than if higher_is_better(metric) else score < than
+
+
+class Validation(Callback):
+    """Evaluates every `evaluation.every_epochs` epochs and after the last step.
+
+    Sets `state.results` (`validation/...`), `best_step` and `best_score`; a tie keeps the earlier weights. After
+    `evaluation.patience` validations without a better one it sets `state.stop`.
+    """
+
+    def __init__(self, evaluate: Callable[[], Evaluation], log: MetricLog | None) -> None:
+        """`evaluate` is called on all ranks together and returns the same on all; `log` on rank 0, None elsewhere."""
+        self.latest: Evaluation | None = None
+        self._evaluate = evaluate
+        self._log = log
+
+    def on_step(self, state: State, record: StepRecord) -> None:
+        """Validate when it is time."""
+        if not validation_due(state):
+            return
+        self.latest = self._evaluate()
+        config = state.config.evaluation
+        metric = state.task.metric(config.metric)
+        score = self.latest.score(metric)
+        if state.best_score is None or better(metric, score, state.best_score):
+            state.best_step, state.best_score, state.validations_since_best = state.step, score, 0
+        else:
+            state.validations_since_best += 1
+        if config.patience is not None and state.validations_since_best >= config.patience:
+            state.stop = True
+        state.results = self.latest.flat("validation") | {"validation/score": score}
+        if self._log is not None:
+            self._log.log(state.step, state.results)

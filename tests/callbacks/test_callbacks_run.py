@@ -1,0 +1,134 @@
+"""Validation, early stop, health and progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from callback_states import make_record, make_state
+
+from maestro_dist.callbacks.base import Callback, Callbacks, State
+from maestro_dist.callbacks.health import Health
+from maestro_dist.callbacks.metrics import Metrics
+from maestro_dist.callbacks.progress import Progress, duration, short_number
+from maestro_dist.callbacks.validation import Validation
+from maestro_dist.errors import NonFiniteError
+from maestro_dist.evaluation import Evaluation, Scenario
+
+
+def scored(accuracies: list[float]) -> Callable[[], Evaluation]:
+    """An evaluation that finds these accuracies, one after the other."""
+    left = iter(accuracies)
+
+    def evaluate() -> Evaluation:
+        accuracy = next(left)
+        scenarios = [Scenario(0.0, 0, {"accuracy": accuracy}), Scenario(0.4, 0, {"accuracy": accuracy - 0.1})]
+        return Evaluation("validation", 10, ["accuracy"], scenarios)
+
+    return evaluate
+
+
+def drive(state: State, callback: Callback, **changes: dict[int, object]) -> None:
+    """Run to the end; `changes` maps a field of the record to its values by 0-based step."""
+    callback.on_start(state)
+    while state.step < state.total_steps and not state.stop:
+        step = state.step
+        state.step += 1
+        given = {name: values[step] for name, values in changes.items() if step in values}
+        callback.on_step(state, make_record(step, **given))  # type: ignore[arg-type]
+    callback.on_end(state)
+
+
+def test_the_best_validation_is_remembered() -> None:
+    state = make_state({})
+    validation = Validation(scored([0.6, 0.9, 0.9, 0.7]), None)
+    drive(state, validation)
+    assert (state.best_step, state.best_score) == (10, pytest.approx(0.85)), "a tie keeps the earlier weights"
+    assert state.validations_since_best == 2
+    assert state.results == pytest.approx(
+        {"validation/accuracy": 0.7, "validation/accuracy_missing_40": 0.6, "validation/score": 0.65}
+    )
+
+
+def test_lower_is_better_for_a_loss() -> None:
+    def evaluate() -> Evaluation:
+        return Evaluation("validation", 10, ["loss"], [Scenario(0.0, 0, {"loss": next(values)})])
+
+    values = iter([0.9, 0.5, 0.7, 0.6])
+    state = make_state({"evaluation": {"metric": "loss"}})
+    drive(state, Validation(evaluate, None))
+    assert (state.best_step, state.best_score) == (10, 0.5)
+
+
+def test_every_second_epoch_and_the_end() -> None:
+    steps: list[int] = []
+    state = make_state({"evaluation": {"every_epochs": 2}}, steps=13)
+    evaluate = scored([0.5, 0.6, 0.7])
+    drive(state, Validation(lambda: (steps.append(state.step), evaluate())[1], None))
+    assert steps == [10, 13]
+
+
+def test_patience_stops_the_run_also_when_it_was_resumed_in_between() -> None:
+    config = {"evaluation": {"patience": 2}}
+    state = make_state(config)
+    drive(state, Validation(scored([0.9, 0.8, 0.7, 0.6]), None))
+    assert (state.step, state.stop, state.best_step) == (15, True, 5)
+
+    first, second = make_state(config, steps=20), make_state(config, steps=20)
+    first.total_steps = 10
+    drive(first, Validation(scored([0.9, 0.8]), None))
+    second.resume(10, 76, first.resumable())
+    drive(second, Validation(scored([0.7, 0.6]), None))
+    assert (second.step, second.stop, second.best_step) == (15, True, 5)
+
+
+def test_a_skipped_step_stops_the_run_and_names_its_samples() -> None:
+    metrics = Metrics(None)
+    with pytest.raises(NonFiniteError) as caught:
+        drive(make_state({}), Callbacks([metrics, Health(metrics)]), applied={6: False}, loss={6: float("nan")})
+    assert str(caught.value) == (
+        "step 7 (epoch 2): loss or gradient is NaN or infinite (0 such steps allowed by optim.max_skipped); on rank 0 "
+        "the loss is nan and the samples are r0s6n0, r0s6n1, r0s6n2, r0s6n3, r0s6n4, r0s6n5, r0s6n6, r0s6n7 and 2 "
+        "more; look at them, or lower optim.lr"
+    )
+
+
+def test_skipped_steps_are_counted_up_to_the_limit() -> None:
+    said: list[str] = []
+    metrics, state = Metrics(None), make_state({"optim": {"max_skipped": 2}})
+    with pytest.raises(NonFiniteError, match="step 12 "):
+        drive(state, Callbacks([metrics, Health(metrics, said.append)]), applied={3: False, 8: False, 11: False})
+    assert [line.split(":")[1] for line in said] == [" step 4 (epoch 1)", " step 9 (epoch 2)"]
+
+
+def test_a_loss_that_is_not_finite_is_seen_at_the_next_record() -> None:
+    metrics, state = Metrics(None), make_state({"tracking": {"every_steps": 10}})
+    with pytest.raises(NonFiniteError, match=r"step 7 \(epoch 2\).* the loss is inf and the samples are r0s6n0"):
+        drive(state, Callbacks([metrics, Health(metrics)]), loss={6: float("inf")})
+    assert state.step == 10
+
+
+def test_bad_samples_are_said() -> None:
+    said: list[str] = []
+    metrics = Metrics(None)
+    drive(make_state({}), Callbacks([metrics, Health(metrics, said.append)]), bad={4: 2})
+    assert said == [f"warning: bad sample skipped: shard 1 sample {number}: wrong shape" for number in range(2)]
+
+
+def test_progress_lines() -> None:
+    said: list[str] = []
+    metrics, state = Metrics(None), make_state({"tracking": {"every_steps": 4}}, steps=10)
+    validation = Validation(scored([0.6, 0.5]), None)
+    drive(state, Callbacks([metrics, validation, Progress(metrics, said.append)]))
+    assert [line.split()[0] for line in said] == ["step", "step", "validation", "step", "step", "validation"]
+    assert said[0].startswith(
+        "step  4/10  epoch  0.80  loss  0.2375      80 samples/s      1k tokens/s  data wait 10 %"
+    )
+    assert said[2] == "validation  accuracy 0.6000 complete, 0.5000 with 40 % missing; score 0.5500 (best so far)"
+    assert said[5].endswith("score 0.4500 (best 0.5500 at step 5)")
+    assert "ETA 0:00" in said[4]
+
+
+def test_numbers_for_people() -> None:
+    assert [short_number(value) for value in (3.14159, 45_600, 2_000_000)] == ["3.14", "45.6k", "2M"]
+    assert [duration(value) for value in (5, 65, 3725)] == ["0:05", "1:05", "1:02:05"]
