@@ -58,16 +58,16 @@ def evaluate(options: argparse.Namespace) -> int:
 
     import torch
 
-    from maestro_dist.checkpoint import full_weights
+    from maestro_dist.checkpoint import find, full_weights
     from maestro_dist.data.stream import evaluation_batches, presence
     from maestro_dist.evaluation import evaluate_split
     from maestro_dist.evaluation.table import results_table
     from maestro_dist.parallel.mesh import Mesh
-    from maestro_dist.worker import build
+    from maestro_dist.worker import best_checkpoint, build
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    checkpoint = _checkpoint(target)
+    checkpoint = best_checkpoint(target.run_url) if target.step is None else find(target.run_url, target.step)
     pieces = build(config)
     pieces.model.load_state_dict(full_weights(checkpoint))
     pieces.model.eval()
@@ -94,7 +94,7 @@ def evaluate(options: argparse.Namespace) -> int:
         split=split,
         progress=True,
     )
-    print(f"{checkpoint.name}: weights of step {checkpoint.step}")
+    print(f"{checkpoint.url}: weights of step {checkpoint.step}")
     print(results_table(found))
     if options.json:
         Path(options.json).write_text(json.dumps(found.to_json(), indent=1), encoding="utf-8")
@@ -135,12 +135,6 @@ def _configuration(target: Target, options: argparse.Namespace) -> Any:
     evaluation["draws"] = options.draws or evaluation["draws"]
     evaluation["batch"] = options.batch or evaluation["batch"]
     return parse(tree, run.name("config.yaml"))
-
-
-def _checkpoint(target: Target) -> Any:
-    from maestro_dist.checkpoint import best, find
-
-    return best(target.run_url) if target.step is None else find(target.run_url, target.step)
 
 
 def _share(text: str) -> float:

@@ -15,7 +15,7 @@ from maestro_dist.config.load import to_yaml
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.storage import ObjectMissing, Storage, redact
-from maestro_dist.errors import RunError
+from maestro_dist.errors import ConfigError, RunError
 from maestro_dist.lease import Lease
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.worker import Job
@@ -24,7 +24,7 @@ RUN_FILE = "run.json"
 
 
 def launch(config: Config) -> int:
-    """Train `config` to its end, or continue it. Returns the exit code; raises `MaestroError` for what a person can mend."""
+    """Train `config` to its end, or continue it. Returns the exit code; raises `MaestroError`."""
     from maestro_dist.summary import print_start
 
     config = absolute(config)
@@ -75,12 +75,16 @@ def prepare_data(config: Config) -> Manifest:
     build_mesh(config.mesh, world=config.run.workers)
     source = config.data.source
     if source and not Storage(config.data.url).exists("manifest.json"):
-        from maestro_dist.data.converters import convert
+        from maestro_dist.data.prepare import prepare
 
         print(f"packing {source.path} ({source.converter}) to {redact(config.data.url)}", flush=True)
-        convert(source.converter, source.path, config.data.url, **source.options)
+        prepare(source, config.data.url)
     manifest = load_manifest(config.data.url)
     check_modalities(config, manifest.select(config.data.modalities))
+    if config.model.normalize == "recording" and not manifest.recording:
+        raise ConfigError(
+            "model.normalize: recording, but the data has no statistics of recordings; use window or dataset"
+        )
     check_shards(config.data.url, manifest, [config.data.train, config.data.validation, config.data.test])
     return manifest
 

@@ -108,9 +108,9 @@ def _refuse_if_held(storage: Storage, attempt: int) -> None:
     age = time.time() - record["heartbeat"]
     if here or age < STALE_S:
         raise RunError(
-            f"{storage.name()}: held by another driver (host {record['host']}, process {record['process']}, last sign of "
-            f"life {max(age, 0):.0f} s ago); stop it, wait until it is silent for {STALE_S:.0f} s, or choose another "
-            "run.name"
+            f"{storage.name()}: held by another driver (host {record['host']}, process {record['process']}, last "
+            f"sign of life {max(age, 0):.0f} s ago); stop it, wait until it is silent for {STALE_S:.0f} s, or choose "
+            "another run.name"
         )
 
 

@@ -42,13 +42,13 @@ def train_step(state: State, stream: Generator[Batch, None, None]) -> StepRecord
         clock.lap("forward")
         engine.backward(loss, batch.last)
         clock.lap("backward")
-        seen.add(batch, output, losses)
+        seen.add(moved, output, losses)
         if batch.last:
             break
     lr = learning_rate(state.config.optim, state.step, state.total_steps)
     result = engine.step(lr)
-    if state.config.model.moe.balance == "bias":
-        engine.module.update_balance(seen.expert_load)
+    if result.applied and state.config.model.moe.balance == "bias":
+        engine.module.update_balance(engine.sum(seen.expert_load))
     clock.lap("optimizer")
     record = StepRecord(
         step=state.step,
@@ -95,9 +95,11 @@ class _Seen:
 
     def add(self, batch: Batch, output: Output, losses: torch.Tensor) -> None:
         self.loss = self.loss + losses.detach().sum()
-        self.budgets = self.budgets + output["budgets"].sum(0)
-        self.present = self.present + output["budgets"].gt(0).sum(0)
-        self.expert_load = self.expert_load + output["expert_load"]
+        self.present = self.present + batch.present.sum(0)
+        if "budgets" in output:
+            self.budgets = self.budgets + output["budgets"].sum(0)
+        if "expert_load" in output:
+            self.expert_load = self.expert_load + output["expert_load"]
         self.tokens += sum(rows.shape[0] * self._words[name] for name, rows in batch.rows.items())
         self.keys += batch.keys
         self.bad += batch.bad

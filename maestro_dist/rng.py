@@ -118,12 +118,11 @@ def dropout_scale(p: float, row_key: Tensor, channels: int, dtype: torch.dtype) 
 
     low = (row_key ^ _shift_right(row_key, 32)) & 0xFFFFFFFF
     low = torch.where(low >= 1 << 31, low - (1 << 32), low).to(torch.int32)
-    lane = (
-        torch.arange(channels, dtype=torch.int32, device=row_key.device) * -0x61C88647
-    )  # 0x9E3779B9 as a signed 32-bit number
+    # 0x9E3779B9 and, below, 0x846CA68B as signed 32-bit numbers
+    lane = torch.arange(channels, dtype=torch.int32, device=row_key.device) * -0x61C88647
     word = low.unsqueeze(-1) ^ lane
     word = (word ^ ((word >> 16) & 0xFFFF)) * 0x7FEB352D
-    word = (word ^ ((word >> 15) & 0x1FFFF)) * -0x7B935975  # 0x846CA68B as a signed 32-bit number
+    word = (word ^ ((word >> 15) & 0x1FFFF)) * -0x7B935975
     word = word ^ ((word >> 16) & 0xFFFF)
     limit = min(round(p * 2.0**32), (1 << 32) - 1) - (1 << 31)
     return (word >= limit).to(dtype) * (1.0 / (1.0 - p))

@@ -13,13 +13,11 @@ from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.storage import Storage, redact
 from maestro_dist.parallel.mesh import build_mesh
-from maestro_dist.worker import RESULT_FILE, build, count_steps
+from maestro_dist.worker import RESULT_FILE, build, count_steps, tokens_by_modality
 
 
 def print_start(config: Config, manifest: Manifest) -> None:
     """Every derived number: data, model, mesh, steps, memory. Builds the model, so a wrong one is found here."""
-    from maestro_dist.model.estimate import memory_estimate, tokens_by_modality
-
     run, optim = config.run, config.optim
     pieces = build(config)
     mesh = build_mesh(config.mesh, world=run.workers)
@@ -27,11 +25,7 @@ def print_start(config: Config, manifest: Manifest) -> None:
     share = config.engine.micro_batch or math.ceil(optim.global_batch / mesh.data)
     accumulation = math.ceil(optim.global_batch / (mesh.data * share))
     parameters = sum(parameter.numel() for parameter in pieces.model.parameters())
-    tokens = tokens_by_modality(config.model, pieces.modalities)
-    memory = memory_estimate(
-        pieces.model, config.model, pieces.modalities, micro_batch=share, zero_stage=config.engine.zero_stage,
-        ranks=mesh.world, optimizer=optim.optimizer,
-    )  # fmt: skip
+    tokens = tokens_by_modality(config, pieces.modalities)
     splits = (config.data.train, config.data.validation, config.data.test)
     kind = f"{len(manifest.classes)} classes" if pieces.task.kind == "classification" else manifest.target
     names = ", ".join(f"{m.name} {m.variates} x {m.steps} @ {m.rate_hz:g} Hz" for m in pieces.modalities)
@@ -47,8 +41,6 @@ def print_start(config: Config, manifest: Manifest) -> None:
         f"{config.engine.precision}",
         "steps": f"{per_epoch:,} an epoch, {total:,} in all; global batch {optim.global_batch} = {mesh.data} ranks x "
         f"{accumulation} micro-batch{'es' if accumulation > 1 else ''} of up to {share}",
-        "memory": f"about {memory.total / 2**20:,.0f} MiB a rank beside the libraries (parameters, gradients and "
-        f"optimizer {memory.state / 2**20:,.0f}, activations {memory.activations / 2**20:,.0f})",
     }
     for name, text in rows.items():
         print(f"{name:11}{text}")

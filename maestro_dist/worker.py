@@ -1,29 +1,34 @@
-"""What one worker does: mesh -> stream -> model -> engine -> fit, with its callbacks. Here the pieces are put together."""
+"""What one worker does: mesh -> stream -> model -> engine -> fit. The pieces are put together here."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maestro_dist.callbacks.base import State
+from maestro_dist.callbacks.base import Callbacks, State
 from maestro_dist.config.load import parse
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import CheckpointError
+from maestro_dist.lease import Fence
 from maestro_dist.parallel.mesh import Mesh, build_mesh
 
 if TYPE_CHECKING:
-    from maestro_dist.checkpoint import CheckpointInfo
+    from maestro_dist.checkpoint import CheckpointInfo, Saver
     from maestro_dist.data.stream import TrainStream
     from maestro_dist.evaluation import Evaluation
     from maestro_dist.model.maestro import Maestro
     from maestro_dist.task.base import Task
+    from maestro_dist.tracking import MetricLog
     from maestro_dist.types import Modality
 
+RESULT_FILE = "result.json"
 Say = Callable[[str], None]
 """Shows a line to the person who started the run."""
 
@@ -96,6 +101,14 @@ def build_stream(config: Config, pieces: Pieces, mesh: Mesh, total_steps: int) -
     )
 
 
+def tokens_by_modality(config: Config, modalities: Sequence[Modality]) -> dict[str, int]:
+    """Tokens that each modality of a sample enters the model with: its words, and a summary token where asked."""
+    from maestro_dist.model.embedding import word_steps
+
+    summary = int(config.model.summary != "none")
+    return {m.name: math.ceil(m.steps / word_steps(config.model, m.name)) + summary for m in modalities}
+
+
 def count_steps(config: Config, manifest: Manifest) -> tuple[int, int, int]:
     """Samples an epoch, optimizer steps an epoch, and steps of the whole run."""
     samples = manifest.split(config.data.train).samples
@@ -162,7 +175,6 @@ def run_worker(job: Job, say: Say) -> None:
 
     from maestro_dist.checkpoint import Saver, newest, restore
     from maestro_dist.loop import fit
-    from maestro_dist.model.estimate import tokens_by_modality
     from maestro_dist.optim import build_optimizer
     from maestro_dist.parallel.engine import Engine
 
@@ -182,7 +194,7 @@ def run_worker(job: Job, say: Say) -> None:
         samples_per_epoch=samples,
         steps_per_epoch=per_epoch,
         total_steps=total,
-        tokens_by_modality=tokens_by_modality(config.model, pieces.modalities),
+        tokens_by_modality=tokens_by_modality(config, pieces.modalities),
     )
     found = newest(job.run_url)
     if found:
@@ -195,15 +207,57 @@ def run_worker(job: Job, say: Say) -> None:
     callbacks = _callbacks(job, state, saver, log, say)
     try:
         fit(state, build_stream(config, pieces, mesh, total).batches, callbacks)
-        saver.wait()
-        dist.barrier()  # rank 0 has written the record: every rank can read the best checkpoint
+        dist.barrier()  # rank 0 has written the last record: every rank can read the best checkpoint
         best = best_checkpoint(job.run_url)
         restore(engine, best)
         evaluation = evaluate_on(state, config.data.test, config.evaluation.test_rates, config.evaluation.draws)
         if log is not None:
-            finish(job, state, best, evaluation, log)
+            export(job, state, best, evaluation, log)
     finally:
         callbacks.close()
         if log is not None and not log.close():
             say("warning: tracking has not taken all metrics; they are kept on disk and sent when this run goes on")
         engine.close()
+
+
+def _metric_log(job: Job, state: State) -> MetricLog:
+    from maestro_dist.tracking import MetricLog
+
+    folder = Storage(job.run_url).local_path() or cache_folder(job.run_url)
+    return MetricLog(folder, job.tracking_uri, job.mlflow_run, job.start_ms, resume_step=state.step)
+
+
+def cache_folder(run_url: str) -> Path:
+    """Where this machine keeps the metrics of a run whose storage is remote."""
+    digest = hashlib.sha256(run_url.encode()).hexdigest()[:12]
+    return Path.home() / ".cache" / "maestro_dist" / "runs" / f"{run_url.rsplit('/', 1)[-1]}-{digest}"
+
+
+def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None, say: Say) -> Callbacks:
+    """In the order in which they depend on one another."""
+    from maestro_dist.callbacks.checkpointing import Checkpointing
+    from maestro_dist.callbacks.health import Health
+    from maestro_dist.callbacks.metrics import Metrics
+    from maestro_dist.callbacks.progress import Progress
+    from maestro_dist.callbacks.validation import Validation
+
+    evaluation = state.config.evaluation
+
+    def validate() -> Evaluation:
+        return evaluate_on(state, state.config.data.validation, evaluation.rates, evaluation.draws[:1])
+
+    metrics = Metrics(log)
+    return Callbacks(
+        [
+            metrics,
+            Health(metrics, say),
+            Validation(validate, log),
+            Checkpointing(saver, Fence(job.run_url, job.attempt).check),
+            Progress(metrics, say),
+        ]
+    )
+
+
+def export(job: Job, state: State, best: CheckpointInfo, evaluation: Evaluation, log: MetricLog) -> None:
+    """Rank 0, at the end: test metrics, pictures, the exported model, and `result.json` last."""
+    log.log(state.step, evaluation.flat("test"))
