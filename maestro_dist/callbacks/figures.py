@@ -1,0 +1,83 @@
+"""Pictures of a run while it trains, and what they are drawn from."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from maestro_dist.callbacks.base import Callback, State, StepRecord
+from maestro_dist.evaluation.table import metric_label
+from maestro_dist.tracking.figures import Story, draw, log_figures
+from maestro_dist.tracking.panels import MissingCurve
+
+if TYPE_CHECKING:
+    from maestro_dist.callbacks.validation import Validation
+    from maestro_dist.evaluation import Evaluation
+    from maestro_dist.tracking import MetricLog
+    from maestro_dist.tracking.history import History
+
+_EVERY_S = 60.0
+
+
+def story_of(state: State, history: History, evaluation: Evaluation) -> Story:
+    """What the pictures of a run show: its metrics so far, and an evaluation (of validation, or the final test)."""
+    metric = state.task.metric(state.config.evaluation.metric)
+    names: Sequence[str] = [modality.name for modality in state.modalities]
+    count = f"{len(names)} modalit{'y' if len(names) == 1 else 'ies'}"
+    return Story(
+        title=f"{state.config.run.name}: {state.manifest.name}, {count}, {evaluation.split} split",
+        history=history,
+        modalities=names,
+        metric=metric,
+        label=metric_label(metric),
+        classes=state.manifest.classes,
+        confusion=evaluation.confusion,
+        missing=missing_curve(evaluation, metric),
+    )
+
+
+def missing_curve(evaluation: Evaluation, metric: str) -> MissingCurve | None:
+    """The metric against the missing rate; None where it is undefined."""
+    means = [evaluation.mean(metric, rate) for rate in evaluation.rates]
+    known = [mean for mean in means if mean is not None]
+    if len(known) < len(means):
+        return None
+    spreads = [evaluation.spread(metric, rate) or 0.0 for rate in evaluation.rates]
+    baseline = evaluation.majority() if metric == "accuracy" else None
+    return MissingCurve(metric_label(metric), evaluation.rates, known, spreads, baseline)
+
+
+class Figures(Callback):
+    """Draws the pictures again after a validation, at most once a minute, in a thread of rank 0."""
+
+    def __init__(self, validation: Validation, log: MetricLog | None, uri: str, run_id: str) -> None:
+        """It comes after `validation`; `log` on rank 0, None elsewhere."""
+        self._validation, self._log, self._uri, self._run_id = validation, log, uri, run_id
+        self._shown: Evaluation | None = None
+        self._next = time.monotonic() + _EVERY_S
+        self._thread: threading.Thread | None = None
+
+    def on_step(self, state: State, record: StepRecord) -> None:
+        """Start drawing when there is something new and the last drawing is long enough ago."""
+        evaluation = self._validation.latest
+        if self._log is None or evaluation is None or evaluation is self._shown or time.monotonic() < self._next:
+            return
+        self._shown, self._next = evaluation, time.monotonic() + _EVERY_S
+        self.close()
+        story, folder = story_of(state, self._log.history(), evaluation), self._log.folder
+        self._thread = threading.Thread(
+            target=lambda: log_figures(draw(story), folder, self._uri, self._run_id), name="figures", daemon=True
+        )
+        self._thread.start()
+
+    def on_end(self, state: State) -> None:
+        """Leave the drawing to the end of the run, which draws them all."""
+        self.close()
+
+    def close(self) -> None:
+        """Wait for the drawing under way."""
+        if self._thread is not None:
+            self._thread.join(timeout=30.0)
+            self._thread = None

@@ -1,0 +1,244 @@
+"""The single pictures of a run, each drawn on axes that are given.
+
+Colours are Okabe and Ito's, which people with any colour vision tell apart; lines are labelled where they end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from maestro_dist.tracking.history import History
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BROWN = COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#E69F00",
+    "#CC79A7",
+    "#56B4E9",
+    "#8C564B",
+)
+INK, FAINT = "#333333", "#9A9A9A"
+_MOST_LINES = len(COLOURS)
+_MOST_POINTS = 4000
+_MOST_NUMBERED = 24
+_MOST_LETTERS = 30
+
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+
+
+@dataclass(frozen=True)
+class MissingCurve:
+    """A metric against the share of modalities missing: mean and standard deviation over the draws at each rate.
+
+    `baseline` is the metric of always answering the most frequent class, where that makes sense.
+    """
+
+    label: str
+    rates: Sequence[float]
+    means: Sequence[float]
+    spreads: Sequence[float]
+    baseline: float | None = None
+
+
+def loss_panel(axes: Axes, history: History) -> None:
+    """Training loss of every step, faint, and smoothed; validation losses as points.
+
+    The training loss includes the auxiliary heads, dropout and dropped modalities; the validation loss does not.
+    """
+    steps, values = history["train/loss"]
+    stride = max(1, len(steps) // _MOST_POINTS)
+    smooth = smoothed(values)
+    axes.plot(steps[::stride], values[::stride], color=BLUE, alpha=0.25, linewidth=0.7)
+    axes.plot(steps[::stride], smooth[::stride], color=BLUE, linewidth=1.8)
+    ends = [(float(smooth[-1]), "training", BLUE)]
+    for name, colour in zip(validation_names(history, "loss"), (VERMILION, ORANGE, PURPLE), strict=False):
+        at, found = history[name]
+        axes.plot(at, found, color=colour, marker="o", markersize=4, linewidth=1.0)
+        ends.append((float(found[-1]), validation_label(name), colour))
+    low, high = np.min([*smooth, *(end for end, _, _ in ends)]), np.quantile(values, 0.995)
+    axes.set_ylim(max(0.0, low - 0.08 * (high - low)), high + 0.05 * (high - low))
+    axes.set(title="Loss", xlabel="optimizer step", ylabel="mean loss of a sample")
+    label_ends(axes, ends)
+
+
+def validation_panel(axes: Axes, history: History, metric: str, label: str) -> None:
+    """A validation metric over training, complete and with modalities missing."""
+    ends = []
+    for name, colour in zip(validation_names(history, metric), (VERMILION, ORANGE, PURPLE), strict=False):
+        steps, values = history[name]
+        axes.plot(steps, values, color=colour, marker="o", markersize=4, linewidth=1.6)
+        ends.append((float(values[-1]), validation_label(name).removeprefix("validation, "), colour))
+    axes.set(title=f"Validation {label}", xlabel="optimizer step", ylabel=label)
+    label_ends(axes, ends)
+
+
+def budgets_panel(axes: Axes, history: History, modalities: Sequence[str]) -> None:
+    """Mean budget of each modality, where it is present, over training. With many modalities the extremes are named."""
+    lines = {name: history[f"budgets/{name}"] for name in modalities if f"budgets/{name}" in history}
+    order = sorted(lines, key=lambda name: float(lines[name][1][-1]), reverse=True)
+    named = order if len(order) <= _MOST_LINES else order[:4] + order[-3:]
+    ends = []
+    for name in order:
+        colour = COLOURS[named.index(name)] if name in named else "#CFCFCF"
+        steps, values = lines[name]
+        axes.plot(
+            steps, values, color=colour, linewidth=1.6 if name in named else 0.8, zorder=3 if name in named else 2
+        )
+        if name in named:
+            ends.append((float(values[-1]), name, colour))
+    title = "Attention budget by modality"
+    axes.set(title=title, xlabel="optimizer step", ylabel="budget u (u ln L queries)")
+    axes.margins(y=0.08)
+    label_ends(axes, ends)
+
+
+def experts_panel(axes: Axes, load: np.ndarray, modalities: Sequence[str], layer: int | None = None) -> None:
+    """Share of each modality's tokens that each expert takes: `load` [M, E], rows sum to 1."""
+    axes.imshow(load, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+    _cells(axes, load, [[f"{100 * share:.0f}" for share in row] for row in load])
+    axes.set_xticks(range(load.shape[1]), [str(expert) for expert in range(load.shape[1])])
+    axes.set_yticks(range(len(modalities)), modalities, fontsize=_fit(len(modalities)))
+    where = "" if layer is None else f", layer {layer}"
+    axes.set(title=f"Expert load by modality{where}", xlabel="expert (% of the modality's tokens)")
+
+
+def confusion_panel(axes: Axes, counts: np.ndarray, classes: Sequence[str]) -> None:
+    """Confusion matrix: shade is the share of the true class (rows), numbers are samples."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+    _cells(axes, shares, [[f"{count:,}" if count else "" for count in row] for row in counts])
+    size = _fit(len(classes))
+    axes.set_xticks(range(len(classes)), classes, fontsize=size)
+    if sum(len(name) for name in classes) > _MOST_LETTERS:
+        axes.set_xticks(range(len(classes)), classes, fontsize=size, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(classes)), classes, fontsize=size)
+    axes.set(title="Confusion, complete samples", xlabel="predicted (number of samples)", ylabel="true")
+
+
+def missing_panel(axes: Axes, curve: MissingCurve) -> None:
+    """A metric against the share of modalities that are missing."""
+    rates, means, spreads = (np.asarray(part, dtype=np.float64) for part in (curve.rates, curve.means, curve.spreads))
+    axes.fill_between(100 * rates, means - spreads, means + spreads, color=BLUE, alpha=0.2, linewidth=0)
+    axes.plot(100 * rates, means, color=BLUE, marker="o", markersize=5, linewidth=1.8)
+    for index, side in ((0, "left"), (len(means) - 1, "right")):
+        _note(axes, f"{means[index]:.3f}", (100 * rates[index], means[index]), 9, side)
+    low, high = float((means - spreads).min()), float((means + spreads).max())
+    if curve.baseline is not None:
+        axes.axhline(curve.baseline, color=FAINT, linestyle=(0, (4, 3)), linewidth=1.2)
+        _note(axes, "most frequent class", (100 * rates[-1], curve.baseline), 4, "right")
+        low, high = min(low, curve.baseline), max(high, curve.baseline)
+    span = max(high - low, 1e-3)
+    axes.set_ylim(low - 0.1 * span, high + 0.18 * span)
+    axes.set_xticks(100 * rates)
+    axes.set(
+        title=f"{capitalised(curve.label)} against missing sensors", xlabel="modalities missing (%)", ylabel=curve.label
+    )
+
+
+def expert_load(history: History, modalities: Sequence[str], layer: int) -> np.ndarray | None:
+    """The last recorded expert load of a layer by modality, [M, E]; None where there is none."""
+    rows = []
+    for name in modalities:
+        row: list[float] = []
+        while (key := f"experts/layer{layer}/{name}/{len(row)}") in history:
+            row.append(float(history[key][1][-1]))
+        rows.append(row)
+    width = max((len(row) for row in rows), default=0)
+    if width == 0:
+        return None
+    return np.array([row or [0.0] * width for row in rows])
+
+
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """Centred moving average over about a fortieth of the values; shorter at the ends."""
+    width = max(1, len(values) // 40) | 1
+    kernel = np.ones(width)
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+
+
+def validation_names(history: History, metric: str) -> list[str]:
+    """Recorded names of a validation metric: complete first, then by missing rate."""
+    prefix = f"validation/{metric}"
+    names = [name for name in history if name == prefix or name.startswith(f"{prefix}_missing_")]
+    return sorted(names, key=lambda name: float(name.removeprefix(prefix).removeprefix("_missing_") or 0))
+
+
+def validation_label(name: str) -> str:
+    """`validation/loss_missing_40` -> "validation, 40 % missing"."""
+    _, separator, rate = name.partition("_missing_")
+    return f"validation, {rate} % missing" if separator else "validation, complete"
+
+
+def capitalised(text: str) -> str:
+    """The text with its first letter large; the rest stays as it is."""
+    return text[:1].upper() + text[1:]
+
+
+def label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
+    """Name lines at the right of the axes, each by (last value, name, colour); names that collide are moved apart."""
+    low, high = axes.get_ylim()
+    gap = 0.062 if len(ends) <= _MOST_LINES else 0.05
+    places = sorted((min(max((value - low) / (high - low), 0.0), 1.0), name, colour) for value, name, colour in ends)
+    heights: list[float] = []
+    for place, _, _ in places:
+        heights.append(max(place, heights[-1] + gap) if heights else place)
+    excess = max(0.0, heights[-1] - 1.0) if heights else 0.0
+    for height, (_, name, colour) in zip(heights, places, strict=True):
+        axes.text(1.015, height - excess, name, color=colour, transform=axes.transAxes, va="center", fontsize=9)
+
+
+def _note(axes: Axes, text: str, point: tuple[float, float], above: float, side: str) -> None:
+    """A small text that ends or starts at a point, `above` points over it."""
+    axes.annotate(text, point, xytext=(0, above), textcoords="offset points", ha=side, fontsize=9)
+
+
+def _cells(axes: Axes, shade: np.ndarray, texts: list[list[str]]) -> None:
+    """Numbers in the cells of a heat map, white on dark, and white lines between the cells."""
+    rows, columns = shade.shape
+    size = _fit(max(rows, columns))
+    for row in range(rows if max(rows, columns) <= _MOST_NUMBERED else 0):
+        for column in range(columns):
+            colour = "white" if shade[row, column] > 0.55 else INK
+            axes.text(column, row, texts[row][column], ha="center", va="center", color=colour, fontsize=size)
+    axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
+    axes.grid(visible=False, which="major")
+    axes.grid(which="minor", color="white", linewidth=1.2)
+    axes.tick_params(which="minor", length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _fit(count: int) -> float:
+    """Font size of labels of which there are `count` along an axis."""
+    return 9.0 if count <= 8 else 7.5 if count <= 14 else 6.0 if count <= 24 else 4.5

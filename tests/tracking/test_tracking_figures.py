@@ -1,0 +1,99 @@
+"""Pictures: which are drawn from what is there, the files, and that they arrive in the MLflow run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from maestro_dist.tracking import open_run
+from maestro_dist.tracking.figures import Story, draw, log_figures
+from maestro_dist.tracking.history import History
+from maestro_dist.tracking.panels import MissingCurve, expert_load, label_ends, smoothed
+
+NAMES = ["acc", "bvp", "eda"]
+
+
+def make_history(layers: int = 1) -> History:
+    steps = np.arange(1, 101)
+    history: History = {"train/loss": (steps, 1 / steps)}
+    some = steps[9::10]
+    for suffix in ("", "_missing_40"):
+        history[f"validation/loss{suffix}"] = (some, 2.0 / some)
+        history[f"validation/accuracy{suffix}"] = (some, 1 - 1 / some)
+    for index, name in enumerate(NAMES):
+        history[f"budgets/{name}"] = (some, some * 0.01 * index)
+        for layer in range(layers):
+            for expert, share in enumerate((0.25, 0.75)):
+                history[f"experts/layer{layer}/{expert}"] = (some, np.full(10, share))
+                history[f"experts/layer{layer}/{name}/{expert}"] = (some, np.full(10, share))
+    return history
+
+
+STORY = Story(
+    title="run",
+    history=make_history(),
+    modalities=NAMES,
+    metric="accuracy",
+    label="accuracy",
+    classes=["rest", "stress"],
+    confusion=[[5, 1], [2, 7]],
+    missing=MissingCurve("accuracy", [0.0, 0.4], [0.9, 0.8], [0.0, 0.02], 0.6),
+)
+
+
+def test_pictures_are_files_in_the_run_folder_and_in_mlflow(uri: str, tmp_path: Path) -> None:
+    run = open_run(uri, "study", "one")
+    assert log_figures(draw(STORY), tmp_path / "run", uri, run.run_id)
+    expected = {"loss", "validation", "missing", "budgets", "experts", "confusion", "overview"}
+    files = list((tmp_path / "run" / "figures").iterdir())
+    assert {file.stem for file in files} == expected
+    assert all(file.read_bytes()[:4] == b"\x89PNG" for file in files)
+    uploaded = MlflowClient(uri).list_artifacts(run.run_id, "figures")
+    assert {file.path for file in uploaded} == {f"figures/{name}.png" for name in expected}
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    bare = Story("run", {"train/loss": make_history()["train/loss"]}, NAMES, "mae", "MAE")
+    assert set(draw(bare)) == {"loss", "overview"}
+    assert draw(replace(bare, history={})) == {}
+
+
+def test_several_layers_have_a_picture_each() -> None:
+    assert {"experts_0", "experts_1"} <= set(draw(replace(STORY, history=make_history(layers=2))))
+
+
+def test_panels_show_the_numbers() -> None:
+    figures = draw(STORY)
+    cells = {text.get_text() for text in figures["confusion"].axes[0].texts}
+    assert {"5", "1", "2", "7"} <= cells
+    assert {"25", "75"} <= {text.get_text() for text in figures["experts"].axes[0].texts}
+    assert {"0.900", "0.800", "most frequent class"} <= {text.get_text() for text in figures["missing"].axes[0].texts}
+    assert set(NAMES) <= {text.get_text() for text in figures["budgets"].axes[0].texts}
+
+
+def test_expert_load_of_a_modality_that_never_came_is_zero() -> None:
+    history = {name: values for name, values in make_history().items() if "/bvp/" not in name}
+    load = expert_load(history, NAMES, 0)
+    assert load is not None
+    assert load.tolist() == [[0.25, 0.75], [0.0, 0.0], [0.25, 0.75]]
+
+
+def test_smoothing_keeps_a_constant_and_equals_the_plain_mean_inside() -> None:
+    assert smoothed(np.full(50, 3.0)) == pytest.approx(np.full(50, 3.0))
+    values = np.random.default_rng(0).normal(size=200)
+    assert smoothed(values)[100] == pytest.approx(values[98:103].mean())
+
+
+def test_names_at_line_ends_do_not_collide() -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    axes.set_ylim(0.0, 1.0)
+    label_ends(axes, [(0.99, "a", "red"), (0.98, "b", "red"), (0.985, "c", "red")])
+    heights = sorted(text.get_position()[1] for text in axes.texts)
+    assert np.diff(heights).min() > 0.06
+    assert heights[-1] <= 1.0
