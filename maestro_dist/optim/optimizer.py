@@ -10,17 +10,17 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-NO_DECAY_NAMES = ("embedding", "table")
+NO_DECAY_NAMES = ("embedding", "table", "bias")
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     """AdamW or SGD over all parameters of `model`, weight decay on matrices only.
 
-    A parameter decays if it has two or more dimensions and the last part of its name, the parameter's own, is not an
-    embedding (`NO_DECAY_NAMES`): decaying a learned row punishes rare symbols, which seldom get a gradient to
-    answer with. Biases, norms and scales have one dimension. Which groups a parameter belongs to is a function of its
-    name and shape alone, so it is the same on every rank and after every restart.
-    SGD's decay is the usual coupled one (added to the gradient).
+    A parameter decays if it has two or more dimensions and neither its own name nor that of the module it sits in (the
+    last two parts of its full name) says embedding, table or bias. Decaying a learned row punishes rare symbols, which
+    seldom get a gradient to answer with. Norms and scales have one dimension. Being a function of name and shape
+    alone, the split is the same on every rank and after every restart. SGD's decay is the usual coupled one (added to
+    the gradient).
     """
     import torch
 
@@ -40,5 +40,5 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
 
 def decays(name: str, parameter: Tensor) -> bool:
     """Whether weight decay applies to this parameter."""
-    own = name.rsplit(".", 1)[-1].lower()
-    return parameter.ndim >= 2 and not any(word in own for word in NO_DECAY_NAMES)
+    owner = ".".join(name.split(".")[-2:])
+    return parameter.ndim >= 2 and not any(word in owner for word in NO_DECAY_NAMES)

@@ -13,10 +13,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-COLLECTIVE_TIMEOUT_S = 60
+COLLECTIVE_TIMEOUT_S = 180
 
 
-def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout_s: float = 150) -> list[Any]:
+def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, timeout_s: float = 400) -> list[Any]:
     """`function(rank, ranks, *args)` in `ranks` new processes; their results in rank order.
 
     The function must be importable by name; results must pickle (numpy and plain Python, not tensors). When a rank

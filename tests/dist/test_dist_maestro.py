@@ -1,0 +1,145 @@
+"""MAESTRO itself on 2 ranks at every ZeRO stage against plain torch on the whole batch in one process."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from ranks import run_ranks
+from test_dist_engine import full, worst
+from torch import Tensor, nn
+from toy import micro_batches
+
+from maestro_dist.config.schema import Config, EngineConfig, MeshConfig, ModelConfig, OptimConfig
+from maestro_dist.model import Maestro
+from maestro_dist.optim import build_optimizer
+from maestro_dist.parallel.engine import Engine
+from maestro_dist.parallel.mesh import build_mesh
+from maestro_dist.task import Task, make_task
+from maestro_dist.types import Batch, Modality, Output
+
+MODALITIES = [
+    Modality("acc", 3, 16.0, 64, mean=(0.0,) * 3, std=(1.0,) * 3),
+    Modality("bvp", 1, 32.0, 128, mean=(0.0,), std=(1.0,)),
+    Modality("eda", 1, 4.0, 16, mean=(0.0,), std=(1.0,)),
+]
+MODEL = ModelConfig(width=160, heads=4, word=4, summary="level")  # feed-forward and experts are sharded at ZeRO 3
+CLASSES = ["rest", "stress", "other"]
+
+
+def make_batch(present: Tensor, seed: int, step: int) -> Batch:
+    """A global batch with this presence [B, 3]; a tenth of the steps are gaps."""
+    generator = torch.Generator().manual_seed(seed)
+    values, rows, samples = {}, {}, present.shape[0]
+    for index, modality in enumerate(MODALITIES):
+        whole = torch.randn(samples, modality.steps, modality.variates, generator=generator)
+        whole[torch.rand(samples, modality.steps, generator=generator) < 0.1] = math.nan
+        rows[modality.name] = present[:, index].nonzero().flatten()
+        values[modality.name] = whole[rows[modality.name]]
+    target = torch.randint(0, len(CLASSES), (samples,), generator=generator)
+    sample = torch.arange(samples) + 100 * seed
+    return Batch(values, rows, present, sample, target, global_samples=samples, step=step)
+
+
+def stream(seed: int, steps: int) -> list[tuple[Batch, int]]:
+    """Global batches with their accumulation: missing on one rank, on all, ragged, uneven, nearly empty, and again."""
+    full = torch.ones(8, 3, dtype=torch.bool)
+    odd_lacks, none, ragged = full.clone(), full.clone(), full.clone()
+    odd_lacks[1::2, 2] = False
+    none[:, 0] = False
+    for sample, modality in ((0, 0), (3, 1), (4, 0), (5, 1), (5, 2), (6, 2)):
+        ragged[sample, modality] = False
+    kinds = [(odd_lacks, 1), (none, 1), (ragged, 2), (full[:3], 1), (ragged[:1], 2)]
+    return [(make_batch(kinds[i % 5][0], seed + i, i), kinds[i % 5][1]) for i in range(steps)]
+
+
+def make(config: Config) -> tuple[Maestro, Task]:
+    task = make_task(config.task, kind="classification", classes=CLASSES, class_counts=[3, 2, 1])
+    return Maestro(config.model, MODALITIES, task.outputs, seed=7), task
+
+
+class Trace:
+    """What a training run did: losses, gradients (the first five steps), tokens sent to each expert, final weights."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.gradients: list[dict[str, Tensor]] = []
+        self.loads: list[Tensor] = []
+        self.weights: dict[str, Tensor] = {}
+
+
+def load_of(output: Output) -> Tensor:
+    return output["expert_load"].to(torch.float64)
+
+
+def plain(config: Config, batches: list[tuple[Batch, int]]) -> Trace:
+    model, task = make(config)
+    optimizer, trace = build_optimizer(model, config.optim), Trace()
+    for batch, _ in batches:
+        optimizer.zero_grad()
+        output = model(batch, batch.step)
+        loss = task.loss(output, batch).mean()
+        loss.backward()
+        grads = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
+        trace.gradients = [*trace.gradients, grads][:5]
+        nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
+        optimizer.step()
+        trace.losses.append(float(loss.detach()))
+        trace.loads.append(load_of(output))
+    trace.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    return trace
+
+
+def sharded(config: Config, batches: list[tuple[Batch, int]], rank: int, ranks: int) -> Trace:
+    model, task = make(config)
+    mesh = build_mesh(MeshConfig(), world=ranks, rank=rank)
+    engine, trace = Engine(model, build_optimizer(model, config.optim), config, mesh), Trace()
+    for batch, accumulation in batches:
+        total, load = torch.zeros((), dtype=torch.float64), torch.zeros(())
+        for micro in micro_batches(batch, rank, ranks, accumulation):
+            output = engine(micro, micro.step)
+            loss = engine.scale_loss(task.loss(output, micro), micro)
+            engine.backward(loss, micro.last)
+            total += loss.detach() / ranks
+            load = load + load_of(output)
+        torch.distributed.all_reduce(total)
+        torch.distributed.all_reduce(load)
+        if len(trace.gradients) < 5:
+            trace.gradients.append(full(engine, "gradients"))
+        assert engine.step(config.optim.lr).applied
+        trace.losses.append(float(total))
+        trace.loads.append(load)
+    trace.weights = full(engine, "weights")
+    engine.close()
+    return trace
+
+
+def check_maestro(rank: int, ranks: int) -> dict[str, float]:
+    """Largest differences from plain torch, and the number of (step, layer, modality, expert) counts that differ."""
+    found = {}
+    for optimizer, lr, steps in (("sgd", 0.1, 5), ("adamw", 1e-3, 20)):
+        batches = stream(10, steps)
+        optim = OptimConfig(optimizer=optimizer, lr=lr)
+        expected = plain(Config(model=MODEL, optim=optim), batches)
+        assert all(load.sum() > 0 for load in expected.loads)
+        for stage in (1, 2, 3):
+            config = Config(model=MODEL, optim=optim, engine=EngineConfig(zero_stage=stage))
+            trace = sharded(config, batches, rank, ranks)
+            name = f"{optimizer} ZeRO {stage}"
+            pairs = zip(trace.loads, expected.loads, strict=True)
+            found[f"{name} flips"] = float(sum((one != other).sum() for one, other in pairs))
+            pairs = zip(trace.losses, expected.losses, strict=True)
+            found[f"{name} loss"] = max(abs(one - other) for one, other in pairs)
+            if optimizer == "sgd":
+                pairs = zip(trace.gradients, expected.gradients, strict=True)
+                found[f"{name} gradient"] = max(worst(one, other) for one, other in pairs)
+                found[f"{name} weight"] = worst(trace.weights, expected.weights)
+    return found
+
+
+def test_maestro_on_two_ranks_equals_one_process() -> None:
+    limits = {"flips": 0.0, "loss": 1e-4, "gradient": 1e-5, "weight": 1e-5}
+    for result in run_ranks(check_maestro, 2):
+        print(result)
+        for name, value in result.items():
+            assert value <= limits[name.rsplit(" ", 1)[-1]], (name, value)
