@@ -188,6 +188,7 @@ class _SplitWriter:
         self._open = ExitStack()
         self._file = self._open.enter_context(self.storage.writer(f"{self._path}.tar"))
         self._tar = webdataset.TarWriter(self._file, user="", group="", mode=0o444, mtime=0, encoder=False)
+        self._open.callback(self._tar.close)
         self.keys.clear()
 
     def _end(self) -> None:

@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import pickle
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import MODALITIES, SIZES, rewrite
+
+from maestro_dist.config.schema import DataConfig
+from maestro_dist.data.manifest import load_manifest
+from maestro_dist.data.sample import BadSample, Layout, decode_sample
+from maestro_dist.data.stream import evaluation_batches
+from maestro_dist.errors import ConfigError, DataError
+
+BAD = "train-007"
+
+
+def read_all(url: str, **config: Any) -> list:
+    manifest = load_manifest(url)
+    data = DataConfig(url=url, **config)
+    return list(evaluation_batches(url, manifest, data, manifest.select(None), "train", batch=8, rank=0, ranks=1))
+
+
+def fails(error: type[Exception], url: str, *parts: str, **config: Any) -> None:
+    with pytest.raises(error) as caught:
+        read_all(url, **config)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def shard(url: str, number: int = 0) -> Path:
+    return Path(url) / load_manifest(url).splits["train"].shards[number].path
+
+
+def edit_manifest(url: str, change: Callable[[dict], None]) -> None:
+    path = Path(url) / "manifest.json"
+    raw = json.loads(path.read_text())
+    change(raw)
+    path.write_text(json.dumps(raw))
+
+
+def npy(array: np.ndarray, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, **options)
+    return buffer.getvalue()
+
+
+# shards
+
+
+@pytest.mark.parametrize("verify", ["size", "sha256"])
+def test_cut_inside_a_sample(fresh: str, verify: str) -> None:
+    path = shard(fresh)
+    path.write_bytes(path.read_bytes()[:3000])
+    fails(DataError, fresh, "train-000000.tar: 3000 bytes instead of", verify=verify)
+
+
+def test_cut_at_a_sample_boundary(fresh: str) -> None:
+    path = shard(fresh)
+    with tarfile.open(path) as tar:
+        cut = next(info.offset for info in tar if info.name.startswith("train-002."))
+    path.write_bytes(path.read_bytes()[:cut])
+    fails(DataError, fresh, f"train-000000.tar: {cut} bytes instead of")
+
+
+def test_one_flipped_bit(fresh: str) -> None:
+    data = bytearray(shard(fresh).read_bytes())
+    data[1000] ^= 1
+    shard(fresh).write_bytes(data)
+    fails(DataError, fresh, "train-000000.tar: its sha256 is not that of the manifest")
+    assert sum(len(batch) for batch in read_all(fresh, verify="size")) == SIZES["train"]
+
+
+def test_missing_shard(fresh: str) -> None:
+    shard(fresh).unlink()
+    fails(DataError, fresh, "train-000000.tar: the shard is missing")
+
+
+# indexes
+
+
+def test_missing_index(fresh: str) -> None:
+    (Path(fresh) / "train-000001.index.json").unlink()
+    fails(DataError, fresh, "train-000001.index.json", "the index of shard train-000001.tar is missing")
+
+
+def test_index_of_another_shard(fresh: str) -> None:
+    counts = [s.samples for s in load_manifest(fresh).splits["train"].shards]
+    one, two = next((i, j) for i in range(len(counts)) for j in range(i) if counts[i] == counts[j])
+    other = Path(fresh) / f"train-{one:06d}.index.json"
+    (Path(fresh) / f"train-{two:06d}.index.json").write_bytes(other.read_bytes())
+    with pytest.raises(DataError, match=r"the index does not point at|points outside shard"):
+        read_all(fresh)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "damaged index (JSONDecodeError"),
+        (b"[1]", "damaged index (TypeError"),
+        (b'{"format": "other/2"}', "format 'other/2' is not"),
+        (
+            b'{"format": "maestro_dist/1", "keys": ["a"], "members": ["json"], "offsets": [[1]]}',
+            "damaged index (KeyError",
+        ),
+        (b'{"format": "maestro_dist/1", "keys": [], "members": [], "offsets": [], "sizes": []}', "0 samples, but"),
+    ],
+)
+def test_damaged_index(fresh: str, content: bytes, message: str) -> None:
+    (Path(fresh) / "train-000001.index.json").write_bytes(content)
+    fails(DataError, fresh, "train-000001.index.json", message)
+
+
+def test_index_that_points_outside(fresh: str) -> None:
+    path = Path(fresh) / "train-000001.index.json"
+    raw = json.loads(path.read_text())
+    raw["offsets"][0][0] = 10**9
+    raw["sizes"][0][0] = 100
+    path.write_text(json.dumps(raw))
+    fails(DataError, fresh, "points outside shard train-000001.tar")
+
+
+# members
+
+
+def evil() -> bytes:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.write_text, (Path("executed"), "yes"))
+
+    return npy(np.array([Evil()], dtype=object), allow_pickle=True)
+
+
+MEMBERS = {
+    "float64": (npy(np.zeros((64, 3))), "acc is float64, not float32"),
+    "int": (npy(np.zeros((64, 3), dtype=np.int32)), "acc is int32, not float32"),
+    "big endian": (npy(np.zeros((64, 3), dtype=">f4")), "acc is >f4, not float32"),
+    "fortran": (npy(np.zeros((64, 3), dtype=np.float32, order="F")), "acc is float32 in Fortran order"),
+    "shape": (npy(np.zeros((64, 2), dtype=np.float32)), "acc has shape (64, 2), not (64, 3)"),
+    "short": (npy(np.zeros((64, 3), dtype=np.float32))[:-4], "acc has 764 bytes of data, not 768"),
+    "inf": (npy(np.full((64, 3), np.inf, dtype=np.float32)), "acc has an infinite value"),
+    "garbage": (b"hello", "acc is not an npy array"),
+    "npy 2": (b"\x93NUMPY\x02\x00" + b"\x00" * 8, "acc is not an npy array"),
+    "code": (
+        b"\x93NUMPY\x01\x00" + len(b"__import__('os').abort()").to_bytes(2, "little") + b"__import__('os').abort()",
+        "acc is not an npy array",
+    ),
+    "pickle": (evil(), "acc is object, not float32"),
+    "raw pickle": (pickle.dumps([1]), "acc is not an npy array"),
+}
+
+LABELS = {
+    "out of range": ({"label": 3}, "label 3 is not one of 0..2"),
+    "negative": ({"label": -1}, "label -1 is not one of 0..2"),
+    "nan": ({"label": float("nan")}, "label nan is not one of 0..2"),
+    "float": ({"label": 1.0}, "label 1.0 is not one of 0..2"),
+    "bool": ({"label": True}, "label True is not one of 0..2"),
+    "text": ({"label": "run"}, "label 'run' is not one of 0..2"),
+    "none": ({}, "its json has no label"),
+    "list": ([1], "its json has no label"),
+}
+
+
+@pytest.mark.parametrize("case", MEMBERS)
+def test_a_wrong_member_names_shard_and_sample(
+    fresh: str, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content, message = MEMBERS[case]
+
+    def change(key: str, members: dict[str, bytes]) -> None:
+        if key == BAD:
+            members["acc.npy"] = content
+
+    rewrite(fresh, change)
+    fails(DataError, fresh, "train-00000", f"sample {BAD}: {message}")
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_a_wrong_label_names_shard_and_sample(fresh: str, case: str) -> None:
+    body, message = LABELS[case]
+
+    def change(key: str, members: dict[str, bytes]) -> None:
+        if key == BAD:
+            members["json"] = json.dumps(body).encode()
+
+    rewrite(fresh, change)
+    fails(DataError, fresh, "train-00000", f"sample {BAD}: {message}")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "3", True])
+def test_a_wrong_target_of_a_regression(value: object) -> None:
+    layout = Layout(MODALITIES, 0, False)
+    meta = json.dumps({"label": value}).encode()
+    with pytest.raises(BadSample, match=r"s.tar, sample k: target .* is not a finite number"):
+        decode_sample(0, "k", meta, {}, layout, "s.tar, sample k")
+    assert decode_sample(0, "k", b'{"label": 3}', {}, layout, "").target == 3.0
+
+
+@pytest.mark.parametrize("mean", [None, [1.0], [1.0, 2.0, float("nan")], [1, 2, 3, 4]])
+def test_wrong_recording_statistics(fresh: str, mean: object) -> None:
+    def change(key: str, members: dict[str, bytes]) -> None:
+        if key == BAD:
+            body = {"label": 0, "recording_mean": {"acc": mean}, "recording_std": {"acc": [1.0, 1.0, 1.0]}}
+            members.clear()
+            members.update({"json": json.dumps(body).encode(), "acc.npy": npy(np.zeros((64, 3), dtype=np.float32))})
+
+    rewrite(fresh, change)
+    fails(DataError, fresh, f"sample {BAD}: acc ", "recording mean")
+
+
+def test_some_bad_samples_may_be_borne(fresh: str) -> None:
+    bad = ("train-003", "train-030", "train-050")
+
+    def change(key: str, members: dict[str, bytes]) -> None:
+        if key in bad:
+            members["json"] = b"{}"
+
+    rewrite(fresh, change)
+    batches = read_all(fresh, max_bad_samples=3)
+    assert sum(len(batch) for batch in batches) == SIZES["train"] - 3
+    named = [line for batch in batches for line in batch.bad]
+    assert [key in line for key, line in zip(bad, named, strict=True)] == [True] * 3
+    assert not set(bad) & {key for batch in batches for key in batch.keys}
+    fails(DataError, fresh, "sample train-050", "3 bad samples, data.max_bad_samples is 2", max_bad_samples=2)
+    fails(DataError, fresh, "sample train-003: its json", max_bad_samples=0)
+
+
+# manifests
+
+
+def test_no_manifest(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"manifest.json: no manifest there; pack the data set first"):
+        load_manifest(str(tmp_path))
+
+
+def set_path(value: str) -> Callable[[dict], None]:
+    def change(raw: dict) -> None:
+        raw["splits"]["train"]["shards"][0]["path"] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda raw: raw.update(format="maestro_dist/9"), "format 'maestro_dist/9' is not 'maestro_dist/1'"),
+        (lambda raw: raw.pop("format"), "format None is not"),
+        (lambda raw: raw.pop("classes"), "classes: Field required"),
+        (lambda raw: raw.update(color="red"), "color: Extra inputs"),
+        (lambda raw: raw["splits"]["train"].update(samples=3), "its shards hold 53 samples, not 3"),
+        (lambda raw: raw["splits"]["train"]["class_counts"].append(0), "class_counts of split 'train' need 3"),
+        (lambda raw: raw["modalities"][0]["mean"].pop(), "mean and std of 'acc' need 3 numbers"),
+        (lambda raw: raw["modalities"][1].update(name="acc", mean=[0.0], std=[1.0]), "the same name"),
+        (set_path("../../etc/passwd"), "is not a plain relative path"),
+        (set_path("/etc/passwd"), "is not a plain relative path"),
+        (set_path("pipe:id"), "is not a plain relative path"),
+        (set_path("s3://bucket/x"), "is not a plain relative path"),
+    ],
+)
+def test_wrong_manifest(fresh: str, change: Callable[[dict], None], message: str) -> None:
+    edit_manifest(fresh, change)
+    fails(DataError, fresh, "manifest.json: ", message)
+
+
+def test_manifest_that_is_not_json(fresh: str) -> None:
+    (Path(fresh) / "manifest.json").write_text("{")
+    fails(DataError, fresh, "manifest.json: not valid JSON")
+
+
+def test_unknown_names_come_with_a_suggestion(packed: str) -> None:
+    manifest = load_manifest(packed)
+    with pytest.raises(ConfigError, match="no modality 'tmp' in 'tiny'; did you mean 'temp'"):
+        manifest.select(["acc", "tmp"])
+    with pytest.raises(ConfigError, match="no split 'trian' in 'tiny'; did you mean 'train'"):
+        manifest.split("trian")
+    for names in ([], ["acc", "acc"]):
+        with pytest.raises(ConfigError, match="name each modality once"):
+            manifest.select(names)
+    assert [m.name for m in manifest.select(["temp", "acc"])] == ["acc", "temp"]
+
+
+def test_fingerprint_changes_with_the_data(packed: str) -> None:
+    manifest = load_manifest(packed)
+    other = manifest.model_copy(update={"window_s": 3.0})
+    assert manifest.fingerprint() == load_manifest(packed).fingerprint() != other.fingerprint()
+    assert dataclasses.is_dataclass(manifest.select(None)[0])

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import pickle
+import threading
+import uuid
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from maestro_dist.data import storage as module
+from maestro_dist.data.storage import ObjectMissing, Storage, redact
+from maestro_dist.errors import StorageError
+
+
+class FlakyFileSystem(MemoryFileSystem):
+    """The memory file system behind a bad network: the next `failures` calls fail, some of them after the work."""
+
+    protocol = "flaky"
+    store: dict[str, Any] = {}  # noqa: RUF012
+    failures = 0
+    after = False
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return MemoryFileSystem._strip_protocol(path.replace("flaky://", "memory://"))
+
+    def _fail(self) -> None:
+        cls = type(self)
+        if cls.failures:
+            cls.failures -= 1
+            raise TimeoutError("connection lost at http://user:secret@host/x")
+
+    def cat_file(self, path: str, start: Any = None, end: Any = None, **kwargs: Any) -> Any:
+        self._fail()
+        return super().cat_file(path, start, end, **kwargs)
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        if not self.after:
+            self._fail()
+        super().pipe_file(path, value, mode=mode, **kwargs)
+        self._fail()
+
+
+@pytest.fixture
+def flaky(monkeypatch: pytest.MonkeyPatch) -> type[FlakyFileSystem]:
+    fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
+    monkeypatch.setattr(module, "_FIRST_DELAY_S", 0.0)
+    FlakyFileSystem.failures, FlakyFileSystem.after = 0, False
+    return FlakyFileSystem
+
+
+@pytest.fixture(params=["path", "file", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    urls = {"path": str(tmp_path / "s"), "file": f"file://{tmp_path}/s", "memory": f"memory://{uuid.uuid4()}/s"}
+    return Storage(urls[request.param])
+
+
+def test_objects(store: Storage) -> None:
+    assert store.list() == []
+    store.write("a/one.json", b"0123456789")
+    store.write("a/one.json", b"9876543210")
+    store.write("a/b/two", b"2")
+    assert store.read("a/one.json") == store.join("a", "one.json").read() == b"9876543210"
+    assert store.read_range("a/one.json", 2, 3) == b"765"
+    assert store.size("a/one.json") == 10
+    assert (store.list(), store.list("a"), store.list("none")) == (["a"], ["b", "one.json"], [])
+    assert (store.exists("a"), store.exists("a/one.json"), store.exists("a/two")) == (True, True, False)
+    with store.writer("a/big") as file:
+        file.write(b"x" * 1000)
+        file.seek(0)
+        file.write(b"y")
+    assert store.read("a/big") == b"y" + b"x" * 999
+    store.remove("a/one.json")
+    store.remove("a/one.json")
+    store.remove("a", recursive=True)
+    store.remove("a", recursive=True)
+    assert store.list() == []
+    with pytest.raises(ObjectMissing, match=r"a/one\.json"):
+        store.read("a/one.json")
+    assert pickle.loads(pickle.dumps(store)).url == store.url
+
+
+def test_a_writer_that_fails_leaves_nothing(store: Storage) -> None:
+    def fail() -> None:
+        with store.writer("half") as file:
+            file.write(b"x")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert not store.exists("half")
+    assert store.list() == []
+
+
+def test_create_has_one_winner(tmp_path: Path) -> None:
+    store = Storage(str(tmp_path))
+    start, winners = threading.Barrier(8), []
+
+    def race(number: int) -> None:
+        start.wait()
+        try:
+            store.write("lease", b"%d" % number * 1000, create=True)
+            winners.append(number)
+        except FileExistsError:
+            pass
+
+    threads = [threading.Thread(target=race, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(winners) == 1
+    assert store.read("lease") == b"%d" % winners[0] * 1000
+
+
+def test_create_fails_where_something_is(store: Storage) -> None:
+    store.write("lease", b"1", create=True)
+    with pytest.raises(FileExistsError):
+        store.write("lease", b"2", create=True)
+    assert store.read("lease") == b"1"
+
+
+def test_passing_failures_are_retried(flaky: type[FlakyFileSystem]) -> None:
+    store = Storage(f"flaky://{uuid.uuid4()}")
+    flaky.failures = 3
+    store.write("x", b"1")
+    flaky.failures = 3
+    assert store.read("x") == b"1"
+    assert flaky.failures == 0
+
+
+def test_a_create_whose_answer_is_lost_is_still_ours(flaky: type[FlakyFileSystem]) -> None:
+    store = Storage(f"flaky://{uuid.uuid4()}")
+    flaky.failures, flaky.after = 1, True
+    store.write("lease", b"mine", create=True)
+    with pytest.raises(FileExistsError):
+        store.write("lease", b"other", create=True)
+
+
+def test_lasting_failures_name_the_url_and_no_secret(flaky: type[FlakyFileSystem]) -> None:
+    flaky.failures = 100
+    with pytest.raises(
+        StorageError, match=r"cannot read flaky://b/x: connection lost at http://host/x \(after"
+    ) as caught:
+        Storage("flaky://user:secret@b").read("x")
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_urls(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="keys do not belong in a URL") as caught:
+        Storage("s3://AKIA:sec/ret@bucket/x")
+    assert "ret" not in str(caught.value)
+    with pytest.raises(StorageError, match="Protocol not known: ss3"):
+        Storage("ss3://bucket").read("x")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="file is where its folder should be"):
+        Storage(str(tmp_path / "file")).write("x", b"1")
+
+
+def test_redact() -> None:
+    assert redact("sftp://me:pa/ss@host/x?token=1 and http://k@h/y") == "sftp://host/x and http://h/y"
+    assert redact("s3://bucket/a@b:c") == "s3://bucket/a@b:c"

@@ -1,0 +1,85 @@
+"""A small data set with gaps and absent modalities, packed into several shards, and tools to damage it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import webdataset
+
+from maestro_dist.data.index import index_tar
+from maestro_dist.data.manifest import load_manifest
+from maestro_dist.data.pack import Description, RawSample
+from maestro_dist.types import Modality
+
+MODALITIES = (
+    Modality("ecg", 1, 64.0, 128, "mV"),
+    Modality("acc", 3, 32.0, 64, "g"),
+    Modality("temp", 1, 4.0, 8, "degC"),
+)
+SIZES = {"train": 53, "validation": 11, "test": 17}
+
+
+def describe(**changes: object) -> Description:
+    fields = {
+        "name": "tiny",
+        "licence": "CC0",
+        "citation": "none",
+        "source": "made for tests",
+        "task": "classification",
+        "classes": ("rest", "walk", "run"),
+        "target": "activity",
+        "window_s": 2.0,
+        "modalities": MODALITIES,
+        "recording": True,
+    }
+    return Description(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def raw_samples() -> list[RawSample]:
+    generator = np.random.default_rng(5)
+    samples = []
+    for split, size in SIZES.items():
+        for number in range(size):
+            names = [m.name for m in MODALITIES if generator.random() < 0.7] or ["acc"]
+            values, statistics = {}, {}
+            for modality in MODALITIES:
+                if modality.name in names:
+                    array = generator.normal(3.0, 2.0, (modality.steps, modality.variates))
+                    array[generator.random(array.shape) < 0.05] = np.nan
+                    values[modality.name] = array.astype(np.float32)
+                    statistics[modality.name] = generator.random((modality.variates, 2))
+            label = int(generator.integers(3))
+            samples.append(
+                RawSample(split, f"{split}-{number:03d}", label, "p1", "r1", number * 1.0, 2.0, values, statistics)
+            )
+    return samples
+
+
+def rewrite(url: str, change: Callable[[str, dict[str, bytes]], None]) -> None:
+    """Change members of the training shards, and index and manifest with them: what a packer with a bug would write."""
+    folder = Path(url)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for shard in manifest["splits"]["train"]["shards"]:
+        contents: dict[str, dict[str, bytes]] = {}
+        with tarfile.open(folder / shard["path"]) as tar:
+            for info in tar:
+                key, _, name = info.name.partition(".")
+                contents.setdefault(key, {})[name] = tar.extractfile(info).read()  # type: ignore[union-attr]
+        buffer = io.BytesIO()
+        writer = webdataset.TarWriter(buffer, encoder=False, mtime=0)
+        for key, members in contents.items():
+            change(key, members)
+            writer.write({"__key__": key, **members})
+        writer.close()
+        data = buffer.getvalue()
+        (folder / shard["path"]).write_bytes(data)
+        (folder / shard["index"]).write_bytes(index_tar(io.BytesIO(data)).to_json())
+        shard.update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    load_manifest(url)
