@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from maestro_dist.types import Batch, Output
 
-__all__ = ["Engine", "StepResult", "destroy_process_group", "init_process_group"]
+__all__ = ["Engine", "StepResult", "destroy_process_group", "init_process_group", "loss_scale"]
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,8 @@ class Engine:
         """Scalar whose gradient, averaged over the world and summed over micro-batches, is that of the global mean.
 
         `per_sample` is [B], B may be 0: the result is then 0 and still reaches every parameter that the losses would.
-        Every sequence rank of a data rank computes the same losses, so each counts 1 / sequence.
         """
-        return per_sample.sum() * (self.mesh.world / (self.mesh.sequence * batch.global_samples))
+        return per_sample.sum() * loss_scale(self.mesh, batch.global_samples)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Back-propagate a micro-batch; `last` says that the optimizer step comes next."""
@@ -109,6 +108,14 @@ class Engine:
     def close(self) -> None:
         """Release DeepSpeed's hooks and buffers, so that another engine can be made in this process."""
         self.deepspeed.destroy()
+
+
+def loss_scale(mesh: Mesh, global_samples: int) -> float:
+    """Weight of a sample's loss on one rank, so that the average over the world is the mean over the global batch.
+
+    Every sequence rank of a data rank computes the same losses, so each counts 1 / sequence.
+    """
+    return mesh.world / (mesh.sequence * global_samples)
 
 
 def _device(name: str) -> torch.device:

@@ -41,10 +41,6 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
             f"mesh.expert = {config.mesh.expert}: the engine averages every parameter over all ranks, "
             "which is wrong for experts that live on some of them; use mesh.expert = 1"
         )
-    if config.run.device == "cpu" and config.engine.overlap_comm:
-        raise ConfigError(
-            "engine.overlap_comm needs CUDA streams; on run.device = cpu it saves nothing: set it to false"
-        )
     return {
         "train_micro_batch_size_per_gpu": 1,  # only the ratio of these two is used, and it is 1
         "gradient_accumulation_steps": 1,

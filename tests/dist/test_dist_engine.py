@@ -20,8 +20,8 @@ from maestro_dist.parallel.partition import owned_slices
 from maestro_dist.types import Batch
 
 
-def make_config(stage: int, **optim: Any) -> Config:
-    return Config(engine=EngineConfig(zero_stage=stage), optim=OptimConfig(**optim))
+def make_config(stage: int, *, overlap: bool = False, **optim: Any) -> Config:
+    return Config(engine=EngineConfig(zero_stage=stage, overlap_comm=overlap), optim=OptimConfig(**optim))
 
 
 def make_engine(config: Config, rank: int, ranks: int) -> Engine:
@@ -94,8 +94,8 @@ def check_exact(rank: int, ranks: int, stage: int) -> dict[str, float]:
 
 
 def check_losses(rank: int, ranks: int, stage: int) -> dict[str, float]:
-    """AdamW for 20 steps: the mean loss of each step."""
-    config = make_config(stage, lr=1e-3)
+    """AdamW for 20 steps, reduction overlapped with the backward pass: the mean loss of each step."""
+    config = make_config(stage, overlap=True, lr=1e-3)
     engine, oracle = make_engine(config, rank, ranks), Oracle(config)
     difference = 0.0
     for batch, accumulation in stream(20) + stream(30) + stream(40) + stream(50):
