@@ -1,6 +1,17 @@
 """The model: pure torch, tensors in, tensors out."""
 
 from maestro_dist.model.context import Experts, ExpertsFactory, OneProcess, SequenceContext
+from maestro_dist.model.estimate import MemoryEstimate, count_parameters, memory_estimate, tokens_per_sample
 from maestro_dist.model.maestro import Maestro
 
-__all__ = ["Experts", "ExpertsFactory", "Maestro", "OneProcess", "SequenceContext"]
+__all__ = [
+    "Experts",
+    "ExpertsFactory",
+    "Maestro",
+    "MemoryEstimate",
+    "OneProcess",
+    "SequenceContext",
+    "count_parameters",
+    "memory_estimate",
+    "tokens_per_sample",
+]

@@ -14,7 +14,7 @@ from maestro_dist.config.schema import ModelConfig
 from maestro_dist.model import sampling
 from maestro_dist.model.context import SequenceContext
 from maestro_dist.model.layers import Key, dropout
-from maestro_dist.model.layout import Layout
+from maestro_dist.model.layout import Layout, pack
 
 
 def query_weights(queries: Tensor, limit: int, band: float) -> Tensor:
@@ -76,10 +76,9 @@ class Attention(nn.Module):
         samples, length = layout.mask.shape
         if layout.slot is not None:
             packed = packed.new_zeros(samples * length, packed.shape[1]).index_copy(0, layout.slot, packed)
-        packed = (
-            packed.view(samples, length, 3, self.heads, x.shape[1] // self.heads).permute(2, 0, 3, 1, 4).contiguous()
-        )
-        return packed[0], packed[1], packed[2]
+        packed = packed.view(samples, length, 3, self.heads, x.shape[1] // self.heads)
+        query, key, value = packed.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
+        return query, key, value
 
     def _flat(self, context: Tensor, layout: Layout) -> Tensor:
         """[S, H, L, d_h] -> [N, d]."""
@@ -91,7 +90,7 @@ class Attention(nn.Module):
         mask = torch.zeros(layout.mask.shape, dtype=query.dtype, device=x.device)
         mask = mask.masked_fill(~layout.mask, torch.finfo(query.dtype).min)[:, None, None]
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self._flat(torch.where(layout.count[:, None, None, None] > 0, context, 0), layout)
+        return self._flat(torch.where(layout.observed[:, None, None, None] > 0, context, 0), layout)
 
     def _sparse(self, x: Tensor, layout: Layout, queries: Tensor, step: int) -> Tensor:
         query, key, value = self._project(x, layout)
@@ -110,12 +109,12 @@ class Attention(nn.Module):
         if self.training and self.dropout > 0:
             draws = rng.key(self.seed, "dropout", f"{self.name}.probabilities", step)
             head = torch.arange(heads, device=x.device)[:, None]
-            keys = rng.bits(draws, layout.sample[:, None, None], head, chosen)
+            keys = rng.bits(draws, pack(layout.sample[:, None, None], chosen * heads + head))
             probabilities = dropout(probabilities, self.dropout, keys)
         attended = self.sequence.merge(probabilities @ value, scores)
 
         observed = layout.mask[:, None, None].to(value.dtype)
-        mean = self.sequence.sum(observed @ value) / layout.count.clamp_min(1)[:, None, None, None].to(value.dtype)
+        mean = self.sequence.sum(observed @ value) / layout.observed.clamp_min(1)[:, None, None, None].to(value.dtype)
         weights = query_weights(queries, limit, self.band).to(value.dtype)
         delta = weights[:, None, :, None] * (attended - mean)
         if held is not None:
@@ -126,7 +125,7 @@ class Attention(nn.Module):
     def _select(self, query: Tensor, key: Tensor, layout: Layout, limit: int, step: int) -> Tensor:
         """Global token numbers [S, H, limit] of the best queries."""
         count = sampling.cap(self.sample_factor, layout.capacity) or min(1, layout.capacity)
-        sizes = sampling.sample_sizes(self.sample_factor, layout.count)
+        sizes = sampling.sample_sizes(self.sample_factor, layout.observed)
         if self.training:
             draws = rng.key(self.seed, "keys", self.name, step)
             column, held = sampling.drawn_keys(sizes, count, layout, draws, self.heads, self.sequence)

@@ -7,6 +7,7 @@ the convolution and ignored by the maximum; summary tokens pass unchanged.
 from __future__ import annotations
 
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,12 +45,40 @@ class Distil(nn.Module):
         """Words [R, W, d] with mask [R, W] -> [R, ceil(W / 2), d]."""
         padded = self.sequence.halo(x, 1)
         missing = ~self.sequence.halo(mask[..., None], 1)
-        lowest = torch.finfo(x.dtype).min
-        left, centre, right = taps(padded.masked_fill(missing, lowest), 3, 2)
-        largest = torch.maximum(torch.maximum(left, right), centre)
-        largest = largest.masked_fill(largest == lowest, 0)
+        largest: Tensor = LargestOfThree.apply(padded, missing)
         out: Tensor = self.convolution(padded.masked_fill(missing, 0), stride=2) + largest
         return out
+
+
+class LargestOfThree(torch.autograd.Function):
+    """Max-pooling (kernel 3, stride 2) that ignores missing words; 0 where all three are. Ties go to the earliest."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, missing: Tensor) -> Tensor:
+        """Padded [R, W + 2, d], missing bool [R, W + 2, 1] -> [R, ceil(W / 2), d]."""
+        lowest = torch.finfo(padded.dtype).min
+        left, centre, right = taps(padded.masked_fill(missing, lowest), 3, 2)
+        second = centre > left
+        largest = torch.where(second, centre, left)
+        third = right > largest
+        largest = torch.where(third, right, largest)
+        none = largest == lowest
+        ctx.save_for_backward(second, third, none)
+        ctx.shape = padded.shape
+        return largest.masked_fill_(none, 0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Gradient of the padded words: all to the word that was largest."""
+        second, third, none = ctx.saved_tensors
+        gradient = gradients[0].masked_fill(none, 0)
+        out = gradient.new_zeros(ctx.shape)
+        left, centre, right = taps(out, 3, 2)
+        right += gradient * third
+        gradient = gradient.masked_fill(third, 0)
+        centre += gradient * second
+        left += gradient.masked_fill(second, 0)
+        return out, None
 
 
 def _blocks(parts: tuple[Part, ...]) -> list[Part]:

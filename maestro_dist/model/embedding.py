@@ -116,7 +116,7 @@ class Stem(nn.Module):
         super().__init__()
         if config.kernel % 2 == 0:
             raise ConfigError(f"model.stem.kernel is {config.kernel}; choose an odd length")
-        self.sequence, self.half = sequence, config.kernel // 2
+        self.sequence, self.reach = sequence, config.kernel // 2
         inputs = [2 * variates] + [config.channels] * (config.layers - 1)
         self.convolutions = nn.ModuleList(Windowed(size, config.channels, config.kernel) for size in inputs)
         self.linear = Linear(config.channels, width)
@@ -128,7 +128,7 @@ class Stem(nn.Module):
         mask = observed.view(rows, words * word, 1)
         x = torch.cat((z, steps.to(z.dtype)), -1).view(rows, words * word, 2 * variates)
         for convolution in self.convolutions:
-            x = F.gelu(convolution(self.sequence.halo(x, self.half))) * mask
+            x = F.gelu(convolution(self.sequence.halo(x, self.reach))) * mask
         count = observed.sum(2, keepdim=True).clamp_min(1)
         out: Tensor = self.linear(x.view(rows, words, word, x.shape[2]).sum(2) / count)
         return out
@@ -195,7 +195,7 @@ class Embedding(nn.Module):
             z = words.z if reference is given else sax.z_score(x, observed, *given).to(dtype)
             token = self.summary(z, observed, (window.mean - given[0]) / given[1], window, given[1], start)
             width = 1 if self.sequence.rank == 0 else 0
-            held = (window.count > 0).any(1, keepdim=True)[:, :width]
+            held = (window.n > 0).any(1, keepdim=True)[:, :width]
             tokens = torch.cat((token[:, None, :][:, :width], tokens), 1)
         return tokens, held, words.words
 

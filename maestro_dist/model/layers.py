@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,26 @@ class Windowed(Linear):
 
     def forward(self, x: Tensor, stride: int = 1) -> Tensor:
         """Tokens x [R, L + kernel - 1, C], already padded -> [R, ceil(L / stride), outputs]."""
-        return super().forward(torch.cat(taps(x, self.kernel, stride), dim=-1))
+        joined: Tensor = Unfold.apply(x, self.kernel, stride)
+        return super().forward(joined)
+
+
+class Unfold(torch.autograd.Function):
+    """Joins the taps of a convolution along the channels; its backward adds them up in place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: int, stride: int) -> Tensor:
+        """Padded x [R, L + kernel - 1, C] -> [R, ceil(L / stride), kernel x C]."""
+        ctx.shape, ctx.kernel, ctx.stride = x.shape, kernel, stride
+        return torch.cat(taps(x, kernel, stride), dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Gradient of x."""
+        out = gradients[0].new_zeros(ctx.shape)
+        for tap, part in zip(taps(out, ctx.kernel, ctx.stride), gradients[0].split(ctx.shape[2], -1), strict=True):
+            tap += part
+        return out, None, None
 
 
 def taps(x: Tensor, kernel: int, stride: int) -> list[Tensor]:

@@ -55,7 +55,7 @@ class Layout(NamedTuple):
     mask      bool [S, L]: observed tokens
     flat_mask bool [N]
     slot      int64 [N]: flat position in [S, L]; None where it is the identity (one modality)
-    count     int64 [S]: observed tokens over all ranks
+    observed  int64 [S]: observed tokens over all ranks
     order     int64 [S, L]: observed tokens up to and including this one, in canonical order over all ranks
     sample    int64 [S]: sample numbers, key of draws
     token     int64 [L]: global canonical number of each column
@@ -67,7 +67,7 @@ class Layout(NamedTuple):
     mask: Tensor
     flat_mask: Tensor
     slot: Tensor | None
-    count: Tensor
+    observed: Tensor
     order: Tensor
     sample: Tensor
     token: Tensor
@@ -76,7 +76,7 @@ class Layout(NamedTuple):
 
     def draw_keys(self, key: int) -> Tensor:
         """int64 [N]: one hash a token from (key, sample number, token number)."""
-        return self.flat(rng.bits(key, self.sample[:, None], self.token))
+        return self.flat(rng.bits(key, pack(self.sample[:, None], self.token)))
 
     def row(self) -> Tensor:
         """int64 [N]: the row of the batch that each token belongs to."""
@@ -91,6 +91,11 @@ class Layout(NamedTuple):
         """[S, L] -> [N]."""
         values = values.expand(self.mask.shape).flatten()
         return values if self.slot is None else values.index_select(0, self.slot)
+
+
+def pack(sample: Tensor, number: Tensor) -> Tensor:
+    """Sample number (below 2^31) and another number (below 2^32) as one int64, so that a draw mixes them at once."""
+    return (sample << 32) + number
 
 
 def distil_mask(mask: Tensor, sequence: SequenceContext) -> Tensor:
@@ -156,7 +161,7 @@ def modality_layout(plan: Plan, j: int, depth: int, rows: Tensor, sample: Tensor
         mask=mask,
         flat_mask=mask.flatten(),
         slot=None,
-        count=plan.total[:, j, depth].index_select(0, rows),
+        observed=plan.total[:, j, depth].index_select(0, rows),
         order=order,
         sample=sample.index_select(0, rows),
         token=_columns(part, 0, mask.device),
@@ -189,7 +194,7 @@ def joint_layout(plan: Plan, depth: int, rows: list[Tensor], sample: Tensor) -> 
         mask=mask,
         flat_mask=flat_mask,
         slot=slot,
-        count=ahead,
+        observed=ahead,
         order=inside + torch.cat(shifts, 1),
         sample=sample,
         token=torch.cat(tokens),

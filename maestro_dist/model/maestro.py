@@ -126,8 +126,8 @@ class Maestro(nn.Module):
         loads, final = [], joint
         for level, layer in enumerate(self.fusion, start=depth):
             entered, final = final, layout.joint_layout(plan, level + 1, rows, batch.sample)
-            share = self.unit.new_full(entered.count.shape, self.config.fusion_beta)
-            queries = budget.spend(share, entered.count).queries
+            share = self.unit.new_full(entered.observed.shape, self.config.fusion_beta)
+            queries = budget.spend(share, entered.observed).queries
             x, load = layer(x, entered, final, queries, step)
             loads.append(load)
 

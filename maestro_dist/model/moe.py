@@ -34,6 +34,8 @@ class GroupedProduct(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         """Gradients of x and weight."""
         x, weight, ends = ctx.saved_tensors
+        if len(x) == 0:
+            return torch.zeros_like(x), torch.zeros_like(weight), None
         gradient = gradients[0].contiguous()
         return _grouped(gradient, weight.transpose(1, 2), ends), torch._grouped_mm(x.t(), gradient, offs=ends), None
 
@@ -49,6 +51,9 @@ def grouped_product(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     float64 has no grouped kernel: there every expert sees every row, and the right one is kept.
     """
     ends = counts.cumsum(0)
+    if torch.is_autocast_enabled(x.device.type):  # the kernel is not on autocast's list
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(dtype), weight.to(dtype)
     if x.dtype != torch.float64:
         # The kernel wants rows of whole 16 bytes: widths that are not multiples of 8 are filled up with zeros.
         inner, outer = -x.shape[1] % 8, -weight.shape[2] % 8
@@ -76,11 +81,7 @@ class LocalExperts(nn.Module):
 
     def forward(self, tokens: Tensor, counts: Tensor) -> Tensor:
         """Tokens [n, d], sorted by expert, counts int64 [E] -> [n, d]; rows past `counts.sum()` give 0."""
-        expand, contract = self.expand, self.contract
-        if torch.is_autocast_enabled(tokens.device.type):
-            dtype = torch.get_autocast_dtype(tokens.device.type)
-            tokens, expand, contract = tokens.to(dtype), expand.to(dtype), contract.to(dtype)
-        return grouped_product(F.gelu(grouped_product(tokens, expand, counts)), contract, counts)
+        return grouped_product(F.gelu(grouped_product(tokens, self.expand, counts)), self.contract, counts)
 
 
 class MixtureOfExperts(nn.Module):

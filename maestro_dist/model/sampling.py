@@ -12,7 +12,7 @@ from torch import Tensor
 
 from maestro_dist import rng
 from maestro_dist.model.context import SequenceContext
-from maestro_dist.model.layout import Layout
+from maestro_dist.model.layout import Layout, pack
 
 _LOW = 0xFFFFFFFF
 _NONE = -(1 << 63)
@@ -37,7 +37,7 @@ def strided_keys(sizes: Tensor, limit: int, layout: Layout) -> tuple[Tensor, Ten
     Returns local columns int64 [S, 1, limit] and which of them are held here, bool of the same shape.
     """
     number = torch.arange(limit, device=sizes.device)
-    count, size = layout.count[:, None], sizes[:, None]
+    count, size = layout.observed[:, None], sizes[:, None]
     rank = ((2 * number + 1) * count).div(2 * size.clamp_min(1), rounding_mode="floor") + 1
     column = torch.searchsorted(layout.order, rank).clamp_max(max(0, layout.order.shape[1] - 1))
     held = (number < size) & _at(layout.order, column, rank) & _at(layout.mask, column, True)
@@ -52,7 +52,7 @@ def drawn_keys(
     Returns local columns int64 [S, H, limit] and which of them are held here.
     """
     head = torch.arange(heads, device=sizes.device)[:, None]
-    hashes = rng.bits(key, layout.sample[:, None, None], head, layout.token)
+    hashes = rng.bits(key, pack(layout.sample[:, None, None], layout.token * heads + head))
     hashes = torch.where(layout.mask[:, None], hashes, _NONE)
     top = hashes.topk(min(limit, hashes.shape[-1]), dim=-1)
     inside = torch.arange(limit, device=sizes.device) < sizes[:, None, None]

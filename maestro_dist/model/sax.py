@@ -19,9 +19,9 @@ _CONSTANT = 1e-13
 
 
 class Moments(NamedTuple):
-    """Count, mean and M2 = sum of squared deviations over the observed steps, float64 [R, D]."""
+    """Count n, mean and M2 = sum of squared deviations over the observed steps, float64 [R, D]."""
 
-    count: Tensor
+    n: Tensor
     mean: Tensor
     m2: Tensor
 
@@ -64,7 +64,7 @@ def moments(x: Tensor, observed: Tensor, sequence: SequenceContext) -> Moments:
 
 def window_reference(window: Moments) -> tuple[Tensor, Tensor]:
     """Mean and divisor of `normalize: window`; the divisor of a constant channel is infinite, so its z is 0."""
-    std = (window.m2 / window.count.clamp_min(1)).sqrt()
+    std = (window.m2 / window.n.clamp_min(1)).sqrt()
     return window.mean, torch.where(std > _CONSTANT * window.mean.abs(), std, torch.inf)
 
 

@@ -35,11 +35,11 @@ class Summary(nn.Module):
         z [R, W, w, D] samples in units, 0 where not observed; steps bool, its mask; mean float64 [R, D] in units;
         window: moments in raw units; unit: one unit, float64 [D] or [R, D]; start: global number of the first step.
         """
-        spread = (window.m2 / window.count.clamp_min(1)).sqrt() / unit
-        observed = window.count > 0
+        spread = (window.m2 / window.n.clamp_min(1)).sqrt() / unit
+        observed = window.n > 0
         features = [mean.asinh(), _log(spread)]
         if self.full:
-            features += self._statistics(z.double(), steps, mean, spread, window.count, start)
+            features += self._statistics(z.double(), steps, mean, spread, window.n, start)
         stacked = torch.where(observed[..., None], torch.stack(features, -1), 0)
         out: Tensor = self.linear(stacked.flatten(1).to(z.dtype))
         return out

@@ -1,4 +1,4 @@
-"""Every option of the model on tiny shapes: shapes, no NaN, a gradient for every parameter, deterministic evaluation."""
+"""Every option of the model on tiny shapes: no NaN, a gradient for every parameter, deterministic evaluation."""
 
 from __future__ import annotations
 

@@ -1,0 +1,182 @@
+"""Sparse attention against a dense oracle that takes the same steps one by one, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from maestro_dist import rng
+from maestro_dist.config.schema import ModelConfig
+from maestro_dist.model import OneProcess
+from maestro_dist.model.attention import Attention, query_weights
+from maestro_dist.model.layout import Layout, Part, joint_layout, modality_layout, plan
+from maestro_dist.model.sampling import best_queries
+
+WIDTH, HEADS = 12, 3
+
+
+def make_attention(**options: object) -> Attention:
+    config = ModelConfig.model_validate(
+        {"width": WIDTH, "heads": HEADS, "dropout": 0.0, "sample_factor": 2.0, **options}
+    )
+    attention = Attention("layer", config, config.beta, 5, OneProcess()).double()
+    attention.fill(lambda name: rng.key(1, name))
+    return attention
+
+
+def make_layout(masks: list[Tensor], rows: list[Tensor], samples: int) -> Layout:
+    """Layout of modalities whose words have the given masks."""
+    parts = [Part(len(mask), 0, mask.shape[1], 0, 0, mask.shape[1]) for mask in masks]
+    none = [mask[:, :0] for mask in masks]
+    sample = torch.arange(samples) + 40
+    made = plan(parts, masks, none, rows, samples, [], OneProcess())
+    return modality_layout(made, 0, 0, rows[0], sample) if len(masks) == 1 else joint_layout(made, 0, rows, sample)
+
+
+def oracle(attention: Attention, x: Tensor, mask: Tensor, sample: int, queries: Tensor, step: int) -> Tensor:
+    """One sample, x [L, d], all positions in canonical order, mask bool [L]; every step as the method says it."""
+    length, head_width = len(x), WIDTH // HEADS
+    seen = [t for t in range(length) if mask[t]]
+    q = x @ attention.query_weight.T + attention.query_bias
+    k = x @ attention.key_weight.T
+    v = x @ attention.value_weight.T + attention.value_bias
+    heads = []
+    for h in range(HEADS):
+        qh, kh, vh = (part[:, h * head_width : (h + 1) * head_width] for part in (q, k, v))
+        out = [torch.zeros(head_width, dtype=x.dtype)] * length
+        if seen:
+            size = min(len(seen), max(1, math.ceil(2.0 * math.log(len(seen)))))
+            if attention.training:
+                draw = rng.key(5, "keys", "layer", step)
+                hashed = {t: rng.bits(draw, torch.tensor((sample << 32) + t * HEADS + h)).item() for t in seen}
+                sampled = sorted(seen, key=lambda t: -hashed[t])[:size]
+            else:
+                sampled = [seen[(2 * i + 1) * len(seen) // (2 * size)] for i in range(size)]
+            assert len(set(sampled)) == size
+            products = {t: [float((qh[t] @ kh[s]).detach()) for s in sampled] for t in seen}
+            score = {
+                t: torch.tensor(max(p) - sum(p) / size, dtype=torch.float64).float().item() for t, p in products.items()
+            }
+            ranked = sorted(seen, key=lambda t: (-score[t], t))
+            mean = sum(vh[t] for t in seen) / len(seen)
+            out = [mean] * length
+            for r, t in enumerate(ranked):
+                weight = (queries - r).clamp(0, 1)
+                logits = torch.stack([qh[t] @ kh[s] for s in seen]) / math.sqrt(head_width)
+                attended = (logits.softmax(0)[:, None] * torch.stack([vh[s] for s in seen])).sum(0)
+                out[t] = weight * attended + (1 - weight) * mean
+        heads.append(torch.stack(out))
+    return torch.cat(heads, 1) @ attention.output_weight.T + attention.output_bias
+
+
+def check(attention: Attention, x: Tensor, layout: Layout, queries: Tensor, dense: list[tuple[Tensor, Tensor]]) -> None:
+    """Same values and gradients. `dense`: for each sample its columns, in canonical order, and their rows in x."""
+    leaves = [x, queries, *attention.parameters()]
+    pull = torch.from_numpy(rng.uniform_np(3, torch.arange(x.numel()).numpy()).reshape(x.shape))
+    pull = pull * layout.flat_mask[:, None]  # tokens that are missing have no defined output
+    fast = torch.autograd.grad((attention(x, layout, queries, 9) * pull).sum(), leaves)
+    total: Tensor = torch.zeros(())
+    for s, (columns, rows) in enumerate(dense):
+        length = layout.mask.shape[1]
+        canvas = torch.zeros(length, WIDTH, dtype=x.dtype).index_copy(0, columns, x[rows])
+        out = oracle(attention, canvas, layout.mask[s], int(layout.sample[s]), queries[s], 9)
+        ours = attention(x, layout, queries, 9)[rows][layout.mask[s][columns]]
+        torch.testing.assert_close(ours, out[columns][layout.mask[s][columns]], rtol=1e-9, atol=1e-12)
+        total = total + (out[columns] * pull[rows]).sum()
+    slow = torch.autograd.grad(total, leaves)
+    for ours, theirs in zip(fast, slow, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("beta", [1.3, 50.0])
+def test_one_modality(training: bool, beta: float) -> None:
+    attention = make_attention(beta=beta).train(training)
+    torch.manual_seed(0)
+    mask = torch.rand(4, 11) > 0.3
+    mask[1], mask[2] = False, torch.arange(11) == 6  # nothing observed; a single token
+    layout = make_layout([mask], [torch.arange(4)], 4)
+    x = torch.randn(4 * 11, WIDTH, dtype=torch.float64, requires_grad=True)
+    count = mask.sum(1).double()
+    queries = torch.minimum(count.clamp_min(1).log() * beta * 0.83, count).requires_grad_()
+    dense = [(torch.arange(11), torch.arange(11) + 11 * s) for s in range(4)]
+    check(attention, x, layout, queries, dense)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_joint_sequence_with_absent_modalities(training: bool) -> None:
+    attention = make_attention(beta=2.0).train(training)
+    torch.manual_seed(1)
+    rows = [torch.tensor([0, 2]), torch.tensor([1, 2]), torch.tensor([], dtype=torch.int64)]
+    masks = [torch.rand(2, 5) > 0.2, torch.rand(2, 4) > 0.2, torch.zeros(0, 3).bool()]
+    layout = make_layout(masks, rows, 4)
+    x = torch.randn(18, WIDTH, dtype=torch.float64, requires_grad=True)
+    queries = torch.tensor([2.4, 1.9, 3.5, 0.0], dtype=torch.float64, requires_grad=True)
+    first, second = torch.arange(5), torch.arange(5, 9)
+    empty = torch.tensor([], dtype=torch.int64)
+    dense = [
+        (first, first),
+        (second, second + 5),
+        (torch.arange(9), torch.cat((first + 5, second + 9))),
+        (empty, empty),
+    ]
+    check(attention, x, layout, queries, dense)
+
+
+@pytest.mark.parametrize("length", [1, 2, 9])
+def test_enough_queries_are_dense_attention(length: int) -> None:
+    sparse, dense = make_attention(beta=50.0), make_attention(attention="dense")
+    torch.manual_seed(2)
+    mask = torch.rand(3, length) > 0.3
+    layout = make_layout([mask], [torch.arange(3)], 3)
+    x = torch.randn(3 * length, WIDTH, dtype=torch.float64)
+    queries = mask.sum(1).double()
+    seen = mask.flatten()
+    torch.testing.assert_close(
+        sparse(x, layout, queries, 0)[seen], dense(x, layout, queries, 0)[seen], rtol=1e-9, atol=1e-12
+    )
+
+
+def test_ties_go_to_the_lower_number() -> None:
+    mask = torch.ones(1, 300).bool()
+    mask[0, :4] = False
+    layout = make_layout([mask], [torch.arange(1)], 1)
+    scores = torch.zeros(1, 1, 300)
+    scores[0, 0, 200], scores[0, 0, 7], scores[0, 0, 0] = 1.0, -0.0, 9.0
+    assert best_queries(scores, layout, 5, OneProcess()).tolist() == [[[200, 4, 5, 6, 7]]]
+
+
+def test_band_spreads_the_gradient_only() -> None:
+    n = torch.tensor([3.4], requires_grad=True)
+    plain, spread = query_weights(n, 6, 0.0), query_weights(n, 6, 2.0)
+    assert torch.equal(plain, spread)
+    assert plain[0].tolist() == pytest.approx([1, 1, 1, 0.4, 0, 0])
+    gradient = [torch.autograd.grad(w[0, r], n, retain_graph=True)[0].item() for w in (plain, spread) for r in range(6)]
+    assert gradient == pytest.approx([0, 0, 0, 1, 0, 0, 0, 0, 0.5, 0.5, 0, 0])
+
+
+def test_missing_tokens_do_not_matter() -> None:
+    attention = make_attention(beta=2.0)
+    mask = torch.tensor([[True, False, True, True, False]])
+    layout = make_layout([mask], [torch.arange(1)], 1)
+    x = torch.randn(5, WIDTH, dtype=torch.float64)
+    other = torch.where(mask[0, :, None], x, 1e6)
+    queries = torch.tensor([1.5], dtype=torch.float64)
+    seen = mask[0]
+    assert torch.equal(attention(x, layout, queries, 0)[seen], attention(other, layout, queries, 0)[seen])
+
+
+def test_dropout_leaves_the_mean_alone() -> None:
+    attention = make_attention(beta=1.0, dropout=0.5).train()
+    layout = make_layout([torch.ones(2, 8).bool()], [torch.arange(2)], 2)
+    x = torch.randn(16, WIDTH, dtype=torch.float64)
+    none = torch.zeros(2, dtype=torch.float64)
+    out = attention(x, layout, none, 0)
+    attention.eval()
+    whole = attention(x, layout, none, 0)
+    kept = out != 0
+    assert 0.3 < kept.double().mean() < 0.7
+    torch.testing.assert_close(out[kept], 2 * whole[kept])
