@@ -119,7 +119,10 @@ class Attention(nn.Module):
         delta = weights[:, None, :, None] * (attended - mean)
         if held is not None:
             delta = delta * held[..., None]
-        context = mean.expand(query.shape).reshape(-1, width).index_add(0, row, delta.view(-1, width))
+        context = mean.expand(query.shape).reshape(samples * heads * length, width)
+        # Without a token here `delta` still takes part: the backward must meet that of the other ranks.
+        delta = delta.reshape(len(row), width)
+        context = context.index_add(0, row, delta) if length else context + 0 * delta.sum()
         return self._flat(context.view(query.shape), layout)
 
     def _select(self, query: Tensor, key: Tensor, layout: Layout, limit: int, step: int) -> Tensor:

@@ -27,7 +27,7 @@ class Distil(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Tokens [N, d] of one depth -> those of the next."""
-        pieces, masks, blocks = [], [], _blocks(layout.parts)
+        pieces, masks, blocks = [], [], _blocks(layout.parts) if self.sequence.size == 1 else list(layout.parts)
         sizes = [part.rows * part.length for part in blocks]
         for part, tokens, mask in zip(blocks, x.split(sizes), layout.flat_mask.split(sizes), strict=True):
             pieces.append(tokens.view(part.rows, part.length, x.shape[1]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from maestro_dist import rng
@@ -58,10 +59,9 @@ def drawn_keys(
     inside = torch.arange(limit, device=sizes.device) < sizes[:, None, None]
     if sequence.size == 1:
         return top.indices, inside
-    # The globally largest hashes; a local one is drawn if it reaches the last of them.
-    best = sequence.gather(top.values).topk(limit, dim=-1).values
-    column = torch.nn.functional.pad(top.indices, (0, limit - top.indices.shape[-1]))
-    mine = torch.nn.functional.pad(top.values, (0, limit - top.indices.shape[-1]), value=_NONE)
+    short = (0, limit - top.indices.shape[-1])
+    column, mine = F.pad(top.indices, short), F.pad(top.values, short, value=_NONE)
+    best = sequence.gather(mine).topk(limit, dim=-1).values
     place = (best[..., None, :] == mine[..., :, None]).int()  # [S, H, local, global]
     source = place.argmax(-2)
     return column.gather(-1, source), inside & place.any(-2)
@@ -92,7 +92,8 @@ def best_queries(scores: Tensor, layout: Layout, limit: int, sequence: SequenceC
     packed = (ordered << 32) + (_LOW - layout.token)
     best = packed.topk(min(limit, packed.shape[-1]), dim=-1).values
     if sequence.size > 1:
-        best = sequence.gather(best).topk(limit, dim=-1).values
+        offers = F.pad(best, (0, limit - best.shape[-1]), value=_NONE)
+        best = sequence.gather(offers).topk(limit, dim=-1).values
     return _LOW - (best & _LOW)
 
 
