@@ -58,16 +58,16 @@ def evaluate(options: argparse.Namespace) -> int:
 
     import torch
 
-    from maestro_dist.checkpoint import find, full_weights
+    from maestro_dist.checkpoint import best, find, full_weights
     from maestro_dist.data.stream import evaluation_batches, presence
     from maestro_dist.evaluation import evaluate_split
     from maestro_dist.evaluation.table import results_table
     from maestro_dist.parallel.mesh import Mesh
-    from maestro_dist.worker import best_checkpoint, build
+    from maestro_dist.worker import build
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    checkpoint = best_checkpoint(target.run_url) if target.step is None else find(target.run_url, target.step)
+    checkpoint = best(target.run_url) if target.step is None else find(target.run_url, target.step)
     pieces = build(config)
     pieces.model.load_state_dict(full_weights(checkpoint))
     pieces.model.eval()

@@ -59,39 +59,40 @@ def train(config: Config, job: Job) -> None:
 
 
 def _trainer(config: Config, job: Job, console: Any) -> Any:
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    import ray.train.torch
 
+    # Which generation of the API these names are is decided when they are imported; type checkers see the older one.
+    api: Any = ray.train
     run = config.run
-    return TorchTrainer(
+    return api.torch.TorchTrainer(
         _work,
         train_loop_config={"job": job.as_dict(), "console": console},
-        scaling_config=ScalingConfig(
+        scaling_config=api.ScalingConfig(
             num_workers=run.workers,
             use_gpu=run.device == "cuda",
             resources_per_worker={"CPU": run.cpus_per_worker, **({"GPU": 1} if run.device == "cuda" else {})},
         ),
         # Ray's own records of the run are not used: checkpoints are ours, in the run's storage.
-        run_config=RunConfig(
+        run_config=api.RunConfig(
             name=f"{run.name}-{job.attempt}-{uuid.uuid4().hex[:8]}",
             storage_path=os.path.join(tempfile.gettempdir(), "maestro_dist-ray"),
-            failure_config=FailureConfig(max_failures=run.max_failures),
-            logging_config=LoggingConfig(log_level="ERROR"),
+            failure_config=api.FailureConfig(max_failures=run.max_failures),
+            logging_config=api.LoggingConfig(log_level="ERROR"),
             worker_runtime_env={"env_vars": _WORKER_ENVIRONMENT},
         ),
-        torch_config=TorchConfig(backend="nccl" if run.device == "cuda" else "gloo", timeout_s=run.timeout_s),
+        torch_config=api.torch.TorchConfig(backend="nccl" if run.device == "cuda" else "gloo", timeout_s=run.timeout_s),
     )
 
 
-def _work(handed: dict[str, Any]) -> dict[str, Any]:
+def _work(handed: dict[str, Any]) -> None:
     """The train function: what Ray calls on each worker, again from the top after a failure."""
     import ray
 
     console = handed["console"]
     if ray.get(console.failure.remote()):
-        return {}  # started again after an error that would only come again
+        return  # started again after an error that would only come again
     try:
-        return run_worker(Job(**handed["job"]), lambda line: console.say.remote(line))
+        run_worker(Job(**handed["job"]), lambda line: console.say.remote(line))
     except MaestroError as error:
         ray.get(console.fail.remote(type(error).__name__, str(error)))
         raise
@@ -123,7 +124,7 @@ def _console() -> Iterator[Any]:
     """The console actor, whose lines a thread prints as they come."""
     import ray
 
-    actor = ray.remote(num_cpus=0)(_Console).remote()
+    actor: Any = ray.remote(num_cpus=0)(_Console).remote()
     done = threading.Event()
 
     def show() -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from maestro_dist.callbacks.base import Callback, State, StepRecord
 from maestro_dist.optim import learning_rate
 from maestro_dist.types import Batch, Output
+
+if TYPE_CHECKING:
+    from maestro_dist.model import Maestro
 
 Batches = Callable[[int, int], Generator[Batch, None, None]]
 
@@ -48,7 +52,7 @@ def train_step(state: State, stream: Generator[Batch, None, None]) -> StepRecord
     lr = learning_rate(state.config.optim, state.step, state.total_steps)
     result = engine.step(lr)
     if result.applied and state.config.model.moe.balance == "bias":
-        engine.module.update_balance(engine.sum(seen.expert_load))
+        cast("Maestro", engine.module).update_balance(engine.sum_over_ranks(seen.expert_load))
     clock.lap("optimizer")
     record = StepRecord(
         step=state.step,

@@ -9,23 +9,34 @@ import sys
 from pathlib import Path
 
 from maestro_dist import __version__
+from maestro_dist.callbacks.final_test import RESULT_FILE
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.storage import Storage, redact
 from maestro_dist.parallel.mesh import build_mesh
-from maestro_dist.worker import RESULT_FILE, build, count_steps, tokens_by_modality
+from maestro_dist.worker import build, count_steps, tokens_by_modality, work_folder
 
 
 def print_start(config: Config, manifest: Manifest) -> None:
     """Every derived number: data, model, mesh, steps, memory. Builds the model, so a wrong one is found here."""
+    from maestro_dist.model.estimate import count_parameters, memory_estimate
+
     run, optim = config.run, config.optim
     pieces = build(config)
     mesh = build_mesh(config.mesh, world=run.workers)
     _, per_epoch, total = count_steps(config, manifest)
     share = config.engine.micro_batch or math.ceil(optim.global_batch / mesh.data)
     accumulation = math.ceil(optim.global_batch / (mesh.data * share))
-    parameters = sum(parameter.numel() for parameter in pieces.model.parameters())
+    parameters = count_parameters(pieces.model)
     tokens = tokens_by_modality(config, pieces.modalities)
+    memory = memory_estimate(
+        config.model,
+        pieces.modalities,
+        parameters=parameters,
+        micro_batch=share,
+        ranks=mesh.world,
+        zero_stage=config.engine.zero_stage,
+    )
     splits = (config.data.train, config.data.validation, config.data.test)
     kind = f"{len(manifest.classes)} classes" if pieces.task.kind == "classification" else manifest.target
     names = ", ".join(f"{m.name} {m.variates} x {m.steps} @ {m.rate_hz:g} Hz" for m in pieces.modalities)
@@ -41,6 +52,8 @@ def print_start(config: Config, manifest: Manifest) -> None:
         f"{config.engine.precision}",
         "steps": f"{per_epoch:,} an epoch, {total:,} in all; global batch {optim.global_batch} = {mesh.data} ranks x "
         f"{accumulation} micro-batch{'es' if accumulation > 1 else ''} of up to {share}",
+        "memory": f"about {memory.total / 2**20:,.0f} MiB a rank beside the libraries (parameters, gradients and "
+        f"optimizer {memory.parameters / 2**20:,.1f}, activations {memory.activations / 2**20:,.0f})",
     }
     for name, text in rows.items():
         print(f"{name:11}{text}")
@@ -64,7 +77,7 @@ def print_end(config: Config, run: Storage, mlflow_run: str) -> None:
         "checkpoint": f"{_shown(result['checkpoint'])} (step {result['best_step']}, validation {result['metric']} "
         f"{result['best_score']:.3f}: mean over missing rates {config.evaluation.rates})",
         "model": _shown(result["model"]),
-        "pictures": _shown(result["figures"]),
+        "pictures": _shown(str(work_folder(run.url) / "figures")),
         "MLflow run": f"{mlflow_run} in {redact(uri)}",
         "open the UI": f"{mlflow} ui --host 127.0.0.1 --backend-store-uri {redact(uri)}"
         if uri.startswith("sqlite:")

@@ -15,12 +15,11 @@ from maestro_dist.config.load import parse
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.storage import Storage
-from maestro_dist.errors import CheckpointError
 from maestro_dist.lease import Fence
 from maestro_dist.parallel.mesh import Mesh, build_mesh
 
 if TYPE_CHECKING:
-    from maestro_dist.checkpoint import CheckpointInfo, Saver
+    from maestro_dist.checkpoint import Saver
     from maestro_dist.data.stream import TrainStream
     from maestro_dist.evaluation import Evaluation
     from maestro_dist.model.maestro import Maestro
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from maestro_dist.tracking import MetricLog
     from maestro_dist.types import Modality
 
-RESULT_FILE = "result.json"
 Say = Callable[[str], None]
 """Shows a line to the person who started the run."""
 
@@ -117,17 +115,6 @@ def count_steps(config: Config, manifest: Manifest) -> tuple[int, int, int]:
     return samples, per_epoch, min(total, config.optim.max_steps or total)
 
 
-def best_checkpoint(run_url: str) -> CheckpointInfo:
-    """The checkpoint with the best validation so far. Raises `CheckpointError` where the run has none."""
-    from maestro_dist.checkpoint import find, newest
-
-    found = newest(run_url)
-    if found is None:
-        raise CheckpointError(f"{Storage(run_url).name()}: no complete checkpoint yet")
-    best = found.metadata["best_step"]
-    return found if best is None else find(run_url, best)
-
-
 def first_batch(config: Config) -> tuple[float, int]:
     """Mean loss and number of samples of the first micro-batch of rank 0, before any step. Needs no process group."""
     import torch
@@ -207,12 +194,6 @@ def run_worker(job: Job, say: Say) -> None:
     callbacks = _callbacks(job, state, saver, log, say)
     try:
         fit(state, build_stream(config, pieces, mesh, total).batches, callbacks)
-        dist.barrier()  # rank 0 has written the last record: every rank can read the best checkpoint
-        best = best_checkpoint(job.run_url)
-        restore(engine, best)
-        evaluation = evaluate_on(state, config.data.test, config.evaluation.test_rates, config.evaluation.draws)
-        if log is not None:
-            export(job, state, best, evaluation, log)
     finally:
         callbacks.close()
         if log is not None and not log.close():
@@ -223,12 +204,15 @@ def run_worker(job: Job, say: Say) -> None:
 def _metric_log(job: Job, state: State) -> MetricLog:
     from maestro_dist.tracking import MetricLog
 
-    folder = Storage(job.run_url).local_path() or cache_folder(job.run_url)
+    folder = work_folder(job.run_url)
     return MetricLog(folder, job.tracking_uri, job.mlflow_run, job.start_ms, resume_step=state.step)
 
 
-def cache_folder(run_url: str) -> Path:
-    """Where this machine keeps the metrics of a run whose storage is remote."""
+def work_folder(run_url: str) -> Path:
+    """The run's own folder; where its storage is remote, one on this machine for metrics and pictures."""
+    local = Storage(run_url).local_path()
+    if local is not None:
+        return local
     digest = hashlib.sha256(run_url.encode()).hexdigest()[:12]
     return Path.home() / ".cache" / "maestro_dist" / "runs" / f"{run_url.rsplit('/', 1)[-1]}-{digest}"
 
@@ -236,15 +220,19 @@ def cache_folder(run_url: str) -> Path:
 def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None, say: Say) -> Callbacks:
     """In the order in which they depend on one another."""
     from maestro_dist.callbacks.checkpointing import Checkpointing
+    from maestro_dist.callbacks.final_test import FinalTest
     from maestro_dist.callbacks.health import Health
     from maestro_dist.callbacks.metrics import Metrics
     from maestro_dist.callbacks.progress import Progress
     from maestro_dist.callbacks.validation import Validation
 
-    evaluation = state.config.evaluation
+    evaluation, data = state.config.evaluation, state.config.data
 
     def validate() -> Evaluation:
-        return evaluate_on(state, state.config.data.validation, evaluation.rates, evaluation.draws[:1])
+        return evaluate_on(state, data.validation, evaluation.rates, evaluation.draws[:1])
+
+    def test() -> Evaluation:
+        return evaluate_on(state, data.test, evaluation.test_rates, evaluation.draws)
 
     metrics = Metrics(log)
     return Callbacks(
@@ -254,10 +242,13 @@ def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None, say:
             Validation(validate, log),
             Checkpointing(saver, Fence(job.run_url, job.attempt).check),
             Progress(metrics, say),
+            FinalTest(
+                test,
+                log,
+                run_url=job.run_url,
+                work_folder=work_folder(job.run_url),
+                tracking_uri=job.tracking_uri,
+                mlflow_run=job.mlflow_run,
+            ),
         ]
     )
-
-
-def export(job: Job, state: State, best: CheckpointInfo, evaluation: Evaluation, log: MetricLog) -> None:
-    """Rank 0, at the end: test metrics, pictures, the exported model, and `result.json` last."""
-    log.log(state.step, evaluation.flat("test"))

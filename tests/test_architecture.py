@@ -24,6 +24,7 @@ LEVELS = [
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 SAME_ROOM = {"launch_ray": "launch", "summary": "launch", "pyfunc_model": "predict"}
 MODEL_MAY_IMPORT = {"torch", "numpy", "pydantic", "maestro_dist", "__future__"}
+UNSAFE_MODULES = {"pickle", "dill", "cloudpickle", "shelve", "joblib", "marshal"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -85,9 +86,7 @@ def unsafe_calls(source: str) -> list[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-            found += [
-                n for n in names if n.split(".")[0] in {"pickle", "dill", "cloudpickle", "shelve", "joblib", "marshal"}
-            ]
+            found += [n for n in names if n.split(".")[0] in UNSAFE_MODULES]
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func)
             keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}

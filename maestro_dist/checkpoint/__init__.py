@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from maestro_dist.checkpoint.load import CheckpointInfo, complete_steps, find, full_weights, newest, restore
+from maestro_dist.checkpoint.load import CheckpointInfo, best, complete_steps, find, full_weights, newest, restore
 from maestro_dist.checkpoint.save import Saver
 
-__all__ = ["CheckpointInfo", "Saver", "complete_steps", "find", "full_weights", "newest", "restore"]
+__all__ = ["CheckpointInfo", "Saver", "best", "complete_steps", "find", "full_weights", "newest", "restore"]

@@ -113,6 +113,18 @@ def find(run_url: str, step: int) -> CheckpointInfo:
     return CheckpointInfo(folder, record)
 
 
+def best(run_url: str) -> CheckpointInfo:
+    """The checkpoint whose validation chose it (`metadata["best_step"]`); the newest before any validation.
+
+    Raises `CheckpointError` if the run has no complete checkpoint.
+    """
+    found = newest(run_url)
+    if found is None:
+        raise CheckpointError(f"{Storage(run_url).name()}: no complete checkpoint yet")
+    step = found.metadata.get("best_step")
+    return found if step is None else find(run_url, step)
+
+
 def restore(engine: Engine, info: CheckpointInfo) -> None:
     """Put weights, moments, the optimizer's step count and buffers into an engine. All ranks call it (a collective).
 

@@ -38,7 +38,7 @@ _POLL_S = (0.05, 2.0)  # first and longest pause between looks for the other ran
 
 
 @dataclass(frozen=True)
-class _Snapshot:
+class Snapshot:
     """Copies on the CPU of what this rank owns, and what its part says of them."""
 
     tensors: dict[str, Tensor]
@@ -100,7 +100,7 @@ class Saver:
             metadata=metadata,
         )
         dump(record)  # what is not JSON is found here, not in the background
-        snapshot = _snapshot(engine, with_buffers=self.mesh.rank == 0)
+        snapshot = take_snapshot(engine, with_buffers=self.mesh.rank == 0)
         self._thread = threading.Thread(
             target=self._write, args=(snapshot, record, fence), name=f"checkpoint-{step}", daemon=True
         )
@@ -115,7 +115,7 @@ class Saver:
         if error is not None:
             raise error
 
-    def _write(self, snapshot: _Snapshot, record: Record, fence: Callable[[], None] | None) -> None:
+    def _write(self, snapshot: Snapshot, record: Record, fence: Callable[[], None] | None) -> None:
         folder = self._checkpoints.join(folder_name(record.step))
         try:
             part = self._write_part(folder, snapshot)
@@ -144,7 +144,7 @@ class Saver:
     def _name(self, rank: int) -> PartName:
         return PartName(rank, self.attempt, self._session, self._saves)
 
-    def _write_part(self, folder: Storage, snapshot: _Snapshot) -> Part:
+    def _write_part(self, folder: Storage, snapshot: Snapshot) -> Part:
         from safetensors.torch import save_file
 
         file = self._name(self.mesh.rank).file()
@@ -190,7 +190,8 @@ class Saver:
                 folder.remove(file)
 
 
-def _snapshot(engine: Engine, *, with_buffers: bool) -> _Snapshot:
+def take_snapshot(engine: Engine, *, with_buffers: bool) -> Snapshot:
+    """Copy what this rank owns, and the buffers where asked. Training may go on at once."""
     tensors: dict[str, Tensor] = {}
     slices: dict[str, Range] = {}
     for owned in owned_slices(engine):
@@ -200,7 +201,7 @@ def _snapshot(engine: Engine, *, with_buffers: bool) -> _Snapshot:
     if with_buffers:
         for name, buffer in buffers(engine).items():
             tensors[tensor_name(name, BUFFER)] = buffer.detach().to("cpu", copy=True)
-    return _Snapshot(tensors, slices)
+    return Snapshot(tensors, slices)
 
 
 def _agree_on_session(mesh: Mesh) -> int:

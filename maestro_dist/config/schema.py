@@ -140,7 +140,7 @@ class ModelConfig(Section):
     word: Positive | dict[str, Positive] = 8
     """Steps a word; one number, or one a modality."""
     normalize: Literal["window", "recording", "dataset"] = "dataset"
-    """Mean and standard deviation used for z-scores: of the window, of the recording so far, or of the training split."""
+    """Whose mean and deviation make z-scores: the window's, the recording's so far, or the training split's."""
     embedding: Literal["ordinal", "table", "patch"] = "patch"
     """ordinal: the symbol as a number; table: a learned row a symbol; patch: table plus the word's own samples."""
     stem: StemConfig | None = None

@@ -22,7 +22,7 @@ def epoch_order(seed: int, epoch: int, shard_samples: Sequence[int], window: int
     parts = [np.empty(0, dtype=np.int64)]
     for first in range(0, len(shards), window):
         members = [np.arange(starts[s], starts[s] + sizes[s], dtype=np.int64) for s in shards[first : first + window]]
-        parts.append(_permuted(sample_key, np.sort(np.concatenate(members))))
+        parts.append(_permuted(sample_key, np.concatenate(members)))
     return np.concatenate(parts)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any
 
 from maestro_dist.data.reader import Request, SplitReader, SplitSource
@@ -15,7 +15,7 @@ _POLL_S = 0.1
 _JOIN_S = 5.0  # a reader that is in the middle of a download is left to end by itself
 
 
-def read_ahead(source: SplitSource, requests: Iterable[Request], workers: int) -> Iterator[Batch]:
+def read_ahead(source: SplitSource, requests: Iterable[Request], workers: int) -> Generator[Batch, None, None]:
     """Serve the requests in order, `data.prefetch` of them ahead, with a number of processes (0: a thread).
 
     Errors come out where the bad batch would have, unchanged. Closing the iterator stops the readers.

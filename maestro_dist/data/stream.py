@@ -6,7 +6,7 @@ rank i mod ranks. The position of a run is one integer: samples consumed since i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 
@@ -55,7 +55,7 @@ class TrainStream:
         self.accumulation = -(-global_batch // (ranks * self._micro))
         self._curriculum, self._total_steps = curriculum, total_steps
 
-    def batches(self, position: int, end: int) -> Iterator[Batch]:
+    def batches(self, position: int, end: int) -> Generator[Batch, None, None]:
         """Micro-batches of every global batch that starts at `position` or later and before `end`.
 
         Raises:
@@ -102,7 +102,7 @@ def evaluation_batches(
     rank: int,
     ranks: int,
     keep: np.ndarray | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Every sample of a split exactly once over all ranks: this rank's are `rank::ranks`, `batch` at a time.
 
     `keep`, bool [N, M], says which modalities of each sample are left (M = `modalities`, sorted by name). Every rank

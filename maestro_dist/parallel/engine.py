@@ -97,6 +97,15 @@ class Engine:
         norm = float(self.deepspeed.get_global_grad_norm()) if applied else math.inf
         return StepResult(applied=applied, norm=norm)
 
+    def sum_over_ranks(self, counts: Tensor) -> Tensor:
+        """Sum of a tensor over all ranks, the same on all of them."""
+        import torch.distributed as dist
+
+        total = counts.clone()
+        if self.mesh.world > 1:
+            dist.all_reduce(total)
+        return total
+
     def train(self) -> None:
         """Training mode (dropout, curriculum)."""
         self.deepspeed.train()

@@ -76,7 +76,7 @@ def open_run(
         problem = f"tracking at {redact(uri)} does not answer ({short(error)})"
         if run_id is None:
             raise RunError(f"{problem}; start it or set tracking.uri") from error
-        _warn(problem)
+        warn(problem)
         return TrackedRun(run_id, None)
 
 
@@ -85,7 +85,7 @@ def close_run(uri: str, run_id: str, status: str) -> bool:
     try:
         client(uri).set_terminated(run_id, status)
     except Exception as error:
-        _warn(f"could not set the tracked run to {status} ({short(error)})")
+        warn(f"could not set the tracked run to {status} ({short(error)})")
         return False
     return True
 
@@ -97,12 +97,13 @@ def log_files(uri: str, run_id: str, paths: list[Path], folder: str) -> bool:
         for path in paths:
             server.log_artifact(run_id, str(path), folder)
     except Exception as error:
-        _warn(f"{folder} were not uploaded to tracking ({short(error)})")
+        warn(f"{folder} were not uploaded to tracking ({short(error)})")
         return False
     return True
 
 
-def _warn(text: str) -> None:
+def warn(text: str) -> None:
+    """Say on stderr that something about tracking went wrong."""
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 

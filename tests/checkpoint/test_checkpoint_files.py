@@ -17,14 +17,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maestro_dist.checkpoint import Saver, complete_steps, find, full_weights, newest, restore
+from maestro_dist.checkpoint import Saver, best, complete_steps, find, full_weights, newest, restore
 from maestro_dist.checkpoint.layout import PartName
 from maestro_dist.checkpoint.retain import surplus
+from maestro_dist.checkpoint.save import take_snapshot
 from maestro_dist.config.schema import Config, MeshConfig, OptimConfig
 from maestro_dist.errors import CheckpointError, MaestroError, RunError
 from maestro_dist.optim import build_optimizer
 from maestro_dist.parallel.engine import Engine, destroy_process_group, init_process_group
 from maestro_dist.parallel.mesh import Mesh, build_mesh
+from maestro_dist.parallel.partition import buffers, owned_slices
 from maestro_dist.types import Batch, Output
 
 BATCH = Batch(
@@ -107,26 +109,42 @@ def test_what_is_saved_is_found_with_its_metadata(tmp_path: Path, engine: Engine
     assert suffixes == [".json", ".safetensors"]
 
 
-def test_the_snapshot_is_taken_at_once(tmp_path: Path) -> None:
+def test_a_snapshot_is_a_copy() -> None:
+    engine = make_engine()
+    train(engine)
+    expected = {f"{one.name}/{kind}": t.clone() for one in owned_slices(engine) for kind, t in one.tensors.items()}
+    snapshot = take_snapshot(engine, with_buffers=True)
+    train(engine)
+    buffers(engine)["selection_bias"].fill_(9.0)
+    assert_equal(snapshot.tensors, {**expected, "selection_bias/buffer": torch.zeros(3)})
+    assert not torch.equal(expected["head.bias/exp_avg"], snapshot_of(engine)["head.bias/exp_avg"])
+    engine.close()
+
+
+def snapshot_of(engine: Engine) -> dict[str, Tensor]:
+    return take_snapshot(engine, with_buffers=False).tensors
+
+
+def test_training_goes_on_while_the_record_waits_for_the_fence(tmp_path: Path) -> None:
     engine, saver = make_engine(), saver_of(tmp_path)
     train(engine)
     before = weights(engine)
     released = threading.Event()
     saver.save(engine, step=1, position=1, epoch=0, metadata={}, fence=lambda: released.wait(20) and None)
     train(engine)
-    assert newest(str(tmp_path)) is None  # not before the fence has passed
+    assert newest(str(tmp_path)) is None
     released.set()
     saver.wait()
     assert_equal(full_weights(find(str(tmp_path), 1)), before)
-    assert not torch.equal(before["head.weight"], weights(engine)["head.weight"])
     engine.close()
 
 
 @pytest.mark.parametrize("optim", [{}, {"optimizer": "sgd", "momentum": 0.9}, {"optimizer": "sgd"}])
 @pytest.mark.parametrize("steps", [0, 2])
 def test_a_fresh_engine_goes_on_bitwise(tmp_path: Path, optim: dict[str, Any], steps: int) -> None:
-    torch.manual_seed(1)
     first, second = make_engine(**optim), make_engine(**optim)
+    buffers(first)["selection_bias"].fill_(2.0)
+    buffers(second)["selection_bias"].fill_(5.0)
     for _ in range(steps):
         train(first)
     save(saver_of(tmp_path), first, steps)
@@ -190,7 +208,7 @@ def edit(record: Path, change: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda c: c["parts"][0]["slices"].update({"head.bias": [0, 1]}), "elements 1..1 of parameter head.bias are missing"),
+        (lambda c: c["parts"][0]["slices"].update({"head.bias": [0, 1]}), "elements 1..1 of parameter head.bias"),
         (lambda c: c.update(format="other/9"), "format is 'other/9', expected 'maestro_dist/checkpoint/1'"),
         (lambda c: c["parts"][0].update(file="../../evil.safetensors"), "is damaged: parts.0.file"),
         (lambda c: c.pop("position"), "is damaged: position"),
@@ -268,13 +286,22 @@ def test_nothing_in_a_checkpoint_folder_is_ever_unpickled(tmp_path: Path, engine
 
 def test_the_newest_and_the_best_stay(tmp_path: Path, engine: Engine) -> None:
     saver = saver_of(tmp_path, keep_last=2)
-    for step, best in ((1, None), (2, 2), (3, 2), (4, 2), (5, 5)):
-        save(saver, engine, step, best_step=best)
+    for step, chosen in ((1, None), (2, 2), (3, 2), (4, 2), (5, 5)):
+        save(saver, engine, step, best_step=chosen)
     assert complete_steps(str(tmp_path)) == [4, 5]
     save(saver, engine, 6, best_step=4)
     save(saver, engine, 7, best_step=4)
     assert complete_steps(str(tmp_path)) == [4, 6, 7]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [f"step-{s:09d}" for s in (4, 6, 7)]
+    assert best(str(tmp_path)).step == 4
+
+
+def test_the_best_is_the_newest_before_any_validation(tmp_path: Path, engine: Engine) -> None:
+    with pytest.raises(CheckpointError, match="no complete checkpoint yet"):
+        best(str(tmp_path))
+    save(saver_of(tmp_path), engine, 1, best_step=None)
+    save(saver_of(tmp_path), engine, 2, best_step=None)
+    assert best(str(tmp_path)).step == 2
 
 
 def test_surplus_is_all_but_the_newest_and_the_best() -> None:
@@ -295,7 +322,7 @@ def test_leftovers_of_crashed_saves_go_and_those_to_come_stay(tmp_path: Path, en
 def test_a_later_attempt_overwrites_a_crashed_one_and_an_earlier_save(tmp_path: Path, engine: Engine) -> None:
     folder = record_path(tmp_path, 5).parent
     folder.mkdir(parents=True)
-    (folder / PartName(0, 1, 77, 1).file()).write_bytes(b"half")
+    (folder / PartName(0, 1, 77, 5).file()).write_bytes(b"half")
     (folder / PartName(3, 1, 77, 1).file("json")).write_bytes(b"{}")
     newer = folder / PartName(0, 9, 77, 1).file()
     newer.write_bytes(b"a driver that took over is writing")

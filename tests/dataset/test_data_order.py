@@ -37,6 +37,8 @@ def test_order_differs_by_epoch_and_seed_and_mixes_shards() -> None:
     sizes = [100] * 20
     orders = [epoch_order(seed, epoch, sizes, 4) for seed in (1, 2) for epoch in (0, 1)]
     assert all((a != b).mean() > 0.95 for i, a in enumerate(orders) for b in orders[:i])
+    alone = [epoch_order(1, epoch, [100], 1) for epoch in (0, 1)]
+    assert (alone[0] != alone[1]).mean() > 0.9
     first = orders[0][:400] // 100
     assert len(set(first.tolist())) == 4
     assert len(set(first[:40].tolist())) == 4  # four shards already mixed in the first tenth

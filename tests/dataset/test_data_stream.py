@@ -175,6 +175,17 @@ def test_evaluation_covers_each_sample_once(packed: str, ranks: int, size: int) 
         assert {b.global_samples for b in of_round} == {sum(len(b) for b in of_round)}
 
 
+def test_keeping_what_is_not_there_changes_nothing(packed: str) -> None:
+    manifest = load_manifest(packed)
+    modalities = manifest.select(None)
+    keep = np.ones((SIZES["test"], 3), dtype=bool)
+    options = {"batch": 8, "rank": 0, "ranks": 1}
+    plain = evaluation_batches(packed, manifest, DataConfig(), modalities, "test", **options)
+    asked = evaluation_batches(packed, manifest, DataConfig(), modalities, "test", **options, keep=keep)
+    for a, b in zip(plain, asked, strict=True):
+        assert_equal(a, b)
+
+
 def test_presence_is_what_was_packed(packed: str, samples: list[RawSample]) -> None:
     manifest = load_manifest(packed)
     for split in SIZES:

@@ -94,6 +94,10 @@ def load_and_go_on(
         assert buffers(engine)["selection_bias"].tolist() == [0.5, 1.5, 2.5, 3.5]
         train(engine, seed=200)
         states[stage] = (restored, owned(engine))
+        restore(engine, info)  # into an engine that has trained on
+        for key, ((_, found),) in owned(engine).items():
+            np.testing.assert_array_equal(found, restored[key][0][1])
+        assert forward_error(engine, folder, f"zero{stage}") == 0.0
         engine.close()
     return states, convert(rank, ranks, folder, routes)
 

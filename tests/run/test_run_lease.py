@@ -14,7 +14,13 @@ from maestro_dist import lease as lease_module
 from maestro_dist.errors import RunError
 from maestro_dist.lease import Lease
 
-HOLD = "import sys, time; from maestro_dist.lease import Lease; Lease(sys.argv[1]); print('held', flush=True); time.sleep(60)"
+HOLD = """
+import sys, time
+from maestro_dist.lease import Lease
+lease = Lease(sys.argv[1])
+print("held", flush=True)
+time.sleep(60)
+"""
 
 
 def record(run: Path, attempt: int) -> dict[str, object]:

@@ -1,0 +1,138 @@
+"""At the end: the best weights, the one test, the pictures, the exported model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maestro_dist.callbacks.base import Callback, State
+from maestro_dist.checkpoint import CheckpointInfo, best, full_weights, restore
+from maestro_dist.data.storage import Storage
+
+if TYPE_CHECKING:
+    from maestro_dist.evaluation import Evaluation
+    from maestro_dist.predict import TaskDescription
+    from maestro_dist.tracking import MetricLog
+
+RESULT_FILE = "result.json"
+MODEL_FOLDER = "model"
+
+
+class FinalTest(Callback):
+    """Tests the best checkpoint once, on all ranks; rank 0 then writes what a person takes away.
+
+    It comes last among the callbacks: the best checkpoint must be on storage. `result.json` is written last, so a run
+    that died in between tests again, with the same outcome.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[], Evaluation],
+        log: MetricLog | None,
+        *,
+        run_url: str,
+        work_folder: Path,
+        tracking_uri: str,
+        mlflow_run: str,
+    ) -> None:
+        """`evaluate` is called on all ranks together; `log` on rank 0, None elsewhere.
+
+        `work_folder` is a local folder for what is uploaded: the run's own when its storage is local.
+        """
+        self._evaluate = evaluate
+        self._log = log
+        self._run = Storage(run_url)
+        self._work_folder = work_folder
+        self._tracking_uri, self._mlflow_run = tracking_uri, mlflow_run
+
+    def on_end(self, state: State) -> None:
+        if state.mesh.world > 1:
+            from torch import distributed as dist
+
+            dist.barrier()  # rank 0 has written the last record
+        chosen = best(self._run.url)
+        restore(state.engine, chosen)
+        evaluation = self._evaluate()
+        if self._log is None:
+            return
+        self._log.log(state.step, evaluation.flat("test"))
+        self._draw(state, evaluation, self._log)
+        model = self._export(state, chosen, evaluation)
+        result = {
+            "evaluation": evaluation.to_json(),
+            "metric": state.task.metric(state.config.evaluation.metric),
+            "best_step": chosen.step,
+            "best_score": state.best_score,
+            "checkpoint": chosen.url,
+            "model": self._run.name(MODEL_FOLDER),
+            "mlflow_model": model,
+        }
+        self._run.write(RESULT_FILE, json.dumps(result, indent=1).encode())
+
+    def _draw(self, state: State, evaluation: Evaluation, log: MetricLog) -> None:
+        from maestro_dist.evaluation.table import metric_label
+        from maestro_dist.tracking import figures
+
+        metric = state.task.metric(state.config.evaluation.metric)
+        story = figures.Story(
+            title=f"{state.config.run.name}: {state.manifest.name}",
+            history=log.history(),
+            modalities=[modality.name for modality in state.modalities],
+            metric=metric,
+            label=metric_label(metric),
+            classes=state.manifest.classes,
+            confusion=evaluation.confusion,
+            missing=figures.MissingCurve(
+                label=metric_label(metric),
+                rates=evaluation.rates,
+                means=[evaluation.mean(metric, rate) or 0.0 for rate in evaluation.rates],
+                spreads=[evaluation.spread(metric, rate) or 0.0 for rate in evaluation.rates],
+                baseline=evaluation.majority() if metric == "accuracy" else None,
+            ),
+        )
+        figures.log_figures(figures.draw(story), self._work_folder, self._tracking_uri, self._mlflow_run)
+
+    def _export(self, state: State, chosen: CheckpointInfo, evaluation: Evaluation) -> str | None:
+        """Write the model to the run and log it in MLflow. Returns its MLflow URI."""
+        from maestro_dist.predict import export_model
+        from maestro_dist.tracking.model import log_model
+
+        content: dict[str, Any] = {
+            "config": state.config.model,
+            "modalities": state.modalities,
+            "task": self._task(state),
+            "weights": full_weights(chosen),
+            "about": {
+                "run": state.config.run.name,
+                "data": state.manifest.name,
+                "step": chosen.step,
+                "test": evaluation.flat("test"),
+            },
+        }
+        export_model(self._run.join(MODEL_FOLDER).url, **content)
+        local = self._work_folder / MODEL_FOLDER
+        if self._run.local is None:
+            export_model(str(local), **content)
+        return log_model(
+            self._tracking_uri,
+            self._mlflow_run,
+            local,
+            modalities=state.modalities,
+            classes=state.manifest.classes,
+            recording=state.config.model.normalize == "recording",
+        )
+
+    @staticmethod
+    def _task(state: State) -> TaskDescription:
+        from maestro_dist.predict import TaskDescription
+
+        split = state.manifest.split(state.config.data.train)
+        return TaskDescription(
+            kind=state.task.kind,
+            classes=tuple(state.manifest.classes) if state.task.kind == "classification" else (),
+            target=state.manifest.target,
+            target_mean=split.target_mean or 0.0,
+            target_std=split.target_std or 1.0,
+        )

@@ -1,0 +1,197 @@
+"""Whole runs of the public command with the inline launcher: results, resume, refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import runs
+import synthetic as synthetic_data
+
+STEPS = 21  # 3 epochs of ceil(101 / 16)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, synthetic: str) -> Path:
+    """Storage of an uninterrupted run."""
+    storage = tmp_path_factory.mktemp("whole")
+    assert runs.train(storage, synthetic) == 0
+    return storage
+
+
+def test_a_run_leaves_results_metrics_and_a_model(whole: Path) -> None:
+    run = whole / "tiny"
+    result = json.loads((run / "result.json").read_text())
+    scenarios = result["evaluation"]["scenarios"]
+    assert {(s["rate"], s["draw"]) for s in scenarios} == {(0.0, 0)} | {
+        (rate, draw) for rate in (0.1, 0.2, 0.3, 0.4) for draw in (0, 1, 2)
+    }
+    assert scenarios[0]["metrics"]["accuracy"] > 0.6  # chance is 1/3
+    status, losses = runs.tracked(whole)
+    assert status == "FINISHED"
+    assert [step for step, _ in losses] == list(range(1, STEPS + 1))
+    assert losses[-1][1] < losses[0][1]
+    assert (run / "model" / "model.safetensors").exists()
+    assert len(list((run / "figures").glob("*.png"))) >= 5
+    assert sorted(p.name for p in (run / "checkpoints").iterdir())[-1] == f"step-{STEPS:09d}"
+
+
+def test_a_finished_run_says_so(whole: Path, synthetic: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = runs.tracked(whole)
+    assert runs.train(whole, synthetic) == 0
+    assert "is finished; nothing to do" in capsys.readouterr().out
+    assert runs.tracked(whole) == before
+
+
+def test_evaluate_prints_what_the_run_found(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from maestro_dist.evaluate import main
+
+    assert main([str(whole / "tiny"), "--json", str(tmp_path / "e.json"), "--threads", "1"]) == 0
+    table = capsys.readouterr().out
+    result = json.loads((whole / "tiny" / "result.json").read_text())["evaluation"]
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert "40 %" in table
+    assert "macro F1" in table
+    for one, other in zip(found["scenarios"], result["scenarios"], strict=True):
+        assert one["metrics"] == pytest.approx(other["metrics"], abs=1e-6)
+
+
+def test_evaluate_takes_a_checkpoint_and_refuses_others(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from maestro_dist.evaluate import main
+
+    checkpoints = whole / "tiny" / "checkpoints"
+    last = f"{checkpoints}/step-{STEPS:09d}"
+    assert main([last, "--rates", "0", "--split", "validation", "--threads", "1"]) == 0
+    assert f"weights of step {STEPS}" in capsys.readouterr().out
+    assert main([str(checkpoints / "step-000000999")]) != 0
+    assert "no complete checkpoint of step 999" in capsys.readouterr().err
+    assert main([str(whole / "nothing")]) != 0
+    assert "not a run" in capsys.readouterr().err
+
+
+def test_a_killed_driver_goes_on_to_the_same_weights(whole: Path, synthetic: str, tmp_path: Path) -> None:
+    extra = ["checkpoint.every_steps=2"]
+    process = runs.start(tmp_path, synthetic, *extra)
+    middle = tmp_path / "tiny" / "checkpoints" / "step-000000010" / "checkpoint.json"
+    runs.wait_for(middle.exists, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "tiny" / "result.json").exists()
+    assert runs.train(tmp_path, synthetic, *extra) == 0
+    runs.assert_same_weights(runs.weights(whole), runs.weights(tmp_path))
+    assert runs.tracked(tmp_path) == runs.tracked(whole)
+    for name in ("validation/accuracy", "test/accuracy_missing_40", "train/grad_norm"):
+        assert runs.tracked(tmp_path, name) == runs.tracked(whole, name)
+
+
+def test_accumulation_and_zero_stage_change_only_rounding(whole: Path, synthetic: str, tmp_path: Path) -> None:
+    overrides = ["engine.micro_batch=5", "engine.zero_stage=3", "optim.max_steps=4"]
+    assert runs.train(tmp_path / "a", synthetic, *overrides) == 0
+    assert runs.train(tmp_path / "b", synthetic, "optim.max_steps=4") == 0
+    one, other = runs.tracked(tmp_path / "a")[1], runs.tracked(tmp_path / "b")[1]
+    assert [s for s, _ in one] == [s for s, _ in other] == [1, 2, 3, 4]
+    assert [v for _, v in one] == pytest.approx([v for _, v in other], abs=1e-4)
+
+
+def test_another_model_is_not_resumed(whole: Path, synthetic: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert runs.train(whole, synthetic, "model.width=32", "optim.lr=1") == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "model.width 16 -> 32" in said
+    assert "optim.lr 0.005 -> 1.0" in said
+
+
+def test_other_data_is_not_resumed(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from maestro_dist.data.pack import pack
+
+    kept = [sample for sample in synthetic_data.samples() if not sample.key.endswith("7")]
+    pack(str(tmp_path), synthetic_data.describe(), kept)
+    assert runs.train(whole, str(tmp_path)) == 1
+    assert "was begun on other data" in capsys.readouterr().err
+
+
+def test_regression_trains_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    synthetic_data.write(str(tmp_path / "data"), "regression")
+    assert runs.train(tmp_path / "runs", str(tmp_path / "data"), "optim.epochs=2") == 0
+    result = json.loads((tmp_path / "runs" / "tiny" / "result.json").read_text())["evaluation"]
+    complete = result["scenarios"][0]["metrics"]
+    assert complete["mae"] < 0.45  # always answering the mean misses by .42
+    assert complete["rmse"] >= complete["mae"]
+    assert "MAE" in capsys.readouterr().out
+
+
+def fails(storage: Path, data: str, capsys: pytest.CaptureFixture[str], *extra: str) -> str:
+    """Runs the command, checks that it fails in one line without a traceback, and returns that line."""
+    assert runs.train(storage, data, *extra) != 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert lines, "no error was printed"
+    assert not any("Traceback" in line for line in lines)
+    assert lines[-1].startswith("error: ")
+    return lines[-1]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(
+    synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = fails(tmp_path, synthetic, capsys, "optim.lr=1e30", "optim.warmup=0", "optim.clip=0")
+    assert "NaN or infinite" in line
+    assert "train_" in line  # names samples
+    assert runs.tracked(tmp_path)[0] == "FAILED"
+
+
+def test_a_missing_manifest_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "manifest" in fails(tmp_path, str(tmp_path / "none"), capsys)
+
+
+def test_an_unknown_modality_is_named(synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = fails(tmp_path, synthetic, capsys, "data.modalities=[acc, tmep]")
+    assert "did you mean 'temp'" in line
+
+
+def test_a_cut_shard_is_named(synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(synthetic, data)
+    shard = sorted(data.glob("train-*.tar"))[1]
+    shard.write_bytes(shard.read_bytes()[:-10240])
+    line = fails(tmp_path, str(data), capsys)
+    assert shard.name in line
+    assert "bytes" in line
+
+
+def test_a_changed_shard_is_named(synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(synthetic, data)
+    shard = sorted(data.glob("train-*.tar"))[0]
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    line = fails(tmp_path, str(data), capsys)
+    assert shard.name in line
+
+
+def test_world_sizes_that_do_not_fit_are_refused(
+    synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = fails(tmp_path, synthetic, capsys, "mesh.data=3")
+    assert "mesh.data = 1" in line
+
+
+def test_a_second_driver_is_refused(synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from maestro_dist.lease import Lease
+
+    lease = Lease(str(tmp_path / "tiny"))
+    try:
+        assert "held by another driver" in fails(tmp_path, synthetic, capsys)
+    finally:
+        lease.release()
+
+
+def test_dry_run_trains_nothing(synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert runs.train(tmp_path, synthetic, "--dry-run") == 0
+    said = capsys.readouterr().out
+    for word in ("first micro-batch: 16 samples, loss", "memory", "21 in all", "parameters"):
+        assert word in said
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,159 @@
+"""Exported models: used directly and as an MLflow pyfunc, with any subset of sensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from maestro_dist.config.schema import ModelConfig
+from maestro_dist.errors import CheckpointError, DataError
+from maestro_dist.model import Maestro
+from maestro_dist.predict import Predictor, TaskDescription, export_model, load_model
+from maestro_dist.tracking import open_run
+from maestro_dist.tracking.model import log_model
+from maestro_dist.types import Batch, Modality
+
+MODALITIES = [
+    Modality("acc", 3, 8.0, 32, "g", (0.0, 0.1, 1.0), (0.5, 0.6, 0.7)),
+    Modality("eda", 1, 4.0, 16, "uS", (2.0,), (1.0,)),
+]
+CLASSES = ("rest", "stress", "fun")
+TASK = TaskDescription("classification", CLASSES, "stress")
+draws = np.random.default_rng(0)
+FULL = {m.name: draws.normal(size=(m.steps, m.variates)).astype(np.float32) for m in MODALITIES}
+FULL["acc"][3:9, 1] = np.nan
+SAMPLES = [FULL, {"acc": FULL["acc"]}, {"eda": FULL["eda"], "acc": None}, {}]
+
+
+def make_config(**changes: object) -> ModelConfig:
+    return ModelConfig.model_validate({"width": 16, "heads": 2, "word": 4, "normalize": "dataset", **changes})
+
+
+def exported(folder: Path, task: TaskDescription = TASK, **changes: object) -> Maestro:
+    config = make_config(**changes)
+    model = Maestro(config, MODALITIES, len(task.classes) or 1, seed=5).eval()
+    weights = model.state_dict()
+    export_model(str(folder), config=config, modalities=MODALITIES, task=task, weights=weights, about={"step": 7})
+    return model
+
+
+def oracle(model: Maestro, sample: dict[str, np.ndarray]) -> np.ndarray:
+    """The model asked for one sample, by hand."""
+    values, rows = {}, {}
+    for modality in MODALITIES:
+        array = sample.get(modality.name)
+        shape = (0, modality.steps, modality.variates)
+        values[modality.name] = torch.zeros(shape) if array is None else torch.from_numpy(array)[None]
+        rows[modality.name] = torch.arange(0 if array is None else 1)
+    present = torch.tensor([[sample.get(modality.name) is not None for modality in MODALITIES]])
+    batch = Batch(values=values, rows=rows, present=present, sample=torch.zeros(1).long(), target=torch.zeros(1))
+    with torch.no_grad():
+        return model(batch)["logits"].double().softmax(1).numpy()[0]
+
+
+def test_any_subset_of_sensors(tmp_path: Path) -> None:
+    model, predictor = exported(tmp_path), load_model(str(tmp_path))
+    expected = np.stack([oracle(model, sample) for sample in SAMPLES])
+    for batch in (1, 3, 256):
+        assert predictor.predict(SAMPLES, batch=batch) == pytest.approx(expected, abs=1e-6)
+    assert np.abs(expected[0] - expected[1]).max() > 1e-4, "a sensor that is gone changes the answer"
+    assert predictor.classes == CLASSES
+    assert predictor.predict([]).shape == (0, 3)
+
+
+def test_regression_answers_in_the_unit_of_the_target(tmp_path: Path) -> None:
+    model = exported(tmp_path, TaskDescription("regression", target="heart rate (1/min)", target_mean=70, target_std=9))
+    logit = torch.logit(torch.tensor(0.5))  # 0
+    found = load_model(str(tmp_path)).predict([FULL])
+    assert found.shape == (1,)
+    with torch.no_grad():
+        model.head.weight.zero_(), model.head.bias.fill_(1.0)
+        for parameter in model.modality_heads.parameters():  # type: ignore[union-attr]
+            parameter.zero_()
+    assert (
+        Predictor(model, TaskDescription("regression", target_mean=70, target_std=9)).predict([FULL])[0] == 79 + logit
+    )
+
+
+def test_wrong_samples_are_named(tmp_path: Path) -> None:
+    exported(tmp_path)
+    predictor = load_model(str(tmp_path))
+    with pytest.raises(DataError, match=r"sample 1, eda: shape \[15, 1\] should be \[16, 1\] \(steps, variates\)"):
+        predictor.predict([FULL, {"eda": FULL["eda"][1:]}])
+    with pytest.raises(DataError, match=r"sample 0: no modality 'ecg'; the model has acc, eda"):
+        predictor.predict([{"ecg": FULL["eda"]}])
+    with pytest.raises(DataError, match=r"sample 0, eda: not an array of numbers \[16, 1\]"):
+        predictor.predict([{"eda": [["high"]] * 16}])
+
+
+def test_recording_statistics_are_asked_for(tmp_path: Path) -> None:
+    exported(tmp_path, normalize="recording")
+    predictor = load_model(str(tmp_path))
+    with pytest.raises(DataError, match="normalises by recording"):
+        predictor.predict([FULL])
+    statistics = {m.name: np.tile([0.0, 1.0], (m.variates, 1)) for m in MODALITIES}
+    moved = {name: values + [5.0, 1.0] for name, values in statistics.items()}
+    first, second = predictor.predict([FULL, FULL], [statistics, moved])
+    assert np.abs(first - second).max() > 1e-5
+
+
+def test_damage_is_found(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no exported model"):
+        load_model(str(tmp_path))
+    exported(tmp_path)
+    data = bytearray((tmp_path / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError, match="model.safetensors: damaged"):
+        load_model(str(tmp_path))
+    (tmp_path / "model.json").write_text(json.dumps({"format": "other"}))
+    with pytest.raises(CheckpointError, match="format 'other' is not 'maestro_dist/model/1'"):
+        load_model(str(tmp_path))
+
+
+def as_lists(array: np.ndarray | None) -> list[list[float | None]] | None:
+    """As it comes in JSON: gaps are null."""
+    return None if array is None else [[None if np.isnan(x) else float(x) for x in row] for row in array]
+
+
+@pytest.mark.parametrize("normalize", ["dataset", "recording"])
+def test_pyfunc_gives_the_same_answers(uri: str, tmp_path: Path, normalize: str) -> None:
+    import mlflow
+
+    exported(tmp_path / "exported", normalize=normalize)
+    recording = normalize == "recording"
+    run = open_run(uri, "study", "one")
+    before = mlflow.get_tracking_uri()
+    logged = log_model(
+        uri, run.run_id, tmp_path / "exported", modalities=MODALITIES, classes=CLASSES, recording=recording
+    )
+    assert logged is not None
+    assert mlflow.get_tracking_uri() == before
+    assert mlflow.MlflowClient(uri).get_run(run.run_id).info.status == "RUNNING"
+    mlflow.set_tracking_uri(uri)
+    try:
+        path = Path(mlflow.artifacts.download_artifacts(logged, dst_path=str(tmp_path / "downloaded")))
+    finally:
+        mlflow.set_tracking_uri(before)
+    files = [file for file in path.rglob("*") if file.is_file()]
+    assert not [file for file in files if file.suffix in {".pkl", ".pickle", ".pyc"}], "no pickles, no bytecode"
+    assert (path / "code" / "maestro_dist" / "predict.py").exists()
+
+    loaded = mlflow.pyfunc.load_model(str(path))
+    statistics = {m.name: np.tile([0.2, 1.5], (m.variates, 1)) for m in MODALITIES}
+    samples = SAMPLES[:3]
+    direct = load_model(str(tmp_path / "exported")).predict(samples, [statistics] * 3 if recording else None)
+    columns = {name: [as_lists(sample.get(name)) for sample in samples] for name in FULL}
+    if recording:
+        columns |= {f"{name}_recording": [values.tolist()] * 3 for name, values in statistics.items()}
+    for given in (columns, pd.DataFrame(columns)):
+        answers = loaded.predict(given)
+        assert list(answers.columns) == list(CLASSES)
+        assert answers.to_numpy() == pytest.approx(direct, abs=1e-12)
+    only = loaded.predict({name: cells[:1] for name, cells in columns.items() if name.startswith("eda")})
+    assert only.shape == (1, 3)
