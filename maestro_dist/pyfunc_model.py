@@ -1,20 +1,18 @@
 """The MLflow pyfunc of an exported model. MLflow copies this file into the logged model and runs it to load it.
 
-Input: one column a modality, each cell a nested list [T_j][D_j] (None or NaN where a step was not observed), or None
-where the sample has no such sensor; columns of sensors that are not there may be left out. Models that normalise by
-recording take columns `<modality>_recording` with [D_j][2] besides. Output: one column a class with its probability,
-or `value`.
+Input: a DataFrame or a list of dicts, one row a sample; a dict alone is one sample. There is one column a modality, its
+cells nested lists [T_j][D_j] (None or NaN where a step was not observed), or None where the sample has no such sensor;
+columns of sensors that are not there may be left out. Models that normalise by recording also take columns
+`<modality>_recording` with [D_j][2]. Output: one column a class with its probability, or `value`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SUFFIX = "_recording"
 
@@ -28,16 +26,13 @@ class MaestroModel(PythonModel):
 
         self.predictor = load_model(context.artifacts["model"])
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Probabilities or values of each row."""
-        import pandas as pd
-
-        frame = model_input if isinstance(model_input, pd.DataFrame) else pd.DataFrame(model_input)
         names = {modality.name for modality in self.predictor.modalities}
         statistics = {f"{name}{SUFFIX}": name for name in names}
         samples: list[dict[str, Any]] = []
         recordings: list[dict[str, Any]] = []
-        for row in frame.to_dict("records"):
+        for row in model_input.to_dict("records"):  # the signature makes a DataFrame of any input
             given = {name: cell for name, cell in row.items() if hasattr(cell, "__len__")}  # not None, not pandas' NaN
             recordings.append({statistics[name]: cell for name, cell in given.items() if name in statistics})
             samples.append({name: cell for name, cell in given.items() if name not in statistics})

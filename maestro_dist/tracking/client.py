@@ -13,12 +13,20 @@ if TYPE_CHECKING:
 
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # A dead server must cost seconds, not the four minutes of MLflow's defaults: what is not sent is kept anyway.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
-_TALKATIVE = ("alembic", "alembic.runtime.migration", "mlflow.store.db.utils", "mlflow.tracking.fluent")
+_TALKATIVE = (
+    "alembic",
+    "alembic.runtime.migration",
+    "mlflow.models.signature",
+    "mlflow.pyfunc",
+    "mlflow.store.db.utils",
+    "mlflow.tracking.fluent",
+)
 
 
 def client(uri: str) -> MlflowClient:

@@ -13,6 +13,7 @@ from maestro_dist.tracking.run import warn
 from maestro_dist.types import Modality
 
 if TYPE_CHECKING:
+    import pandas as pd
     from mlflow.models import ModelSignature
 
 NAME = "model"
@@ -75,12 +76,14 @@ def signature(modalities: Sequence[Modality], classes: Sequence[str], *, recordi
     )
 
 
-def example(modalities: Sequence[Modality], *, recording: bool) -> dict[str, list[Any]]:
+def example(modalities: Sequence[Modality], *, recording: bool) -> pd.DataFrame:
     """One sample in which every sensor shows its training mean."""
+    import pandas as pd
+
     row: dict[str, list[Any]] = {}
     for modality in modalities:
         means = [float(f"{value:.6g}") for value in modality.mean] or [0.0] * modality.variates
-        row[modality.name] = [[means] * modality.steps]
+        row[modality.name] = [means] * modality.steps
         if recording:
-            row[f"{modality.name}_recording"] = [[[mean, 1.0] for mean in means]]
-    return row
+            row[f"{modality.name}_recording"] = [[mean, 1.0] for mean in means]
+    return pd.DataFrame([row])
