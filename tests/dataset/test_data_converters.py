@@ -219,6 +219,21 @@ def test_stress_windows_are_the_rows_of_the_text(stress_text: dict[str, list[str
                for n in range(len(mine)))  # fmt: skip
 
 
+def test_stress_label_is_the_majority_and_a_tie_is_none(tmp_path: Path) -> None:
+    for name, kind in stress_predict.KINDS.items():
+        row = ",".join(["1"] * kind.variates)
+        start, rate = row.replace("1", "1000"), row.replace("1", str(kind.rate_hz))
+        path = tmp_path / "Raw_data" / "S02" / f"{name.upper()}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join([start, rate, *[row] * (kind.rate_hz * 20)]))
+    labels = [0, 0, 0, 1, 1, 1, 0, 1, 1, 0, 0, 1, 1, 1, 1, 1]
+    rows = [f"2,70,12,{1002 + second},{label}" for second, label in enumerate(labels)]
+    (tmp_path / stress_predict.LABELS).write_text("\n".join(["Participant,HR,respr,Time(sec),Label", *rows]))
+    samples = list(stress_predict.convert(tmp_path, window_s=4, stride_s=2).samples)
+    assert [s.label for s in samples] == [0, 1, 1, 0, 0, 1, 1]
+    assert [s.start_s for s in samples] == [2, 4, 6, 8, 10, 12, 14]
+
+
 def test_stress_folds() -> None:
     subjects = list(range(2, 36))
     seen = []
