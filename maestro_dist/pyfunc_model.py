@@ -1,8 +1,8 @@
 """The MLflow pyfunc of an exported model. MLflow copies this file into the logged model and runs it to load it.
 
-Input: a DataFrame or a list of dicts, one row a sample; a dict alone is one sample. There is one column a modality, its
-cells nested lists [T_j][D_j] (None or NaN where a step was not observed), or None where the sample has no such sensor;
-columns of sensors that are not there may be left out. Models that normalise by recording also take columns
+Input: a DataFrame, a dict of columns or a list of dicts, one row a sample. There is one column a modality, its cells
+arrays or nested lists [T_j][D_j] (None or NaN where a step was not observed), or None where the sample has no such
+sensor; columns of sensors that are not there may be left out. Models that normalise by recording also take columns
 `<modality>_recording` with [D_j][2]. Output: one column a class with its probability, or `value`.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
+from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
@@ -27,7 +28,9 @@ class MaestroModel(PythonModel):
         self.predictor = load_model(context.artifacts["model"])
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Probabilities or values of each row."""
+        """Probabilities or values of each row. What does not fit is a client's error (400 when served)."""
+        from maestro_dist.errors import DataError
+
         names = {modality.name for modality in self.predictor.modalities}
         statistics = {f"{name}{SUFFIX}": name for name in names}
         samples: list[dict[str, Any]] = []
@@ -36,7 +39,15 @@ class MaestroModel(PythonModel):
             given = {name: cell for name, cell in row.items() if hasattr(cell, "__len__")}  # not None, not pandas' NaN
             recordings.append({statistics[name]: cell for name, cell in given.items() if name in statistics})
             samples.append({name: cell for name, cell in given.items() if name not in statistics})
-        answers = self.predictor.predict(samples, recordings if self.predictor.wants_recording else None)
+        try:
+            if model_input.columns.empty:  # MLflow drops the columns that it does not know
+                raise DataError(f"no column is one of the sensors {', '.join(sorted(names))}")
+            for number, sample in enumerate(samples):
+                if not sample:
+                    raise DataError(f"sample {number}: it has none of the sensors {', '.join(sorted(names))}")
+            answers = self.predictor.predict(samples, recordings if self.predictor.wants_recording else None)
+        except DataError as error:
+            raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
         if answers.ndim == 1:
             return pd.DataFrame({"value": answers})
         return pd.DataFrame(answers, columns=list(self.predictor.classes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,7 @@ def log_model(
                     code_paths=[str(_PACKAGE)],
                     signature=signature(modalities, classes, recording=recording),
                     input_example=example(modalities, recording=recording),
+                    metadata={"modalities": [asdict(modality) for modality in modalities]},
                     pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in _NEEDS],
                 )
         finally:
@@ -62,16 +64,19 @@ def log_model(
 
 
 def signature(modalities: Sequence[Modality], classes: Sequence[str], *, recording: bool) -> ModelSignature:
-    """Optional columns of nested numbers in, one number a class (or `value`) out."""
+    """Optional columns in, one number a class (or `value`) out.
+
+    Columns are of any type: MLflow's own arrays refuse whole numbers and a sensor that one of several rows lacks. The
+    model itself checks shapes, and `metadata` of the logged model tells them.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
-    from mlflow.types.schema import Array
+    from mlflow.types.schema import AnyType
 
-    numbers = Array(Array(DataType.double))
     names = [modality.name for modality in modalities]
     names += [f"{name}_recording" for name in names] if recording else []
     return ModelSignature(
-        inputs=Schema([ColSpec(numbers, name, required=False) for name in names]),
+        inputs=Schema([ColSpec(AnyType(), name, required=False) for name in names]),
         outputs=Schema([ColSpec(DataType.double, name) for name in classes or ["value"]]),
     )
 

@@ -151,10 +151,18 @@ def test_pyfunc_gives_the_same_answers(
     columns = {name: [as_lists(sample.get(name)) for sample in samples] for name in FULL}
     if recording:
         columns |= {f"{name}_recording": [values.tolist()] * 3 for name, values in statistics.items()}
-    frame = pd.DataFrame(columns)
-    for given in (frame, frame.to_dict("records")):
+    for given in (columns, pd.DataFrame(columns), pd.DataFrame(columns).to_dict("records")):
         answers = loaded.predict(given)
         assert list(answers.columns) == list(CLASSES)
         assert answers.to_numpy() == pytest.approx(direct, abs=1e-12)
-    only_eda = {name: cells[2] for name, cells in columns.items() if name.startswith("eda")}
-    assert loaded.predict(only_eda).to_numpy()[0] == pytest.approx(direct[2], abs=1e-6), "a dict is one sample"
+    only_eda = {name: cells[2:] for name, cells in columns.items() if name.startswith("eda")}
+    assert loaded.predict(only_eda).to_numpy()[0] == pytest.approx(direct[2], abs=1e-6)
+    assert loaded.metadata.metadata["modalities"][1]["steps"] == 16
+    whole_numbers = {"eda": [[[2]] * 16], **{name: cells for name, cells in only_eda.items() if name != "eda"}}
+    assert loaded.predict(whole_numbers).shape == (1, 3)
+    with pytest.raises(mlflow.MlflowException, match=r"sample 0, eda: shape \[2, 1\] should be \[16, 1\]"):
+        loaded.predict({**only_eda, "eda": [[[1.0], [2.0]]]})
+    with pytest.raises(mlflow.MlflowException, match="no column is one of the sensors acc, eda"):
+        loaded.predict({"edaa": [[[1.0]]]})
+    with pytest.raises(mlflow.MlflowException, match="sample 1: it has none of the sensors acc, eda"):
+        loaded.predict([{"eda": columns["eda"][2]}, {"edaa": [[1.0]]}])
