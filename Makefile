@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+# on all cores at once, and also where the environment forbids Python to keep bytecode: each worker would compile again
+COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true
 RUNS := runs
 
 .PHONY: install dev demo test lint format ui clean
@@ -15,10 +17,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) -e .
+	$(COMPILE)
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
 	$(PIP) -e '.[dev]'
+	$(COMPILE)
 	touch $@
 
 demo: install

@@ -152,22 +152,11 @@ def evaluate_on(state: State, split: str, rates: Sequence[float], draws: Sequenc
         state.engine.train()
 
 
-def run_worker(job: Job, say: Say) -> None:
-    """Train, test, export. Called on every rank, and again from the top after a failure.
-
-    A process group must exist. Raises `MaestroError` for what a person can mend.
-    """
-    import torch
-    import torch.distributed as dist
-
-    from maestro_dist.checkpoint import Saver, newest, restore
-    from maestro_dist.loop import fit
+def assemble(config: Config, mesh: Mesh) -> tuple[State, TrainStream]:
+    """The state of a run at its start, with model and engine, and its training stream. A process group must exist."""
     from maestro_dist.optim import build_optimizer
     from maestro_dist.parallel.engine import Engine
 
-    config = parse(job.config, "the driver's configuration")
-    torch.set_num_threads(config.run.cpus_per_worker)
-    mesh = build_mesh(config.mesh, world=dist.get_world_size(), rank=dist.get_rank())
     pieces = build(config)
     engine = Engine(pieces.model, build_optimizer(pieces.model, config.optim), config, mesh)
     samples, per_epoch, total = count_steps(config, pieces.manifest)
@@ -183,22 +172,40 @@ def run_worker(job: Job, say: Say) -> None:
         total_steps=total,
         tokens_by_modality=tokens_by_modality(config, pieces.modalities),
     )
+    return state, build_stream(config, pieces, mesh, total)
+
+
+def run_worker(job: Job, say: Say) -> None:
+    """Train, test, export. Called on every rank, and again from the top after a failure.
+
+    A process group must exist. Raises `MaestroError` for what a person can mend.
+    """
+    import torch
+    import torch.distributed as dist
+
+    from maestro_dist.checkpoint import Saver, newest, restore
+    from maestro_dist.loop import fit
+
+    config = parse(job.config, "the driver's configuration")
+    torch.set_num_threads(config.run.cpus_per_worker)
+    mesh = build_mesh(config.mesh, world=dist.get_world_size(), rank=dist.get_rank())
+    state, stream = assemble(config, mesh)
     found = newest(job.run_url)
     if found:
-        restore(engine, found)
+        restore(state.engine, found)
         state.resume(found.step, found.position, found.metadata)
         if mesh.rank == 0:
-            say(f"goes on at step {state.step:,} of {total:,}, from {found.url}")
+            say(f"goes on at step {state.step:,} of {state.total_steps:,}, from {found.url}")
     saver = Saver(job.run_url, mesh, attempt=job.attempt, keep_last=config.checkpoint.keep_last)
     log = _metric_log(job, state) if mesh.rank == 0 else None
     callbacks = _callbacks(job, state, saver, log, say)
     try:
-        fit(state, build_stream(config, pieces, mesh, total).batches, callbacks)
+        fit(state, stream.batches, callbacks)
     finally:
         callbacks.close()
         if log is not None and not log.close():
             say("warning: tracking has not taken all metrics; they are kept on disk and sent when this run goes on")
-        engine.close()
+        state.engine.close()
 
 
 def _metric_log(job: Job, state: State) -> MetricLog:
