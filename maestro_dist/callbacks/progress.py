@@ -39,7 +39,8 @@ class Progress(Callback):
         if state.mesh.rank > 0:
             return
         window = self._metrics.latest
-        if window is not None and window.steps[-1] == state.step:
+        due = state.step % state.config.tracking.every_steps == 0 or state.step == state.total_steps
+        if due and window is not None and window.steps[-1] == state.step:
             rates, width = window.rates, len(f"{state.total_steps:,}")
             self._say(
                 f"step {state.step:>{width},}/{state.total_steps:,}"

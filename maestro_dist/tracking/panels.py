@@ -161,9 +161,7 @@ def missing_panel(axes: Axes, curve: MissingCurve) -> None:
     span = max(high - low, 1e-3)
     axes.set_ylim(low - 0.1 * span, high + 0.18 * span)
     axes.set_xticks(100 * rates)
-    axes.set(
-        title=f"{capitalised(curve.label)} against missing sensors", xlabel="modalities missing (%)", ylabel=curve.label
-    )
+    axes.set(title=f"{capitalised(curve.label)}, sensors missing", xlabel="modalities missing (%)", ylabel=curve.label)
 
 
 def expert_load(history: History, modalities: Sequence[str], layer: int) -> np.ndarray | None:
