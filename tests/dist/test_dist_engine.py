@@ -77,14 +77,15 @@ def worst(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 def check_exact(rank: int, ranks: int, stage: int) -> dict[str, float]:
     """SGD with momentum over the five batches of `stream`: gradients, norms and weights."""
-    config = make_config(stage, optimizer="sgd", momentum=0.9, lr=0.5, clip=0.3)
+    config = make_config(stage, optimizer="sgd", momentum=0.9, lr=0.9, clip=0.3)
     engine, oracle = make_engine(config, rank, ranks), Oracle(config)
     gradient = norms = 0.0
-    for batch, accumulation in stream(seed=10):
+    for index, (batch, accumulation) in enumerate(stream(seed=10)):
         accumulate(engine, batch, accumulation)
         found = full(engine, "gradients")
-        result = engine.step(0.5)
-        _, expected, norm = oracle.step(batch, 0.5)
+        lr = 0.5 / (index + 1)
+        result = engine.step(lr)
+        _, expected, norm = oracle.step(batch, lr)
         assert result.applied
         gradient = max(gradient, worst(found, expected))
         norms = max(norms, abs(result.norm - norm))
