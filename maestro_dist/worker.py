@@ -75,9 +75,15 @@ def build_task(config: Config, manifest: Manifest) -> Task:
     """The task that the configuration names for this data."""
     from maestro_dist.task import make_task
 
-    kind = manifest.task if config.task.kind == "auto" else config.task.kind
-    counts = manifest.split(config.data.train).class_counts
-    return make_task(config.task, kind=kind, classes=manifest.classes, class_counts=counts)
+    split = manifest.split(config.data.train)
+    return make_task(
+        config.task,
+        kind=manifest.task,
+        classes=manifest.classes,
+        class_counts=split.class_counts,
+        target_mean=0.0 if split.target_mean is None else split.target_mean,
+        target_std=1.0 if split.target_std is None else split.target_std,
+    )
 
 
 def build_stream(config: Config, pieces: Pieces, mesh: Mesh, total_steps: int) -> TrainStream:
@@ -227,6 +233,7 @@ def work_folder(run_url: str) -> Path:
 def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None, say: Say) -> Callbacks:
     """In the order in which they depend on one another."""
     from maestro_dist.callbacks.checkpointing import Checkpointing
+    from maestro_dist.callbacks.figures import Figures
     from maestro_dist.callbacks.final_test import FinalTest
     from maestro_dist.callbacks.health import Health
     from maestro_dist.callbacks.metrics import Metrics
@@ -241,19 +248,19 @@ def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None, say:
     def test() -> Evaluation:
         return evaluate_on(state, data.test, evaluation.test_rates, evaluation.draws)
 
-    metrics = Metrics(log)
+    metrics, validation = Metrics(log), Validation(validate, log)
     return Callbacks(
         [
             metrics,
             Health(metrics, say),
-            Validation(validate, log),
+            validation,
+            Figures(validation, log, job.tracking_uri, job.mlflow_run),
             Checkpointing(saver, Fence(job.run_url, job.attempt).check),
             Progress(metrics, say),
             FinalTest(
                 test,
                 log,
                 run_url=job.run_url,
-                work_folder=work_folder(job.run_url),
                 tracking_uri=job.tracking_uri,
                 mlflow_run=job.mlflow_run,
             ),

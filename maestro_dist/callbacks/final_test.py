@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maestro_dist.callbacks.base import Callback, State
+from maestro_dist.callbacks.figures import story_of
 from maestro_dist.checkpoint import CheckpointInfo, best, full_weights, restore
 from maestro_dist.data.storage import Storage
+from maestro_dist.tracking.figures import draw, log_figures
 
 if TYPE_CHECKING:
     from maestro_dist.evaluation import Evaluation
@@ -33,18 +35,13 @@ class FinalTest(Callback):
         log: MetricLog | None,
         *,
         run_url: str,
-        work_folder: Path,
         tracking_uri: str,
         mlflow_run: str,
     ) -> None:
-        """`evaluate` is called on all ranks together; `log` on rank 0, None elsewhere.
-
-        `work_folder` is a local folder for what is uploaded: the run's own when its storage is local.
-        """
+        """`evaluate` is called on all ranks together; `log` on rank 0, None elsewhere."""
         self._evaluate = evaluate
         self._log = log
         self._run = Storage(run_url)
-        self._work_folder = work_folder
         self._tracking_uri, self._mlflow_run = tracking_uri, mlflow_run
 
     def on_end(self, state: State) -> None:
@@ -58,8 +55,9 @@ class FinalTest(Callback):
         if self._log is None:
             return
         self._log.log(state.step, evaluation.flat("test"))
-        self._draw(state, evaluation, self._log)
-        model = self._export(state, chosen, evaluation)
+        story = story_of(state, self._log.history(), evaluation)
+        log_figures(draw(story), self._log.folder, self._tracking_uri, self._mlflow_run)
+        model = self._export(state, chosen, evaluation, self._log.folder)
         result = {
             "evaluation": evaluation.to_json(),
             "metric": state.task.metric(state.config.evaluation.metric),
@@ -71,30 +69,7 @@ class FinalTest(Callback):
         }
         self._run.write(RESULT_FILE, json.dumps(result, indent=1).encode())
 
-    def _draw(self, state: State, evaluation: Evaluation, log: MetricLog) -> None:
-        from maestro_dist.evaluation.table import metric_label
-        from maestro_dist.tracking import figures
-
-        metric = state.task.metric(state.config.evaluation.metric)
-        story = figures.Story(
-            title=f"{state.config.run.name}: {state.manifest.name}",
-            history=log.history(),
-            modalities=[modality.name for modality in state.modalities],
-            metric=metric,
-            label=metric_label(metric),
-            classes=state.manifest.classes,
-            confusion=evaluation.confusion,
-            missing=figures.MissingCurve(
-                label=metric_label(metric),
-                rates=evaluation.rates,
-                means=[evaluation.mean(metric, rate) or 0.0 for rate in evaluation.rates],
-                spreads=[evaluation.spread(metric, rate) or 0.0 for rate in evaluation.rates],
-                baseline=evaluation.majority() if metric == "accuracy" else None,
-            ),
-        )
-        figures.log_figures(figures.draw(story), self._work_folder, self._tracking_uri, self._mlflow_run)
-
-    def _export(self, state: State, chosen: CheckpointInfo, evaluation: Evaluation) -> str | None:
+    def _export(self, state: State, chosen: CheckpointInfo, evaluation: Evaluation, folder: Path) -> str | None:
         """Write the model to the run and log it in MLflow. Returns its MLflow URI."""
         from maestro_dist.predict import export_model
         from maestro_dist.tracking.model import log_model
@@ -112,7 +87,7 @@ class FinalTest(Callback):
             },
         }
         export_model(self._run.join(MODEL_FOLDER).url, **content)
-        local = self._work_folder / MODEL_FOLDER
+        local = folder / MODEL_FOLDER
         if self._run.local is None:
             export_model(str(local), **content)
         return log_model(
@@ -133,6 +108,6 @@ class FinalTest(Callback):
             kind=state.task.kind,
             classes=tuple(state.manifest.classes) if state.task.kind == "classification" else (),
             target=state.manifest.target,
-            target_mean=split.target_mean or 0.0,
-            target_std=split.target_std or 1.0,
+            target_mean=0.0 if split.target_mean is None else split.target_mean,
+            target_std=1.0 if split.target_std is None else split.target_std,
         )

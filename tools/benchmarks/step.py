@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.common import Options, Row
 from maestro_dist.callbacks.base import Callback, State, StepRecord
 
 _ROOT = Path(__file__).parents[2]
-_PHASES = {
+_PHASES: dict[str, Callable[[StepRecord], float]] = {
     "data wait": lambda record: record.data_s,
     "forward": lambda record: record.forward_s,
     "backward": lambda record: record.backward_s,
     "optimizer": lambda record: record.optimizer_s,
-}  # type: dict[str, Callable[[StepRecord], float]]
+}
 
 
 class _Timed(Callback):
@@ -54,8 +56,6 @@ def run(options: Options) -> list[Row]:
 
 
 def _train(folder: Path, device: str, warmup: int, steps: int) -> _Timed:
-    import os
-
     import torch
 
     from maestro_dist.callbacks.metrics import Metrics
