@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -79,15 +80,25 @@ def print_end(config: Config, run: Storage, mlflow_run: str) -> None:
         "model": _shown(result["model"]),
         "pictures": _shown(str(work_folder(run.url) / "figures")),
         "MLflow run": f"{mlflow_run} in {redact(uri)}",
-        "open the UI": f"{mlflow} ui --host 127.0.0.1 --backend-store-uri {redact(uri)}"
+        "open the UI": f"{mlflow} ui --host 127.0.0.1 --backend-store-uri {shlex.quote(redact(uri))}"
         if uri.startswith("sqlite:")
         else redact(uri),
-        "resume": f"{python} -m maestro_dist.train {where}/config.yaml",
+        "resume": f"{python} -m maestro_dist.train {_shown(run.url + '/config.yaml')}",
         "evaluate": f"{python} -m maestro_dist.evaluate {where}",
     }
     for name, text in rows.items():
         print(f"{name:13}{text}")
+    if _in_job_folder(run.url):
+        print(
+            "note: run.storage lies in the job's own copy of the working folder, which Ray removes in the end; "
+            "give an absolute path or a URL to keep the run"
+        )
     sys.stdout.flush()
+
+
+def _in_job_folder(path: str) -> bool:
+    """Whether a path lies in the folder that Ray unpacked for a submitted job."""
+    return "/runtime_resources/working_dir_files/" in path
 
 
 def _shown(path: str) -> str:
@@ -95,4 +106,4 @@ def _shown(path: str) -> str:
     if "://" in path:
         return redact(path)
     relative = os.path.relpath(path)
-    return path if relative.startswith("..") else relative
+    return shlex.quote(path if relative.startswith("..") or _in_job_folder(path) else relative)
