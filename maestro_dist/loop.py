@@ -39,7 +39,7 @@ def train_step(state: State, stream: Generator[Batch, None, None]) -> StepRecord
     while True:
         batch = next(stream)
         clock.lap("data")
-        moved = batch.to(engine.device)
+        moved = engine.place(batch)
         output = engine(moved, batch.step)
         losses = state.task.loss(output, moved)
         loss = engine.scale_loss(losses, moved)

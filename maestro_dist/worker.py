@@ -145,7 +145,7 @@ def evaluate_on(state: State, split: str, rates: Sequence[float], draws: Sequenc
     state.engine.eval()
     try:
         return evaluate_split(
-            lambda batch: state.engine(batch.to(state.engine.device), state.step),
+            lambda batch: state.engine(state.engine.place(batch), state.step),
             state.task,
             lambda keep: evaluation_batches(
                 config.data.url, state.manifest, config.data, state.modalities, split,

@@ -28,19 +28,19 @@ TINY = [
 ]
 
 
-def arguments(storage: Path, data: str, *extra: str) -> list[str]:
+def arguments(storage: Path | str, data: str, *extra: str) -> list[str]:
     """Overrides of a tiny run of the inline launcher; later ones win."""
     return [*TINY, "run.launcher=inline", f"run.storage={storage}", f"data.url={data}", *extra]
 
 
-def train(storage: Path, data: str, *extra: str) -> int:
+def train(storage: Path | str, data: str, *extra: str) -> int:
     """The command in this process; returns its exit code."""
     from maestro_dist.train import main
 
     return main(arguments(storage, data, *extra))
 
 
-def start(storage: Path, data: str, *extra: str) -> subprocess.Popen[str]:
+def start(storage: Path | str, data: str, *extra: str) -> subprocess.Popen[str]:
     """The command in a process of its own, as a user types it."""
     command = [sys.executable, "-m", "maestro_dist.train", *arguments(storage, data, *extra)]
     return subprocess.Popen(
@@ -58,11 +58,11 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | Non
         time.sleep(0.02)
 
 
-def weights(storage: Path, name: str = "tiny") -> dict[str, np.ndarray]:
+def weights(storage: Path | str, name: str = "tiny") -> dict[str, np.ndarray]:
     """The newest checkpoint's parameters and buffers."""
     from maestro_dist.checkpoint import full_weights, newest
 
-    found = newest(str(storage / name))
+    found = newest(f"{storage}/{name}")
     assert found is not None
     return {key: tensor.numpy() for key, tensor in full_weights(found).items()}
 

@@ -124,14 +124,27 @@ def _section_of(info: FieldInfo) -> type[BaseModel] | None:
     return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
 
 
+def _text(path: str) -> str:
+    if "://" not in path:
+        return Path(path).read_text(encoding="utf-8")
+    import fsspec
+
+    with fsspec.open(path, encoding="utf-8", mode="r") as file:
+        return str(file.read())
+
+
 def _read(path: str) -> dict[str, Any]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = _text(path)
     except FileNotFoundError:
-        near = difflib.get_close_matches(path, [str(p) for p in Path(path).parent.glob("*.yaml")], n=1)
+        near = (
+            []
+            if "://" in path
+            else difflib.get_close_matches(path, [str(p) for p in Path(path).parent.glob("*.yaml")], n=1)
+        )
         raise ConfigError(f"{path}: no such file{f'; did you mean {near[0]}?' if near else ''}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except (OSError, ValueError, ImportError) as error:  # fsspec: unknown protocol, or its package is not installed
+        raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     try:
         tree = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:

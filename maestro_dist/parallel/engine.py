@@ -76,6 +76,12 @@ class Engine:
         output = self.deepspeed(batch, step)
         return {name: _full_precision(tensor) for name, tensor in output.items()}  # type: ignore[return-value]
 
+    def place(self, batch: Batch) -> Batch:
+        """The batch on this rank's device; through pinned memory, so that the copy overlaps with what runs there."""
+        if self.device.type == "cuda":
+            batch = batch.pin_memory()
+        return batch.to(self.device)
+
     def scale_loss(self, per_sample: Tensor, batch: Batch) -> Tensor:
         """Scalar whose gradient, averaged over the world and summed over micro-batches, is that of the global mean.
 

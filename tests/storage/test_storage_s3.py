@@ -1,0 +1,93 @@
+"""Data, checkpoints and leases on a real S3-compatible server over HTTP."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import runs
+import synthetic
+
+from maestro_dist.data.manifest import load_manifest
+from maestro_dist.data.storage import Storage
+from maestro_dist.errors import RunError, StorageError
+from maestro_dist.lease import Lease
+
+
+def test_one_of_many_creates_wins(s3: str) -> None:
+    storage = Storage(s3)
+    won: list[int] = []
+
+    def create(number: int) -> None:
+        try:
+            storage.write("folder/once", str(number).encode(), create=True)
+            won.append(number)
+        except FileExistsError:
+            pass
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert storage.read("folder/once") == str(won[0]).encode()
+
+
+def test_objects_come_and_go(s3: str) -> None:
+    storage = Storage(s3)
+    storage.write("a/b/one", b"1" * 1000)
+    storage.write("a/two", b"2")
+    assert storage.list("a") == ["b", "two"]
+    assert storage.read_range("a/b/one", 990, 100) == b"1" * 10
+    with storage.writer("a/three") as file:
+        file.write(b"3" * 100)
+    assert storage.size("a/three") == 100
+    storage.remove("a/b", recursive=True)
+    assert not storage.exists("a/b/one")
+
+
+def test_a_lease_holds_on_a_store(s3: str) -> None:
+    held = Lease(f"{s3}/runs/x")
+    with pytest.raises(RunError, match="held by another driver"):
+        Lease(f"{s3}/runs/x")
+    held.release()
+    again = Lease(f"{s3}/runs/x")
+    assert again.attempt == 2
+    again.release()
+
+
+def test_wrong_keys_are_named_without_showing_them(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import s3fs
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(StorageError, match="credentials") as caught:
+        Storage(s3).read("x")
+    assert "not-the-secret" not in str(caught.value)
+
+
+def test_a_killed_run_on_a_store_ends_as_one_on_disk(s3: str, tmp_path: Path) -> None:
+    local, remote = str(tmp_path / "data"), f"{s3}/data"
+    synthetic.write(local)
+    synthetic.write(remote)
+    assert load_manifest(remote) == load_manifest(local)
+    assert runs.train(tmp_path, local, "optim.epochs=2") == 0
+
+    uri = f"sqlite:///{tmp_path}/remote/mlflow.db"
+    extra = ["optim.epochs=2", "checkpoint.every_steps=2", f"data.cache={tmp_path}/cache", f"tracking.uri={uri}"]
+    process = runs.start(f"{s3}/runs", remote, *extra)
+    run = Storage(f"{s3}/runs/tiny")
+    runs.wait_for(lambda: run.exists("checkpoints/step-000000004/checkpoint.json"), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert runs.train(f"{s3}/runs", remote, *extra) == 0
+    runs.assert_same_weights(runs.weights(tmp_path), runs.weights(f"{s3}/runs"))
+    assert runs.tracked(tmp_path / "remote") == runs.tracked(tmp_path)
+
+    from maestro_dist.evaluate import main
+
+    assert main([f"{s3}/runs/tiny", "--rates", "0", "--threads", "1"]) == 0
+    assert runs.train(f"{s3}/runs", remote, *extra) == 0  # finished
