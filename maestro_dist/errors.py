@@ -55,6 +55,6 @@ def run_main(main: Callable[[], int | None], *, debug: bool) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM into the latter
         print("error: interrupted", file=sys.stderr)
         return 130

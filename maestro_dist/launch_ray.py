@@ -7,13 +7,13 @@ import os
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from maestro_dist import errors
 from maestro_dist.config.schema import Config
-from maestro_dist.errors import MaestroError, RunError
+from maestro_dist.errors import ConfigError, RunError
 from maestro_dist.worker import Job, run_worker
 
 # Before Ray is imported: no doubled or decorated prints, no metrics agent, workers keep this process's folder,
@@ -29,26 +29,29 @@ _WORKER_ENVIRONMENT = {
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+_FINAL = (errors.ConfigError, errors.DataError, errors.NonFiniteError, errors.RunError)
+"""Errors that would only come again. Others (a store that does not answer) are worth another start."""
 _LOCAL_OBJECT_STORE = 128 * 2**20  # bytes; nothing large goes through it
 _POLL_S = 0.3
 
 
-def train(config: Config, job: Job) -> None:
+def train(config: Config, job: Job, interruptible: Callable[[], AbstractContextManager[None]]) -> None:
     """Run the worker function on `run.workers` workers until it ends.
 
     Workers that die are started again by Ray, up to `run.max_failures` times, and go on from the newest checkpoint.
-    An error of ours (bad data, a NaN) would only come again: it ends the run at once and is raised here unchanged.
+    An error that would only come again (bad data, a NaN) ends the run at once and is raised here unchanged.
+    `interruptible` sets this process's signal handlers; Ray sets its own when it starts.
     """
     for name, value in _DRIVER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
 
-    with _cluster(config), _console() as console:
+    with _cluster(config), interruptible(), _console() as console:
         from ray.train import TrainingFailedError
 
         failure: BaseException | None = None
         try:
-            _trainer(config, job, console).fit()
+            _fit(_trainer(config, job, console))
         except TrainingFailedError as error:
             failure = error
         reported = ray.get(console.failure.remote())
@@ -56,6 +59,24 @@ def train(config: Config, job: Job) -> None:
             raise getattr(errors, reported[0])(reported[1]) from failure
         if failure:
             raise RunError(_describe(failure)) from failure
+
+
+def _fit(trainer: Any) -> None:
+    """`trainer.fit()` in a thread: in the main thread Ray Train would take the signals and not let go of them."""
+    outcome: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # raised again below, in the main thread
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, name="fit", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_S)
+    if outcome:
+        raise outcome[0]
 
 
 def _trainer(config: Config, job: Job, console: Any) -> Any:
@@ -93,8 +114,9 @@ def _work(handed: dict[str, Any]) -> None:
         return  # started again after an error that would only come again
     try:
         run_worker(Job(**handed["job"]), lambda line: console.say.remote(line))
-    except MaestroError as error:
-        ray.get(console.fail.remote(type(error).__name__, str(error)))
+    except _FINAL as error:
+        kind = next(base for base in type(error).__mro__ if base.__module__ == errors.__name__)
+        ray.get(console.fail.remote(kind.__name__, str(error)))
         raise
 
 
@@ -123,8 +145,13 @@ class _Console:
 def _console() -> Iterator[Any]:
     """The console actor, whose lines a thread prints as they come."""
     import ray
+    import ray.util.scheduling_strategies
 
-    actor: Any = ray.remote(num_cpus=0)(_Console).remote()
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    remote: Any = ray.remote(_Console)
+    actor = remote.options(num_cpus=0, scheduling_strategy=here).remote()  # lives as long as the driver
     done = threading.Event()
 
     def show() -> None:
@@ -163,23 +190,25 @@ def _cluster(config: Config) -> Iterator[None]:
         cpus = max(os.cpu_count() or 1, config.run.workers * config.run.cpus_per_worker)
         ray.init(address="local", num_cpus=cpus, object_store_memory=_LOCAL_OBJECT_STORE, **quiet)
     try:
-        _say_if_waiting(config)
+        _check_resources(config, wait=bool(address))
         yield
     finally:
         ray.shutdown()
 
 
-def _say_if_waiting(config: Config) -> None:
+def _check_resources(config: Config, *, wait: bool) -> None:
+    """Say what a cluster lacks, which may grow; refuse what a local Ray will never have."""
     import ray
 
     has, run = ray.cluster_resources(), config.run
     needs = {"CPU": run.workers * run.cpus_per_worker, "GPU": run.workers if run.device == "cuda" else 0}
     for name, amount in needs.items():
-        if has.get(name, 0) < amount:
-            print(
-                f"waiting: {run.workers} workers need {amount} {name}s, the cluster has {has.get(name, 0):.0f} now",
-                flush=True,
-            )
+        if has.get(name, 0) >= amount:
+            continue
+        lack = f"{run.workers} workers need {amount} {name}s, but Ray has {has.get(name, 0):.0f} here"
+        if not wait:
+            raise ConfigError(f"run.device, run.workers: {lack}; use fewer workers, run.device=cpu, or a cluster")
+        print(f"waiting for the cluster to grow: {lack}", flush=True)
 
 
 def _describe(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -58,7 +59,7 @@ class Lease:
         self._record: dict[str, Any] = {
             "attempt": self.attempt,
             "host": socket.gethostname(),
-            "boot": _boot_id(),
+            "machine": _machine_id(),
             "process": os.getpid(),
             "process_start": _process_start(os.getpid()),
             "heartbeat": time.time(),
@@ -98,14 +99,18 @@ class Lease:
 def _refuse_if_held(storage: Storage, attempt: int) -> None:
     try:
         record = json.loads(storage.read(_path(attempt)))
+        if record["released"]:
+            return
+        age = time.time() - record["heartbeat"]
     except ObjectMissing:
         return
-    if record["released"]:
-        return
-    here = record["host"] == socket.gethostname() and record["boot"] == _boot_id()
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{storage.name(_path(attempt))} is damaged ({error}); remove it if no driver is running"
+        ) from None
+    here = record["host"] == socket.gethostname() and record["machine"] == _machine_id()
     if here and _process_start(record["process"]) != record["process_start"]:
         return  # that process of this machine is gone: killed
-    age = time.time() - record["heartbeat"]
     if here or age < STALE_S:
         raise RunError(
             f"{storage.name()}: held by another driver (host {record['host']}, process {record['process']}, last "
@@ -115,12 +120,8 @@ def _refuse_if_held(storage: Storage, attempt: int) -> None:
 
 
 def _newest(storage: Storage) -> int:
-    numbers = [
-        int(name.removeprefix("attempt-").removesuffix(".json"))
-        for name in storage.list(_FOLDER)
-        if name.startswith("attempt-") and name.endswith(".json")
-    ]
-    return max(numbers, default=0)
+    found = (re.fullmatch(r"attempt-(\d+)\.json", name) for name in storage.list(_FOLDER))
+    return max((int(match[1]) for match in found if match), default=0)
 
 
 def _path(attempt: int) -> str:
@@ -131,10 +132,11 @@ def _encode(record: dict[str, Any]) -> bytes:
     return json.dumps(record, indent=1).encode()
 
 
-def _boot_id() -> str:
-    """Tells machines (and containers after a restart) apart that share a host name; empty where the system has none."""
+def _machine_id() -> str:
+    """Where process numbers mean the same: one boot of one machine, one process namespace (a container has its own)."""
     with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     return ""
 
 

@@ -51,7 +51,7 @@ def train_step(state: State, stream: Generator[Batch, None, None]) -> StepRecord
             break
     lr = learning_rate(state.config.optim, state.step, state.total_steps)
     result = engine.step(lr)
-    if result.applied and state.config.model.moe.balance == "bias":
+    if result.applied and state.config.model.moe.balance == "bias" and seen.expert_load.dim() == 3:
         cast("Maestro", engine.module).update_balance(engine.sum_over_ranks(seen.expert_load))
     clock.lap("optimizer")
     record = StepRecord(

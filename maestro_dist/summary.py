@@ -13,8 +13,10 @@ from maestro_dist import __version__
 from maestro_dist.callbacks.final_test import RESULT_FILE
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest
-from maestro_dist.data.storage import Storage, redact
+from maestro_dist.data.storage import ObjectMissing, Storage, redact
+from maestro_dist.errors import RunError
 from maestro_dist.parallel.mesh import build_mesh
+from maestro_dist.run_record import RunRecord
 from maestro_dist.worker import build, count_steps, tokens_by_modality, work_folder
 
 
@@ -61,14 +63,16 @@ def print_start(config: Config, manifest: Manifest) -> None:
     sys.stdout.flush()
 
 
-def print_end(config: Config, run: Storage, mlflow_run: str) -> None:
+def print_end(config: Config, run: Storage, record: RunRecord) -> None:
     """Results, where things are, and the commands that go on from here."""
     from maestro_dist.evaluation import Evaluation
     from maestro_dist.evaluation.table import results_table
-    from maestro_dist.tracking.run import tracking_uri
 
-    result = json.loads(run.read(RESULT_FILE))
-    uri = tracking_uri(config.tracking.uri, config.run.storage)
+    try:
+        result = json.loads(run.read(RESULT_FILE))
+    except (ObjectMissing, ValueError):
+        raise RunError(f"{run.name(RESULT_FILE)}: missing or damaged; `evaluate` finds the results again") from None
+    uri = record.tracking_uri
     python, where = _shown(sys.executable), _shown(run.url)
     mlflow = _shown(str(Path(sys.executable).parent / "mlflow"))
     print()
@@ -79,7 +83,7 @@ def print_end(config: Config, run: Storage, mlflow_run: str) -> None:
         f"{result['best_score']:.3f}: mean over missing rates {config.evaluation.rates})",
         "model": _shown(result["model"]),
         "pictures": _shown(str(work_folder(run.url) / "figures")),
-        "MLflow run": f"{mlflow_run} in {redact(uri)}",
+        "MLflow run": f"{record.mlflow_run} in {redact(uri)}",
         "open the UI": f"{mlflow} ui --host 127.0.0.1 --backend-store-uri {shlex.quote(redact(uri))}"
         if uri.startswith("sqlite:")
         else redact(uri),

@@ -19,7 +19,7 @@ from maestro_dist.lease import Fence
 from maestro_dist.parallel.mesh import Mesh, build_mesh
 
 if TYPE_CHECKING:
-    from maestro_dist.checkpoint import Saver
+    from maestro_dist.checkpoint import CheckpointInfo, Saver
     from maestro_dist.data.stream import TrainStream
     from maestro_dist.evaluation import Evaluation
     from maestro_dist.model.maestro import Maestro
@@ -60,11 +60,11 @@ class Pieces:
     model: Maestro
 
 
-def build(config: Config) -> Pieces:
-    """Manifest -> modalities, task and freshly initialised model. The same on every rank."""
+def build(config: Config, manifest: Manifest | None = None) -> Pieces:
+    """Manifest (by default that at `data.url`) -> modalities, task and initial model. The same on every rank."""
     from maestro_dist.model.maestro import Maestro
 
-    manifest = load_manifest(config.data.url)
+    manifest = manifest or load_manifest(config.data.url)
     modalities = manifest.select(config.data.modalities)
     task = build_task(config, manifest)
     model = Maestro(config.model, modalities, task.outputs, seed=config.run.seed)
@@ -196,7 +196,7 @@ def run_worker(job: Job, say: Say) -> None:
     torch.set_num_threads(config.run.cpus_per_worker)
     mesh = build_mesh(config.mesh, world=dist.get_world_size(), rank=dist.get_rank())
     state, stream = assemble(config, mesh)
-    found = newest(job.run_url)
+    found = _agreed(newest(job.run_url) if mesh.rank == 0 else None, job.run_url)
     if found:
         restore(state.engine, found)
         state.resume(found.step, found.position, found.metadata)
@@ -212,6 +212,19 @@ def run_worker(job: Job, say: Say) -> None:
         if log is not None and not log.close():
             say("warning: tracking has not taken all metrics; they are kept on disk and sent when this run goes on")
         state.engine.close()
+
+
+def _agreed(found: CheckpointInfo | None, run_url: str) -> CheckpointInfo | None:
+    """Rank 0's checkpoint on all ranks: a late record of an earlier attempt must not part them."""
+    import torch
+    import torch.distributed as dist
+
+    from maestro_dist.checkpoint import find
+
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    step = torch.tensor(found.step if found else -1, device=device)
+    dist.broadcast(step, src=0)
+    return find(run_url, int(step)) if int(step) >= 0 else None
 
 
 def _metric_log(job: Job, state: State) -> MetricLog:
@@ -249,17 +262,19 @@ def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None, say:
         return evaluate_on(state, data.test, evaluation.test_rates, evaluation.draws)
 
     metrics, validation = Metrics(log), Validation(validate, log)
+    fence = Fence(job.run_url, job.attempt).check
     return Callbacks(
         [
             metrics,
             Health(metrics, say),
             validation,
             Figures(validation, log, job.tracking_uri, job.mlflow_run),
-            Checkpointing(saver, Fence(job.run_url, job.attempt).check),
+            Checkpointing(saver, fence),
             Progress(metrics, say),
             FinalTest(
                 test,
                 log,
+                fence=fence,
                 run_url=job.run_url,
                 tracking_uri=job.tracking_uri,
                 mlflow_run=job.mlflow_run,

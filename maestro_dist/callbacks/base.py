@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -141,5 +142,6 @@ class Callbacks(Callback):
             item.on_end(state)
 
     def close(self) -> None:
-        for item in self.items:
-            item.close()
+        with ExitStack() as stack:  # all are closed, also when one raises
+            for item in reversed(self.items):
+                stack.callback(item.close)

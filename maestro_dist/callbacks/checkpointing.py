@@ -39,6 +39,10 @@ class Checkpointing(Callback):
         self.save(state)
         self._saver.wait()
 
+    def close(self) -> None:
+        """Let the save under way end: nothing of this run is written once it has let go of its lease."""
+        self._saver.close()
+
     def save(self, state: State) -> None:
         """Save now, unless this step is saved; all ranks together. Also raises what went wrong in the last save."""
         if self._saved == state.step:

@@ -34,11 +34,16 @@ class FinalTest(Callback):
         evaluate: Callable[[], Evaluation],
         log: MetricLog | None,
         *,
+        fence: Callable[[], None],
         run_url: str,
         tracking_uri: str,
         mlflow_run: str,
     ) -> None:
-        """`evaluate` is called on all ranks together; `log` on rank 0, None elsewhere."""
+        """`evaluate` is called on all ranks together; `log` on rank 0, None elsewhere.
+
+        `fence` raises on rank 0 when another driver holds the run.
+        """
+        self._fence = fence
         self._evaluate = evaluate
         self._log = log
         self._run = Storage(run_url)
@@ -54,6 +59,7 @@ class FinalTest(Callback):
         evaluation = self._evaluate()
         if self._log is None:
             return
+        self._fence()
         self._log.log(state.step, evaluation.flat("test"))
         story = story_of(state, self._log.history(), evaluation)
         log_figures(draw(story), self._log.folder, self._tracking_uri, self._mlflow_run)

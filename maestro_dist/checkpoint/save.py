@@ -115,6 +115,11 @@ class Saver:
         if error is not None:
             raise error
 
+    def close(self, timeout_s: float = 30.0) -> None:
+        """Wait for the save under way, for at most `timeout_s`; what went wrong in it is not raised."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
     def _write(self, snapshot: Snapshot, record: Record, fence: Callable[[], None] | None) -> None:
         folder = self._checkpoints.join(folder_name(record.step))
         try:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from maestro_dist.config.load import flatten
+from maestro_dist.config.load import flatten, has_credentials
 from maestro_dist.config.schema import Config
 from maestro_dist.errors import ConfigError, MeshError
 from maestro_dist.types import Modality
@@ -25,12 +25,24 @@ _FREE_KEYS = frozenset(
 def check(config: Config) -> None:
     """Raise `ConfigError` for the first combination of values that cannot work."""
     model, moe, run, mesh = config.model, config.model.moe, config.run, config.mesh
+    for key, url in (
+        ("run.storage", run.storage),
+        ("data.url", config.data.url),
+        ("tracking.uri", config.tracking.uri),
+    ):
+        if url and has_credentials(url):
+            raise ConfigError(
+                f"{key}: the URL holds credentials, which would end in logs and files; give them in the environment "
+                "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
+            )
     if not config.data.url:
         raise ConfigError("data.url: missing; it names the folder or URL that holds manifest.json")
     if model.width % model.heads:
         raise ConfigError(f"model.heads: {model.heads} heads do not divide model.width {model.width}")
     if moe.experts and moe.top_k > moe.experts:
         raise ConfigError(f"model.moe.top_k: {moe.top_k} experts a token, but model.moe.experts is {moe.experts}")
+    if moe.balance == "bias" and not (moe.experts and model.fusion_layers):
+        raise ConfigError("model.moe.balance: bias, but the model has no experts; use none")
     if model.stem and model.stem.kernel % 2 == 0:
         raise ConfigError(f"model.stem.kernel: {model.stem.kernel} is even; an odd kernel keeps steps aligned")
     if config.missing.full < config.missing.start:

@@ -124,6 +124,12 @@ def _section_of(info: FieldInfo) -> type[BaseModel] | None:
     return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
 
 
+def has_credentials(url: str) -> bool:
+    """Whether a URL holds a user name or password (`scheme://user:password@host`)."""
+    _, separator, rest = url.partition("://")
+    return bool(separator) and "@" in rest.partition("/")[0]
+
+
 def _text(path: str) -> str:
     if "://" not in path:
         return Path(path).read_text(encoding="utf-8")
@@ -134,6 +140,8 @@ def _text(path: str) -> str:
 
 
 def _read(path: str) -> dict[str, Any]:
+    if has_credentials(path):
+        raise ConfigError("the configuration's URL holds credentials; give them in the environment")
     try:
         text = _text(path)
     except FileNotFoundError:
@@ -143,8 +151,8 @@ def _read(path: str) -> dict[str, Any]:
             else difflib.get_close_matches(path, [str(p) for p in Path(path).parent.glob("*.yaml")], n=1)
         )
         raise ConfigError(f"{path}: no such file{f'; did you mean {near[0]}?' if near else ''}") from None
-    except (OSError, ValueError, ImportError) as error:  # fsspec: unknown protocol, or its package is not installed
-        raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    except Exception as error:  # each fsspec backend has its own classes
+        raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from None
     try:
         tree = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:

@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
@@ -155,7 +156,7 @@ class ModelConfig(Section):
     """gate: learned per modality; reallocate: a constant total shared among the present; fixed: beta for all."""
     budget_inputs: Literal["presence", "content"] = "presence"
     """What the budget gate sees: which modalities are present, or their mean token embedding too."""
-    budget_band: Annotated[float, Field(ge=0.0)] = 0.0
+    budget_band: NotNegative = 0.0
     """Selected queries over which the budget's gradient is spread; 0: the boundary query alone."""
     beta: PositiveFloat = 5.0
     """Largest budget u of a modality: up to beta ln L queries."""
@@ -180,7 +181,7 @@ class TaskConfig(Section):
     """balanced: inverse class frequency of the training split, normalised to mean 1 over its samples."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of the target spread over all classes."""
-    auxiliary: Annotated[float, Field(ge=0.0)] = 0.3
+    auxiliary: NotNegative = 0.3
     """Weight of the loss of the modalities' own heads (additive head only)."""
 
 
@@ -197,7 +198,7 @@ class OptimConfig(Section):
     """AdamW's epsilon."""
     momentum: Share = 0.0
     """SGD's momentum."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    weight_decay: NotNegative = 0.01
     """Decoupled weight decay on matrices (not on biases, norms and embeddings)."""
     epochs: Positive = 10
     """Passes over the training split."""
@@ -211,7 +212,7 @@ class OptimConfig(Section):
     """Shape of the learning rate after the warm-up."""
     final_lr: Share = 0.01
     """Last learning rate, as a share of the peak (cosine)."""
-    clip: Annotated[float, Field(ge=0.0)] = 1.0
+    clip: NotNegative = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
     max_skipped: Count = 0
     """Steps with a NaN or infinite loss or gradient that are skipped on all ranks before the run stops."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import tokenize
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -58,7 +59,7 @@ def decode_sample(
     try:
         body = json.loads(meta)
         label = body["label"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadSample(f"{where}: its json has no label ({type(error).__name__}: {error})") from error
     sample = Sample(number, key, _target(label, layout.classes, where), {})
     for modality in layout.modalities:
@@ -74,9 +75,12 @@ def _target(label: object, classes: int, where: str) -> int | float:
         if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < classes:
             raise BadSample(f"{where}: label {label!r} is not one of 0..{classes - 1}")
         return label
-    if not isinstance(label, int | float) or isinstance(label, bool) or not math.isfinite(label):
-        raise BadSample(f"{where}: target {label!r} is not a finite number")
-    return float(label)
+    try:
+        if isinstance(label, int | float) and not isinstance(label, bool) and math.isfinite(label):
+            return float(label)
+    except OverflowError:  # an integer beyond any float
+        pass
+    raise BadSample(f"{where}: target {str(label)[:40]} is not a finite number")
 
 
 def _array(data: bytes, modality: Modality, where: str) -> np.ndarray:
@@ -84,7 +88,7 @@ def _array(data: bytes, modality: Modality, where: str) -> np.ndarray:
     try:
         length = 10 + int.from_bytes(data[8:10], "little")
         dtype, fortran, shape = _npy_header(data[:length])
-    except (ValueError, SyntaxError, EOFError) as error:
+    except (ValueError, SyntaxError, EOFError, tokenize.TokenError) as error:
         raise BadSample(f"{where} is not an npy array ({error})") from error
     if dtype != _FLOAT32 or fortran:
         raise BadSample(f"{where} is {dtype}{' in Fortran order' if fortran else ''}, not float32 in C order")

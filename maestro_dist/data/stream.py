@@ -109,7 +109,8 @@ def evaluation_batches(
     yields the same number of batches; the last may be empty. `global_samples` counts all ranks' samples of a round.
     A thread reads, whatever `data.loader_workers`: starting processes anew for each mask would take longer.
     """
-    source = SplitSource(url, manifest, config, tuple(modalities), split)
+    strict = config.model_copy(update={"max_bad_samples": 0})  # a score over what is left would look like the split's
+    source = SplitSource(url, manifest, strict, tuple(modalities), split)
     samples = manifest.split(split).samples
 
     def requests() -> Iterator[Request]:

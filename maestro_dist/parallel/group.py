@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 
+from maestro_dist.errors import ConfigError
+
 
 def backend(device: str) -> str:
     """gloo for the CPU, NCCL for CUDA."""
@@ -13,8 +15,11 @@ def backend(device: str) -> str:
 
 def init_process_group(device: str, timeout_s: int) -> None:
     """Make a group of this process alone, unless a group exists. No port is opened."""
+    import torch
     import torch.distributed as dist
 
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("run.device = cuda, but torch finds no CUDA device here; use run.device = cpu")
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it
     if dist.is_initialized():
         return

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it may hold credentials
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # A dead server must cost seconds, not the four minutes of MLflow's defaults: what is not sent is kept anyway.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -36,7 +37,7 @@ def client(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     for name in _TALKATIVE:
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return MlflowClient(tracking_uri=uri)
 
 

@@ -6,6 +6,7 @@ starts after step 8: lines of later steps that stand before it tell of work that
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -88,7 +89,8 @@ def _limits(path: Path) -> list[tuple[int, float]]:
         offset = 0
         for raw in file:
             if raw.startswith(b'{"resume"') and raw.endswith(b"\n"):
-                found.append((offset, json.loads(raw)["resume"]))
+                with contextlib.suppress(ValueError):  # the half line of a killed process, ended by the next one
+                    found.append((offset, json.loads(raw)["resume"]))
             offset += len(raw)
     smallest = math.inf
     for index in range(len(found) - 1, -1, -1):

@@ -80,6 +80,18 @@ def open_run(
         return TrackedRun(run_id, None)
 
 
+def find_run(uri: str, experiment: str, token: str) -> str | None:
+    """Id of the run that is marked with this token (tag `run.token`); None where there is none, or no server."""
+    try:
+        server = _prepare(uri)
+        found = server.get_experiment_by_name(experiment)
+        runs = server.search_runs([found.experiment_id], f"tags.`run.token` = '{token}'") if found else []
+    except Exception as error:
+        warn(f"tracking at {redact(uri)} does not answer ({short(error)})")
+        return None
+    return runs[0].info.run_id if runs else None
+
+
 def close_run(uri: str, run_id: str, status: str) -> bool:
     """Set a run's final status (FINISHED, FAILED or KILLED). Returns False when the server does not answer."""
     try:

@@ -105,3 +105,16 @@ def test_bad_data_on_one_worker_ends_the_run_in_one_line(synthetic: str, tmp_pat
     assert printed.rstrip().splitlines()[-1].startswith("error: ")
     assert shard.name in printed.rstrip().splitlines()[-1]
     assert runs.tracked(tmp_path / "runs", "train/loss")[0] == "FAILED"
+
+
+def test_sigterm_ends_the_driver_cleanly(synthetic: str, tmp_path: Path) -> None:
+    process = start(tmp_path, synthetic)
+    runs.wait_for((tmp_path / "tiny" / "checkpoints" / "step-000000004" / "checkpoint.json").exists, process)
+    workers = workers_of(process)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert (process.returncode, printed.rstrip().splitlines()[-1]) == (130, "error: interrupted")
+    assert runs.tracked(tmp_path)[0] == "KILLED"
+    lease = json.loads((tmp_path / "tiny" / "leases" / "attempt-000001.json").read_text())
+    assert lease["released"] is True
+    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)

@@ -72,6 +72,33 @@ def test_evaluate_takes_a_checkpoint_and_refuses_others(whole: Path, capsys: pyt
     assert "not a run" in capsys.readouterr().err
 
 
+def test_another_data_set_gives_samples_only(
+    whole: Path, synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its statistics and classes are not those that the model was made with."""
+    from maestro_dist.evaluate import main
+
+    other = tmp_path / "other"
+    shutil.copytree(synthetic, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    for modality in manifest["modalities"]:
+        modality["mean"] = [value + 3 for value in modality["mean"]]
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    command = [str(whole / "tiny"), "--rates", "0", "--threads", "1"]
+    assert main([*command, "--json", str(tmp_path / "own.json")]) == 0
+    assert main([*command, "--data", str(other), "--json", str(tmp_path / "other.json")]) == 0
+    assert json.loads((tmp_path / "own.json").read_text()) == json.loads((tmp_path / "other.json").read_text())
+
+    capsys.readouterr()
+    manifest["classes"].reverse()
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    assert main([*command, "--data", str(other)]) == 1
+    assert "task and classes" in capsys.readouterr().err
+    synthetic_data.write(str(tmp_path / "numbers"), "regression")
+    assert main([*command, "--data", str(tmp_path / "numbers")]) == 1
+    assert "task and classes" in capsys.readouterr().err
+
+
 def test_a_killed_driver_goes_on_to_the_same_weights(whole: Path, synthetic: str, tmp_path: Path) -> None:
     extra = ["checkpoint.every_steps=2"]
     process = runs.start(tmp_path, synthetic, *extra)
@@ -111,6 +138,29 @@ def test_other_data_is_not_resumed(whole: Path, tmp_path: Path, capsys: pytest.C
     pack(str(tmp_path), synthetic_data.describe(), kept)
     assert runs.train(whole, str(tmp_path)) == 1
     assert "was begun on other data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[1]"])
+def test_a_damaged_record_is_named(
+    content: str, synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "run.json").write_text(content)
+    assert "run.json is damaged" in fails(tmp_path, synthetic, capsys)
+
+
+def test_a_lost_mlflow_run_is_begun_anew(synthetic: str, tmp_path: Path) -> None:
+    extra = ["optim.epochs=2", "checkpoint.every_steps=2"]
+    process = runs.start(tmp_path, synthetic, *extra)
+    runs.wait_for((tmp_path / "tiny" / "checkpoints" / "step-000000006" / "checkpoint.json").exists, process)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert (process.returncode, printed.rstrip().splitlines()[-1]) == (130, "error: interrupted")
+    (tmp_path / "mlflow.db").unlink()
+    assert runs.train(tmp_path, synthetic, *extra) == 0
+    status, losses = runs.tracked(tmp_path)
+    assert status == "FINISHED"
+    assert [step for step, _ in losses] == list(range(1, 15))  # what the lost one had is sent again from disk
 
 
 def test_regression_trains_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,6 +237,31 @@ def test_a_second_driver_is_refused(synthetic: str, tmp_path: Path, capsys: pyte
         assert "held by another driver" in fails(tmp_path, synthetic, capsys)
     finally:
         lease.release()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("tracking.uri=http://bob:hidden@127.0.0.1:9", "tracking.uri: the URL holds credentials"),
+        ("tracking.uri=http://127.0.0.1:9", "tracking at http://127.0.0.1:9 does not answer"),
+        ("evaluation.metric=rmse", "evaluation.metric=rmse: this classification task has"),
+        ("run.device=cuda", "no CUDA device"),
+        ("data.test=tset", "did you mean 'test'"),
+        ("model.word={acc: 8, bvp: 8}", "no word length for modality 'temp'"),
+        ("model.moe.balance=bias model.moe.experts=0 model.moe.top_k=1", "the model has no experts"),
+    ],
+)
+def test_what_cannot_work_is_refused(
+    override: str, said: str, synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    if "cuda" in override and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    overrides = [override] if "{" in override else override.split()
+    line = fails(tmp_path, synthetic, capsys, *overrides)
+    assert said in line
+    assert "hidden" not in line
 
 
 def test_dry_run_trains_nothing(synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
