@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,11 +77,21 @@ def assert_same_weights(one: dict[str, np.ndarray], other: dict[str, np.ndarray]
 
 def tracked(storage: Path, key: str = "train/loss") -> tuple[str, list[tuple[int, float]]]:
     """Status of the one MLflow run in `storage`, and a metric's history as (step, value)."""
+    client, run = _the_run(storage)
+    history = client.get_metric_history(run.info.run_id, key)
+    return run.info.status, sorted((metric.step, metric.value) for metric in history)
+
+
+def tags(storage: Path) -> dict[str, str]:
+    """Tags of the one MLflow run in `storage`."""
+    return dict(_the_run(storage)[1].data.tags)
+
+
+def _the_run(storage: Path) -> tuple[Any, Any]:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
     experiments = client.search_experiments(filter_string="name = 'maestro_dist'")
     runs = client.search_runs([experiments[0].experiment_id])
     assert len(runs) == 1
-    history = client.get_metric_history(runs[0].info.run_id, key)
-    return runs[0].info.status, sorted((metric.step, metric.value) for metric in history)
+    return client, runs[0]

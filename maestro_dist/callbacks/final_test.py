@@ -12,6 +12,7 @@ from maestro_dist.callbacks.figures import story_of
 from maestro_dist.checkpoint import CheckpointInfo, best, full_weights, restore
 from maestro_dist.data.storage import Storage
 from maestro_dist.tracking.figures import draw, log_figures
+from maestro_dist.tracking.run import tag_run
 
 if TYPE_CHECKING:
     from maestro_dist.evaluation import Evaluation
@@ -64,6 +65,9 @@ class FinalTest(Callback):
         story = story_of(state, self._log.history(), evaluation)
         log_figures(draw(story), self._log.folder, self._tracking_uri, self._mlflow_run)
         model = self._export(state, chosen, evaluation, self._log.folder)
+        pointers = {"checkpoint.best": chosen.url, "checkpoint.step": str(chosen.step)}
+        pointers |= {"model": self._run.name(MODEL_FOLDER), "model.mlflow": model or "not logged"}
+        tag_run(self._tracking_uri, self._mlflow_run, pointers)
         result = {
             "evaluation": evaluation.to_json(),
             "metric": state.task.metric(state.config.evaluation.metric),

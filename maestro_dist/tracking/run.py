@@ -102,6 +102,19 @@ def close_run(uri: str, run_id: str, status: str) -> bool:
     return True
 
 
+def tag_run(uri: str, run_id: str, tags: Mapping[str, str]) -> bool:
+    """Set tags of a run, without credentials. Returns False, with a warning, when the server does not answer."""
+    from mlflow.entities import RunTag
+
+    try:
+        marks = [RunTag(key, value[:_TAG_LENGTH]) for key, value in flatten(tags).items()]
+        client(uri).log_batch(run_id, tags=marks, synchronous=True)
+    except Exception as error:
+        warn(f"tags were not set in tracking ({short(error)})")
+        return False
+    return True
+
+
 def log_files(uri: str, run_id: str, paths: list[Path], folder: str) -> bool:
     """Upload files to the run's artifact folder. Returns False, with a warning, when the server does not answer."""
     try:

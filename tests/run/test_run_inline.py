@@ -34,6 +34,10 @@ def test_a_run_leaves_results_metrics_and_a_model(whole: Path) -> None:
     assert status == "FINISHED"
     assert [step for step, _ in losses] == list(range(1, STEPS + 1))
     assert losses[-1][1] < losses[0][1]
+    tags = runs.tags(whole)
+    assert tags["checkpoint.best"].endswith(f"step-{result['best_step']:09d}")
+    assert tags["model"] == str(run / "model")
+    assert tags["model.mlflow"].startswith("models:/")
     assert (run / "model" / "model.safetensors").exists()
     assert len(list((run / "figures").glob("*.png"))) >= 5
     assert sorted(p.name for p in (run / "checkpoints").iterdir())[-1] == f"step-{STEPS:09d}"
