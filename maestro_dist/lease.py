@@ -102,18 +102,19 @@ def _refuse_if_held(storage: Storage, attempt: int) -> None:
         if record["released"]:
             return
         age = time.time() - record["heartbeat"]
+        host, machine, process, start = (record[name] for name in ("host", "machine", "process", "process_start"))
     except ObjectMissing:
         return
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"{storage.name(_path(attempt))} is damaged ({error}); remove it if no driver is running"
         ) from None
-    here = record["host"] == socket.gethostname() and record["machine"] == _machine_id()
-    if here and _process_start(record["process"]) != record["process_start"]:
+    here = host == socket.gethostname() and machine == _machine_id()
+    if here and _process_start(process) != start:
         return  # that process of this machine is gone: killed
     if here or age < STALE_S:
         raise RunError(
-            f"{storage.name()}: held by another driver (host {record['host']}, process {record['process']}, last "
+            f"{storage.name()}: held by another driver (host {host}, process {process}, last "
             f"sign of life {max(age, 0):.0f} s ago); stop it, wait until it is silent for {STALE_S:.0f} s, or choose "
             "another run.name"
         )

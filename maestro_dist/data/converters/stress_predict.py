@@ -79,7 +79,9 @@ class _Session:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command line."""
     parser.add_argument("--window", type=int, default=32, metavar="SECONDS", help="length of a window (default 32)")
-    parser.add_argument("--stride", type=int, default=16, metavar="SECONDS", help="between two windows (default 16)")
+    parser.add_argument(
+        "--stride", "--shift", type=int, default=16, metavar="S", help="seconds between windows (default 16)"
+    )
     parser.add_argument("--folds", type=int, metavar="K", help="split by subject into K folds, not the fixed split")
     parser.add_argument("--fold", type=int, metavar="I", help="fold I (from 0) is the test, the next one validation")
 

@@ -64,7 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command line."""
     parser.add_argument("--modalities", choices=("sensors", "axes"), default="sensors", help="acc, gyro; or six axes")
     parser.add_argument("--window", type=int, default=128, metavar="STEPS", help="steps a window (default 128)")
-    parser.add_argument("--stride", type=int, default=64, metavar="STEPS", help="steps between windows (default 64)")
+    parser.add_argument(
+        "--stride", "--shift", type=int, default=64, metavar="N", help="steps between windows (default 64)"
+    )
 
 
 def from_arguments(source: Path, arguments: argparse.Namespace) -> Conversion:
