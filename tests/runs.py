@@ -28,6 +28,8 @@ TINY = [
     "run.name=tiny",
 ]
 
+RAY = ["run.launcher=ray", "run.workers=2", "checkpoint.every_steps=2"]
+
 
 def arguments(storage: Path | str, data: str, *extra: str) -> list[str]:
     """Overrides of a tiny run of the inline launcher; later ones win."""
@@ -47,6 +49,13 @@ def start(storage: Path | str, data: str, *extra: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ}
     )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Wait for the command to end well; returns what it printed."""
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    return printed
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 120) -> None:

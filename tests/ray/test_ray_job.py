@@ -19,7 +19,6 @@ import pytest
 import runs
 
 BIN = Path(sys.executable).parent
-OVERRIDES = ["run.launcher=ray", "run.workers=2", "optim.epochs=1"]
 
 
 def free_ports(count: int) -> list[int]:
@@ -80,19 +79,16 @@ def status_of(address: str) -> int | None:
 
 
 def test_a_submitted_job_trains_as_the_command_does(
-    cluster: tuple[str, dict[str, str]], synthetic: str, tmp_path: Path
+    cluster: tuple[str, dict[str, str]], whole: Path, synthetic: str, tmp_path: Path
 ) -> None:
     address, environment = cluster
     assert status_of(address) == 401
-    command = ["-m", "maestro_dist.train", *runs.arguments(tmp_path / "job", synthetic, *OVERRIDES)]
+    command = ["-m", "maestro_dist.train", *runs.arguments(tmp_path, synthetic, *runs.RAY)]
     submit = [str(BIN / "ray"), "job", "submit", "--address", address, "--working-dir", str(runs.ROOT), "--", "python"]
     done = subprocess.run(
         [*submit, *command], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout + done.stderr
-    direct = runs.start(tmp_path / "direct", synthetic, *OVERRIDES)
-    printed, _ = direct.communicate(timeout=240)
-    assert direct.returncode == 0, printed
-    assert runs.tracked(tmp_path / "job") == runs.tracked(tmp_path / "direct")
-    runs.assert_same_weights(runs.weights(tmp_path / "job"), runs.weights(tmp_path / "direct"))
+    assert runs.tracked(tmp_path) == runs.tracked(whole)
+    runs.assert_same_weights(runs.weights(tmp_path), runs.weights(whole))

@@ -14,18 +14,9 @@ import psutil
 import pytest
 import runs
 
-RAY = ["run.launcher=ray", "run.workers=2", "checkpoint.every_steps=2"]
-
 
 def start(storage: Path, data: str, *extra: str) -> subprocess.Popen[str]:
-    return runs.start(storage, data, *RAY, *extra)
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    """Wait for the command; returns what it printed."""
-    printed, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, printed
-    return printed
+    return runs.start(storage, data, *runs.RAY, *extra)
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -38,17 +29,6 @@ def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
         except psutil.NoSuchProcess:
             continue
     return found
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, synthetic: str) -> Path:
-    """Storage of an uninterrupted run on two workers."""
-    storage = tmp_path_factory.mktemp("whole")
-    printed = finish(start(storage, synthetic))
-    assert "mesh       2 ranks = 2 data x 1 sequence" in printed
-    assert printed.count("step 21/21") == 1
-    assert "Traceback" not in printed
-    return storage
 
 
 def test_two_workers_equal_one(whole: Path, synthetic: str, tmp_path: Path) -> None:
@@ -68,7 +48,7 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(whole: Path, synthetic:
     workers = workers_of(process)
     assert len(workers) == 2
     os.kill(workers[1].pid, signal.SIGKILL)
-    printed = finish(process)
+    printed = runs.finish(process)
     if "goes on at step" not in printed:
         pytest.fail(f"the run ended before the kill took effect: {printed}")
     runs.assert_same_weights(runs.weights(whole), runs.weights(tmp_path))
@@ -83,7 +63,7 @@ def test_a_killed_driver_leaves_no_workers_and_goes_on(whole: Path, synthetic: s
     workers = workers_of(process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    printed = finish(start(tmp_path, synthetic))
+    printed = runs.finish(start(tmp_path, synthetic))
     assert "goes on at step" in printed
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
     runs.assert_same_weights(runs.weights(whole), runs.weights(tmp_path))
