@@ -105,7 +105,7 @@ class StemConfig(Section):
 
 
 class MoeConfig(Section):
-    """The sparse mixture of experts in the cross-modal layers (METHOD: k = 1, E = 4, no balancing loss)."""
+    """The sparse mixture of experts in the cross-modal layers (the paper: k = 1, E = 4, no balancing loss)."""
 
     experts: Count = 4
     """Experts E of a layer; 0 puts a plain feed-forward there."""

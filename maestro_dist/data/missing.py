@@ -11,7 +11,7 @@ from maestro_dist.config.schema import MissingConfig
 
 
 def drop_probability(config: MissingConfig, step: int, total_steps: int) -> float:
-    """Probability that a modality is dropped at a step: 0 up to `start`, linear to `p_max` at `full` (METHOD 8, P)."""
+    """Probability that a modality is dropped at a step: 0 up to `start`, linear to `p_max` at `full`."""
     share = step / total_steps
     if share >= config.full:
         return config.p_max
