@@ -16,6 +16,7 @@ from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.storage import Storage
 from maestro_dist.lease import Fence
+from maestro_dist.memory import keep_freed_memory
 from maestro_dist.parallel.mesh import Mesh, build_mesh
 
 if TYPE_CHECKING:
@@ -121,11 +122,20 @@ def count_steps(config: Config, manifest: Manifest) -> tuple[int, int, int]:
     return samples, per_epoch, min(total, config.optim.max_steps or total)
 
 
+def prepare_process(config: Config) -> None:
+    """Threads and memory of this process, as the configuration wants them; before the model is built."""
+    import torch
+
+    torch.set_num_threads(config.run.cpus_per_worker)
+    if config.run.device == "cpu" and config.run.keep_memory:
+        keep_freed_memory()
+
+
 def first_batch(config: Config) -> tuple[float, int]:
     """Mean loss and number of samples of the first micro-batch of rank 0, before any step. Needs no process group."""
     import torch
 
-    torch.set_num_threads(config.run.cpus_per_worker)
+    prepare_process(config)
     pieces = build(config)
     mesh = build_mesh(config.mesh, world=config.run.workers)
     _, _, total = count_steps(config, pieces.manifest)
@@ -186,14 +196,13 @@ def run_worker(job: Job, say: Say) -> None:
 
     A process group must exist. Raises `MaestroError` for what a person can mend.
     """
-    import torch
     import torch.distributed as dist
 
     from maestro_dist.checkpoint import Saver, newest, restore
     from maestro_dist.loop import fit
 
     config = parse(job.config, "the driver's configuration")
-    torch.set_num_threads(config.run.cpus_per_worker)
+    prepare_process(config)
     mesh = build_mesh(config.mesh, world=dist.get_world_size(), rank=dist.get_rank())
     state, stream = assemble(config, mesh)
     found = _agreed(newest(job.run_url) if mesh.rank == 0 else None, job.run_url)

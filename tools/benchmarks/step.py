@@ -56,8 +56,6 @@ def run(options: Options) -> list[Row]:
 
 
 def _train(folder: Path, device: str, warmup: int, steps: int) -> _Timed:
-    import torch
-
     from maestro_dist.callbacks.metrics import Metrics
     from maestro_dist.config.load import load_config
     from maestro_dist.launch import absolute, prepare_data
@@ -66,7 +64,7 @@ def _train(folder: Path, device: str, warmup: int, steps: int) -> _Timed:
     from maestro_dist.parallel.mesh import build_mesh
     from maestro_dist.tracking import MetricLog
     from maestro_dist.tracking.run import open_run
-    from maestro_dist.worker import assemble
+    from maestro_dist.worker import assemble, prepare_process
 
     os.chdir(_ROOT)
     config = load_config(
@@ -82,7 +80,7 @@ def _train(folder: Path, device: str, warmup: int, steps: int) -> _Timed:
     )
     config = absolute(config)
     prepare_data(config)
-    torch.set_num_threads(config.run.cpus_per_worker)
+    prepare_process(config)
     init_process_group(device, config.run.timeout_s)
     uri = f"sqlite:///{folder}/mlflow.db"
     run = open_run(uri, "benchmark", "step")
