@@ -6,32 +6,86 @@ import datetime
 import json
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 _PACKAGES = ("torch", "deepspeed", "ray", "mlflow", "numpy", "maestro_dist")
 
 
 @dataclass(frozen=True)
+class Setting:
+    """One way to run a table: on `threads` CPU threads, or on a GPU.
+
+    `clock` is the time that its ratios are made from: CPU time on one thread, wall time on several and on a GPU.
+    """
+
+    label: str
+    threads: int
+    clock: Literal["cpu", "wall"]
+
+
+@dataclass(frozen=True)
 class Options:
-    """How to measure."""
+    """How to measure. `quick` shrinks the sizes too: such figures say only that the benchmark works."""
 
     quick: bool = False
     device: str = "cpu"
+    threads: int | None = None
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """One thread and all (or as many as asked for); on a GPU there is one way only."""
+        if self.device != "cpu":
+            return (Setting(self.device, 1, "wall"),)
+        several = self.threads or cores()
+        one = Setting("one thread", 1, "cpu")
+        return (one,) if several == 1 else (one, Setting(f"{several} threads", several, "wall"))
+
+    def promised(self, setting: Setting) -> bool:
+        """Whether the figures to reach are meant for this setting: one CPU thread, at full size."""
+        return not self.quick and self.device == "cpu" and setting.threads == 1
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. `reach` is what it should reach and `holds` whether it does; None where nothing was promised."""
+    """One figure. `reach` is what it should reach and `holds` whether it does; None where nothing was promised.
+
+    `sense` says on which side of `reach` the figure should lie.
+    """
 
     name: str
     value: float
     unit: str
     reach: float | None = None
     holds: bool | None = None
+    sense: Literal["at least", "at most"] | None = None
+
+
+def at_least(name: str, value: float, unit: str, reach: float, *, promised: bool = True) -> Row:
+    """A figure that should be `reach` or more; a plain figure where nothing is promised."""
+    return Row(name, value, unit, reach, value >= reach, "at least") if promised else Row(name, value, unit)
+
+
+def at_most(name: str, value: float, unit: str, reach: float, *, promised: bool = True) -> Row:
+    """A figure that should be `reach` or less; a plain figure where nothing is promised."""
+    return Row(name, value, unit, reach, value <= reach, "at most") if promised else Row(name, value, unit)
+
+
+def size_name(count: int) -> str:
+    """16384 -> 16k, 1000000 -> 1M."""
+    for unit, suffix in ((10**6, "M"), (1024, "k")):
+        if count >= unit and count % unit == 0:
+            return f"{count // unit}{suffix}"
+    return str(count)
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine() -> dict[str, Any]:
@@ -42,28 +96,37 @@ def machine() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return {
+    found: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "system": platform.platform(),
         "versions": versions,
     }
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
 
 
-def print_table(name: str, rows: Sequence[Row]) -> None:
-    """The rows as text."""
+def print_table(name: str, rows: Sequence[Row], notes: Sequence[str] = ()) -> None:
+    """The rows as text, under one line on the machine and one on how it was measured."""
     here = machine()
-    print(f"{name}: {here['processor']}, {here['cores']} cores, torch {here['versions'].get('torch')}, {here['date']}")
+    device = f", {here['gpu']}" if "gpu" in here else ""
+    print(
+        f"{name}: {here['processor']}, {here['cores']} cores{device}, torch {here['versions'].get('torch')}, {here['date']}"
+    )
+    for note in notes:
+        print(f"  ({note})")
     width = max(len(row.name) for row in rows)
     for row in rows:
-        reach = "" if row.reach is None else f"   reach {row.reach:g}: {'yes' if row.holds else 'NO'}"
+        reach = "" if row.reach is None else f"   {row.sense or 'reach'} {row.reach:g}: {'yes' if row.holds else 'NO'}"
         print(f"  {row.name:{width}}  {row.value:12.4g} {row.unit}{reach}")
 
 
-def write_json(path: str, name: str, rows: Sequence[Row]) -> None:
+def write_json(path: str, name: str, rows: Sequence[Row], notes: Sequence[str] = ()) -> None:
     """The rows with versions and machine."""
-    content = {"benchmark": name, "machine": machine(), "rows": [asdict(row) for row in rows]}
+    content = {"benchmark": name, "machine": machine(), "notes": list(notes), "rows": [asdict(row) for row in rows]}
     Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

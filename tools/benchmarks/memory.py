@@ -1,0 +1,83 @@
+"""Peak memory of a step, each case in a process of its own: `python -m benchmarks.memory CASE SIZE DEVICE`.
+
+A case is `module:name`; `module` is a benchmark, whose `MEMORY[name]` takes (size, device) and returns the step. The
+step is run twice, so that the optimizer's moments are there. On a CPU the peak is that of the resident set, less what
+it was once torch had computed something small; on a GPU it is what torch allocated. The C library's allocator is left
+as it is: kept gaps between arrays would count for no one's arithmetic.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+_TOOLS = Path(__file__).parents[1]
+
+
+def peak_memory(case: str, size: int, device: str, *, threads: int = 1) -> int:
+    """Bytes at the peak of `case` on `size`, measured in a new process. Raises `RuntimeError` when that fails."""
+    paths = [str(_TOOLS), str(_TOOLS.parent), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.memory", case, str(size), device],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": str(threads)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1:] or ["killed, most likely for want of memory"]
+        raise RuntimeError(f"{case} on {size} failed with exit code {done.returncode}: {reason[0]}")
+    return int(json.loads(done.stdout.splitlines()[-1])["bytes"])
+
+
+def main() -> int:
+    """Measure the case named on the command line and print it as JSON."""
+    case, size, device = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    module, name = case.split(":")
+    build = importlib.import_module(f"benchmarks.{module}").MEMORY[name]
+    _warm_up(device)
+    before = _used(device)
+    step = build(size, device)
+    step()
+    step()
+    print(json.dumps({"case": case, "size": size, "bytes": _peak(device) - before}))
+    return 0
+
+
+def _warm_up(device: str) -> None:
+    """Load what torch loads when it first computes: libraries, threads, the GPU's context."""
+    layer = torch.nn.Linear(8, 8, device=device)
+    torch.nn.functional.gelu(layer(torch.randn(4, 8, device=device))).sum().backward()
+    torch.optim.AdamW(layer.parameters(), fused=True).step()
+
+
+def _used(device: str) -> int:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    return _status("VmRSS")
+
+
+def _peak(device: str) -> int:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    """A figure of /proc/self/status in bytes; where there is none, the peak that the system has kept."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Several ways to compute the same thing, timed against each other in one process.
+
+The cases take turns, so that whatever else the machine does falls on all of them. The machine's rates are cases too.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.common import Row, Setting
+
+_GEMM = 2048
+_COPY = 1 << 25
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to time. What `run` returns is freed after the clock has stopped."""
+
+    run: Callable[[], object]
+    repetitions: int = 5
+    warmups: int = 1
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of each repetition: CPU time of the whole process, and wall time (on a GPU that between two events)."""
+
+    cpu: tuple[float, ...]
+    wall: tuple[float, ...]
+
+    def best(self, setting: Setting) -> float:
+        """The minimum on the setting's clock: what ratios are made from."""
+        return min(self.cpu if setting.clock == "cpu" else self.wall)
+
+    def rows(self, name: str, unit: str, scale: float) -> list[Row]:
+        """Minimum and median of both clocks, in `unit`s of 1 / scale seconds."""
+        return [
+            Row(f"{name}, {clock} {what}", of(seconds) * scale, unit)
+            for clock, seconds in (("cpu", self.cpu), ("wall", self.wall))
+            for what, of in (("min", min), ("median", statistics.median))
+        ]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the machine does at best, measured among the cases: fp32 matrix product and copy (bytes read and written)."""
+
+    flops: float
+    copy: float
+
+    def rows(self, name: str) -> list[Row]:
+        """Both rates."""
+        return [
+            Row(f"{name}/machine, matrix product", self.flops / 1e9, "GFLOP/s"),
+            Row(f"{name}/machine, copy", self.copy / 1e9, "GB/s"),
+        ]
+
+
+def compare(
+    cases: Mapping[str, Case], setting: Setting, device: str, *, quick: bool = False
+) -> tuple[dict[str, Times], Rates]:
+    """Times of each case, and the machine's rates over the same minutes."""
+    size, numbers = (256, 1 << 16) if quick else (_GEMM, _COPY)
+    left, right = torch.randn(2, size, size, device=device).unbind(0)
+    source = torch.randn(numbers, device=device)
+    target = torch.empty_like(source)
+    machine = {
+        "machine/product": Case(lambda: left @ right),
+        "machine/copy": Case(lambda: target.copy_(source)),
+    }
+    everything = {**machine, **cases}
+    if quick:
+        everything = {name: Case(case.run, min(case.repetitions, 2), 0) for name, case in everything.items()}
+    before = torch.get_num_threads()
+    torch.set_num_threads(setting.threads)
+    try:
+        times = _take_turns(everything, device)
+    finally:
+        torch.set_num_threads(before)
+    product, copy = times.pop("machine/product"), times.pop("machine/copy")
+    return times, Rates(2 * size**3 / product.best(setting), 8 * numbers / copy.best(setting))
+
+
+def _take_turns(cases: Mapping[str, Case], device: str) -> dict[str, Times]:
+    for case in cases.values():
+        for _ in range(case.warmups):
+            case.run()
+    clock = _cuda if device == "cuda" else _cpu
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for turn in range(max(case.repetitions for case in cases.values())):
+            for name, case in cases.items():
+                if turn < case.repetitions:
+                    gc.collect()
+                    taken[name].append(clock(case.run))
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: Times(*map(tuple, zip(*pairs, strict=True))) for name, pairs in taken.items()}
+
+
+def _cpu(run: Callable[[], object]) -> tuple[float, float]:
+    cpu, wall = time.process_time(), time.perf_counter()
+    kept = run()
+    taken = time.process_time() - cpu, time.perf_counter() - wall
+    del kept
+    return taken
+
+
+def _cuda(run: Callable[[], object]) -> tuple[float, float]:
+    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    cpu = time.process_time()
+    first.record()
+    kept = run()
+    last.record()
+    torch.cuda.synchronize()
+    taken = time.process_time() - cpu, first.elapsed_time(last) / 1000
+    del kept
+    return taken
