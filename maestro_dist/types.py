@@ -40,7 +40,8 @@ class Batch:
     """A micro-batch of raw windows. Only what is observed is carried: a modality's rows are those samples that have it.
 
     values[j]      float32 [R_j, T_j, D_j], NaN where a step was not observed; R_j may be 0
-    rows[j]        int64 [R_j], ascending: which samples of the batch the rows of `values[j]` are
+    rows[j]        int64 [R_j], ascending: which samples of the batch the rows of `values[j]`, or `symbols[j]`, are
+    symbols[j]     uint8 [R_j, W_j, D_j] instead of `values[j]` where the data is read as SAX symbols
     present        bool [B, M]: sample b has modality m (M sorted by name); agrees with `rows`
     sample         int64 [B]: number of the sample in its split, in manifest order; keys every random draw
     target         int64 [B] (class) or float32 [B] (regression)
@@ -59,6 +60,7 @@ class Batch:
     sample: Tensor
     target: Tensor
     recording: dict[str, Tensor] = field(default_factory=dict)
+    symbols: dict[str, Tensor] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
     last: bool = True

@@ -15,7 +15,6 @@ from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.model import sax
 from maestro_dist.model.context import SequenceContext
 from maestro_dist.model.layers import Key, Linear, Windowed
-from maestro_dist.model.sax import Words
 from maestro_dist.model.summary import Summary
 from maestro_dist.types import Modality
 
@@ -65,9 +64,9 @@ class Ordinal(nn.Module):
         self.alphabet = alphabet
         self.linear = Linear(variates, width)
 
-    def forward(self, symbols: Tensor, z: Tensor, steps: Tensor) -> Tensor:
-        """Symbols [R, W, D] -> [R, W, d]."""
-        out: Tensor = self.linear(symbols.to(z.dtype) / self.alphabet)
+    def forward(self, symbols: Tensor, samples: Tensor | None) -> Tensor:
+        """Symbols uint8 [R, W, D] -> [R, W, d]."""
+        out: Tensor = self.linear(symbols.to(self.linear.weight.dtype) / self.alphabet)
         return out
 
 
@@ -83,8 +82,8 @@ class Table(nn.Module):
         """N(0, 1 / D), so that a token starts with variance 1 whatever the number of variates."""
         rng.fill_normal_(self.weight, self.variates**-0.5, key("weight"))
 
-    def forward(self, symbols: Tensor, z: Tensor, steps: Tensor) -> Tensor:
-        """Symbols [R, W, D] -> [R, W, d]."""
+    def forward(self, symbols: Tensor, samples: Tensor | None) -> Tensor:
+        """Symbols uint8 [R, W, D] -> [R, W, d]."""
         rows = symbols + torch.arange(self.variates, device=symbols.device) * self.rows
         out = F.embedding_bag(rows.reshape(-1, self.variates), self.weight, mode="sum")
         return out.view(*symbols.shape[:2], out.shape[1])
@@ -98,10 +97,10 @@ class Patch(nn.Module):
         self.table = Table(variates, word, alphabet, width)
         self.linear = Linear(2 * word * variates, width)
 
-    def forward(self, symbols: Tensor, z: Tensor, steps: Tensor) -> Tensor:
-        """Symbols [R, W, D], z [R, W, w, D], steps bool [R, W, w, D] -> [R, W, d]."""
-        samples = torch.cat((z, steps.to(z.dtype)), -1).flatten(2)
-        out: Tensor = self.table(symbols, z, steps) + self.linear(samples)
+    def forward(self, symbols: Tensor, samples: Tensor | None) -> Tensor:
+        """Symbols uint8 [R, W, D], samples [R, W, w, 2 D] of `sax.Words` -> [R, W, d]."""
+        assert samples is not None
+        out: Tensor = self.table(symbols, samples) + self.linear(samples.flatten(2))
         return out
 
 
@@ -121,14 +120,15 @@ class Stem(nn.Module):
         self.convolutions = nn.ModuleList(Windowed(size, config.channels, config.kernel) for size in inputs)
         self.linear = Linear(config.channels, width)
 
-    def forward(self, z: Tensor, steps: Tensor) -> Tensor:
-        """Z-scores z and steps [R, W, w, D] -> [R, W, d]."""
-        rows, words, word, variates = z.shape
-        observed = steps.any(-1).to(z.dtype)
-        mask = observed.view(rows, words * word, 1)
-        x = torch.cat((z, steps.to(z.dtype)), -1).view(rows, words * word, 2 * variates)
+    def forward(self, samples: Tensor, whole: bool) -> Tensor:
+        """Samples [R, W, w, 2 D] of `sax.Words` -> [R, W, d]; `whole` if all steps are known to be observed."""
+        rows, words, word, inputs = samples.shape
+        x = samples.view(rows, words * word, inputs)
+        observed = samples[..., inputs // 2 :].amax(-1)
         for convolution in self.convolutions:
-            x = F.gelu(convolution(self.sequence.halo(x, self.reach))) * mask
+            x = F.gelu(convolution(self.sequence.halo(x, self.reach)))
+            if not whole:
+                x = x * observed.view(rows, words * word, 1)
         count = observed.sum(2, keepdim=True).clamp_min(1)
         out: Tensor = self.linear(x.view(rows, words, word, x.shape[2]).sum(2) / count)
         return out
@@ -161,43 +161,71 @@ class Embedding(nn.Module):
         if config.summary != "none":
             self.summary = Summary(modality.variates, config.summary, config.width, sequence)
 
-    def words(self, x: Tensor, observed: Tensor, reference: tuple[Tensor, Tensor], dtype: torch.dtype) -> Words:
-        """Symbols and z-scores of raw words [R, W, w, D]."""
-        symbols = sax.symbolise(x, observed, *reference, self.edges.view(torch.float64))
-        return Words(symbols, sax.z_score(x, observed, *reference).to(dtype), observed, observed.any(3).any(2))
+    @property
+    def symbols_suffice(self) -> bool:
+        """Whether the symbols are all that the tokens are made from."""
+        return self.stem is None and self.summary is None and not isinstance(self.symbols, Patch)
 
-    def forward(self, values: Tensor, recording: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens of raw windows.
+    def forward(
+        self, values: Tensor | None, recording: Tensor | None, dtype: torch.dtype, symbols: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens of raw windows, or of their symbols where those are known and suffice.
 
-        values float [R, T, D]; recording [R, D, 2] or None. Returns the tokens [R, S + W, d] (the summary token first,
-        if it is held here), and the observed masks bool [R, S] and [R, W].
+        values float [R, T, D] or None; recording [R, D, 2] or None; symbols uint8 [R, W, D] as of `symbolise`, or None.
+        Returns the tokens [R, S + W, d] (the summary token first, if it is held here), and the observed masks
+        bool [R, S] and [R, W].
+
+        Raises:
+            DataError: samples inside the words are needed but only symbols came, or statistics of the recording lack.
         """
-        x = sax.split_words(values, self.word)
-        observed = x.isfinite()
-        given = sax.given_reference(self.mean.view(torch.float64), self.std.view(torch.float64))
-        if self.normalize == "recording":
-            given = sax.given_reference(*self._recording(recording).unbind(-1))
+        if values is None or (symbols is not None and self.symbols_suffice):
+            if symbols is None or not self.symbols_suffice:
+                raise DataError(
+                    f"modality {self.modality.name!r} comes without raw windows, but model.embedding patch, model.stem"
+                    " and model.summary need them; use embedding ordinal or table alone, or pack the raw windows too"
+                )
+            words = sax.Words(symbols, None, whole=False)
+            start, _ = self.sequence.slice(self.modality.name, symbols.shape[1] * self.word)
+            return self._tokens(words, start, dtype), words.observed[:, :0], words.observed
+        given = self._given(recording)
         window = None
         if self.normalize == "window" or self.summary is not None:
-            window = sax.moments(x, observed, self.sequence)
+            window = sax.moments(values, self.sequence)
         reference = sax.window_reference(window) if self.normalize == "window" and window is not None else given
-        words = self.words(x, observed, reference, dtype)
+        edges = self.edges.view(torch.float64)
+        words = sax.words(values, self.word, edges, reference, None if self.symbols_suffice else dtype)
 
         start, _ = self.sequence.slice(self.modality.name, values.shape[1])
-        seconds = word_times(
-            words.words.shape[1], start // self.word, 1, self.word, self.modality.rate_hz, values.device
-        )
-        tokens = self.symbols(words.symbols, words.z, words.steps) + self.time(seconds).to(dtype)
-        if self.stem is not None:
-            tokens = tokens + self.stem(words.z, words.steps)
-        held = words.words.new_zeros((len(x), 0))
+        tokens = self._tokens(words, start, dtype)
+        observed = words.observed
+        held = observed[:, :0]
         if self.summary is not None and window is not None:
-            z = words.z if reference is given else sax.z_score(x, observed, *given).to(dtype)
-            token = self.summary(z, observed, (window.mean - given[0]) / given[1], window, given[1], start)
+            own = words if reference is given else sax.words(values, self.word, edges, given, dtype)
+            token = self.summary(own.samples, (window.mean - given[0]) / given[1], window, given[1], start)
             width = 1 if self.sequence.rank == 0 else 0
             held = (window.n > 0).any(1, keepdim=True)[:, :width]
             tokens = torch.cat((token[:, None, :][:, :width], tokens), 1)
-        return tokens, held, words.words
+        return tokens, held, observed
+
+    def symbolise(self, values: Tensor, recording: Tensor | None = None) -> Tensor:
+        """Symbols uint8 [R, W, D] that the tokens of `values` are made from; `recording` as in `forward`."""
+        reference = None if self.normalize == "window" else self._given(recording)
+        return sax.tokenise(values, self.word, self.edges.view(torch.float64), reference, self.sequence)
+
+    def _tokens(self, words: sax.Words, start: int, dtype: torch.dtype) -> Tensor:
+        """Tokens [R, W, d]; `start`: global number of the first step."""
+        length, device = words.symbols.shape[1], words.symbols.device
+        seconds = word_times(length, start // self.word, 1, self.word, self.modality.rate_hz, device)
+        tokens: Tensor = self.symbols(words.symbols, words.samples) + self.time(seconds).to(dtype)
+        if self.stem is not None:
+            tokens = tokens + self.stem(words.samples, words.whole)
+        return tokens
+
+    def _given(self, recording: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and divisor of the recording or of the training split."""
+        if self.normalize == "recording":
+            return sax.given_reference(*self._recording(recording).unbind(-1))
+        return sax.given_reference(self.mean.view(torch.float64), self.std.view(torch.float64))
 
     def _recording(self, recording: Tensor | None) -> Tensor:
         if recording is None:

@@ -158,10 +158,14 @@ class Maestro(nn.Module):
         tokens, parts, words, summaries = [], [], [], []
         lead = int(self.config.summary != "none")
         for name, word in zip(self.names, self.words, strict=True):
-            values = batch.values[name]
-            embedded, summary, observed = self.embeddings[name](values, batch.recording.get(name), self.unit.dtype)
-            start, steps = self.sequence.slice(name, values.shape[1])
-            parts.append(Part(len(values), summary.shape[1], observed.shape[1], start // word, lead, -(-steps // word)))
+            values, symbols = batch.values.get(name), batch.symbols.get(name)
+            embedded, summary, observed = self.embeddings[name](
+                values, batch.recording.get(name), self.unit.dtype, symbols
+            )
+            local = observed.shape[1] * word if values is None else values.shape[1]
+            start, steps = self.sequence.slice(name, local)
+            held, total = observed.shape[1], -(-steps // word)
+            parts.append(Part(len(observed), summary.shape[1], held, start // word, lead, total))
             tokens.append(embedded.flatten(0, 1))
             words.append(observed)
             summaries.append(summary)

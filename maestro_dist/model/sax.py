@@ -1,21 +1,37 @@
-"""Missingness-aware SAX: z-scores, word means and symbols of raw windows.
+"""Missingness-aware SAX: from raw windows to symbols, and to the samples inside the words.
 
 Letters: R rows (samples that have the modality), T steps, W words of w steps, D variates. A step that is not finite was
-not observed. Statistics are float64; no gradient flows through this file.
+not observed; an odd tail is filled up with steps that were not. Statistics and comparisons are float64; no gradient
+flows through this file.
+
+Windows are read in tiles that stay in a processor's cache. Sums run over a fixed tree, so that a window's statistics,
+and with them its symbols, depend neither on the other rows of the batch nor on the number of threads.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maestro_dist.model.context import SequenceContext
+from maestro_dist.model.context import OneProcess, SequenceContext
 
 _CONSTANT = 1e-13
 """A spread below this share of the mean's size is rounding: the channel is constant (float32 resolves 6e-8)."""
+
+_TILE, _ACCELERATOR_TILE = 1 << 17, 1 << 24
+"""Numbers of a tile: 1 MiB of float64 on a processor, where a smaller one is not worth its calls."""
+
+_SUMS = 16
+"""Partial sums that a tile leaves to be added at the end, so that none is too small to be worth its call."""
+
+_CELLS = 1 << 14
+"""Cells of the table that finds symbols on a processor."""
 
 
 class Moments(NamedTuple):
@@ -29,16 +45,19 @@ class Moments(NamedTuple):
 class Words(NamedTuple):
     """What the embeddings are made from.
 
-    symbols  int64 [R, W, D]: 1..alpha, 0 = missing
-    z        [R, W, w, D]: z-scored samples, 0 where not observed
-    steps    bool [R, W, w, D]: which samples were observed
-    words    bool [R, W]: which words have an observed sample
+    symbols  uint8 [R, W, D]: 1..alpha, 0 = missing
+    samples  [R, W, w, 2 D]: z-scored samples, 0 where not observed, and then their observed mask; None if not asked for
+    whole    whether all steps are known to be observed (never on an accelerator: nobody looks there)
     """
 
     symbols: Tensor
-    z: Tensor
-    steps: Tensor
-    words: Tensor
+    samples: Tensor | None
+    whole: bool
+
+    @property
+    def observed(self) -> Tensor:
+        """bool [R, W]: which words have an observed sample."""
+        return (self.symbols > 0).any(2)
 
 
 def cuts(alphabet: int) -> Tensor:
@@ -46,20 +65,43 @@ def cuts(alphabet: int) -> Tensor:
     return torch.special.ndtri(torch.arange(1, alphabet, dtype=torch.float64) / alphabet)
 
 
-def split_words(x: Tensor, word: int) -> Tensor:
-    """Cut [R, T, D] into words [R, W, w, D]; an odd tail is filled up with steps that were not observed (NaN)."""
-    words = -(-x.shape[1] // word)
-    padded = F.pad(x, (0, 0, 0, words * word - x.shape[1]), value=float("nan"))
-    return padded.view(x.shape[0], words, word, x.shape[2])
+def tokenise(
+    values: Tensor,
+    word: int,
+    edges: Tensor,
+    reference: tuple[Tensor, Tensor] | None = None,
+    sequence: SequenceContext | None = None,
+) -> Tensor:
+    """Symbols uint8 [R, W, D] of raw windows (METHOD 2; Lin et al., 2007, with a symbol for missing).
+
+    values float [R, T, D]; word: steps a word; edges = `cuts(alphabet)`; reference: mean and divisor as of
+    `given_reference`, or None for those of the window itself, over all ranks of `sequence`.
+    """
+    if reference is None:
+        reference = window_reference(moments(values, sequence or OneProcess()))
+    return words(values, word, edges, reference).symbols
 
 
-def moments(x: Tensor, observed: Tensor, sequence: SequenceContext) -> Moments:
-    """Moments of [R, W, w, D] over all steps, by two passes (never from sums of squares)."""
-    values = torch.where(observed, x, 0).double()
-    count, total = sequence.sum(torch.stack((observed.sum((1, 2)).double(), values.sum((1, 2)))))
-    mean = total / count.clamp_min(1)
-    deviation = torch.where(observed, values - mean[:, None, None], 0)
-    return Moments(count, mean, sequence.sum(deviation.square().sum((1, 2))))
+def moments(values: Tensor, sequence: SequenceContext) -> Moments:
+    """Moments of [R, T, D] over all steps, by two passes (never from sums of squares)."""
+    tiles, (rows, _, variates) = list(_tiles(values, 1)), values.shape
+    parts = max(1, len({steps.start for _, steps in tiles}))
+    count = values.new_zeros((rows, parts, variates), dtype=torch.float64)
+    total, square = values.new_zeros((2, rows, parts, _SUMS, variates), dtype=torch.float64)
+    for number, (chosen, steps) in enumerate(tiles):
+        x, mask = _observed(values[chosen, steps])
+        count[chosen, number % parts] = x.shape[1] if mask is None else mask.sum(1, dtype=torch.float64)
+        _fold_into(total[chosen, number % parts], x)
+    n, summed = sequence.sum(torch.stack((_fold(count)[:, 0], _fold(total.flatten(1, 2))[:, 0])))
+    mean = summed / n.clamp_min(1)
+    reference = _Reference(mean)
+    for number, (chosen, steps) in enumerate(tiles):
+        x, mask = _observed(values[chosen, steps])
+        reference.score(x, chosen)
+        if mask is not None:
+            x.mul_(mask)
+        _fold_into(square[chosen, number % parts], x.square_())
+    return Moments(n, mean, sequence.sum(_fold(square.flatten(1, 2))[:, 0]))
 
 
 def window_reference(window: Moments) -> tuple[Tensor, Tensor]:
@@ -78,15 +120,147 @@ def given_reference(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(std > _CONSTANT * mean.abs(), std, 1.0)
 
 
-def z_score(x: Tensor, observed: Tensor, mean: Tensor, divisor: Tensor) -> Tensor:
-    """Float64 z-scores of [R, W, w, D] for references [R, D] or [D]; 0 where not observed."""
-    mean, divisor = (value.unsqueeze(-2).unsqueeze(-2) for value in (mean, divisor))
-    return torch.where(observed, (x.double() - mean) / divisor, 0)
+def words(
+    values: Tensor, word: int, edges: Tensor, reference: tuple[Tensor, Tensor], dtype: torch.dtype | None = None
+) -> Words:
+    """Symbols of raw windows [R, T, D] for references [R, D] or [D], and their samples in `dtype` where that is given.
+
+    A word's symbol is that of the mean over its observed steps; z at a cut goes up, 0 is missing.
+    """
+    rows, steps, variates = values.shape
+    length = -(-steps // word)
+    scale = _Reference(*(part.expand(rows, variates) for part in reference))
+    symbols = torch.empty((rows, length, variates), dtype=torch.uint8, device=values.device)
+    samples = None
+    if dtype is not None:
+        samples = values.new_zeros((rows, length * word, 2 * variates), dtype=dtype)
+    whole = values.device.type == "cpu" and length * word == steps
+    for chosen, span in _tiles(values, word):
+        x, mask = _observed(values[chosen, span])
+        whole = whole and mask is None
+        if samples is not None:
+            z = scale.score(x.clone(), chosen)
+            samples[chosen, span, :variates] = z if mask is None else z.mul_(mask)
+            samples[chosen, span, variates:] = 1 if mask is None else mask
+        if x.shape[1] % word:
+            tail = (0, 0, 0, word - x.shape[1] % word)
+            x, mask = F.pad(x, tail), F.pad(torch.ones_like(x) if mask is None else mask, tail)
+        found = symbols[chosen, span.start // word : -(-span.stop // word)]
+        if mask is None:
+            found.copy_(_symbols(scale.score(_word_sums(x, word).div_(word), chosen), edges))
+        else:
+            count = _word_sums(mask, word)
+            average = _word_sums(x, word).div_(count.clamp_min(1))
+            found.copy_(_symbols(scale.score(average, chosen), edges).mul_(count > 0))
+    if samples is not None:
+        samples = samples.view(rows, length, word, 2 * variates)
+    return Words(symbols, samples, whole)
 
 
-def symbolise(x: Tensor, observed: Tensor, mean: Tensor, divisor: Tensor, edges: Tensor) -> Tensor:
-    """Symbols int64 [R, W, D] of the words' means over their observed steps; z at a cut goes up, 0 is missing."""
-    count = observed.sum(2)
-    average = torch.where(observed, x, 0).double().sum(2) / count.clamp_min(1)
-    z = (average - mean.unsqueeze(-2)) / divisor.unsqueeze(-2)
-    return torch.where(count > 0, torch.bucketize(z, edges, right=True) + 1, 0)
+def _tiles(values: Tensor, word: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and steps of each tile of [R, T, D], the rows' tiles in order of time.
+
+    Steps are a power of two of words that depends on word and D alone, never on the batch.
+    """
+    rows, steps, variates = values.shape
+    tile = _TILE if values.device.type == "cpu" else _ACCELERATOR_TILE
+    length = word << max(0, (tile // (word * variates)).bit_length() - 1)
+    height = max(1, tile // (min(length, max(1, steps)) * variates))
+    for row in range(0, rows, height):
+        for step in range(0, steps, length):
+            yield slice(row, row + height), slice(step, min(steps, step + length))
+
+
+def _observed(values: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A tile as new float64 numbers, 0 where not observed, and its mask as numbers; None where all is observed.
+
+    Only a processor looks whether all is: the sum is finite only then.
+    """
+    if values.device.type == "cpu" and math.isfinite(values.sum().item()):
+        return values.to(torch.float64, copy=True).contiguous(), None
+    x = values.contiguous()
+    mask = (x - x).eq_(0).float()  # 0 for what is finite, NaN for the rest; half precision could not count
+    return torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0).to(torch.float64, copy=True), mask
+
+
+def _fold(x: Tensor, sums: int = 1) -> Tensor:
+    """Sum of [R, n, D] over dim 1 by halves, in place, until no more than `sums` >= 1 are left."""
+    size = x.shape[1]
+    while size > sums:
+        half = size // 2
+        x.narrow(1, 0, half).add_(x.narrow(1, size - half, half))
+        size -= half
+    return x.narrow(1, 0, size)
+
+
+def _fold_into(out: Tensor, x: Tensor) -> None:
+    """Partial sums of a tile [R, n, D] into zeros [R, _SUMS, D]."""
+    sums = _fold(x, _SUMS)
+    out.narrow(1, 0, sums.shape[1]).copy_(sums)
+
+
+class _Reference:
+    """Mean, and divisor, float64 [R, D], for all steps of a tile.
+
+    They are repeated, and several steps are taken as one: D numbers alone would make for short inner loops.
+    """
+
+    def __init__(self, *numbers: Tensor) -> None:
+        self.numbers, self.first = numbers, -1
+        self.repeated: dict[int, list[Tensor]] = {}
+
+    def score(self, x: Tensor, rows: slice) -> Tensor:
+        """(x - mean) / divisor of contiguous [R, n, D], in place."""
+        height, steps, variates = x.shape
+        together = math.gcd(steps, 64)
+        if together * variates < 32:
+            together = max(1, steps)
+        if self.first != rows.start:
+            self.first, self.repeated = rows.start, {}
+        if together not in self.repeated:
+            self.repeated[together] = [number[rows, None].repeat(1, 1, together) for number in self.numbers]
+        flat = x.view(height, steps // together, together * variates)
+        mean, *divisor = self.repeated[together]
+        flat.sub_(mean)
+        if divisor:
+            flat.div_(divisor[0])
+        return x
+
+
+def _word_sums(x: Tensor, word: int) -> Tensor:
+    """[R, W x w, D] -> sums of the words, contiguous [R, W, D] (for words of one step in place)."""
+    first, *rest = x.unflatten(1, (-1, word)).unbind(2)
+    total = first.double() if not rest else first + rest[0]
+    for part in rest[1:]:
+        total += part
+    return total.contiguous()
+
+
+def _symbols(z: Tensor, edges: Tensor) -> Tensor:
+    """uint8 [R, W, D]: 1 + the number of cuts that are not above z."""
+    if z.device.type != "cpu":
+        return (torch.bucketize(z, edges, right=True, out_int32=True) + 1).to(torch.uint8)
+    table, scale, offset = _table(len(edges) + 1)
+    cell = (z * scale).add_(offset).float().clamp_(0, _CELLS - 1).nan_to_num_().int()
+    symbols = table.index_select(0, cell.view(-1))
+    close = symbols.eq(0).nonzero()[:, 0]
+    if len(close):
+        exact = torch.bucketize(z.view(-1).index_select(0, close), edges, right=True) + 1
+        symbols.index_copy_(0, close, exact.to(torch.uint8))
+    return symbols.view(z.shape)
+
+
+@lru_cache(maxsize=8)
+def _table(alphabet: int) -> tuple[Tensor, float, Tensor]:
+    """Symbols by cell of z, with scale and offset that lead from z to its cell; 0 where a cut is too near to say.
+
+    The cell is found in float32, whose rounding (1e-3 of a cell) stays below the margin around a cut (1e-2).
+    """
+    edges = cuts(alphabet)
+    reach = edges[-1].item() + 0.5
+    scale = (_CELLS - 2) / (2 * reach)
+    offset = torch.tensor(_CELLS / 2, dtype=torch.float64)
+    corners = (torch.arange(_CELLS + 1, dtype=torch.float64) - offset) / scale
+    low, high = (torch.bucketize(corners + side * 1e-2 / scale, edges, right=True) for side in (-1, 1))
+    symbols = torch.where(low[:-1] == high[1:], low[:-1] + 1, 0)
+    return symbols.to(torch.uint8), scale, offset

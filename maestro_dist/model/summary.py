@@ -29,26 +29,25 @@ class Summary(nn.Module):
         self.full, self.sequence = kind == "statistics", sequence
         self.linear = Linear(variates * (STATISTICS if self.full else LEVEL), width)
 
-    def forward(self, z: Tensor, steps: Tensor, mean: Tensor, window: Moments, unit: Tensor, start: int) -> Tensor:
+    def forward(self, samples: Tensor, mean: Tensor, window: Moments, unit: Tensor, start: int) -> Tensor:
         """The summary token [R, d].
 
-        z [R, W, w, D] samples in units, 0 where not observed; steps bool, its mask; mean float64 [R, D] in units;
-        window: moments in raw units; unit: one unit, float64 [D] or [R, D]; start: global number of the first step.
+        samples [R, W, w, 2 D] of `sax.Words`, in units; mean float64 [R, D] in units; window: moments in raw units;
+        unit: one unit, float64 [D] or [R, D]; start: global number of the first step.
         """
         spread = (window.m2 / window.n.clamp_min(1)).sqrt() / unit
         observed = window.n > 0
         features = [mean.asinh(), _log(spread)]
         if self.full:
-            features += self._statistics(z.double(), steps, mean, spread, window.n, start)
+            features += self._statistics(samples, mean, spread, window.n, start)
         stacked = torch.where(observed[..., None], torch.stack(features, -1), 0)
-        out: Tensor = self.linear(stacked.flatten(1).to(z.dtype))
+        out: Tensor = self.linear(stacked.flatten(1).to(samples.dtype))
         return out
 
-    def _statistics(
-        self, z: Tensor, steps: Tensor, mean: Tensor, spread: Tensor, count: Tensor, start: int
-    ) -> list[Tensor]:
+    def _statistics(self, samples: Tensor, mean: Tensor, spread: Tensor, count: Tensor, start: int) -> list[Tensor]:
+        z, mask = samples.double().chunk(2, -1)
+        steps = mask > 0
         rows, words, word, variates = z.shape
-        mask = steps.double()
         time = torch.arange(start, start + words * word, dtype=z.dtype, device=z.device).view(words, word, 1)
         far = torch.finfo(z.dtype).max
         peaks = torch.stack(

@@ -46,10 +46,7 @@ def oracle(
 def symbols(
     x: torch.Tensor, word: int, alphabet: int, reference: tuple[torch.Tensor, torch.Tensor] | None
 ) -> torch.Tensor:
-    words = sax.split_words(x, word)
-    observed = words.isfinite()
-    mean, divisor = reference or sax.window_reference(sax.moments(words, observed, OneProcess()))
-    return sax.symbolise(words, observed, mean, divisor, sax.cuts(alphabet))
+    return sax.tokenise(x, word, sax.cuts(alphabet), reference)
 
 
 @settings(max_examples=150, deadline=None)
@@ -99,15 +96,15 @@ def test_a_value_on_a_cut_goes_up(alphabet: int) -> None:
 def test_a_constant_channel_is_in_the_middle(dtype: torch.dtype) -> None:
     x = torch.full((1, 10_001, 1), 0.1, dtype=dtype) * 3e4
     assert set(symbols(x, 7, 20, None).flatten().tolist()) == {11}
-    words = sax.split_words(x, 7)
-    observed = words.isfinite()
-    z = sax.z_score(words, observed, *sax.window_reference(sax.moments(words, observed, OneProcess())))
-    assert not z.any()
+    reference = sax.window_reference(sax.moments(x, OneProcess()))
+    samples = sax.words(x, 7, sax.cuts(20), reference, torch.float32).samples
+    assert samples is not None
+    assert not samples[..., 0].any()
+    assert samples[..., 1].sum() == 10_001
 
 
 def test_moments_of_a_million_steps_keep_their_digits() -> None:
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 1_000_000, 1)) + 1e4)
-    words = sax.split_words(x, 10)
-    moments = sax.moments(words, words.isfinite(), OneProcess())
+    moments = sax.moments(x, OneProcess())
     assert moments.n.item() == 1_000_000
     assert (moments.m2 / moments.n).sqrt().item() == pytest.approx(float(x.numpy().std()), rel=1e-12)
