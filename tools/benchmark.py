@@ -12,7 +12,21 @@ import sys
 
 from benchmarks.common import Options, print_table, write_json
 
-NAMES = {"step": "where a training step's time goes: data wait, forward, backward, optimizer, tracking"}
+from maestro_dist.memory import keep_freed_memory
+
+NAMES = {
+    "step": "where a training step's time goes: data wait, forward, backward, optimizer, tracking",
+    "attention": "the attention core against the published formulation, the conventional fast form and dense attention",
+    "layer": "the attention layer with its projections",
+    "moe": "the mixture of experts against a masked loop over the experts",
+    "sax": "symbols from raw windows against a loop over the words",
+    "model": "the whole model in training, time and peak memory; modalities missing; repeatability",
+    "long": "a million tokens, and recordings of a million steps",
+}
+_KEPT = {
+    True: "the C library keeps freed memory for all alike: times are of arithmetic, not of page faults",
+    False: "the C library's allocator is left as it is",
+}
 
 
 def main() -> int:
@@ -24,14 +38,20 @@ def main() -> int:
     )
     parser.add_argument("name", choices=NAMES, metavar="NAME", help=f"one of {', '.join(NAMES)}")
     parser.add_argument("--json", metavar="FILE", help="write rows, versions and machine there")
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions: to see that it works")
+    parser.add_argument("--quick", action="store_true", help="few repetitions, small sizes: to see that it works")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of the second half of a table (all cores)")
     given = parser.parse_args()
-    options = Options(quick=given.quick, device=given.device)
+    if given.threads is not None and given.threads < 1:
+        parser.error("--threads is at least 1")
+    notes = [_KEPT[given.device == "cpu" and keep_freed_memory()]] if given.name != "step" else []
+    if given.quick:
+        notes.append("quick: small sizes, so that the figures mean nothing")
+    options = Options(quick=given.quick, device=given.device, threads=given.threads)
     rows = importlib.import_module(f"benchmarks.{given.name}").run(options)
-    print_table(given.name, rows)
+    print_table(given.name, rows, notes)
     if given.json:
-        write_json(given.json, given.name, rows)
+        write_json(given.json, given.name, rows, notes)
     return 0
 
 

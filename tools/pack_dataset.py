@@ -3,6 +3,8 @@
 `python tools/pack_dataset.py uci_hapt --source FOLDER --out URL`
 
 The source is a folder or a .tar.xz as it was published; the target any folder or fsspec URL (s3://bucket/name).
+`--symbols beside --alphabet 20 --word 8 --normalize dataset` packs SAX symbols too, made as a model with these values
+makes them (`instead`: without the raw windows). The name `packed` takes a packed data set as source.
 """
 
 from __future__ import annotations
@@ -10,49 +12,116 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from maestro_dist.config.schema import ModelConfig
 from maestro_dist.data.converters import CONVERTERS
-from maestro_dist.data.manifest import Manifest
+from maestro_dist.data.manifest import Manifest, SymbolSpec, load_manifest
 from maestro_dist.data.pack import pack
 from maestro_dist.data.storage import redact
-from maestro_dist.errors import run_main
+from maestro_dist.data.symbols import add_symbols
+from maestro_dist.errors import ConfigError, run_main
+from maestro_dist.model.embedding import Symboliser, word_steps
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, convert, pack, and print what there is now."""
     arguments = _parser().parse_args(argv)
     console = Console(stderr=True)
+    if arguments.name == "packed":
+        with console.status(f"making symbols of {redact(arguments.source)}"):
+            manifest = _symbols(arguments.source, arguments)
+        _summary(manifest, arguments.out, "")
+        return 0
     with console.status(f"reading {arguments.source}"):
         conversion = CONVERTERS[arguments.name].from_arguments(Path(arguments.source), arguments)
     columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TextColumn("windows"), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with TemporaryDirectory() as folder, Progress(*columns, console=console) as progress:
         manifest = pack(
-            arguments.out,
+            folder if arguments.symbols else arguments.out,
             conversion.description,
             progress.track(conversion.samples, total=conversion.total),
             shard_bytes=arguments.shard_mb << 20,
             overwrite=arguments.overwrite,
         )
+        if arguments.symbols:  # they need the statistics of the whole training split, known only now
+            manifest = _symbols(folder, arguments)
     _summary(manifest, arguments.out, conversion.description.notice)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    names = parser.add_subparsers(dest="name", required=True, metavar="NAME", help=", ".join(sorted(CONVERTERS)))
+    names = parser.add_subparsers(
+        dest="name", required=True, metavar="NAME", help=", ".join([*sorted(CONVERTERS), "packed"])
+    )
     for name, converter in sorted(CONVERTERS.items()):
         child = names.add_parser(name, help=(converter.__doc__ or "").splitlines()[0])
         child.add_argument("--source", required=True, help="folder or archive with the original files")
-        child.add_argument("--out", required=True, help="folder or fsspec URL for the packed data set")
         child.add_argument("--splits", nargs="+", metavar="SPLIT=SUBJECTS", help="e.g. validation=1,3 test=2,4")
-        child.add_argument("--shard-mb", type=int, default=32, help="size of a shard in MiB (default 32)")
-        child.add_argument("--overwrite", action="store_true", help="replace a packed data set")
+        _add_arguments(child, symbols_needed=False)
         converter.add_arguments(child)
+    child = names.add_parser("packed", help="Add SAX symbols to a packed data set.")
+    child.add_argument("--source", required=True, help="folder or fsspec URL of the packed data set")
+    _add_arguments(child, symbols_needed=True)
     return parser
+
+
+def _add_arguments(child: argparse.ArgumentParser, *, symbols_needed: bool) -> None:
+    model = ModelConfig()
+    child.add_argument("--out", required=True, help="folder or fsspec URL for the packed data set")
+    child.add_argument("--shard-mb", type=int, default=32, help="size of a shard in MiB (default 32)")
+    child.add_argument("--overwrite", action="store_true", help="replace a packed data set")
+    child.add_argument(
+        "--symbols",
+        choices=("beside", "instead"),
+        default="beside" if symbols_needed else None,
+        help="pack SAX symbols beside the raw windows, or instead of them",
+    )
+    child.add_argument("--alphabet", type=int, default=model.alphabet, help=f"symbols (default {model.alphabet})")
+    child.add_argument(
+        "--word", nargs="+", default=[str(model.word)], metavar="STEPS", help="steps a word, or MODALITY=STEPS for each"
+    )
+    child.add_argument("--normalize", choices=("window", "recording", "dataset"), default=model.normalize)
+
+
+def _symbols(source: str, arguments: argparse.Namespace) -> Manifest:
+    """Pack `source` anew with the symbols that the command line asks for."""
+    modalities = load_manifest(source).select(None)
+    model = _model(arguments)
+    spec = SymbolSpec(
+        alphabet=model.alphabet,
+        word={modality.name: word_steps(model, modality.name) for modality in modalities},
+        normalize=model.normalize,
+        raw=arguments.symbols == "beside",
+    )
+    return add_symbols(
+        source,
+        arguments.out,
+        spec,
+        Symboliser(model, modalities),
+        shard_bytes=arguments.shard_mb << 20,
+        overwrite=arguments.overwrite,
+    )
+
+
+def _model(arguments: argparse.Namespace) -> ModelConfig:
+    """The values of a model that decide its symbols."""
+    pairs = [text.partition("=") for text in arguments.word]
+    word: str | dict[str, str] = {name: steps for name, _, steps in pairs}
+    if len(pairs) == 1 and not pairs[0][1]:
+        word = pairs[0][0]
+    values = {"alphabet": arguments.alphabet, "word": word, "normalize": arguments.normalize}
+    try:
+        return ModelConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"--{first['loc'][0]}: {first['msg']}") from None
 
 
 def _summary(manifest: Manifest, url: str, notice: str) -> None:

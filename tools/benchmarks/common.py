@@ -112,10 +112,8 @@ def machine() -> dict[str, Any]:
 def print_table(name: str, rows: Sequence[Row], notes: Sequence[str] = ()) -> None:
     """The rows as text, under one line on the machine and one on how it was measured."""
     here = machine()
-    device = f", {here['gpu']}" if "gpu" in here else ""
-    print(
-        f"{name}: {here['processor']}, {here['cores']} cores{device}, torch {here['versions'].get('torch')}, {here['date']}"
-    )
+    where = ", ".join([here["processor"], f"{here['cores']} cores", *([here["gpu"]] if "gpu" in here else [])])
+    print(f"{name}: {where}, torch {here['versions'].get('torch')}, {here['date']}")
     for note in notes:
         print(f"  ({note})")
     width = max(len(row.name) for row in rows)

@@ -50,7 +50,10 @@ class Times:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine does at best, measured among the cases: fp32 matrix product and copy (bytes read and written)."""
+    """What the machine does at best, measured among the cases: FLOP/s of an fp32 matrix product, bytes/s of a copy.
+
+    A copied byte counts twice, read and written.
+    """
 
     flops: float
     copy: float

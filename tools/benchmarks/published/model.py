@@ -106,7 +106,7 @@ class Published(nn.Module):
             words = symbols(values[name], self.word, self.config.alphabet) * present[:, j, None, None]
             x = self.embeddings[name](words.to(self.position.dtype))
             x = x + sinusoid(x.shape[1], x.shape[2], x.device)
-            for layer in self.encoders[name]:
+            for layer in self.encoders[name].children():
                 x = layer(x, budgets[j])
             encoded.append(x + self.modality_embedding[j] + self.position[: x.shape[1]])
         x = torch.cat(encoded, 1)

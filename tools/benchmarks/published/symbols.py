@@ -9,9 +9,9 @@ from torch import Tensor
 def symbols(x: Tensor, word: int, alphabet: int) -> Tensor:
     """Symbols int64 [B, W, D], 1..alphabet, of windows x [B, T, D]; T is a multiple of `word`.
 
-    z-scores by window and channel, without an epsilon (a constant channel gets an arbitrary symbol), then one word after
-    the other: mean of its steps, and the region of N(0, 1) that it falls into. float64, so that no rounding of the mean
-    decides between two regions and the symbols can be compared one by one.
+    z-scores by window and channel, without an epsilon (a constant channel gets an arbitrary symbol), then one word
+    after the other: mean of its steps, and the region of N(0, 1) that it falls into. float64, so that no rounding of
+    the mean decides between two regions and the symbols can be compared one by one.
     """
     x = x.double()
     z = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True, correction=0)
