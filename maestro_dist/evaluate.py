@@ -70,6 +70,7 @@ def evaluate(options: argparse.Namespace) -> int:
     from maestro_dist.checkpoint import best, find, full_weights
     from maestro_dist.data.manifest import load_manifest
     from maestro_dist.data.stream import evaluation_batches, presence
+    from maestro_dist.data.symbols import reads_symbols
     from maestro_dist.evaluation import evaluate_split
     from maestro_dist.evaluation.table import results_table
     from maestro_dist.parallel.mesh import Mesh
@@ -85,7 +86,7 @@ def evaluate(options: argparse.Namespace) -> int:
     _check_same(pieces.manifest, manifest, pieces.modalities, named=bool(options.data))
     _load(pieces.model, full_weights(checkpoint), checkpoint.url)
     mesh = Mesh(rank=0, world=1, data=1)
-    split = config.data.test
+    split, symbols = config.data.test, reads_symbols(manifest, config.model, pieces.modalities)
     found = evaluate_split(
         pieces.model,
         pieces.task,
@@ -99,8 +100,9 @@ def evaluate(options: argparse.Namespace) -> int:
             rank=0,
             ranks=1,
             keep=keep,
+            symbols=symbols,
         ),
-        presence(config.data.url, manifest, pieces.modalities, split),
+        presence(config.data.url, manifest, pieces.modalities, split, symbols=symbols),
         rates=config.evaluation.test_rates,
         draws=config.evaluation.draws,
         mesh=mesh,

@@ -71,6 +71,7 @@ def absolute(config: Config) -> Config:
 def prepare_data(config: Config) -> Manifest:
     """Pack `data.source` where `data.url` holds nothing yet; check what a run will need before it takes any worker."""
     from maestro_dist.data.check import check_shards
+    from maestro_dist.data.symbols import reads_symbols
     from maestro_dist.worker import build_task
 
     build_mesh(config.mesh, world=config.run.workers)
@@ -86,6 +87,7 @@ def prepare_data(config: Config) -> Manifest:
         raise ConfigError(
             "model.normalize: recording, but the data has no statistics of recordings; use window or dataset"
         )
+    reads_symbols(manifest, config.model, manifest.select(config.data.modalities))
     build_task(config, manifest).metric(config.evaluation.metric)
     check_shards(config.data.url, manifest, [config.data.train, config.data.validation, config.data.test])
     return manifest

@@ -90,6 +90,7 @@ def build_task(config: Config, manifest: Manifest) -> Task:
 def build_stream(config: Config, pieces: Pieces, mesh: Mesh, total_steps: int) -> TrainStream:
     """This rank's training samples."""
     from maestro_dist.data.stream import TrainStream
+    from maestro_dist.data.symbols import reads_symbols
 
     return TrainStream(
         config.data.url,
@@ -103,6 +104,7 @@ def build_stream(config: Config, pieces: Pieces, mesh: Mesh, total_steps: int) -
         ranks=mesh.data,
         curriculum=config.missing,
         total_steps=total_steps,
+        symbols=reads_symbols(pieces.manifest, config.model, pieces.modalities),
     )
 
 
@@ -149,9 +151,11 @@ def first_batch(config: Config) -> tuple[float, int]:
 def evaluate_on(state: State, split: str, rates: Sequence[float], draws: Sequence[int]) -> Evaluation:
     """Evaluate the engine's weights on a split, over all ranks."""
     from maestro_dist.data.stream import evaluation_batches, presence
+    from maestro_dist.data.symbols import reads_symbols
     from maestro_dist.evaluation import evaluate_split
 
     config, mesh = state.config, state.mesh
+    symbols = reads_symbols(state.manifest, config.model, state.modalities)
     state.engine.eval()
     try:
         return evaluate_split(
@@ -160,8 +164,9 @@ def evaluate_on(state: State, split: str, rates: Sequence[float], draws: Sequenc
             lambda keep: evaluation_batches(
                 config.data.url, state.manifest, config.data, state.modalities, split,
                 batch=config.evaluation.batch, rank=mesh.data_rank, ranks=mesh.data, keep=keep,
+                symbols=symbols,
             ),
-            presence(config.data.url, state.manifest, state.modalities, split),
+            presence(config.data.url, state.manifest, state.modalities, split, symbols=symbols),
             rates=rates, draws=draws, mesh=mesh, split=split,
         )  # fmt: skip
     finally:

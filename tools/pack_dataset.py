@@ -22,7 +22,7 @@ from rich.table import Table
 from maestro_dist.config.schema import ModelConfig
 from maestro_dist.data.converters import CONVERTERS
 from maestro_dist.data.manifest import Manifest, SymbolSpec, load_manifest
-from maestro_dist.data.pack import pack
+from maestro_dist.data.pack import check_room, pack
 from maestro_dist.data.storage import redact
 from maestro_dist.data.symbols import add_symbols
 from maestro_dist.errors import ConfigError, run_main
@@ -33,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     """Parse the command line, convert, pack, and print what there is now."""
     arguments = _parser().parse_args(argv)
     console = Console(stderr=True)
+    if not arguments.overwrite:
+        check_room(arguments.out)
     if arguments.name == "packed":
         with console.status(f"making symbols of {redact(arguments.source)}"):
             manifest = _symbols(arguments.source, arguments)

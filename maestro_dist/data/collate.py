@@ -15,14 +15,14 @@ def collate(samples: Sequence[Sample], layout: Layout) -> Batch:
     import torch
 
     names = [modality.name for modality in layout.modalities]
-    values, rows, recording = {}, {}, {}
+    arrays, rows, recording = {}, {}, {}
     for modality in layout.modalities:
         name = modality.name
         having = [row for row, sample in enumerate(samples) if name in sample.values]
-        stacked = np.empty((len(having), modality.steps, modality.variates), dtype=np.float32)
+        stacked = np.empty((len(having), *layout.shape(modality)), dtype=layout.dtype)
         for target, row in enumerate(having):
             stacked[target] = samples[row].values[name]
-        values[name] = torch.from_numpy(stacked)
+        arrays[name] = torch.from_numpy(stacked)
         rows[name] = torch.tensor(having, dtype=torch.int64)
         if layout.recording:
             pairs = np.empty((len(having), modality.variates, 2), dtype=np.float32)
@@ -33,7 +33,8 @@ def collate(samples: Sequence[Sample], layout: Layout) -> Batch:
     for row, sample in enumerate(samples):
         present[row] = [name in sample.values for name in names]
     return Batch(
-        values=values,
+        values=arrays if layout.symbols is None else {},
+        symbols={} if layout.symbols is None else arrays,
         rows=rows,
         present=torch.from_numpy(present),
         sample=torch.tensor([sample.number for sample in samples], dtype=torch.int64),

@@ -18,9 +18,9 @@ HEADER = 512  # bytes of a tar header; a member's content starts right after it
 META = "json"
 
 
-def member_name(modality: str) -> str:
-    """Name of a modality's member after the sample's key and a dot."""
-    return f"{modality}.npy"
+def member_name(modality: str, *, symbols: bool = False) -> str:
+    """Name of a modality's member, raw windows or SAX symbols, after the sample's key and a dot."""
+    return f"{modality}.sax.npy" if symbols else f"{modality}.npy"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -87,9 +87,26 @@ class ManifestModality(_Model):
         return self
 
 
+class SymbolSpec(_Model):
+    """How the symbols of a data set were made, and whether the raw windows are there beside them (`raw`).
+
+    `alphabet`, `word` (steps, by modality) and `normalize` are those of the model that they were made for.
+    """
+
+    alphabet: Annotated[int, Field(ge=2, le=255)]
+    word: dict[Name, Annotated[int, Field(ge=1)]]
+    normalize: Literal["window", "recording", "dataset"]
+    raw: bool
+
+    def length(self, modality: Modality) -> int:
+        """Words W_j of a window."""
+        return -(-modality.steps // self.word[modality.name])
+
+
 class Manifest(_Model):
     """A packed data set. `target` says what is predicted, with its unit; `recording` whether samples carry the causal
-    mean and standard deviation of their recording (what `normalize: recording` needs)."""
+    mean and standard deviation of their recording (what `normalize: recording` needs); `symbols` how its symbols were
+    made, where it has any."""
 
     format: Literal["maestro_dist/1"]
     name: str
@@ -103,12 +120,15 @@ class Manifest(_Model):
     recording: bool = False
     modalities: Annotated[list[ManifestModality], Field(min_length=1)]
     splits: dict[str, Split]
+    symbols: SymbolSpec | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
         names = [modality.name for modality in self.modalities]
         if len(set(names)) != len(names):
             raise ValueError("two modalities have the same name")
+        if self.symbols is not None and set(self.symbols.word) != set(names):
+            raise ValueError(f"symbols.word names {sorted(self.symbols.word)}, the modalities are {sorted(names)}")
         if self.task == "classification" and len(self.classes) < 2:
             raise ValueError("a classification needs two classes or more")
         for name, split in self.splits.items():
@@ -146,9 +166,13 @@ class Manifest(_Model):
             raise ConfigError(f"split '{name}' of '{self.name}' has no samples")
         return self.splits[name]
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; without `symbols` where there are none."""
+        return self.model_dump(mode="json", exclude={"symbols"} if self.symbols is None else None)
+
     def fingerprint(self) -> str:
         """sha256 of the canonical JSON: the same data set packed twice has the same one."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 

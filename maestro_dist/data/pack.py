@@ -83,21 +83,18 @@ def pack(
     Raises:
         DataError: a data set is there already (and not `overwrite`), or a sample does not fit the description.
     """
-    storage = Storage(url)
-    if storage.exists(MANIFEST_NAME):
-        if not overwrite:
-            raise DataError(f"{storage.name()}: a packed data set is there already; remove it or choose another place")
-        storage.remove(MANIFEST_NAME)  # first: shards without their manifest are no data set
-        for name in storage.list():
-            if _SHARD.fullmatch(name):
-                storage.remove(name)
+    storage = make_room(url, overwrite=overwrite)
     moments = {modality.name: Moments(modality.variates) for modality in description.modalities}
     with ExitStack() as stack:
-        writers = {name: stack.enter_context(_SplitWriter(storage, name, description, shard_bytes)) for name in splits}
+        classes, checks = len(description.classes), _Checks(description)
+        writers = {name: stack.enter_context(SplitWriter(storage, name, classes, shard_bytes)) for name in splits}
         for sample in samples:
             if sample.split not in writers:
                 raise DataError(f"sample {sample.key}: split '{sample.split}' is not one of {', '.join(splits)}")
-            for name, values in writers[sample.split].add(sample).items():
+            arrays = checks.checked(sample)
+            members = {member_name(name): npy(array) for name, array in arrays.items()}
+            writers[sample.split].add(sample.key, sample.label, _meta(sample, description), members)
+            for name, values in arrays.items():
                 if sample.split == splits[0]:
                     moments[name].add(values)
         finished = {name: writer.finish() for name, writer in writers.items()}
@@ -128,51 +125,86 @@ def pack(
         ],
         splits=finished,
     )
-    storage.write(MANIFEST_NAME, (json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n").encode())
+    write_manifest(storage, manifest)
     return manifest
 
 
-class _SplitWriter:
-    """The shards of one split. A context manager: when packing fails, the shard being written vanishes."""
+def make_room(url: str, *, overwrite: bool) -> Storage:
+    """The place of a new data set, empty of any shard.
 
-    def __init__(self, storage: Storage, split: str, description: Description, shard_bytes: int) -> None:
-        self.storage, self.split, self.description, self.shard_bytes = storage, split, description, shard_bytes
-        self.modalities = {modality.name: modality for modality in description.modalities}
+    Raises:
+        DataError: a data set is there already, and not `overwrite`.
+    """
+    storage = Storage(url)
+    if not overwrite:
+        check_room(url)
+    elif storage.exists(MANIFEST_NAME):
+        storage.remove(MANIFEST_NAME)  # first: shards without their manifest are no data set
+        for name in storage.list():
+            if _SHARD.fullmatch(name):
+                storage.remove(name)
+    return storage
+
+
+def check_room(url: str) -> None:
+    """Raise `DataError` where a data set is at `url`."""
+    if Storage(url).exists(MANIFEST_NAME):
+        name = Storage(url).name()
+        raise DataError(f"{name}: a packed data set is there already; remove it or choose another place")
+
+
+def write_manifest(storage: Storage, manifest: Manifest) -> None:
+    """The last step of packing."""
+    storage.write(MANIFEST_NAME, (json.dumps(manifest.to_json(), indent=1) + "\n").encode())
+
+
+class SplitWriter:
+    """The shards of one split of `classes` classes (0: regression).
+
+    A context manager: when packing fails, the shard being written vanishes.
+    """
+
+    def __init__(self, storage: Storage, split: str, classes: int, shard_bytes: int) -> None:
+        self.storage, self.split, self.shard_bytes = storage, split, shard_bytes
         self.shards: list[Shard] = []
         self.targets = Moments(1)
-        self.class_counts = [0] * len(description.classes)
+        self.class_counts = [0] * classes
         self.keys: set[str] = set()
         self._open: ExitStack | None = None
         self._file: Any = None
         self._tar: Any = None
 
-    def __enter__(self) -> _SplitWriter:
+    def __enter__(self) -> SplitWriter:
         return self
 
     def __exit__(self, *exc: Any) -> None:
         if self._open is not None:
             self._open.__exit__(*exc)
 
-    def add(self, sample: RawSample) -> dict[str, np.ndarray]:
-        """Write a sample; returns its arrays as stored."""
-        values = self._checked(sample)
+    def add(self, key: str, label: float, meta: bytes, members: dict[str, bytes]) -> None:
+        """Write a sample: its json and its other members by name.
+
+        Raises:
+            DataError: the key does not do.
+        """
+        if not _KEY.fullmatch(key) or key in self.keys:
+            where = f"{self.split}, sample {key}"
+            raise DataError(f"{where}: a key has up to 50 letters, digits, - or _, and is used once in a shard")
         if self._open is None:
             self._begin()
-        members: dict[str, Any] = {member_name(name): _npy(array) for name, array in values.items()}
-        self._tar.write({"__key__": sample.key, META: _meta(sample, self.description), **members})
-        self.keys.add(sample.key)
-        if self.description.task == "classification":
-            self.class_counts[int(sample.label)] += 1
-        self.targets.add(np.array([[float(sample.label)]]))
+        self._tar.write({"__key__": key, META: meta, **members})
+        self.keys.add(key)
+        if self.class_counts:
+            self.class_counts[int(label)] += 1
+        self.targets.add(np.array([[float(label)]]))
         if self._file.tell() >= self.shard_bytes:
             self._end()
-        return values
 
     def finish(self) -> Split:
         """Close the last shard and describe the split."""
         if self._open is not None:
             self._end()
-        regression = self.description.task == "regression" and bool(self.shards)
+        regression = not self.class_counts and bool(self.shards)
         return Split(
             shards=self.shards,
             samples=sum(shard.samples for shard in self.shards),
@@ -211,10 +243,17 @@ class _SplitWriter:
         )
         self.shards.append(shard)
 
-    def _checked(self, sample: RawSample) -> dict[str, np.ndarray]:
-        where = f"{self.description.name}, {self.split}, sample {sample.key}"
-        if not _KEY.fullmatch(sample.key) or sample.key in self.keys:
-            raise DataError(f"{where}: a key has up to 50 letters, digits, - or _, and is used once in a shard")
+
+class _Checks:
+    """What a description asks of each sample."""
+
+    def __init__(self, description: Description) -> None:
+        self.description = description
+        self.modalities = {modality.name: modality for modality in description.modalities}
+
+    def checked(self, sample: RawSample) -> dict[str, np.ndarray]:
+        """The arrays of a sample as they are stored."""
+        where = f"{self.description.name}, {sample.split}, sample {sample.key}"
         if self.description.task == "classification":
             if sample.label not in range(len(self.description.classes)):
                 raise DataError(f"{where}: label {sample.label} is not one of 0..{len(self.description.classes) - 1}")
@@ -238,7 +277,8 @@ class _SplitWriter:
         return values
 
 
-def _npy(array: np.ndarray) -> bytes:
+def npy(array: np.ndarray) -> bytes:
+    """An array as an npy file."""
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
     return buffer.getvalue()

@@ -42,17 +42,31 @@ class Request:
 
 @dataclass(frozen=True)
 class SplitSource:
-    """Where the samples of a split are; a plain value that a spawned reader process gets."""
+    """Where the samples of a split are; a plain value that a spawned reader process gets.
+
+    `symbols`: read SAX symbols instead of raw windows.
+    """
 
     url: str
     manifest: Manifest
     config: DataConfig
     modalities: tuple[Modality, ...]
     split: str
+    symbols: bool = False
 
     def open(self) -> SplitReader:
         """A reader; its files are opened when they are first needed."""
         return SplitReader(self)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The bytes of a sample's members: its json, and the npy file of each modality. `where` names it for messages."""
+
+    key: str
+    where: str
+    meta: bytes
+    arrays: dict[str, bytes]
 
 
 @dataclass
@@ -71,11 +85,11 @@ class SplitReader:
 
     def __init__(self, source: SplitSource) -> None:
         self.source = source
-        self.layout = Layout.of(source.manifest, source.modalities)
+        self.layout = Layout.of(source.manifest, source.modalities, symbols=source.symbols)
         self.storage = Storage(source.url)
         self.shards = source.manifest.split(source.split).shards
         self.starts = np.cumsum([0] + [shard.samples for shard in self.shards])
-        self.members = [META] + [member_name(modality.name) for modality in source.modalities]
+        self.members = [META] + [member_name(m.name, symbols=source.symbols) for m in source.modalities]
         self._opened: OrderedDict[int, _OpenShard] = OrderedDict()
 
     def close(self) -> None:
@@ -96,7 +110,7 @@ class SplitReader:
             keep = drop_modalities(keep, numbers, names, p=request.drop, seed=request.seed, step=step)
             for number, wanted in zip(numbers.tolist(), keep, strict=True):
                 try:
-                    samples.append(self._read(number, wanted))
+                    samples.append(self.decode(number, self.stored(number, wanted)))
                 except BadSample as error:
                     bad.append(str(error))
         return replace(collate(samples, self.layout), bad=bad, **request.fields)
@@ -125,17 +139,25 @@ class SplitReader:
             os.close(self._opened.popitem(last=False)[1].descriptor)
         return opened
 
-    def _read(self, number: int, wanted: np.ndarray) -> Sample:
+    def stored(self, number: int, wanted: np.ndarray | None = None) -> Stored:
+        """A sample as it is stored; `wanted`, bool [M], says which of its modalities (by default those it has).
+
+        Raises:
+            BadSample: the index does not point at its members.
+        """
         shard, row = self._locate(number)
-        key = shard.keys[row]
-        where = f"{shard.name}, sample {key}"
-        meta = self._member(shard, row, 0, where)
+        wanted = shard.sizes[row, 1:] > 0 if wanted is None else wanted
+        where = f"{shard.name}, sample {shard.keys[row]}"
         arrays = {
             modality.name: self._member(shard, row, column, where)
             for column, modality in enumerate(self.layout.modalities, start=1)
             if wanted[column - 1]
         }
-        return decode_sample(number, key, meta, arrays, self.layout, where)
+        return Stored(shard.keys[row], where, self._member(shard, row, 0, where), arrays)
+
+    def decode(self, number: int, stored: Stored) -> Sample:
+        """Its content, checked. Raises BadSample."""
+        return decode_sample(number, stored.key, stored.meta, stored.arrays, self.layout, stored.where)
 
     def _member(self, shard: _OpenShard, row: int, column: int, where: str) -> bytes:
         """Content of a member, after a look at its tar header: an index of another shard must not go unnoticed."""
@@ -147,9 +169,11 @@ class SplitReader:
         return data[HEADER:]
 
 
-def presence(url: str, manifest: Manifest, modalities: Sequence[Modality], split: str) -> np.ndarray:
+def presence(
+    url: str, manifest: Manifest, modalities: Sequence[Modality], split: str, *, symbols: bool = False
+) -> np.ndarray:
     """bool [N, M]: which sample of a split has which modality, from the indexes alone."""
     storage = Storage(url)
-    names = [member_name(modality.name) for modality in modalities]
+    names = [member_name(modality.name, symbols=symbols) for modality in modalities]
     parts = [load_index(storage, shard).columns(names)[1] > 0 for shard in manifest.split(split).shards]
     return np.concatenate(parts)

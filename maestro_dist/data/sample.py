@@ -12,11 +12,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from maestro_dist.data.manifest import Manifest
+from maestro_dist.data.manifest import Manifest, SymbolSpec
 from maestro_dist.errors import DataError
 from maestro_dist.types import Modality
 
-_FLOAT32 = np.dtype("<f4")
+_FLOAT32, _UINT8 = np.dtype("<f4"), np.dtype("u1")
 
 
 class BadSample(DataError):
@@ -25,21 +25,37 @@ class BadSample(DataError):
 
 @dataclass(frozen=True)
 class Layout:
-    """What every sample must look like: the modalities wanted, the classes (0: regression), recording statistics."""
+    """What every sample must look like: the modalities wanted, the classes (0: regression), recording statistics.
+
+    `symbols` is there where symbols are read instead of raw windows.
+    """
 
     modalities: tuple[Modality, ...]
     classes: int
     recording: bool
+    symbols: SymbolSpec | None = None
 
     @staticmethod
-    def of(manifest: Manifest, modalities: Sequence[Modality]) -> Layout:
+    def of(manifest: Manifest, modalities: Sequence[Modality], *, symbols: bool = False) -> Layout:
         """The layout that a manifest promises."""
-        return Layout(tuple(modalities), len(manifest.classes), manifest.recording)
+        spec = manifest.symbols if symbols else None
+        return Layout(tuple(modalities), len(manifest.classes), manifest.recording, spec)
+
+    def shape(self, modality: Modality) -> tuple[int, int]:
+        """[T_j, D_j] of a raw window, [W_j, D_j] of symbols."""
+        length = modality.steps if self.symbols is None else self.symbols.length(modality)
+        return length, modality.variates
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32 of raw windows, uint8 of symbols."""
+        return _FLOAT32 if self.symbols is None else _UINT8
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A decoded sample: float32 [T_j, D_j] and recording statistics float32 [D_j, 2] by modality that is there."""
+    """A decoded sample, by modality that is there: `values` float32 [T_j, D_j], or uint8 symbols [W_j, D_j], and
+    recording statistics float32 [D_j, 2]."""
 
     number: int
     key: str
@@ -64,7 +80,7 @@ def decode_sample(
     sample = Sample(number, key, _target(label, layout.classes, where), {})
     for modality in layout.modalities:
         if modality.name in arrays:
-            sample.values[modality.name] = _array(arrays[modality.name], modality, where)
+            sample.values[modality.name] = _array(arrays[modality.name], modality, layout, where)
             if layout.recording:
                 sample.recording[modality.name] = _recording(body, modality, where)
     return sample
@@ -83,22 +99,25 @@ def _target(label: object, classes: int, where: str) -> int | float:
     raise BadSample(f"{where}: target {str(label)[:40]} is not a finite number")
 
 
-def _array(data: bytes, modality: Modality, where: str) -> np.ndarray:
-    where = f"{where}: {modality.name}"
+def _array(data: bytes, modality: Modality, layout: Layout, where: str) -> np.ndarray:
+    where = f"{where}: {modality.name}{'' if layout.symbols is None else ' (symbols)'}"
     try:
         length = 10 + int.from_bytes(data[8:10], "little")
         dtype, fortran, shape = _npy_header(data[:length])
     except (ValueError, SyntaxError, EOFError, tokenize.TokenError) as error:
         raise BadSample(f"{where} is not an npy array ({error})") from error
-    if dtype != _FLOAT32 or fortran:
-        raise BadSample(f"{where} is {dtype}{' in Fortran order' if fortran else ''}, not float32 in C order")
-    if shape != (modality.steps, modality.variates):
-        raise BadSample(f"{where} has shape {shape}, not {(modality.steps, modality.variates)}")
-    if len(data) - length != math.prod(shape) * 4:
-        raise BadSample(f"{where} has {len(data) - length} bytes of data, not {math.prod(shape) * 4}")
-    values = np.frombuffer(data, dtype=_FLOAT32, offset=length).reshape(shape)
-    if np.isinf(values).any():
-        raise BadSample(f"{where} has an infinite value")
+    if dtype != layout.dtype or fortran:
+        raise BadSample(f"{where} is {dtype}{' in Fortran order' if fortran else ''}, not {layout.dtype} in C order")
+    if shape != layout.shape(modality):
+        raise BadSample(f"{where} has shape {shape}, not {layout.shape(modality)}")
+    if len(data) - length != math.prod(shape) * dtype.itemsize:
+        raise BadSample(f"{where} has {len(data) - length} bytes of data, not {math.prod(shape) * dtype.itemsize}")
+    values = np.frombuffer(data, dtype=dtype, offset=length).reshape(shape)
+    if layout.symbols is None:
+        if np.isinf(values).any():
+            raise BadSample(f"{where} has an infinite value")
+    elif values.max() > layout.symbols.alphabet:
+        raise BadSample(f"{where} has symbol {values.max()}, the alphabet is {layout.symbols.alphabet}")
     return values
 
 

@@ -28,6 +28,8 @@ class TrainStream:
     samples          N of the split
     steps_per_epoch  optimizer steps of one epoch
     accumulation     micro-batches of a global batch: ceil(G / (ranks * micro)), the same on every rank
+
+    `symbols`: read SAX symbols instead of raw windows, where `reads_symbols` says so.
     """
 
     def __init__(
@@ -44,8 +46,9 @@ class TrainStream:
         ranks: int,
         curriculum: MissingConfig,
         total_steps: int,
+        symbols: bool = False,
     ) -> None:
-        self._source = SplitSource(url, manifest, config, tuple(modalities), config.train)
+        self._source = SplitSource(url, manifest, config, tuple(modalities), config.train, symbols)
         split = manifest.split(config.train)
         self.samples = split.samples
         self.steps_per_epoch = steps_per_epoch(split.samples, global_batch)
@@ -102,15 +105,17 @@ def evaluation_batches(
     rank: int,
     ranks: int,
     keep: np.ndarray | None = None,
+    symbols: bool = False,
 ) -> Generator[Batch, None, None]:
     """Every sample of a split exactly once over all ranks: this rank's are `rank::ranks`, `batch` at a time.
 
-    `keep`, bool [N, M], says which modalities of each sample are left (M = `modalities`, sorted by name). Every rank
+    `keep`, bool [N, M], says which modalities of each sample are left (M = `modalities`, sorted by name); `symbols`
+    whether SAX symbols are read instead of raw windows (`reads_symbols` says when they may be). Every rank
     yields the same number of batches; the last may be empty. `global_samples` counts all ranks' samples of a round.
     A thread reads, whatever `data.loader_workers`: starting processes anew for each mask would take longer.
     """
     strict = config.model_copy(update={"max_bad_samples": 0})  # a score over what is left would look like the split's
-    source = SplitSource(url, manifest, strict, tuple(modalities), split)
+    source = SplitSource(url, manifest, strict, tuple(modalities), split, symbols)
     samples = manifest.split(split).samples
 
     def requests() -> Iterator[Request]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from maestro_dist import rng
 from maestro_dist.config.schema import ModelConfig, StemConfig
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.model import sax
-from maestro_dist.model.context import SequenceContext
+from maestro_dist.model.context import OneProcess, SequenceContext
 from maestro_dist.model.layers import Key, Linear, Windowed
 from maestro_dist.model.summary import Summary
 from maestro_dist.types import Modality
@@ -242,3 +243,20 @@ def _check_statistics(modality: Modality) -> None:
             f"modality {modality.name!r} has no training-split mean and std for its {modality.variates} variates;"
             " pack the data again, or set model.normalize to window"
         )
+
+
+class Symboliser:
+    """The symbols that a model's embeddings are made from, one window at a time, to be packed with the data."""
+
+    def __init__(self, config: ModelConfig, modalities: Sequence[Modality]) -> None:
+        config = config.model_copy(update={"embedding": "table", "stem": None, "summary": "none", "width": 1})
+        time = TimeCode(1, modalities, [word_steps(config, modality.name) for modality in modalities])
+        self.embeddings = {m.name: Embedding(config, m, time, OneProcess()) for m in modalities}
+
+    def __call__(self, name: str, values: np.ndarray, recording: np.ndarray | None = None) -> np.ndarray:
+        """A window float32 [T, D] of modality `name`, and the statistics [D, 2] of its recording -> uint8 [W, D]."""
+        statistics = None if recording is None else torch.from_numpy(np.array(recording, np.float32))[None]
+        symbols: np.ndarray = (
+            self.embeddings[name].symbolise(torch.from_numpy(np.array(values))[None], statistics)[0].numpy()
+        )
+        return symbols

@@ -1,0 +1,114 @@
+"""SAX symbols in the shards: made once when a data set is packed, for runs whose limit is the reading of floats.
+
+A symbol takes a byte where its word took 4 w bytes. Only embeddings made from symbols alone (ordinal, table) can use
+them, in a model with the same alphabet, words and normalisation; its tokens are then the same to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, closing
+from typing import Protocol
+
+import numpy as np
+
+from maestro_dist.config.schema import DataConfig, ModelConfig
+from maestro_dist.data.index import member_name
+from maestro_dist.data.manifest import Manifest, SymbolSpec, load_manifest
+from maestro_dist.data.pack import SplitWriter, make_room, npy, write_manifest
+from maestro_dist.data.reader import SplitSource
+from maestro_dist.data.storage import Storage
+from maestro_dist.errors import ConfigError, DataError
+from maestro_dist.types import Modality
+
+
+class Symboliser(Protocol):
+    """Makes the symbols that a model would make (`model.embedding.Symboliser`)."""
+
+    def __call__(self, name: str, values: np.ndarray, recording: np.ndarray | None) -> np.ndarray:
+        """A window float32 [T_j, D_j] of modality `name` and its recording statistics [D_j, 2] -> uint8 [W_j, D_j]."""
+        ...
+
+
+def reads_symbols(manifest: Manifest, model: ModelConfig, modalities: Sequence[Modality]) -> bool:
+    """Whether a run of `model` on `modalities` reads the symbols of a data set rather than its raw windows.
+
+    Raises:
+        ConfigError: the data set holds symbols only, and the model needs others, or raw windows; both values are named.
+    """
+    spec = manifest.symbols
+    if spec is None:
+        return False
+    differences = list(_differences(spec, manifest, model, modalities))
+    if differences and not spec.raw:
+        raise ConfigError(
+            f"'{manifest.name}' holds symbols only, but {'; '.join(differences)}; "
+            "change the model, or pack the data set again with these symbols or with raw windows"
+        )
+    return not differences
+
+
+def _differences(
+    spec: SymbolSpec, manifest: Manifest, model: ModelConfig, modalities: Sequence[Modality]
+) -> Iterable[str]:
+    if model.embedding == "patch":
+        yield "model.embedding is patch, which needs raw windows (ordinal and table do not)"
+    if model.stem is not None:
+        yield "model.stem needs raw windows"
+    if model.summary != "none":
+        yield f"model.summary is {model.summary}, which needs raw windows"
+    if model.alphabet != spec.alphabet:
+        yield f"model.alphabet is {model.alphabet} and theirs is {spec.alphabet}"
+    if model.normalize != spec.normalize:
+        yield f"model.normalize is {model.normalize} and theirs is {spec.normalize}"
+    own = {modality.name: modality for modality in manifest.modalities}
+    for modality in modalities:
+        word = model.word if isinstance(model.word, int) else model.word.get(modality.name)
+        if word != spec.word[modality.name]:
+            yield f"model.word of {modality.name} is {word} and theirs is {spec.word[modality.name]}"
+        theirs = own[modality.name]
+        if spec.normalize == "dataset" and [*modality.mean, *modality.std] != [*theirs.mean, *theirs.std]:
+            yield f"the model normalises {modality.name} by another data set's mean and std"
+
+
+def add_symbols(
+    source: str,
+    url: str,
+    spec: SymbolSpec,
+    symbolise: Symboliser,
+    *,
+    shard_bytes: int = 32 << 20,
+    overwrite: bool = False,
+) -> Manifest:
+    """Pack a packed data set anew at `url`, with symbols beside the raw windows or, without `spec.raw`, instead.
+
+    Raises:
+        DataError: `source` has no raw windows, is `url` itself or is damaged, or a data set is at `url` already.
+        ConfigError: `spec` wants recording statistics that the data set does not have.
+    """
+    manifest = load_manifest(source)
+    if manifest.symbols is not None and not manifest.symbols.raw:
+        raise DataError(f"{Storage(source).name()}: symbols only; symbols are made from raw windows")
+    if spec.normalize == "recording" and not manifest.recording:
+        raise ConfigError(f"normalize: recording, but '{manifest.name}' has no statistics of recordings")
+    if Storage(source).url == Storage(url).url:
+        raise DataError(f"{Storage(url).name()}: choose another place than the source")
+    storage, modalities, splits = make_room(url, overwrite=overwrite), tuple(manifest.select(None)), {}
+    for name, split in manifest.splits.items():
+        with ExitStack() as stack:
+            writer = stack.enter_context(SplitWriter(storage, name, len(manifest.classes), shard_bytes))
+            if split.samples:
+                reader = SplitSource(source, manifest, DataConfig(url=source), modalities, name).open()
+                stack.enter_context(closing(reader))
+            for number in range(split.samples):
+                stored = reader.stored(number)
+                sample = reader.decode(number, stored)
+                members = {member_name(m): data for m, data in stored.arrays.items() if spec.raw}
+                for modality, values in sample.values.items():
+                    symbols = symbolise(modality, values, sample.recording.get(modality))
+                    members[member_name(modality, symbols=True)] = npy(symbols)
+                writer.add(sample.key, sample.target, stored.meta, members)
+            splits[name] = writer.finish()
+    packed = Manifest.model_validate({**manifest.to_json(), "splits": splits, "symbols": spec})
+    write_manifest(storage, packed)
+    return packed
