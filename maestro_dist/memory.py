@@ -9,6 +9,9 @@ import sys
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 """Options of glibc's `mallopt` (its `malloc.h`)."""
 
+_NEVER = -1
+"""A trim threshold that is never reached; any other is an int, below 2 GiB, and larger arrays would be given back."""
+
 
 def keep_freed_memory() -> bool:
     """Make the C library keep freed memory for the next allocation; returns whether that took effect.
@@ -16,7 +19,7 @@ def keep_freed_memory() -> bool:
     By default glibc maps every array above 32 MiB anew and gives it back when it is freed, and trims its heap likewise:
     each activation is then paid for with page faults. Measured on a 2-core virtual machine: a copy of 32 MB runs at
     4.5 GB/s with fresh pages and at 30 GB/s with kept ones, and attention over 1,000 to 16,000 tokens takes 2.3 times
-    as long. The price: memory once used stays with the process (up to 1 GiB at the heap's end aside), and freed gaps
+    as long. The price: memory once used stays with the process, and freed gaps
     between live arrays cannot be returned, so the peak can be somewhat higher.
 
     It holds for the whole process, from the call on. Only glibc on Linux is touched (not while another allocator is
@@ -30,5 +33,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, ValueError, AttributeError):
         return False
-    wanted = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 1 << 30), (_TOP_PAD, 1 << 28))
+    wanted = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, 1 << 28))
     return all(mallopt(option, value) == 1 for option, value in wanted)

@@ -6,7 +6,17 @@ H 8, d_h 64, batch 1; ns per token and head.
 from __future__ import annotations
 
 from benchmarks import conventional, published
-from benchmarks.cases import FACTOR, HEADS, bound_ns, core_inputs, opponent_is_fair, ratio, trained
+from benchmarks.cases import (
+    FACTOR,
+    HEADS,
+    bound_ns,
+    core_inputs,
+    gathered_bytes,
+    opponent_is_fair,
+    ours,
+    ratio,
+    trained,
+)
 from benchmarks.common import Options, Row, Setting, at_least, size_name
 from benchmarks.published.attention import budget
 from benchmarks.timing import Case, compare
@@ -45,9 +55,9 @@ def _table(options: Options, setting: Setting, length: int, dense: bool) -> list
         cases["dense"] = Case(
             trained(conventional.dense_attention, inputs, gradient),
             repetitions=1 if slow else 3,
-            warmups=0 if slow else 1,
+            warm=not slow,
         )
-    times, rates = compare(cases, setting, options.device, quick=options.quick)
+    times, rates = compare(cases, setting, options.device, scratch=gathered_bytes(length, 1), quick=options.quick)
 
     name = f"attention/{size_name(length)} tokens, {setting.label}"
     promised = options.promised(setting)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from maestro_dist.model.sparse import probsparse
 from torch import Tensor
 
 from benchmarks.common import Row, Setting
@@ -18,6 +17,7 @@ from benchmarks.timing import Rates, Times
 from maestro_dist.config.schema import ModelConfig
 from maestro_dist.model.context import OneProcess
 from maestro_dist.model.layout import Layout, Part, modality_layout, plan
+from maestro_dist.model.sparse import probsparse
 from maestro_dist.types import Batch, Modality
 
 HEADS, HEAD_WIDTH, FACTOR = 8, 64, 5.0
@@ -108,6 +108,11 @@ def bound_ns(length: int, rates: Rates) -> float:
     Two of the forward (scores, attended), four of their backward, and the metric.
     """
     return 7 * 2 * budget(FACTOR, length) * HEAD_WIDTH / rates.flops * 1e9
+
+
+def gathered_bytes(length: int, samples: int, width: int = HEADS * HEAD_WIDTH) -> int:
+    """Bytes of the keys [B, H, L, U, d_h] that the published formulation gathers, fp32."""
+    return 4 * samples * length * budget(FACTOR, length) * width
 
 
 def opponent_is_fair(name: str, length: int, ns: float, rates: Rates, setting: Setting, *, promised: bool) -> list[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from benchmarks import conventional, published
-from benchmarks.cases import FACTOR, HEADS, SEED, layout_of, module_step, ratio, tokens
+from benchmarks.cases import FACTOR, HEADS, SEED, gathered_bytes, layout_of, module_step, ratio, tokens
 from benchmarks.common import Options, Row, Setting, at_least, size_name
 from benchmarks.timing import Case, compare
 from maestro_dist import rng
@@ -47,7 +47,8 @@ def _table(options: Options, setting: Setting, length: int, width: int) -> list[
         "conventional": batch(usual),
         "published": batch(slow),
     }
-    times, rates = compare(cases, setting, device, quick=options.quick)
+    scratch = gathered_bytes(length, 1, width)
+    times, rates = compare(cases, setting, device, scratch=scratch, quick=options.quick)
     name = f"layer/d {width}, {size_name(length)} tokens, {setting.label}"
     rows = [
         at_least(

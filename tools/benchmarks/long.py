@@ -62,7 +62,7 @@ def model(steps: int, device: str) -> Callable[[], object]:
 def _core(options: Options, setting: Setting, long: int, short: int) -> list[Row]:
     cases = {
         "long": Case(core(long, options.device), repetitions=2),
-        "short": Case(core(short, options.device), repetitions=7, warmups=2),
+        "short": Case(core(short, options.device), repetitions=7),
     }
     times, rates = compare(cases, setting, options.device, quick=options.quick)
     ns = {
@@ -97,7 +97,7 @@ def _model(options: Options, setting: Setting, steps: int) -> list[Row]:
     peak = peak_memory("long:model", steps, options.device)
     whole = Maestro(config(), streams(steps), _CLASSES, seed=SEED)
     estimate = memory_estimate(config(), streams(steps), parameters=count_parameters(whole), micro_batch=1).total
-    case = {"step": Case(model(steps, options.device), repetitions=1, warmups=1)}
+    case = {"step": Case(model(steps, options.device), repetitions=1)}
     times, _ = compare(case, setting, options.device, quick=options.quick)
     name = f"long/model, {len(_STREAMS)} x {size_name(steps)} steps"
     return [

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import SEED, modalities, ratio, wesad_config, windows
+from benchmarks.cases import SEED, gathered_bytes, modalities, ratio, wesad_config, windows
 from benchmarks.common import Options, Row, Setting, at_least, at_most, size_name
 from benchmarks.memory import peak_memory
 from benchmarks.published import Published
@@ -69,11 +69,12 @@ def _wesad(options: Options, setting: Setting, steps: int, batch: int) -> list[R
     whole = windows(streams, batch, options.device)
     partial = windows(streams, batch, options.device, missing=_MISSING)
     cases = {
-        "ours": Case(ours(config, steps, whole, options.device), repetitions=7, warmups=2),
-        "ours, 40 % missing": Case(ours(config, steps, partial, options.device), repetitions=7, warmups=2),
+        "ours": Case(ours(config, steps, whole, options.device), repetitions=7),
+        "ours, 40 % missing": Case(ours(config, steps, partial, options.device), repetitions=7),
         "published": Case(opponent(config, steps, whole, options.device), repetitions=4),
     }
-    times, rates = compare(cases, setting, options.device, quick=options.quick)
+    scratch = gathered_bytes(steps // 2, batch, config.width)
+    times, rates = compare(cases, setting, options.device, scratch=scratch, quick=options.quick)
     name, promised = f"model/batch {batch}, {setting.label}", options.promised(setting)
     rows = [
         at_least(
@@ -104,7 +105,8 @@ def _long(options: Options, setting: Setting, steps: int) -> list[Row]:
         "ours": Case(ours(config, steps, batch, options.device), repetitions=3),
         "published": Case(opponent(config, steps, batch, options.device), repetitions=2),
     }
-    times, rates = compare(cases, setting, options.device, quick=options.quick)
+    scratch = gathered_bytes(10 * steps // 8, 1, config.width)
+    times, rates = compare(cases, setting, options.device, scratch=scratch, quick=options.quick)
     name = f"model/10 x {size_name(steps // 2)} tokens, {setting.label}"
     rows = [
         at_least(

@@ -36,8 +36,8 @@ def _table(options: Options, setting: Setting, length: int, experts: int) -> lis
     slow = published.MaskedExperts(_WIDTH, _WIDTH, experts, config.moe.top_k).to(device)
     layout, x = layout_of(length, device), tokens(length, _WIDTH, device)
     cases = {
-        "ours": Case(module_step(ours, lambda x: ours(x, layout)[0], x), repetitions=15, warmups=3),
-        "published": Case(module_step(slow, slow, x), repetitions=9, warmups=2),
+        "ours": Case(module_step(ours, lambda x: ours(x, layout)[0], x), repetitions=15),
+        "published": Case(module_step(slow, slow, x), repetitions=9),
     }
     times, rates = compare(cases, setting, device, quick=options.quick)
     name = f"moe/{experts} experts, {size_name(length)} tokens, {setting.label}"

@@ -6,9 +6,11 @@ The cases take turns, so that whatever else the machine does falls on all of the
 from __future__ import annotations
 
 import gc
+import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,15 +19,19 @@ from benchmarks.common import Row, Setting
 
 _GEMM = 2048
 _COPY = 1 << 25
+_WARM_UPS, _FEW_FAULTS = 4, 2000
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to time. What `run` returns is freed after the clock has stopped."""
+    """One thing to time. What `run` returns is freed after the clock has stopped.
+
+    `warm` is off for what is so slow that neither warming up nor repeating it would change its figure.
+    """
 
     run: Callable[[], object]
     repetitions: int = 5
-    warmups: int = 1
+    warm: bool = True
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,13 @@ class Rates:
 
 
 def compare(
-    cases: Mapping[str, Case], setting: Setting, device: str, *, quick: bool = False
+    cases: Mapping[str, Case], setting: Setting, device: str, *, scratch: int = 0, quick: bool = False
 ) -> tuple[dict[str, Times], Rates]:
-    """Times of each case, and the machine's rates over the same minutes."""
+    """Times of each case, and the machine's rates over the same minutes.
+
+    `scratch`: bytes of the largest array that a case makes for itself. A place of that size and some more is set apart
+    (without being touched), or a small array could settle in the gap that it leaves and force it to fresh pages.
+    """
     size, numbers = (256, 1 << 16) if quick else (_GEMM, _COPY)
     left, right = torch.randn(2, size, size, device=device).unbind(0)
     source = torch.randn(numbers, device=device)
@@ -80,21 +90,41 @@ def compare(
     }
     everything = {**machine, **cases}
     if quick:
-        everything = {name: Case(case.run, min(case.repetitions, 2), 0) for name, case in everything.items()}
+        everything = {name: Case(case.run, min(case.repetitions, 2)) for name, case in everything.items()}
     before = torch.get_num_threads()
     torch.set_num_threads(setting.threads)
     try:
-        times = _take_turns(everything, device)
+        with _room(scratch if device == "cpu" else 0):
+            _warm_up(everything, device, turns=1 if quick else _WARM_UPS)
+            times = _take_turns(everything, device)
     finally:
         torch.set_num_threads(before)
     product, copy = times.pop("machine/product"), times.pop("machine/copy")
     return times, Rates(2 * size**3 / product.best(setting), 8 * numbers / copy.best(setting))
 
 
+@contextmanager
+def _room(size: int) -> Iterator[None]:
+    """A gap of `size` bytes and half a GiB in the heap, with something behind it that stays."""
+    gap = torch.empty(size + (1 << 29) if size else 0, dtype=torch.uint8)
+    end = torch.empty(1 << 20, dtype=torch.uint8)
+    del gap
+    yield
+    del end
+
+
+def _warm_up(cases: Mapping[str, Case], device: str, turns: int) -> None:
+    """Run the cases in turn until a whole turn needs (almost) no memory that is new to the process."""
+    for _ in range(turns if device == "cpu" else 2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for case in cases.values():
+            if case.warm:
+                case.run()
+        if resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < _FEW_FAULTS:
+            return
+
+
 def _take_turns(cases: Mapping[str, Case], device: str) -> dict[str, Times]:
-    for case in cases.values():
-        for _ in range(case.warmups):
-            case.run()
     clock = _cuda if device == "cuda" else _cpu
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
     collecting = gc.isenabled()

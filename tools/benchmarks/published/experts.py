@@ -28,5 +28,5 @@ class MaskedExperts(nn.Module):
         for number, expert in enumerate(self.experts):
             token, place = (chosen == number).nonzero(as_tuple=True)  # the host waits here for the device
             if len(token):
-                out = out.index_add(0, token, expert(x[token]) * gates[token, place, None])
+                out.index_add_(0, token, expert(x[token]) * gates[token, place, None])
         return out
