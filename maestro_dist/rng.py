@@ -4,8 +4,8 @@ A *key* is a 64-bit integer made on the host from (seed, purpose, epoch, step, l
 integer indices (sample, head, global token, channel). There is no generator and no state, so splitting a batch or a
 sequence over ranks, or starting again after a crash, changes no draw.
 
-The 64-bit mixer is splitmix64's finaliser (Steele, Lea, Flood, OOPSLA 2014); the 32-bit one, for masks as large as an
-activation, is `lowbias32` (C. Wellons, 2018). numpy and torch versions give identical bits.
+The 64-bit mixer is splitmix64's finaliser (Steele, Lea, Flood, OOPSLA 2014), with identical bits in numpy and torch.
+Masks as large as an activation take one multiplication an element (`keep_mask`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 _MASK = (1 << 64) - 1
@@ -109,23 +108,31 @@ def normal(key: int | Tensor, *indices: Tensor | int) -> Tensor:
     return torch.special.ndtri(uniform(key, *indices) * (1 - 2.0**-53) + 2.0**-54)
 
 
-def dropout_scale(p: float, row_key: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
-    """Inverted-dropout factors: 0 with probability `p`, else 1 / (1 - p). Shape [*row_key.shape, channels].
+def lanes(numbers: Tensor) -> Tensor:
+    """The odd int32 multiplier of each column of a dropout mask, from its number (below 2^32) in the whole row."""
+    import torch
 
-    `row_key` is int64, one hash a row (of (sample, token), say). Channels are mixed in 32 bits, which a CPU vectorises.
+    lane = numbers.to(torch.int32)
+    lane = (lane ^ ((lane >> 16) & 0xFFFF)) * 0x7FEB352D + 0x3C6EF372
+    lane = (lane ^ ((lane >> 15) & 0x1FFFF)) * -0x7B935975  # 0x846CA68B as a signed 32-bit number
+    return (lane ^ ((lane >> 16) & 0xFFFF)) | 1
+
+
+def keep_mask(p: float, row_key: Tensor, lane: Tensor) -> Tensor:
+    """Which elements dropout keeps: float32 [*row_key.shape, C], 0 with probability `p`, else 1.
+
+    `row_key` int64 is one hash a row (of (sample, token), say), `lane` [..., C] the columns' numbers in the whole row
+    (int64), or their multipliers (int32, of `lanes`); it may vary along leading dimensions as broadcasting allows. A
+    slice of the columns gets the same draws. A draw is the product, modulo 2^32, of the row's hash and the column's
+    multiplier (multiply-shift hashing: Dietzfelbinger et al., 1997), against a threshold: three passes over memory,
+    which a CPU vectorises. The comparison is in float32, so `p` holds within 2^-24.
     """
     import torch
 
-    low = (row_key ^ _shift_right(row_key, 32)) & 0xFFFFFFFF
-    low = torch.where(low >= 1 << 31, low - (1 << 32), low).to(torch.int32)
-    # 0x9E3779B9 and, below, 0x846CA68B as signed 32-bit numbers
-    lane = torch.arange(channels, dtype=torch.int32, device=row_key.device) * -0x61C88647
-    word = low.unsqueeze(-1) ^ lane
-    word = (word ^ ((word >> 16) & 0xFFFF)) * 0x7FEB352D
-    word = (word ^ ((word >> 15) & 0x1FFFF)) * -0x7B935975
-    word = word ^ ((word >> 16) & 0xFFFF)
-    limit = min(round(p * 2.0**32), (1 << 32) - 1) - (1 << 31)
-    return (word >= limit).to(dtype) * (1.0 / (1.0 - p))
+    multiplier = lane if lane.dtype == torch.int32 else lanes(lane)
+    halves = row_key.contiguous().view(torch.int32).view(*row_key.shape, 2)
+    row = halves[..., :1] ^ halves[..., 1:]
+    return (row * multiplier).to(torch.float32).ge_(min(round(p * 2.0**32), (1 << 32) - 1) - (1 << 31))
 
 
 def fill_normal_(parameter: Tensor, std: float, key: int) -> Tensor:

@@ -9,7 +9,7 @@ from maestro_dist.config.schema import ModelConfig
 from maestro_dist.model.attention import Attention
 from maestro_dist.model.context import ExpertsFactory, SequenceContext
 from maestro_dist.model.distil import Distil
-from maestro_dist.model.layers import FeedForward, LayerScale, dropout
+from maestro_dist.model.layers import FeedForward, LayerScale, ResidualNorm
 from maestro_dist.model.layout import Layout
 from maestro_dist.model.moe import MixtureOfExperts
 
@@ -26,19 +26,21 @@ class Layer(nn.Module):
         super().__init__()
         self.name, self.seed, self.dropout = name, seed, config.dropout
         self.attention = Attention(f"{name}.attention", config, factor, seed, sequence)
-        self.attention_norm = nn.LayerNorm(config.width)
+        self.attention_norm = ResidualNorm(config.width)
         self.distil = Distil(config.width, sequence) if config.distil else None
         self.feed = feed
-        self.feed_norm = nn.LayerNorm(config.width)
+        self.feed_norm = ResidualNorm(config.width)
         start = config.layer_scale
-        self.attention_scale = LayerScale(config.width, start) if start is not None else nn.Identity()
-        self.feed_scale = LayerScale(config.width, start) if start is not None else nn.Identity()
+        self.attention_scale = LayerScale(config.width, start) if start is not None else None
+        self.feed_scale = LayerScale(config.width, start) if start is not None else None
 
     def forward(
         self, x: Tensor, layout: Layout, after: Layout, queries: Tensor, step: int
     ) -> tuple[Tensor, Tensor | None]:
-        """Tokens x [N, d] in `layout` -> (tokens in `after`, the experts' load [M, E] if there are any)."""
-        x = self.attention_norm(x + self.attention_scale(self.attention(x, layout, queries, step)))
+        """Tokens x [N, d] in `layout` -> (tokens in `after`, the experts' load int32 [S, M, E] if there are any)."""
+        branch = self.attention(x, layout, queries, step)
+        keys = self._draws(self.attention.name, layout, step)
+        x = self.attention_norm(x, branch, _factor(self.attention_scale), self.dropout, keys)
         if self.distil is not None:
             x = self.distil(x, layout)
         load = None
@@ -46,9 +48,14 @@ class Layer(nn.Module):
             branch, load = self.feed(x, after)
         else:
             branch = self.feed(x)
-        if self.training and self.dropout > 0:
-            branch = dropout(branch, self.dropout, after.draw_keys(rng.key(self.seed, "dropout", self.name, step)))
-        return self.feed_norm(x + self.feed_scale(branch)), load
+        keys = self._draws(self.name, after, step)
+        return self.feed_norm(x, branch, _factor(self.feed_scale), self.dropout, keys), load
+
+    def _draws(self, name: str, layout: Layout, step: int) -> Tensor | None:
+        """int64 [N]: which draws of dropout each token has; None where nothing is dropped."""
+        if not self.training or self.dropout == 0:
+            return None
+        return layout.draw_keys(rng.key(self.seed, "dropout", name, step))
 
 
 class Encoder(nn.Module):
@@ -78,3 +85,7 @@ def fusion_layer(
 
 def _feed_forward(config: ModelConfig) -> FeedForward:
     return FeedForward(config.width, max(1, round(config.feedforward * config.width)))
+
+
+def _factor(scale: LayerScale | None) -> Tensor | None:
+    return None if scale is None else scale.scale

@@ -10,6 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maestro_dist import rng
+from maestro_dist.model.tokenwise import Dropped, Fed, Normed, compute_type
+
+_BLOCK = 1 << 16
+"""Numbers that a convolution on a processor works on at a time, so that all its shifts find them in the cache."""
 
 Key = Callable[[str], int]
 """Maps the name of a module's own parameter to the 64-bit key of its initial draws."""
@@ -72,28 +76,31 @@ class Convolution(torch.autograd.Function):
         """Gradients of x, weight and bias."""
         x, weight = ctx.saved_tensors
         gradient = F.pad(gradients[0], (0, 0, 0, x.shape[1] // ctx.stride - ctx.length)).contiguous()
-        of_weight = torch.zeros_like(weight)
+        of_weight = torch.zeros_like(weight.t(), memory_format=torch.contiguous_format)
         for windows, part in _windows(x, gradient, ctx.kernel, ctx.stride):
-            of_weight.addmm_(part.t(), windows)
+            of_weight.addmm_(windows.t(), part)  # this way round: few rows cost less than few columns
         of_x = None
         if ctx.needs_input_grad[0]:
             of_x = torch.zeros_like(x)
             for windows, part in _windows(of_x, gradient, ctx.kernel, ctx.stride):
                 windows.addmm_(part, weight)
             of_x = of_x[:, : ctx.padded]
-        return of_x, of_weight, gradient.sum((0, 1)), None, None
+        return of_x, of_weight.t().contiguous(), gradient.sum((0, 1)), None, None
 
 
 def _windows(x: Tensor, out: Tensor, kernel: int, stride: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Views of contiguous x [R, P, C], [n, kernel x C], with those of out [R, P / stride, O] they lead to, [n, O]."""
     channels, outputs = x.shape[2], out.shape[2]
     total, shifts = (x.shape[0] * x.shape[1] - kernel) // stride + 1, -(-kernel // stride)
-    for shift in range(min(shifts, total)):
-        rows = -(-(total - shift) // shifts)
-        yield (
-            x.as_strided((rows, kernel * channels), (shifts * stride * channels, 1), shift * stride * channels),
-            out.as_strided((rows, outputs), (shifts * outputs, 1), shift * outputs),
-        )
+    block = max(shifts, _BLOCK // (stride * channels + outputs)) if x.device.type == "cpu" else max(1, total)
+    for start in range(0, total, block):
+        end = min(total, start + block)
+        for first in range(start, min(end, start + shifts)):
+            rows = -(-(end - first) // shifts)
+            yield (
+                x.as_strided((rows, kernel * channels), (shifts * stride * channels, 1), first * stride * channels),
+                out.as_strided((rows, outputs), (shifts * outputs, 1), first * outputs),
+            )
 
 
 def taps(x: Tensor, kernel: int, stride: int) -> list[Tensor]:
@@ -102,22 +109,41 @@ def taps(x: Tensor, kernel: int, stride: int) -> list[Tensor]:
     return [x[:, offset : offset + length : stride] for offset in range(kernel)]
 
 
-def dropout(x: Tensor, p: float, row_key: Tensor) -> Tensor:
-    """Inverted dropout of x [..., C]; `row_key` int64 [...] says which draw belongs to which row."""
-    return x * rng.dropout_scale(p, row_key, x.shape[-1], x.dtype)
+def dropout(x: Tensor, p: float, row_key: Tensor, numbers: Tensor | None = None) -> Tensor:
+    """Inverted dropout of x [..., C]; `row_key` int64 [...] says which draw belongs to which row.
+
+    `numbers` int64 [C] are the columns' numbers in the whole row, where x holds only some of them.
+    """
+    numbers = torch.arange(x.shape[-1], device=x.device) if numbers is None else numbers
+    out: Tensor = Dropped.apply(x, p, row_key, rng.lanes(numbers))
+    return out
 
 
 class FeedForward(nn.Module):
-    """Linear, GELU, Linear on each token."""
+    """Linear, GELU, Linear on each token; with `tile`, that many tokens at a time, computed again in the backward."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, tile: int | None = None) -> None:
         super().__init__()
+        self.tile = tile
         self.expand = Linear(width, hidden)
         self.contract = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [N, d] -> [N, d]."""
-        out: Tensor = self.contract(torch.nn.functional.gelu(self.expand(x)))
+        dtype = compute_type(x)
+        parameters = (self.expand.weight, self.expand.bias, self.contract.weight, self.contract.bias)
+        out: Tensor = Fed.apply(x.to(dtype), *(parameter.to(dtype) for parameter in parameters), self.tile)
+        return out
+
+
+class ResidualNorm(nn.LayerNorm):
+    """LayerNorm of a residual sum, with dropout on the branch."""
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, branch: Tensor, scale: Tensor | None, p: float, keys: Tensor | None
+    ) -> Tensor:
+        """Norm of x + scale * dropout(branch): x, branch [N, d], scale [d]; keys int64 [N], None: no dropout."""
+        out: Tensor = Normed.apply(x, branch.to(x.dtype), self.weight, self.bias, scale, self.eps, p, keys)
         return out
 
 
@@ -127,7 +153,3 @@ class LayerScale(nn.Module):
     def __init__(self, width: int, start: float) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.full((width,), start))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale x [N, d]."""
-        return x * self.scale

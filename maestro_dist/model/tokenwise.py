@@ -1,0 +1,162 @@
+"""What is done to each token by itself, in blocks of tokens and with little kept for the backward.
+
+On a CPU a block stays in the cache; on any device a block bounds what is alive at a time besides the layer's inputs
+and outputs. Nothing here depends on the block size but the rounding of the parameters' gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maestro_dist import rng
+
+_BLOCK = 1 << 18
+"""Elements of a block on a CPU: 1 MiB of float32."""
+
+
+def blocks(x: Tensor, width: int, tile: int | None) -> Iterator[slice]:
+    """Slices of the rows of x: `tile` rows each; without one as many of `width` elements as suit the device."""
+    rows = tile or (max(1, _BLOCK // max(1, width)) if x.device.type == "cpu" else max(1, len(x)))
+    return (slice(start, start + rows) for start in range(0, len(x), rows))
+
+
+def compute_type(x: Tensor) -> torch.dtype:
+    """Float type of matrix products: autocast's, or that of x."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+class Dropped(torch.autograd.Function):
+    """Inverted dropout of rows by hash; the backward draws again, so that only the rows' hashes are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float, row_key: Tensor, lane: Tensor) -> Tensor:
+        """x [..., C], row_key int64 [...], lane int32 [C] (see `rng.keep_mask`)."""
+        ctx.save_for_backward(row_key, lane)
+        ctx.p = p
+        return _drop(x, p, row_key, lane)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        """Gradient of x."""
+        row_key, lane = ctx.saved_tensors
+        return _drop(gradients[0], ctx.p, row_key, lane), None, None, None
+
+
+def _lane(x: Tensor) -> Tensor:
+    return rng.lanes(torch.arange(x.shape[-1], device=x.device))
+
+
+def _drop(x: Tensor, p: float, row_key: Tensor, lane: Tensor) -> Tensor:
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    rows, flat, keys = x.reshape(-1, x.shape[-1]), out.view(-1, x.shape[-1]), row_key.reshape(-1)
+    for part in blocks(flat, -(-flat.shape[1] // 4), None):  # measured: here larger blocks are better
+        keep = rng.keep_mask(p, keys[part], lane).to(x.dtype)
+        torch.mul(rows[part], keep.mul_(1 / (1 - p)), out=flat[part])
+    return out
+
+
+class Normed(torch.autograd.Function):
+    """LayerNorm(x + scale * dropout(branch)), keeping the sum and no mask."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        branch: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        scale: Tensor | None,
+        eps: float,
+        p: float,
+        keys: Tensor | None,
+    ) -> Tensor:
+        """x, branch [N, d]; weight, bias, scale [d]; keys int64 [N] or None (nothing is dropped) -> [N, d]."""
+        total = torch.empty_like(x)
+        lane = _lane(x)
+        for part in blocks(x, x.shape[1], None):
+            rows = branch[part] if scale is None else branch[part] * scale
+            if keys is None:
+                torch.add(x[part], rows, out=total[part])
+            else:
+                keep = rng.keep_mask(p, keys[part], lane).to(x.dtype)
+                torch.addcmul(x[part], rows, keep, value=1 / (1 - p), out=total[part])
+        out, mean, deviation = torch.native_layer_norm(total, (x.shape[1],), weight, bias, eps)
+        ctx.save_for_backward(total, mean, deviation, weight, bias, scale, keys, branch if scale is not None else None)
+        ctx.p = p
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, branch, weight, bias and scale."""
+        total, mean, deviation, weight, bias, scale, keys, branch = ctx.saved_tensors
+        own, weights, biases = torch.ops.aten.native_layer_norm_backward(
+            gradients[0].contiguous(), total, (total.shape[1],), mean, deviation, weight, bias, [True, True, True]
+        )
+        if keys is None and scale is None:
+            return own, own, weights, biases, None, None, None, None
+        inner = torch.empty_like(own)
+        scales = None if scale is None else torch.zeros_like(scale)
+        lane = _lane(own)
+        for part in blocks(own, own.shape[1], None):
+            if keys is None:
+                rows = own[part]
+            else:
+                keep = rng.keep_mask(ctx.p, keys[part], lane).to(own.dtype)
+                rows = torch.mul(own[part], keep.mul_(1 / (1 - ctx.p)), out=inner[part])
+            if scales is not None:
+                scales += (rows * branch[part]).sum(0)
+                torch.mul(rows, scale, out=inner[part])
+        return own, inner, weights, biases, scales, None, None, None
+
+
+class Fed(torch.autograd.Function):
+    """Linear, GELU, Linear. Keeps what enters GELU, or with a tile nothing: it is then computed again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, expand: Tensor, first: Tensor, contract: Tensor, second: Tensor, tile: int | None
+    ) -> Tensor:
+        """x [N, d], expand [h, d], first [h], contract [d, h], second [d] -> [N, d]."""
+        out = x.new_empty(len(x), len(contract))
+        inner = None if tile else x.new_empty(len(x), len(expand))
+        for part in blocks(x, len(expand), tile):
+            before = torch.addmm(first, x[part], expand.t(), out=None if inner is None else inner[part])
+            torch.addmm(second, F.gelu(before), contract.t(), out=out[part])
+        ctx.save_for_backward(x, expand, first, contract, inner)
+        ctx.tile = tile
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x and of the four parameters."""
+        x, expand, first, contract, inner = ctx.saved_tensors
+        pull = gradients[0].contiguous()
+        own = torch.empty_like(x)
+        # sums over many tokens: float32 at least
+        kind = torch.promote_types(x.dtype, torch.float32)
+        sums = [
+            torch.zeros(shape.shape, dtype=kind, device=x.device) for shape in (expand, first, contract, contract[:, 0])
+        ]
+        for part in blocks(x, len(expand), ctx.tile):
+            before = torch.addmm(first, x[part], expand.t()) if inner is None else inner[part]
+            _add_product(sums[2], pull[part], F.gelu(before))
+            sums[3] += pull[part].sum(0)
+            hidden = torch.ops.aten.gelu_backward(pull[part] @ contract, before)
+            _add_product(sums[0], hidden, x[part])
+            sums[1] += hidden.sum(0)
+            torch.mm(hidden, expand, out=own[part])
+        return own, *(total.to(x.dtype) for total in sums), None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left^T right."""
+    if total.dtype == left.dtype:
+        total.addmm_(left.t(), right)
+    else:
+        total += left.t() @ right
