@@ -57,6 +57,12 @@ def word_times(words: int, first: int, step: int, word: int, rate_hz: float, dev
     return (index * (step * word) + word / 2) / rate_hz
 
 
+def _narrow(linear: Linear, x: Tensor) -> Tensor:
+    """`linear` of few inputs: its weight's gradient costs a sixth when it is made transposed."""
+    out = torch.addmm(linear.bias, x.flatten(0, -2), linear.weight.t().contiguous())
+    return out.view(*x.shape[:-1], out.shape[1])
+
+
 class Ordinal(nn.Module):
     """The symbols of a word's variates as numbers in [0, 1] into a linear layer; missing is 0."""
 
@@ -67,8 +73,7 @@ class Ordinal(nn.Module):
 
     def forward(self, symbols: Tensor, samples: Tensor | None) -> Tensor:
         """Symbols uint8 [R, W, D] -> [R, W, d]."""
-        out: Tensor = self.linear(symbols.to(self.linear.weight.dtype) / self.alphabet)
-        return out
+        return _narrow(self.linear, symbols.to(self.linear.weight.dtype) / self.alphabet)
 
 
 class Table(nn.Module):
@@ -101,8 +106,8 @@ class Patch(nn.Module):
     def forward(self, symbols: Tensor, samples: Tensor | None) -> Tensor:
         """Symbols uint8 [R, W, D], samples [R, W, w, 2 D] of `sax.Words` -> [R, W, d]."""
         assert samples is not None
-        out: Tensor = self.table(symbols, samples) + self.linear(samples.flatten(2))
-        return out
+        table: Tensor = self.table(symbols, samples)
+        return table + _narrow(self.linear, samples.flatten(2))
 
 
 class Stem(nn.Module):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from maestro_dist import rng
+from maestro_dist.model.convolution import Convolution
 from maestro_dist.model.tokenwise import Dropped, Fed, Normed, compute_type
-
-_BLOCK = 1 << 16
-"""Numbers that a convolution on a processor works on at a time, so that all its shifts find them in the cache."""
 
 Key = Callable[[str], int]
 """Maps the name of a module's own parameter to the 64-bit key of its initial draws."""
@@ -49,58 +47,6 @@ class Windowed(Linear):
             x, weight, bias = (part.to(torch.get_autocast_dtype(device)) for part in (x, weight, bias))
         out: Tensor = Convolution.apply(x, weight, bias, self.kernel, stride)
         return out
-
-
-class Convolution(torch.autograd.Function):
-    """Matrix products on windows of padded tokens, none of which is copied.
-
-    Windows that do not overlap are the rows of a matrix that lies in memory already, whose rows are `kernel x C` long:
-    all windows are ceil(kernel / stride) such matrices, each shifted by a stride. They run through the ends of the rows
-    of x; what reaches from one into the next is cut off.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kernel: int, stride: int) -> Tensor:
-        """Padded x [R, L + kernel - 1, C], weight [O, kernel x C], bias [O] -> [R, ceil(L / stride), O]."""
-        ctx.kernel, ctx.stride, ctx.padded = kernel, stride, x.shape[1]
-        x = F.pad(x, (0, 0, 0, -x.shape[1] % stride)).contiguous()
-        ctx.save_for_backward(x, weight)
-        out = x.new_empty((len(x), x.shape[1] // stride, len(weight)))
-        for windows, part in _windows(x, out, kernel, stride):
-            torch.addmm(bias, windows, weight.t(), out=part)
-        ctx.length = -(-(ctx.padded - kernel + 1) // stride)
-        return out[:, : ctx.length]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
-        """Gradients of x, weight and bias."""
-        x, weight = ctx.saved_tensors
-        gradient = F.pad(gradients[0], (0, 0, 0, x.shape[1] // ctx.stride - ctx.length)).contiguous()
-        of_weight = torch.zeros_like(weight.t(), memory_format=torch.contiguous_format)
-        for windows, part in _windows(x, gradient, ctx.kernel, ctx.stride):
-            of_weight.addmm_(windows.t(), part)  # this way round: few rows cost less than few columns
-        of_x = None
-        if ctx.needs_input_grad[0]:
-            of_x = torch.zeros_like(x)
-            for windows, part in _windows(of_x, gradient, ctx.kernel, ctx.stride):
-                windows.addmm_(part, weight)
-            of_x = of_x[:, : ctx.padded]
-        return of_x, of_weight.t().contiguous(), gradient.sum((0, 1)), None, None
-
-
-def _windows(x: Tensor, out: Tensor, kernel: int, stride: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Views of contiguous x [R, P, C], [n, kernel x C], with those of out [R, P / stride, O] they lead to, [n, O]."""
-    channels, outputs = x.shape[2], out.shape[2]
-    total, shifts = (x.shape[0] * x.shape[1] - kernel) // stride + 1, -(-kernel // stride)
-    block = max(shifts, _BLOCK // (stride * channels + outputs)) if x.device.type == "cpu" else max(1, total)
-    for start in range(0, total, block):
-        end = min(total, start + block)
-        for first in range(start, min(end, start + shifts)):
-            rows = -(-(end - first) // shifts)
-            yield (
-                x.as_strided((rows, kernel * channels), (shifts * stride * channels, 1), first * stride * channels),
-                out.as_strided((rows, outputs), (shifts * outputs, 1), first * outputs),
-            )
 
 
 def taps(x: Tensor, kernel: int, stride: int) -> list[Tensor]:
@@ -145,6 +91,17 @@ class ResidualNorm(nn.LayerNorm):
         """Norm of x + scale * dropout(branch): x, branch [N, d], scale [d]; keys int64 [N], None: no dropout."""
         out: Tensor = Normed.apply(x, branch.to(x.dtype), self.weight, self.bias, scale, self.eps, p, keys)
         return out
+
+
+def checkpointed(again: bool, function: Callable[..., Any], *inputs: Any) -> Any:
+    """`function(*inputs)`; with `again`, nothing inside is kept for the backward, which computes it again.
+
+    All draws are keyed, so the second time gives the same bits, and torch's generators need no care. The second run
+    goes to its end (`early_stop` off): modules entered are left again, which ZeRO 3 relies on.
+    """
+    if not again or not torch.is_grad_enabled():
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, early_stop=False)
 
 
 class LayerScale(nn.Module):

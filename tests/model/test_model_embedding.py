@@ -12,8 +12,9 @@ from torch import Tensor
 
 from maestro_dist.config.schema import StemConfig
 from maestro_dist.model import OneProcess, sax
+from maestro_dist.model.convolution import Convolution
 from maestro_dist.model.embedding import Stem
-from maestro_dist.model.layers import Convolution, Windowed
+from maestro_dist.model.layers import Windowed
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:

@@ -1,0 +1,59 @@
+"""A convolution over time whose windows are read where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Convolution(torch.autograd.Function):
+    """Matrix products on windows of padded tokens, none of which is copied.
+
+    Windows that do not overlap are the rows of a matrix that lies in memory already, whose rows are `kernel x C` long:
+    all windows are ceil(kernel / stride) such matrices, each shifted by a stride. They run through the ends of the rows
+    of x; what reaches from one into the next is cut off.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kernel: int, stride: int) -> Tensor:
+        """Padded x [R, L + kernel - 1, C], weight [O, kernel x C], bias [O] -> [R, ceil(L / stride), O]."""
+        ctx.kernel, ctx.stride, ctx.padded = kernel, stride, x.shape[1]
+        x = F.pad(x, (0, 0, 0, -x.shape[1] % stride)).contiguous()
+        ctx.save_for_backward(x, weight)
+        out = x.new_empty((len(x), x.shape[1] // stride, len(weight)))
+        for windows, part in _windows(x, out, kernel, stride):
+            torch.addmm(bias, windows, weight.t(), out=part)
+        ctx.length = -(-(ctx.padded - kernel + 1) // stride)
+        return out[:, : ctx.length]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
+        """Gradients of x, weight and bias."""
+        x, weight = ctx.saved_tensors
+        gradient = F.pad(gradients[0], (0, 0, 0, x.shape[1] // ctx.stride - ctx.length)).contiguous()
+        of_weight = torch.zeros_like(weight.t(), memory_format=torch.contiguous_format)
+        for windows, part in _windows(x, gradient, ctx.kernel, ctx.stride):
+            of_weight.addmm_(windows.t(), part)  # this way round: few rows cost less than few columns
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = torch.zeros_like(x)
+            for windows, part in _windows(of_x, gradient, ctx.kernel, ctx.stride):
+                windows.addmm_(part, weight)
+            of_x = of_x[:, : ctx.padded]
+        return of_x, of_weight.t().contiguous(), gradient.sum((0, 1)), None, None
+
+
+def _windows(x: Tensor, out: Tensor, kernel: int, stride: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Views of contiguous x [R, P, C], [n, kernel x C], with those of out [R, P / stride, O] they lead to, [n, O]."""
+    channels, outputs = x.shape[2], out.shape[2]
+    total, shifts = (x.shape[0] * x.shape[1] - kernel) // stride + 1, -(-kernel // stride)
+    for shift in range(min(shifts, total)):
+        rows = -(-(total - shift) // shifts)
+        yield (
+            x.as_strided((rows, kernel * channels), (shifts * stride * channels, 1), shift * stride * channels),
+            out.as_strided((rows, outputs), (shifts * outputs, 1), shift * outputs),
+        )
