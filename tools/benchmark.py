@@ -41,10 +41,14 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="few repetitions, small sizes: to see that it works")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the second half of a table (all cores)")
+    parser.add_argument("--default-allocator", action="store_true", help="leave the C library's allocator as it is")
     given = parser.parse_args()
     if given.threads is not None and given.threads < 1:
         parser.error("--threads is at least 1")
-    notes = [_KEPT[given.device == "cpu" and keep_freed_memory()]] if given.name != "step" else []
+    notes = []
+    if given.name != "step":
+        keep = given.device == "cpu" and not given.default_allocator
+        notes.append(_KEPT[keep and keep_freed_memory()])
     if given.quick:
         notes.append("quick: small sizes, so that the figures mean nothing")
     options = Options(quick=given.quick, device=given.device, threads=given.threads)

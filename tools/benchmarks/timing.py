@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -90,7 +90,7 @@ def compare(
     }
     everything = {**machine, **cases}
     if quick:
-        everything = {name: Case(case.run, min(case.repetitions, 2)) for name, case in everything.items()}
+        everything = {name: replace(case, repetitions=min(case.repetitions, 2)) for name, case in everything.items()}
     before = torch.get_num_threads()
     torch.set_num_threads(setting.threads)
     try:
