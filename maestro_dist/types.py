@@ -6,6 +6,7 @@ modality j, T_j steps, D_j variates, W_j words, L tokens, C outputs, E experts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -51,6 +52,7 @@ class Batch:
     last           whether this is the last micro-batch of its global batch
     global_samples samples in the whole global batch, over all ranks and micro-batches (smaller at an epoch's tail)
     position       samples consumed since the start of the run once this global batch is done
+    on_host[j]     `rows[j]` as plain integers, kept when a batch goes to another device; None: not known
     epoch, step    0-based epoch and 0-based optimizer step that this micro-batch belongs to
     """
 
@@ -68,9 +70,18 @@ class Batch:
     position: int = 0
     epoch: int = 0
     step: int = 0
+    on_host: dict[str, list[int]] | None = None
 
     def __len__(self) -> int:
         return int(self.sample.shape[0])
+
+    def host_rows(self, names: Sequence[str]) -> list[list[int]] | None:
+        """`rows` of the named modalities as plain integers; None where only the device knows them."""
+        if self.on_host is not None:
+            return [self.on_host[name] for name in names]
+        if self.sample.device.type != "cpu":
+            return None
+        return [self.rows[name].tolist() for name in names]
 
     def _map(self, change: Any) -> Batch:
         moved: dict[str, Any] = {}
@@ -78,13 +89,16 @@ class Batch:
             value = getattr(self, item.name)
             if hasattr(value, "data_ptr"):
                 moved[item.name] = change(value)
-            elif isinstance(value, dict):
+            elif isinstance(value, dict) and item.name != "on_host":
                 moved[item.name] = {name: change(tensor) for name, tensor in value.items()}
         return replace(self, **moved)
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device; pinned memory is copied without waiting."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        known = self.host_rows(list(self.rows)) if moved.sample.device.type != "cpu" else None
+        moved.on_host = None if known is None else dict(zip(self.rows, known, strict=True))
+        return moved
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (CUDA only)."""
@@ -98,7 +112,8 @@ class Output(TypedDict, total=False):
     modality_logits  [B, M, C]: those of each modality's own head, 0 where absent (additive head only)
     budgets          [B, M] detached: u_ij of the last encoder layer, 0 where absent
     queries          [B, M] detached: number of queries n_ij that went with it (real)
-    expert_load      [layers, M, E] detached: tokens sent to each expert, by modality, one slice a cross-modal layer
+    expert_load      int64 [layers, M, E]: tokens sent to each expert, by modality, one slice a cross-modal layer
+    expert_load_by_sample int32 [layers, B, E]: the same by sample; with `Batch.present`, by missing set
     """
 
     logits: Tensor
@@ -106,3 +121,4 @@ class Output(TypedDict, total=False):
     budgets: Tensor
     queries: Tensor
     expert_load: Tensor
+    expert_load_by_sample: Tensor

@@ -9,7 +9,7 @@ from maestro_dist.config.schema import ModelConfig
 from maestro_dist.model.attention import Attention
 from maestro_dist.model.context import ExpertsFactory, SequenceContext
 from maestro_dist.model.distil import Distil
-from maestro_dist.model.layers import FeedForward, LayerScale, ResidualNorm
+from maestro_dist.model.layers import FeedForward, LayerScale, ResidualNorm, checkpointed
 from maestro_dist.model.layout import Layout
 from maestro_dist.model.moe import MixtureOfExperts
 
@@ -24,7 +24,7 @@ class Layer(nn.Module):
         self, name: str, config: ModelConfig, factor: float, feed: nn.Module, seed: int, sequence: SequenceContext
     ) -> None:
         super().__init__()
-        self.name, self.seed, self.dropout = name, seed, config.dropout
+        self.name, self.seed, self.dropout, self.checkpoint = name, seed, config.dropout, config.checkpoint
         self.attention = Attention(f"{name}.attention", config, factor, seed, sequence)
         self.attention_norm = ResidualNorm(config.width)
         self.distil = Distil(config.width, sequence) if config.distil else None
@@ -38,11 +38,17 @@ class Layer(nn.Module):
         self, x: Tensor, layout: Layout, after: Layout, queries: Tensor, step: int
     ) -> tuple[Tensor, Tensor | None]:
         """Tokens x [N, d] in `layout` -> (tokens in `after`, the experts' load int32 [S, M, E] if there are any)."""
+        again = self.checkpoint == "layers"
+        x = checkpointed(again, self._attend, x, layout, queries, step)
+        return checkpointed(again, self._feed, x, after, step)
+
+    def _attend(self, x: Tensor, layout: Layout, queries: Tensor, step: int) -> Tensor:
         branch = self.attention(x, layout, queries, step)
         keys = self._draws(self.attention.name, layout, step)
         x = self.attention_norm(x, branch, _factor(self.attention_scale), self.dropout, keys)
-        if self.distil is not None:
-            x = self.distil(x, layout)
+        return x if self.distil is None else self.distil(x, layout)
+
+    def _feed(self, x: Tensor, after: Layout, step: int) -> tuple[Tensor, Tensor | None]:
         load = None
         if isinstance(self.feed, MixtureOfExperts):
             branch, load = self.feed(x, after)
@@ -84,7 +90,7 @@ def fusion_layer(
 
 
 def _feed_forward(config: ModelConfig) -> FeedForward:
-    return FeedForward(config.width, max(1, round(config.feedforward * config.width)))
+    return FeedForward(config.width, max(1, round(config.feedforward * config.width)), config.tile)
 
 
 def _factor(scale: LayerScale | None) -> Tensor | None:

@@ -20,7 +20,7 @@ from maestro_dist.model.context import ExpertsFactory, OneProcess, SequenceConte
 from maestro_dist.model.embedding import Embedding, TimeCode, word_steps, word_times
 from maestro_dist.model.encoder import Encoder, fusion_layer
 from maestro_dist.model.head import ModalityHeads, pool
-from maestro_dist.model.layers import Key, Linear
+from maestro_dist.model.layers import Key, Linear, checkpointed
 from maestro_dist.model.layout import Layout, Part, Plan
 from maestro_dist.model.moe import LocalExperts, MixtureOfExperts
 from maestro_dist.types import Batch, Modality, Output
@@ -37,11 +37,14 @@ class ModalityEmbedding(nn.Module):
         """N(0, .1): apart, and small beside the normalised tokens."""
         rng.fill_normal_(self.weight, 0.1, key("weight"))
 
-    def forward(self, x: Tensor, layout: Layout, time: Tensor) -> Tensor:
-        """Tokens x [N, d], time codes [L, d] -> [N, d]."""
-        columns = self.weight.index_select(0, layout.part) + time
-        column = torch.arange(len(columns), device=x.device).expand(layout.mask.shape)
-        return x + columns.index_select(0, layout.flat(column))
+    def forward(self, x: Tensor, layout: Layout, time: list[Tensor]) -> Tensor:
+        """Tokens x [N, d], time codes of each modality's columns [L_j, d] -> [N, d]."""
+        sizes = [part.rows * part.length for part in layout.parts]
+        pieces = [
+            (tokens.view(part.rows, part.length, x.shape[1]) + (own + codes)).flatten(0, 1)
+            for tokens, part, own, codes in zip(x.split(sizes), layout.parts, self.weight, time, strict=True)
+        ]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 class Maestro(nn.Module):
@@ -110,6 +113,7 @@ class Maestro(nn.Module):
     def forward(self, batch: Batch, step: int = 0) -> Output:
         """Logits and what to watch, for one micro-batch. `step` (0-based optimizer step) keys the draws of training."""
         rows = [batch.rows[name] for name in self.names]
+        having = batch.host_rows(self.names)
         tokens, plan = self._embed(batch, rows)
         present = plan.total[:, :, 0] > 0
         depth = self.config.encoder_layers
@@ -120,12 +124,12 @@ class Maestro(nn.Module):
             queries = budgets.queries[:, j].index_select(0, rows[j])
             tokens[j] = self.encoders[name](tokens[j], layouts, queries, step)
 
-        joint = layout.joint_layout(plan, depth, rows, batch.sample)
+        joint = layout.joint_layout(plan, depth, rows, batch.sample, having)
         encoded = torch.cat(tokens)
-        x = self.modality_embedding(encoded, joint, self._times(joint).to(self.unit.dtype))
+        x = self.modality_embedding(encoded, joint, self._times(joint))
         loads, final = [], joint
         for level, layer in enumerate(self.fusion, start=depth):
-            entered, final = final, layout.joint_layout(plan, level + 1, rows, batch.sample)
+            entered, final = final, layout.joint_layout(plan, level + 1, rows, batch.sample, having)
             share = self.unit.new_full(entered.observed.shape, self.config.fusion_beta)
             queries = budget.spend(share, entered.observed).queries
             x, load = layer(x, entered, final, queries, step)
@@ -141,7 +145,8 @@ class Maestro(nn.Module):
             output["budgets"] = budgets.share[:, :, -1].detach()
             output["queries"] = budgets.queries[:, :, -1].detach()
         if self.config.moe.experts and loads:
-            output["expert_load"] = torch.stack(loads)
+            load = torch.stack(loads)  # int32 [layers, B, M, E]
+            output["expert_load"], output["expert_load_by_sample"] = load.sum(1), load.sum(2, dtype=torch.int32)
         return output
 
     def update_balance(self, load: Tensor) -> None:
@@ -159,9 +164,9 @@ class Maestro(nn.Module):
         lead = int(self.config.summary != "none")
         for name, word in zip(self.names, self.words, strict=True):
             values, symbols = batch.values.get(name), batch.symbols.get(name)
-            embedded, summary, observed = self.embeddings[name](
-                values, batch.recording.get(name), self.unit.dtype, symbols
-            )
+            inputs = values, batch.recording.get(name), self.unit.dtype, symbols
+            again = self.config.checkpoint == "layers"
+            embedded, summary, observed = checkpointed(again, self.embeddings[name], *inputs)
             local = observed.shape[1] * word if values is None else values.shape[1]
             start, steps = self.sequence.slice(name, local)
             held, total = observed.shape[1], -(-steps // word)
@@ -186,14 +191,15 @@ class Maestro(nn.Module):
         gated: Budgets = self.gate(present, content, counts)
         return gated
 
-    def _times(self, joint: Layout) -> Tensor:
-        """Time codes float64 [L, d] of the columns that enter the cross-modal layers; zeros for summary tokens."""
+    def _times(self, joint: Layout) -> list[Tensor]:
+        """Time codes [L_j, d] of each modality's columns that enter the cross-modal layers; zeros for summary tokens."""
         distilled = 2**self.config.encoder_layers if self.config.distil else 1
-        device, seconds = joint.token.device, []
+        codes = []
         for part, word, modality in zip(joint.parts, self.words, self.modalities, strict=True):
-            seconds.append(torch.full((part.summary,), torch.nan, dtype=torch.float64, device=device))
-            seconds.append(word_times(part.words, part.first, distilled, word, modality.rate_hz, device))
-        return self.time(torch.cat(seconds)).nan_to_num(0.0)
+            seconds = word_times(part.words, part.first, distilled, word, modality.rate_hz, self.unit.device)
+            code = self.time(seconds).to(self.unit.dtype)
+            codes.append(torch.cat((code.new_zeros(part.summary, code.shape[1]), code)) if part.summary else code)
+        return codes
 
 
 def _check(config: ModelConfig, modalities: Sequence[Modality], sequence: SequenceContext) -> None:

@@ -14,9 +14,10 @@ from maestro_dist.config.schema import ModelConfig
 from maestro_dist.model import OneProcess
 from maestro_dist.model.budget import BudgetGate, fill_up, spend
 from maestro_dist.model.distil import Distil
+from maestro_dist.model.grouped import grouped_network
 from maestro_dist.model.head import pool
 from maestro_dist.model.layout import Part, joint_layout, plan
-from maestro_dist.model.moe import LocalExperts, MixtureOfExperts, grouped_product
+from maestro_dist.model.moe import LocalExperts, MixtureOfExperts
 
 
 def filled(module: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -176,9 +177,10 @@ def test_experts_equal_the_masked_loop(top_k: int, options: dict, dtype: torch.d
     fast, load = moe(x, layout)
     slow = masked_loop(moe, x, layout.flat_mask)
     torch.testing.assert_close(fast, slow, rtol=tolerance, atol=tolerance)
-    assert load.sum(1).tolist() == [top_k * int(mask.sum()) for mask in masks]
+    assert load.sum((0, 2)).tolist() == [top_k * int(mask.sum()) for mask in masks]
+    assert load[:, 0].sum(1).tolist() == (top_k * masks[0].sum(1)).tolist()
     if moe.balanced:
-        assert not load[:, 1].any()
+        assert not load[..., 1].any()
     pull = torch.randn_like(slow)
     leaves = [x, *moe.parameters()]
     for ours, theirs in zip(
@@ -187,17 +189,22 @@ def test_experts_equal_the_masked_loop(top_k: int, options: dict, dtype: torch.d
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("rows", [0, 10])
-def test_grouped_product_of_rows_without_group(dtype: torch.dtype, rows: int) -> None:
-    x = torch.randn(rows, 8, dtype=dtype, requires_grad=True)
-    weight = torch.randn(3, 8, 16, dtype=dtype, requires_grad=True)
-    out = grouped_product(x, weight, torch.tensor([2, 0, 5]) if rows else torch.zeros(3, dtype=torch.int64))
+def test_rows_without_group_give_nothing(dtype: torch.dtype, rows: int) -> None:
+    x = torch.randn(rows, 8, dtype=dtype)
+    x[7:] = torch.nan
+    x.requires_grad_()
+    expand, contract = (torch.randn(3, *shape, dtype=dtype, requires_grad=True) for shape in ((8, 16), (16, 8)))
+    counts = torch.tensor([2, 0, 5]) if rows else torch.zeros(3, dtype=torch.int64)
+    out = grouped_network(x, expand, contract, counts)
     out.sum().backward()
-    assert out.shape == (rows, 16)
+    assert out.shape == (rows, 8)
     assert not out[7:].any()
     assert not x.grad[7:].any()
-    assert not weight.grad[1].any()
+    for weight in (expand, contract):
+        assert not weight.grad[1].any()
+        assert weight.grad.isfinite().all()
 
 
 def test_bias_pulls_the_load_together() -> None:
@@ -205,10 +212,10 @@ def test_bias_pulls_the_load_together() -> None:
     moe = filled(MixtureOfExperts(config, 1, LocalExperts), torch.float32)
     layout = make_layout([torch.ones(8, 64).bool()], [torch.arange(8)], 8)
     x = torch.randn(512, 8, generator=torch.Generator().manual_seed(0)) + torch.linspace(-1, 2, 8)
-    first = moe(x, layout)[1].sum(0)
+    first = moe(x, layout)[1].sum((0, 1))
     for _ in range(60):
-        moe.update_balance(moe(x, layout)[1].sum(0))
-    last = moe(x, layout)[1].sum(0)
+        moe.update_balance(moe(x, layout)[1].sum((0, 1)))
+    last = moe(x, layout)[1].sum((0, 1))
     assert last.max() < 0.5 * first.max()
     assert last.max() < 180
 
