@@ -18,7 +18,7 @@ _FREE_KEYS = frozenset(
         "run.storage", "run.launcher", "run.workers", "run.device", "run.cpus_per_worker", "run.keep_memory",
         "run.max_failures", "run.timeout_s", "data.url", "data.source", "data.loader_workers", "data.prefetch",
         "data.cache", "data.verify", "engine.zero_stage", "engine.micro_batch", "engine.overlap_comm",
-        "evaluation.batch",
+        "evaluation.batch", "model.checkpoint", "model.tile",
     }
 )  # fmt: skip
 

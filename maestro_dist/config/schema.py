@@ -152,6 +152,12 @@ class ModelConfig(Section):
     """One more token a present modality: window level, or window statistics."""
     attention: Literal["sparse", "dense"] = "sparse"
     """sparse: full attention for the best queries only; dense: for all."""
+    attention_form: Literal["auto", "plain", "rows", "absorbed"] = "auto"
+    """How sparse attention is computed, all equal: auto takes the cheapest by a cost model (see `model/cost.py`)."""
+    attention_kernel: Literal["auto", "tiles", "fused"] = "auto"
+    """Attention of the selected queries: own tiles, or torch's fused kernel (auto: where it can, on a GPU)."""
+    keep_scores: bool = True
+    """Keep the selected queries' probabilities for the backward; false: compute them again, less memory, more time."""
     sample_factor: PositiveFloat = 5.0
     """c in U = ceil(c ln L), the number of sampled keys."""
     budget: Literal["gate", "reallocate", "fixed"] = "gate"
@@ -168,6 +174,10 @@ class ModelConfig(Section):
     """Halve the tokens after each attention (inside each modality's segment)."""
     layer_scale: PositiveFloat | None = None
     """Start value of LayerScale on the residual branches; none by default."""
+    checkpoint: Literal["none", "layers"] = "none"
+    """layers: keep only what enters the layers, and compute the rest again in the backward: for long recordings."""
+    tile: Positive | None = None
+    """Tokens at a time in feed-forwards and experts, whose hidden values are then not kept; all at once by default."""
     head: Literal["pooled", "additive"] = "additive"
     """pooled: one head on the pooled tokens; additive: plus one small head a modality."""
     moe: MoeConfig = MoeConfig()
