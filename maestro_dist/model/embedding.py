@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 import torch
@@ -130,12 +131,14 @@ class Stem(nn.Module):
         """Samples [R, W, w, 2 D] of `sax.Words` -> [R, W, d]; `whole` if all steps are known to be observed."""
         rows, words, word, inputs = samples.shape
         x = samples.view(rows, words * word, inputs)
-        observed = samples[..., inputs // 2 :].amax(-1)
+        observed, count = None, torch.full((), word, dtype=x.dtype, device=x.device)
+        if not whole:
+            observed = reduce(torch.maximum, samples[..., inputs // 2 :].unbind(-1))
+            count = observed.sum(2, keepdim=True).clamp_min(1)
         for convolution in self.convolutions:
             x = F.gelu(convolution(self.sequence.halo(x, self.reach)))
-            if not whole:
-                x = x * observed.view(rows, words * word, 1)
-        count = observed.sum(2, keepdim=True).clamp_min(1)
+            if observed is not None:
+                x = x * observed.reshape(rows, words * word, 1)
         out: Tensor = self.linear(x.view(rows, words, word, x.shape[2]).sum(2) / count)
         return out
 
