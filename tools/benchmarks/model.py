@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import SEED, gathered_bytes, modalities, ratio, wesad_config, windows
+from benchmarks.cases import PUBLISHED_GFLOPS, SEED, gathered_bytes, modalities, ratio, wesad_config, windows
 from benchmarks.common import Options, Row, Setting, at_least, at_most, size_name
 from benchmarks.memory import peak_memory
 from benchmarks.published import Published
@@ -23,6 +23,8 @@ _CLASSES = 3
 _STEPS, _BATCH = 256, 64
 _LONG_STEPS = 32768
 _MISSING = 0.4
+_PUBLISHED_RATE = 39.0
+"""Samples a second of the published formulation, measured where the figures in `cases.PUBLISHED_NS` come from."""
 
 
 def run(options: Options) -> list[Row]:
@@ -92,6 +94,10 @@ def _wesad(options: Options, setting: Setting, steps: int, batch: int) -> list[R
             promised=promised,
         ),
     ]
+    reference = _PUBLISHED_RATE * rates.flops / 1e9 / PUBLISHED_GFLOPS
+    if steps == _STEPS and setting.clock == "cpu":
+        off = 100 * abs(batch / times["published"].best(setting) / reference - 1)
+        rows.append(at_most(f"{name}/published: off the reference by", off, "%", 25.0, promised=promised))
     for case, taken in times.items():
         rows.append(Row(f"{name}/{case}", batch / taken.best(setting), "samples/s"))
         rows += taken.rows(f"{name}/{case}", "ms", 1e3)
