@@ -1,9 +1,13 @@
 """ProbSparse attention with real-valued budgets over observed tokens only, and its dense counterpart.
 
-Letters: S samples, L columns (padded tokens held here), N tokens (flat), H heads, d_h head width, u selected queries.
+Letters: S samples, L columns (padded tokens held here), N tokens (flat), H heads, d_h head width, U sampled keys, u
+selected queries.
 """
 
 from __future__ import annotations
+
+import logging
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +15,13 @@ from torch import Tensor, nn
 
 from maestro_dist import rng
 from maestro_dist.config.schema import ModelConfig
-from maestro_dist.model import sampling
+from maestro_dist.model import cost, sampling, sparse
 from maestro_dist.model.context import SequenceContext
-from maestro_dist.model.layers import Key, dropout
+from maestro_dist.model.layers import Key
 from maestro_dist.model.layout import Layout, pack
+from maestro_dist.model.sampling import Chosen
+
+_LOG = logging.getLogger(__name__)
 
 
 def query_weights(queries: Tensor, limit: int, band: float) -> Tensor:
@@ -31,12 +38,32 @@ def query_weights(queries: Tensor, limit: int, band: float) -> Tensor:
     return weights
 
 
+class Split(torch.autograd.Function):
+    """Views of the projections packed in one array; their gradients are written into one array again."""
+
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor) -> tuple[Tensor, ...]:
+        """[S, L, n, H, d_h] -> n views [S, H, L, d_h]."""
+        ctx.shape = packed.shape
+        return packed.detach().permute(2, 0, 3, 1, 4).unbind(0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Tensor:
+        """Gradient of the packed array."""
+        given = next(gradient for gradient in gradients if gradient is not None)
+        out = given.new_empty(ctx.shape)
+        for target, gradient in zip(out.permute(2, 0, 3, 1, 4).unbind(0), gradients, strict=True):
+            target.zero_() if gradient is None else target.copy_(gradient)
+        return out
+
+
 class Attention(nn.Module):
     """Multi-head self-attention of one layer.
 
     For each head the best queries by the sparsity metric attend fully; every other position gets the mean of the
     values. The key projection has no bias: it would change neither softmax nor metric. Probabilities are dropped only
-    on the selected rows; dense attention drops none, so that its [L, L] probabilities are never kept.
+    on the selected rows, and the value bias is added after them; dense attention drops none, so that its [L, L]
+    probabilities are never kept. The mean of the values is the attention of a query of zeros, one more row.
     """
 
     def __init__(self, name: str, config: ModelConfig, factor: float, seed: int, sequence: SequenceContext) -> None:
@@ -45,8 +72,10 @@ class Attention(nn.Module):
         width = config.width
         self.name, self.seed, self.sequence = name, seed, sequence
         self.heads, self.dense = config.heads, config.attention == "dense"
+        self.form, self.kernel, self.keep = config.attention_form, config.attention_kernel, config.keep_scores
         self.sample_factor, self.factor, self.band = config.sample_factor, factor, config.budget_band
         self.dropout = config.dropout
+        self.told = ""
         self.query_weight = nn.Parameter(torch.empty(width, width))
         self.query_bias = nn.Parameter(torch.empty(width))
         self.key_weight = nn.Parameter(torch.empty(width, width))
@@ -62,90 +91,224 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, queries: Tensor, step: int) -> Tensor:
         """Tokens x [N, d] -> [N, d]. `queries` [S]: real-valued number of queries n <= L of each sample."""
-        context = self._dense(x, layout) if self.dense else self._sparse(x, layout, queries, step)
-        out = F.linear(context, self.output_weight, self.output_bias)
-        if self.training and self.dropout > 0:
-            out = dropout(out, self.dropout, layout.draw_keys(rng.key(self.seed, "dropout", self.name, step)))
-        return out
+        if self.dense:
+            return self._dense(x, layout)
+        form = self.form if self.form != "auto" else self.choose(layout.capacity)
+        if form == "plain":
+            return self._plain(x, layout, queries, step)
+        return self._by_rows(x, layout, queries, step, absorbed=form == "absorbed")
 
-    def _project(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each [S, H, L, d_h]; zeros where a modality is absent."""
-        weight = torch.cat((self.query_weight, self.key_weight, self.value_weight))
-        bias = torch.cat((self.query_bias, torch.zeros_like(self.query_bias), self.value_bias))
-        packed = F.linear(x, weight, bias)
-        samples, length = layout.mask.shape
-        if layout.slot is not None:
-            packed = packed.new_zeros(samples * length, packed.shape[1]).index_copy(0, layout.slot, packed)
-        packed = packed.view(samples, length, 3, self.heads, x.shape[1] // self.heads)
-        query, key, value = packed.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
-        return query, key, value
-
-    def _flat(self, context: Tensor, layout: Layout) -> Tensor:
-        """[S, H, L, d_h] -> [N, d]."""
-        rows = context.transpose(1, 2).reshape(layout.mask.numel(), context.shape[1] * context.shape[3])
-        return rows if layout.slot is None else rows.index_select(0, layout.slot)
+    def choose(self, length: int) -> str:
+        """The cheapest form for samples of `length` tokens; a change is logged with the costs that led to it."""
+        limits = (sampling.cap(factor, length) for factor in (self.sample_factor, self.factor))
+        choice = cost.choose(length, self.query_weight.shape[0], self.heads, *limits, training=self.training)
+        if choice.form != self.told:
+            self.told = choice.form
+            _LOG.info("%s, %d tokens a sample: %s", self.name, length, choice)
+        return choice.form
 
     def _dense(self, x: Tensor, layout: Layout) -> Tensor:
         query, key, value = self._project(x, layout)
-        mask = torch.zeros(layout.mask.shape, dtype=query.dtype, device=x.device)
-        mask = mask.masked_fill(~layout.mask, torch.finfo(query.dtype).min)[:, None, None]
+        mask = None if layout.bias is None else layout.bias[:, None, None].to(query.dtype)
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self._flat(torch.where(layout.observed[:, None, None, None] > 0, context, 0), layout)
+        context = context * _seen(layout, context.dtype) + self._heads(self.value_bias).to(context.dtype)
+        return self._output(context.transpose(1, 2), layout)
 
-    def _sparse(self, x: Tensor, layout: Layout, queries: Tensor, step: int) -> Tensor:
+    def _project(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each [S, H, L, d_h], the values without their bias."""
+        weight = torch.cat((self.query_weight, self.key_weight, self.value_weight))
+        bias = torch.cat((self.query_bias, self.query_bias.new_zeros(2 * len(self.query_bias))))
+        packed = layout.padded(F.linear(x, weight, bias))
+        each = len(self.query_bias) // self.heads
+        query, key, value = Split.apply(packed.view(*packed.shape[:2], 3, self.heads, each))
+        return query, key, value
+
+    def _heads(self, vector: Tensor) -> Tensor:
+        """[d] -> [H, 1, d_h]."""
+        return vector.view(self.heads, 1, -1)
+
+    def _output(self, context: Tensor, layout: Layout) -> Tensor:
+        """Output projection of [S, L, H, d_h] -> [N, d]."""
+        rows = context.reshape(layout.mask.numel(), len(self.query_bias))
+        if layout.slot is not None:
+            rows = rows.index_select(0, layout.slot)
+        return F.linear(rows, self.output_weight, self.output_bias)
+
+    def _plain(self, x: Tensor, layout: Layout, queries: Tensor, step: int) -> Tensor:
         query, key, value = self._project(x, layout)
-        samples, heads, length, width = query.shape
-        limit = sampling.cap(self.factor, layout.capacity)
         with torch.no_grad():
-            chosen = self._select(query, key, layout, limit, step)
-            column, held = sampling.locate(chosen, layout, self.sequence)
-            row = (column + torch.arange(samples * heads, device=x.device).view(samples, heads, 1) * length).flatten()
-        best = _rows(query, row, held, (samples, heads, limit, width))
-        best = self.sequence.sum(best)
+            rank, sizes = self._keys(layout, step)
+            column, held = sampling.hold(rank, sizes, layout)
+            sampled = self.sequence.sum(sampling.rows(key, column, held))
+            scores = sparse.largest_product(query, sampling.centred(sampled, sizes), None, 1)
+            chosen = self._best(scores, layout)
+        best = self.sequence.sum(sampling.rows(query, chosen.column, chosen.held))
+        best = best * best.shape[3] ** -0.5
+        best = F.pad(best, (0, 0, 0, 1))
+        out, total = sparse.attend(best, key, value, bias=layout.bias, **self._how(layout, chosen, step))
+        if total is not None:
+            out = self.sequence.merge(out, total)
+        mean, delta = self._split(out.to(value.dtype), layout, chosen, queries)
+        samples, heads, length, width = value.shape
+        context = mean.transpose(1, 2).expand(-1, length, -1, -1).clone(memory_format=torch.contiguous_format)
+        sample = torch.arange(samples, device=x.device)[:, None, None]
+        head = torch.arange(heads, device=x.device)[:, None]
+        row = ((sample * length + chosen.column) * heads + head).flatten()
+        context = _added(context.view(-1, width), row, delta.flatten(0, 2))
+        return self._output(context.view(samples, length, heads, width), layout)
 
-        scores = best @ key.transpose(-1, -2) * width**-0.5
-        scores = scores.masked_fill(~layout.mask[:, None, None], torch.finfo(scores.dtype).min)
-        probabilities = scores.softmax(-1).to(value.dtype)
-        if self.training and self.dropout > 0:
-            draws = rng.key(self.seed, "dropout", f"{self.name}.probabilities", step)
-            head = torch.arange(heads, device=x.device)[:, None]
-            keys = rng.bits(draws, pack(layout.sample[:, None, None], chosen * heads + head))
-            probabilities = dropout(probabilities, self.dropout, keys)
-        attended = self.sequence.merge(probabilities @ value, scores)
+    def _by_rows(self, x: Tensor, layout: Layout, queries: Tensor, step: int, *, absorbed: bool) -> Tensor:
+        """The output as one row a sample, the same for all its tokens, plus the rows of the selected queries."""
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        query_weight, key_weight, value_weight, output_weight = (
+            weight.to(dtype).view(self.heads, -1, weight.shape[1])
+            for weight in (self.query_weight, self.key_weight, self.value_weight, self.output_weight.t())
+        )
+        tokens = layout.padded(x)[:, None] if absorbed else None  # [S, 1, L, d]
+        if tokens is None:
+            packed = layout.padded(F.linear(x, torch.cat((self.key_weight, self.value_weight))))
+            key, value = Split.apply(packed.view(*packed.shape[:2], 2, *key_weight.shape[:2]))
+        with torch.no_grad():
+            rank, sizes = self._keys(layout, step)
+            column, held = sampling.hold(rank, sizes, layout)
+            if tokens is not None:
+                sampled = _projected(_tokens(x, column, held, layout), key_weight)
+                sampled = sampling.centred(self.sequence.sum(sampled), sizes)
+                offset = (sampled * self._heads(self.query_bias).to(dtype)).sum(3)
+                through = torch.einsum("shuc,hcd->shud", sampled, query_weight)
+                scores = sparse.largest_product(
+                    tokens, through.flatten(1, 2)[:, None], offset.flatten(1)[:, None], self.heads
+                )
+            else:
+                sampled = sampling.centred(self.sequence.sum(sampling.rows(key, column, held)), sizes)
+                query = layout.padded(F.linear(x, self.query_weight, self.query_bias))
+                query = query.view(*query.shape[:2], *key_weight.shape[:2]).transpose(1, 2)
+                scores = sparse.largest_product(query, sampled, None, 1)
+                del query
+            chosen = self._best(scores, layout)
+        best = _projected(_tokens(x, chosen.column, chosen.held, layout), query_weight)
+        best = best + self._heads(self.query_bias).to(dtype)
+        best = self.sequence.sum(best if chosen.held is None else best * chosen.held[..., None])
+        best = best * best.shape[3] ** -0.5
+        how = self._how(layout, chosen, step)
+        if tokens is not None:
+            out, total = self._absorbed(best, tokens, key_weight, value_weight, layout, how)
+        else:
+            best = F.pad(best, (0, 0, 0, 1))
+            out, total = sparse.attend(best, key, value, bias=layout.bias, **how)
+        if total is not None:
+            out = self.sequence.merge(out, total)
+        mean, delta = self._split(out.to(dtype), layout, chosen, queries)
+        constant = F.linear(mean.flatten(1), self.output_weight, self.output_bias)
+        rows = torch.einsum("shuc,hcd->shud", delta, output_weight)
+        return _added(_spread(constant, layout), _flat(chosen.column, layout), rows.reshape(-1, rows.shape[3]))
 
-        observed = layout.mask[:, None, None].to(value.dtype)
-        mean = self.sequence.sum(observed @ value) / layout.observed.clamp_min(1)[:, None, None, None].to(value.dtype)
-        weights = query_weights(queries, limit, self.band).to(value.dtype)
-        delta = weights[:, None, :, None] * (attended - mean)
-        if held is not None:
-            delta = delta * held[..., None]
-        context = mean.expand(query.shape).reshape(samples * heads * length, width)
-        # Without a token here `delta` still takes part: the backward must meet that of the other ranks.
-        delta = delta.reshape(len(row), width)
-        context = context.index_add(0, row, delta) if length else context + 0 * delta.sum()
-        return self._flat(context.view(query.shape), layout)
+    def _absorbed(
+        self,
+        best: Tensor,
+        tokens: Tensor,
+        key_weight: Tensor,
+        value_weight: Tensor,
+        layout: Layout,
+        how: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Queries [S, H, u, d_h] over tokens [S, 1, L, d] -> as `sparse.attend` over keys and values would give."""
+        through = torch.einsum("shuc,hcd->shud", best, key_weight).flatten(1, 2)
+        through = F.pad(through, (0, 0, 0, 1))[:, None]
+        sums, total = sparse.attend(through, tokens, bias=layout.bias, **how)
+        sums = sums[:, 0].to(value_weight.dtype)
+        by_head = sums[:, :-1].unflatten(1, (self.heads, -1))
+        by_head = torch.cat((by_head, sums[:, None, -1:].expand(-1, self.heads, -1, -1)), 2)
+        if total is not None:
+            own = total[:, 0, :-1].unflatten(1, (self.heads, -1))
+            total = torch.cat((own, total[:, :, -1:].expand(-1, self.heads, -1)), 2)
+        return _projected(by_head, value_weight), total
 
-    def _select(self, query: Tensor, key: Tensor, layout: Layout, limit: int, step: int) -> Tensor:
-        """Global token numbers [S, H, limit] of the best queries."""
+    def _keys(self, layout: Layout, step: int) -> tuple[Tensor, Tensor]:
+        """Ranks [S, H, U] of the sampled keys among a sample's observed tokens, and their number [S]."""
         count = sampling.cap(self.sample_factor, layout.capacity) or min(1, layout.capacity)
         sizes = sampling.sample_sizes(self.sample_factor, layout.observed)
-        if self.training:
-            draws = rng.key(self.seed, "keys", self.name, step)
-            column, held = sampling.drawn_keys(sizes, count, layout, draws, self.heads, self.sequence)
-        else:
-            column, held = sampling.strided_keys(sizes, count, layout)
-        samples, heads, length, width = query.shape
-        column = column.expand(-1, heads, -1)
-        row = (column + torch.arange(samples * heads, device=query.device).view(samples, heads, 1) * length).flatten()
-        keys = _rows(key, row, held if self.sequence.size > 1 else None, (samples, heads, count, width))
-        keys = self.sequence.sum(keys)
-        valid = (torch.arange(count, device=query.device) < sizes[:, None])[:, None]
-        return sampling.best_queries(sampling.metric(query, keys, valid, sizes), layout, limit, self.sequence)
+        if not self.training:
+            return sampling.strided_keys(sizes, count, layout).expand(-1, self.heads, -1), sizes
+        draws = rng.key(self.seed, "keys", self.name, step)
+        return sampling.drawn_keys(sizes, count, layout, draws, self.heads), sizes
+
+    def _best(self, scores: Tensor, layout: Layout) -> Chosen:
+        return sampling.best_queries(scores, layout, sampling.cap(self.factor, layout.capacity), self.sequence)
+
+    def _how(self, layout: Layout, chosen: Chosen, step: int) -> dict[str, Any]:
+        """Options of `sparse.attend`."""
+        drops = self.training and self.dropout > 0
+        can = self.sequence.size == 1 and not drops
+        if self.kernel == "fused" and not can:
+            raise ValueError("the fused kernel cannot drop probabilities, nor share a sequence: use tiles")
+        fused = self.kernel == "fused" or (self.kernel == "auto" and can and chosen.number.device.type != "cpu")
+        drop = self._drop(layout, chosen, step) if drops else None
+        return {"drop": drop, "keep": self.keep, "fused": fused}
+
+    def _drop(self, layout: Layout, chosen: Chosen, step: int) -> sparse.Dropped:
+        """Draws by sample, head, number of the query and number of the key."""
+        draws = rng.key(self.seed, "dropout", f"{self.name}.probabilities", step)
+        head = torch.arange(self.heads, device=chosen.number.device)[:, None]
+        keys = rng.bits(draws, pack(layout.sample[:, None, None], chosen.number * self.heads + head))
+        token = layout.token.expand(layout.mask.shape)
+        scale = 1.0 / (1.0 - self.dropout)
+
+        def factors(block: sparse.Block) -> Tensor:
+            own = keys[block.sample]
+            # Where all heads see the same keys (absorbed), their rows follow one another.
+            own = own.flatten(1)[:, None] if block.joined else own[:, block.head]
+            lanes = token[block.sample, None, None, block.column]
+            return rng.keep_mask(self.dropout, own, lanes).mul_(scale)
+
+        return factors
+
+    def _split(self, out: Tensor, layout: Layout, chosen: Chosen, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean of the values [S, H, 1, d_h], and what the selected rows differ from it [S, H, u, d_h]."""
+        if layout.bias is not None:
+            out = out * _seen(layout, out.dtype)
+        mean = out[:, :, -1:]
+        weights = query_weights(queries, chosen.number.shape[2], self.band).to(out.dtype)[:, None, :, None]
+        delta = weights * (out[:, :, :-1] - mean)
+        if chosen.held is not None:
+            delta = delta * chosen.held[..., None]
+        return mean + self._heads(self.value_bias).to(out.dtype), delta
 
 
-def _rows(x: Tensor, row: Tensor, held: Tensor | None, shape: tuple[int, int, int, int]) -> Tensor:
-    """Rows of x [S, H, L, d_h] by flat number -> `shape`; zeros where not held here."""
-    if x.shape[2] == 0:
-        return x.new_zeros(shape) + 0 * x.sum()
-    rows = x.reshape(-1, x.shape[3]).index_select(0, row).view(shape)
+def _seen(layout: Layout, dtype: torch.dtype) -> Tensor:
+    """[S, 1, 1, 1]: 1 for a sample with any observed token, else 0."""
+    return (layout.observed > 0).to(dtype)[:, None, None, None]
+
+
+def _flat(column: Tensor, layout: Layout) -> Tensor:
+    """Columns [S, H, n] -> flat token numbers; those of columns without a token are in range and mean nothing."""
+    row = (column + torch.arange(len(column), device=column.device)[:, None, None] * layout.mask.shape[1]).flatten()
+    if layout.place is None:
+        return row
+    return layout.place.index_select(0, row).clamp_max(max(0, len(layout.flat_mask) - 1))
+
+
+def _tokens(x: Tensor, column: Tensor, held: Tensor | None, layout: Layout) -> Tensor:
+    """Rows of flat tokens x [N, d] by column [S, H, n] -> [S, H, n, d]; zeros where not held here."""
+    if len(x) == 0:
+        return x.new_zeros((*column.shape, x.shape[1])) + 0 * x.sum()
+    rows = x.index_select(0, _flat(column, layout)).view(*column.shape, x.shape[1])
     return rows if held is None else rows * held[..., None]
+
+
+def _projected(x: Tensor, weight: Tensor) -> Tensor:
+    """x [S, H, n, d] through each head's own part of a projection, weight [H, d_h, d] -> [S, H, n, d_h]."""
+    return torch.einsum("shud,hcd->shuc", x.to(weight.dtype), weight)
+
+
+def _spread(constant: Tensor, layout: Layout) -> Tensor:
+    """One row a sample [S, d] -> one a token [N, d]."""
+    if layout.slot is not None:
+        return constant.index_select(0, layout.row())
+    every = constant[:, None].expand(-1, layout.mask.shape[1], -1)
+    return every.clone(memory_format=torch.contiguous_format).flatten(0, 1)
+
+
+def _added(x: Tensor, row: Tensor, delta: Tensor) -> Tensor:
+    """x with delta added to some of its rows, in place. Without rows delta still takes part: on other ranks it does."""
+    return x.index_add_(0, row, delta.to(x.dtype)) if len(x) else x + 0 * delta.sum()

@@ -46,8 +46,11 @@ class SequenceContext(Protocol):
         """x [R, L, C] -> [R, width + L + width, C] with the neighbours' nearest tokens, zeros outside the window."""
         ...
 
-    def merge(self, out: Tensor, scores: Tensor) -> Tensor:
-        """Attention over the local keys -> over all: out [..., u, d_h], scores [..., u, L]; weights by log-sum-exp."""
+    def merge(self, out: Tensor, total: Tensor) -> Tensor:
+        """Attention over the local keys -> over all; differentiable.
+
+        out [..., u, d_h]; total [..., u]: log-sum-exp of the local scores. A rank's weight is its share of all sums.
+        """
         ...
 
 
@@ -81,7 +84,7 @@ class OneProcess:
         """Zeros at both ends."""
         return F.pad(x, (0, 0, width, width))
 
-    def merge(self, out: Tensor, scores: Tensor) -> Tensor:
+    def merge(self, out: Tensor, total: Tensor) -> Tensor:
         """Identity."""
         return out
 

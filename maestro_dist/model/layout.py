@@ -10,14 +10,19 @@ data alone, so masks and counts of all depths are known, and exchanged, before t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from maestro_dist import rng
-from maestro_dist.model.context import SequenceContext
+from maestro_dist.model.context import OneProcess, SequenceContext
 from maestro_dist.model.layers import taps
+
+LOWEST = -1e30
+"""Added to the scores of missing tokens: far below any score, and finite, so that nothing observed makes no NaN."""
 
 
 class Part(NamedTuple):
@@ -48,19 +53,22 @@ class Part(NamedTuple):
         return self._replace(words=-(-self.words // 2), first=-(-self.first // 2), total=-(-self.total // 2))
 
 
-class Layout(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Layout:
     """A set of tokens. S samples, L padded columns held here, N = sum of rows x length tokens.
 
     parts     the modalities' parts
     mask      bool [S, L]: observed tokens
     flat_mask bool [N]
-    slot      int64 [N]: flat position in [S, L]; None where it is the identity (one modality)
+    slot      int64 [N]: flat position in [S, L]; None where it is the identity (one modality, or one sample)
     observed  int64 [S]: observed tokens over all ranks
-    order     int64 [S, L]: observed tokens up to and including this one, in canonical order over all ranks
+    ahead     int64 [S, parts]: observed tokens on lower ranks and in the modalities before, over all ranks
     sample    int64 [S]: sample numbers, key of draws
-    token     int64 [L]: global canonical number of each column
-    part      int64 [L]: the modality that each column belongs to (its position in sorted order)
-    capacity  padded columns over all ranks
+    token     int64 [L], or [S, L] where samples have different modalities: global canonical number of each column
+    part      int64, as `token`: the modality that each column belongs to (its position in sorted order)
+    capacity  most columns that a sample has over all ranks
+    lengths   columns that each sample really has, known without asking the device; None: not known
+    whole     known without asking the device: every column is an observed token and all are held here
     """
 
     parts: tuple[Part, ...]
@@ -68,11 +76,37 @@ class Layout(NamedTuple):
     flat_mask: Tensor
     slot: Tensor | None
     observed: Tensor
-    order: Tensor
+    ahead: Tensor
     sample: Tensor
     token: Tensor
     part: Tensor
     capacity: int
+    lengths: tuple[int, ...] | None
+    whole: bool
+
+    @cached_property
+    def order(self) -> Tensor:
+        """int64 [S, L]: observed tokens up to and including this one, in canonical order over all ranks."""
+        if len(self.parts) == 1:
+            return self.mask.cumsum(1) + self.ahead
+        # Shards hold a slice of each modality: what lower ranks hold of it, and all that comes before, is counted too.
+        inside = self.mask.cumsum(1)
+        samples, part = len(self.mask), self.part.expand(self.mask.shape)
+        counts = inside.new_zeros(samples, len(self.parts)).scatter_add_(1, part, self.mask.long())
+        return inside + (self.ahead - (counts.cumsum(1) - counts)).gather(1, part)
+
+    @cached_property
+    def bias(self) -> Tensor | None:
+        """float32 [S, L] to add to scores: 0 for an observed token, else `LOWEST`; None where all are observed."""
+        return None if self.whole else (self.mask.float() - 1) * -LOWEST
+
+    @cached_property
+    def place(self) -> Tensor | None:
+        """int64 [S x L]: flat number of the token in each column (N where there is none); None: the identity."""
+        if self.slot is None:
+            return None
+        number = torch.arange(len(self.slot), device=self.slot.device)
+        return self.slot.new_full((self.mask.numel(),), len(self.slot)).index_copy_(0, self.slot, number)
 
     def draw_keys(self, key: int) -> Tensor:
         """int64 [N]: one hash a token from (key, sample number, token number)."""
@@ -91,6 +125,13 @@ class Layout(NamedTuple):
         """[S, L] -> [N]."""
         values = values.expand(self.mask.shape).flatten()
         return values if self.slot is None else values.index_select(0, self.slot)
+
+    def padded(self, x: Tensor) -> Tensor:
+        """Tokens [N, c] -> [S, L, c], zeros where there is none."""
+        shape = (*self.mask.shape, x.shape[1])
+        if self.slot is None:
+            return x.view(shape)
+        return x.new_zeros(self.mask.numel(), x.shape[1]).index_copy(0, self.slot, x).view(shape)
 
 
 def pack(sample: Tensor, number: Tensor) -> Tensor:
@@ -152,55 +193,94 @@ def plan(
     return Plan(masks, chains, sequence.sum(local), sequence.before(local))
 
 
+def plain_layout(mask: Tensor) -> Layout:
+    """Layout of one modality that all samples have, its observed words being given: mask bool [S, L]."""
+    samples, words = mask.shape
+    rows, none = torch.arange(samples, device=mask.device), mask[:, :0]
+    made = plan([Part(samples, 0, words, 0, 0, words)], [mask], [none], [rows], samples, [], OneProcess())
+    return modality_layout(made, 0, 0, rows, rows)
+
+
 def modality_layout(plan: Plan, j: int, depth: int, rows: Tensor, sample: Tensor) -> Layout:
     """Layout of modality j alone, its rows being the samples. rows int64 [R_j], sample int64 [B]."""
     mask, part = plan.masks[j][depth], plan.parts[j][depth]
-    order = mask.cumsum(1) + plan.before[:, j, depth].index_select(0, rows)[:, None]
     return Layout(
         parts=(part,),
         mask=mask,
         flat_mask=mask.flatten(),
         slot=None,
         observed=plan.total[:, j, depth].index_select(0, rows),
-        order=order,
+        ahead=plan.before[:, j, depth].index_select(0, rows)[:, None],
         sample=sample.index_select(0, rows),
         token=_columns(part, 0, mask.device),
         part=torch.full((part.length,), j, device=mask.device),
         capacity=part.lead + part.total,
+        lengths=(part.length,) * part.rows,
+        whole=_whole(mask, [part]),
     )
 
 
-def joint_layout(plan: Plan, depth: int, rows: list[Tensor], sample: Tensor) -> Layout:
-    """Layout of all modalities together. rows[j] int64 [R_j], sample int64 [B]."""
+def joint_layout(
+    plan: Plan, depth: int, rows: list[Tensor], sample: Tensor, having: list[list[int]] | None = None
+) -> Layout:
+    """Layout of all modalities together. rows[j] int64 [R_j], sample int64 [B].
+
+    `having[j]` are the same rows as plain integers: with them a sample has columns for its own modalities only, without
+    them for all. Both hold the same tokens in the same order.
+    """
     parts = [chain[depth] for chain in plan.parts]
-    masks = [levels[depth] for levels in plan.masks]
-    device, samples, length = sample.device, sample.shape[0], sum(part.length for part in parts)
-    tokens, slots, shifts = [], [], []
-    starts, capacity, ahead = 0, 0, sample.new_zeros(samples)
+    device, samples = sample.device, sample.shape[0]
+    ragged = having is not None and any(len(own) < samples for own in having)
+    lengths, wholes = [0] * samples, [0] * samples
+    for part, own in zip(parts, having if having is not None else [list(range(samples))] * len(parts), strict=True):
+        for row in own:
+            lengths[row] += part.length
+            wholes[row] += part.lead + part.total
+    length = max(lengths, default=0)
+    place = sample.new_zeros(samples, len(parts))
     for j, part in enumerate(parts):
-        columns = torch.arange(starts, starts + part.length, device=device)
-        slots.append((rows[j][:, None] * length + columns).flatten())
-        tokens.append(_columns(part, capacity, device))
-        shifts.append((ahead + plan.before[:, j, depth])[:, None].expand(-1, part.length))
-        ahead = ahead + plan.total[:, j, depth]
-        starts += part.length
-        capacity += part.lead + part.total
+        place[:, j].index_fill_(0, rows[j], part.length) if ragged else place[:, j].fill_(part.length)
+    starts = place.cumsum(1) - place
+
+    number, columns, slots = 0, [], []
+    for j, part in enumerate(parts):
+        first = rows[j] * length + starts[:, j].index_select(0, rows[j])
+        slots.append((first[:, None] + torch.arange(part.length, device=device)).flatten())
+        columns.append(_columns(part, number, device))
+        number += part.lead + part.total
     slot = torch.cat(slots)
-    flat_mask = torch.cat([mask.flatten() for mask in masks])
+    flat_mask = torch.cat([levels[depth].flatten() for levels in plan.masks])
     mask = flat_mask.new_zeros(samples * length).index_copy_(0, slot, flat_mask).view(samples, length)
-    inside = torch.cat([block.cumsum(1) for block in mask.split([part.length for part in parts], 1)], 1)
+    if ragged:
+        # Columns past a sample's own end come after all tokens, so that numbers and counts ascend along a row.
+        flat = torch.cat([own.repeat(part.rows) for own, part in zip(columns, parts, strict=True)])
+        token = slot.new_full((samples * length,), number).index_copy_(0, slot, flat).view(samples, length)
+        flat = torch.cat([slot.new_full((part.rows * part.length,), j) for j, part in enumerate(parts)])
+        of = slot.new_full((samples * length,), len(parts) - 1).index_copy_(0, slot, flat).view(samples, length)
+    else:
+        token = torch.cat(columns)
+        of = torch.cat([slot.new_full((part.length,), j) for j, part in enumerate(parts)])
+    total = plan.total[:, :, depth]
     return Layout(
         parts=tuple(parts),
         mask=mask,
         flat_mask=flat_mask,
-        slot=slot,
-        observed=ahead,
-        order=inside + torch.cat(shifts, 1),
+        slot=None if samples == 1 and having is not None else slot,
+        observed=total.sum(1),
+        ahead=total.cumsum(1) - total + plan.before[:, :, depth],
         sample=sample,
-        token=torch.cat(tokens),
-        part=torch.cat([torch.full((part.length,), j, device=device) for j, part in enumerate(parts)]),
-        capacity=capacity,
+        token=token,
+        part=of,
+        capacity=max(wholes, default=0),
+        lengths=tuple(lengths) if having is not None else None,
+        whole=_whole(mask, parts),
     )
+
+
+def _whole(mask: Tensor, parts: list[Part]) -> bool:
+    """Every column observed, and none elsewhere; on other devices than a CPU to ask would be to wait for them."""
+    here = all(part.length == part.lead + part.total for part in parts if part.rows)
+    return here and mask.device.type == "cpu" and bool(mask.all())
 
 
 def _columns(part: Part, offset: int, device: torch.device) -> Tensor:

@@ -192,7 +192,7 @@ class Maestro(nn.Module):
         return gated
 
     def _times(self, joint: Layout) -> list[Tensor]:
-        """Time codes [L_j, d] of each modality's columns that enter the cross-modal layers; zeros for summary tokens."""
+        """Time codes [L_j, d] of the columns that enter the cross-modal layers; zeros for summary tokens."""
         distilled = 2**self.config.encoder_layers if self.config.distil else 1
         codes = []
         for part, word, modality in zip(joint.parts, self.words, self.modalities, strict=True):

@@ -6,6 +6,7 @@ Letters: S samples, H heads, L columns (tokens held here, padded), U sampled key
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,6 @@ from maestro_dist.model.layout import Layout, pack
 
 _LOW = 0xFFFFFFFF
 _NONE = -(1 << 63)
-_CHUNK = 1 << 22
-"""Most elements of queries x sampled keys that the metric holds at a time."""
 
 
 def cap(factor: float, length: int) -> int:
@@ -32,78 +31,119 @@ def sample_sizes(factor: float, count: Tensor) -> Tensor:
     return torch.minimum(wanted, count)
 
 
-def strided_keys(sizes: Tensor, limit: int, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Evaluation: keys evenly strided over the observed tokens, the same for all heads.
-
-    Returns local columns int64 [S, 1, limit] and which of them are held here, bool of the same shape.
-    """
+def strided_keys(sizes: Tensor, limit: int, layout: Layout) -> Tensor:
+    """Evaluation: ranks int64 [S, 1, limit] of keys evenly strided over the observed tokens, the same for all heads."""
     number = torch.arange(limit, device=sizes.device)
     count, size = layout.observed[:, None], sizes[:, None]
-    rank = ((2 * number + 1) * count).div(2 * size.clamp_min(1), rounding_mode="floor") + 1
-    column = torch.searchsorted(layout.order, rank).clamp_max(max(0, layout.order.shape[1] - 1))
-    held = (number < size) & _at(layout.order, column, rank) & _at(layout.mask, column, True)
-    return column[:, None], held[:, None]
+    return ((2 * number + 1) * count).div(2 * size.clamp_min(1), rounding_mode="floor")[:, None]
 
 
-def drawn_keys(
-    sizes: Tensor, limit: int, layout: Layout, key: int, heads: int, sequence: SequenceContext
-) -> tuple[Tensor, Tensor]:
-    """Training: for each (sample, head) the observed tokens with the largest hashes, drawn without replacement.
+def drawn_keys(sizes: Tensor, limit: int, layout: Layout, key: int, heads: int) -> Tensor:
+    """Training: ranks int64 [S, H, limit] among the observed tokens, drawn without replacement.
 
-    Returns local columns int64 [S, H, limit] and which of them are held here.
+    The observed tokens are cut into U strata of equal size (to one token) and each gives one: no two are the same, all
+    of the time axis is seen, and the cost is that of the U draws, not of the L tokens.
     """
+    number = torch.arange(limit, device=sizes.device)
+    count, size = layout.observed[:, None], sizes.clamp_min(1)[:, None]
+    first = (number * count).div(size, rounding_mode="floor")
+    width = ((number + 1) * count).div(size, rounding_mode="floor") - first
     head = torch.arange(heads, device=sizes.device)[:, None]
-    hashes = rng.bits(key, pack(layout.sample[:, None, None], layout.token * heads + head))
-    hashes = torch.where(layout.mask[:, None], hashes, _NONE)
-    top = hashes.topk(min(limit, hashes.shape[-1]), dim=-1)
-    inside = torch.arange(limit, device=sizes.device) < sizes[:, None, None]
+    draws = rng.uniform(key, pack(layout.sample[:, None, None], number * heads + head))
+    return first[:, None] + torch.minimum((draws * width[:, None]).long(), width[:, None] - 1)
+
+
+def hold(rank: Tensor, sizes: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
+    """Local columns of observed tokens given by rank, int64 [S, H, U], and which of them are held here (None: all).
+
+    Ranks past a sample's own U are not asked for; their columns are in range and mean nothing.
+    """
+    if layout.whole:
+        return rank.clamp(0, max(0, layout.order.shape[1] - 1)), None
+    wanted = (rank + 1).flatten(1)
+    column = torch.searchsorted(layout.order, wanted).clamp_max(max(0, layout.order.shape[1] - 1))
+    number = torch.arange(rank.shape[2], device=rank.device)
+    held = _at(layout.order, column, wanted) & _at(layout.mask, column, True)
+    return column.view(rank.shape), held.view(rank.shape) & (number < sizes[:, None, None])
+
+
+def rows(x: Tensor, column: Tensor, held: Tensor | None) -> Tensor:
+    """Rows of x [S, H, L, c] by column [S, H, n] -> [S, H, n, c]; zeros where not held here."""
+    if x.shape[2] == 0:
+        return x.new_zeros((*column.shape, x.shape[3])) + 0 * x.sum()
+    taken = x.gather(2, column[..., None].expand(-1, -1, -1, x.shape[3]))
+    return taken if held is None else taken * held[..., None]
+
+
+def centred(keys: Tensor, sizes: Tensor) -> Tensor:
+    """Sampled keys [S, H, U, c] minus their mean: the largest product with them is the metric max q.k - mean q.k.
+
+    A sample with fewer keys than U has its first in the place of the others, which changes no maximum.
+    """
+    valid = (torch.arange(keys.shape[2], device=keys.device) < sizes[:, None])[:, None, :, None]
+    mean = (keys * valid).sum(2, keepdim=True) / sizes.clamp_min(1)[:, None, None, None]
+    return torch.where(valid, keys, keys[:, :, :1]) - mean
+
+
+class Chosen(NamedTuple):
+    """The selected queries, best first, each int64 [S, H, u].
+
+    number  global token number
+    column  where it is held here
+    held    bool: whether it is held here; None: all are
+    """
+
+    number: Tensor
+    column: Tensor
+    held: Tensor | None
+
+
+def best_queries(scores: Tensor, layout: Layout, limit: int, sequence: SequenceContext) -> Chosen:
+    """The `limit` tokens with the best scores, float32 [S, H, L]; ties go to the lower number.
+
+    The score and the token number are packed into one int64, so the order is total and exact. Of many tokens only those
+    in the best `limit` blocks are compared: each token outside is below the largest of each of these.
+    """
+    if layout.bias is not None:
+        scores = scores + layout.bias[:, None]
+    length = scores.shape[-1]
+    wanted, size = min(limit, length), _block_size(length, limit)
+    column = torch.arange(length, device=scores.device)
+    if size > 1:
+        padded = F.pad(scores, (0, -length % size), value=-torch.inf)
+        blocks = padded.view(*scores.shape[:2], -1, size).amax(3)
+        number = torch.arange(blocks.shape[2], device=scores.device)
+        block = _number(_pack(blocks, number).topk(wanted, dim=-1, sorted=False).values)
+        column = (block[..., None] * size + torch.arange(size, device=scores.device)).flatten(2)
+        scores = padded.gather(2, column)
+    best = _pack(scores, column).topk(wanted, dim=-1).values
+    column = _number(best)
+    token = layout.token.expand(layout.mask.shape)[:, None].expand(-1, scores.shape[1], -1)
+    number = token.gather(2, column)
     if sequence.size == 1:
-        return top.indices, inside
-    short = (0, limit - top.indices.shape[-1])
-    column, mine = F.pad(top.indices, short), F.pad(top.values, short, value=_NONE)
-    best = sequence.gather(mine).topk(limit, dim=-1).values
-    place = (best[..., None, :] == mine[..., :, None]).int()  # [S, H, local, global]
-    source = place.argmax(-2)
-    return column.gather(-1, source), inside & place.any(-2)
+        return Chosen(number, column, None)
+    offers = F.pad((best | _LOW) - number, (0, limit - wanted), value=_NONE)
+    number = _number(sequence.gather(offers).topk(limit, dim=-1).values)
+    if length == 0:
+        return Chosen(number, torch.zeros_like(number), torch.zeros_like(number, dtype=torch.bool))
+    column = torch.searchsorted(token[:, 0].contiguous(), number.flatten(1)).view(number.shape).clamp_max(length - 1)
+    return Chosen(number, column, token.gather(2, column) == number)
 
 
-def metric(query: Tensor, keys: Tensor, valid: Tensor, sizes: Tensor) -> Tensor:
-    """Sparsity metric max_k q.k - mean_k q.k, float32 [S, H, L], without ever holding all L x U products.
-
-    query [S, H, L, d_h], keys [S, H, U, d_h], valid bool [S, 1 or H, U], sizes int64 [S].
-    """
-    mean = torch.where(valid[..., None], keys, 0).sum(2, keepdim=True) / sizes.clamp_min(1)[:, None, None, None]
-    centred = (keys - mean).transpose(-1, -2)  # max(q.k) - q.mean = max(q.(k - mean))
-    invalid = ~valid[..., None, :]
-    rows = max(1, _CHUNK // max(1, query.shape[0] * query.shape[1] * keys.shape[2]))
-    chunks = [
-        (block @ centred).masked_fill_(invalid, -torch.inf).amax(-1).float() for block in query.split(rows, dim=2)
-    ]
-    return chunks[0] if len(chunks) == 1 else torch.cat(chunks, 2)
+def _block_size(length: int, limit: int) -> int:
+    """A power of two, so that there are at least eight blocks for each query that is wanted."""
+    return 1 << max(0, (length // (8 * max(1, limit))).bit_length() - 1)
 
 
-def best_queries(scores: Tensor, layout: Layout, limit: int, sequence: SequenceContext) -> Tensor:
-    """Global token numbers int64 [S, H, limit] of the best queries, best first; ties go to the lower number.
-
-    The float32 score and the token number are packed into one int64, so the order is total and exact.
-    """
-    whole = (scores.masked_fill(~layout.mask[:, None], -torch.inf) + 0.0).view(torch.int32)
+def _pack(scores: Tensor, number: Tensor) -> Tensor:
+    """Float32 scores and numbers below 2^32 as int64 whose order is by score, then by lower number."""
+    whole = (scores + 0.0).view(torch.int32)  # -0.0 becomes 0.0
     ordered = (whole ^ ((whole >> 31) & 0x7FFFFFFF)).long()
-    packed = (ordered << 32) + (_LOW - layout.token)
-    best = packed.topk(min(limit, packed.shape[-1]), dim=-1).values
-    if sequence.size > 1:
-        offers = F.pad(best, (0, limit - best.shape[-1]), value=_NONE)
-        best = sequence.gather(offers).topk(limit, dim=-1).values
-    return _LOW - (best & _LOW)
+    return (ordered << 32) + (_LOW - number)
 
 
-def locate(wanted: Tensor, layout: Layout, sequence: SequenceContext) -> tuple[Tensor, Tensor | None]:
-    """Local columns of global token numbers, and which are held here (None: all)."""
-    if sequence.size == 1:
-        return wanted, None
-    column = torch.searchsorted(layout.token, wanted).clamp_max(max(0, len(layout.token) - 1))
-    held = layout.token[column] == wanted if len(layout.token) else torch.zeros_like(wanted, dtype=torch.bool)
-    return column, held
+def _number(packed: Tensor) -> Tensor:
+    return _LOW - (packed & _LOW)
 
 
 def _at(values: Tensor, column: Tensor, wanted: Tensor | bool) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from maestro_dist import rng
 from maestro_dist.config.schema import ModelConfig
-from maestro_dist.model import OneProcess
+from maestro_dist.model import OneProcess, cost, sparse
 from maestro_dist.model.attention import Attention, query_weights
 from maestro_dist.model.layout import Layout, Part, joint_layout, modality_layout, plan
 from maestro_dist.model.sampling import best_queries
@@ -27,13 +27,24 @@ def make_attention(**options: object) -> Attention:
     return attention
 
 
-def make_layout(masks: list[Tensor], rows: list[Tensor], samples: int) -> Layout:
+@pytest.fixture(params=[None, 40], ids=["one tile", "many tiles"])
+def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of the usual size, or of a few scores."""
+    if request.param is not None:
+        monkeypatch.setitem(sparse._TILE, "cpu", request.param)
+        monkeypatch.setattr(sparse, "_TILE_LENGTH", 3)
+
+
+def make_layout(masks: list[Tensor], rows: list[Tensor], samples: int, ragged: bool = True) -> Layout:
     """Layout of modalities whose words have the given masks."""
     parts = [Part(len(mask), 0, mask.shape[1], 0, 0, mask.shape[1]) for mask in masks]
     none = [mask[:, :0] for mask in masks]
     sample = torch.arange(samples) + 40
+    having = [row.tolist() for row in rows] if ragged else None
     made = plan(parts, masks, none, rows, samples, [], OneProcess())
-    return modality_layout(made, 0, 0, rows[0], sample) if len(masks) == 1 else joint_layout(made, 0, rows, sample)
+    if len(masks) == 1:
+        return modality_layout(made, 0, 0, rows[0], sample)
+    return joint_layout(made, 0, rows, sample, having)
 
 
 def oracle(attention: Attention, x: Tensor, mask: Tensor, sample: int, queries: Tensor, step: int) -> Tensor:
@@ -51,8 +62,10 @@ def oracle(attention: Attention, x: Tensor, mask: Tensor, sample: int, queries: 
             size = min(len(seen), max(1, math.ceil(2.0 * math.log(len(seen)))))
             if attention.training:
                 draw = rng.key(5, "keys", "layer", step)
-                hashed = {t: rng.bits(draw, torch.tensor((sample << 32) + t * HEADS + h)).item() for t in seen}
-                sampled = sorted(seen, key=lambda t: -hashed[t])[:size]
+                edges = [i * len(seen) // size for i in range(size + 1)]
+                draws = [rng.uniform(draw, torch.tensor((sample << 32) + i * HEADS + h)).item() for i in range(size)]
+                ranks = [low + int(u * (high - low)) for u, low, high in zip(draws, edges, edges[1:], strict=False)]
+                sampled = [seen[rank] for rank in ranks]
             else:
                 sampled = [seen[(2 * i + 1) * len(seen) // (2 * size)] for i in range(size)]
             assert len(set(sampled)) == size
@@ -73,28 +86,31 @@ def oracle(attention: Attention, x: Tensor, mask: Tensor, sample: int, queries: 
 
 
 def check(attention: Attention, x: Tensor, layout: Layout, queries: Tensor, dense: list[tuple[Tensor, Tensor]]) -> None:
-    """Same values and gradients. `dense`: for each sample its columns, in canonical order, and their rows in x."""
+    """Same values and gradients. `dense`: for each sample its canonical columns, in order, and their rows in x."""
     leaves = [x, queries, *attention.parameters()]
     pull = torch.from_numpy(rng.uniform_np(3, torch.arange(x.numel()).numpy()).reshape(x.shape))
     pull = pull * layout.flat_mask[:, None]  # tokens that are missing have no defined output
     fast = torch.autograd.grad((attention(x, layout, queries, 9) * pull).sum(), leaves)
     total: Tensor = torch.zeros(())
+    length = int(layout.token.max()) + 1
     for s, (columns, rows) in enumerate(dense):
-        length = layout.mask.shape[1]
         canvas = torch.zeros(length, WIDTH, dtype=x.dtype).index_copy(0, columns, x[rows])
-        out = oracle(attention, canvas, layout.mask[s], int(layout.sample[s]), queries[s], 9)
-        ours = attention(x, layout, queries, 9)[rows][layout.mask[s][columns]]
-        torch.testing.assert_close(ours, out[columns][layout.mask[s][columns]], rtol=1e-9, atol=1e-12)
+        mask = torch.zeros(length).bool().index_copy(0, columns, layout.flat_mask[rows])
+        out = oracle(attention, canvas, mask, int(layout.sample[s]), queries[s], 9)
+        ours = attention(x, layout, queries, 9)[rows][mask[columns]]
+        torch.testing.assert_close(ours, out[columns][mask[columns]], rtol=1e-9, atol=1e-12)
         total = total + (out[columns] * pull[rows]).sum()
     slow = torch.autograd.grad(total, leaves)
     for ours, theirs in zip(fast, slow, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("form", cost.FORMS)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("beta", [1.3, 50.0])
-def test_one_modality(training: bool, beta: float) -> None:
-    attention = make_attention(beta=beta).train(training)
+def test_one_modality(training: bool, beta: float, form: str) -> None:
+    attention = make_attention(beta=beta, attention_form=form, keep_scores=training).train(training)
     torch.manual_seed(0)
     mask = torch.rand(4, 11) > 0.3
     mask[1], mask[2] = False, torch.arange(11) == 6  # nothing observed; a single token
@@ -106,13 +122,17 @@ def test_one_modality(training: bool, beta: float) -> None:
     check(attention, x, layout, queries, dense)
 
 
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("form", cost.FORMS)
+@pytest.mark.parametrize("ragged", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-def test_joint_sequence_with_absent_modalities(training: bool) -> None:
-    attention = make_attention(beta=2.0).train(training)
+def test_joint_sequence_with_absent_modalities(training: bool, form: str, ragged: bool) -> None:
+    attention = make_attention(beta=2.0, attention_form=form).train(training)
     torch.manual_seed(1)
     rows = [torch.tensor([0, 2]), torch.tensor([1, 2]), torch.tensor([], dtype=torch.int64)]
     masks = [torch.rand(2, 5) > 0.2, torch.rand(2, 4) > 0.2, torch.zeros(0, 3).bool()]
-    layout = make_layout(masks, rows, 4)
+    layout = make_layout(masks, rows, 4, ragged)
+    assert layout.mask.shape[1] == (9 if ragged else 12)
     x = torch.randn(18, WIDTH, dtype=torch.float64, requires_grad=True)
     queries = torch.tensor([2.4, 1.9, 3.5, 0.0], dtype=torch.float64, requires_grad=True)
     first, second = torch.arange(5), torch.arange(5, 9)
@@ -126,9 +146,14 @@ def test_joint_sequence_with_absent_modalities(training: bool) -> None:
     check(attention, x, layout, queries, dense)
 
 
+@pytest.mark.parametrize("kernel", ["tiles", "fused"])
+@pytest.mark.parametrize("form", cost.FORMS)
 @pytest.mark.parametrize("length", [1, 2, 9])
-def test_enough_queries_are_dense_attention(length: int) -> None:
-    sparse, dense = make_attention(beta=50.0), make_attention(attention="dense")
+def test_enough_queries_are_dense_attention(length: int, form: str, kernel: str) -> None:
+    few, dense = (
+        make_attention(beta=50.0, attention_form=form, attention_kernel=kernel),
+        make_attention(attention="dense"),
+    )
     torch.manual_seed(2)
     mask = torch.rand(3, length) > 0.3
     layout = make_layout([mask], [torch.arange(3)], 3)
@@ -136,7 +161,7 @@ def test_enough_queries_are_dense_attention(length: int) -> None:
     queries = mask.sum(1).double()
     seen = mask.flatten()
     torch.testing.assert_close(
-        sparse(x, layout, queries, 0)[seen], dense(x, layout, queries, 0)[seen], rtol=1e-9, atol=1e-12
+        few(x, layout, queries, 0)[seen], dense(x, layout, queries, 0)[seen], rtol=1e-9, atol=1e-12
     )
 
 
@@ -146,7 +171,7 @@ def test_ties_go_to_the_lower_number() -> None:
     layout = make_layout([mask], [torch.arange(1)], 1)
     scores = torch.zeros(1, 1, 300)
     scores[0, 0, 200], scores[0, 0, 7], scores[0, 0, 0] = 1.0, -0.0, 9.0
-    assert best_queries(scores, layout, 5, OneProcess()).tolist() == [[[200, 4, 5, 6, 7]]]
+    assert best_queries(scores, layout, 5, OneProcess()).number.tolist() == [[[200, 4, 5, 6, 7]]]
 
 
 def test_band_spreads_the_gradient_only() -> None:
@@ -174,9 +199,25 @@ def test_dropout_leaves_the_mean_alone() -> None:
     layout = make_layout([torch.ones(2, 8).bool()], [torch.arange(2)], 2)
     x = torch.randn(16, WIDTH, dtype=torch.float64)
     none = torch.zeros(2, dtype=torch.float64)
-    out = attention(x, layout, none, 0)
-    attention.eval()
-    whole = attention(x, layout, none, 0)
-    kept = out != 0
-    assert 0.3 < kept.double().mean() < 0.7
-    torch.testing.assert_close(out[kept], 2 * whole[kept])
+    out, all_out = attention(x, layout, none, 0), attention(x, layout, none + 2, 0)
+    attention.dropout = 0.0
+    assert torch.equal(out, attention(x, layout, none, 0))
+    assert not torch.allclose(all_out, attention(x, layout, none + 2, 0))
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("keep", [True, False])
+def test_forms_agree_with_dropout(keep: bool) -> None:
+    torch.manual_seed(3)
+    rows = [torch.tensor([0, 2]), torch.tensor([0, 1, 2])]
+    layout = make_layout([torch.rand(2, 6) > 0.2, torch.rand(3, 5) > 0.2], rows, 3)
+    x = torch.randn(27, WIDTH, dtype=torch.float64, requires_grad=True)
+    queries = torch.tensor([3.4, 2.0, 1.7], dtype=torch.float64, requires_grad=True)
+    results = []
+    for form in cost.FORMS:
+        attention = make_attention(beta=2.0, dropout=0.4, attention_form=form, keep_scores=keep).train()
+        out = attention(x, layout, queries, 5) * layout.flat_mask[:, None]
+        results.append([out, *torch.autograd.grad(out.square().sum(), [x, queries, *attention.parameters()])])
+    for other in results[1:]:
+        for ours, theirs in zip(results[0], other, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)

@@ -1,0 +1,52 @@
+"""Which of three equal forms of a sparse attention layer is the cheapest.
+
+The layer's output is one constant row a sample plus at most H u sparse rows. Hence the forms:
+
+plain     queries, keys, values of all tokens; a context for all tokens; output projection of all tokens.
+rows      the output projection, and the gradient of the query projection, only of the H u selected rows.
+absorbed  and no keys or values either: the selected queries are taken through the key projection and compared with the
+          tokens themselves, and the weighted sums of tokens go through the value projection.
+
+Letters: L tokens of a sample, d width, H heads, U sampled keys, u selected queries.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+FORMS = ("plain", "rows", "absorbed")
+
+_MOVED = 20.0
+"""What it costs to write a number to memory and read it again, in floating-point operations of a matrix product."""
+
+
+class Choice(NamedTuple):
+    """The form, and what each would cost: floating-point operations a token, moved numbers included."""
+
+    form: str
+    costs: dict[str, float]
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{form} {cost / 1000:.1f}k" for form, cost in self.costs.items())
+        return f"{self.form} (operations a token: {told})"
+
+
+def choose(length: int, width: int, heads: int, sampled: int, selected: int, *, training: bool) -> Choice:
+    """The cheapest form for samples of `length` tokens."""
+    square, times = 2.0 * width * width, 3 if training else 1
+    per_token = 1.0 / max(1, length)
+    products = 2 * sampled + (12 if training else 4) * selected  # metric; scores and sums, and their gradients
+    gathered = heads * (selected + sampled) * width * per_token
+    few = 2 * selected * square * times * per_token  # queries and outputs of the selected rows alone
+    moved = {
+        "plain": width * (14 if training else 6),
+        "rows": width * (8 if training else 4) + gathered,
+        "absorbed": width * (2 if training else 1) + 3 * gathered,
+    }
+    computed = {
+        "plain": 4 * square * times + products * width,
+        "rows": square * (1 + 2 * times) + products * width + few,
+        "absorbed": products * heads * width + 2 * few,
+    }
+    costs = {form: computed[form] + _MOVED * moved[form] for form in FORMS}
+    return Choice(min(costs, key=lambda form: costs[form]), costs)
