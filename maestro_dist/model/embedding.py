@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,8 @@ def word_times(words: int, first: int, step: int, word: int, rate_hz: float, dev
 
 def _narrow(linear: Linear, x: Tensor) -> Tensor:
     """`linear` of few inputs: its weight's gradient costs a sixth when it is made transposed."""
-    out = torch.addmm(linear.bias, x.flatten(0, -2), linear.weight.t().contiguous())
+    weight = linear.weight.t().clone(memory_format=torch.contiguous_format)
+    out = torch.addmm(linear.bias, x.flatten(0, -2), weight)
     return out.view(*x.shape[:-1], out.shape[1])
 
 
@@ -91,9 +93,39 @@ class Table(nn.Module):
 
     def forward(self, symbols: Tensor, samples: Tensor | None) -> Tensor:
         """Symbols uint8 [R, W, D] -> [R, W, d]."""
-        rows = symbols + torch.arange(self.variates, device=symbols.device) * self.rows
-        out = F.embedding_bag(rows.reshape(-1, self.variates), self.weight, mode="sum")
+        flat = symbols.reshape(-1, self.variates)
+        summed = SummedRows.apply if symbols.device.type == "cpu" else _summed_rows
+        out: Tensor = summed(self.weight, flat, self.rows)
         return out.view(*symbols.shape[:2], out.shape[1])
+
+
+def _table_rows(symbols: Tensor, rows: int) -> Tensor:
+    """int64 [n, D]: the rows of a table of `rows` rows a variate that symbols [n, D] name."""
+    return symbols + torch.arange(symbols.shape[1], device=symbols.device) * rows
+
+
+def _summed_rows(weight: Tensor, symbols: Tensor, rows: int) -> Tensor:
+    return F.embedding_bag(_table_rows(symbols, rows), weight, mode="sum")
+
+
+class SummedRows(torch.autograd.Function):
+    """`embedding_bag` that keeps symbols, not row numbers, and whose backward does not sort them first."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, symbols: Tensor, rows: int) -> Tensor:
+        """Weight [D x rows, d], symbols uint8 [n, D] -> [n, d]."""
+        ctx.save_for_backward(symbols)
+        ctx.rows = rows
+        return _summed_rows(weight, symbols, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Gradient of the weight."""
+        (symbols,), gradient = ctx.saved_tensors, gradients[0]
+        of_weight = gradient.new_zeros((symbols.shape[1] * ctx.rows, gradient.shape[1]))
+        for row in _table_rows(symbols, ctx.rows).unbind(1):
+            of_weight.index_add_(0, row, gradient)
+        return of_weight, None, None
 
 
 class Patch(nn.Module):

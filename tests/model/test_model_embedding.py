@@ -13,7 +13,7 @@ from torch import Tensor
 from maestro_dist.config.schema import StemConfig
 from maestro_dist.model import OneProcess, sax
 from maestro_dist.model.convolution import Convolution
-from maestro_dist.model.embedding import Stem
+from maestro_dist.model.embedding import Stem, SummedRows, Table
 from maestro_dist.model.layers import Windowed
 
 
@@ -118,3 +118,17 @@ def test_symbols_in_a_batch_give_the_same_logits(embedding: str, normalize: str)
     }
     batch.symbols, batch.values = symbols, {}
     assert torch.equal(model(batch)["logits"], logits)
+
+
+@pytest.mark.parametrize(("words", "variates"), [(7, 1), (5, 3), (0, 2)])
+def test_table_sums_rows(words: int, variates: int) -> None:
+    table = Table(variates, 4, 5, 3).double()
+    table.fill(lambda name: 1)
+    generator = torch.Generator().manual_seed(0)
+    symbols = torch.randint(0, 6, (2, words, variates), dtype=torch.uint8, generator=generator)
+    rows = table.weight.view(variates, 6, 3)
+    expected = sum(rows[variate][symbols[..., variate].long()] for variate in range(variates))
+    torch.testing.assert_close(table(symbols, None), expected)
+    if words:
+        flat = symbols.flatten(0, 1)
+        assert torch.autograd.gradcheck(lambda weight: SummedRows.apply(weight, flat, 6), table.weight)
