@@ -42,10 +42,10 @@ class Windowed(Linear):
 
     def forward(self, x: Tensor, stride: int = 1) -> Tensor:
         """Tokens x [R, L + kernel - 1, C], already padded -> [R, ceil(L / stride), outputs]."""
-        weight, bias, device = self.weight, self.bias, x.device.type
+        parts, device = [x, self.weight, self.bias], x.device.type
         if torch.is_autocast_enabled(device):
-            x, weight, bias = (part.to(torch.get_autocast_dtype(device)) for part in (x, weight, bias))
-        out: Tensor = Convolution.apply(x, weight, bias, self.kernel, stride)
+            parts = [part.to(torch.get_autocast_dtype(device)) for part in parts]
+        out: Tensor = Convolution.apply(*parts, self.kernel, stride)
         return out
 
 
