@@ -97,11 +97,12 @@ def checkpointed(again: bool, function: Callable[..., Any], *inputs: Any) -> Any
     """`function(*inputs)`; with `again`, nothing inside is kept for the backward, which computes it again.
 
     All draws are keyed, so the second time gives the same bits, and torch's generators need no care. The second run
-    goes to its end (`early_stop` off): modules entered are left again, which ZeRO 3 relies on.
+    ends with the last tensor that the backward wants (`early_stop`): ZeRO 3 relies on that, since a module that is left
+    gives its parameters back, and the last one's backward comes right then.
     """
     if not again or not torch.is_grad_enabled():
         return function(*inputs)
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, early_stop=False)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, early_stop=True)
 
 
 class LayerScale(nn.Module):
