@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from maestro_dist.callbacks.base import Callback, State, StepRecord
 from maestro_dist.evaluation.table import metric_label
 from maestro_dist.tracking.figures import Story, draw, log_figures
@@ -35,6 +37,8 @@ def story_of(state: State, history: History, evaluation: Evaluation) -> Story:
         classes=state.manifest.classes,
         confusion=evaluation.confusion,
         missing=missing_curve(evaluation, metric),
+        sets=[load.label(names) for load in evaluation.loads or ()],
+        set_loads=np.array([load.tokens for load in evaluation.loads]).swapaxes(0, 1) if evaluation.loads else None,
     )
 
 
@@ -68,7 +72,9 @@ class Figures(Callback):
         self.close()
         story, folder = story_of(state, self._log.history(), evaluation), self._log.folder
         self._thread = threading.Thread(
-            target=lambda: log_figures(draw(story), folder, self._uri, self._run_id), name="figures", daemon=True
+            target=lambda: log_figures(draw(story), folder, self._uri, self._run_id, story.tables()),
+            name="figures",
+            daemon=True,
         )
         self._thread.start()
 

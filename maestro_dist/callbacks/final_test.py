@@ -63,7 +63,7 @@ class FinalTest(Callback):
         self._fence()
         self._log.log(state.step, evaluation.flat("test"))
         story = story_of(state, self._log.history(), evaluation)
-        log_figures(draw(story), self._log.folder, self._tracking_uri, self._mlflow_run)
+        log_figures(draw(story), self._log.folder, self._tracking_uri, self._mlflow_run, story.tables())
         model = self._export(state, chosen, evaluation, self._log.folder)
         pointers = {"checkpoint.best": chosen.url, "checkpoint.step": str(chosen.step)}
         pointers |= {"model": self._run.name(MODEL_FOLDER), "model.mlflow": model or "not logged"}

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from maestro_dist.parallel.mesh import Mesh
 
 
-def all_rows(rows: Tensor, mesh: Mesh) -> Tensor:
+def all_rows(rows: Tensor, mesh: Mesh, *, each: bool = False) -> Tensor:
     """Rows of all data ranks: float64 [n_r, K] on each rank -> [sum n_r, K], the same on every rank.
 
-    Sequence ranks of one data rank hold the same rows; those of the first are taken. Only tensors travel, padded to
-    the longest rank's length, since collectives want equal shapes.
+    Sequence ranks of one data rank hold the same rows; those of the first are taken (`each`: of all). Only
+    tensors travel, padded to the longest rank's length, since collectives want equal shapes.
     """
     import torch
     from torch import distributed as dist
@@ -34,7 +34,7 @@ def all_rows(rows: Tensor, mesh: Mesh) -> Tensor:
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in range(mesh.world)]
     dist.all_gather(parts, padded)
-    return torch.cat([parts[rank][: lengths[rank]] for rank in range(0, mesh.world, mesh.sequence)])
+    return torch.cat([parts[rank][: lengths[rank]] for rank in range(0, mesh.world, 1 if each else mesh.sequence)])
 
 
 def in_order(sample: np.ndarray, values: np.ndarray, samples: int, split: str) -> np.ndarray:

@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from maestro_dist.errors import DataError
+from maestro_dist.evaluation.loads import SetLoad
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +36,7 @@ class Evaluation:
     metrics        names of the task's metrics, in the order of tables
     class_counts   samples of each class in the split (classification)
     confusion      counts [C][C] of the complete scenario, true class by predicted class (classification)
+    loads          what the experts took by missing set, over all scenarios (a model with experts)
     logits, target float32 [N, C] and [N] of the complete scenario in manifest order; on rank 0 only, not in the JSON
     """
 
@@ -44,6 +46,7 @@ class Evaluation:
     scenarios: list[Scenario]
     class_counts: list[int] | None = None
     confusion: list[list[int]] | None = None
+    loads: list[SetLoad] | None = None
     logits: np.ndarray | None = None
     target: np.ndarray | None = None
 
@@ -105,10 +108,18 @@ class Evaluation:
             ],
             "class_counts": self.class_counts,
             "confusion": self.confusion,
+            "loads": None if self.loads is None else [load.to_json() for load in self.loads],
         }
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Evaluation:
         """The evaluation that `to_json` wrote."""
         scenarios: Sequence[dict[str, Any]] = content["scenarios"]
-        return cls(**{**content, "scenarios": [Scenario(**scenario) for scenario in scenarios]})
+        loads = content.get("loads")
+        return cls(
+            **{
+                **content,
+                "scenarios": [Scenario(**scenario) for scenario in scenarios],
+                "loads": None if loads is None else [SetLoad(**load) for load in loads],
+            }
+        )

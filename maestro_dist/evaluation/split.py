@@ -12,6 +12,7 @@ import numpy as np
 from maestro_dist.data.missing import evaluation_mask
 from maestro_dist.errors import DataError, NonFiniteError
 from maestro_dist.evaluation.gather import all_rows, broadcast, in_order
+from maestro_dist.evaluation.loads import SetLoad, SetLoads
 from maestro_dist.evaluation.result import Evaluation, Scenario, percent
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def evaluate_split(
         raise DataError(f"split {split!r} has no samples")
     plan = scenarios_of(rates, draws)
     results: list[Scenario] = []
+    loads = SetLoads()
     complete: tuple[np.ndarray, np.ndarray] | None = None
     with _bar(progress and mesh.rank == 0) as bar:
         line = bar.add_task("", total=len(plan) * samples) if bar else None
@@ -61,7 +63,8 @@ def evaluate_split(
             if bar:
                 bar.update(line, description=f"{split}, {percent(rate)} missing" if rate else f"{split}, complete")
             keep = evaluation_mask(present, rate, draw) if rate > 0 else None
-            rows = _predict(forward, task, batches_for(keep), lambda n: bar and bar.advance(line, n * mesh.data))
+            rows = _predict(forward, batches_for(keep), loads, lambda n: bar and bar.advance(line, n * mesh.data))
+            loads.drain()
             whole = all_rows(rows, mesh).cpu().numpy()
             table = in_order(whole[:, 0].astype(np.int64), whole[:, 1:], samples, split)
             target, logits = table[:, 0], table[:, 1:].astype(np.float32)
@@ -77,11 +80,11 @@ def evaluate_split(
             results.append(Scenario(rate, draw, {name: value for name, value in named if value == value}))
             if rate == 0:
                 complete = (logits, target)
-    return _evaluation(task, split, samples, results, complete, mesh)
+    return _evaluation(task, split, samples, results, complete, loads.result(mesh, rows.device), mesh)
 
 
 def _predict(
-    forward: Callable[[Batch], Output], task: Task, batches: Iterator[Batch], advance: Callable[[int], Any]
+    forward: Callable[[Batch], Output], batches: Iterator[Batch], loads: SetLoads, advance: Callable[[int], Any]
 ) -> torch.Tensor:
     """This rank's rows (sample number, target, logits ...), float64 [n, 2 + C]: exact for what they hold."""
     import torch
@@ -89,7 +92,9 @@ def _predict(
     parts: list[torch.Tensor] = []
     with torch.no_grad():
         for batch in batches:
-            logits = forward(batch)["logits"]
+            output = forward(batch)
+            logits = output["logits"]
+            loads.add(batch, output)
             head = torch.stack([batch.sample.double(), batch.target.double()], dim=1).to(logits.device)
             parts.append(torch.cat([head, logits.double()], dim=1))
             advance(len(batch))
@@ -102,6 +107,7 @@ def _evaluation(
     samples: int,
     results: list[Scenario],
     complete: tuple[np.ndarray, np.ndarray] | None,
+    loads: list[SetLoad] | None,
     mesh: Mesh,
 ) -> Evaluation:
     from maestro_dist.task.classification import Classification
@@ -119,6 +125,7 @@ def _evaluation(
         scenarios=results,
         class_counts=counts,
         confusion=confusion,
+        loads=loads,
         logits=logits if mesh.rank == 0 else None,
         target=target if mesh.rank == 0 else None,
     )

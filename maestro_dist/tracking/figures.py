@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +36,7 @@ class Story:
     metric      the metric that chooses the weights, and `label`, its name for people
     confusion   counts [C, C] of true by predicted class, and the `classes`
     missing     the metric against the missing rate
+    sets        names of missing sets, and `set_loads`, their tokens by expert [layers, sets, E]
     """
 
     title: str
@@ -44,6 +47,8 @@ class Story:
     classes: Sequence[str] = ()
     confusion: Sequence[Sequence[int]] | None = None
     missing: MissingCurve | None = None
+    sets: Sequence[str] = ()
+    set_loads: np.ndarray | None = None
 
     def panels(self) -> dict[str, Panel]:
         """Each picture's name and how it is drawn."""
@@ -63,6 +68,9 @@ class Story:
             several = f"experts/layer{layer + 1}/0" in history or layer > 0
             found["experts" + (f"_{layer}" if several else "")] = self._experts(load, layer if several else None)
             layer += 1
+        for layer, tokens in enumerate(() if self.set_loads is None else self.set_loads):
+            several = self.set_loads is not None and len(self.set_loads) > 1
+            found["sets" + (f"_{layer}" if several else "")] = self._sets(tokens, layer if several else None)
         if self.confusion is not None:
             counts = np.asarray(self.confusion)
             found["confusion"] = lambda axes: panels.confusion_panel(axes, counts, self.classes)
@@ -70,6 +78,21 @@ class Story:
 
     def _experts(self, load: np.ndarray, layer: int | None) -> Panel:
         return lambda axes: panels.experts_panel(axes, load, self.modalities, layer)
+
+    def _sets(self, tokens: np.ndarray, layer: int | None) -> Panel:
+        shares = tokens / np.maximum(tokens.sum(1, keepdims=True), 1)
+        return lambda axes: panels.experts_panel(axes, shares, self.sets, layer, by="missing set")
+
+    def tables(self) -> dict[str, str]:
+        """Tables by name, as CSV text."""
+        if self.set_loads is None:
+            return {}
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["layer", "missing set", "expert", "tokens"])
+        for (layer, number, expert), tokens in np.ndenumerate(self.set_loads):
+            writer.writerow([layer, self.sets[number], expert, int(tokens)])
+        return {"experts_by_missing_set": text.getvalue()}
 
 
 def draw(story: Story) -> dict[str, Figure]:
@@ -81,8 +104,8 @@ def draw(story: Story) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     with matplotlib.rc_context(panels.STYLE):  # type: ignore[arg-type]
         for name, panel in found.items():
-            rows = max(len(story.modalities) if name.startswith("experts") else len(story.classes), 1)
-            heat = name.startswith(("experts", "confusion"))
+            heat = name.startswith(("experts", "sets", "confusion"))
+            rows = max(len(story.modalities), len(story.sets), len(story.classes), 1)
             figures[name] = Figure(figsize=(6.4, max(4.2, 0.22 * rows) if heat else 4.2), layout="constrained")
             panel(figures[name].subplots())
         if found:
@@ -102,9 +125,15 @@ def save(figures: dict[str, Figure], folder: Path) -> list[Path]:
     return paths
 
 
-def log_figures(figures: dict[str, Figure], folder: Path, uri: str, run_id: str) -> bool:
-    """Write the pictures to `<folder>/figures` and to the MLflow run. False when the server did not take them."""
-    return log_files(uri, run_id, save(figures, folder), FOLDER)
+def log_figures(
+    figures: dict[str, Figure], folder: Path, uri: str, run_id: str, tables: Mapping[str, str] | None = None
+) -> bool:
+    """Write pictures and tables to `<folder>/figures` and to the MLflow run. False when the server took them not."""
+    paths = save(figures, folder)
+    for name, text in (tables or {}).items():
+        paths.append(folder / FOLDER / f"{name}.csv")
+        paths[-1].write_text(text, encoding="utf-8")
+    return log_files(uri, run_id, paths, FOLDER)
 
 
 def _overview(title: str, drawn: list[Panel]) -> Figure:

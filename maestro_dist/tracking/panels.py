@@ -123,14 +123,16 @@ def budgets_panel(axes: Axes, history: History, modalities: Sequence[str]) -> No
     label_ends(axes, ends)
 
 
-def experts_panel(axes: Axes, load: np.ndarray, modalities: Sequence[str], layer: int | None = None) -> None:
-    """Share of each modality's tokens that each expert takes: `load` [M, E], rows sum to 1."""
+def experts_panel(
+    axes: Axes, load: np.ndarray, rows: Sequence[str], layer: int | None = None, *, by: str = "modality"
+) -> None:
+    """Share that each expert takes of the tokens of a modality (or missing set): `load` [rows, E], rows sum to 1."""
     axes.imshow(load, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
     _cells(axes, load, [[f"{100 * share:.0f}" for share in row] for row in load])
     axes.set_xticks(range(load.shape[1]), [str(expert) for expert in range(load.shape[1])])
-    axes.set_yticks(range(len(modalities)), modalities, fontsize=_fit(len(modalities)))
+    axes.set_yticks(range(len(rows)), [shortened(name) for name in rows], fontsize=_fit(len(rows)))
     where = "" if layer is None else f", layer {layer}"
-    axes.set(title=f"Expert load by modality{where}", xlabel="expert (% of the modality's tokens)")
+    axes.set(title=f"Expert load by {by}{where}", xlabel=f"expert (% of the {by}'s tokens)")
 
 
 def confusion_panel(axes: Axes, counts: np.ndarray, classes: Sequence[str]) -> None:
@@ -176,6 +178,11 @@ def expert_load(history: History, modalities: Sequence[str], layer: int) -> np.n
     if width == 0:
         return None
     return np.array([row or [0.0] * width for row in rows])
+
+
+def shortened(text: str) -> str:
+    """The text, cut where it is longer than a label may be."""
+    return text if len(text) <= _MOST_LETTERS else text[: _MOST_LETTERS - 1] + "\u2026"
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:

@@ -24,13 +24,15 @@ PRESENT = draws.random((SAMPLES, MODALITIES)) < 0.8
 PRESENT[:, 0] |= ~PRESENT.any(1)
 TARGET = draws.integers(0, CLASSES, SAMPLES)
 SCORES = draws.normal(size=(SAMPLES, MODALITIES, CLASSES)).astype(np.float32)
+LOADS = draws.integers(0, 9, (2, SAMPLES, 3))
 TASK = make_task(TaskConfig(), kind="classification", classes=list("abcd"), class_counts=[1] * 4)
 
 
 def forward(batch: Batch) -> Output:
     """A model whose answer depends on the sample and on what it has."""
     scores = torch.from_numpy(SCORES)[batch.sample]
-    return Output(logits=(scores * batch.present.unsqueeze(-1)).sum(1))
+    load = torch.from_numpy(LOADS)[:, batch.sample] * batch.present.sum(1)[:, None]
+    return Output(logits=(scores * batch.present.unsqueeze(-1)).sum(1), expert_load_by_sample=load.int())
 
 
 def batches(keep: np.ndarray | None, *, size: int = 4, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
@@ -80,6 +82,18 @@ def test_complete_scenario_keeps_its_confusion_and_logits() -> None:
     assert np.allclose(result.logits, (SCORES * PRESENT[:, :, None]).sum(1))
 
 
+def test_loads_by_missing_set_are_those_of_all_scenarios() -> None:
+    masks = [PRESENT, *(evaluation_mask(PRESENT, 0.4, draw) for draw in range(3))]
+    found = evaluate().loads
+    assert found is not None
+    assert sum(load.samples for load in found) == 4 * SAMPLES
+    for load in found:
+        has = np.array([number not in load.missing for number in range(MODALITIES)])
+        mine = [(mask == has).all(1) for mask in masks]
+        assert load.samples == sum(rows.sum() for rows in mine)
+        assert load.tokens == sum(LOADS[:, rows].sum(1) * has.sum() for rows in mine).tolist()
+
+
 def test_json_there_and_back() -> None:
     import json
 
@@ -87,6 +101,10 @@ def test_json_there_and_back() -> None:
     again = Evaluation.from_json(json.loads(json.dumps(result.to_json())))
     assert again.scenarios == result.scenarios
     assert again.confusion == result.confusion
+    assert again.loads == result.loads
+    older = result.to_json()
+    del older["loads"]
+    assert Evaluation.from_json(older).loads is None
     assert results_table(again) == results_table(result)
 
 

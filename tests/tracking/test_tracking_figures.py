@@ -66,6 +66,25 @@ def test_several_layers_have_a_picture_each() -> None:
     assert {"experts_0", "experts_1"} <= set(draw(replace(STORY, history=make_history(layers=2))))
 
 
+def test_missing_sets_have_a_picture_and_a_table(uri: str, tmp_path: Path) -> None:
+    tokens = np.array([[[30, 10], [1, 3]]])
+    story = replace(STORY, sets=["complete", "without acc"], set_loads=tokens)
+    figures = draw(story)
+    assert {"75", "25"} <= {text.get_text() for text in figures["sets"].axes[0].texts}
+    run = open_run(uri, "study", "sets")
+    assert log_figures({"sets": figures["sets"]}, tmp_path, uri, run.run_id, story.tables())
+    rows = (tmp_path / "figures" / "experts_by_missing_set.csv").read_text().splitlines()
+    assert rows == [
+        "layer,missing set,expert,tokens",
+        "0,complete,0,30",
+        "0,complete,1,10",
+        "0,without acc,0,1",
+        "0,without acc,1,3",
+    ]
+    uploaded = {file.path for file in MlflowClient(uri).list_artifacts(run.run_id, "figures")}
+    assert uploaded == {"figures/sets.png", "figures/experts_by_missing_set.csv"}
+
+
 def test_panels_show_the_numbers() -> None:
     figures = draw(STORY)
     cells = {text.get_text() for text in figures["confusion"].axes[0].texts}
