@@ -25,7 +25,8 @@ def check(function: Any, *inputs: Any) -> None:
 def test_grouped_network(counts: list[int]) -> None:
     rows = sum(counts) + 2  # two of them in no group
     groups = Groups.of(torch.tensor(counts))
-    check(GroupedNetwork.apply, leaf(rows, 2), leaf(3, 2, 3, seed=1), leaf(3, 3, 2, seed=2), groups)
+    weights = leaf(3, 2, 3, seed=1), leaf(3, 3, 2, seed=2)
+    check(lambda *tensors: GroupedNetwork.apply(*tensors, groups), leaf(rows, 2), *weights)
 
 
 @pytest.mark.parametrize("experts", [2, 5, 14])
