@@ -236,7 +236,7 @@ def joint_layout(
         for row in own:
             lengths[row] += part.length
             wholes[row] += part.lead + part.total
-    length = max(lengths, default=0)
+    length = max(lengths) if ragged else sum(part.length for part in parts)
     place = sample.new_zeros(samples, len(parts))
     for j, part in enumerate(parts):
         place[:, j].index_fill_(0, rows[j], part.length) if ragged else place[:, j].fill_(part.length)
@@ -271,7 +271,7 @@ def joint_layout(
         sample=sample,
         token=token,
         part=of,
-        capacity=max(wholes, default=0),
+        capacity=max(wholes) if ragged else sum(part.lead + part.total for part in parts),
         lengths=tuple(lengths) if having is not None else None,
         whole=_whole(mask, parts),
     )
