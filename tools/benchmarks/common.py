@@ -83,6 +83,17 @@ def size_name(count: int) -> str:
     return str(count)
 
 
+def need_memory(size: int, what: str) -> None:
+    """Raises `RuntimeError` where the machine has fewer than `size` bytes to give: better than to be killed by it."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), size)
+    if free < size:
+        raise RuntimeError(f"{what} needs about {size / 1e9:.0f} GB of memory; {free / 1e9:.0f} GB are available")
+
+
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -7,8 +7,19 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cases import HEADS, RATE_HZ, SEED, bound_ns, core_inputs, ours, trained, wesad_config, windows
-from benchmarks.common import Options, Row, Setting, at_least, at_most, size_name
+from benchmarks.cases import (
+    HEAD_WIDTH,
+    HEADS,
+    RATE_HZ,
+    SEED,
+    bound_ns,
+    core_inputs,
+    ours,
+    trained,
+    wesad_config,
+    windows,
+)
+from benchmarks.common import Options, Row, Setting, at_least, at_most, need_memory, size_name
 from benchmarks.memory import peak_memory
 from benchmarks.timing import Case, compare
 from maestro_dist.config.schema import ModelConfig
@@ -23,6 +34,8 @@ _CLASSES = 3
 def run(options: Options) -> list[Row]:
     """Time and peak memory at a million tokens, against those at 16k and against the estimate."""
     long, short = (2048, 256) if options.quick else (_MILLION, 16384)
+    if options.device == "cpu":
+        need_memory(10 * 4 * long * HEADS * HEAD_WIDTH, f"attention over {size_name(long)} tokens")
     one = options.settings[0]
     return _core(options, one, long, short) + _core_memory(options, long) + _model(options, one, long)
 
