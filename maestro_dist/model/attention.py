@@ -140,7 +140,7 @@ class Attention(nn.Module):
             rank, sizes = self._keys(layout, step)
             column, held = sampling.hold(rank, sizes, layout)
             sampled = self.sequence.sum(sampling.rows(key, column, held))
-            scores = sparse.largest_product(query, sampling.centred(sampled, sizes), None, 1)
+            scores = sparse.largest_product(query, sampling.centred(sampled, sizes), None, 1, layout.ragged)
             chosen = self._best(scores, layout)
         best = self.sequence.sum(sampling.rows(query, chosen.column, chosen.held))
         best = best * best.shape[3] ** -0.5
@@ -177,13 +177,13 @@ class Attention(nn.Module):
                 offset = (sampled * self._heads(self.query_bias).to(dtype)).sum(3)
                 through = torch.einsum("shuc,hcd->shud", sampled, query_weight)
                 scores = sparse.largest_product(
-                    tokens, through.flatten(1, 2)[:, None], offset.flatten(1)[:, None], self.heads
+                    tokens, through.flatten(1, 2)[:, None], offset.flatten(1)[:, None], self.heads, layout.ragged
                 )
             else:
                 sampled = sampling.centred(self.sequence.sum(sampling.rows(key, column, held)), sizes)
                 query = layout.padded(F.linear(x, self.query_weight, self.query_bias))
                 query = query.view(*query.shape[:2], *key_weight.shape[:2]).transpose(1, 2)
-                scores = sparse.largest_product(query, sampled, None, 1)
+                scores = sparse.largest_product(query, sampled, None, 1, layout.ragged)
                 del query
             chosen = self._best(scores, layout)
         best = _projected(_tokens(x, chosen.column, chosen.held, layout), query_weight)
@@ -244,7 +244,7 @@ class Attention(nn.Module):
             raise ValueError("the fused kernel cannot drop probabilities, nor share a sequence: use tiles")
         fused = self.kernel == "fused" or (self.kernel == "auto" and can and chosen.number.device.type != "cpu")
         drop = self._drop(layout, chosen, step) if drops else None
-        return {"drop": drop, "keep": self.keep, "fused": fused}
+        return {"drop": drop, "keep": self.keep, "fused": fused, "lengths": layout.ragged}
 
     def _drop(self, layout: Layout, chosen: Chosen, step: int) -> sparse.Dropped:
         """Draws by sample, head, number of the query and number of the key."""

@@ -96,6 +96,11 @@ class Layout:
         return inside + (self.ahead - (counts.cumsum(1) - counts)).gather(1, part)
 
     @cached_property
+    def ragged(self) -> tuple[int, ...] | None:
+        """`lengths`, where they differ."""
+        return self.lengths if self.lengths is not None and len(set(self.lengths)) > 1 else None
+
+    @cached_property
     def bias(self) -> Tensor | None:
         """float32 [S, L] to add to scores: 0 for an observed token, else `LOWEST`; None where all are observed."""
         return None if self.whole else (self.mask.float() - 1) * -LOWEST

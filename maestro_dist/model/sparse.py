@@ -7,7 +7,8 @@ buffer that stays in the cache: a matrix product that packs its operand from mai
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -38,28 +39,39 @@ class Block(NamedTuple):
     column: slice
     joined: bool
 
+
+class _Line(NamedTuple):
+    """Samples and heads that go through the same columns together, tile by tile."""
+
+    sample: slice
+    head: slice
+    columns: list[slice]
+
     def of(self, x: Tensor) -> Tensor:
-        """Its part of x [S, H, L, c]."""
-        return x[self.sample, self.head, self.column]
+        """Its part of x [S, H, ...] as [s * h, ...]; a view where the strides allow it."""
+        return x[self.sample, self.head].flatten(0, 1)
+
+    def put(self, x: Tensor, values: Tensor) -> None:
+        """Write values [s * h, ...] to its part of x [S, H, ...]."""
+        target = x[self.sample, self.head]
+        target.copy_(values.view(target.shape))
 
 
-def _blocks(
-    samples: int, heads: int, length: int, rows: int, device: torch.device, joined: bool = False
-) -> list[list[Block]]:
-    """All of [S, H, L] in blocks of about one tile of scores; the inner lists run over the columns."""
-    if not length:
-        return []
+def _lines(
+    samples: int, heads: int, length: int, rows: int, device: torch.device, lengths: Sequence[int] | None
+) -> Iterator[_Line]:
+    """All of [S, H, L] in tiles of about `_TILE` scores; a sample's columns from its own length on are left out."""
     limit = max(1, _TILE.get(device.type, _TILE_ELSEWHERE) // max(1, rows))
     width = max(1, min(length, max(_TILE_LENGTH, limit // max(1, samples * heads))))
     many = max(1, min(heads, limit // width))
     width = max(1, min(length, limit // many))
-    several = max(1, min(samples, limit // (width * many))) if many == heads and width == length else 1
-    columns = [slice(start, min(start + width, length)) for start in range(0, length, width)]
-    return [
-        [Block(sample, head, column, joined) for column in columns]
-        for sample in (slice(start, min(start + several, samples)) for start in range(0, samples, several))
-        for head in (slice(start, min(start + many, heads)) for start in range(0, heads, many))
-    ]
+    several = max(1, min(samples, limit // (width * many))) if many == heads and width >= length else 1
+    for first in range(0, samples, several):
+        sample = slice(first, min(first + several, samples))
+        end = length if lengths is None else max(lengths[sample])
+        columns = [slice(start, min(start + width, end)) for start in range(0, end, width)]
+        for start in range(0, heads, many):
+            yield _Line(sample, slice(start, min(start + many, heads)), columns)
 
 
 class _Buffer:
@@ -69,18 +81,17 @@ class _Buffer:
         self.flat = torch.empty(0, dtype=dtype, device=device)
 
     def empty(self, *shape: int) -> Tensor:
-        size = 1
-        for side in shape:
-            size *= side
+        size = math.prod(shape)
         if self.flat.numel() < size:
             self.flat = self.flat.new_empty(size)
         return self.flat[:size].view(shape)
 
-    def load(self, part: Tensor) -> Tensor:
-        """A copy of part [s, h, l, c] as [s * h, l, c], in the buffer's type."""
-        out = self.empty(part.shape[0] * part.shape[1], part.shape[2], part.shape[3])
-        out.view(part.shape).copy_(part)
-        return out
+    def load(self, line: Tensor, column: slice) -> Tensor:
+        """Columns of a line [n, L, c], in the buffer's type: copied, unless they are all of few."""
+        part = line[:, column]
+        if part.numel() == line.numel() and line.stride(2) == 1 and line.dtype == self.flat.dtype:
+            return line
+        return self.empty(*part.shape).copy_(part)
 
 
 def _compute(x: Tensor) -> torch.dtype:
@@ -89,27 +100,30 @@ def _compute(x: Tensor) -> torch.dtype:
 
 
 @torch.no_grad()
-def largest_product(x: Tensor, keys: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+def largest_product(
+    x: Tensor, keys: Tensor, bias: Tensor | None, groups: int, lengths: Sequence[int] | None = None
+) -> Tensor:
     """For each token the largest product with the keys of each group, without keeping the products.
 
     x [S, H, L, c], keys [S, H, groups * U, c], bias [S, H, groups * U] or None (added to the products)
-    -> float32 [S, H * groups, L]. No gradient.
+    -> float32 [S, H * groups, L]; 0 from a sample's length on, where lengths are given. No gradient.
     """
     samples, heads, length, _ = x.shape
-    out = x.new_empty((samples, heads, groups, length), dtype=torch.float32)
+    make = x.new_empty if lengths is None else x.new_zeros
+    out = make((samples, heads, groups, length), dtype=torch.float32)
     dtype = _compute(x)
     keys = keys.to(dtype)
-    tile, products = _Buffer(dtype, x.device), _Buffer(dtype, x.device)
-    for row in _blocks(samples, heads, length, keys.shape[2], x.device):
-        own = keys[row[0].sample, row[0].head].flatten(0, 1)
-        for block in row:
-            tokens = tile.load(block.of(x))
-            product = products.empty(own.shape[0], own.shape[1], tokens.shape[1])
-            torch.bmm(own, tokens.transpose(1, 2), out=product)
-            if bias is not None:
-                product += bias[block.sample, block.head].to(dtype).flatten(0, 1)[..., None]
-            target = out[block.sample, block.head, :, block.column]
-            target.copy_(product.view(*target.shape[:3], -1, target.shape[3]).amax(3))
+    tiles, products = _Buffer(dtype, x.device), _Buffer(dtype, x.device)
+    for line in _lines(samples, heads, length, keys.shape[2], x.device, lengths):
+        own, tokens, target = line.of(keys), line.of(x), line.of(out)
+        offset = None if bias is None else line.of(bias).to(dtype)[..., None]
+        for column in line.columns:
+            tile = tiles.load(tokens, column)
+            product = products.empty(own.shape[0], own.shape[1], tile.shape[1])
+            torch.bmm(own, tile.transpose(1, 2), out=product)
+            if offset is not None:
+                product += offset
+            target[:, :, column] = product.unflatten(1, (groups, -1)).amax(2)
     return out.view(samples, heads * groups, length)
 
 
@@ -121,25 +135,26 @@ class AttendRows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor | None,
-        bias: Tensor | None,
-        drop: Dropped | None,
-        keep: bool,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor | None, how: How) -> tuple[Tensor, Tensor]:
         """See `attend`."""
         with torch.autocast(query.device.type, enabled=False):
-            return _forward(ctx, query, key, value, bias, drop, keep)
+            return _forward(ctx, query, key, value, how)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of query, key and value."""
         with torch.autocast(gradients[0].device.type, enabled=False):
-            return (*_backward(ctx, *gradients), None, None, None)
+            return (*_backward(ctx, *gradients), None)
+
+
+class How(NamedTuple):
+    """Options of `attend`."""
+
+    bias: Tensor | None
+    drop: Dropped | None
+    keep: bool
+    lengths: Sequence[int] | None
 
 
 def attend(
@@ -151,6 +166,7 @@ def attend(
     drop: Dropped | None = None,
     keep: bool = True,
     fused: bool = False,
+    lengths: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """softmax(query key^T + bias) value and the logarithm of each row's sum of exponentials.
 
@@ -158,6 +174,7 @@ def attend(
     bias [S, L]: 0 for a key, `LOWEST` for a missing one. Strides are free. Without `keep` the backward computes the
     probabilities again instead of keeping u x L numbers a head. `drop` gives factors for the first rows of the
     probabilities. `fused` takes torch's own kernel, which gives no logarithms (None) and knows no `drop`.
+    `lengths`: columns that each sample really has; the rest is not looked at, and its gradient is 0.
 
     Returns [S, H, u, c'] in float32 (float64 for float64) and [S, H, u].
     """
@@ -170,14 +187,98 @@ def attend(
         width = (key if value is None else value).shape[3]
         out = nothing + query.new_zeros((*query.shape[:3], width), dtype=_compute(query))
         return out, nothing + query.new_full(query.shape[:3], LOWEST, dtype=_compute(query))
-    result: tuple[Tensor, Tensor] = AttendRows.apply(query, key, value, bias, drop, keep)
+    result: tuple[Tensor, Tensor] = AttendRows.apply(query, key, value, How(bias, drop, keep, lengths))
     return result
 
 
-def _scores(own: Tensor, tile: Tensor, bias: Tensor | None, block: Block, buffer: _Buffer) -> Tensor:
+def _forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor | None, how: How) -> tuple[Tensor, Tensor]:
+    samples, heads, rows, _ = query.shape
+    dtype, device = _compute(query), query.device
+    out = query.new_zeros((samples, heads, rows, (key if value is None else value).shape[3]), dtype=dtype)
+    total = query.new_full((samples, heads, rows), LOWEST, dtype=dtype)
+    keys, values, scores = (_Buffer(dtype, device) for _ in range(3))
+    shares: list[Tensor] = []
+    kept: list[Tensor] = []
+    for line in _lines(samples, heads, key.shape[2], rows, device, how.lengths):
+        if not line.columns:
+            continue
+        own, of_key, of_value = line.of(query).to(dtype), line.of(key), None if value is None else line.of(value)
+        tops, peaks, sums = [], [], []
+        for column in line.columns:
+            tile = keys.load(of_key, column)
+            score = _scores(own, tile, how.bias, line, column, scores)
+            probability = score.softmax(2)
+            tops.append(score.amax(2))
+            peaks.append(probability.amax(2))
+            if how.keep:
+                kept.append(probability)
+            if how.drop is not None:
+                factors = how.drop(Block(line.sample, line.head, column, value is None))
+                probability = _multiplied(probability.clone() if how.keep else probability, factors)
+            if of_value is not None:
+                tile = values.load(of_value, column)
+            sums.append(torch.bmm(probability, tile))
+        # A tile's log-sum-exp, without another pass of exponentials: score - log(probability), at the largest.
+        by_tile = torch.stack(tops) - torch.stack(peaks).log()
+        together = by_tile.logsumexp(0)
+        share = (by_tile - together).exp()[..., None]  # [tiles, s * h, u, 1]
+        line.put(out, (torch.stack(sums) * share).sum(0))
+        line.put(total, together)
+        shares.append(share)
+    ctx.save_for_backward(query, key, value, how.bias, out, *shares, *kept)
+    ctx.how, ctx.lines = how, len(shares)
+    return out, total
+
+
+def _backward(ctx: Any, gradient: Tensor, of_total: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    query, key, value, bias, out, *saved = ctx.saved_tensors
+    samples, heads, rows, _ = query.shape
+    dtype, device, how = out.dtype, query.device, ctx.how
+    make = torch.empty if how.lengths is None else torch.zeros
+    to_query = torch.zeros(query.shape, dtype=dtype, device=device)
+    to_key = make(key.shape, dtype=dtype, device=device)
+    to_value = None if value is None else make(value.shape, dtype=dtype, device=device)
+    inner = (gradient * out).sum(3, keepdim=True) - of_total[..., None]
+    keys, values, scores = (_Buffer(dtype, device) for _ in range(3))
+    shares, kept = iter(saved[: ctx.lines]), iter(saved[ctx.lines :])
+    for line in _lines(samples, heads, key.shape[2], rows, device, how.lengths):
+        if not line.columns:
+            continue
+        share = next(shares)
+        own, of_key, of_value = line.of(query).to(dtype), line.of(key), None if value is None else line.of(value)
+        into, into_key = torch.zeros_like(own), line.of(to_key)
+        into_value = None if to_value is None else line.of(to_value)
+        pulled, within = line.of(gradient) * share, line.of(inner) * share
+        for number, column in enumerate(line.columns):
+            tile = keys.load(of_key, column)
+            probability = next(kept) if how.keep else _scores(own, tile, bias, line, column, scores).softmax(2)
+            other = tile if of_value is None else values.load(of_value, column)
+            to_score = torch.bmm(pulled[number], other.transpose(1, 2), out=scores.empty(*probability.shape))
+            seen = probability
+            if how.drop is not None:
+                factors = how.drop(Block(line.sample, line.head, column, value is None))
+                seen = _multiplied(probability.clone(), factors)
+                to_score = _multiplied(to_score, factors)
+            spread = into_key[:, column] if into_value is None else into_value[:, column]
+            torch.bmm(seen.transpose(1, 2), pulled[number], out=spread)
+            to_score.sub_(within[number]).mul_(probability)
+            into.baddbmm_(to_score, tile)
+            if into_value is None:
+                spread.baddbmm_(to_score.transpose(1, 2), own)
+            else:
+                torch.bmm(to_score.transpose(1, 2), own, out=into_key[:, column])
+        line.put(to_query, into)
+    return (
+        to_query.to(query.dtype),
+        to_key.to(key.dtype),
+        None if value is None or to_value is None else to_value.to(value.dtype),
+    )
+
+
+def _scores(own: Tensor, tile: Tensor, bias: Tensor | None, line: _Line, column: slice, buffer: _Buffer) -> Tensor:
     score = torch.bmm(own, tile.transpose(1, 2), out=buffer.empty(own.shape[0], own.shape[1], tile.shape[1]))
     if bias is not None:
-        missing = bias[block.sample, None, None, block.column]
+        missing = bias[line.sample, None, None, column]
         score.view(missing.shape[0], -1, own.shape[1], tile.shape[1]).add_(missing)
     return score
 
@@ -186,84 +287,6 @@ def _multiplied(x: Tensor, factors: Tensor) -> Tensor:
     """x [s * h, u, l], its first rows multiplied in place by factors [s, h, <= u, l]."""
     x.view(*factors.shape[:2], -1, factors.shape[3])[:, :, : factors.shape[2]].mul_(factors)
     return x
-
-
-def _forward(
-    ctx: Any, query: Tensor, key: Tensor, value: Tensor | None, bias: Tensor | None, drop: Dropped | None, keep: bool
-) -> tuple[Tensor, Tensor]:
-    samples, heads, rows, _ = query.shape
-    dtype, device, length = _compute(query), query.device, key.shape[2]
-    blocks = _blocks(samples, heads, length, rows, device, value is None)
-    tiles = len(blocks[0]) if blocks else 0
-    width = (key if value is None else value).shape[3]
-    parts = query.new_empty((samples, heads, tiles, rows, width), dtype=dtype)
-    sums = query.new_empty((samples, heads, rows, tiles), dtype=dtype)
-    keys, values, scores = (_Buffer(dtype, device) for _ in range(3))
-    kept: list[Tensor] = []
-    for line in blocks:
-        own = query[line[0].sample, line[0].head].to(dtype).flatten(0, 1)
-        for number, block in enumerate(line):
-            tile = keys.load(block.of(key))
-            score = _scores(own, tile, bias, block, scores)
-            probability = score.softmax(2)
-            # The tile's log-sum-exp, without another pass of exponentials: score - log(probability), at the largest.
-            summed = score.amax(2) - probability.amax(2).log()
-            sums[block.sample, block.head, :, number] = summed.view(*sums[block.sample, block.head].shape[:3])
-            if keep:
-                kept.append(probability)
-            if drop is not None:
-                probability = _multiplied(probability.clone() if keep else probability, drop(block))
-            if value is not None:
-                tile = values.load(block.of(value))
-            target = parts[block.sample, block.head, number]
-            target.copy_(torch.bmm(probability, tile).view(target.shape))
-    total = sums.logsumexp(3)
-    shares = (sums - total[..., None]).exp().transpose(2, 3)  # [S, H, tiles, u]
-    out = (parts * shares[..., None]).sum(2)
-    ctx.save_for_backward(query, key, value, bias, out, shares, *kept)
-    ctx.drop, ctx.keep = drop, keep
-    return out, total
-
-
-def _backward(ctx: Any, gradient: Tensor, of_total: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    query, key, value, bias, out, shares, *kept = ctx.saved_tensors
-    samples, heads, rows, _ = query.shape
-    dtype, device, length = out.dtype, query.device, key.shape[2]
-    of_query = torch.zeros(query.shape, dtype=dtype, device=device)
-    of_key, of_value = torch.empty_like(key), None if value is None else torch.empty_like(value)
-    inner = (gradient * out).sum(3) - of_total
-    keys, values, scores, outs = (_Buffer(dtype, device) for _ in range(4))
-    states = iter(kept)
-    for line in _blocks(samples, heads, length, rows, device, value is None):
-        sample, head, _, _ = line[0]
-        own = query[sample, head].to(dtype).flatten(0, 1)
-        into = torch.zeros_like(own)
-        for number, block in enumerate(line):
-            tile = keys.load(block.of(key))
-            probability = next(states) if ctx.keep else _scores(own, tile, bias, block, scores).softmax(2)
-            share = shares[sample, head, number]
-            pulled = (gradient[sample, head] * share[..., None]).flatten(0, 1)
-            other = tile if value is None else values.load(block.of(value))
-            of_score = torch.bmm(pulled, other.transpose(1, 2), out=scores.empty(*probability.shape))
-            seen = probability
-            if ctx.drop is not None:
-                factors = ctx.drop(block)
-                seen = _multiplied(probability.clone(), factors)
-                of_score = _multiplied(of_score, factors)
-            spread = torch.bmm(seen.transpose(1, 2), pulled, out=outs.empty(*other.shape))
-            if of_value is not None:
-                target = block.of(of_value)
-                target.copy_(spread.view(target.shape))
-            of_score = of_score.sub_((inner[sample, head] * share).flatten(0, 1)[..., None]).mul_(probability)
-            into.baddbmm_(of_score, tile)
-            if of_value is None:
-                spread.baddbmm_(of_score.transpose(1, 2), own)
-            else:
-                torch.bmm(of_score.transpose(1, 2), own, out=spread)
-            target = block.of(of_key)
-            target.copy_(spread.view(target.shape))
-        of_query[sample, head] = into.view(*of_query[sample, head].shape)
-    return of_query.to(query.dtype), of_key, of_value
 
 
 def probsparse(
