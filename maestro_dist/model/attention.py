@@ -142,7 +142,7 @@ class Attention(nn.Module):
             sampled = self.sequence.sum(sampling.rows(key, column, held))
             scores = sparse.largest_product(query, sampling.centred(sampled, sizes), None, 1, layout.ragged)
             chosen = self._best(scores, layout)
-        best = self.sequence.sum(sampling.rows(query, chosen.column, chosen.held))
+        best = self.sequence.sum(_rows(query, chosen))
         best = best * best.shape[3] ** -0.5
         best = F.pad(best, (0, 0, 0, 1))
         out, total = sparse.attend(best, key, value, bias=layout.bias, **self._how(layout, chosen, step))
@@ -150,11 +150,12 @@ class Attention(nn.Module):
             out = self.sequence.merge(out, total)
         mean, delta = self._split(out.to(value.dtype), layout, chosen, queries)
         samples, heads, length, width = value.shape
-        context = mean.transpose(1, 2).expand(-1, length, -1, -1).clone(memory_format=torch.contiguous_format)
         sample = torch.arange(samples, device=x.device)[:, None, None]
         head = torch.arange(heads, device=x.device)[:, None]
         row = ((sample * length + chosen.column) * heads + head).flatten()
-        context = _added(context.view(-1, width), row, delta.flatten(0, 2))
+        context: Tensor = sparse.FillRows.apply(mean.flatten(1), delta.flatten(0, 2), row, length)
+        # Without a token here the selected rows still take part: on other ranks they do.
+        context = context if length else context + 0 * delta.sum()
         return self._output(context.view(samples, length, heads, width), layout)
 
     def _by_rows(self, x: Tensor, layout: Layout, queries: Tensor, step: int, *, absorbed: bool) -> Tensor:
@@ -201,7 +202,18 @@ class Attention(nn.Module):
         mean, delta = self._split(out.to(dtype), layout, chosen, queries)
         constant = F.linear(mean.flatten(1), self.output_weight, self.output_bias)
         rows = torch.einsum("shuc,hcd->shud", delta, output_weight)
-        return _added(_spread(constant, layout), _flat(chosen.column, layout), rows.reshape(-1, rows.shape[3]))
+        rows = rows.flatten(0, 2)
+        if layout.slot is None:
+            length = layout.mask.shape[1]
+            row = _flat(chosen.column, layout)
+            out = sparse.FillRows.apply(constant, rows.to(constant.dtype), row, length)
+            return out if length else out + 0 * rows.sum()
+        every = constant.index_select(0, layout.row())
+        return (
+            every.index_add_(0, _flat(chosen.column, layout), rows.to(every.dtype))
+            if len(x)
+            else every + 0 * rows.sum()
+        )
 
     def _absorbed(
         self,
@@ -275,6 +287,14 @@ class Attention(nn.Module):
         return mean + self._heads(self.value_bias).to(out.dtype), delta
 
 
+def _rows(x: Tensor, chosen: Chosen) -> Tensor:
+    """Selected rows of x [S, H, L, c] -> [S, H, u, c]; zeros where not held here."""
+    if x.shape[2] == 0:
+        return x.new_zeros((*chosen.column.shape, x.shape[3])) + 0 * x.sum()
+    rows: Tensor = sparse.TakeRows.apply(x, chosen.column)
+    return rows if chosen.held is None else rows * chosen.held[..., None]
+
+
 def _seen(layout: Layout, dtype: torch.dtype) -> Tensor:
     """[S, 1, 1, 1]: 1 for a sample with any observed token, else 0."""
     return (layout.observed > 0).to(dtype)[:, None, None, None]
@@ -299,16 +319,3 @@ def _tokens(x: Tensor, column: Tensor, held: Tensor | None, layout: Layout) -> T
 def _projected(x: Tensor, weight: Tensor) -> Tensor:
     """x [S, H, n, d] through each head's own part of a projection, weight [H, d_h, d] -> [S, H, n, d_h]."""
     return torch.einsum("shud,hcd->shuc", x.to(weight.dtype), weight)
-
-
-def _spread(constant: Tensor, layout: Layout) -> Tensor:
-    """One row a sample [S, d] -> one a token [N, d]."""
-    if layout.slot is not None:
-        return constant.index_select(0, layout.row())
-    every = constant[:, None].expand(-1, layout.mask.shape[1], -1)
-    return every.clone(memory_format=torch.contiguous_format).flatten(0, 1)
-
-
-def _added(x: Tensor, row: Tensor, delta: Tensor) -> Tensor:
-    """x with delta added to some of its rows, in place. Without rows delta still takes part: on other ranks it does."""
-    return x.index_add_(0, row, delta.to(x.dtype)) if len(x) else x + 0 * delta.sum()

@@ -21,8 +21,8 @@ from maestro_dist.model import sampling
 from maestro_dist.model.context import OneProcess
 from maestro_dist.model.layout import LOWEST, plain_layout
 
-_TILE = {"cpu": 1 << 17}
-"""Scores held at a time, by type of device: on a CPU about half of a core's second-level cache."""
+_TILE = {"cpu": 1 << 18}
+"""Scores held at a time, by type of device: on a CPU about as much as a core's second-level cache."""
 _TILE_ELSEWHERE = 1 << 27
 _TILE_LENGTH = 1280
 """Keys in a tile when there are many: with fewer, products are short; with more, their operands leave the cache."""
@@ -289,6 +289,54 @@ def _multiplied(x: Tensor, factors: Tensor) -> Tensor:
     return x
 
 
+class TakeRows(torch.autograd.Function):
+    """Rows of x [S, H, L, c] by column [S, H, n] -> [S, H, n, c]; the gradient is written once, not copied again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, column: Tensor) -> Tensor:
+        """The rows."""
+        ctx.save_for_backward(column)
+        ctx.shape = x.shape
+        return x.gather(2, column[..., None].expand(-1, -1, -1, x.shape[3]))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Gradient of x: zero but for the rows; one that was taken twice gets both."""
+        (column,) = ctx.saved_tensors
+        samples, heads, length, width = ctx.shape
+        number = torch.arange(samples * heads, device=column.device).view(samples, heads, 1) * length + column
+        out = gradients[0].new_zeros(samples * heads * length, width)
+        out.index_add_(0, number.flatten(), gradients[0].reshape(-1, width))
+        return out.view(ctx.shape), None
+
+
+class FillRows(torch.autograd.Function):
+    """One constant row a sample, for each of its tokens, plus a few rows that differ."""
+
+    @staticmethod
+    def forward(ctx: Any, constant: Tensor, delta: Tensor, row: Tensor, length: int) -> Tensor:
+        """constant [S, w], delta [n, c], c divides w, row int64 [n] below S * length * w / c -> [S * length, w]."""
+        ctx.save_for_backward(row)
+        ctx.shapes = constant.shape, delta.shape
+        out = constant[:, None].expand(-1, length, -1).clone(memory_format=torch.contiguous_format)
+        if length:
+            out.view(-1, delta.shape[1]).index_add_(0, row, delta)
+        return out.view(-1, constant.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """Gradients of constant and delta."""
+        (row,) = ctx.saved_tensors
+        constant, delta = ctx.shapes
+        gradient = gradients[0].contiguous()
+        if not gradient.numel():
+            return gradient.new_zeros(constant), gradient.new_zeros(delta), None, None
+        summed = gradient.view(constant[0], -1, constant[1]).sum(1)
+        return summed, gradient.view(-1, delta[1]).index_select(0, row), None, None
+
+
 def probsparse(
     query: Tensor,
     key: Tensor,
@@ -323,11 +371,14 @@ def probsparse(
         chosen = sampling.best_queries(scores, layout, sampling.cap(factor, length), OneProcess())
         wanted = torch.minimum(layout.observed, sampling.sample_sizes(factor, layout.observed))
         weights = torch.arange(chosen.number.shape[2], device=query.device) < wanted[:, None]
-    best = F.pad(sampling.rows(query, chosen.column, None) * width**-0.5, (0, 0, 0, 1))
+    rows: Tensor = TakeRows.apply(query, chosen.column)
+    best = F.pad(rows * width**-0.5, (0, 0, 0, 1))
     out, _ = attend(best, key, value, bias=layout.bias)
-    out = out.to(value.dtype) * (layout.observed > 0)[:, None, None, None]
+    out = out.to(value.dtype)
+    if layout.bias is not None:
+        out = out * (layout.observed > 0)[:, None, None, None]
     mean = out[:, :, -1:]
-    context = mean.expand(value.shape).clone(memory_format=torch.contiguous_format).view(-1, width)
-    number = torch.arange(samples * heads, device=query.device).view(samples, heads, 1)
+    number = torch.arange(samples * heads, device=query.device).view(samples, heads, 1) * length + chosen.column
     delta = (out[:, :, :-1] - mean) * weights[:, None, :, None]
-    return context.index_add_(0, (number * length + chosen.column).flatten(), delta.flatten(0, 2)).view(value.shape)
+    context: Tensor = FillRows.apply(mean.flatten(0, 2), delta.flatten(0, 2), number.flatten(), length)
+    return context.view(value.shape)
