@@ -35,3 +35,13 @@ def keep_freed_memory() -> bool:
         return False
     wanted = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, 1 << 28))
     return all(mallopt(option, value) == 1 for option, value in wanted)
+
+
+def available() -> int | None:
+    """Bytes that this machine can still give to processes; None where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            found = {line.split(":")[0]: line.split()[1] for line in lines}
+        return int(found["MemAvailable"]) * 1024
+    except (OSError, LookupError, ValueError):
+        return None

@@ -15,14 +15,15 @@ from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.storage import ObjectMissing, Storage, redact
 from maestro_dist.errors import RunError
+from maestro_dist.memory import available
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.run_record import RunRecord
-from maestro_dist.worker import build, count_steps, tokens_by_modality, work_folder
+from maestro_dist.worker import build, count_steps, work_folder
 
 
 def print_start(config: Config, manifest: Manifest) -> None:
     """Every derived number: data, model, mesh, steps, memory. Builds the model, so a wrong one is found here."""
-    from maestro_dist.model.estimate import count_parameters, memory_estimate
+    from maestro_dist.model.estimate import count_parameters, memory_estimate, tokens_by_modality
 
     run, optim = config.run, config.optim
     pieces = build(config)
@@ -31,7 +32,7 @@ def print_start(config: Config, manifest: Manifest) -> None:
     share = config.engine.micro_batch or math.ceil(optim.global_batch / mesh.data)
     accumulation = math.ceil(optim.global_batch / (mesh.data * share))
     parameters = count_parameters(pieces.model)
-    tokens = tokens_by_modality(config, pieces.modalities)
+    tokens = tokens_by_modality(config.model, pieces.modalities)
     memory = memory_estimate(
         config.model,
         pieces.modalities,
@@ -55,12 +56,23 @@ def print_start(config: Config, manifest: Manifest) -> None:
         f"{config.engine.precision}",
         "steps": f"{per_epoch:,} an epoch, {total:,} in all; global batch {optim.global_batch} = {mesh.data} ranks x "
         f"{accumulation} micro-batch{'es' if accumulation > 1 else ''} of up to {share}",
-        "memory": f"about {memory.total / 2**20:,.0f} MiB a rank beside the libraries (parameters, gradients and "
-        f"optimizer {memory.parameters / 2**20:,.1f}, activations {memory.activations / 2**20:,.0f})",
+        "memory": f"about {_mib(memory.total)} a rank beside the libraries: parameters, gradients and optimizer "
+        f"{_mib(memory.parameters)}, micro-batch {_mib(memory.inputs)}, at most {_mib(memory.peak)} in forward and "
+        f"backward ({_mib(memory.kept)} kept between them)",
     }
+    free = available() if run.device == "cpu" else None
+    if free is not None and memory.total > free:
+        rows["warning"] = (
+            f"a rank needs more than the {_mib(free)} that this machine has free; what makes it less: "
+            "model.checkpoint=layers, model.tile=16384, model.keep_scores=false, a smaller engine.micro_batch"
+        )
     for name, text in rows.items():
         print(f"{name:11}{text}")
     sys.stdout.flush()
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB" if size < 10 << 20 else f"{size / 2**20:,.0f} MiB"
 
 
 def print_end(config: Config, run: Storage, record: RunRecord) -> None:

@@ -108,14 +108,6 @@ def build_stream(config: Config, pieces: Pieces, mesh: Mesh, total_steps: int) -
     )
 
 
-def tokens_by_modality(config: Config, modalities: Sequence[Modality]) -> dict[str, int]:
-    """Tokens that each modality of a sample enters the model with: its words, and a summary token where asked."""
-    from maestro_dist.model.embedding import word_steps
-
-    summary = int(config.model.summary != "none")
-    return {m.name: math.ceil(m.steps / word_steps(config.model, m.name)) + summary for m in modalities}
-
-
 def count_steps(config: Config, manifest: Manifest) -> tuple[int, int, int]:
     """Samples an epoch, optimizer steps an epoch, and steps of the whole run."""
     samples = manifest.split(config.data.train).samples
@@ -175,6 +167,7 @@ def evaluate_on(state: State, split: str, rates: Sequence[float], draws: Sequenc
 
 def assemble(config: Config, mesh: Mesh) -> tuple[State, TrainStream]:
     """The state of a run at its start, with model and engine, and its training stream. A process group must exist."""
+    from maestro_dist.model.estimate import tokens_by_modality
     from maestro_dist.optim import build_optimizer
     from maestro_dist.parallel.engine import Engine
 
@@ -191,7 +184,7 @@ def assemble(config: Config, mesh: Mesh) -> tuple[State, TrainStream]:
         samples_per_epoch=samples,
         steps_per_epoch=per_epoch,
         total_steps=total,
-        tokens_by_modality=tokens_by_modality(config, pieces.modalities),
+        tokens_by_modality=tokens_by_modality(config.model, pieces.modalities),
     )
     return state, build_stream(config, pieces, mesh, total)
 

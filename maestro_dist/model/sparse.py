@@ -40,6 +40,10 @@ class Block(NamedTuple):
     joined: bool
 
 
+_NARROW = 32
+"""Keys up to this width are held [c, L]: products with short rows are several times slower than with long ones."""
+
+
 class _Line(NamedTuple):
     """Samples and heads that go through the same columns together, tile by tile."""
 
@@ -50,6 +54,10 @@ class _Line(NamedTuple):
     def of(self, x: Tensor) -> Tensor:
         """Its part of x [S, H, ...] as [s * h, ...]; a view where the strides allow it."""
         return x[self.sample, self.head].flatten(0, 1)
+
+    def lying(self, x: Tensor) -> Tensor:
+        """Its part of x [S, H, L, c] as [s * h, c, L]; a view where the strides allow it."""
+        return x[self.sample, self.head].transpose(2, 3).flatten(0, 1)
 
     def put(self, x: Tensor, values: Tensor) -> None:
         """Write values [s * h, ...] to its part of x [S, H, ...]."""
@@ -87,11 +95,40 @@ class _Buffer:
         return self.flat[:size].view(shape)
 
     def load(self, line: Tensor, column: slice) -> Tensor:
-        """Columns of a line [n, L, c], in the buffer's type: copied, unless they are all of few."""
-        part = line[:, column]
-        if part.numel() == line.numel() and line.stride(2) == 1 and line.dtype == self.flat.dtype:
+        """Columns of a line [n, c, L], in the buffer's type: copied, unless they are all of few and lie well."""
+        part = line[:, :, column]
+        rows, width, length = part.shape
+        narrow = width <= _NARROW
+        good = line.stride(2) == 1 if narrow else line.stride(1) == 1
+        if length == line.shape[2] and good and line.dtype == self.flat.dtype:
             return line
-        return self.empty(*part.shape).copy_(part)
+        if narrow:
+            return self.empty(rows, width, length).copy_(part)
+        return self.empty(rows, length, width).transpose(1, 2).copy_(part)
+
+
+def _gradient_like(x: Tensor, dtype: torch.dtype, make: Callable[..., Tensor]) -> Tensor:
+    """Room for the gradient of x [S, H, L, c], lying in memory as tiles are written."""
+    samples, heads, length, width = x.shape
+    if width <= _NARROW:
+        return make((samples, heads, width, length), dtype=dtype, device=x.device).transpose(2, 3)
+    return make(x.shape, dtype=dtype, device=x.device)
+
+
+def _outer(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """left^T right for scores [n, u, l] and rows [n, u, c], written to out [n, c, l]."""
+    if out.stride(2) == 1:
+        torch.bmm(right.transpose(1, 2), left, out=out)
+    else:
+        torch.bmm(left.transpose(1, 2), right, out=out.transpose(1, 2))
+
+
+def _add_outer(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """The same, added to out."""
+    if out.stride(2) == 1:
+        out.baddbmm_(right.transpose(1, 2), left)
+    else:
+        out.transpose(1, 2).baddbmm_(left.transpose(1, 2), right)
 
 
 def _compute(x: Tensor) -> torch.dtype:
@@ -115,12 +152,12 @@ def largest_product(
     keys = keys.to(dtype)
     tiles, products = _Buffer(dtype, x.device), _Buffer(dtype, x.device)
     for line in _lines(samples, heads, length, keys.shape[2], x.device, lengths):
-        own, tokens, target = line.of(keys), line.of(x), line.of(out)
+        own, tokens, target = line.of(keys), line.lying(x), line.of(out)
         offset = None if bias is None else line.of(bias).to(dtype)[..., None]
         for column in line.columns:
             tile = tiles.load(tokens, column)
-            product = products.empty(own.shape[0], own.shape[1], tile.shape[1])
-            torch.bmm(own, tile.transpose(1, 2), out=product)
+            product = products.empty(own.shape[0], own.shape[1], tile.shape[2])
+            torch.bmm(own, tile, out=product)
             if offset is not None:
                 product += offset
             target[:, :, column] = product.unflatten(1, (groups, -1)).amax(2)
@@ -202,7 +239,8 @@ def _forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor | None, how: Ho
     for line in _lines(samples, heads, key.shape[2], rows, device, how.lengths):
         if not line.columns:
             continue
-        own, of_key, of_value = line.of(query).to(dtype), line.of(key), None if value is None else line.of(value)
+        own, of_key = line.of(query).to(dtype), line.lying(key)
+        of_value = None if value is None else line.lying(value)
         tops, peaks, sums = [], [], []
         for column in line.columns:
             tile = keys.load(of_key, column)
@@ -217,7 +255,7 @@ def _forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor | None, how: Ho
                 probability = _multiplied(probability.clone() if how.keep else probability, factors)
             if of_value is not None:
                 tile = values.load(of_value, column)
-            sums.append(torch.bmm(probability, tile))
+            sums.append(torch.bmm(probability, tile.transpose(1, 2)))
         # A tile's log-sum-exp, without another pass of exponentials: score - log(probability), at the largest.
         by_tile = torch.stack(tops) - torch.stack(peaks).log()
         together = by_tile.logsumexp(0)
@@ -236,8 +274,8 @@ def _backward(ctx: Any, gradient: Tensor, of_total: Tensor) -> tuple[Tensor, Ten
     dtype, device, how = out.dtype, query.device, ctx.how
     make = torch.empty if how.lengths is None else torch.zeros
     to_query = torch.zeros(query.shape, dtype=dtype, device=device)
-    to_key = make(key.shape, dtype=dtype, device=device)
-    to_value = None if value is None else make(value.shape, dtype=dtype, device=device)
+    to_key = _gradient_like(key, dtype, make)
+    to_value = None if value is None else _gradient_like(value, dtype, make)
     inner = (gradient * out).sum(3, keepdim=True) - of_total[..., None]
     keys, values, scores = (_Buffer(dtype, device) for _ in range(3))
     shares, kept = iter(saved[: ctx.lines]), iter(saved[ctx.lines :])
@@ -245,28 +283,25 @@ def _backward(ctx: Any, gradient: Tensor, of_total: Tensor) -> tuple[Tensor, Ten
         if not line.columns:
             continue
         share = next(shares)
-        own, of_key, of_value = line.of(query).to(dtype), line.of(key), None if value is None else line.of(value)
-        into, into_key = torch.zeros_like(own), line.of(to_key)
-        into_value = None if to_value is None else line.of(to_value)
+        own, of_key = line.of(query).to(dtype), line.lying(key)
+        of_value = None if value is None else line.lying(value)
+        into, into_key = torch.zeros_like(own), line.lying(to_key)
+        into_value = None if to_value is None else line.lying(to_value)
         pulled, within = line.of(gradient) * share, line.of(inner) * share
         for number, column in enumerate(line.columns):
             tile = keys.load(of_key, column)
             probability = next(kept) if how.keep else _scores(own, tile, bias, line, column, scores).softmax(2)
             other = tile if of_value is None else values.load(of_value, column)
-            to_score = torch.bmm(pulled[number], other.transpose(1, 2), out=scores.empty(*probability.shape))
+            to_score = torch.bmm(pulled[number], other, out=scores.empty(*probability.shape))
             seen = probability
             if how.drop is not None:
                 factors = how.drop(Block(line.sample, line.head, column, value is None))
                 seen = _multiplied(probability.clone(), factors)
                 to_score = _multiplied(to_score, factors)
-            spread = into_key[:, column] if into_value is None else into_value[:, column]
-            torch.bmm(seen.transpose(1, 2), pulled[number], out=spread)
+            _outer(seen, pulled[number], (into_key if into_value is None else into_value)[:, :, column])
             to_score.sub_(within[number]).mul_(probability)
-            into.baddbmm_(to_score, tile)
-            if into_value is None:
-                spread.baddbmm_(to_score.transpose(1, 2), own)
-            else:
-                torch.bmm(to_score.transpose(1, 2), own, out=into_key[:, column])
+            into.baddbmm_(to_score, tile.transpose(1, 2))
+            (_add_outer if into_value is None else _outer)(to_score, own, into_key[:, :, column])
         line.put(to_query, into)
     return (
         to_query.to(query.dtype),
@@ -276,10 +311,10 @@ def _backward(ctx: Any, gradient: Tensor, of_total: Tensor) -> tuple[Tensor, Ten
 
 
 def _scores(own: Tensor, tile: Tensor, bias: Tensor | None, line: _Line, column: slice, buffer: _Buffer) -> Tensor:
-    score = torch.bmm(own, tile.transpose(1, 2), out=buffer.empty(own.shape[0], own.shape[1], tile.shape[1]))
+    score = torch.bmm(own, tile, out=buffer.empty(own.shape[0], own.shape[1], tile.shape[2]))
     if bias is not None:
         missing = bias[line.sample, None, None, column]
-        score.view(missing.shape[0], -1, own.shape[1], tile.shape[1]).add_(missing)
+        score.view(missing.shape[0], -1, *score.shape[1:]).add_(missing)
     return score
 
 
