@@ -20,10 +20,10 @@ _FLOAT = 4
 _STATES = 4
 """Copies of the parameters in training: weight, gradient, and AdamW's two moments."""
 
-_GAPS = 1.18
+_GAPS = 1.24
 """Memory taken for each byte in use: small arrays that are not counted, and gaps between arrays.
 
-Measured with freed memory kept, as workers do (`run.keep_memory`); without it the share is about 1.1.
+Measured with freed memory kept, as workers do (`run.keep_memory`); without it it is about 1.1.
 """
 
 
@@ -104,7 +104,7 @@ def memory_estimate(
         alive += segment.enters + (0.0 if again else segment.kept)
     kept = alive
     for segment in reversed(segments):
-        peak = max(peak, alive + segment.back + (segment.kept + segment.ahead if again else 0.0))
+        peak = max(peak, alive + segment.back + (segment.kept if again else 0.0))
         alive -= segment.enters + (0.0 if again else segment.kept)
     whole = {1: 2, 2: 1, 3: 0}[zero_stage]
     states = whole + (_STATES - whole) / ranks
@@ -183,7 +183,7 @@ def attention_floats(config: ModelConfig, length: int, factor: float) -> tuple[f
     if config.attention == "dense":
         return 5.0 * width + heads, 6.0 * width, 9.0 * width
     sampled, selected = cap(config.sample_factor, length), cap(factor, length)
-    form = config.attention_form
+    form: str = config.attention_form
     if form == "auto":
         form = cost.choose(length, width, heads, sampled, selected, training=True).form
     scores = heads * (selected + 1.0) if config.keep_scores else 0.0

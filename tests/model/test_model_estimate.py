@@ -1,0 +1,55 @@
+"""The memory estimate against what a training step really takes, each measured in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from model_samples import MODALITIES
+from peak_of_a_step import modalities
+
+from maestro_dist.config.schema import ModelConfig
+from maestro_dist.model import Maestro, count_parameters, memory_estimate
+from maestro_dist.model.estimate import tokens_by_modality
+
+SCRIPT = Path(__file__).with_name("peak_of_a_step.py")
+CASES: list[tuple[dict[str, Any], tuple[int, int, int, int]]] = [
+    ({"width": 32, "heads": 4, "word": 2, "embedding": "ordinal"}, (8, 256, 128, 1)),
+    ({"word": 1}, (2, 16384, 2, 2)),
+    ({"word": 1, "checkpoint": "layers", "tile": 4096, "keep_scores": False}, (2, 100_000, 1, 1)),
+    ({"word": 8, "stem": {"channels": 32}}, (2, 65536, 4, 3)),
+    ({"word": 2, "attention": "dense"}, (3, 512, 64, 1)),
+    ({"width": 128, "word": 2, "moe": {"experts": 8, "top_k": 2, "shared": 1}, "fusion_layers": 2}, (3, 2048, 8, 1)),
+]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from /proc")
+@pytest.mark.parametrize(("options", "shape"), CASES, ids=lambda value: str(value))
+def test_estimate_is_within_a_fifth(options: dict[str, Any], shape: tuple[int, int, int, int]) -> None:
+    count, steps, samples, variates = shape
+    command = [sys.executable, str(SCRIPT), json.dumps(options), *map(str, shape)]
+    measured = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    config, sensors = ModelConfig.model_validate(options), modalities(count, steps, variates)
+    parameters = count_parameters(Maestro(config, sensors, 3, seed=0))
+    estimate = memory_estimate(config, sensors, parameters=parameters, micro_batch=samples)
+    # the script starts to count when model and inputs are there
+    expected = estimate.peak + estimate.parameters * 3 / 4
+    print(f"measured {measured / 2**20:.0f} MiB, estimated {expected / 2**20:.0f} MiB")
+    assert measured > 100 << 20
+    assert 0.8 < expected / measured < 1.2
+
+
+def test_sizes_follow_the_configuration() -> None:
+    config = ModelConfig(width=12, heads=3, word=4, summary="level")
+    assert tokens_by_modality(config, MODALITIES) == {"acc": 16 + 1, "bvp": 24 + 1, "temp": 2 + 1}
+    small, large = (memory_estimate(config, MODALITIES, parameters=1000, micro_batch=batch) for batch in (4, 8))
+    assert small.parameters == 16 * 1000
+    assert large.peak == pytest.approx(2 * small.peak, rel=1e-3)
+    assert small.total == small.parameters + small.inputs + small.peak
+    again = memory_estimate(config.model_copy(update={"checkpoint": "layers"}), MODALITIES, parameters=0, micro_batch=4)
+    assert again.kept < 0.4 * small.kept
+    assert small.kept < small.peak
