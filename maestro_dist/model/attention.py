@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from maestro_dist import rng
 from maestro_dist.config.schema import ModelConfig
@@ -39,22 +40,41 @@ def query_weights(queries: Tensor, limit: int, band: float) -> Tensor:
 
 
 class Split(torch.autograd.Function):
-    """Views of the projections packed in one array; their gradients are written into one array again."""
+    """Keys and values, and the selected rows of the queries if there are any, out of one packed array of projections.
+
+    Their gradients are written into one array again, which lies in memory as the packed one does.
+    """
 
     @staticmethod
-    def forward(ctx: Any, packed: Tensor) -> tuple[Tensor, ...]:
-        """[S, L, n, H, d_h] -> n views [S, H, L, d_h]."""
-        ctx.shape = packed.shape
-        return packed.detach().permute(2, 0, 3, 1, 4).unbind(0)
+    def forward(ctx: Any, packed: Tensor, column: Tensor | None) -> tuple[Tensor, ...]:
+        """packed [S, L, n, H, d_h]; column int64 [S, H, u] (n = 3), or None (n = 2).
+
+        Returns keys and values, views [S, H, L, d_h], then the rows [S, H, u, d_h].
+        """
+        ctx.shape, ctx.upright = packed.shape, packed.stride(4) != 1
+        parts = packed.detach().permute(2, 0, 3, 1, 4)
+        if column is None:
+            return parts[0], parts[1]
+        ctx.save_for_backward(column)
+        return parts[1], parts[2], sparse.rows_at(parts[0], column)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> Tensor:
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """Gradient of the packed array."""
-        given = next(gradient for gradient in gradients if gradient is not None)
-        out = given.new_empty(ctx.shape)
-        for target, gradient in zip(out.permute(2, 0, 3, 1, 4).unbind(0), gradients, strict=True):
-            target.zero_() if gradient is None else target.copy_(gradient)
-        return out
+        samples, length, count, heads, width = ctx.shape
+        if ctx.upright:
+            out = gradients[0].new_empty(count, heads, width, samples, length).permute(3, 4, 0, 1, 2)
+        else:
+            out = gradients[0].new_empty(ctx.shape)
+        parts = out.permute(2, 0, 3, 1, 4)
+        if len(gradients) == 3:
+            (column,) = ctx.saved_tensors
+            if length:
+                parts[0].zero_().scatter_add_(2, column[..., None].expand(-1, -1, -1, width), gradients[2])
+        parts[-2].copy_(gradients[0])
+        parts[-1].copy_(gradients[1])
+        return out, None
 
 
 class Attention(nn.Module):
@@ -108,20 +128,29 @@ class Attention(nn.Module):
         return choice.form
 
     def _dense(self, x: Tensor, layout: Layout) -> Tensor:
-        query, key, value = self._project(x, layout)
+        query, key, value = self._project(x, layout).permute(2, 0, 3, 1, 4).unbind(0)
         mask = None if layout.bias is None else layout.bias[:, None, None].to(query.dtype)
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         context = context * _seen(layout, context.dtype) + self._heads(self.value_bias).to(context.dtype)
         return self._output(context.transpose(1, 2), layout)
 
-    def _project(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each [S, H, L, d_h], the values without their bias."""
+    def _project(self, x: Tensor, layout: Layout) -> Tensor:
+        """Queries, keys and values packed, [S, L, 3, H, d_h], the values without their bias."""
         weight = torch.cat((self.query_weight, self.key_weight, self.value_weight))
         bias = torch.cat((self.query_bias, self.query_bias.new_zeros(2 * len(self.query_bias))))
-        packed = layout.padded(F.linear(x, weight, bias))
-        each = len(self.query_bias) // self.heads
-        query, key, value = Split.apply(packed.view(*packed.shape[:2], 3, self.heads, each))
-        return query, key, value
+        return self._packed(layout.padded(x), weight, bias, 3)
+
+    def _packed(self, x: Tensor, weight: Tensor, bias: Tensor | None, count: int) -> Tensor:
+        """`count` projections of tokens [S, L, d] as [S, L, count, H, d_h]; narrow heads lie with the tokens inside."""
+        samples, length, width = x.shape
+        each = width // self.heads
+        if each > sparse.NARROW:
+            packed = F.linear(x, weight, bias)
+        else:
+            flat = x.view(-1, width).t()
+            packed = torch.mm(weight, flat) if bias is None else torch.addmm(bias[:, None], weight, flat)
+            packed = packed.t()
+        return packed.view(samples, length, count, self.heads, each)
 
     def _heads(self, vector: Tensor) -> Tensor:
         """[d] -> [H, 1, d_h]."""
@@ -135,14 +164,16 @@ class Attention(nn.Module):
         return F.linear(rows, self.output_weight, self.output_bias)
 
     def _plain(self, x: Tensor, layout: Layout, queries: Tensor, step: int) -> Tensor:
-        query, key, value = self._project(x, layout)
+        packed = self._project(x, layout)
         with torch.no_grad():
+            query, key, _ = packed.permute(2, 0, 3, 1, 4).unbind(0)
             rank, sizes = self._keys(layout, step)
             column, held = sampling.hold(rank, sizes, layout)
             sampled = self.sequence.sum(sampling.rows(key, column, held))
             scores = sparse.largest_product(query, sampling.centred(sampled, sizes), None, 1, layout.ragged)
             chosen = self._best(scores, layout)
-        best = self.sequence.sum(_rows(query, chosen))
+        key, value, best = Split.apply(packed, chosen.column)
+        best = self.sequence.sum(best if chosen.held is None else best * chosen.held[..., None])
         best = best * best.shape[3] ** -0.5
         best = F.pad(best, (0, 0, 0, 1))
         out, total = sparse.attend(best, key, value, bias=layout.bias, **self._how(layout, chosen, step))
@@ -167,8 +198,10 @@ class Attention(nn.Module):
         )
         tokens = layout.padded(x)[:, None] if absorbed else None  # [S, 1, L, d]
         if tokens is None:
-            packed = layout.padded(F.linear(x, torch.cat((self.key_weight, self.value_weight))))
-            key, value = Split.apply(packed.view(*packed.shape[:2], 2, *key_weight.shape[:2]))
+            padded = layout.padded(x)
+            key, value = Split.apply(
+                self._packed(padded, torch.cat((self.key_weight, self.value_weight)), None, 2), None
+            )
         with torch.no_grad():
             rank, sizes = self._keys(layout, step)
             column, held = sampling.hold(rank, sizes, layout)
@@ -182,8 +215,7 @@ class Attention(nn.Module):
                 )
             else:
                 sampled = sampling.centred(self.sequence.sum(sampling.rows(key, column, held)), sizes)
-                query = layout.padded(F.linear(x, self.query_weight, self.query_bias))
-                query = query.view(*query.shape[:2], *key_weight.shape[:2]).transpose(1, 2)
+                query = self._packed(padded, self.query_weight, self.query_bias, 1)[:, :, 0].transpose(1, 2)
                 scores = sparse.largest_product(query, sampled, None, 1, layout.ragged)
                 del query
             chosen = self._best(scores, layout)
@@ -285,14 +317,6 @@ class Attention(nn.Module):
         if chosen.held is not None:
             delta = delta * chosen.held[..., None]
         return mean + self._heads(self.value_bias).to(out.dtype), delta
-
-
-def _rows(x: Tensor, chosen: Chosen) -> Tensor:
-    """Selected rows of x [S, H, L, c] -> [S, H, u, c]; zeros where not held here."""
-    if x.shape[2] == 0:
-        return x.new_zeros((*chosen.column.shape, x.shape[3])) + 0 * x.sum()
-    rows: Tensor = sparse.TakeRows.apply(x, chosen.column)
-    return rows if chosen.held is None else rows * chosen.held[..., None]
 
 
 def _seen(layout: Layout, dtype: torch.dtype) -> Tensor:

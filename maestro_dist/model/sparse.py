@@ -40,7 +40,7 @@ class Block(NamedTuple):
     joined: bool
 
 
-_NARROW = 32
+NARROW = 32
 """Keys up to this width are held [c, L]: products with short rows are several times slower than with long ones."""
 
 
@@ -98,7 +98,7 @@ class _Buffer:
         """Columns of a line [n, c, L], in the buffer's type: copied, unless they are all of few and lie well."""
         part = line[:, :, column]
         rows, width, length = part.shape
-        narrow = width <= _NARROW
+        narrow = width <= NARROW
         good = line.stride(2) == 1 if narrow else line.stride(1) == 1
         if length == line.shape[2] and good and line.dtype == self.flat.dtype:
             return line
@@ -110,25 +110,20 @@ class _Buffer:
 def _gradient_like(x: Tensor, dtype: torch.dtype, make: Callable[..., Tensor]) -> Tensor:
     """Room for the gradient of x [S, H, L, c], lying in memory as tiles are written."""
     samples, heads, length, width = x.shape
-    if width <= _NARROW:
+    if width <= NARROW:
         return make((samples, heads, width, length), dtype=dtype, device=x.device).transpose(2, 3)
     return make(x.shape, dtype=dtype, device=x.device)
 
 
-def _outer(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """left^T right for scores [n, u, l] and rows [n, u, c], written to out [n, c, l]."""
-    if out.stride(2) == 1:
-        torch.bmm(right.transpose(1, 2), left, out=out)
+def _outer(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> None:
+    """left^T right for scores left [n, u, l] and rows right^T [n, c, u], written, or added, to out [n, c, l]."""
+    first, second = right, left
+    if out.stride(2) != 1:
+        first, second, out = left.transpose(1, 2), right.transpose(1, 2), out.transpose(1, 2)
+    if add:
+        out.baddbmm_(first, second)
     else:
-        torch.bmm(left.transpose(1, 2), right, out=out.transpose(1, 2))
-
-
-def _add_outer(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """The same, added to out."""
-    if out.stride(2) == 1:
-        out.baddbmm_(right.transpose(1, 2), left)
-    else:
-        out.transpose(1, 2).baddbmm_(left.transpose(1, 2), right)
+        torch.bmm(first, second, out=out)
 
 
 def _compute(x: Tensor) -> torch.dtype:
@@ -288,6 +283,7 @@ def _backward(ctx: Any, gradient: Tensor, of_total: Tensor) -> tuple[Tensor, Ten
         into, into_key = torch.zeros_like(own), line.lying(to_key)
         into_value = None if to_value is None else line.lying(to_value)
         pulled, within = line.of(gradient) * share, line.of(inner) * share
+        across, upright = _upright(pulled, of_key if of_value is None else of_value), _upright(own, of_key)
         for number, column in enumerate(line.columns):
             tile = keys.load(of_key, column)
             probability = next(kept) if how.keep else _scores(own, tile, bias, line, column, scores).softmax(2)
@@ -298,16 +294,22 @@ def _backward(ctx: Any, gradient: Tensor, of_total: Tensor) -> tuple[Tensor, Ten
                 factors = how.drop(Block(line.sample, line.head, column, value is None))
                 seen = _multiplied(probability.clone(), factors)
                 to_score = _multiplied(to_score, factors)
-            _outer(seen, pulled[number], (into_key if into_value is None else into_value)[:, :, column])
+            _outer(seen, across[number], (into_key if into_value is None else into_value)[:, :, column])
             to_score.sub_(within[number]).mul_(probability)
             into.baddbmm_(to_score, tile.transpose(1, 2))
-            (_add_outer if into_value is None else _outer)(to_score, own, into_key[:, :, column])
+            _outer(to_score, upright, into_key[:, :, column], add=into_value is None)
         line.put(to_query, into)
     return (
         to_query.to(query.dtype),
         to_key.to(key.dtype),
         None if value is None or to_value is None else to_value.to(value.dtype),
     )
+
+
+def _upright(rows: Tensor, line: Tensor) -> Tensor:
+    """Rows [..., u, c] as [..., c, u], lying in memory as products with narrow lines [n, c, L] want them."""
+    turned = rows.transpose(-1, -2)
+    return turned.contiguous() if line.shape[1] <= NARROW else turned
 
 
 def _scores(own: Tensor, tile: Tensor, bias: Tensor | None, line: _Line, column: slice, buffer: _Buffer) -> Tensor:
@@ -324,6 +326,13 @@ def _multiplied(x: Tensor, factors: Tensor) -> Tensor:
     return x
 
 
+def rows_at(x: Tensor, column: Tensor) -> Tensor:
+    """Rows of x [S, H, L, c] by column [S, H, n] -> [S, H, n, c]; zeros where x has no columns."""
+    if x.shape[2] == 0:
+        return x.new_zeros((*column.shape, x.shape[3]))
+    return x.gather(2, column[..., None].expand(-1, -1, -1, x.shape[3]))
+
+
 class TakeRows(torch.autograd.Function):
     """Rows of x [S, H, L, c] by column [S, H, n] -> [S, H, n, c]; the gradient is written once, not copied again."""
 
@@ -332,7 +341,7 @@ class TakeRows(torch.autograd.Function):
         """The rows."""
         ctx.save_for_backward(column)
         ctx.shape = x.shape
-        return x.gather(2, column[..., None].expand(-1, -1, -1, x.shape[3]))
+        return rows_at(x, column)
 
     @staticmethod
     @once_differentiable
