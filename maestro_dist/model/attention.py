@@ -7,6 +7,7 @@ selected queries.
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ class Attention(nn.Module):
         self.heads, self.dense = config.heads, config.attention == "dense"
         self.form, self.kernel, self.keep = config.attention_form, config.attention_kernel, config.keep_scores
         self.sample_factor, self.factor, self.band = config.sample_factor, factor, config.budget_band
-        self.dropout = config.dropout
+        self.dropout = config.dropout if config.attention_dropout is None else config.attention_dropout
         self.told = ""
         self.query_weight = nn.Parameter(torch.empty(width, width))
         self.query_bias = nn.Parameter(torch.empty(width))
@@ -128,7 +129,8 @@ class Attention(nn.Module):
         return choice.form
 
     def _dense(self, x: Tensor, layout: Layout) -> Tensor:
-        query, key, value = self._project(x, layout).permute(2, 0, 3, 1, 4).unbind(0)
+        # Contiguous: on a CPU torch's kernel otherwise falls back to the one that keeps all [L, L] probabilities.
+        query, key, value = self._project(x, layout).permute(2, 0, 3, 1, 4).contiguous().unbind(0)
         mask = None if layout.bias is None else layout.bias[:, None, None].to(query.dtype)
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         context = context * _seen(layout, context.dtype) + self._heads(self.value_bias).to(context.dtype)
@@ -171,7 +173,7 @@ class Attention(nn.Module):
             column, held = sampling.hold(rank, sizes, layout)
             sampled = self.sequence.sum(sampling.rows(key, column, held))
             scores = sparse.largest_product(query, sampling.centred(sampled, sizes), None, 1, layout.ragged)
-            chosen = self._best(scores, layout)
+            chosen = self._best(scores, layout, queries)
         key, value, best = Split.apply(packed, chosen.column)
         best = self.sequence.sum(best if chosen.held is None else best * chosen.held[..., None])
         best = best * best.shape[3] ** -0.5
@@ -218,7 +220,7 @@ class Attention(nn.Module):
                 query = self._packed(padded, self.query_weight, self.query_bias, 1)[:, :, 0].transpose(1, 2)
                 scores = sparse.largest_product(query, sampled, None, 1, layout.ragged)
                 del query
-            chosen = self._best(scores, layout)
+            chosen = self._best(scores, layout, queries)
         best = _projected(_tokens(x, chosen.column, chosen.held, layout), query_weight)
         best = best + self._heads(self.query_bias).to(dtype)
         best = self.sequence.sum(best if chosen.held is None else best * chosen.held[..., None])
@@ -277,8 +279,11 @@ class Attention(nn.Module):
         draws = rng.key(self.seed, "keys", self.name, step)
         return sampling.drawn_keys(sizes, count, layout, draws, self.heads), sizes
 
-    def _best(self, scores: Tensor, layout: Layout) -> Chosen:
-        return sampling.best_queries(scores, layout, sampling.cap(self.factor, layout.capacity), self.sequence)
+    def _best(self, scores: Tensor, layout: Layout, queries: Tensor) -> Chosen:
+        limit = sampling.cap(self.factor, layout.capacity)
+        if queries.device.type == "cpu" and len(queries):  # there to ask is not to wait: no row that nobody may spend
+            limit = min(limit, math.ceil(float(queries.detach().max())))
+        return sampling.best_queries(scores, layout, limit, self.sequence)
 
     def _how(self, layout: Layout, chosen: Chosen, step: int) -> dict[str, Any]:
         """Options of `sparse.attend`."""
@@ -295,15 +300,15 @@ class Attention(nn.Module):
         draws = rng.key(self.seed, "dropout", f"{self.name}.probabilities", step)
         head = torch.arange(self.heads, device=chosen.number.device)[:, None]
         keys = rng.bits(draws, pack(layout.sample[:, None, None], chosen.number * self.heads + head))
-        token = layout.token.expand(layout.mask.shape)
+        lanes = rng.lanes(layout.token).expand(layout.mask.shape)
         scale = 1.0 / (1.0 - self.dropout)
 
         def factors(block: sparse.Block) -> Tensor:
             own = keys[block.sample]
             # Where all heads see the same keys (absorbed), their rows follow one another.
             own = own.flatten(1)[:, None] if block.joined else own[:, block.head]
-            lanes = token[block.sample, None, None, block.column]
-            return rng.keep_mask(self.dropout, own, lanes).mul_(scale)
+            lane = lanes[block.sample, None, None, block.column]
+            return rng.keep_mask(self.dropout, own, lane).mul_(scale)
 
         return factors
 

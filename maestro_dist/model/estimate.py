@@ -94,7 +94,8 @@ def memory_estimate(
     `parameters`: their number; `micro_batch`: samples a rank takes at a time; `ranks` share what `zero_stage` shards.
     The model is taken as segments in their order (embeddings, then each layer's attention and what follows it): kept
     arrays pile up in the forward and go one by one in the backward, and to both comes the work inside the segment at
-    hand. With checkpoints a segment keeps its input alone, and has its arrays while its own backward runs.
+    hand. With checkpoints a segment keeps its input alone, and has its arrays while its own backward runs (the second
+    forward leaves gaps about half as large as what it worked with).
     """
     segments = _segments(config, modalities, micro_batch)
     again = config.checkpoint == "layers"
@@ -104,7 +105,7 @@ def memory_estimate(
         alive += segment.enters + (0.0 if again else segment.kept)
     kept = alive
     for segment in reversed(segments):
-        peak = max(peak, alive + segment.back + (segment.kept if again else 0.0))
+        peak = max(peak, alive + segment.back + (segment.kept + segment.ahead / 2 if again else 0.0))
         alive -= segment.enters + (0.0 if again else segment.kept)
     whole = {1: 2, 2: 1, 3: 0}[zero_stage]
     states = whole + (_STATES - whole) / ranks
