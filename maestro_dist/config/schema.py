@@ -138,6 +138,8 @@ class ModelConfig(Section):
     """Hidden width of a feed-forward, as a multiple of d."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Dropout after the output projection, on the attention of the selected queries and in the feed-forward."""
+    attention_dropout: Annotated[float | None, Field(ge=0.0, lt=1.0)] = None
+    """Dropout on the attention of the selected queries, where it should differ from `dropout`."""
     alphabet: Annotated[int, Field(ge=2, le=255)] = 20
     """Number of SAX symbols alpha; symbol 0 means missing."""
     word: Positive | dict[str, Positive] = 8

@@ -7,7 +7,6 @@ selected queries.
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 import torch
@@ -282,7 +281,7 @@ class Attention(nn.Module):
     def _best(self, scores: Tensor, layout: Layout, queries: Tensor) -> Chosen:
         limit = sampling.cap(self.factor, layout.capacity)
         if queries.device.type == "cpu" and len(queries):  # there to ask is not to wait: no row that nobody may spend
-            limit = min(limit, math.ceil(float(queries.detach().max())))
+            limit = min(limit, int(queries.detach().max().nan_to_num(limit).ceil()))
         return sampling.best_queries(scores, layout, limit, self.sequence)
 
     def _how(self, layout: Layout, chosen: Chosen, step: int) -> dict[str, Any]:

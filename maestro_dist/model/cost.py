@@ -19,6 +19,12 @@ FORMS = ("plain", "rows", "absorbed")
 _MOVED = 20.0
 """What it costs to write a number to memory and read it again, in floating-point operations of a matrix product."""
 
+_SHORT = 4.0
+"""How much longer an operation takes in products with one head's part of a projection."""
+
+_GATHERED = 5.0
+"""How often a gathered row is moved, there and back."""
+
 
 class Choice(NamedTuple):
     """The form, and what each would cost: floating-point operations a token, moved numbers included."""
@@ -36,17 +42,17 @@ def choose(length: int, width: int, heads: int, sampled: int, selected: int, *, 
     square, times = 2.0 * width * width, 3 if training else 1
     per_token = 1.0 / max(1, length)
     products = 2 * sampled + (12 if training else 4) * selected  # metric; scores and sums, and their gradients
-    gathered = heads * (selected + sampled) * width * per_token
+    gathered = _GATHERED * heads * (selected + sampled) * width * per_token
     few = 2 * selected * square * times * per_token  # queries and outputs of the selected rows alone
     moved = {
         "plain": width * (14 if training else 6),
         "rows": width * (8 if training else 4) + gathered,
-        "absorbed": width * (2 if training else 1) + 3 * gathered,
+        "absorbed": width * (2 if training else 1) + gathered,
     }
     computed = {
         "plain": 4 * square * times + products * width,
-        "rows": square * (1 + 2 * times) + products * width + few,
-        "absorbed": products * heads * width + 2 * few,
+        "rows": square * (1 + 2 * times) + products * width + _SHORT * few,
+        "absorbed": products * heads * width + 2 * _SHORT * few,
     }
     costs = {form: computed[form] + _MOVED * moved[form] for form in FORMS}
     return Choice(min(costs, key=lambda form: costs[form]), costs)
