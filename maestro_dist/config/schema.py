@@ -158,8 +158,9 @@ class ModelConfig(Section):
     """How sparse attention is computed, all equal: auto takes the cheapest by a cost model (see `model/cost.py`)."""
     attention_kernel: Literal["auto", "tiles", "fused"] = "auto"
     """Attention of the selected queries: own tiles, or torch's fused kernel (auto: where it can, on a GPU)."""
-    keep_scores: bool = True
-    """Keep the selected queries' probabilities for the backward; false: compute them again, less memory, more time."""
+    keep_scores: bool | None = None
+    """Keep the selected queries' probabilities for the backward, or compute them again (less memory, more time); by
+    default they are kept where they take no more room than two rows of the model's width a token."""
     sample_factor: PositiveFloat = 5.0
     """c in U = ceil(c ln L), the number of sampled keys."""
     budget: Literal["gate", "reallocate", "fixed"] = "gate"

@@ -292,7 +292,8 @@ class Attention(nn.Module):
             raise ValueError("the fused kernel cannot drop probabilities, nor share a sequence: use tiles")
         fused = self.kernel == "fused" or (self.kernel == "auto" and can and chosen.number.device.type != "cpu")
         drop = self._drop(layout, chosen, step) if drops else None
-        return {"drop": drop, "keep": self.keep, "fused": fused, "lengths": layout.ragged}
+        keep = cost.keeps_scores(self.keep, len(self.query_bias), self.heads, chosen.number.shape[2])
+        return {"drop": drop, "keep": keep, "fused": fused, "lengths": layout.ragged}
 
     def _drop(self, layout: Layout, chosen: Chosen, step: int) -> sparse.Dropped:
         """Draws by sample, head, number of the query and number of the key."""

@@ -56,3 +56,8 @@ def choose(length: int, width: int, heads: int, sampled: int, selected: int, *, 
     }
     costs = {form: computed[form] + _MOVED * moved[form] for form in FORMS}
     return Choice(min(costs, key=lambda form: costs[form]), costs)
+
+
+def keeps_scores(given: bool | None, width: int, heads: int, selected: int) -> bool:
+    """Whether the probabilities of `selected` queries a head are kept for the backward (`model.keep_scores`)."""
+    return heads * selected <= 2 * width if given is None else given
