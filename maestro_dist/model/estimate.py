@@ -20,7 +20,7 @@ _FLOAT = 4
 _STATES = 4
 """Copies of the parameters in training: weight, gradient, and AdamW's two moments."""
 
-_GAPS = 1.1
+_GAPS = 1.2
 """Memory taken for each byte in use: small arrays that are not counted, and gaps between arrays.
 
 Measured with freed memory kept, as workers do (`run.keep_memory`).
@@ -95,7 +95,7 @@ def memory_estimate(
     The model is taken as segments in their order (embeddings, then each layer's attention and what follows it): kept
     arrays pile up in the forward and go one by one in the backward, and to both comes the work inside the segment at
     hand. With checkpoints a segment keeps its input alone, and has its arrays while its own backward runs (the second
-    forward leaves gaps as large as what it worked with).
+    forward leaves gaps half as large as what it worked with).
     """
     segments = _segments(config, modalities, micro_batch)
     again = config.checkpoint == "layers"
@@ -105,7 +105,7 @@ def memory_estimate(
         alive += segment.enters + (0.0 if again else segment.kept)
     kept = alive
     for segment in reversed(segments):
-        peak = max(peak, alive + segment.back + (segment.kept + segment.ahead if again else 0.0))
+        peak = max(peak, alive + segment.back + (segment.kept + segment.ahead / 2 if again else 0.0))
         alive -= segment.enters + (0.0 if again else segment.kept)
     whole = {1: 2, 2: 1, 3: 0}[zero_stage]
     states = whole + (_STATES - whole) / ranks
