@@ -84,10 +84,11 @@ def test_attention_layers_of_all_queries_are_dense_layers() -> None:
     torch.testing.assert_close(usual(x, 100.0), layer(x, 100.0))
 
 
+@pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("top_k", [1, 2])
-def test_masked_experts_are_a_gated_sum_over_all_experts(top_k: int) -> None:
+def test_masked_experts_are_a_gated_sum_over_all_experts(top_k: int, masked: bool) -> None:
     torch.manual_seed(1)
-    layer = published.MaskedExperts(6, 10, 5, top_k).double()
+    layer = published.MaskedExperts(6, 10, 5, top_k, masked=masked).double()
     x = torch.randn(30, 6, dtype=torch.float64, requires_grad=True)
 
     def dense(x: Tensor) -> Tensor:
@@ -111,6 +112,7 @@ def test_symbols_of_the_loop_are_those_of_the_fast_form(word: int, alphabet: int
     slow = published.symbols(x, word, alphabet)
     assert len(slow.unique()) > 3
     assert torch.equal(slow, sax.tokenise(x, word, sax.cuts(alphabet)).long())
+    assert torch.equal(slow, published.symbols_by_word(x, word, alphabet))
 
 
 def test_symbols_of_a_constant_channel_are_very_low() -> None:

@@ -146,6 +146,7 @@ def wesad_config(**options: Any) -> ModelConfig:
             "normalize": "window",
             "embedding": "ordinal",
             "head": "pooled",
+            "attention_dropout": 0.0,  # the released model has it, and never applies it
             **options,
         }
     )

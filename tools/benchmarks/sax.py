@@ -1,11 +1,10 @@
-"""Symbols from raw windows: [4, 65536, 14], word 2, against the loop over words."""
+"""Symbols from raw windows: [4, 65536, 14], word 2, against loops over words."""
 
 from __future__ import annotations
 
 import torch
 
 from benchmarks import published
-from benchmarks.cases import ratio
 from benchmarks.common import Options, Row, Setting, at_least, at_most
 from benchmarks.timing import Case, compare
 from maestro_dist.model import sax
@@ -13,7 +12,10 @@ from maestro_dist.model import sax
 _WORD, _ALPHABET = 2, 20
 _REACH = 300.0
 _PUBLISHED_RATE = 0.24e6
-"""Steps a second of the published loop as measured elsewhere."""
+"""Values a second (steps x channels) of the published loop as measured elsewhere."""
+
+_PART = 8192
+"""Steps of one window that the loop over single words is timed on: all of it would take half a minute a turn."""
 
 
 def run(options: Options) -> list[Row]:
@@ -29,30 +31,43 @@ def _table(options: Options, setting: Setting) -> list[Row]:
     def ours() -> torch.Tensor:
         return sax.tokenise(x, _WORD, edges)
 
+    part = x[:1, :_PART]
     cases = {
         "ours": Case(ours, repetitions=15),
-        "published": Case(lambda: published.symbols(x, _WORD, _ALPHABET), repetitions=3),
+        "published": Case(lambda: published.symbols_by_word(part, _WORD, _ALPHABET), repetitions=3),
+        "all windows and channels at once": Case(lambda: published.symbols(x, _WORD, _ALPHABET), repetitions=3),
     }
     times, rates = compare(cases, setting, options.device, quick=options.quick)
-    same = float(torch.equal(ours().long(), published.symbols(x, _WORD, _ALPHABET)))
+    whole = torch.equal(ours().long(), published.symbols(x, _WORD, _ALPHABET))
+    single = torch.equal(
+        sax.tokenise(part, _WORD, edges).long().cpu(), published.symbols_by_word(part, _WORD, _ALPHABET)
+    )
     name = f"sax/[{rows}, {steps}, {variates}], word {_WORD}, {setting.label}"
+    sizes = {case: part.numel() if case == "published" else x.numel() for case in cases}
+    rate = {case: sizes[case] / taken.best(setting) for case, taken in times.items()}
+    promised = options.promised(setting)
     table = [
         at_least(
-            f"{name}/times faster than published",
-            ratio(times, setting, "published", "ours"),
+            f"{name}/times faster than the published loop over words",
+            rate["ours"] / rate["published"],
             "x",
             _REACH,
-            promised=options.promised(setting),
+            promised=promised,
         ),
-        *_fair(name, rows * steps / times["published"].best(setting), promised=options.promised(setting)),
-        at_least(f"{name}/identical symbols (1: all)", same, "", 1.0),
+        *_fair(name, rate["published"], promised=promised),
+        at_least(f"{name}/identical symbols (1: all)", float(whole and single), "", 1.0),
+        Row(
+            f"{name}/times faster than a loop over words of all windows and channels at once",
+            rate["ours"] / rate["all windows and channels at once"],
+            "x",
+        ),
     ]
     for case, taken in times.items():
-        table.append(Row(f"{name}/{case}, steps", rows * steps / taken.best(setting) / 1e6, "M/s"))
+        table.append(Row(f"{name}/{case}", rate[case] / 1e6, "M values/s"))
         table += taken.rows(f"{name}/{case}", "ms", 1e3)
     return table + rates.rows(name)
 
 
 def _fair(name: str, rate: float, *, promised: bool) -> list[Row]:
-    cost = _PUBLISHED_RATE / rate
-    return [at_most(f"{name}/published: its time against the reference's", cost, "x", 1.25, promised=promised)]
+    off = 100 * abs(rate / _PUBLISHED_RATE - 1)
+    return [at_most(f"{name}/published: off the reference by", off, "%", 25.0, promised=promised)]

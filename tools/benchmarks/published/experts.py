@@ -12,9 +12,11 @@ from torch import Tensor, nn
 class MaskedExperts(nn.Module):
     """Router and experts d -> hidden -> d (GELU between, no biases: the shape of the experts it is compared with)."""
 
-    def __init__(self, width: int, hidden: int, experts: int, top_k: int) -> None:
+    def __init__(self, width: int, hidden: int, experts: int, top_k: int, *, masked: bool = True) -> None:
+        """`masked`: read and write the expert's rows by assignment; else the rows are added by number, without empty
+        experts: the same loop as a careful author writes it."""
         super().__init__()
-        self.top_k = top_k
+        self.top_k, self.masked = top_k, masked
         self.router = nn.Linear(width, experts, bias=False)
         self.experts = nn.ModuleList(
             nn.Sequential(nn.Linear(width, hidden, bias=False), nn.GELU(), nn.Linear(hidden, width, bias=False))
@@ -27,6 +29,8 @@ class MaskedExperts(nn.Module):
         out = torch.zeros_like(x)
         for number, expert in enumerate(self.experts):
             token, place = (chosen == number).nonzero(as_tuple=True)  # the host waits here for the device
-            if len(token):
+            if self.masked:
+                out[token] = out[token] + expert(x[token]) * gates[token, place, None]
+            elif len(token):
                 out.index_add_(0, token, expert(x[token]) * gates[token, place, None])
         return out

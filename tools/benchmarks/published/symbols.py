@@ -1,9 +1,26 @@
-"""Symbolic aggregate approximation, word by word."""
+"""Symbolic aggregate approximation, word by word: of one channel at a time, and of all windows and channels at once."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def symbols_by_word(x: Tensor, word: int, alphabet: int) -> Tensor:
+    """The same as `symbols`, one word of one channel of one window after the other: a mean, a look-up, a store each.
+
+    What is z-scored by window and channel is cut into words there too.
+    """
+    cuts = torch.special.ndtri(torch.arange(1, alphabet, dtype=torch.float64, device=x.device) / alphabet)
+    out = torch.empty(x.shape[0], x.shape[1] // word, x.shape[2], dtype=torch.int64, device=x.device)
+    for window in range(out.shape[0]):
+        for channel in range(out.shape[2]):
+            series = x[window, :, channel].double()
+            z = (series - series.mean()) / series.std(correction=0)
+            for number in range(out.shape[1]):
+                mean = z[number * word : (number + 1) * word].mean()
+                out[window, number, channel] = torch.searchsorted(cuts, mean, right=True) + 1
+    return out
 
 
 def symbols(x: Tensor, word: int, alphabet: int) -> Tensor:
