@@ -129,6 +129,8 @@ def _take_turns(cases: Mapping[str, Case], device: str) -> dict[str, Times]:
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
     collecting = gc.isenabled()
     gc.disable()
+    gc.collect()
+    gc.freeze()  # the collections between the repetitions look at what the cases made, not at everything imported
     try:
         for turn in range(max(case.repetitions for case in cases.values())):
             for name, case in cases.items():
@@ -136,6 +138,7 @@ def _take_turns(cases: Mapping[str, Case], device: str) -> dict[str, Times]:
                     gc.collect()
                     taken[name].append(clock(case.run))
     finally:
+        gc.unfreeze()
         if collecting:
             gc.enable()
     return {name: Times(*map(tuple, zip(*pairs, strict=True))) for name, pairs in taken.items()}
