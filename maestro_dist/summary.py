@@ -23,6 +23,7 @@ from maestro_dist.worker import build, count_steps, work_folder
 
 def print_start(config: Config, manifest: Manifest) -> None:
     """Every derived number: data, model, mesh, steps, memory. Builds the model, so a wrong one is found here."""
+    from maestro_dist.model.cost import explain
     from maestro_dist.model.estimate import count_parameters, memory_estimate, tokens_by_modality
 
     run, optim = config.run, config.optim
@@ -52,6 +53,7 @@ def print_start(config: Config, manifest: Manifest) -> None:
         "modalities": names,
         "model": f"{parameters:,} parameters, {sum(tokens.values()):,} tokens a sample, d {config.model.width}, "
         f"H {config.model.heads}, E {config.model.moe.experts}",
+        "attention": explain(config.model, list(tokens.values())) if config.model.attention == "sparse" else "dense",
         "mesh": f"{mesh.table().splitlines()[0]}; {run.launcher} on {run.device}, ZeRO {config.engine.zero_stage}, "
         f"{config.engine.precision}",
         "steps": f"{per_epoch:,} an epoch, {total:,} in all; global batch {optim.global_batch} = {mesh.data} ranks x "

@@ -180,7 +180,7 @@ class ModelConfig(Section):
     checkpoint: Literal["none", "layers"] = "none"
     """layers: keep only what enters the layers, and compute the rest again in the backward: for long recordings."""
     tile: Positive | None = None
-    """Tokens at a time in feed-forwards and experts, whose hidden values are then not kept; all at once by default."""
+    """Tokens at a time in feed-forwards, whose hidden values are then not kept; by default they are. Not in experts."""
     head: Literal["pooled", "additive"] = "additive"
     """pooled: one head on the pooled tokens; additive: plus one small head a modality."""
     moe: MoeConfig = MoeConfig()

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from maestro_dist import rng
 from maestro_dist.config.schema import ModelConfig
+from maestro_dist.errors import ConfigError
 from maestro_dist.model import cost, sampling, sparse
 from maestro_dist.model.context import SequenceContext
 from maestro_dist.model.layers import Key
@@ -56,7 +57,7 @@ class Split(torch.autograd.Function):
         if column is None:
             return parts[0], parts[1]
         ctx.save_for_backward(column)
-        return parts[1], parts[2], sparse.rows_at(parts[0], column)
+        return parts[1], parts[2], sampling.rows(parts[0], column, None)
 
     @staticmethod
     @once_differentiable
@@ -96,6 +97,11 @@ class Attention(nn.Module):
         self.sample_factor, self.factor, self.band = config.sample_factor, factor, config.budget_band
         self.dropout = config.dropout if config.attention_dropout is None else config.attention_dropout
         self.told = ""
+        if self.kernel == "fused" and (self.dropout > 0 or sequence.size > 1):
+            raise ConfigError(
+                "model.attention_kernel fused can neither drop probabilities nor share a sequence among ranks; choose "
+                "auto or tiles, or set model.attention_dropout and mesh.sequence to 0 and 1"
+            )
         self.query_weight = nn.Parameter(torch.empty(width, width))
         self.query_bias = nn.Parameter(torch.empty(width))
         self.key_weight = nn.Parameter(torch.empty(width, width))
@@ -288,8 +294,6 @@ class Attention(nn.Module):
         """Options of `sparse.attend`."""
         drops = self.training and self.dropout > 0
         can = self.sequence.size == 1 and not drops
-        if self.kernel == "fused" and not can:
-            raise ValueError("the fused kernel cannot drop probabilities, nor share a sequence: use tiles")
         fused = self.kernel == "fused" or (self.kernel == "auto" and can and chosen.number.device.type != "cpu")
         drop = self._drop(layout, chosen, step) if drops else None
         keep = cost.keeps_scores(self.keep, len(self.query_bias), self.heads, chosen.number.shape[2])

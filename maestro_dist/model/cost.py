@@ -12,7 +12,11 @@ Letters: L tokens of a sample, d width, H heads, U sampled keys, u selected quer
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from maestro_dist.config.schema import ModelConfig
+from maestro_dist.model.sampling import cap
 
 FORMS = ("plain", "rows", "absorbed")
 
@@ -56,6 +60,23 @@ def choose(length: int, width: int, heads: int, sampled: int, selected: int, *, 
     }
     costs = {form: computed[form] + _MOVED * moved[form] for form in FORMS}
     return Choice(min(costs, key=lambda form: costs[form]), costs)
+
+
+def explain(config: ModelConfig, tokens: Sequence[int], *, training: bool = True) -> str:
+    """Which form the layers take for samples with `tokens` in each modality, and what the others would cost."""
+    halvings = config.encoder_layers if config.distil else 0
+    joint = sum(-(-count // 2**halvings) for count in tokens)
+    told = []
+    for name, length, factor, layers in (
+        ("encoders", max(tokens), config.beta, config.encoder_layers),
+        ("cross-modal", joint, config.fusion_beta, config.fusion_layers),
+    ):
+        if layers:
+            limits = (cap(config.sample_factor, length), cap(factor, length))
+            choice = choose(length, config.width, config.heads, *limits, training=training)
+            fixed = config.attention_form != "auto"
+            told.append(f"{name} ({length:,} tokens) {config.attention_form + ', as set' if fixed else choice}")
+    return "; ".join(told)
 
 
 def keeps_scores(given: bool | None, width: int, heads: int, selected: int) -> bool:

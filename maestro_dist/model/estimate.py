@@ -167,9 +167,8 @@ def _layer(
     if experts:
         hidden = round(config.moe.hidden * width)
         rows = config.moe.top_k
-        kept = rows * (2.0 * width + (0 if tiled else 2 * hidden) + 6) + config.moe.experts
-        kept += 0 if tiled else config.moe.shared * hidden
-        work = rows * (2.0 * width + (2 * hidden if tiled else hidden))
+        kept = rows * (2.0 * width + 2 * hidden + 6) + config.moe.experts + config.moe.shared * hidden
+        work = rows * (2.0 * width + hidden)
     else:
         kept, work = (0.0 if tiled else float(hidden)), 0.0
     feed = _Segment(

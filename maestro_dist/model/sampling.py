@@ -68,9 +68,9 @@ def hold(rank: Tensor, sizes: Tensor, layout: Layout) -> tuple[Tensor, Tensor | 
 
 
 def rows(x: Tensor, column: Tensor, held: Tensor | None) -> Tensor:
-    """Rows of x [S, H, L, c] by column [S, H, n] -> [S, H, n, c]; zeros where not held here."""
+    """Rows of x [S, H, L, c] by column [S, H, n] -> [S, H, n, c]; zeros where not held here. Without autograd."""
     if x.shape[2] == 0:
-        return x.new_zeros((*column.shape, x.shape[3])) + 0 * x.sum()
+        return x.new_zeros((*column.shape, x.shape[3]))
     taken = x.gather(2, column[..., None].expand(-1, -1, -1, x.shape[3]))
     return taken if held is None else taken * held[..., None]
 

@@ -326,13 +326,6 @@ def _multiplied(x: Tensor, factors: Tensor) -> Tensor:
     return x
 
 
-def rows_at(x: Tensor, column: Tensor) -> Tensor:
-    """Rows of x [S, H, L, c] by column [S, H, n] -> [S, H, n, c]; zeros where x has no columns."""
-    if x.shape[2] == 0:
-        return x.new_zeros((*column.shape, x.shape[3]))
-    return x.gather(2, column[..., None].expand(-1, -1, -1, x.shape[3]))
-
-
 class TakeRows(torch.autograd.Function):
     """Rows of x [S, H, L, c] by column [S, H, n] -> [S, H, n, c]; the gradient is written once, not copied again."""
 
@@ -341,7 +334,7 @@ class TakeRows(torch.autograd.Function):
         """The rows."""
         ctx.save_for_backward(column)
         ctx.shape = x.shape
-        return rows_at(x, column)
+        return sampling.rows(x, column, None)
 
     @staticmethod
     @once_differentiable

@@ -18,6 +18,21 @@ MODALITIES = [
     Modality("temp", 2, 4.0, 8, "degC", (30.0, 31.0), (0.4, 0.0)),
 ]
 
+PRESENT = torch.tensor([[1, 1, 1], [0, 1, 0], [1, 0, 1], [0, 1, 1], [1, 1, 0], [0, 0, 0]]).bool()
+"""Which of them six samples have; the last has none."""
+
+RICH: dict[str, Any] = {
+    "stem": {"channels": 4, "kernel": 3},
+    "summary": "statistics",
+    "encoder_layers": 2,
+    "fusion_layers": 2,
+    "moe": {"experts": 3, "top_k": 2},
+    "dropout": 0.3,
+    "beta": 1.2,
+    "fusion_beta": 1.5,
+}
+"""Options of a model with much in it."""
+
 
 def make_batch(present: Tensor, *, seed: int = 0, nan: float = 0.15, first_sample: int = 0) -> Batch:
     """Windows of `MODALITIES` around their means, with single steps and whole stretches missing."""

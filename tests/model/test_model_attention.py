@@ -10,6 +10,7 @@ from torch import Tensor
 
 from maestro_dist import rng
 from maestro_dist.config.schema import ModelConfig
+from maestro_dist.errors import ConfigError
 from maestro_dist.model import OneProcess, cost, sparse
 from maestro_dist.model.attention import Attention, query_weights
 from maestro_dist.model.layout import Layout, Part, joint_layout, modality_layout, plan
@@ -221,3 +222,15 @@ def test_forms_agree_with_dropout(keep: bool) -> None:
     for other in results[1:]:
         for ours, theirs in zip(results[0], other, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_the_fused_kernel_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(ConfigError, match=r"attention_kernel fused .* drop"):
+        make_attention(attention_kernel="fused", dropout=0.1)
+
+
+def test_the_choice_of_a_form_is_told_with_its_costs() -> None:
+    wide = ModelConfig.model_validate({"width": 512, "heads": 8, "word": 1})
+    assert "cross-modal (8,192 tokens) absorbed (operations a token: plain" in cost.explain(wide, [8192, 8192])
+    narrow = ModelConfig.model_validate({"width": 64, "heads": 8, "word": 1, "attention_form": "rows"})
+    assert cost.explain(narrow, [128]).startswith("encoders (128 tokens) rows, as set")

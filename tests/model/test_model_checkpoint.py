@@ -6,14 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from model_samples import make_batch, make_model
+from model_samples import PRESENT, RICH, make_batch, make_model
 
-PRESENT = torch.tensor([[1, 1, 1], [0, 1, 0], [1, 0, 1], [0, 1, 1], [1, 1, 0], [0, 0, 0]]).bool()
-RICH: dict[str, Any] = {
-    "stem": {"channels": 4, "kernel": 3},
-    "summary": "statistics",
-    "encoder_layers": 2,
-    "fusion_layers": 2,
+RICHER: dict[str, Any] = {
+    **RICH,
     "moe": {"experts": 3, "top_k": 2, "shared": 1},
     "budget_inputs": "content",
     "layer_scale": 0.5,
@@ -22,7 +18,7 @@ RICH: dict[str, Any] = {
 
 def run(options: dict[str, Any], dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     """Outputs and gradients of one training step."""
-    model = make_model(dropout=0.3, beta=1.2, fusion_beta=1.5, **options).to(dtype).train()
+    model = make_model(**{"dropout": 0.3, "beta": 1.2, "fusion_beta": 1.5, **options}).to(dtype).train()
     batch = make_batch(PRESENT)
     output = model(batch, 5)
     torch.nn.functional.cross_entropy(output["logits"], batch.target).backward()
@@ -32,7 +28,7 @@ def run(options: dict[str, Any], dtype: torch.dtype = torch.float32) -> dict[str
 
 
 @pytest.mark.parametrize(
-    "options", [{}, RICH, {"attention": "dense"}, {"distil": False, "moe": {"experts": 0}}], ids=str
+    "options", [{}, RICHER, {"attention": "dense"}, {"distil": False, "moe": {"experts": 0}}], ids=str
 )
 def test_checkpoints_give_the_same_bits(options: dict[str, Any]) -> None:
     plain, again = run(options), run({**options, "checkpoint": "layers"})
@@ -44,7 +40,7 @@ def test_checkpoints_give_the_same_bits(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("checkpoint", ["none", "layers"])
 @pytest.mark.parametrize("tile", [1, 7])
 def test_tiles_give_the_same_step(tile: int, checkpoint: str) -> None:
-    plain, tiled = run(RICH, torch.float64), run({**RICH, "tile": tile, "checkpoint": checkpoint}, torch.float64)
+    plain, tiled = run(RICHER, torch.float64), run({**RICHER, "tile": tile, "checkpoint": checkpoint}, torch.float64)
     assert plain.keys() == tiled.keys()
     for name in plain:
         torch.testing.assert_close(

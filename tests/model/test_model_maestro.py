@@ -7,24 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from model_samples import MODALITIES, make_batch, make_model
+from model_samples import MODALITIES, PRESENT, RICH, make_batch, make_model
 
 from maestro_dist.config.schema import ModelConfig
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.model import Maestro, count_parameters, tokens_per_sample
 from maestro_dist.types import Batch, Modality
-
-PRESENT = torch.tensor([[1, 1, 1], [0, 1, 0], [1, 0, 1], [0, 1, 1], [1, 1, 0], [0, 0, 0]]).bool()
-RICH: dict[str, Any] = {
-    "stem": {"channels": 4, "kernel": 3},
-    "summary": "statistics",
-    "encoder_layers": 2,
-    "fusion_layers": 2,
-    "moe": {"experts": 3, "top_k": 2},
-    "dropout": 0.3,
-    "beta": 1.2,
-    "fusion_beta": 1.5,
-}
 
 
 def take(batch: Batch, picked: list[int]) -> Batch:
