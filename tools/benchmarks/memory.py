@@ -1,4 +1,6 @@
-"""Peak memory of a step, each case in a process of its own: `python -m benchmarks.memory CASE SIZE DEVICE`.
+"""A step in a process of its own: `python -m benchmarks.memory CASE SIZE DEVICE [time]`.
+
+Its peak memory; or its time, for what is too large to take turns with others.
 
 A case is `module:name`; `module` is a benchmark, whose `MEMORY[name]` takes (size, device) and returns the step. The
 step is run twice, so that the optimizer's moments are there. On a CPU the peak is that of the resident set, less what
@@ -14,18 +16,32 @@ import os
 import resource
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from maestro_dist.memory import keep_freed_memory
 
 _TOOLS = Path(__file__).parents[1]
 
 
 def peak_memory(case: str, size: int, device: str, *, threads: int = 1) -> int:
     """Bytes at the peak of `case` on `size`, measured in a new process. Raises `RuntimeError` when that fails."""
+    return int(_alone(case, size, device, threads)["bytes"])
+
+
+def time_alone(case: str, size: int, device: str, *, threads: int = 1) -> float:
+    """Least seconds of `case` on `size` in a new process that keeps freed memory: CPU time, on a GPU wall time."""
+    return float(_alone(case, size, device, threads, "time")["seconds"])
+
+
+def _alone(case: str, size: int, device: str, threads: int, *more: str) -> dict[str, Any]:
     paths = [str(_TOOLS), str(_TOOLS.parent), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", case, str(size), device],
+        [sys.executable, "-m", "benchmarks.memory", case, str(size), device, *more],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": str(threads)},
         capture_output=True,
         text=True,
@@ -34,7 +50,8 @@ def peak_memory(case: str, size: int, device: str, *, threads: int = 1) -> int:
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or ["killed, most likely for want of memory"]
         raise RuntimeError(f"{case} on {size} failed with exit code {done.returncode}: {reason[0]}")
-    return int(json.loads(done.stdout.splitlines()[-1])["bytes"])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def main() -> int:
@@ -42,6 +59,9 @@ def main() -> int:
     case, size, device = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     module, name = case.split(":")
     build = importlib.import_module(f"benchmarks.{module}").MEMORY[name]
+    if sys.argv[4:] == ["time"]:
+        print(json.dumps({"case": case, "size": size, "seconds": _least(build, size, device)}))
+        return 0
     _warm_up(device)
     before = _used(device)
     step = build(size, device)
@@ -49,6 +69,21 @@ def main() -> int:
     step()
     print(json.dumps({"case": case, "size": size, "bytes": _peak(device) - before}))
     return 0
+
+
+def _least(build: Callable[[int, str], Callable[[], object]], size: int, device: str) -> float:
+    if device == "cpu":
+        keep_freed_memory()
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    step, seconds = build(size, device), []
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    for _ in range(4):  # the first two meet pages that are new
+        start = clock()
+        step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(clock() - start)
+    return min(seconds)
 
 
 def _warm_up(device: str) -> None:
