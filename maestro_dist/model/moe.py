@@ -14,10 +14,9 @@ from maestro_dist import rng
 from maestro_dist.config.schema import ModelConfig
 from maestro_dist.model.context import ExpertsFactory
 from maestro_dist.model.grouped import grouped_network
-from maestro_dist.model.layers import FeedForward, Key, Linear
+from maestro_dist.model.layers import FeedForward, Key
 from maestro_dist.model.layout import Layout
-
-_FEW = 12
+from maestro_dist.model.router import Router
 
 
 class LocalExperts(nn.Module):
@@ -36,45 +35,6 @@ class LocalExperts(nn.Module):
     def forward(self, tokens: Tensor, counts: Tensor) -> Tensor:
         """Tokens [n, d], sorted by expert, counts int64 [E] -> [n, d]; rows past `counts.sum()` give 0."""
         return grouped_network(tokens, self.expand, self.contract, counts)
-
-
-class Gates(torch.autograd.Function):
-    """Softmax scores of the experts and the k best of each token."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, bias: Tensor | None, top_k: int) -> tuple[Tensor, Tensor]:
-        """Logits [N, E], bias [E] for the choice alone -> (scores of the chosen [N, k], their numbers int64 [N, k])."""
-        # Few experts stand in columns of [E, N]: softmax and maximum along so short a row are many times slower.
-        ctx.along = 0 if logits.shape[1] < _FEW else 1
-        scores = logits.t().contiguous().softmax(0) if ctx.along == 0 else logits.softmax(1)
-        if bias is None:
-            chosen = largest(scores, top_k, ctx.along)
-        else:
-            chosen = largest(scores + (bias[:, None] if ctx.along == 0 else bias), top_k, ctx.along)
-        gates = scores.gather(ctx.along, chosen)
-        ctx.save_for_backward(scores, chosen, gates)
-        if ctx.along == 0:
-            chosen, gates = chosen.t().contiguous(), gates.t().contiguous()
-        ctx.mark_non_differentiable(chosen)
-        return gates, chosen
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """Gradient of the logits: s (g - sum s g), where g is zero but for the chosen."""
-        scores, chosen, gates = ctx.saved_tensors
-        weighted = (gradients[0].t() if ctx.along == 0 else gradients[0]) * gates
-        out = scores * -weighted.sum(ctx.along, keepdim=True)
-        out.scatter_add_(ctx.along, chosen, weighted)
-        return out.t() if ctx.along == 0 else out, None, None
-
-
-def largest(ranking: Tensor, top_k: int, along: int) -> Tensor:
-    """Indices int64 of the k largest values along a dimension, the best first."""
-    if top_k > 1 or ranking.device.type != "cpu" or not len(ranking):
-        return ranking.topk(top_k, dim=along).indices
-    if along == 0 or ranking.dtype not in (torch.float32, torch.float64):
-        return ranking.max(along, keepdim=True).indices
-    return torch.from_numpy(ranking.numpy().argmax(along, keepdims=True))  # a fifth of the time of topk
 
 
 def sort_by_expert(expert: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -140,7 +100,7 @@ class MixtureOfExperts(nn.Module):
         self.count, self.top_k, self.modalities = moe.experts, moe.top_k, modalities
         self.balanced, self.rate = moe.balance == "bias", moe.balance_rate
         hidden = max(1, round(moe.hidden * width))
-        self.router = Linear(width, moe.experts, bias=False)
+        self.router = Router(width, moe.experts)
         self.experts = factory(moe.experts, width, hidden)
         self.shared = FeedForward(width, moe.shared * hidden) if moe.shared else None
         if self.balanced:
@@ -148,7 +108,7 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Tokens x [N, d] -> ([N, d], load int32 [S, M, E]: tokens sent to each expert, by sample and modality)."""
-        gates, chosen = Gates.apply(self.router(x).to(x.dtype), self.bias if self.balanced else None, self.top_k)
+        gates, chosen = self.router(x, self.bias if self.balanced else None, self.top_k)
         with torch.no_grad():
             # A missing token goes to no expert: number E sorts last and lies outside all groups.
             expert = torch.where(layout.flat_mask[:, None], chosen, self.count)

@@ -113,6 +113,7 @@ def test_symbols_of_the_loop_are_those_of_the_fast_form(word: int, alphabet: int
     assert len(slow.unique()) > 3
     assert torch.equal(slow, sax.tokenise(x, word, sax.cuts(alphabet)).long())
     assert torch.equal(slow, published.symbols_by_word(x, word, alphabet))
+    assert torch.equal(slow, published.symbols_by_word_numpy(x, word, alphabet))
 
 
 def test_symbols_of_a_constant_channel_are_very_low() -> None:

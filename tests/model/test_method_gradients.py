@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from maestro_dist.model import router
 from maestro_dist.model.grouped import GroupedNetwork, Groups
-from maestro_dist.model.moe import Combine, Dispatch, Gates, sort_by_expert
+from maestro_dist.model.moe import Combine, Dispatch, sort_by_expert
 
 
 def leaf(*shape: int, seed: int = 0) -> Tensor:
@@ -32,9 +33,12 @@ def test_grouped_network(counts: list[int]) -> None:
 @pytest.mark.parametrize("experts", [2, 5, 14])
 @pytest.mark.parametrize("top_k", [1, 2])
 @pytest.mark.parametrize("balanced", [False, True])
-def test_gates(experts: int, top_k: int, balanced: bool) -> None:
+@pytest.mark.parametrize("tile", [1 << 18, 30])
+def test_gates(monkeypatch: pytest.MonkeyPatch, experts: int, top_k: int, balanced: bool, tile: int) -> None:
+    monkeypatch.setattr(router, "_TILE", tile)  # 30: two of 14 experts' tokens at a time
     bias = torch.linspace(0, 1, experts, dtype=torch.float64) if balanced else None
-    check(lambda logits: Gates.apply(logits, bias, top_k)[0], leaf(4, experts))
+    weight = leaf(experts, 3, seed=1)
+    check(lambda *tensors: router.Gates.apply(*tensors, bias, top_k, torch.float64)[0], leaf(5, 3), weight)
 
 
 @pytest.mark.parametrize("top_k", [1, 3])

@@ -10,6 +10,14 @@ modalities encoded like the others.
 from benchmarks.published.attention import SparseAttention, sparse_attention
 from benchmarks.published.experts import MaskedExperts
 from benchmarks.published.model import Published
-from benchmarks.published.symbols import symbols, symbols_by_word
+from benchmarks.published.symbols import symbols, symbols_by_word, symbols_by_word_numpy
 
-__all__ = ["MaskedExperts", "Published", "SparseAttention", "sparse_attention", "symbols", "symbols_by_word"]
+__all__ = [
+    "MaskedExperts",
+    "Published",
+    "SparseAttention",
+    "sparse_attention",
+    "symbols",
+    "symbols_by_word",
+    "symbols_by_word_numpy",
+]

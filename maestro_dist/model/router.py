@@ -1,0 +1,103 @@
+"""Which experts a token goes to: scores, the k best of them, and their gradient, a tile of tokens at a time.
+
+Letters: N tokens, d width, E experts, k experts a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from maestro_dist.model.layers import Linear
+
+_FEW = 12
+"""Fewer experts than this stand in columns, [E, N]: softmax and maximum along so short a row are many times slower."""
+
+_TILE = 1 << 18
+"""Scores in a tile on a CPU: about as much as a core's second-level cache."""
+
+
+class Router(Linear):
+    """A linear layer d -> E without bias whose scores are a softmax over the experts."""
+
+    def __init__(self, width: int, experts: int) -> None:
+        super().__init__(width, experts, bias=False)
+
+    def forward(self, x: Tensor, bias: Tensor | None = None, top_k: int = 1) -> tuple[Tensor, Tensor]:
+        """Tokens x [N, d], bias [E] for the choice alone -> scores of the chosen [N, k], their numbers int64 [N, k].
+
+        The scores are not renormalised over the chosen ones. Under autocast the product is in autocast's type, all
+        after it in that of x.
+        """
+        given, weight, device = x, self.weight, x.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            given, weight = x.to(dtype), weight.to(dtype)
+        gates, chosen = Gates.apply(given, weight, bias, top_k, x.dtype)
+        return gates, chosen
+
+
+def _tiles(x: Tensor, experts: int) -> Iterator[slice]:
+    """Slices of the tokens: one of all where there is no cache to stay in, or sums over tiles would be rounded."""
+    whole = x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or experts < _FEW
+    size = max(1, len(x)) if whole else max(1, _TILE // experts)
+    for start in range(0, len(x), size):
+        yield slice(start, min(start + size, len(x)))
+
+
+class Gates(torch.autograd.Function):
+    """Softmax scores of the experts and the k best of each token; of the size [N, E] only the scores are kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, top_k: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens x [N, d], weight [E, d], bias [E] for the choice alone; `dtype` of the scores. See `Router`."""
+        ctx.upright = len(weight) < _FEW  # scores [E, N]
+        along = 0 if ctx.upright else 1
+        scores = x.new_empty((len(weight), len(x)) if ctx.upright else (len(x), len(weight)), dtype=dtype)
+        chosen = torch.empty((top_k, len(x)) if ctx.upright else (len(x), top_k), dtype=torch.int64, device=x.device)
+        shift = bias if bias is None or not ctx.upright else bias[:, None]
+        with torch.autocast(x.device.type, enabled=False):
+            for tile in _tiles(x, len(weight)):
+                own, picked = (scores, chosen) if ctx.upright else (scores[tile], chosen[tile])
+                logits = torch.mm(weight, x.t()) if ctx.upright else torch.mm(x[tile], weight.t())
+                torch.softmax(logits.to(dtype), along, out=own)
+                picked.copy_(largest(own if shift is None else own + shift, top_k, along))
+            gates = scores.gather(along, chosen)
+        ctx.save_for_backward(x, weight, scores, chosen, gates)
+        if ctx.upright:
+            chosen, gates = chosen.t().contiguous(), gates.t().contiguous()
+        ctx.mark_non_differentiable(chosen)
+        return gates, chosen
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        """Through the logits, whose gradient is s (g - sum s g), where g is zero but for the chosen."""
+        x, weight, scores, chosen, gates = ctx.saved_tensors
+        along = 0 if ctx.upright else 1
+        to_x, to_weight = torch.empty_like(x), torch.zeros_like(weight)
+        with torch.autocast(x.device.type, enabled=False):
+            weighted = (gradients[0].t() if ctx.upright else gradients[0]) * gates
+            shared = -weighted.sum(along, keepdim=True)
+            for tile in _tiles(x, len(weight)):
+                part = (slice(None), tile) if ctx.upright else (tile,)
+                logits = (scores[part] * shared[part]).scatter_add_(along, chosen[part], weighted[part]).to(x.dtype)
+                upright = logits if ctx.upright else logits.t()
+                torch.mm(upright.t(), weight, out=to_x[tile])
+                to_weight.addmm_(upright, x[tile])
+        return to_x, to_weight, None, None, None
+
+
+def largest(ranking: Tensor, top_k: int, along: int) -> Tensor:
+    """Indices int64 of the k largest values along a dimension, the best first."""
+    if top_k > 1 or ranking.device.type != "cpu" or not ranking.numel():
+        return ranking.topk(top_k, dim=along).indices
+    if along == 0 or ranking.dtype not in (torch.float32, torch.float64):
+        return ranking.max(along, keepdim=True).indices
+    return torch.from_numpy(ranking.numpy().argmax(along, keepdims=True))  # a fifth of the time of topk
