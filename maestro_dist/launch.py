@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from maestro_dist.errors import ConfigError
 from maestro_dist.lease import Lease
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.run_record import RunRecord, begin, write
-from maestro_dist.worker import Job
+from maestro_dist.worker import Job, environment
 
 
 def launch(config: Config) -> int:
@@ -25,6 +26,8 @@ def launch(config: Config) -> int:
     from maestro_dist.summary import print_start
 
     config = absolute(config)
+    for name, value in environment(config).items():
+        os.environ.setdefault(name, value)  # an inline run trains in this process
     manifest = prepare_data(config)
     print_start(config, manifest)
     run = Storage(config.run.storage).join(config.run.name)

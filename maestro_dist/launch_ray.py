@@ -14,7 +14,7 @@ from typing import Any
 from maestro_dist import errors
 from maestro_dist.config.schema import Config
 from maestro_dist.errors import ConfigError, RunError
-from maestro_dist.worker import Job, run_worker
+from maestro_dist.worker import Job, environment, run_worker
 
 # Before Ray is imported: no doubled or decorated prints, no metrics agent, workers keep this process's folder,
 # a lost worker is noticed within a second.
@@ -99,7 +99,7 @@ def _trainer(config: Config, job: Job, console: Any) -> Any:
             storage_path=os.path.join(tempfile.gettempdir(), "maestro_dist-ray"),
             failure_config=api.FailureConfig(max_failures=run.max_failures),
             logging_config=api.LoggingConfig(log_level="ERROR"),
-            worker_runtime_env={"env_vars": _WORKER_ENVIRONMENT},
+            worker_runtime_env={"env_vars": {**_WORKER_ENVIRONMENT, **environment(config)}},
         ),
         torch_config=api.torch.TorchConfig(backend="nccl" if run.device == "cuda" else "gloo", timeout_s=run.timeout_s),
     )

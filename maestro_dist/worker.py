@@ -16,7 +16,7 @@ from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.storage import Storage
 from maestro_dist.lease import Fence
-from maestro_dist.memory import keep_freed_memory
+from maestro_dist.memory import HUGE_PAGES, keep_freed_memory
 from maestro_dist.parallel.mesh import Mesh, build_mesh
 
 if TYPE_CHECKING:
@@ -116,13 +116,18 @@ def count_steps(config: Config, manifest: Manifest) -> tuple[int, int, int]:
     return samples, per_epoch, min(total, config.optim.max_steps or total)
 
 
+def environment(config: Config) -> dict[str, str]:
+    """Environment variables that torch wants to find before it is imported."""
+    return HUGE_PAGES if config.run.device == "cpu" and config.run.keep_memory != "none" else {}
+
+
 def prepare_process(config: Config) -> None:
     """Threads and memory of this process, as the configuration wants them; before the model is built."""
     import torch
 
     torch.set_num_threads(config.run.cpus_per_worker)
-    if config.run.device == "cpu" and config.run.keep_memory:
-        keep_freed_memory()
+    if config.run.device == "cpu" and config.run.keep_memory != "none":
+        keep_freed_memory(large=config.run.keep_memory == "all")
 
 
 def first_batch(config: Config) -> tuple[float, int]:

@@ -48,7 +48,7 @@ def main() -> int:
     notes = []
     if given.name != "step":
         keep = given.device == "cpu" and not given.default_allocator
-        notes.append(_KEPT[keep and keep_freed_memory()])
+        notes.append(_KEPT[keep and keep_freed_memory(large=True)])
     if given.quick:
         notes.append("quick: small sizes, so that the figures mean nothing")
     options = Options(quick=given.quick, device=given.device, threads=given.threads)

@@ -36,8 +36,10 @@ class RunConfig(Section):
     """Device of the workers."""
     cpus_per_worker: Positive = 1
     """CPU cores that Ray reserves for each worker, and threads that torch uses there."""
-    keep_memory: bool = True
-    """Workers on CPU keep freed memory for the next step instead of returning it: faster, the peak slightly higher."""
+    keep_memory: Literal["none", "small", "all"] = "small"
+    """Freed memory that workers on CPU keep for the next step instead of returning it: faster, the peak higher.
+    `small`: arrays up to 32 MiB; `all`: the others too, for long sequences where memory is plenty (half as much again).
+    """
     max_failures: Annotated[int, Field(ge=-1)] = 3
     """How often Ray restarts the workers from the newest checkpoint before the run fails; -1: without limit."""
     timeout_s: Positive = 300

@@ -20,10 +20,12 @@ _FLOAT = 4
 _STATES = 4
 """Copies of the parameters in training: weight, gradient, and AdamW's two moments."""
 
-_GAPS = 1.2
+_LARGE = 32 << 20
+_GAPS, _GAPS_OF_LARGE = 1.4, 1.1
 """Memory taken for each byte in use: small arrays that are not counted, and gaps between arrays.
 
-Measured with freed memory kept, as workers do (`run.keep_memory`).
+Measured after several steps with freed memory kept as workers do by default (`run.keep_memory: small`): arrays of
+32 MiB and more are then mapped by themselves, and leave no gaps.
 """
 
 
@@ -52,16 +54,23 @@ class MemoryEstimate:
 class _Segment:
     """A part of the model that is computed, and with checkpoints computed again, as one. In floats.
 
+    array   one array as wide as its tokens
     enters  its input, which lives on as long as its gradient is wanted
     kept    what it keeps besides, without checkpoints
     ahead   most that lives during its forward besides these
     back    most that lives during its backward besides these
     """
 
+    array: float
     enters: float
     kept: float
     ahead: float
     back: float
+
+    def with_gaps(self) -> _Segment:
+        """With the memory that arrays of its size leave unused between them."""
+        gaps = _GAPS_OF_LARGE if self.array * _FLOAT >= _LARGE else _GAPS
+        return _Segment(self.array, *(gaps * size for size in (self.enters, self.kept, self.ahead, self.back)))
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -97,7 +106,7 @@ def memory_estimate(
     hand. With checkpoints a segment keeps its input alone, and has its arrays while its own backward runs (the second
     forward leaves gaps half as large as what it worked with).
     """
-    segments = _segments(config, modalities, micro_batch)
+    segments = [segment.with_gaps() for segment in _segments(config, modalities, micro_batch)]
     again = config.checkpoint == "layers"
     alive, peak = 0.0, 0.0
     for segment in segments:
@@ -110,7 +119,7 @@ def memory_estimate(
     whole = {1: 2, 2: 1, 3: 0}[zero_stage]
     states = whole + (_STATES - whole) / ranks
     inputs = micro_batch * sum(modality.steps * modality.variates for modality in modalities)
-    sizes = (parameters * states, inputs, kept * _GAPS, peak * _GAPS)
+    sizes = (parameters * states, inputs, kept, peak)
     return MemoryEstimate(*(int(size * _FLOAT) for size in sizes))
 
 
@@ -128,7 +137,7 @@ def _segments(config: ModelConfig, modalities: Sequence[Modality], samples: int)
     tokens = samples * config.width * sum(lengths[0] for lengths in entering)
     # all modalities' tokens joined; with time and modality they enter the cross-modal layers; the pools read them
     pools = (2.0 if config.head == "additive" else 0.0) * tokens
-    joined = _Segment(tokens, pools, tokens, 2.0 * tokens)
+    joined = _Segment(tokens, tokens, pools, tokens, 2.0 * tokens)
     return [*embeddings, *encoders, joined, *fusion]
 
 
@@ -147,7 +156,7 @@ def _embedding(config: ModelConfig, modality: Modality, samples: int, tokens: in
         work += 3.0 * steps * channels
     if config.summary != "none":
         work += 4.0 * steps * variates
-    return _Segment(0.0, kept, work, work)
+    return _Segment(words * width, 0.0, kept, work, work)
 
 
 def _layer(
@@ -158,6 +167,7 @@ def _layer(
     kept, ahead, back = attention_floats(config, before, factor)
     norm = 2.0 * width + 6  # the residual sum and, for distilling, its norm; statistics and keys of draws
     attend = _Segment(
+        entering * width,
         entering * width,
         entering * (kept + norm),
         entering * ahead,
@@ -172,7 +182,11 @@ def _layer(
     else:
         kept, work = (0.0 if tiled else float(hidden)), 0.0
     feed = _Segment(
-        leaving * width, leaving * (kept + width + 6), leaving * (2.0 * width + work), leaving * (4.0 * width + work)
+        leaving * width,
+        leaving * width,
+        leaving * (kept + width + 6),
+        leaving * (2.0 * width + work),
+        leaving * (4.0 * width + work),
     )
     return [attend, feed]
 
@@ -181,7 +195,7 @@ def attention_floats(config: ModelConfig, length: int, factor: float) -> tuple[f
     """Floats a token that attention over `length` tokens keeps, and that live besides in its forward and backward."""
     width, heads = config.width, config.heads
     if config.attention == "dense":
-        return 5.0 * width + heads, 6.0 * width, 9.0 * width
+        return 6.0 * width + heads, 6.0 * width, 9.0 * width
     sampled, selected = cap(config.sample_factor, length), cap(factor, length)
     form: str = config.attention_form
     if form == "auto":

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from maestro_dist.model.layers import Linear
+from maestro_dist import rng
+from maestro_dist.model.layers import Key
 
 _FEW = 12
 """Fewer experts than this stand in columns, [E, N]: softmax and maximum along so short a row are many times slower."""
@@ -21,11 +22,16 @@ _TILE = 1 << 18
 """Scores in a tile on a CPU: about as much as a core's second-level cache."""
 
 
-class Router(Linear):
+class Router(nn.Module):
     """A linear layer d -> E without bias whose scores are a softmax over the experts."""
 
     def __init__(self, width: int, experts: int) -> None:
-        super().__init__(width, experts, bias=False)
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(experts, width))
+
+    def fill(self, key: Key) -> None:
+        """The usual start of linear layers."""
+        rng.fill_linear_(self.weight, self.weight.shape[1], key("weight"))
 
     def forward(self, x: Tensor, bias: Tensor | None = None, top_k: int = 1) -> tuple[Tensor, Tensor]:
         """Tokens x [N, d], bias [E] for the choice alone -> scores of the chosen [N, k], their numbers int64 [N, k].
@@ -33,11 +39,9 @@ class Router(Linear):
         The scores are not renormalised over the chosen ones. Under autocast the product is in autocast's type, all
         after it in that of x.
         """
-        given, weight, device = x, self.weight, x.device.type
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-            given, weight = x.to(dtype), weight.to(dtype)
-        gates, chosen = Gates.apply(given, weight, bias, top_k, x.dtype)
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        gates, chosen = Gates.apply(x.to(dtype), self.weight.to(dtype), bias, top_k, x.dtype)
         return gates, chosen
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from model_samples import MODALITIES
 from peak_of_a_step import modalities
 
 from maestro_dist.config.schema import ModelConfig
+from maestro_dist.memory import HUGE_PAGES
 from maestro_dist.model import Maestro, count_parameters, memory_estimate
 from maestro_dist.model.estimate import tokens_by_modality
 
@@ -32,13 +35,17 @@ CASES: list[tuple[dict[str, Any], tuple[int, int, int, int]]] = [
 def test_estimate_is_within_a_fifth(options: dict[str, Any], shape: tuple[int, int, int, int]) -> None:
     count, steps, samples, variates = shape
     command = [sys.executable, str(SCRIPT), json.dumps(options), *map(str, shape)]
-    measured = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    surroundings = {**os.environ, **HUGE_PAGES}
+    # Where the kernel puts the heap differs from process to process, and with it the gaps: peaks by up to a tenth.
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=surroundings) for _ in range(3)]
+    peaks = [int(run.communicate()[0]) for run in runs]
+    measured = statistics.median(peaks)
     config, sensors = ModelConfig.model_validate(options), modalities(count, steps, variates)
     parameters = count_parameters(Maestro(config, sensors, 3, seed=0))
     estimate = memory_estimate(config, sensors, parameters=parameters, micro_batch=samples)
     # the script starts to count when model and inputs are there
     expected = estimate.peak + estimate.parameters * 3 / 4
-    print(f"measured {measured / 2**20:.0f} MiB, estimated {expected / 2**20:.0f} MiB")
+    print(f"measured {[peak >> 20 for peak in peaks]} MiB, estimated {expected / 2**20:.0f} MiB")
     assert measured > 100 << 20
     assert 0.8 < expected / measured < 1.2
 

@@ -106,7 +106,7 @@ def _core_memory(options: Options, length: int) -> list[Row]:
 
 
 def _model(options: Options, setting: Setting, steps: int) -> list[Row]:
-    peak = peak_memory("long:model", steps, options.device)
+    peak = peak_memory("long:model", steps, options.device, worker=True)
     whole = Maestro(config(), streams(steps), _CLASSES, seed=SEED)
     estimate = memory_estimate(config(), streams(steps), parameters=count_parameters(whole), micro_batch=1).total
     case = {"step": Case(model(steps, options.device), repetitions=1)}

@@ -1,11 +1,12 @@
-"""A step in a process of its own: `python -m benchmarks.memory CASE SIZE DEVICE [time]`.
+"""A step in a process of its own: `python -m benchmarks.memory CASE SIZE DEVICE [time | worker]`.
 
 Its peak memory; or its time, for what is too large to take turns with others.
 
 A case is `module:name`; `module` is a benchmark, whose `MEMORY[name]` takes (size, device) and returns the step. The
-step is run twice, so that the optimizer's moments are there. On a CPU the peak is that of the resident set, less what
-it was once torch had computed something small; on a GPU it is what torch allocated. The C library's allocator is left
-as it is: kept gaps between arrays would count for no one's arithmetic.
+step is run three times, so that the optimizer's moments are there. On a CPU the peak is that of the resident set, less
+what it was once torch had computed something small; on a GPU it is what torch allocated. The C library's allocator is
+left as it is (kept gaps between arrays would count for no one's arithmetic), unless memory is asked for as a `worker`
+of a training run has it.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ from typing import Any
 
 import torch
 
-from maestro_dist.memory import keep_freed_memory
+from maestro_dist.memory import HUGE_PAGES, keep_freed_memory
 
 _TOOLS = Path(__file__).parents[1]
 
 
-def peak_memory(case: str, size: int, device: str, *, threads: int = 1) -> int:
-    """Bytes at the peak of `case` on `size`, measured in a new process. Raises `RuntimeError` when that fails."""
-    return int(_alone(case, size, device, threads)["bytes"])
+def peak_memory(case: str, size: int, device: str, *, threads: int = 1, worker: bool = False) -> int:
+    """Bytes at the peak of `case` on `size`, measured in a new process. Raises `RuntimeError` when that fails.
+
+    `worker`: with the allocator's settings of a training worker.
+    """
+    return int(_alone(case, size, device, threads, *(["worker"] if worker else []))["bytes"])
 
 
 def time_alone(case: str, size: int, device: str, *, threads: int = 1) -> float:
@@ -40,9 +44,15 @@ def time_alone(case: str, size: int, device: str, *, threads: int = 1) -> float:
 
 def _alone(case: str, size: int, device: str, threads: int, *more: str) -> dict[str, Any]:
     paths = [str(_TOOLS), str(_TOOLS.parent), os.environ.get("PYTHONPATH", "")]
+    pages = HUGE_PAGES if "worker" in more else {}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", case, str(size), device, *more],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": str(threads)},
+        env={
+            **os.environ,
+            **pages,
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "OMP_NUM_THREADS": str(threads),
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -62,18 +72,20 @@ def main() -> int:
     if sys.argv[4:] == ["time"]:
         print(json.dumps({"case": case, "size": size, "seconds": _least(build, size, device)}))
         return 0
+    if sys.argv[4:] == ["worker"] and device == "cpu":
+        keep_freed_memory()
     _warm_up(device)
     before = _used(device)
     step = build(size, device)
-    step()
-    step()
+    for _ in range(3):
+        step()
     print(json.dumps({"case": case, "size": size, "bytes": _peak(device) - before}))
     return 0
 
 
 def _least(build: Callable[[int, str], Callable[[], object]], size: int, device: str) -> float:
     if device == "cpu":
-        keep_freed_memory()
+        keep_freed_memory(large=True)
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     step, seconds = build(size, device), []
     clock = time.process_time if device == "cpu" else time.perf_counter
