@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from model_samples import MODALITIES
 from peak_of_a_step import modalities
 
@@ -47,7 +48,9 @@ def test_estimate_is_within_a_fifth(options: dict[str, Any], shape: tuple[int, i
     expected = estimate.peak + estimate.parameters * 3 / 4
     print(f"measured {[peak >> 20 for peak in peaks]} MiB, estimated {expected / 2**20:.0f} MiB")
     assert measured > 100 << 20
-    assert 0.8 < expected / measured < 1.2
+    # Before 2.12 torch left smaller gaps (dense attention most of all): there the estimate is on the safe side.
+    highest = 1.2 if torch.__version__ >= "2.12" else 1.5
+    assert 0.8 < expected / measured < highest
 
 
 def test_sizes_follow_the_configuration() -> None:
