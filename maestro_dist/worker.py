@@ -61,15 +61,37 @@ class Pieces:
     model: Maestro
 
 
-def build(config: Config, manifest: Manifest | None = None) -> Pieces:
-    """Manifest (by default that at `data.url`) -> modalities, task and initial model. The same on every rank."""
+def build(config: Config, manifest: Manifest | None = None, mesh: Mesh | None = None) -> Pieces:
+    """Manifest (by default that at `data.url`) -> modalities, task and initial model. The same on every rank.
+
+    With a mesh whose ranks share the time axis the model works on this rank's slices; a process group must exist then.
+    """
     from maestro_dist.model.maestro import Maestro
 
     manifest = manifest or load_manifest(config.data.url)
     modalities = manifest.select(config.data.modalities)
     task = build_task(config, manifest)
-    model = Maestro(config.model, modalities, task.outputs, seed=config.run.seed)
+    sequence = None
+    if mesh is not None and mesh.sequence > 1:
+        from maestro_dist.parallel.group import sequence_group
+        from maestro_dist.parallel.sequence import SequenceRanks, model_cuts
+
+        cuts = model_cuts(config.model, modalities, mesh.sequence)
+        sequence = SequenceRanks(sequence_group(mesh, config.run.timeout_s), cuts)
+    model = Maestro(config.model, modalities, task.outputs, seed=config.run.seed, sequence=sequence)
     return Pieces(manifest, modalities, task, model)
+
+
+def time_slices(config: Config, modalities: Sequence[Modality], mesh: Mesh) -> dict[str, tuple[int, int]] | None:
+    """This rank's steps of each modality, [first, end); None where it has all."""
+    if mesh.sequence == 1:
+        return None
+    from maestro_dist.parallel.sequence import model_cuts
+
+    at = mesh.sequence_rank
+    return {
+        name: (cuts[at], cuts[at + 1]) for name, cuts in model_cuts(config.model, modalities, mesh.sequence).items()
+    }
 
 
 def build_task(config: Config, manifest: Manifest) -> Task:
@@ -104,6 +126,7 @@ def build_stream(config: Config, pieces: Pieces, mesh: Mesh, total_steps: int) -
         ranks=mesh.data,
         curriculum=config.missing,
         total_steps=total_steps,
+        slices=time_slices(config, pieces.modalities, mesh),
         symbols=reads_symbols(pieces.manifest, config.model, pieces.modalities),
     )
 
@@ -137,8 +160,9 @@ def first_batch(config: Config) -> tuple[float, int]:
     prepare_process(config)
     pieces = build(config)
     mesh = build_mesh(config.mesh, world=config.run.workers)
+    whole = Mesh(rank=0, world=mesh.data, data=mesh.data)  # of the samples that sequence ranks would share
     _, _, total = count_steps(config, pieces.manifest)
-    with closing(build_stream(config, pieces, mesh, total).batches(0, config.optim.global_batch)) as batches:
+    with closing(build_stream(config, pieces, whole, total).batches(0, config.optim.global_batch)) as batches:
         batch = next(batches)
     with torch.no_grad():
         loss = pieces.task.loss(pieces.model(batch, 0), batch).mean()
@@ -161,7 +185,7 @@ def evaluate_on(state: State, split: str, rates: Sequence[float], draws: Sequenc
             lambda keep: evaluation_batches(
                 config.data.url, state.manifest, config.data, state.modalities, split,
                 batch=config.evaluation.batch, rank=mesh.data_rank, ranks=mesh.data, keep=keep,
-                symbols=symbols,
+                symbols=symbols, slices=time_slices(config, state.modalities, mesh),
             ),
             presence(config.data.url, state.manifest, state.modalities, split, symbols=symbols),
             rates=rates, draws=draws, mesh=mesh, split=split,
@@ -176,7 +200,7 @@ def assemble(config: Config, mesh: Mesh) -> tuple[State, TrainStream]:
     from maestro_dist.optim import build_optimizer
     from maestro_dist.parallel.engine import Engine
 
-    pieces = build(config)
+    pieces = build(config, mesh=mesh)
     engine = Engine(pieces.model, build_optimizer(pieces.model, config.optim), config, mesh)
     samples, per_epoch, total = count_steps(config, pieces.manifest)
     state = State(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from maestro_dist.config.load import flatten, has_credentials
-from maestro_dist.config.schema import Config
+from maestro_dist.config.schema import Config, ModelConfig
 from maestro_dist.errors import ConfigError, MeshError
 from maestro_dist.types import Modality
 
@@ -53,14 +53,23 @@ def check(config: Config) -> None:
             raise ConfigError(f"evaluation.{key}: at least one is needed")
     if run.launcher == "inline" and run.workers != 1:
         raise MeshError(f"run.workers: {run.workers}, but run.launcher=inline is one process; use run.launcher=ray")
-    if mesh.sequence > 1 or mesh.expert > 1:
-        key = "sequence" if mesh.sequence > 1 else "expert"
-        raise MeshError(f"mesh.{key}: {getattr(mesh, key)}; this version has {key} parallelism of 1 only")
+    if mesh.expert > 1:
+        raise MeshError(f"mesh.expert: {mesh.expert}; this version has expert parallelism of 1 only")
+    if mesh.sequence > 1:
+        _check_sequence(model, mesh.sequence)
     if config.engine.micro_batch and config.engine.micro_batch > config.optim.global_batch:
         raise ConfigError(
             f"engine.micro_batch: {config.engine.micro_batch} is more than optim.global_batch "
             f"{config.optim.global_batch}"
         )
+
+
+def _check_sequence(model: ModelConfig, ranks: int) -> None:
+    where = f"mesh.sequence: {ranks} ranks share the time axis"
+    if model.attention == "dense":
+        raise MeshError(f"{where}, but model.attention=dense needs all of it in one place; use sparse")
+    if model.attention_kernel == "fused":
+        raise MeshError(f"{where}, but model.attention_kernel=fused gives nothing to merge; use auto or tiles")
 
 
 def check_modalities(config: Config, modalities: Sequence[Modality]) -> None:

@@ -19,9 +19,10 @@ def collate(samples: Sequence[Sample], layout: Layout) -> Batch:
     for modality in layout.modalities:
         name = modality.name
         having = [row for row, sample in enumerate(samples) if name in sample.values]
-        stacked = np.empty((len(having), *layout.shape(modality)), dtype=layout.dtype)
+        part = layout.part(modality)
+        stacked = np.empty((len(having), part.stop - part.start, modality.variates), dtype=layout.dtype)
         for target, row in enumerate(having):
-            stacked[target] = samples[row].values[name]
+            stacked[target] = samples[row].values[name][part]
         arrays[name] = torch.from_numpy(stacked)
         rows[name] = torch.tensor(having, dtype=torch.int64)
         if layout.recording:

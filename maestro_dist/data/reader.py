@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,7 +44,7 @@ class Request:
 class SplitSource:
     """Where the samples of a split are; a plain value that a spawned reader process gets.
 
-    `symbols`: read SAX symbols instead of raw windows.
+    `symbols`: read SAX symbols instead of raw windows; `slices`: keep only these steps of each modality, [first, end).
     """
 
     url: str
@@ -53,6 +53,7 @@ class SplitSource:
     modalities: tuple[Modality, ...]
     split: str
     symbols: bool = False
+    slices: Mapping[str, tuple[int, int]] | None = None
 
     def open(self) -> SplitReader:
         """A reader; its files are opened when they are first needed."""
@@ -85,7 +86,7 @@ class SplitReader:
 
     def __init__(self, source: SplitSource) -> None:
         self.source = source
-        self.layout = Layout.of(source.manifest, source.modalities, symbols=source.symbols)
+        self.layout = Layout.of(source.manifest, source.modalities, symbols=source.symbols, slices=source.slices)
         self.storage = Storage(source.url)
         self.shards = source.manifest.split(source.split).shards
         self.starts = np.cumsum([0] + [shard.samples for shard in self.shards])

@@ -27,24 +27,38 @@ class BadSample(DataError):
 class Layout:
     """What every sample must look like: the modalities wanted, the classes (0: regression), recording statistics.
 
-    `symbols` is there where symbols are read instead of raw windows.
+    `symbols` is there where symbols are read instead of raw windows; `slices` where only some steps of each modality
+    are wanted, from the first to before the last.
     """
 
     modalities: tuple[Modality, ...]
     classes: int
     recording: bool
     symbols: SymbolSpec | None = None
+    slices: Mapping[str, tuple[int, int]] | None = None
 
     @staticmethod
-    def of(manifest: Manifest, modalities: Sequence[Modality], *, symbols: bool = False) -> Layout:
+    def of(
+        manifest: Manifest,
+        modalities: Sequence[Modality],
+        *,
+        symbols: bool = False,
+        slices: Mapping[str, tuple[int, int]] | None = None,
+    ) -> Layout:
         """The layout that a manifest promises."""
         spec = manifest.symbols if symbols else None
-        return Layout(tuple(modalities), len(manifest.classes), manifest.recording, spec)
+        return Layout(tuple(modalities), len(manifest.classes), manifest.recording, spec, slices)
 
     def shape(self, modality: Modality) -> tuple[int, int]:
         """[T_j, D_j] of a raw window, [W_j, D_j] of symbols."""
         length = modality.steps if self.symbols is None else self.symbols.length(modality)
         return length, modality.variates
+
+    def part(self, modality: Modality) -> slice:
+        """Rows of `shape` that are wanted; a slice's bounds lie on words."""
+        start, end = (0, modality.steps) if self.slices is None else self.slices[modality.name]
+        word = 1 if self.symbols is None else self.symbols.word[modality.name]
+        return slice(start // word, -(-end // word))
 
     @property
     def dtype(self) -> np.dtype:

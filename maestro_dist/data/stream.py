@@ -6,7 +6,7 @@ rank i mod ranks. The position of a run is one integer: samples consumed since i
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -29,7 +29,8 @@ class TrainStream:
     steps_per_epoch  optimizer steps of one epoch
     accumulation     micro-batches of a global batch: ceil(G / (ranks * micro)), the same on every rank
 
-    `symbols`: read SAX symbols instead of raw windows, where `reads_symbols` says so.
+    `symbols`: read SAX symbols instead of raw windows, where `reads_symbols` says so. `slices`: this rank's steps of
+    each modality, [first, end), where ranks share the time axis; by default all.
     """
 
     def __init__(
@@ -47,8 +48,9 @@ class TrainStream:
         curriculum: MissingConfig,
         total_steps: int,
         symbols: bool = False,
+        slices: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
-        self._source = SplitSource(url, manifest, config, tuple(modalities), config.train, symbols)
+        self._source = SplitSource(url, manifest, config, tuple(modalities), config.train, symbols, slices)
         split = manifest.split(config.train)
         self.samples = split.samples
         self.steps_per_epoch = steps_per_epoch(split.samples, global_batch)
@@ -106,16 +108,18 @@ def evaluation_batches(
     ranks: int,
     keep: np.ndarray | None = None,
     symbols: bool = False,
+    slices: Mapping[str, tuple[int, int]] | None = None,
 ) -> Generator[Batch, None, None]:
     """Every sample of a split exactly once over all ranks: this rank's are `rank::ranks`, `batch` at a time.
 
     `keep`, bool [N, M], says which modalities of each sample are left (M = `modalities`, sorted by name); `symbols`
-    whether SAX symbols are read instead of raw windows (`reads_symbols` says when they may be). Every rank
+    whether SAX symbols are read instead of raw windows (`reads_symbols` says when they may be); `slices` which steps
+    of each modality, as in `TrainStream`. Every rank
     yields the same number of batches; the last may be empty. `global_samples` counts all ranks' samples of a round.
     A thread reads, whatever `data.loader_workers`: starting processes anew for each mask would take longer.
     """
     strict = config.model_copy(update={"max_bad_samples": 0})  # a score over what is left would look like the split's
-    source = SplitSource(url, manifest, strict, tuple(modalities), split, symbols)
+    source = SplitSource(url, manifest, strict, tuple(modalities), split, symbols, slices)
     samples = manifest.split(split).samples
 
     def requests() -> Iterator[Request]:

@@ -47,7 +47,7 @@ class Router(nn.Module):
 
 def _tiles(x: Tensor, experts: int) -> Iterator[slice]:
     """Slices of the tokens: one of all where there is no cache to stay in, or sums over tiles would be rounded."""
-    whole = x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or experts < _FEW
+    whole = x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64)
     size = max(1, len(x)) if whole else max(1, _TILE // experts)
     for start in range(0, len(x), size):
         yield slice(start, min(start + size, len(x)))
@@ -61,18 +61,19 @@ class Gates(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, top_k: int, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """Tokens x [N, d], weight [E, d], bias [E] for the choice alone; `dtype` of the scores. See `Router`."""
-        ctx.upright = len(weight) < _FEW  # scores [E, N]
-        along = 0 if ctx.upright else 1
-        scores = x.new_empty((len(weight), len(x)) if ctx.upright else (len(x), len(weight)), dtype=dtype)
-        chosen = torch.empty((top_k, len(x)) if ctx.upright else (len(x), top_k), dtype=torch.int64, device=x.device)
-        shift = bias if bias is None or not ctx.upright else bias[:, None]
+        ctx.upright = len(weight) < _FEW
         with torch.autocast(x.device.type, enabled=False):
-            for tile in _tiles(x, len(weight)):
-                own, picked = (scores, chosen) if ctx.upright else (scores[tile], chosen[tile])
-                logits = torch.mm(weight, x.t()) if ctx.upright else torch.mm(x[tile], weight.t())
-                torch.softmax(logits.to(dtype), along, out=own)
-                picked.copy_(largest(own if shift is None else own + shift, top_k, along))
-            gates = scores.gather(along, chosen)
+            if ctx.upright:
+                scores = torch.mm(weight, x.t()).to(dtype).softmax(0)  # [E, N]
+                chosen = largest(scores if bias is None else scores + bias[:, None], top_k, 0)
+                gates = scores.gather(0, chosen)
+            else:
+                scores = x.new_empty((len(x), len(weight)), dtype=dtype)
+                chosen = torch.empty((len(x), top_k), dtype=torch.int64, device=x.device)
+                for tile in _tiles(x, len(weight)):
+                    torch.softmax(torch.mm(x[tile], weight.t()).to(dtype), 1, out=scores[tile])
+                    chosen[tile] = largest(scores[tile] if bias is None else scores[tile] + bias, top_k, 1)
+                gates = scores.gather(1, chosen)
         ctx.save_for_backward(x, weight, scores, chosen, gates)
         if ctx.upright:
             chosen, gates = chosen.t().contiguous(), gates.t().contiguous()
@@ -84,18 +85,19 @@ class Gates(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         """Through the logits, whose gradient is s (g - sum s g), where g is zero but for the chosen."""
         x, weight, scores, chosen, gates = ctx.saved_tensors
-        along = 0 if ctx.upright else 1
-        to_x, to_weight = torch.empty_like(x), torch.zeros_like(weight)
         with torch.autocast(x.device.type, enabled=False):
-            weighted = (gradients[0].t() if ctx.upright else gradients[0]) * gates
-            shared = -weighted.sum(along, keepdim=True)
+            if ctx.upright:
+                weighted = gradients[0].t() * gates
+                logits = (scores * -weighted.sum(0)).scatter_add_(0, chosen, weighted).to(x.dtype)
+                return torch.mm(logits.t(), weight), torch.mm(logits, x), None, None, None
+            weighted = gradients[0] * gates
+            shared = -weighted.sum(1, keepdim=True)
+            to_x, to_weight = torch.empty_like(x), weight.new_zeros(weight.shape[::-1])
             for tile in _tiles(x, len(weight)):
-                part = (slice(None), tile) if ctx.upright else (tile,)
-                logits = (scores[part] * shared[part]).scatter_add_(along, chosen[part], weighted[part]).to(x.dtype)
-                upright = logits if ctx.upright else logits.t()
-                torch.mm(upright.t(), weight, out=to_x[tile])
-                to_weight.addmm_(upright, x[tile])
-        return to_x, to_weight, None, None, None
+                logits = (scores[tile] * shared[tile]).scatter_add_(1, chosen[tile], weighted[tile]).to(x.dtype)
+                torch.mm(logits, weight, out=to_x[tile])
+                to_weight.addmm_(x[tile].t(), logits)
+        return to_x, to_weight.t(), None, None, None
 
 
 def largest(ranking: Tensor, top_k: int, along: int) -> Tensor:

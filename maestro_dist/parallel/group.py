@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from maestro_dist.errors import ConfigError
+from maestro_dist.parallel.mesh import Mesh
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 
 def backend(device: str) -> str:
@@ -26,6 +31,20 @@ def init_process_group(device: str, timeout_s: int) -> None:
     dist.init_process_group(
         backend(device), store=dist.HashStore(), rank=0, world_size=1, timeout=timedelta(seconds=timeout_s)
     )
+
+
+def sequence_group(mesh: Mesh, timeout_s: int) -> dist.ProcessGroup:
+    """The group of the ranks that share the samples of this rank. All ranks of the world must call it together."""
+    import torch.distributed as dist
+
+    mine: dist.ProcessGroup | None = None
+    for first in range(0, mesh.world, mesh.sequence):
+        ranks = list(range(first, first + mesh.sequence))
+        made = dist.new_group(ranks, timeout=timedelta(seconds=timeout_s))
+        if mesh.rank in ranks:
+            mine = made
+    assert mine is not None  # the mesh covers the world
+    return mine
 
 
 def destroy_process_group() -> None:

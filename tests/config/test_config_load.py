@@ -107,8 +107,16 @@ def test_combinations_that_cannot_work_are_refused(overrides: list[str], said: s
 
 
 def test_parallelism_that_is_not_there_is_refused() -> None:
-    with pytest.raises(MeshError, match=r"mesh\.sequence: 2"):
-        check(load_config(None, ["data.url=d", "mesh.sequence=2", "run.workers=2"]))
+    with pytest.raises(MeshError, match=r"mesh\.expert: 2"):
+        check(load_config(None, ["data.url=d", "mesh.expert=2", "run.workers=2"]))
+
+
+@pytest.mark.parametrize("override", ["model.attention=dense", "model.attention_kernel=fused"])
+def test_a_shared_time_axis_wants_sparse_attention_that_can_be_merged(override: str) -> None:
+    shared = ["data.url=d", "mesh.sequence=2", "run.workers=2"]
+    check(load_config(None, shared))
+    with pytest.raises(MeshError, match=r"mesh\.sequence: 2.*" + override.replace(".", r"\.")):
+        check(load_config(None, [*shared, override]))
 
 
 def test_resume_may_move_but_not_change() -> None:

@@ -1,0 +1,106 @@
+"""Collective operations that autograd can pass through, and that count the bytes they are handed.
+
+All ranks of a group must call the same ones in the same order, backward included: autograd keeps that order where every
+rank builds the same graph. The loss is computed on every rank of the group and counts 1 / size on each, so that the
+backward of a sum is a sum.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = ["Group"]
+
+
+class Group:
+    """The collectives of one process group.
+
+    `handed` counts the bytes of all tensors that this rank has handed to them since the group was made.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.group = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self.handed = 0
+
+    def reduce(self, x: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+        """Elementwise over the ranks, the same bits on all of them; without autograd."""
+        out = x.detach().clone(memory_format=torch.contiguous_format)
+        self.handed += out.nbytes
+        dist.all_reduce(out, operation, group=self.group)
+        return out
+
+    def stack(self, x: Tensor) -> Tensor:
+        """Every rank's x, [size, ...]; all are of one shape; without autograd."""
+        mine = x.detach().contiguous()
+        self.handed += mine.nbytes
+        out = mine.new_empty((self.size, *mine.shape))
+        dist.all_gather_into_tensor(out.view(-1), mine.view(-1), group=self.group)
+        return out
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum over the ranks; differentiable."""
+        out: Tensor = _Sum.apply(x, self)
+        return out
+
+    def everyone(self, x: Tensor) -> Tensor:
+        """Every rank's x, [size, ...]; all are of one shape; differentiable."""
+        out: Tensor = _Everyone.apply(x, self)
+        return out
+
+    def merge(self, out: Tensor, total: Tensor) -> Tensor:
+        """Attention over each rank's keys -> over all; differentiable. See `SequenceContext.merge`."""
+        merged: Tensor = _Merge.apply(out, total, self)
+        return merged
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return group.reduce(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.group.reduce(gradients[0]), None
+
+
+class _Everyone(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return group.stack(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.group.reduce(gradients[0])[ctx.group.rank], None
+
+
+class _Merge(torch.autograd.Function):
+    """Weights are the ranks' shares of the whole sum of exponentials (the log-sum-exp merge).
+
+    A rank without keys gives a total so low that its weight is 0.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, total: Tensor, group: Group) -> Tensor:
+        weight = (total - group.reduce(total, dist.ReduceOp.MAX)).exp()[..., None]
+        both = group.reduce(torch.cat((out * weight, weight), -1))
+        merged, whole = both[..., :-1] / both[..., -1:], both[..., -1:]
+        ctx.save_for_backward(out, weight / whole, merged)
+        ctx.group = group
+        return merged
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        out, share, merged = ctx.saved_tensors
+        gradient = ctx.group.reduce(gradients[0]) * share
+        return gradient, (gradient * (out - merged)).sum(-1), None

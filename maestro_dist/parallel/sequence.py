@@ -1,0 +1,104 @@
+"""The time axis of a sample spread over ranks: sparse attention whose communication does not grow with the sequence.
+
+Each rank holds one slice of each modality. What crosses ranks in a layer are the sampled keys, the offers for the best
+queries, the u selected rows, and their attended values: nothing of the length L (see `SequenceContext`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from maestro_dist.config.schema import ModelConfig
+from maestro_dist.model.embedding import word_steps
+from maestro_dist.parallel.collectives import Group
+from maestro_dist.types import Modality
+
+
+def time_cuts(steps: int, unit: int, ranks: int) -> list[int]:
+    """Where the slices of `ranks` ranks start, and where the last ends: multiples of `unit`, as even as that allows.
+
+    The end of the last is `steps` itself. Ranks may get nothing where there are fewer units than ranks.
+    """
+    units = -(-steps // unit)
+    return [min(steps, units * rank // ranks * unit) for rank in range(ranks + 1)]
+
+
+def model_cuts(config: ModelConfig, modalities: Sequence[Modality], ranks: int) -> dict[str, list[int]]:
+    """The slices of each modality, in steps: their bounds lie on words that no distilling layer cuts apart."""
+    distils = config.encoder_layers + config.fusion_layers if config.distil else 0
+    return {m.name: time_cuts(m.steps, word_steps(config, m.name) * 2**distils, ranks) for m in modalities}
+
+
+class SequenceRanks:
+    """`SequenceContext` on a process group whose ranks hold the slices of the same samples, in rank order."""
+
+    def __init__(self, group: dist.ProcessGroup, cuts: Mapping[str, Sequence[int]]) -> None:
+        """`cuts`: of each modality where the ranks' slices start, and where the last one ends."""
+        self.group, self.cuts = Group(group), cuts
+        self.rank, self.size = self.group.rank, self.group.size
+
+    def slice(self, name: str, steps: int) -> tuple[int, int]:
+        """See `SequenceContext`. Raises `ValueError` when the local steps are not those of the rank's slice."""
+        start, end = self.cuts[name][self.rank : self.rank + 2]
+        if steps != end - start:
+            raise ValueError(f"{name}: {steps} steps on sequence rank {self.rank}, but its slice is {start} to {end}")
+        return start, self.cuts[name][-1]
+
+    def sum(self, x: Tensor) -> Tensor:
+        """See `SequenceContext`."""
+        return self.group.sum(x) if x.requires_grad else self.group.reduce(x)
+
+    def maximum(self, x: Tensor) -> Tensor:
+        """See `SequenceContext`."""
+        return self.group.reduce(x, dist.ReduceOp.MAX)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """See `SequenceContext`."""
+        return torch.cat(self.group.stack(x).unbind(0), -1)
+
+    def before(self, x: Tensor) -> Tensor:
+        """See `SequenceContext`."""
+        return self.group.stack(x)[: self.rank].sum(0, dtype=x.dtype)
+
+    def merge(self, out: Tensor, total: Tensor) -> Tensor:
+        """See `SequenceContext`."""
+        return self.group.merge(out, total)
+
+    def halo(self, x: Tensor, width: int) -> Tensor:
+        """See `SequenceContext`: each rank offers its `width` first and last tokens; the nearest ones are taken.
+
+        Where a neighbour holds fewer, the next one's follow. Which they are is worked out on the device: no host waits.
+        """
+        if width == 0:
+            return x
+        kind = x.dtype
+        values = x if x.is_floating_point() else x.to(torch.float32)
+        length, slot = x.shape[1], torch.arange(width, device=x.device)
+        taken = min(width, length)
+        empty = values.new_zeros(x.shape[0], width - taken, x.shape[2])
+        last, first = values[:, length - taken :], values[:, :taken]
+        ends = torch.cat((empty, last, first, empty), 1)  # the last ones right-aligned, the first ones left-aligned
+        ends = self.group.everyone(ends) if ends.requires_grad else self.group.stack(ends)
+        held = torch.cat((slot >= width - taken, slot < taken))
+        held = self.group.stack(held.to(torch.uint8)).to(torch.int64)  # [ranks, 2 width]
+        rank = torch.arange(self.size, device=x.device)[:, None]
+        # tokens of lower ranks, counted from the nearest on; then those of higher ranks
+        lower = (held[:, :width] * (rank < self.rank)).flatten()
+        upper = (held[:, width:] * (rank > self.rank)).flatten()
+        behind = lower.flip(0).cumsum(0).flip(0) * lower
+        ahead = upper.cumsum(0) * upper
+        tails = ends[:, :, :width].transpose(0, 1).flatten(1, 2)  # [R, ranks * width, C]
+        heads = ends[:, :, width:].transpose(0, 1).flatten(1, 2)
+        left = _picked(tails, behind[None] == (width - slot)[:, None])
+        right = _picked(heads, ahead[None] == (slot + 1)[:, None])
+        return torch.cat((left, values, right), 1).to(kind)
+
+
+def _picked(tokens: Tensor, wanted: Tensor) -> Tensor:
+    """The one of tokens [R, n, C] that each row of `wanted` bool [width, n] names, or zeros -> [R, width, C]."""
+    found = tokens.index_select(1, wanted.to(torch.uint8).argmax(1))
+    return torch.where(wanted.any(1)[:, None], found, found.new_zeros(()))
