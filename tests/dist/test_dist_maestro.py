@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import replace
+from typing import Any
 
+import pytest
 import torch
 from ranks import run_ranks
 from test_dist_engine import full, worst
@@ -14,7 +18,9 @@ from maestro_dist.config.schema import Config, EngineConfig, MeshConfig, ModelCo
 from maestro_dist.model import Maestro
 from maestro_dist.optim import build_optimizer
 from maestro_dist.parallel.engine import Engine
+from maestro_dist.parallel.group import sequence_group
 from maestro_dist.parallel.mesh import build_mesh
+from maestro_dist.parallel.sequence import SequenceRanks, model_cuts
 from maestro_dist.task import Task, make_task
 from maestro_dist.types import Batch, Modality, Output
 
@@ -53,9 +59,9 @@ def stream(seed: int, steps: int) -> list[tuple[Batch, int]]:
     return [(make_batch(kinds[i % 5][0], seed + i, i), kinds[i % 5][1]) for i in range(steps)]
 
 
-def make(config: Config) -> tuple[Maestro, Task]:
+def make(config: Config, sequence: SequenceRanks | None = None) -> tuple[Maestro, Task]:
     task = make_task(config.task, kind="classification", classes=CLASSES, class_counts=[3, 2, 1])
-    return Maestro(config.model, MODALITIES, task.outputs, seed=7), task
+    return Maestro(config.model, MODALITIES, task.outputs, seed=7, sequence=sequence), task
 
 
 class Trace:
@@ -91,12 +97,16 @@ def plain(config: Config, batches: list[tuple[Batch, int]]) -> Trace:
 
 
 def sharded(config: Config, batches: list[tuple[Batch, int]], rank: int, ranks: int) -> Trace:
-    model, task = make(config)
-    mesh = build_mesh(MeshConfig(), world=ranks, rank=rank)
+    """`config.mesh.sequence` neighbours share their samples' time axis."""
+    mesh = build_mesh(config.mesh, world=ranks, rank=rank)
+    cuts = model_cuts(config.model, MODALITIES, mesh.sequence)
+    model, task = make(config, SequenceRanks(sequence_group(mesh, 60), cuts) if mesh.sequence > 1 else None)
     engine, trace = Engine(model, build_optimizer(model, config.optim), config, mesh), Trace()
     for batch, accumulation in batches:
         total, load = torch.zeros((), dtype=torch.float64), torch.zeros(())
-        for micro in micro_batches(batch, rank, ranks, accumulation):
+        for whole in micro_batches(batch, mesh.data_rank, mesh.data, accumulation):
+            at = {name: slice(*ends[mesh.sequence_rank :][:2]) for name, ends in cuts.items()}
+            micro = replace(whole, values={name: x[:, at[name]] for name, x in whole.values.items()})
             output = engine(micro, micro.step)
             loss = engine.scale_loss(task.loss(output, micro), micro)
             engine.backward(loss, micro.last)
@@ -125,21 +135,60 @@ def check_maestro(rank: int, ranks: int) -> dict[str, float]:
         for stage in (1, 2, 3):
             config = Config(model=MODEL, optim=optim, engine=EngineConfig(zero_stage=stage))
             trace = sharded(config, batches, rank, ranks)
-            name = f"{optimizer} ZeRO {stage}"
-            pairs = zip(trace.loads, expected.loads, strict=True)
-            found[f"{name} flips"] = float(sum((one != other).sum() for one, other in pairs))
-            pairs = zip(trace.losses, expected.losses, strict=True)
-            found[f"{name} loss"] = max(abs(one - other) for one, other in pairs)
-            if optimizer == "sgd":
-                pairs = zip(trace.gradients, expected.gradients, strict=True)
-                found[f"{name} gradient"] = max(worst(one, other) for one, other in pairs)
-                found[f"{name} weight"] = worst(trace.weights, expected.weights)
+            found |= differences(f"{optimizer} ZeRO {stage}", trace, expected, exact=optimizer == "sgd")
     return found
 
 
-def test_maestro_on_two_ranks_equals_one_process() -> None:
-    limits = {"flips": 0.0, "loss": 1e-4, "gradient": 1e-5, "weight": 1e-5}
-    for result in run_ranks(check_maestro, 2):
+def differences(name: str, trace: Trace, expected: Trace, *, exact: bool) -> dict[str, float]:
+    """Largest ones; `exact`: gradients and weights as well."""
+    found = {}
+    pairs = zip(trace.loads, expected.loads, strict=True)
+    found[f"{name} flips"] = float(sum((one != other).sum() for one, other in pairs))
+    losses = zip(trace.losses, expected.losses, strict=True)
+    found[f"{name} loss"] = max(abs(one - other) for one, other in losses)
+    if exact:
+        gradients = zip(trace.gradients, expected.gradients, strict=True)
+        found[f"{name} gradient"] = max(worst(one, other) for one, other in gradients)
+        found[f"{name} weight"] = worst(trace.weights, expected.weights)
+    return found
+
+
+LIMITS = {"flips": 0.0, "loss": 1e-4, "gradient": 1e-5, "weight": 1e-5}
+
+
+def within_limits(results: list[dict[str, float]]) -> None:
+    for result in results:
         print(result)
         for name, value in result.items():
-            assert value <= limits[name.rsplit(" ", 1)[-1]], (name, value)
+            assert value <= LIMITS[name.rsplit(" ", 1)[-1]], (name, value)
+
+
+def test_maestro_on_two_ranks_equals_one_process() -> None:
+    within_limits(run_ranks(check_maestro, 2))
+
+
+GRIDS = {2: (2,), 4: (2, 4)}
+"""Sequence ranks, by world."""
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"heads": 2, "encoder_layers": 2, "budget": "reallocate", "stem": {"channels": 8}, "moe": {"top_k": 2}},
+]
+
+
+def check_grid(rank: int, ranks: int) -> dict[str, float]:
+    """The same for every grid of data and sequence ranks in a world, at each ZeRO stage, in fp32, five SGD steps."""
+    found = {}
+    batches, optim = stream(30, 5), OptimConfig(optimizer="sgd", lr=0.1)
+    for number, variant in enumerate(VARIANTS):
+        model = ModelConfig.model_validate(MODEL.model_dump() | variant)
+        expected = plain(Config(model=model, optim=optim), batches)
+        for sequence, stage in itertools.product(GRIDS[ranks], (1, 2, 3)):
+            mesh, engine = MeshConfig(sequence=sequence), EngineConfig(zero_stage=stage)
+            trace = sharded(Config(model=model, optim=optim, mesh=mesh, engine=engine), batches, rank, ranks)
+            found |= differences(f"{number}, sequence {sequence}, ZeRO {stage}", trace, expected, exact=True)
+    return found
+
+
+@pytest.mark.parametrize("world", GRIDS)
+def test_grids_of_data_and_sequence_ranks_equal_one_process(world: int) -> None:
+    within_limits(run_ranks(check_grid, world))
