@@ -4,6 +4,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from maestro_dist.data.order import epoch_order
 from maestro_dist.data.pack import RawSample, pack
 from maestro_dist.data.stream import TrainStream, evaluation_batches, presence
 from maestro_dist.errors import DataError
+from maestro_dist.parallel.sequence import time_cuts
 from maestro_dist.types import Batch
 
 G, N = 12, SIZES["train"]
@@ -26,12 +28,19 @@ CURRICULUM = MissingConfig(p_max=0.5, start=0.1, full=0.5)
 NAMES = ["acc", "ecg", "temp"]
 
 
-def stream(url: str, rank: int = 0, ranks: int = 1, micro: int | None = None, **config: object) -> TrainStream:
+def stream(
+    url: str,
+    rank: int = 0,
+    ranks: int = 1,
+    micro: int | None = None,
+    slices: dict[str, tuple[int, int]] | None = None,
+    **config: object,
+) -> TrainStream:
     manifest = load_manifest(url)
     data = DataConfig(url=url, shuffle_shards=2, **config)  # type: ignore[arg-type]
     return TrainStream(
         url, manifest, data, manifest.select(None), seed=3, global_batch=G, micro_batch=micro, rank=rank, ranks=ranks,
-        curriculum=CURRICULUM, total_steps=2 * STEPS,
+        curriculum=CURRICULUM, total_steps=2 * STEPS, slices=slices,
     )  # fmt: skip
 
 
@@ -45,6 +54,20 @@ def assert_equal(a: Batch, b: Batch) -> None:
     assert torch.equal(a.target, b.target)
     assert (a.keys, a.last, a.step, a.epoch) == (b.keys, b.last, b.step, b.epoch)
     assert (a.position, a.global_samples) == (b.position, b.global_samples)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_slices_of_time_join_to_the_whole(packed: str, ranks: int) -> None:
+    cuts = {m.name: time_cuts(m.steps, 4, ranks) for m in load_manifest(packed).select(None)}
+    parts = [
+        list(stream(packed, slices={name: (ends[rank], ends[rank + 1]) for name, ends in cuts.items()}).batches(0, N))
+        for rank in range(ranks)
+    ]
+    for whole, *shares in zip(stream(packed).batches(0, N), *parts, strict=True):
+        for share in shares:
+            assert share.values.keys() == whole.values.keys()
+        joined = {name: torch.cat([share.values[name] for share in shares], 1) for name in NAMES}
+        assert_equal(replace(shares[0], values=joined), whole)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])

@@ -22,6 +22,7 @@ from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.launch import prepare_data
 from maestro_dist.model import Maestro
 from maestro_dist.model.embedding import Symboliser
+from maestro_dist.parallel.sequence import time_cuts
 from maestro_dist.types import Batch
 from maestro_dist.worker import first_batch
 
@@ -41,14 +42,34 @@ def symbols_of(source: str, url: Path, *, raw: bool, **changes: Any) -> str:
     return str(url)
 
 
-def read(url: str, *, symbols: bool, split: str = "train", keep: np.ndarray | None = None) -> list[Batch]:
+def read(
+    url: str,
+    *,
+    symbols: bool,
+    split: str = "train",
+    keep: np.ndarray | None = None,
+    slices: dict[str, tuple[int, int]] | None = None,
+) -> list[Batch]:
     manifest = load_manifest(url)
     return list(
         evaluation_batches(
             url, manifest, DataConfig(url=url), manifest.select(None), split,
-            batch=16, rank=0, ranks=1, symbols=symbols, keep=keep,
+            batch=16, rank=0, ranks=1, symbols=symbols, keep=keep, slices=slices,
         )
     )  # fmt: skip
+
+
+def test_slices_of_symbols_join_to_the_whole(packed: str, tmp_path: Path) -> None:
+    url = symbols_of(packed, tmp_path / "symbols", raw=False)
+    manifest = load_manifest(url)
+    assert manifest.symbols is not None
+    word = manifest.symbols.word
+    cuts = {m.name: time_cuts(m.steps, 2 * word[m.name], 3) for m in manifest.select(None)}
+    shares = [read(url, symbols=True, slices={n: (ends[r], ends[r + 1]) for n, ends in cuts.items()}) for r in range(3)]
+    for whole, *parts in zip(read(url, symbols=True), *shares, strict=True):
+        assert whole.symbols.keys() == cuts.keys()
+        for name, expected in whole.symbols.items():
+            assert torch.equal(torch.cat([part.symbols[name] for part in parts], 1), expected)
 
 
 @pytest.mark.parametrize("normalize", ["window", "recording", "dataset"])

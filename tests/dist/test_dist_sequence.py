@@ -27,7 +27,11 @@ OPTIONS: list[dict[str, Any]] = [
     {"summary": "level", "encoder_layers": 0, "fusion_layers": 2, "head": "pooled"},
     {"distil": False, "embedding": "table", "moe": {"experts": 0}, "dropout": 0.3, "attention_form": "rows"},
     {"attention_form": "absorbed", "dropout": 0.2, "attention_dropout": 0.0, "heads": 2},
+    {"checkpoint": "layers", "tile": 8, "keep_scores": False, "dropout": 0.2},
+    {"embedding": "table", "normalize": "window"},
 ]
+SYMBOLS = OPTIONS[-1]
+"""With these the batch holds symbols instead of raw windows."""
 LOADS = {"expert_load", "expert_load_by_sample"}
 """Outputs of the local tokens; the others are of all."""
 
@@ -45,8 +49,18 @@ def on_slices(rank: int, ranks: int) -> list[str]:
         cuts = model_cuts(whole.config, MODALITIES, ranks)
         sequence = SequenceRanks(dist.group.WORLD, cuts)
         model = make_model(**options, sequence=sequence).double().train()
-        values = {name: x[:, cuts[name][rank] : cuts[name][rank + 1]] for name, x in batch.values.items()}
-        output = model(replace(batch, values=values), 4)
+        mine = {name: slice(*ends[rank:][:2]) for name, ends in cuts.items()}
+        if SYMBOLS.items() <= options.items():
+            given = {
+                m.name: whole.embeddings[m.name].symbolise(batch.values[m.name], batch.recording[m.name])
+                for m in MODALITIES
+            }
+            word = whole.config.word
+            words = {name: slice(part.start // word, -(-part.stop // word)) for name, part in mine.items()}
+            part = replace(batch, values={}, symbols={name: x[:, words[name]] for name, x in given.items()})
+        else:
+            part = replace(batch, values={name: x[:, mine[name]] for name, x in batch.values.items()})
+        output = model(part, 4)
         for name, tensor in output.items():
             got = _sum(tensor) if name in LOADS else tensor
             if not torch.allclose(got.double(), expected[name].double(), rtol=1e-9, atol=1e-10):
