@@ -7,6 +7,7 @@ import math
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from maestro_dist import __version__
@@ -34,14 +35,18 @@ def print_start(config: Config, manifest: Manifest) -> None:
     accumulation = math.ceil(optim.global_batch / (mesh.data * share))
     parameters = count_parameters(pieces.model)
     tokens = tokens_by_modality(config.model, pieces.modalities)
+    # sequence ranks hold equal slices of the time axis
+    held = [replace(modality, steps=-(-modality.steps // mesh.sequence)) for modality in pieces.modalities]
     memory = memory_estimate(
         config.model,
-        pieces.modalities,
+        held,
         parameters=parameters,
         micro_batch=share,
         ranks=mesh.world,
         zero_stage=config.engine.zero_stage,
     )
+    grid = mesh.table(mark=False).splitlines()
+    launched = f"{run.launcher} on {run.device}, ZeRO {config.engine.zero_stage}, {config.engine.precision}"
     splits = (config.data.train, config.data.validation, config.data.test)
     kind = f"{len(manifest.classes)} classes" if pieces.task.kind == "classification" else manifest.target
     names = ", ".join(f"{m.name} {m.variates} x {m.steps} @ {m.rate_hz:g} Hz" for m in pieces.modalities)
@@ -54,8 +59,7 @@ def print_start(config: Config, manifest: Manifest) -> None:
         "model": f"{parameters:,} parameters, {sum(tokens.values()):,} tokens a sample, d {config.model.width}, "
         f"H {config.model.heads}, E {config.model.moe.experts}",
         "attention": explain(config.model, list(tokens.values())) if config.model.attention == "sparse" else "dense",
-        "mesh": f"{mesh.table().splitlines()[0]}; {run.launcher} on {run.device}, ZeRO {config.engine.zero_stage}, "
-        f"{config.engine.precision}",
+        "mesh": "\n".join([f"{grid[0]}; {launched}", *(grid[1:] if mesh.sequence > 1 else [])]),
         "steps": f"{per_epoch:,} an epoch, {total:,} in all; global batch {optim.global_batch} = {mesh.data} ranks x "
         f"{accumulation} micro-batch{'es' if accumulation > 1 else ''} of up to {share}",
         "memory": f"about {_mib(memory.total)} a rank beside the libraries: parameters, gradients and optimizer "

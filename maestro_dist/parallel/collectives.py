@@ -16,6 +16,10 @@ from torch.autograd.function import once_differentiable
 
 __all__ = ["Group"]
 
+_gather = (
+    getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+)  # torch before 2.13 has the second only
+
 
 class Group:
     """The collectives of one process group.
@@ -40,7 +44,7 @@ class Group:
         mine = x.detach().contiguous()
         self.handed += mine.nbytes
         out = mine.new_empty((self.size, *mine.shape))
-        dist.all_gather_into_tensor(out.view(-1), mine.view(-1), group=self.group)
+        _gather(out.view(-1), mine.view(-1), group=self.group)
         return out
 
     def sum(self, x: Tensor) -> Tensor:

@@ -36,14 +36,14 @@ class Mesh:
         """Which share of a layer's experts this rank holds; expert groups are consecutive ranks."""
         return self.rank % self.expert
 
-    def table(self) -> str:
-        """The grid as text: one line a data rank (at most 16 of them), its sequence ranks in order."""
+    def table(self, *, mark: bool = True) -> str:
+        """The grid as text: one line a data rank (at most 16 of them), its sequence ranks in order; `mark`s this rank."""
         head = f"{self.world} ranks = {self.data} data x {self.sequence} sequence; experts over {self.expert}"
         shown = min(self.data, 16)
         lines = [
             f"  data {row:>4}: ranks "
             + " ".join(str(row * self.sequence + column) for column in range(self.sequence))
-            + (f"   <- this is rank {self.rank}" if row == self.data_rank else "")
+            + (f"   <- this is rank {self.rank}" if mark and row == self.data_rank else "")
             for row in range(shown)
         ]
         if shown < self.data:
