@@ -37,7 +37,7 @@ class Mesh:
         return self.rank % self.expert
 
     def table(self, *, mark: bool = True) -> str:
-        """The grid as text: one line a data rank (at most 16 of them), its sequence ranks in order; `mark`s this rank."""
+        """The grid as text: a line for each data rank (at most 16), sequence ranks in order; `mark` shows this one."""
         head = f"{self.world} ranks = {self.data} data x {self.sequence} sequence; experts over {self.expert}"
         shown = min(self.data, 16)
         lines = [
