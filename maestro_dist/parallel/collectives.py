@@ -16,9 +16,8 @@ from torch.autograd.function import once_differentiable
 
 __all__ = ["Group"]
 
-_gather = (
-    getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-)  # torch before 2.13 has the second only
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+"""torch 2.13 has renamed it; before, there is the second name only."""
 
 
 class Group:

@@ -53,7 +53,7 @@ class SequenceRanks:
 
     def sum(self, x: Tensor) -> Tensor:
         """See `SequenceContext`."""
-        return self.group.sum(x) if x.requires_grad else self.group.reduce(x)
+        return self.group.sum(x)
 
     def maximum(self, x: Tensor) -> Tensor:
         """See `SequenceContext`."""
@@ -84,8 +84,8 @@ class SequenceRanks:
         taken = min(width, length)
         empty = values.new_zeros(x.shape[0], width - taken, x.shape[2])
         last, first = values[:, length - taken :], values[:, :taken]
-        ends = torch.cat((empty, last, first, empty), 1)  # the last ones right-aligned, the first ones left-aligned
-        ends = self.group.everyone(ends) if ends.requires_grad else self.group.stack(ends)
+        # the last ones right-aligned, the first ones left-aligned
+        ends = self.group.everyone(torch.cat((empty, last, first, empty), 1))
         held = torch.cat((slot >= width - taken, slot < taken))
         held = self.group.stack(held.to(torch.uint8)).to(torch.int64)  # [ranks, 2 width]
         rank = torch.arange(self.size, device=x.device)[:, None]
