@@ -47,10 +47,11 @@ class TimeCode:
             2 * math.pi * math.exp(-(low + (high - low) * pair / max(1, pairs - 1))) for pair in range(pairs)
         ]
 
-    def __call__(self, seconds: Tensor) -> Tensor:
-        """Times float64 [L] -> codes float64 [L, d]: sines, then cosines."""
+    def __call__(self, seconds: Tensor, dtype: torch.dtype) -> Tensor:
+        """Times float64 [L] -> codes [L, d]: sines, then cosines."""
         angles = seconds[:, None] * torch.tensor(self.frequencies, dtype=torch.float64, device=seconds.device)
-        return torch.cat((angles.sin(), angles.cos()), 1)[:, : self.width]
+        # float64 ends here, before the halves are joined: three arrays of the codes' size less at a time
+        return torch.cat((angles.sin().to(dtype), angles.cos_().to(dtype)), 1)[:, : self.width]
 
 
 def word_times(words: int, first: int, step: int, word: int, rate_hz: float, device: torch.device) -> Tensor:
@@ -257,7 +258,7 @@ class Embedding(nn.Module):
         """Tokens [R, W, d]; `start`: global number of the first step."""
         length, device = words.symbols.shape[1], words.symbols.device
         seconds = word_times(length, start // self.word, 1, self.word, self.modality.rate_hz, device)
-        tokens: Tensor = self.symbols(words.symbols, words.samples) + self.time(seconds).to(dtype)
+        tokens: Tensor = self.symbols(words.symbols, words.samples) + self.time(seconds, dtype)
         if self.stem is not None:
             tokens = tokens + self.stem(words.samples, words.whole)
         return tokens

@@ -6,7 +6,7 @@ Pure arithmetic on the configuration: no model is built and nothing is allocated
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -21,10 +21,11 @@ _STATES = 4
 """Copies of the parameters in training: weight, gradient, and AdamW's two moments."""
 
 _LARGE = 32 << 20
-_GAPS, _GAPS_OF_LARGE = 1.45, 1.1
+_GAPS, _GAPS_AGAIN, _GAPS_MAPPED = 1.55, 1.9, 1.1
 """Memory taken for each byte in use: small arrays that are not counted, and gaps between arrays.
 
-Measured after several steps; the C library maps arrays of 32 MiB and more by themselves, so they leave no gaps. Freed
+Measured after several steps. The C library maps arrays of 32 MiB and more by themselves, so they leave no gaps. Smaller
+ones lie on a heap that keeps the most it ever held, with gaps, most of them where layers are computed again. Freed
 memory that is kept (`run.keep_memory: small`) and huge pages move the peak, from one process to the next, by up to a
 fifth either way.
 """
@@ -37,12 +38,14 @@ class MemoryEstimate:
     parameters  weights, gradients and the optimizer's moments
     inputs      the micro-batch itself
     kept        what the forward keeps for the backward, all of it
-    peak        most that lives at a time in forward or backward: what is kept then, and the work in hand
+    live        most that lives at a time in forward or backward: what is kept then, and the work in hand
+    peak        memory that this takes on a CPU, with the gaps between arrays
     """
 
     parameters: int
     inputs: int
     kept: int
+    live: int
     peak: int
 
     @property
@@ -58,8 +61,8 @@ class _Segment:
     array   one array as wide as its tokens
     enters  its input, which lives on as long as its gradient is wanted
     kept    what it keeps besides, without checkpoints
-    ahead   most that lives during its forward besides these
-    back    most that lives during its backward besides these
+    ahead   most that lives at a time in its forward besides its input
+    back    most that lives at a time in its backward besides its input
     """
 
     array: float
@@ -68,10 +71,10 @@ class _Segment:
     ahead: float
     back: float
 
-    def with_gaps(self) -> _Segment:
-        """With the memory that arrays of its size leave unused between them."""
-        gaps = _GAPS_OF_LARGE if self.array * _FLOAT >= _LARGE else _GAPS
-        return _Segment(self.array, *(gaps * size for size in (self.enters, self.kept, self.ahead, self.back)))
+    @property
+    def mapped(self) -> bool:
+        """Whether the C library maps each of its arrays by itself."""
+        return self.array * _FLOAT >= _LARGE
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -104,24 +107,34 @@ def memory_estimate(
     `parameters`: their number; `micro_batch`: samples a rank takes at a time; `ranks` share what `zero_stage` shards.
     The model is taken as segments in their order (embeddings, then each layer's attention and what follows it): kept
     arrays pile up in the forward and go one by one in the backward, and to both comes the work inside the segment at
-    hand. With checkpoints a segment keeps its input alone, and has its arrays while its own backward runs (the second
-    forward leaves gaps half as large as what it worked with).
+    hand. With checkpoints a segment keeps its input alone, and its backward starts with its forward.
     """
-    segments = [segment.with_gaps() for segment in _segments(config, modalities, micro_batch)]
     again = config.checkpoint == "layers"
-    alive, peak = 0.0, 0.0
-    for segment in segments:
-        peak = max(peak, alive + segment.enters + segment.kept + segment.ahead)
-        alive += segment.enters + (0.0 if again else segment.kept)
-    kept = alive
-    for segment in reversed(segments):
-        peak = max(peak, alive + segment.back + (segment.kept + segment.ahead / 2 if again else 0.0))
-        alive -= segment.enters + (0.0 if again else segment.kept)
+    segments = _segments(config, modalities, micro_batch)
+    heap, mapped = ([part for part in segments if part.mapped == kind] for kind in (False, True))
+    gaps = _GAPS_AGAIN if again else _GAPS
+    kept, live = _most(segments, again)
+    peak = gaps * _most(heap, again)[1] + _GAPS_MAPPED * _most(mapped, again)[1]
     whole = {1: 2, 2: 1, 3: 0}[zero_stage]
     states = whole + (_STATES - whole) / ranks
     inputs = micro_batch * sum(modality.steps * modality.variates for modality in modalities)
-    sizes = (parameters * states, inputs, kept, peak)
+    sizes = (parameters * states, inputs, kept, live, peak)
     return MemoryEstimate(*(int(size * _FLOAT) for size in sizes))
+
+
+def _most(segments: list[_Segment], again: bool) -> tuple[float, float]:
+    """What `segments`, in their order, keep between forward and backward, and the most that lives of them at a time."""
+    alive, peak = 0.0, 0.0
+    for segment in segments:
+        peak = max(peak, alive + segment.enters + segment.ahead)
+        alive += segment.enters + (0.0 if again else segment.kept)
+    kept, leaving = alive, 0.0
+    for segment in reversed(segments):
+        alive -= 0.0 if again else segment.kept
+        peak = max(peak, alive + max(segment.back, leaving + segment.ahead if again else 0.0))
+        alive -= segment.enters
+        leaving = segment.enters
+    return kept, peak
 
 
 def _segments(config: ModelConfig, modalities: Sequence[Modality], samples: int) -> list[_Segment]:
@@ -135,10 +148,11 @@ def _segments(config: ModelConfig, modalities: Sequence[Modality], samples: int)
     for depth in range(config.fusion_layers):
         before, after = (sum(lengths[at] for lengths in entering) for at in (depth, depth + 1))
         fusion += _layer(config, samples, before, after, config.fusion_beta, experts=bool(config.moe.experts))
-    tokens = samples * config.width * sum(lengths[0] for lengths in entering)
-    # all modalities' tokens joined; with time and modality they enter the cross-modal layers; the pools read them
-    pools = (2.0 if config.head == "additive" else 0.0) * tokens
-    joined = _Segment(tokens, tokens, pools, tokens, 2.0 * tokens)
+    tokens = samples * config.width * float(sum(lengths[0] for lengths in entering))
+    codes = tokens / samples
+    # all modalities' tokens joined, their codes, and with these the pieces of the sum and the sum; the pools read them
+    kept = tokens if config.head == "additive" else 0.0
+    joined = _Segment(tokens, tokens, kept, tokens + codes + max(2 * codes, 2 * tokens), kept + 2.0 * tokens)
     return [*embeddings, *encoders, joined, *fusion]
 
 
@@ -147,7 +161,7 @@ def _embedding(config: ModelConfig, modality: Modality, samples: int, tokens: in
     steps, variates, width = samples * modality.steps, modality.variates, config.width
     words = samples * tokens
     symbols = words * variates * (1.0 if config.embedding == "ordinal" else 2.0)
-    kept, work = symbols, 2.0 * words * width
+    kept, work = symbols, 0.0
     if config.embedding == "patch":
         kept += 2.0 * steps * variates
         work += 3.0 * steps * variates
@@ -157,58 +171,79 @@ def _embedding(config: ModelConfig, modality: Modality, samples: int, tokens: in
         work += 3.0 * steps * channels
     if config.summary != "none":
         work += 4.0 * steps * variates
-    return _Segment(words * width, 0.0, kept, work, work)
+    codes = tokens * width  # of the words' times, the same for all samples
+    ahead = words * width + max(3.0 * codes, codes + words * width)
+    return _Segment(words * width, 0.0, kept, kept + work + ahead, kept + work + words * width)
 
 
 def _layer(
     config: ModelConfig, samples: int, before: int, after: int, factor: float, *, experts: bool
 ) -> list[_Segment]:
     """Attention with residual, norm and distilling of `before` tokens a sample; then what follows on `after`."""
-    width, entering, leaving = config.width, float(samples * before), float(samples * after)
-    kept, ahead, back = attention_floats(config, before, factor)
-    norm = 2.0 * width + 6  # the residual sum and, for distilling, its norm; statistics and keys of draws
+    width, entering, leaving = float(config.width), float(samples * before), float(samples * after)
+    small = 6.0  # of a token: statistics of the norm, keys of draws
+    halves = after / before * width if config.distil and before else 0.0
+    attention = attention_floats(config, before, factor)
+    # the residual sum; for distilling its norm too
+    kept = attention.kept + small + width * (2 if config.distil else 1)
+    normed = attention.kept + small + 3 * width  # branch, sum and norm
     attend = _Segment(
         entering * width,
         entering * width,
-        entering * (kept + norm),
-        entering * ahead,
-        entering * (back + 2.0 * width),
+        entering * kept,
+        entering * max(attention.ahead, normed + 3 * halves),
+        entering * max(normed + 4 * halves, normed + width, width + attention.back),
     )
-    hidden, tiled = round(config.feedforward * width), config.tile is not None
+    hidden = round(config.feedforward * width)
+    # besides what is kept, in the forward and in the backward
+    tiles = _Segment(0.0, 0.0, 0.0, 0.0, 0.0)
     if experts:
         hidden = round(config.moe.hidden * width)
         rows = config.moe.top_k
-        kept = rows * (2.0 * width + 2 * hidden + 6) + config.moe.experts + config.moe.shared * hidden
-        work = rows * (2.0 * width + hidden)
+        kept = leaving * (rows * (2 * width + 2 * hidden + 6) + config.moe.experts + config.moe.shared * hidden)
+        ahead = back = leaving * rows * (2 * width + hidden)
     else:
-        kept, work = (0.0 if tiled else float(hidden)), 0.0
+        tile = min(leaving, config.tile or 0) * hidden
+        kept = 0.0 if config.tile else leaving * hidden
+        tiles = _Segment(tile, 0.0, 0.0, 2 * tile, 3 * tile)
+        ahead = back = leaving * width
+    kept += leaving * small
     feed = _Segment(
         leaving * width,
         leaving * width,
-        leaving * (kept + width + 6),
-        leaving * (2.0 * width + work),
-        leaving * (4.0 * width + work),
+        kept + leaving * width,
+        kept + max(ahead, 3 * leaving * width),
+        kept + max(2 * leaving * width + back, 4 * leaving * width),
     )
-    return [attend, feed]
+    if tiles.mapped and not feed.mapped:
+        return [attend, feed, tiles]
+    return [attend, replace(feed, ahead=feed.ahead + tiles.ahead, back=feed.back + tiles.back)]
 
 
-def attention_floats(config: ModelConfig, length: int, factor: float) -> tuple[float, float, float]:
-    """Floats a token that attention over `length` tokens keeps, and that live besides in its forward and backward."""
+@dataclass(frozen=True)
+class AttentionFloats:
+    """Floats a token that attention keeps, and the most at a time, these included, in its forward and backward."""
+
+    kept: float
+    ahead: float
+    back: float
+
+
+def attention_floats(config: ModelConfig, length: int, factor: float) -> AttentionFloats:
+    """Floats of attention over `length` tokens."""
     width, heads = config.width, config.heads
-    if config.attention == "dense":
-        return 5.0 * width + heads, 6.0 * width, 9.0 * width
     sampled, selected = cap(config.sample_factor, length), cap(factor, length)
-    form: str = config.attention_form
+    form: str = "dense" if config.attention == "dense" else config.attention_form
     if form == "auto":
         form = cost.choose(length, width, heads, sampled, selected, training=True).form
-    keeps = cost.keeps_scores(config.keep_scores, width, heads, selected)
+    keeps = form != "dense" and cost.keeps_scores(config.keep_scores, width, heads, selected)
     scores = heads * (selected + 1.0) if keeps else 0.0
-    kept, ahead, back = _FORMS[form]
-    return kept * width + scores, ahead * width + heads, back * width + heads
+    kept, ahead, back = (arrays * width + scores + heads for arrays in _FORMS[form])
+    return AttentionFloats(kept, ahead, back)
 
 
-_FORMS = {"plain": (4.0, 6.0, 9.0), "rows": (2.0, 4.0, 6.0), "absorbed": (1.0, 3.0, 6.0)}
-"""Of each form of sparse attention: arrays as wide as the tokens that are kept, and that come and go besides."""
+_FORMS = {"dense": (5.0, 9.0, 12.0), "plain": (4.0, 5.0, 7.0), "rows": (2.0, 3.0, 4.0), "absorbed": (0.0, 1.0, 3.0)}
+"""Of each form of attention: arrays as wide as the tokens that are kept, and that are there at a time."""
 
 
 def _lengths(config: ModelConfig, modality: Modality) -> list[int]:

@@ -197,7 +197,7 @@ class Maestro(nn.Module):
         codes = []
         for part, word, modality in zip(joint.parts, self.words, self.modalities, strict=True):
             seconds = word_times(part.words, part.first, distilled, word, modality.rate_hz, self.unit.device)
-            code = self.time(seconds).to(self.unit.dtype)
+            code = self.time(seconds, self.unit.dtype)
             codes.append(torch.cat((code.new_zeros(part.summary, code.shape[1]), code)) if part.summary else code)
         return codes
 

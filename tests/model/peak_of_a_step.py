@@ -1,13 +1,14 @@
 """Peak memory of training steps: python peak_of_a_step.py MODEL_JSON MODALITIES STEPS SAMPLES VARIATES.
 
-Prints bytes, in a process of its own, beyond what it had before the model was built; the libraries have done a tiny
-step by then, and the inputs exist.
+Prints bytes, in a process of its own: the most that was resident beyond what it had before the model was built (the
+libraries have done a tiny step by then, and the inputs exist), and the most that arrays held in forward and backward.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -35,10 +36,24 @@ def make(config: ModelConfig, sensors: list[Modality], samples: int) -> tuple[Ma
     return Maestro(config, sensors, 3, seed=0).train(), batch
 
 
-def step(model: Maestro, batch: Batch) -> None:
-    optimizer = torch.optim.AdamW(model.parameters())
-    torch.nn.functional.cross_entropy(model(batch, 0)["logits"], batch.target).backward()
+def step(model: Maestro, batch: Batch, optimizer: torch.optim.Optimizer | None = None) -> None:
+    optimizer = optimizer or torch.optim.AdamW(model.parameters())
+    forward_backward(model, batch)
     optimizer.step()
+
+
+def forward_backward(model: Maestro, batch: Batch) -> None:
+    model.zero_grad(set_to_none=True)
+    torch.nn.functional.cross_entropy(model(batch, 0)["logits"], batch.target).backward()
+
+
+def live(model: Maestro, batch: Batch) -> int:
+    """Most bytes that lie in arrays at a time, beyond those that exist before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        forward_backward(model, batch)
+    changes = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+    return max(accumulate(event.nbytes() for event in changes))
 
 
 def main(model: str, count: int, steps: int, samples: int, variates: int) -> None:
@@ -47,10 +62,10 @@ def main(model: str, count: int, steps: int, samples: int, variates: int) -> Non
     tiny = ModelConfig.model_validate({**options, "width": 16, "heads": 2})
     step(*make(tiny, modalities(2, 64, 1), 2))
     made, batch = make(ModelConfig.model_validate(options), modalities(count, steps, variates), samples)
-    before = resident("VmRSS")
+    before, optimizer = resident("VmRSS"), torch.optim.AdamW(made.parameters())
     for _ in range(3):  # the gaps between arrays are not where they will stay after one
-        step(made, batch)
-    print(resident("VmHWM") - before)
+        step(made, batch, optimizer)
+    print(resident("VmHWM") - before, live(made, batch))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,10 @@ CASES: list[tuple[dict[str, Any], tuple[int, int, int, int]]] = [
     ({"width": 32, "heads": 4, "word": 2, "embedding": "ordinal"}, (8, 256, 128, 1)),
     ({"word": 1}, (2, 16384, 2, 2)),
     ({"word": 1, "checkpoint": "layers", "tile": 4096, "keep_scores": False}, (2, 100_000, 1, 1)),
+    ({"word": 2, "checkpoint": "layers", "tile": 16384}, (1, 600_000, 1, 1)),
+    ({"word": 2, "checkpoint": "layers", "distil": False}, (2, 100_000, 1, 1)),
+    ({"word": 2, "attention_form": "plain"}, (2, 30_000, 2, 1)),
+    ({"word": 2, "attention_form": "absorbed"}, (2, 30_000, 2, 1)),
     ({"word": 8, "stem": {"channels": 32}}, (2, 65536, 4, 3)),
     ({"word": 2, "attention": "dense"}, (3, 512, 64, 1)),
     ({"width": 128, "word": 2, "moe": {"experts": 8, "top_k": 2, "shared": 1}, "fusion_layers": 2}, (3, 2048, 8, 1)),
@@ -35,19 +39,26 @@ CASES: list[tuple[dict[str, Any], tuple[int, int, int, int]]] = [
 def test_estimate_is_within_a_fifth(options: dict[str, Any], shape: tuple[int, int, int, int]) -> None:
     count, steps, samples, variates = shape
     command = [sys.executable, str(SCRIPT), json.dumps(options), *map(str, shape)]
-    # Kept memory and huge pages make the peak differ from process to process; without them it hardly does.
+    # Kept memory and huge pages make the peak differ from process to process; without them it mostly does not.
     surroundings = {**os.environ, **dict.fromkeys(HUGE_PAGES, "0")}
-    measured = int(subprocess.run(command, capture_output=True, text=True, check=True, env=surroundings).stdout)
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=surroundings).stdout
+    measured, live = map(int, printed.split())
     config, sensors = ModelConfig.model_validate(options), modalities(count, steps, variates)
     parameters = count_parameters(Maestro(config, sensors, 3, seed=0))
     estimate = memory_estimate(config, sensors, parameters=parameters, micro_batch=samples)
     # the script starts to count when model and inputs are there
     expected = estimate.peak + estimate.parameters * 3 / 4
     print(f"measured {measured / 2**20:.0f} MiB, estimated {expected / 2**20:.0f} MiB")
+    print(f"arrays: measured {live / 2**20:.0f} MiB, estimated {estimate.live / 2**20:.0f} MiB")
     assert measured > 100 << 20
     # Before 2.12 torch left smaller gaps (dense attention most of all): there the estimate is on the safe side.
-    highest = 1.2 if torch.__version__ >= "2.12" else 1.5
-    assert 0.8 < expected / measured < highest
+    late = torch.__version__ >= "2.12"
+    assert 0.8 < estimate.live / live < (1.2 if late else 1.5)
+    if config.checkpoint == "layers" and estimate.live < 1 << 29:
+        # Many small arrays come and go here: from run to run the same step takes between 1.6 and 3 times their sum.
+        assert 0.6 < expected / measured < 1.5
+    else:
+        assert 0.8 < expected / measured < (1.2 if late else 1.5)
 
 
 def test_sizes_follow_the_configuration() -> None:
@@ -59,4 +70,4 @@ def test_sizes_follow_the_configuration() -> None:
     assert small.total == small.parameters + small.inputs + small.peak
     again = memory_estimate(config.model_copy(update={"checkpoint": "layers"}), MODALITIES, parameters=0, micro_batch=4)
     assert again.kept < 0.4 * small.kept
-    assert small.kept < small.peak
+    assert small.kept < small.live < small.peak
