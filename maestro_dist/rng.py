@@ -140,14 +140,17 @@ def fill_normal_(parameter: Tensor, std: float, key: int) -> Tensor:
     return _fill(parameter, normal(key, _flat(parameter)) * std)
 
 
-def fill_uniform_(parameter: Tensor, bound: float, key: int) -> Tensor:
-    """Fill in place with U(-bound, bound) draws keyed by the flat index."""
-    return _fill(parameter, (uniform(key, _flat(parameter)) * 2 - 1) * bound)
+def fill_uniform_(parameter: Tensor, bound: float, key: int, first: int = 0) -> Tensor:
+    """Fill in place with U(-bound, bound) draws keyed by the flat index; `first` is that of the first element."""
+    return _fill(parameter, (uniform(key, _flat(parameter) + first) * 2 - 1) * bound)
 
 
-def fill_linear_(parameter: Tensor, fan_in: int, key: int) -> Tensor:
-    """The usual initialisation of a linear or convolutional layer: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
-    return fill_uniform_(parameter, 1.0 / math.sqrt(max(1, fan_in)), key)
+def fill_linear_(parameter: Tensor, fan_in: int, key: int, first: int = 0) -> Tensor:
+    """The usual initialisation of a linear or convolutional layer: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+
+    A part of a larger tensor gives the flat index of its first element as `first`.
+    """
+    return fill_uniform_(parameter, 1.0 / math.sqrt(max(1, fan_in)), key, first)
 
 
 def _flat(parameter: Tensor) -> Tensor:

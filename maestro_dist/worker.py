@@ -78,7 +78,15 @@ def build(config: Config, manifest: Manifest | None = None, mesh: Mesh | None = 
 
         cuts = model_cuts(config.model, modalities, mesh.sequence)
         sequence = SequenceRanks(sequence_group(mesh, config.run.timeout_s), cuts)
-    model = Maestro(config.model, modalities, task.outputs, seed=config.run.seed, sequence=sequence)
+    experts = None
+    if mesh is not None and mesh.expert > 1:
+        from maestro_dist.parallel.expert import spread_experts
+
+        movement = config.mesh.expert_movement
+        experts, _ = spread_experts(
+            mesh, config.run.device, config.run.timeout_s, "tokens" if movement == "auto" else movement
+        )
+    model = Maestro(config.model, modalities, task.outputs, seed=config.run.seed, sequence=sequence, experts=experts)
     return Pieces(manifest, modalities, task, model)
 
 

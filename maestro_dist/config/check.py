@@ -53,8 +53,12 @@ def check(config: Config) -> None:
             raise ConfigError(f"evaluation.{key}: at least one is needed")
     if run.launcher == "inline" and run.workers != 1:
         raise MeshError(f"run.workers: {run.workers}, but run.launcher=inline is one process; use run.launcher=ray")
-    if mesh.expert > 1:
-        raise MeshError(f"mesh.expert: {mesh.expert}; this version has expert parallelism of 1 only")
+    if mesh.expert > 1 and moe.experts % mesh.expert:
+        raise MeshError(
+            f"mesh.expert: {mesh.expert} ranks do not divide the {moe.experts} experts of model.moe.experts evenly"
+        )
+    if mesh.expert > 1 and not (moe.experts and model.fusion_layers):
+        raise MeshError(f"mesh.expert: {mesh.expert} ranks, but the model has no experts to spread; use mesh.expert=1")
     if mesh.sequence > 1:
         _check_sequence(model, mesh.sequence)
     if config.engine.micro_batch and config.engine.micro_batch > config.optim.global_batch:

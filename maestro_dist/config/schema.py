@@ -55,6 +55,8 @@ class MeshConfig(Section):
     """Ranks that share the time axis of one sample."""
     expert: Positive = 1
     """Ranks over which the experts of a layer are spread."""
+    expert_movement: Literal["auto", "tokens", "weights"] = "auto"
+    """What travels between these ranks: tokens to their experts, or the experts' weights; by default what is less."""
 
 
 class SourceConfig(Section):

@@ -1,4 +1,4 @@
-"""The optimizer with its two parameter groups."""
+"""The optimizer with its parameter groups: decayed or not, and experts that are spread over ranks by themselves."""
 
 from __future__ import annotations
 
@@ -24,18 +24,20 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     """
     import torch
 
-    decay: list[Tensor] = []
-    rest: list[Tensor] = []
+    groups: dict[tuple[str | None, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        (decay if decays(name, parameter) else rest).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": decay, "weight_decay": config.weight_decay, "name": "decay"},
-        {"params": rest, "weight_decay": 0.0, "name": "rest"},
-    ]
-    groups = [group for group in groups if group["params"]]
+        spread, wanted = getattr(parameter, "group_name", None), decays(name, parameter)
+        if (spread, wanted) not in groups:
+            decay = config.weight_decay if wanted else 0.0
+            groups[spread, wanted] = {"params": [], "weight_decay": decay, "name": "decay" if wanted else "rest"}
+            if spread is not None:  # DeepSpeed finds the ranks that share a group's experts by the group's name
+                groups[spread, wanted] |= {"name": spread, "moe": True}
+        groups[spread, wanted]["params"].append(parameter)
+    ordered = sorted(groups.items(), key=lambda item: (item[0][0] is not None, not item[0][1]))
+    every = [group for _, group in ordered]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+        return torch.optim.SGD(every, lr=config.lr, momentum=config.momentum)
+    return torch.optim.AdamW(every, lr=config.lr, betas=config.betas, eps=config.eps)
 
 
 def decays(name: str, parameter: Tensor) -> bool:

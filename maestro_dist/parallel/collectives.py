@@ -46,6 +46,25 @@ class Group:
         _gather(out.view(-1), mine.view(-1), group=self.group)
         return out
 
+    def trade(self, x: Tensor) -> Tensor:
+        """Row r of x [size, ...] to rank r -> the rows that the ranks had for this one; without autograd."""
+        return self._swap(x.detach(), [1] * self.size, [1] * self.size)
+
+    def exchange(self, x: Tensor, sent: list[int], got: list[int]) -> Tensor:
+        """The first `sent[0]` rows of x [n, ...] to rank 0, the next to rank 1, ... -> the rows that came.
+
+        `got[r]` is what rank r sends here. Any of them may be 0; differentiable.
+        """
+        out: Tensor = _Exchange.apply(x, self, sent, got)
+        return out
+
+    def _swap(self, x: Tensor, sent: list[int], got: list[int]) -> Tensor:
+        mine = x.contiguous()
+        self.handed += mine.nbytes
+        out = mine.new_empty((sum(got), *mine.shape[1:]))
+        dist.all_to_all_single(out, mine, got, sent, group=self.group)
+        return out
+
     def sum(self, x: Tensor) -> Tensor:
         """Sum over the ranks; differentiable."""
         out: Tensor = _Sum.apply(x, self)
@@ -84,6 +103,18 @@ class _Everyone(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return ctx.group.reduce(gradients[0])[ctx.group.rank], None
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group, sent: list[int], got: list[int]) -> Tensor:
+        ctx.group, ctx.sent, ctx.got = group, sent, got
+        return group._swap(x, sent, got)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.group._swap(gradients[0], ctx.got, ctx.sent), None, None, None
 
 
 class _Merge(torch.autograd.Function):

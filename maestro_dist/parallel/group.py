@@ -35,11 +35,16 @@ def init_process_group(device: str, timeout_s: int) -> None:
 
 def sequence_group(mesh: Mesh, timeout_s: int) -> dist.ProcessGroup:
     """The group of the ranks that share the samples of this rank. All ranks of the world must call it together."""
+    return neighbours(mesh, mesh.sequence, timeout_s)
+
+
+def neighbours(mesh: Mesh, size: int, timeout_s: int) -> dist.ProcessGroup:
+    """The world cut into groups of `size` consecutive ranks; this rank's. All ranks of the world must call it."""
     import torch.distributed as dist
 
     mine: dist.ProcessGroup | None = None
-    for first in range(0, mesh.world, mesh.sequence):
-        ranks = list(range(first, first + mesh.sequence))
+    for first in range(0, mesh.world, size):
+        ranks = list(range(first, first + size))
         made = dist.new_group(ranks, timeout=timedelta(seconds=timeout_s))
         if mesh.rank in ranks:
             mine = made

@@ -20,7 +20,7 @@ MASTER = "master"
 
 @dataclass(frozen=True)
 class OwnedSlice:
-    """Elements `start ... start + count - 1` of flattened parameter `name`.
+    """Elements `start ... start + count - 1` of flattened parameter `name`, counted over all experts of a layer.
 
     `tensors` are 1-D *views* [count] into DeepSpeed's memory: "master" (the fp32 weights) and the optimizer's moments.
     """
@@ -32,11 +32,18 @@ class OwnedSlice:
 
 
 def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
-    """Full shape of every parameter, by name, whatever is resident here."""
-    return {
-        name: tuple(getattr(parameter, "ds_shape", parameter.shape))
-        for name, parameter in engine.module.named_parameters()
-    }
+    """Full shape of every parameter, by name, whatever is resident here; experts of all ranks together."""
+    shapes = {}
+    for name, parameter in engine.module.named_parameters():
+        first, *rest = getattr(parameter, "ds_shape", parameter.shape)
+        shapes[name] = (first * getattr(parameter, "expert_ranks", 1), *rest)
+    return shapes
+
+
+def _first(parameter: Any) -> int:
+    """Where this rank's experts begin in the flattened parameter of all of them; 0 for what is not spread."""
+    elements: int = getattr(parameter, "ds_numel", parameter.numel())
+    return getattr(parameter, "expert_rank", 0) * elements
 
 
 def buffers(engine: Engine) -> dict[str, Tensor]:
@@ -55,6 +62,7 @@ def owned_slices(engine: Engine) -> Iterator[OwnedSlice]:
             continue
         state = optimizer.optimizer.state.get(flat, {})
         tensors = {MASTER: flat.detach()} | {key: state[key] for key in _moments(state)}
+        start += _first(parameter)
         yield OwnedSlice(name, start, count, {key: tensor.narrow(0, offset, count) for key, tensor in tensors.items()})
 
 

@@ -8,7 +8,6 @@ import warnings
 from typing import Any
 
 from maestro_dist.config.schema import Config
-from maestro_dist.errors import ConfigError
 
 BUCKET = 1 << 25
 """Elements of a gradient bucket: 128 MiB in fp32. DeepSpeed's default of 5e8 would take 2 GB at once."""
@@ -34,13 +33,8 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
     DeepSpeed is told nothing of sequence ranks and of accumulation: its group is the whole world, `Engine.scale_loss`
     makes the average over it the gradient of the global-batch mean, and the engine marks the accumulation boundary.
     bf16 is autocast over an fp32 engine (see `Engine`): DeepSpeed's own bf16 would also accumulate and communicate in
-    bf16. Raises `ConfigError` for what this set-up would get wrong.
+    bf16. Experts that are spread over ranks carry their own marks (`expert.spread_experts`).
     """
-    if config.mesh.expert > 1:
-        raise ConfigError(
-            f"mesh.expert = {config.mesh.expert}: the engine averages every parameter over all ranks, "
-            "which is wrong for experts that live on some of them; use mesh.expert = 1"
-        )
     return {
         "train_micro_batch_size_per_gpu": 1,  # only the ratio of these two is used, and it is 1
         "gradient_accumulation_steps": 1,

@@ -34,7 +34,21 @@ def full(engine: Engine, what: str) -> dict[str, Tensor]:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 
     get = safe_get_full_grad if what == "gradients" else safe_get_full_fp32_param
-    return {name: get(parameter).clone() for name, parameter in engine.module.named_parameters()}
+    return {name: every_expert(parameter, get(parameter)) for name, parameter in engine.module.named_parameters()}
+
+
+def every_expert(parameter: nn.Parameter, own: Tensor) -> Tensor:
+    """The experts of all ranks where `parameter` holds this rank's; a copy of `own` elsewhere."""
+    ranks, rank = getattr(parameter, "expert_ranks", 1), torch.distributed.get_rank()
+    pieces: list[Any] = [None] * torch.distributed.get_world_size()
+    if ranks > 1:
+        torch.distributed.all_gather_object(pieces, own)
+    else:
+        return own.clone()
+    first = rank - getattr(parameter, "expert_rank", 0)
+    # ranks with the same experts agree
+    assert all(torch.equal(piece, pieces[at % ranks]) for at, piece in enumerate(pieces))
+    return torch.cat(pieces[first : first + ranks])
 
 
 def accumulate(engine: Engine, batch: Batch, accumulation: int) -> float:

@@ -16,8 +16,10 @@ from toy import micro_batches
 
 from maestro_dist.config.schema import Config, EngineConfig, MeshConfig, ModelConfig, OptimConfig
 from maestro_dist.model import Maestro
+from maestro_dist.model.context import ExpertsFactory
 from maestro_dist.optim import build_optimizer
 from maestro_dist.parallel.engine import Engine
+from maestro_dist.parallel.expert import spread_experts
 from maestro_dist.parallel.group import sequence_group
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.parallel.sequence import SequenceRanks, model_cuts
@@ -59,9 +61,11 @@ def stream(seed: int, steps: int) -> list[tuple[Batch, int]]:
     return [(make_batch(kinds[i % 5][0], seed + i, i), kinds[i % 5][1]) for i in range(steps)]
 
 
-def make(config: Config, sequence: SequenceRanks | None = None) -> tuple[Maestro, Task]:
+def make(
+    config: Config, sequence: SequenceRanks | None = None, experts: ExpertsFactory | None = None
+) -> tuple[Maestro, Task]:
     task = make_task(config.task, kind="classification", classes=CLASSES, class_counts=[3, 2, 1])
-    return Maestro(config.model, MODALITIES, task.outputs, seed=7, sequence=sequence), task
+    return Maestro(config.model, MODALITIES, task.outputs, seed=7, sequence=sequence, experts=experts), task
 
 
 class Trace:
@@ -100,7 +104,12 @@ def sharded(config: Config, batches: list[tuple[Batch, int]], rank: int, ranks: 
     """`config.mesh.sequence` neighbours share their samples' time axis."""
     mesh = build_mesh(config.mesh, world=ranks, rank=rank)
     cuts = model_cuts(config.model, MODALITIES, mesh.sequence)
-    model, task = make(config, SequenceRanks(sequence_group(mesh, 60), cuts) if mesh.sequence > 1 else None)
+    experts = None
+    if mesh.expert > 1:
+        movement = "tokens" if config.mesh.expert_movement == "auto" else config.mesh.expert_movement
+        experts, _ = spread_experts(mesh, "cpu", 60, movement)
+    sequence = SequenceRanks(sequence_group(mesh, 60), cuts) if mesh.sequence > 1 else None
+    model, task = make(config, sequence, experts)
     engine, trace = Engine(model, build_optimizer(model, config.optim), config, mesh), Trace()
     for batch, accumulation in batches:
         total, load = torch.zeros((), dtype=torch.float64), torch.zeros(())
@@ -192,3 +201,37 @@ def check_grid(rank: int, ranks: int) -> dict[str, float]:
 @pytest.mark.parametrize("world", GRIDS)
 def test_grids_of_data_and_sequence_ranks_equal_one_process(world: int) -> None:
     within_limits(run_ranks(check_grid, world))
+
+
+EXPERT_GRIDS: dict[int, list[tuple[int, int, str]]] = {
+    2: [(1, 2, "tokens"), (1, 2, "weights"), (2, 2, "tokens")],
+    4: [(1, 2, "tokens"), (2, 4, "tokens"), (2, 2, "weights"), (4, 4, "weights")],
+}
+"""(sequence ranks, expert ranks, what moves), by world."""
+EXPERT_VARIANTS: list[dict[str, Any]] = [
+    {"moe": {"experts": 4}},
+    # many more experts than some micro-batches have tokens; k = 2; shared; computed again in the backward
+    {"moe": {"experts": 64, "top_k": 2, "shared": 1, "balance": "bias"}, "checkpoint": "layers", "fusion_layers": 2},
+]
+
+
+def check_experts(rank: int, ranks: int) -> dict[str, float]:
+    """The same with experts spread over ranks; some of them never get a token."""
+    found = {}
+    batches, optim = stream(50, 5), OptimConfig(optimizer="sgd", lr=0.1, clip=0.5)
+    for number, variant in enumerate(EXPERT_VARIANTS):
+        model = ModelConfig.model_validate(MODEL.model_dump() | variant)
+        expected = plain(Config(model=model, optim=optim), batches)
+        assert number == 0 or any(bool((load.sum(1) == 0).any()) for load in expected.loads)
+        for (sequence, expert, movement), stage in itertools.product(EXPERT_GRIDS[ranks], (1, 2, 3)):
+            mesh = MeshConfig.model_validate({"sequence": sequence, "expert": expert, "expert_movement": movement})
+            config = Config(model=model, optim=optim, mesh=mesh, engine=EngineConfig(zero_stage=stage))
+            trace = sharded(config, batches, rank, ranks)
+            name = f"{number}, sequence {sequence}, expert {expert} ({movement}), ZeRO {stage}"
+            found |= differences(name, trace, expected, exact=True)
+    return found
+
+
+@pytest.mark.parametrize("world", EXPERT_GRIDS)
+def test_grids_with_expert_ranks_equal_one_process(world: int) -> None:
+    within_limits(run_ranks(check_experts, world))

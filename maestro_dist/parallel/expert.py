@@ -1,0 +1,128 @@
+"""Experts spread over ranks: tokens travel to their experts and back, or the experts' weights to the tokens.
+
+Letters: N ranks of an expert group, E experts of a layer (E / N on each rank), n rows, d and h widths.
+
+DeepSpeed must know which parameters differ from rank to rank: it reduces and shards them over the ranks that hold the
+same experts. It finds them by marks on the parameters, and finds out that there are any by a class (0.19): both names
+are private to it and pinned.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from functools import cache, partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maestro_dist import rng
+from maestro_dist.errors import MeshError
+from maestro_dist.model.context import ExpertsFactory
+from maestro_dist.model.grouped import grouped_network
+from maestro_dist.model.layers import Key
+from maestro_dist.model.moe import Dispatch, sort_by_expert
+from maestro_dist.parallel.collectives import Group
+from maestro_dist.parallel.group import backend, neighbours
+from maestro_dist.parallel.mesh import Mesh
+from maestro_dist.parallel.settings import load_deepspeed
+
+MOVEMENTS = ("tokens", "weights")
+
+
+def spread_experts(mesh: Mesh, device: str, timeout_s: int, movement: str = "tokens") -> tuple[ExpertsFactory, Group]:
+    """What makes the experts of a layer on the ranks of `mesh`, and the group that they talk in.
+
+    `movement`: what travels between the ranks, "tokens" or "weights"; the result is the same. All ranks of the world
+    must call it together, once a process group exists. The factory raises `MeshError` where the experts of a layer do
+    not divide among the ranks.
+    """
+    if movement not in MOVEMENTS:
+        raise MeshError(f"mesh.expert_movement: {movement!r}; use one of {', '.join(MOVEMENTS)}")
+    load_deepspeed(device).init_distributed(dist_backend=backend(device), dist_init_required=False, verbose=False)
+    _deepspeed_groups(mesh.expert, timeout_s)
+    group = Group(neighbours(mesh, mesh.expert, timeout_s))
+    return partial(_layer(), group=group, movement=movement), group
+
+
+def _deepspeed_groups(ranks: int, timeout_s: int) -> None:
+    """DeepSpeed's own groups, over which it reduces the experts' gradients; one set a process and size."""
+    import torch.distributed as dist
+    from deepspeed.utils import groups
+
+    name = f"ep_size_{ranks}"
+    if name not in groups._get_expert_data_parallel_group_dict():
+        groups._create_expert_and_data_parallel(ranks)
+    for made in (groups._get_expert_data_parallel_group(name), groups._get_expert_parallel_group(name)):
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), made)
+
+
+@cache
+def _layer() -> Any:
+    """The class of the experts of a layer; made here, since DeepSpeed's is slow to import."""
+    from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
+
+    class ExpertRanks(AutoEPMoELayer):  # type: ignore[misc]
+        """This rank's share of a layer's experts; results are those of `moe.LocalExperts`.
+
+        Parameters have the names of `LocalExperts`, with E / N experts: rank r of the group holds those from r E / N.
+        """
+
+        def __init__(self, experts: int, width: int, hidden: int, *, group: Group, movement: str) -> None:
+            nn.Module.__init__(self)  # DeepSpeed's own would take a model's layer apart
+            if experts % group.size:
+                raise MeshError(
+                    f"mesh.expert: {group.size} ranks do not divide the {experts} experts of model.moe.experts"
+                )
+            own = experts // group.size
+            self.num_experts, self.group, self.movement = experts, group, movement
+            self.expand = nn.Parameter(torch.empty(own, width, hidden))
+            self.contract = nn.Parameter(torch.empty(own, hidden, width))
+            for parameter in self.parameters():
+                mark: Any = parameter
+                mark.allreduce = False
+                mark.group_name = mark.ds_zero_partition_group_name = f"ep_size_{group.size}"
+                mark.ds_zero_placement_family = "autoep_expert"
+                mark.expert_rank, mark.expert_ranks = group.rank, group.size
+
+        def set_deepspeed_parallelism(self, *_: Any, **__: Any) -> None:
+            """The groups are there already."""
+
+        def fill(self, key: Key) -> None:
+            """As `LocalExperts` does: a draw is keyed by its place in the whole [E, ...] tensor."""
+            for name, parameter in self.named_parameters():
+                rng.fill_linear_(parameter, parameter.shape[1], key(name), self.group.rank * parameter.numel())
+
+        def forward(self, tokens: Tensor, counts: Tensor) -> Tensor:
+            """Tokens [n, d], sorted by expert, counts int64 [E] -> [n, d]; rows past `counts.sum()` give 0."""
+            if self.movement == "weights":
+                expand, contract = (self.group.everyone(own).flatten(0, 1) for own in (self.expand, self.contract))
+                return grouped_network(tokens, expand, contract, counts)
+            return through_experts(tokens, counts, self.expand, self.contract, self.group)
+
+    return ExpertRanks
+
+
+def through_experts(tokens: Tensor, counts: Tensor, expand: Tensor, contract: Tensor, group: Group) -> Tensor:
+    """Rows to the ranks of their experts, through them, and back.
+
+    tokens [n, d] sorted by expert, counts int64 [E]; expand [E / N, d, h] and contract [E / N, h, d] of this rank's
+    experts -> [n, d]; rows past `counts.sum()` give 0. The host waits for the device once, to learn how many rows come.
+    """
+    with torch.no_grad():
+        mine = counts.view(group.size, -1)
+        theirs = group.trade(mine)  # [N, E / N]: rows that each rank sends to each expert here
+        sent, got = torch.stack((mine.sum(1), theirs.sum(1))).tolist()
+    rows = group.exchange(tokens[: sum(sent)], sent, got)
+    if theirs.shape[1] > 1:  # they come by rank, then by expert
+        with torch.no_grad():
+            number = torch.arange(theirs.shape[1], device=tokens.device).expand_as(theirs).flatten()
+            expert = number.repeat_interleave(theirs.flatten(), output_size=sum(got))
+            order, place = sort_by_expert(expert, theirs.shape[1])
+        out = grouped_network(Dispatch.apply(rows, order, place, 1), expand, contract, theirs.sum(0))
+        out = Dispatch.apply(out, place, order, 1)
+    else:
+        out = grouped_network(rows, expand, contract, theirs.sum(0))
+    back = group.exchange(out, got, sent)
+    return F.pad(back, (0, 0, 0, len(tokens) - len(back)))
