@@ -9,10 +9,17 @@ import numpy as np
 import torch
 from ranks import run_ranks
 from test_dist_engine import accumulate, make_config, make_engine
-from toy import Toy, stream
+from test_dist_maestro import MODALITIES, make
+from test_dist_maestro import stream as maestro_stream
+from toy import Toy, losses, micro_batches, stream
 
 from maestro_dist.checkpoint import Saver, find, full_weights, newest, restore
+from maestro_dist.config.schema import Config, EngineConfig, MeshConfig, ModelConfig, OptimConfig
+from maestro_dist.model import Maestro
+from maestro_dist.optim import build_optimizer
 from maestro_dist.parallel.engine import Engine
+from maestro_dist.parallel.expert import spread_experts
+from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.parallel.partition import buffers, optimizer_state, owned_slices
 
 Slices = dict[tuple[str, str], list[tuple[int, np.ndarray]]]
@@ -149,3 +156,58 @@ def test_same_ranks_bitwise_other_ranks_exact(tmp_path: Path) -> None:
     assert weights.pop("selection_bias").tolist() == [0.5, 1.5, 2.5, 3.5]
     masters = {name: array for (name, kind), array in saved[2].items() if kind == "master"}
     assert_same({name: weight.flatten().numpy() for name, weight in weights.items()}, masters)
+
+
+MODEL = ModelConfig.model_validate(
+    {"width": 160, "heads": 4, "word": 4, "moe": {"experts": 4, "balance": "bias"}, "encoder_layers": 1}
+)
+
+
+def maestro_engine(rank: int, ranks: int, stage: int, expert: int) -> Engine:
+    optim, mesh_config = OptimConfig(), MeshConfig(expert=expert)
+    config = Config(model=MODEL, optim=optim, mesh=mesh_config, engine=EngineConfig(zero_stage=stage))
+    mesh = build_mesh(mesh_config, world=ranks, rank=rank)
+    experts = spread_experts(mesh, "cpu", 60)[0] if expert > 1 else None
+    model, _ = make(config, experts=experts)
+    return Engine(model, build_optimizer(model, optim), config, mesh)
+
+
+def experts_saved(rank: int, ranks: int, folder: str) -> list[Slices]:
+    """With four expert ranks: a step, and the state saved."""
+    states = []
+    for stage in (1, 3):
+        engine = maestro_engine(rank, ranks, stage, 4)
+        batch, _ = maestro_stream(20, 1)[0]
+        for micro in micro_batches(batch, rank, ranks, 1):
+            engine.backward(engine.scale_loss(losses(engine(micro), micro), micro), micro.last)
+        assert engine.step(1e-3).applied
+        saver = Saver(f"{folder}/experts{stage}", engine.mesh, attempt=1, keep_last=2)
+        saver.save(engine, step=1, position=8, epoch=0, metadata={})
+        saver.wait()
+        states.append(owned(engine))
+        engine.close()
+    return states
+
+
+def experts_loaded(rank: int, ranks: int, folder: str) -> list[Slices]:
+    """On two expert ranks, and with all experts on each, at other stages."""
+    states = []
+    for source, stage, expert in ((1, 2, 2), (3, 1, 2), (1, 3, 2), (3, 3, 1), (1, 1, 1)):
+        engine = maestro_engine(rank, ranks, stage, expert)
+        restore(engine, find(f"{folder}/experts{source}", 1))
+        states.append(owned(engine))
+        engine.close()
+    return states
+
+
+def test_experts_move_between_meshes(tmp_path: Path) -> None:
+    saved = [whole(list(rank)) for rank in zip(*run_ranks(experts_saved, 4, str(tmp_path)), strict=True)]
+    name = next(name for name, _ in saved[0] if name.endswith("experts.expand"))
+    assert saved[0][name, "master"].size == 4 * 160 * 160
+    weights = full_weights(find(f"{tmp_path}/experts3", 1))
+    Maestro(MODEL, MODALITIES, 3, seed=1).load_state_dict(weights)
+    assert_same({key: weights[key[0]].flatten().numpy() for key in saved[1] if key[1] == "master"},
+                {key: array for key, array in saved[1].items() if key[1] == "master"})  # fmt: skip
+    loaded = [whole(list(rank)) for rank in zip(*run_ranks(experts_loaded, 2, str(tmp_path)), strict=True)]
+    for found, origin in zip(loaded, (0, 1, 0, 1, 0), strict=True):
+        assert_same(found, saved[origin])

@@ -77,7 +77,7 @@ def select(batch: Batch, chosen: Tensor) -> Batch:
 
 def micro_batches(batch: Batch, rank: int, ranks: int, accumulation: int) -> Iterator[Batch]:
     """This rank's share (every `ranks`-th sample) in `accumulation` micro-batches, some of them perhaps empty."""
-    mine = torch.arange(rank, len(batch), ranks)
+    mine = torch.arange(len(batch))[rank::ranks]
     size = -(-len(batch) // (ranks * accumulation))
     for index in range(accumulation):
         yield replace(select(batch, mine[index * size : (index + 1) * size]), last=index == accumulation - 1)
