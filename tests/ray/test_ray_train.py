@@ -41,16 +41,6 @@ def test_two_workers_equal_one(whole: Path, synthetic: str, tmp_path: Path) -> N
     np.testing.assert_allclose([v for _, v in two], [v for _, v in one], atol=0.05)
 
 
-def test_two_sequence_ranks_equal_one(synthetic: str, tmp_path: Path) -> None:
-    printed = runs.finish(start(tmp_path / "two", synthetic, "mesh.sequence=2"))
-    assert "1 data x 2 sequence" in printed
-    assert runs.train(tmp_path / "one", synthetic) == 0
-    two, one = (dict(runs.tracked(tmp_path / name)[1]) for name in ("two", "one"))
-    assert list(two) == list(one) == list(range(1, 22))
-    np.testing.assert_allclose(list(two.values())[:5], list(one.values())[:5], atol=1e-4)  # as above
-    np.testing.assert_allclose(list(two.values()), list(one.values()), atol=0.05)
-
-
 def test_a_killed_worker_is_replaced_and_nothing_changes(whole: Path, synthetic: str, tmp_path: Path) -> None:
     process = start(tmp_path, synthetic)
     middle = tmp_path / "tiny" / "checkpoints" / "step-000000010" / "checkpoint.json"
