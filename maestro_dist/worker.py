@@ -75,9 +75,11 @@ def build(config: Config, manifest: Manifest | None = None, mesh: Mesh | None = 
     if mesh is not None and mesh.sequence > 1:
         from maestro_dist.parallel.group import sequence_group
         from maestro_dist.parallel.sequence import SequenceRanks, model_cuts
+        from maestro_dist.parallel.ulysses import UlyssesRanks
 
+        context = UlyssesRanks if config.mesh.sequence_method == "ulysses" else SequenceRanks
         cuts = model_cuts(config.model, modalities, mesh.sequence)
-        sequence = SequenceRanks(sequence_group(mesh, config.run.timeout_s), cuts)
+        sequence = context(sequence_group(mesh, config.run.timeout_s), cuts)
     experts = None
     if mesh is not None and mesh.expert > 1:
         from maestro_dist.parallel.expert import spread_experts

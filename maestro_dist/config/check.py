@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from maestro_dist.config.load import flatten, has_credentials
-from maestro_dist.config.schema import Config, ModelConfig
+from maestro_dist.config.schema import Config, MeshConfig, ModelConfig
 from maestro_dist.errors import ConfigError, MeshError
 from maestro_dist.types import Modality
 
@@ -60,7 +60,7 @@ def check(config: Config) -> None:
     if mesh.expert > 1 and not (moe.experts and model.fusion_layers):
         raise MeshError(f"mesh.expert: {mesh.expert} ranks, but the model has no experts to spread; use mesh.expert=1")
     if mesh.sequence > 1:
-        _check_sequence(model, mesh.sequence)
+        _check_sequence(model, mesh)
     if config.engine.micro_batch and config.engine.micro_batch > config.optim.global_batch:
         raise ConfigError(
             f"engine.micro_batch: {config.engine.micro_batch} is more than optim.global_batch "
@@ -68,12 +68,31 @@ def check(config: Config) -> None:
         )
 
 
-def _check_sequence(model: ModelConfig, ranks: int) -> None:
+def _check_sequence(model: ModelConfig, mesh: MeshConfig) -> None:
+    ranks = mesh.sequence
     where = f"mesh.sequence: {ranks} ranks share the time axis"
+    if mesh.sequence_method == "ulysses":
+        if model.heads % ranks:
+            raise MeshError(
+                f"{where}, but mesh.sequence_method=ulysses gives each the same number of heads, and model.heads is "
+                f"{model.heads}; use a divisor of it, or mesh.sequence_method=sparse"
+            )
+        if model.attention == "sparse" and model.attention_form in ("rows", "absorbed"):
+            raise MeshError(
+                f"{where}, but mesh.sequence_method=ulysses exchanges a context of all tokens, which "
+                f"model.attention_form={model.attention_form} does not make; use auto or plain"
+            )
+        return
     if model.attention == "dense":
-        raise MeshError(f"{where}, but model.attention=dense needs all of it in one place; use sparse")
+        raise MeshError(
+            f"{where}, but model.attention=dense needs all of it in one place; use sparse, or "
+            "mesh.sequence_method=ulysses"
+        )
     if model.attention_kernel == "fused":
-        raise MeshError(f"{where}, but model.attention_kernel=fused gives nothing to merge; use auto or tiles")
+        raise MeshError(
+            f"{where}, but model.attention_kernel=fused gives nothing to merge; use auto or tiles, or "
+            "mesh.sequence_method=ulysses"
+        )
 
 
 def check_modalities(config: Config, modalities: Sequence[Modality]) -> None:

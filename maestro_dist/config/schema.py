@@ -53,6 +53,10 @@ class MeshConfig(Section):
     """Data-parallel ranks; by default world size / sequence."""
     sequence: Positive = 1
     """Ranks that share the time axis of one sample."""
+    sequence_method: Literal["sparse", "ulysses"] = "sparse"
+    """How they attend. sparse: only what the selected queries need crosses ranks, whatever the length; ulysses: each
+    rank gets whole sequences for its share of the heads: dense attention too, but what crosses grows with the length.
+    """
     expert: Positive = 1
     """Ranks over which the experts of a layer are spread."""
     expert_movement: Literal["auto", "tokens", "weights"] = "auto"

@@ -18,7 +18,7 @@ from maestro_dist import rng
 from maestro_dist.config.schema import ModelConfig
 from maestro_dist.errors import ConfigError
 from maestro_dist.model import cost, sampling, sparse
-from maestro_dist.model.context import SequenceContext
+from maestro_dist.model.context import OneProcess, SequenceContext
 from maestro_dist.model.layers import Key
 from maestro_dist.model.layout import Layout, pack
 from maestro_dist.model.sampling import Chosen
@@ -91,16 +91,24 @@ class Attention(nn.Module):
         """`name` keys the draws; `factor` is the largest budget: at most factor ln L queries."""
         super().__init__()
         width = config.width
-        self.name, self.seed, self.sequence = name, seed, sequence
+        self.name, self.seed, self.swap = name, seed, sequence.swap
+        # with whole sequences for some of the heads (`own`), attention is that of one process
+        self.sequence = sequence if self.swap is None else OneProcess()
+        self.own = range(config.heads) if self.swap is None else self.swap.heads(config.heads)
         self.heads, self.dense = config.heads, config.attention == "dense"
         self.form, self.kernel, self.keep = config.attention_form, config.attention_kernel, config.keep_scores
         self.sample_factor, self.factor, self.band = config.sample_factor, factor, config.budget_band
         self.dropout = config.dropout if config.attention_dropout is None else config.attention_dropout
         self.told = ""
-        if self.kernel == "fused" and (self.dropout > 0 or sequence.size > 1):
+        if self.kernel == "fused" and (self.dropout > 0 or self.sequence.size > 1):
             raise ConfigError(
                 "model.attention_kernel fused can neither drop probabilities nor share a sequence among ranks; choose "
                 "auto or tiles, or set model.attention_dropout and mesh.sequence to 0 and 1"
+            )
+        if self.swap is not None and not self.dense and self.form in ("rows", "absorbed"):
+            raise ConfigError(
+                f"model.attention_form {self.form} makes no context for all tokens, which mesh.sequence_method ulysses "
+                "exchanges; choose auto or plain"
             )
         self.query_weight = nn.Parameter(torch.empty(width, width))
         self.query_bias = nn.Parameter(torch.empty(width))
@@ -117,12 +125,25 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, queries: Tensor, step: int) -> Tensor:
         """Tokens x [N, d] -> [N, d]. `queries` [S]: real-valued number of queries n <= L of each sample."""
-        if self.dense:
-            return self._dense(x, layout)
-        form = self.form if self.form != "auto" else self.choose(layout.capacity)
+        if self.swap is not None:
+            packed = self._project(x[None])[0]
+            context = self.swap.attend(packed, layout.blocks, lambda whole: self._joined(whole, layout, queries, step))
+            return self._output(context)
+        form = "plain" if self.dense else self.form if self.form != "auto" else self.choose(layout.capacity)
         if form == "plain":
-            return self._plain(x, layout, queries, step)
+            context = self._context(self._project(layout.padded(x)), layout, queries, step)
+            return self._output(layout.rows(context))
         return self._by_rows(x, layout, queries, step, absorbed=form == "absorbed")
+
+    def _joined(self, packed: Tensor, layout: Layout, queries: Tensor, step: int) -> Tensor:
+        """Own heads' projections of all ranks' flat tokens [N', 3, h, d_h] -> their context [N', h, d_h]."""
+        assert layout.joined is not None  # the plan has it wherever there is a swap
+        padded = layout.joined.padded(packed.flatten(1)).unflatten(2, packed.shape[1:])
+        return layout.joined.rows(self._context(padded, layout.joined, queries, step))
+
+    def _context(self, packed: Tensor, layout: Layout, queries: Tensor, step: int) -> Tensor:
+        """Projections [S, L, 3, h, d_h] of own heads -> their context [S, L, h, d_h]."""
+        return self._dense(packed, layout) if self.dense else self._plain(packed, layout, queries, step)
 
     def choose(self, length: int) -> str:
         """The cheapest form for samples of `length` tokens; a change is logged with the costs that led to it."""
@@ -133,19 +154,19 @@ class Attention(nn.Module):
             _LOG.info("%s, %d tokens a sample: %s", self.name, length, choice)
         return choice.form
 
-    def _dense(self, x: Tensor, layout: Layout) -> Tensor:
+    def _dense(self, packed: Tensor, layout: Layout) -> Tensor:
         # Contiguous: on a CPU torch's kernel otherwise falls back to the one that keeps all [L, L] probabilities.
-        query, key, value = self._project(x, layout).permute(2, 0, 3, 1, 4).contiguous().unbind(0)
+        query, key, value = packed.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
         mask = None if layout.bias is None else layout.bias[:, None, None].to(query.dtype)
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         context = context * _seen(layout, context.dtype) + self._heads(self.value_bias).to(context.dtype)
-        return self._output(context.transpose(1, 2), layout)
+        return context.transpose(1, 2)
 
-    def _project(self, x: Tensor, layout: Layout) -> Tensor:
-        """Queries, keys and values packed, [S, L, 3, H, d_h], the values without their bias."""
+    def _project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values of tokens [S, L, d] packed, [S, L, 3, H, d_h], the values without their bias."""
         weight = torch.cat((self.query_weight, self.key_weight, self.value_weight))
         bias = torch.cat((self.query_bias, self.query_bias.new_zeros(2 * len(self.query_bias))))
-        return self._packed(layout.padded(x), weight, bias, 3)
+        return self._packed(x, weight, bias, 3)
 
     def _packed(self, x: Tensor, weight: Tensor, bias: Tensor | None, count: int) -> Tensor:
         """`count` projections of tokens [S, L, d] as [S, L, count, H, d_h]; narrow heads lie with the tokens inside."""
@@ -160,18 +181,14 @@ class Attention(nn.Module):
         return packed.view(samples, length, count, self.heads, each)
 
     def _heads(self, vector: Tensor) -> Tensor:
-        """[d] -> [H, 1, d_h]."""
-        return vector.view(self.heads, 1, -1)
+        """[d] -> [h, 1, d_h] of own heads."""
+        return vector.view(self.heads, 1, -1)[self.own.start : self.own.stop]
 
-    def _output(self, context: Tensor, layout: Layout) -> Tensor:
-        """Output projection of [S, L, H, d_h] -> [N, d]."""
-        rows = context.reshape(layout.mask.numel(), len(self.query_bias))
-        if layout.slot is not None:
-            rows = rows.index_select(0, layout.slot)
-        return F.linear(rows, self.output_weight, self.output_bias)
+    def _output(self, context: Tensor) -> Tensor:
+        """Output projection of [N, H, d_h] -> [N, d]."""
+        return F.linear(context.flatten(1), self.output_weight, self.output_bias)
 
-    def _plain(self, x: Tensor, layout: Layout, queries: Tensor, step: int) -> Tensor:
-        packed = self._project(x, layout)
+    def _plain(self, packed: Tensor, layout: Layout, queries: Tensor, step: int) -> Tensor:
         with torch.no_grad():
             query, key, _ = packed.permute(2, 0, 3, 1, 4).unbind(0)
             rank, sizes = self._keys(layout, step)
@@ -188,13 +205,13 @@ class Attention(nn.Module):
             out = self.sequence.merge(out, total)
         mean, delta = self._split(out.to(value.dtype), layout, chosen, queries)
         samples, heads, length, width = value.shape
-        sample = torch.arange(samples, device=x.device)[:, None, None]
-        head = torch.arange(heads, device=x.device)[:, None]
+        sample = torch.arange(samples, device=value.device)[:, None, None]
+        head = torch.arange(heads, device=value.device)[:, None]
         row = ((sample * length + chosen.column) * heads + head).flatten()
         context: Tensor = sparse.FillRows.apply(mean.flatten(1), delta.flatten(0, 2), row, length)
         # Without a token here the selected rows still take part: on other ranks they do.
         context = context if length else context + 0 * delta.sum()
-        return self._output(context.view(samples, length, heads, width), layout)
+        return context.view(samples, length, heads, width)
 
     def _by_rows(self, x: Tensor, layout: Layout, queries: Tensor, step: int, *, absorbed: bool) -> Tensor:
         """The output as one row a sample, the same for all its tokens, plus the rows of the selected queries."""
@@ -280,9 +297,9 @@ class Attention(nn.Module):
         count = sampling.cap(self.sample_factor, layout.capacity) or min(1, layout.capacity)
         sizes = sampling.sample_sizes(self.sample_factor, layout.observed)
         if not self.training:
-            return sampling.strided_keys(sizes, count, layout).expand(-1, self.heads, -1), sizes
+            return sampling.strided_keys(sizes, count, layout).expand(-1, len(self.own), -1), sizes
         draws = rng.key(self.seed, "keys", self.name, step)
-        return sampling.drawn_keys(sizes, count, layout, draws, self.heads), sizes
+        return sampling.drawn_keys(sizes, count, layout, draws, self.heads, self.own), sizes
 
     def _best(self, scores: Tensor, layout: Layout, queries: Tensor) -> Chosen:
         limit = sampling.cap(self.factor, layout.capacity)
@@ -302,7 +319,7 @@ class Attention(nn.Module):
     def _drop(self, layout: Layout, chosen: Chosen, step: int) -> sparse.Dropped:
         """Draws by sample, head, number of the query and number of the key."""
         draws = rng.key(self.seed, "dropout", f"{self.name}.probabilities", step)
-        head = torch.arange(self.heads, device=chosen.number.device)[:, None]
+        head = torch.arange(self.own.start, self.own.stop, device=chosen.number.device)[:, None]
         keys = rng.bits(draws, pack(layout.sample[:, None, None], chosen.number * self.heads + head))
         lanes = rng.lanes(layout.token).expand(layout.mask.shape)
         scale = 1.0 / (1.0 - self.dropout)

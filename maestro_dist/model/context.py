@@ -6,10 +6,38 @@ parallel room implements the same two protocols, and parameter names and results
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Blocks = Sequence[tuple[int, tuple[int, ...]]]
+"""Of each modality of a layout: its rows, and the tokens a row that each rank holds."""
+
+
+class Swap(Protocol):
+    """Attention on whole sequences: from some tokens with all heads to all tokens with some heads, and back."""
+
+    def heads(self, count: int) -> range:
+        """Which of `count` heads this rank attends with. Raises `MeshError` when they cannot be shared out evenly."""
+        ...
+
+    def bounds(self, name: str, word: int) -> tuple[int, ...]:
+        """Where the ranks' slices of modality `name` start, and where the last ends, in words of `word` steps."""
+        ...
+
+    def join(self, mask: Tensor, blocks: Blocks) -> Tensor:
+        """Mask bool [N] of this rank's flat tokens -> of all ranks' tokens [N'], in the order of one process."""
+        ...
+
+    def attend(self, packed: Tensor, blocks: Blocks, attention: Callable[[Tensor], Tensor]) -> Tensor:
+        """Projections of this rank's flat tokens [N, 3, H, d_h] -> their context [N, H, d_h]; differentiable.
+
+        `attention` takes the projections of all tokens for this rank's heads, [N', 3, h, d_h], in the order of one
+        process, and gives their context [N', h, d_h].
+        """
+        ...
 
 
 class SequenceContext(Protocol):
@@ -21,6 +49,8 @@ class SequenceContext(Protocol):
 
     rank: int
     size: int
+    swap: Swap | None
+    """Where it is given, attention goes through it, and needs no other operation between ranks."""
 
     def slice(self, name: str, steps: int) -> tuple[int, int]:
         """Global number of the first local step of modality `name`, and its steps over all ranks, given the local."""
@@ -59,6 +89,7 @@ class OneProcess:
 
     rank = 0
     size = 1
+    swap: Swap | None = None
 
     def slice(self, name: str, steps: int) -> tuple[int, int]:
         """The slice is all there is."""

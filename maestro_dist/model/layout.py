@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from maestro_dist import rng
-from maestro_dist.model.context import OneProcess, SequenceContext
+from maestro_dist.model.context import Blocks, OneProcess, SequenceContext, Swap
 from maestro_dist.model.layers import taps
 
 LOWEST = -1e30
@@ -34,6 +34,7 @@ class Part(NamedTuple):
     first    global number of the first word held here
     lead     summary tokens over all ranks (0 or 1)
     total    words over all ranks
+    bounds   global number of each rank's first word, and `total`; empty where no rank needs to know
     """
 
     rows: int
@@ -42,15 +43,27 @@ class Part(NamedTuple):
     first: int
     lead: int
     total: int
+    bounds: tuple[int, ...] = ()
 
     @property
     def length(self) -> int:
         """Tokens a row held here."""
         return self.summary + self.words
 
+    @property
+    def shares(self) -> tuple[int, ...]:
+        """Tokens a row that each rank holds, where `bounds` are known."""
+        words = [end - start for start, end in zip(self.bounds, self.bounds[1:], strict=False)]
+        return (self.lead + words[0], *words[1:])
+
     def distilled(self) -> Part:
         """The same part one depth on: words halved (rounded up), summary untouched."""
-        return self._replace(words=-(-self.words // 2), first=-(-self.first // 2), total=-(-self.total // 2))
+        words, first, total, *bounds = (-(-n // 2) for n in (self.words, self.first, self.total, *self.bounds))
+        return self._replace(words=words, first=first, total=total, bounds=tuple(bounds))
+
+    def joined(self) -> Part:
+        """The same part in one process."""
+        return self._replace(summary=self.lead, words=self.total, first=0, bounds=())
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +82,7 @@ class Layout:
     capacity  most columns that a sample has over all ranks
     lengths   columns that each sample really has, known without asking the device; None: not known
     whole     known without asking the device: every column is an observed token and all are held here
+    joined    layout of all ranks' tokens, as one process has it, where attention is given whole sequences
     """
 
     parts: tuple[Part, ...]
@@ -83,6 +97,12 @@ class Layout:
     capacity: int
     lengths: tuple[int, ...] | None
     whole: bool
+    joined: Layout | None = None
+
+    @property
+    def blocks(self) -> Blocks:
+        """Rows of each modality, and the tokens a row that each rank holds."""
+        return [(part.rows, part.shares) for part in self.parts]
 
     @cached_property
     def order(self) -> Tensor:
@@ -126,6 +146,11 @@ class Layout:
         row = torch.arange(len(self.mask), device=self.mask.device)[:, None]
         return self.flat(row * len(self.parts) + self.part)
 
+    def rows(self, x: Tensor) -> Tensor:
+        """[S, L, ...] -> [N, ...]: the other way round than `padded`."""
+        x = x.flatten(0, 1)
+        return x if self.slot is None else x.index_select(0, self.slot)
+
     def flat(self, values: Tensor) -> Tensor:
         """[S, L] -> [N]."""
         values = values.expand(self.mask.shape).flatten()
@@ -157,12 +182,14 @@ class Plan(NamedTuple):
     parts    parts[j][depth]
     total    int64 [B, M, depths]: observed tokens over all ranks
     before   int64 [B, M, depths]: those on lower ranks
+    joined   the plan of all ranks' tokens, as one process has it, where attention is given whole sequences
     """
 
     masks: list[list[Tensor]]
     parts: list[list[Part]]
     total: Tensor
     before: Tensor
+    joined: Plan | None = None
 
 
 def plan(
@@ -195,7 +222,28 @@ def plan(
         local[:, j].index_copy_(0, rows[j], torch.stack([level.sum(1) for level in levels], 1))
         masks.append(levels)
         chains.append(chain)
-    return Plan(masks, chains, sequence.sum(local), sequence.before(local))
+    joined = _joined_plan(parts, words, summaries, rows, samples, distils, sequence.swap) if sequence.swap else None
+    return Plan(masks, chains, sequence.sum(local), sequence.before(local), joined)
+
+
+def _joined_plan(
+    parts: list[Part],
+    words: list[Tensor],
+    summaries: list[Tensor],
+    rows: list[Tensor],
+    samples: int,
+    distils: list[bool],
+    swap: Swap,
+) -> Plan:
+    """The plan of one process: masks of the first depth cross ranks, all else follows from them."""
+    held = [torch.cat(both, 1).flatten() for both in zip(summaries, words, strict=True)]
+    mask = swap.join(torch.cat(held), [(part.rows, part.shares) for part in parts])
+    wholes = [part.joined() for part in parts]
+    pieces = mask.split([part.rows * part.length for part in wholes])
+    levels = [piece.view(part.rows, part.length) for piece, part in zip(pieces, wholes, strict=True)]
+    ahead = [level[:, : part.lead] for level, part in zip(levels, wholes, strict=True)]
+    behind = [level[:, part.lead :] for level, part in zip(levels, wholes, strict=True)]
+    return plan(wholes, behind, ahead, rows, samples, distils, OneProcess())
 
 
 def plain_layout(mask: Tensor) -> Layout:
@@ -222,6 +270,7 @@ def modality_layout(plan: Plan, j: int, depth: int, rows: Tensor, sample: Tensor
         capacity=part.lead + part.total,
         lengths=(part.length,) * part.rows,
         whole=_whole(mask, [part]),
+        joined=None if plan.joined is None else modality_layout(plan.joined, j, depth, rows, sample),
     )
 
 
@@ -279,6 +328,7 @@ def joint_layout(
         capacity=max(wholes) if ragged else sum(part.lead + part.total for part in parts),
         lengths=tuple(lengths) if having is not None else None,
         whole=_whole(mask, parts),
+        joined=None if plan.joined is None else joint_layout(plan.joined, depth, rows, sample, having),
     )
 
 

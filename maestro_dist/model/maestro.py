@@ -170,7 +170,8 @@ class Maestro(nn.Module):
             local = observed.shape[1] * word if values is None else values.shape[1]
             start, steps = self.sequence.slice(name, local)
             held, total = observed.shape[1], -(-steps // word)
-            parts.append(Part(len(observed), summary.shape[1], held, start // word, lead, total))
+            bounds = () if self.sequence.swap is None else self.sequence.swap.bounds(name, word)
+            parts.append(Part(len(observed), summary.shape[1], held, start // word, lead, total, bounds))
             tokens.append(embedded.flatten(0, 1))
             words.append(observed)
             summaries.append(summary)
@@ -209,5 +210,8 @@ def _check(config: ModelConfig, modalities: Sequence[Modality], sequence: Sequen
         raise ConfigError(f"model.heads {config.heads} does not divide model.width {config.width}")
     if config.moe.experts and config.moe.top_k > config.moe.experts:
         raise ConfigError(f"model.moe.top_k {config.moe.top_k} is more than model.moe.experts {config.moe.experts}")
-    if sequence.size > 1 and config.attention == "dense":
-        raise ConfigError("model.attention dense cannot be sharded by time; set it to sparse, or mesh.sequence to 1")
+    if sequence.size > 1 and sequence.swap is None and config.attention == "dense":
+        raise ConfigError(
+            "model.attention dense cannot be sharded by time; set it to sparse, mesh.sequence to 1, or "
+            "mesh.sequence_method to ulysses"
+        )

@@ -38,8 +38,8 @@ def strided_keys(sizes: Tensor, limit: int, layout: Layout) -> Tensor:
     return ((2 * number + 1) * count).div(2 * size.clamp_min(1), rounding_mode="floor")[:, None]
 
 
-def drawn_keys(sizes: Tensor, limit: int, layout: Layout, key: int, heads: int) -> Tensor:
-    """Training: ranks int64 [S, H, limit] among the observed tokens, drawn without replacement.
+def drawn_keys(sizes: Tensor, limit: int, layout: Layout, key: int, heads: int, own: range | None = None) -> Tensor:
+    """Training: ranks int64 [S, H, limit] among the observed tokens, drawn without replacement, for the heads `own`.
 
     The observed tokens are cut into U strata of equal size (to one token) and each gives one: no two are the same, all
     of the time axis is seen, and the cost is that of the U draws, not of the L tokens.
@@ -48,7 +48,8 @@ def drawn_keys(sizes: Tensor, limit: int, layout: Layout, key: int, heads: int) 
     count, size = layout.observed[:, None], sizes.clamp_min(1)[:, None]
     first = (number * count).div(size, rounding_mode="floor")
     width = ((number + 1) * count).div(size, rounding_mode="floor") - first
-    head = torch.arange(heads, device=sizes.device)[:, None]
+    own = range(heads) if own is None else own
+    head = torch.arange(own.start, own.stop, device=sizes.device)[:, None]
     draws = rng.uniform(key, pack(layout.sample[:, None, None], number * heads + head))
     return first[:, None] + torch.minimum((draws * width[:, None]).long(), width[:, None] - 1)
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from maestro_dist.config.schema import ModelConfig
+from maestro_dist.model.context import Swap
 from maestro_dist.model.embedding import word_steps
 from maestro_dist.parallel.collectives import Group
 from maestro_dist.types import Modality
@@ -35,6 +36,8 @@ def model_cuts(config: ModelConfig, modalities: Sequence[Modality], ranks: int) 
 
 class SequenceRanks:
     """`SequenceContext` on a process group whose ranks hold the slices of the same samples, in rank order."""
+
+    swap: Swap | None = None
 
     def __init__(self, group: dist.ProcessGroup, cuts: Mapping[str, Sequence[int]]) -> None:
         """`cuts`: of each modality where the ranks' slices start, and where the last one ends."""

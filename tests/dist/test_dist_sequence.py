@@ -36,28 +36,34 @@ LOADS = {"expert_load", "expert_load_by_sample"}
 """Outputs of the local tokens; the others are of all."""
 
 
-def on_slices(rank: int, ranks: int) -> list[str]:
-    """What differs from one process, by name, over all options; and its size."""
+def on_slices(
+    rank: int,
+    ranks: int,
+    given: list[dict[str, Any]] = OPTIONS,
+    method: type[SequenceRanks] = SequenceRanks,
+    training: bool = True,
+) -> list[str]:
+    """What differs from one process, by name, over all options."""
     wrong = []
-    for options in OPTIONS:
+    for options in given:
         options = {"dropout": 0.0, "beta": 1.5, "fusion_beta": 2.0, "sample_factor": 1.5, **options}
         batch = make_batch(PRESENT)
-        whole = make_model(**options).double().train()
+        whole = make_model(**options).double().train(training)
         expected = whole(batch, 4)
         F.cross_entropy(expected["logits"], batch.target).backward()
 
         cuts = model_cuts(whole.config, MODALITIES, ranks)
-        sequence = SequenceRanks(dist.group.WORLD, cuts)
-        model = make_model(**options, sequence=sequence).double().train()
+        sequence = method(dist.group.WORLD, cuts)
+        model = make_model(**options, sequence=sequence).double().train(training)
         mine = {name: slice(*ends[rank:][:2]) for name, ends in cuts.items()}
         if SYMBOLS.items() <= options.items():
-            given = {
+            symbols = {
                 m.name: whole.embeddings[m.name].symbolise(batch.values[m.name], batch.recording[m.name])
                 for m in MODALITIES
             }
             word = whole.config.word
             words = {name: slice(part.start // word, -(-part.stop // word)) for name, part in mine.items()}
-            part = replace(batch, values={}, symbols={name: x[:, words[name]] for name, x in given.items()})
+            part = replace(batch, values={}, symbols={name: x[:, words[name]] for name, x in symbols.items()})
         else:
             part = replace(batch, values={name: x[:, mine[name]] for name, x in batch.values.items()})
         output = model(part, 4)

@@ -39,6 +39,8 @@ class Board:
 class Lockstep:
     """`SequenceContext` between threads."""
 
+    swap = None
+
     def __init__(self, board: Board, rank: int, cuts: Cuts) -> None:
         self.board, self.rank, self.size, self.cuts = board, rank, board.size, cuts
         self.exchange: Callable[[Tensor], list[Tensor]] = lambda tensor: board.exchange(rank, tensor)

@@ -1,0 +1,136 @@
+"""The time axis of a sample spread over ranks, the other way: whole sequences for some of the heads (Ulysses).
+
+Before the attention each rank gives its tokens of other ranks' heads away and gets all tokens of its own heads; after
+it, the context goes back (Jacobs et al., 2023; DeepSpeed's `DistributedAttention`). Every attention of one process
+works like this, dense too, and gives what it gives there; but 8 (L / P) d numbers a layer cross the ranks, forward and
+backward, where `sequence` sends nothing of the length L.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from maestro_dist.errors import MeshError
+from maestro_dist.model.context import Blocks
+from maestro_dist.parallel.collectives import Group
+from maestro_dist.parallel.sequence import SequenceRanks
+from maestro_dist.parallel.settings import load_deepspeed
+
+
+class UlyssesRanks(SequenceRanks):
+    """`SequenceContext` whose attention goes through `UlyssesSwap`; all else is as in `SequenceRanks`."""
+
+    def __init__(self, group: dist.ProcessGroup, cuts: Mapping[str, Sequence[int]]) -> None:
+        """`cuts`: of each modality where the ranks' slices start, and where the last one ends."""
+        super().__init__(group, cuts)
+        self.swap = UlyssesSwap(self.group, cuts)
+
+
+class UlyssesSwap:
+    """`Swap` by DeepSpeed's `DistributedAttention`.
+
+    It exchanges equal numbers of tokens only, and hangs where ranks hold different ones. So the exchange takes flat
+    tokens, padded to the most that a rank holds, and what is added is left out again before the attention sees it.
+    """
+
+    def __init__(self, group: Group, cuts: Mapping[str, Sequence[int]]) -> None:
+        """`cuts`: of each modality where the ranks' slices start, and where the last one ends, in steps."""
+        self.group, self.cuts = group, cuts
+        deepspeed = load_deepspeed("cuda" if dist.get_backend(group.group) == "nccl" else "cpu")
+        if not deepspeed.comm.is_initialized():
+            deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, dist_init_required=False)
+        from deepspeed.sequence.layer import DistributedAttention
+
+        self.exchange = DistributedAttention(_on_whole, group.group, scatter_idx=2, gather_idx=1)
+
+    def heads(self, count: int) -> range:
+        """See `Swap`."""
+        if count % self.group.size:
+            raise MeshError(
+                f"model.heads = {count} cannot be shared out evenly among mesh.sequence = {self.group.size} ranks"
+            )
+        each = count // self.group.size
+        return range(self.group.rank * each, (self.group.rank + 1) * each)
+
+    def bounds(self, name: str, word: int) -> tuple[int, ...]:
+        """See `Swap`."""
+        return tuple(-(-cut // word) for cut in self.cuts[name])
+
+    def join(self, mask: Tensor, blocks: Blocks) -> Tensor:
+        """See `Swap`."""
+        size = _most(blocks)
+        held = F.pad(mask.to(torch.uint8), (0, size - len(mask)))
+        return self.group.stack(held).flatten().index_select(0, _order(blocks, size, mask.device)) > 0
+
+    def attend(self, packed: Tensor, blocks: Blocks, attention: Callable[[Tensor], Tensor]) -> Tensor:
+        """See `Swap`."""
+        size = _most(blocks)
+        padded = F.pad(packed, (0, 0, 0, 0, 0, 0, 0, size - len(packed)))[None]
+        parts = [self._counted(part) for part in padded.unbind(2)]
+        order = _order(blocks, size, packed.device)
+        context = self.exchange(*parts, 0, None, order=order, attention=attention)
+        return self._counted(context)[0, : len(packed)]
+
+    def _counted(self, x: Tensor) -> Tensor:
+        out: Tensor = _Counted.apply(x, self.group)
+        return out
+
+
+def _sizes(blocks: Blocks) -> list[int]:
+    """Tokens that each rank holds."""
+    return [sum(held) for held in zip(*([rows * share for share in shares] for rows, shares in blocks), strict=True)]
+
+
+def _most(blocks: Blocks) -> int:
+    """Most tokens that a rank holds; at least one, so that all ranks always exchange."""
+    return max(1, *_sizes(blocks))
+
+
+def _order(blocks: Blocks, size: int, device: torch.device) -> Tensor:
+    """int64 [N']: where the tokens of one process (modality, row, time) lie among those of all ranks.
+
+    Each rank has `size` places, and there modality after modality, row after row, its own stretch of time.
+    """
+    starts = [rank * size for rank in range(len(_sizes(blocks)))]
+    order = []
+    for rows, shares in blocks:
+        row = torch.arange(rows, device=device)[:, None]
+        pieces = [
+            start + row * share + torch.arange(share, device=device)
+            for start, share in zip(starts, shares, strict=True)
+        ]
+        order.append(torch.cat(pieces, 1).flatten())
+        starts = [start + rows * share for start, share in zip(starts, shares, strict=True)]
+    return torch.cat(order)
+
+
+def _on_whole(
+    query: Tensor, key: Tensor, value: Tensor, *, order: Tensor, attention: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Own heads of all ranks' tokens [1, ranks x size, h, d_h], in rank order -> their context, in the same order."""
+    packed = torch.stack((query[0], key[0], value[0]), 1).index_select(0, order)
+    context = attention(packed)
+    return context.new_zeros(query.shape[1:]).index_copy(0, order, context)[None]
+
+
+class _Counted(torch.autograd.Function):
+    """Identity that counts what enters an all-to-all; the gradient that comes back entered one of the same size."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        group.handed += x.nbytes
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        ctx.group.handed += gradients[0].nbytes
+        return gradients[0], None
