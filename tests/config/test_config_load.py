@@ -119,10 +119,25 @@ def test_a_shared_time_axis_wants_sparse_attention_that_can_be_merged(override: 
         check(load_config(None, [*shared, override]))
 
 
+def test_ranks_that_share_heads_need_as_many_and_a_context_of_all_tokens() -> None:
+    shared = ["data.url=d", "mesh.sequence=4", "run.workers=4", "mesh.sequence_method=ulysses"]
+    for works in ([], ["model.attention=dense"], ["model.attention_kernel=fused"], ["model.attention_form=plain"]):
+        check(load_config(None, [*shared, *works]))
+    check(load_config(None, [*shared, "model.attention=dense", "model.attention_form=rows"]))
+    for refused, said in (
+        (["model.heads=2"], r"model\.heads is 2"),
+        (["model.attention_form=rows"], r"model\.attention_form=rows"),
+        (["model.attention_form=absorbed"], r"model\.attention_form=absorbed"),
+    ):
+        with pytest.raises(MeshError, match=r"mesh\.sequence: 4.*" + said):
+            check(load_config(None, [*shared, *refused]))
+
+
 def test_resume_may_move_but_not_change() -> None:
     begun = load_config(None, ["data.url=a"])
     moved = load_config(None, ["data.url=b", "run.workers=4", "engine.zero_stage=3", "mesh.data=4", "run.storage=/x"])
     check_resume(moved, identity(begun))
+    check_resume(load_config(None, ["data.url=a", "mesh.sequence=2", "mesh.sequence_method=ulysses"]), identity(begun))
     with pytest.raises(ConfigError, match=r"model\.width 64 -> 32; optim\.lr 0\.001 -> 0\.1"):
         check_resume(load_config(None, ["data.url=a", "optim.lr=.1", "model.width=32"]), identity(begun))
 

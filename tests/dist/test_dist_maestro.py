@@ -23,6 +23,7 @@ from maestro_dist.parallel.expert import spread_experts
 from maestro_dist.parallel.group import sequence_group
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.parallel.sequence import SequenceRanks, model_cuts
+from maestro_dist.parallel.ulysses import UlyssesRanks
 from maestro_dist.task import Task, make_task
 from maestro_dist.types import Batch, Modality, Output
 
@@ -108,7 +109,8 @@ def sharded(config: Config, batches: list[tuple[Batch, int]], rank: int, ranks: 
     if mesh.expert > 1:
         movement = "tokens" if config.mesh.expert_movement == "auto" else config.mesh.expert_movement
         experts, _ = spread_experts(mesh, "cpu", 60, movement)
-    sequence = SequenceRanks(sequence_group(mesh, 60), cuts) if mesh.sequence > 1 else None
+    method = UlyssesRanks if config.mesh.sequence_method == "ulysses" else SequenceRanks
+    sequence = method(sequence_group(mesh, 60), cuts) if mesh.sequence > 1 else None
     model, task = make(config, sequence, experts)
     engine, trace = Engine(model, build_optimizer(model, config.optim), config, mesh), Trace()
     for batch, accumulation in batches:
