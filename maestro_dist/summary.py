@@ -35,17 +35,22 @@ def print_start(config: Config, manifest: Manifest) -> None:
     accumulation = math.ceil(optim.global_batch / (mesh.data * share))
     parameters = count_parameters(pieces.model)
     tokens = tokens_by_modality(config.model, pieces.modalities)
+    model, swaps = config.model, mesh.sequence > 1 and config.mesh.sequence_method == "ulysses"
+    if swaps:  # the one form of sparse attention whose context can be exchanged
+        model = model.model_copy(update={"attention_form": "plain"})
     # sequence ranks hold equal slices of the time axis
     held = [replace(modality, steps=-(-modality.steps // mesh.sequence)) for modality in pieces.modalities]
     memory = memory_estimate(
-        config.model,
+        model,
         held,
         parameters=parameters,
         micro_batch=share,
         ranks=mesh.world,
         zero_stage=config.engine.zero_stage,
+        swaps=swaps,
     )
     grid = mesh.table(mark=False).splitlines()
+    grid[0] += "; ulysses" if swaps else ""
     launched = f"{run.launcher} on {run.device}, ZeRO {config.engine.zero_stage}, {config.engine.precision}"
     splits = (config.data.train, config.data.validation, config.data.test)
     kind = f"{len(manifest.classes)} classes" if pieces.task.kind == "classification" else manifest.target
@@ -58,7 +63,7 @@ def print_start(config: Config, manifest: Manifest) -> None:
         "modalities": names,
         "model": f"{parameters:,} parameters, {sum(tokens.values()):,} tokens a sample, d {config.model.width}, "
         f"H {config.model.heads}, E {config.model.moe.experts}",
-        "attention": explain(config.model, list(tokens.values())) if config.model.attention == "sparse" else "dense",
+        "attention": explain(model, list(tokens.values())) if model.attention == "sparse" else "dense",
         "mesh": "\n".join([f"{grid[0]}; {launched}", *(grid[1:] if mesh.sequence > 1 else [])]),
         "steps": f"{per_epoch:,} an epoch, {total:,} in all; global batch {optim.global_batch} = {mesh.data} ranks x "
         f"{accumulation} micro-batch{'es' if accumulation > 1 else ''} of up to {share}",

@@ -6,6 +6,7 @@ selected queries.
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -126,9 +127,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, layout: Layout, queries: Tensor, step: int) -> Tensor:
         """Tokens x [N, d] -> [N, d]. `queries` [S]: real-valued number of queries n <= L of each sample."""
         if self.swap is not None:
-            packed = self._project(x[None])[0]
-            context = self.swap.attend(packed, layout.blocks, lambda whole: self._joined(whole, layout, queries, step))
-            return self._output(context)
+            attention = functools.partial(self._joined, layout=layout, queries=queries, step=step)
+            return self._output(self.swap.attend(self._project(x[None])[0], layout.blocks, attention))
         form = "plain" if self.dense else self.form if self.form != "auto" else self.choose(layout.capacity)
         if form == "plain":
             context = self._context(self._project(layout.padded(x)), layout, queries, step)

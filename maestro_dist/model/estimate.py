@@ -101,16 +101,18 @@ def memory_estimate(
     micro_batch: int,
     ranks: int = 1,
     zero_stage: int = 1,
+    swaps: bool = False,
 ) -> MemoryEstimate:
     """Bytes of a training step on one rank, complete samples, fp32.
 
-    `parameters`: their number; `micro_batch`: samples a rank takes at a time; `ranks` share what `zero_stage` shards.
+    `parameters`: their number; `micro_batch`: samples a rank takes at a time; `ranks` share what `zero_stage` shards;
+    `swaps`: attention gets whole sequences for some of the heads, `modalities` being this rank's slices.
     The model is taken as segments in their order (embeddings, then each layer's attention and what follows it): kept
     arrays pile up in the forward and go one by one in the backward, and to both comes the work inside the segment at
     hand. With checkpoints a segment keeps its input alone, and its backward starts with its forward.
     """
     again = config.checkpoint == "layers"
-    segments = _segments(config, modalities, micro_batch)
+    segments = _segments(config, modalities, micro_batch, swaps)
     heap, mapped = ([part for part in segments if part.mapped == kind] for kind in (False, True))
     gaps = _GAPS_AGAIN if again else _GAPS
     kept, live = _most(segments, again)
@@ -137,17 +139,19 @@ def _most(segments: list[_Segment], again: bool) -> tuple[float, float]:
     return kept, peak
 
 
-def _segments(config: ModelConfig, modalities: Sequence[Modality], samples: int) -> list[_Segment]:
+def _segments(config: ModelConfig, modalities: Sequence[Modality], samples: int, swaps: bool) -> list[_Segment]:
     embeddings, encoders, fusion, entering = [], [], [], []
     for modality in modalities:
         lengths = _lengths(config, modality)
         embeddings.append(_embedding(config, modality, samples, lengths[0]))
         for depth in range(config.encoder_layers):
-            encoders += _layer(config, samples, lengths[depth], lengths[depth + 1], config.beta, experts=False)
+            attention = attention_floats(config, lengths[depth], config.beta, swaps=swaps)
+            encoders += _layer(config, samples, lengths[depth], lengths[depth + 1], attention, experts=False)
         entering.append(lengths[config.encoder_layers :])
     for depth in range(config.fusion_layers):
         before, after = (sum(lengths[at] for lengths in entering) for at in (depth, depth + 1))
-        fusion += _layer(config, samples, before, after, config.fusion_beta, experts=bool(config.moe.experts))
+        attention = attention_floats(config, before, config.fusion_beta, swaps=swaps)
+        fusion += _layer(config, samples, before, after, attention, experts=bool(config.moe.experts))
     tokens = samples * config.width * float(sum(lengths[0] for lengths in entering))
     codes = tokens / samples
     # all modalities' tokens joined, their codes, and with these the pieces of the sum and the sum; the pools read them
@@ -177,13 +181,12 @@ def _embedding(config: ModelConfig, modality: Modality, samples: int, tokens: in
 
 
 def _layer(
-    config: ModelConfig, samples: int, before: int, after: int, factor: float, *, experts: bool
+    config: ModelConfig, samples: int, before: int, after: int, attention: AttentionFloats, *, experts: bool
 ) -> list[_Segment]:
     """Attention with residual, norm and distilling of `before` tokens a sample; then what follows on `after`."""
     width, entering, leaving = float(config.width), float(samples * before), float(samples * after)
     small = 6.0  # of a token: statistics of the norm, keys of draws
     halves = after / before * width if config.distil and before else 0.0
-    attention = attention_floats(config, before, factor)
     # the residual sum; for distilling its norm too
     kept = attention.kept + small + width * (2 if config.distil else 1)
     normed = attention.kept + small + 3 * width  # branch, sum and norm
@@ -229,20 +232,23 @@ class AttentionFloats:
     back: float
 
 
-def attention_floats(config: ModelConfig, length: int, factor: float) -> AttentionFloats:
-    """Floats of attention over `length` tokens."""
+def attention_floats(config: ModelConfig, length: int, factor: float, *, swaps: bool = False) -> AttentionFloats:
+    """Floats of attention over `length` tokens; with `swaps` the slice of a rank, exchanged for some of the heads."""
     width, heads = config.width, config.heads
     sampled, selected = cap(config.sample_factor, length), cap(factor, length)
     form: str = "dense" if config.attention == "dense" else config.attention_form
-    if form == "auto":
+    if form == "auto" and swaps:
+        form = "plain"
+    elif form == "auto":
         form = cost.choose(length, width, heads, sampled, selected, training=True).form
     keeps = form != "dense" and cost.keeps_scores(config.keep_scores, width, heads, selected)
     scores = heads * (selected + 1.0) if keeps else 0.0
-    kept, ahead, back = (arrays * width + scores + heads for arrays in _FORMS[form])
+    kept, ahead, back = (arrays * width + scores + heads for arrays in (_SWAPPED if swaps else _FORMS)[form])
     return AttentionFloats(kept, ahead, back)
 
 
 _FORMS = {"dense": (5.0, 9.0, 12.0), "plain": (4.0, 5.0, 7.0), "rows": (2.0, 3.0, 4.0), "absorbed": (0.0, 1.0, 3.0)}
+_SWAPPED = {"dense": (5.0, 15.0, 12.0), "plain": (4.0, 12.0, 8.0)}
 """Of each form of attention: arrays as wide as the tokens that are kept, and that are there at a time."""
 
 

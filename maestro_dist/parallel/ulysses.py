@@ -71,12 +71,13 @@ class UlyssesSwap:
 
     def attend(self, packed: Tensor, blocks: Blocks, attention: Callable[[Tensor], Tensor]) -> Tensor:
         """See `Swap`."""
-        size = _most(blocks)
-        padded = F.pad(packed, (0, 0, 0, 0, 0, 0, 0, size - len(packed)))[None]
-        parts = [self._counted(part) for part in padded.unbind(2)]
+        size, length = _most(blocks), len(packed)
+        if length < size:
+            packed = F.pad(packed, (0, 0, 0, 0, 0, 0, 0, size - length))
+        parts = [self._counted(part) for part in packed[None].unbind(2)]
         order = _order(blocks, size, packed.device)
         context = self.exchange(*parts, 0, None, order=order, attention=attention)
-        return self._counted(context)[0, : len(packed)]
+        return self._counted(context)[0, :length]
 
     def _counted(self, x: Tensor) -> Tensor:
         out: Tensor = _Counted.apply(x, self.group)
@@ -115,9 +116,50 @@ def _on_whole(
     query: Tensor, key: Tensor, value: Tensor, *, order: Tensor, attention: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Own heads of all ranks' tokens [1, ranks x size, h, d_h], in rank order -> their context, in the same order."""
-    packed = torch.stack((query[0], key[0], value[0]), 1).index_select(0, order)
-    context = attention(packed)
-    return context.new_zeros(query.shape[1:]).index_copy(0, order, context)[None]
+    context = attention(_Ordered.apply(order, query[0], key[0], value[0]))
+    back: Tensor = _Spread.apply(order, query.shape[1], context)
+    return back[None]
+
+
+class _Ordered(torch.autograd.Function):
+    """Rows of each x [n, h, c] in an order, int64 [N] -> [N, parts, h, c]; rows that are not named get no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, order: Tensor, *parts: Tensor) -> Tensor:
+        ctx.save_for_backward(order)
+        ctx.size = len(parts[0])
+        out = parts[0].new_empty(len(order), len(parts), *parts[0].shape[1:])
+        for number, part in enumerate(parts):
+            out[:, number] = part.index_select(0, order)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (order,) = ctx.saved_tensors
+        return (None, *(_spread(order, ctx.size, part) for part in gradients[0].unbind(1)))
+
+
+class _Spread(torch.autograd.Function):
+    """Rows [N, h, c] to the places that an order names, int64 [N], among `size` -> [size, h, c]; zeros elsewhere.
+
+    Unlike torch's `index_copy` it does not keep the rows for the backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, order: Tensor, size: int, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(order)
+        return _spread(order, size, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor]:
+        (order,) = ctx.saved_tensors
+        return None, None, gradients[0].index_select(0, order)
+
+
+def _spread(order: Tensor, size: int, rows: Tensor) -> Tensor:
+    return rows.new_zeros(size, *rows.shape[1:]).index_copy_(0, order, rows)
 
 
 class _Counted(torch.autograd.Function):

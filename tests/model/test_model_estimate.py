@@ -71,3 +71,12 @@ def test_sizes_follow_the_configuration() -> None:
     again = memory_estimate(config.model_copy(update={"checkpoint": "layers"}), MODALITIES, parameters=0, micro_batch=4)
     assert again.kept < 0.4 * small.kept
     assert small.kept < small.live < small.peak
+
+
+def test_swapping_tokens_for_heads_takes_more_while_it_lasts() -> None:
+    config, sensors = ModelConfig(word=2, distil=False, attention_form="plain"), modalities(1, 65536, 1)
+    swapped, plain = (memory_estimate(config, sensors, parameters=0, micro_batch=1, swaps=s) for s in (True, False))
+    auto = config.model_copy(update={"attention_form": "auto"})
+    assert memory_estimate(auto, sensors, parameters=0, micro_batch=1, swaps=True) == swapped
+    assert swapped.kept == plain.kept
+    assert plain.live < swapped.live < 1.5 * plain.live
