@@ -41,7 +41,7 @@ def print_start(config: Config, manifest: Manifest) -> None:
     # sequence ranks hold equal slices of the time axis
     held = [replace(modality, steps=-(-modality.steps // mesh.sequence)) for modality in pieces.modalities]
     memory = memory_estimate(
-        model,
+        config.model,
         held,
         parameters=parameters,
         micro_batch=share,

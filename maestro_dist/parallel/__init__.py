@@ -1,1 +1,4 @@
-"""Ranks: their grid (`mesh`), the process group (`group`), and DeepSpeed (`settings`, `engine`, `partition`)."""
+"""Ranks: their grid (`mesh`), the process group (`group`), and DeepSpeed (`settings`, `engine`, `partition`).
+
+The time axis of a sample is spread over ranks by `sequence`, or by `ulysses`; both rest on `collectives`.
+"""

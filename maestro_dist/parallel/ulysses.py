@@ -1,9 +1,9 @@
 """The time axis of a sample spread over ranks, the other way: whole sequences for some of the heads (Ulysses).
 
 Before the attention each rank gives its tokens of other ranks' heads away and gets all tokens of its own heads; after
-it, the context goes back (Jacobs et al., 2023; DeepSpeed's `DistributedAttention`). Every attention of one process
-works like this, dense too, and gives what it gives there; but 8 (L / P) d numbers a layer cross the ranks, forward and
-backward, where `sequence` sends nothing of the length L.
+it, the context goes back (Jacobs et al., 2023; DeepSpeed's `DistributedAttention`). Attention itself is that of one
+process, sparse or dense, with the same draws and ties. But a rank hands in 8 (L / P) d numbers a layer, forward and
+backward, where `sequence` hands in nothing of the length L.
 """
 
 from __future__ import annotations

@@ -74,7 +74,8 @@ def test_sizes_follow_the_configuration() -> None:
 
 
 def test_swapping_tokens_for_heads_takes_more_while_it_lasts() -> None:
-    config, sensors = ModelConfig(word=2, distil=False, attention_form="plain"), modalities(1, 65536, 1)
+    config = ModelConfig(word=2, checkpoint="layers", tile=4096, attention_form="plain")
+    sensors = modalities(1, 65536, 1)
     swapped, plain = (memory_estimate(config, sensors, parameters=0, micro_batch=1, swaps=s) for s in (True, False))
     auto = config.model_copy(update={"attention_form": "auto"})
     assert memory_estimate(auto, sensors, parameters=0, micro_batch=1, swaps=True) == swapped
