@@ -56,7 +56,8 @@ def alone(stress: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[f
     "grid",
     [
         {"run.workers": 2, "mesh.sequence": 2, "mesh.expert": 2, "engine.zero_stage": 2},
-        {"run.workers": 4, "mesh.sequence": 4, "mesh.sequence_method": "ulysses", "engine.zero_stage": 3},
+        {"run.workers": 4, "mesh.sequence": 4, "engine.zero_stage": 3},
+        {"run.workers": 2, "mesh.sequence": 2, "mesh.sequence_method": "ulysses"},
     ],
     ids=lambda grid: " ".join(f"{key}={value}" for key, value in grid.items()),
 )
