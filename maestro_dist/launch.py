@@ -28,7 +28,7 @@ def launch(config: Config) -> int:
     config = absolute(config)
     for name, value in environment(config).items():
         os.environ.setdefault(name, value)  # an inline run trains in this process
-    manifest = prepare_data(config)
+    manifest, _ = prepare_data(config)
     print_start(config, manifest)
     run = Storage(config.run.storage).join(config.run.name)
     lease = Lease(run.url)
@@ -37,20 +37,6 @@ def launch(config: Config) -> int:
             return _run(config, manifest, run, lease)
     finally:
         lease.release()
-
-
-def dry_run(config: Config) -> int:
-    """Everything up to the first optimizer step: data, mesh, model, one batch, its loss, the memory estimate."""
-    from maestro_dist.summary import print_start
-    from maestro_dist.worker import first_batch
-
-    config = absolute(config)
-    manifest = prepare_data(config)
-    print_start(config, manifest)
-    loss, samples = first_batch(config)
-    print(f"first micro-batch: {samples} samples, loss {loss:.4f} before any step")
-    print("dry run: nothing was trained and nothing was written to the run")
-    return 0
 
 
 def absolute(config: Config) -> Config:
@@ -71,9 +57,12 @@ def absolute(config: Config) -> Config:
     return config.model_copy(update={"data": data, "run": run, "tracking": tracking})
 
 
-def prepare_data(config: Config) -> Manifest:
-    """Pack `data.source` where `data.url` holds nothing yet; check what a run will need before it takes any worker."""
-    from maestro_dist.data.check import check_shards
+def prepare_data(config: Config, *, bare: bool = False) -> tuple[Manifest, bool]:
+    """Pack `data.source` where `data.url` holds nothing yet; check what a run will need before it takes any worker.
+
+    Returns the manifest and whether there are shards; with `bare` it may come without any.
+    """
+    from maestro_dist.data.check import check_shards, has_shards
     from maestro_dist.data.symbols import reads_symbols
     from maestro_dist.worker import build_task
 
@@ -92,8 +81,11 @@ def prepare_data(config: Config) -> Manifest:
         )
     reads_symbols(manifest, config.model, manifest.select(config.data.modalities))
     build_task(config, manifest).metric(config.evaluation.metric)
-    check_shards(config.data.url, manifest, [config.data.train, config.data.validation, config.data.test])
-    return manifest
+    splits = [config.data.train, config.data.validation, config.data.test]
+    shards = not bare or has_shards(config.data.url, manifest, splits)
+    if shards:
+        check_shards(config.data.url, manifest, splits)
+    return manifest, shards
 
 
 def _run(config: Config, manifest: Manifest, run: Storage, lease: Lease) -> int:

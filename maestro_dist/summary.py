@@ -7,7 +7,6 @@ import math
 import os
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from maestro_dist import __version__
@@ -19,36 +18,31 @@ from maestro_dist.errors import RunError
 from maestro_dist.memory import available
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.run_record import RunRecord
-from maestro_dist.worker import build, count_steps, work_folder
+from maestro_dist.worker import Pieces, build, count_steps, work_folder
 
 
 def print_start(config: Config, manifest: Manifest) -> None:
     """Every derived number: data, model, mesh, steps, memory. Builds the model, so a wrong one is found here."""
     from maestro_dist.model.cost import explain
-    from maestro_dist.model.estimate import count_parameters, memory_estimate, tokens_by_modality
+    from maestro_dist.model.estimate import count_parameters, tokens_by_modality
+    from maestro_dist.parallel.plan import plan_expert_movement, plan_text, plan_world
 
     run, optim = config.run, config.optim
-    pieces = build(config)
+    pieces = described(config, manifest)
     mesh = build_mesh(config.mesh, world=run.workers)
     _, per_epoch, total = count_steps(config, manifest)
     share = config.engine.micro_batch or math.ceil(optim.global_batch / mesh.data)
-    accumulation = math.ceil(optim.global_batch / (mesh.data * share))
     parameters = count_parameters(pieces.model)
     tokens = tokens_by_modality(config.model, pieces.modalities)
     model, swaps = config.model, mesh.sequence > 1 and config.mesh.sequence_method == "ulysses"
     if swaps:  # the one form of sparse attention whose context can be exchanged
         model = model.model_copy(update={"attention_form": "plain"})
-    # sequence ranks hold equal slices of the time axis
-    held = [replace(modality, steps=-(-modality.steps // mesh.sequence)) for modality in pieces.modalities]
-    memory = memory_estimate(
-        config.model,
-        held,
-        parameters=parameters,
-        micro_batch=share,
-        ranks=mesh.world,
-        zero_stage=config.engine.zero_stage,
-        swaps=swaps,
-    )
+    plans = plan_world(config, pieces.modalities, mesh, parameters=parameters)
+    fullest = max(plans, key=lambda plan: plan.total_memory)
+    memory, accumulation = fullest.memory, fullest.micro_batches
+    least = min(plan.total_memory for plan in plans)
+    whose = "a rank" if least == fullest.total_memory else f"on rank {fullest.rank} ({_mib(least)} on another)"
+    gathered = f", {_mib(fullest.gathered)} of parameters gathered for a while" if fullest.gathered else ""
     grid = mesh.table(mark=False).splitlines()
     grid[0] += "; ulysses" if swaps else ""
     launched = f"{run.launcher} on {run.device}, ZeRO {config.engine.zero_stage}, {config.engine.precision}"
@@ -67,12 +61,16 @@ def print_start(config: Config, manifest: Manifest) -> None:
         "mesh": "\n".join([f"{grid[0]}; {launched}", *(grid[1:] if mesh.sequence > 1 else [])]),
         "steps": f"{per_epoch:,} an epoch, {total:,} in all; global batch {optim.global_batch} = {mesh.data} ranks x "
         f"{accumulation} micro-batch{'es' if accumulation > 1 else ''} of up to {share}",
-        "memory": f"about {_mib(memory.total)} a rank beside the libraries: parameters, gradients and optimizer "
-        f"{_mib(memory.parameters)}, micro-batch {_mib(memory.inputs)}, at most {_mib(memory.peak)} in forward and "
-        f"backward ({_mib(memory.kept)} kept between them)",
+        "memory": f"about {_mib(fullest.total_memory)} {whose} beside the libraries: parameters, gradients and "
+        f"optimizer {_mib(memory.parameters)}, micro-batch {_mib(memory.inputs)}, at most {_mib(memory.peak)} in "
+        f"forward and backward ({_mib(memory.kept)} kept between them){gathered}",
     }
+    if mesh.world > 1:
+        rows["plan"] = plan_text(mesh, plans)
+    if mesh.expert > 1:
+        rows["experts"] = str(plan_expert_movement(config, pieces.modalities, mesh))
     free = available() if run.device == "cpu" else None
-    if free is not None and memory.total > free:
+    if free is not None and fullest.total_memory > free:
         rows["warning"] = (
             f"a rank needs more than the {_mib(free)} that this machine has free; what makes it less: "
             "model.checkpoint=layers, model.tile=16384, model.keep_scores=false, a smaller engine.micro_batch"
@@ -80,6 +78,14 @@ def print_start(config: Config, manifest: Manifest) -> None:
     for name, text in rows.items():
         print(f"{name:11}{text}")
     sys.stdout.flush()
+
+
+def described(config: Config, manifest: Manifest) -> Pieces:
+    """The model without its memory: shapes alone, in a moment, however large it is."""
+    import torch
+
+    with torch.device("meta"):
+        return build(config, manifest)
 
 
 def _mib(size: int) -> str:

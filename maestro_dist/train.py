@@ -46,9 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(to_yaml(config), end="")
             return 0
         check(config)
-        from maestro_dist.launch import dry_run, launch
+        if options.dry_run:
+            from maestro_dist.dry_run import dry_run
 
-        return dry_run(config) if options.dry_run else launch(config)
+            return dry_run(config)
+        from maestro_dist.launch import launch
+
+        return launch(config)
 
     return run_main(run, debug=options.debug)
 

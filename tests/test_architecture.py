@@ -22,7 +22,13 @@ LEVELS = [
     {"train", "evaluate"},
 ]
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-SAME_ROOM = {"launch_ray": "launch", "run_record": "launch", "summary": "launch", "pyfunc_model": "predict"}
+SAME_ROOM = {
+    "launch_ray": "launch",
+    "dry_run": "launch",
+    "run_record": "launch",
+    "summary": "launch",
+    "pyfunc_model": "predict",
+}
 MODEL_MAY_IMPORT = {"torch", "numpy", "pydantic", "maestro_dist", "__future__"}
 UNSAFE_MODULES = {"pickle", "dill", "cloudpickle", "shelve", "joblib", "marshal"}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -25,7 +25,7 @@ _FREE_KEYS = frozenset(
 
 def check(config: Config) -> None:
     """Raise `ConfigError` for the first combination of values that cannot work."""
-    model, moe, run, mesh = config.model, config.model.moe, config.run, config.mesh
+    model, moe, run = config.model, config.model.moe, config.run
     for key, url in (
         ("run.storage", run.storage),
         ("data.url", config.data.url),
@@ -51,16 +51,7 @@ def check(config: Config) -> None:
     for key in ("rates", "test_rates", "draws"):
         if not getattr(config.evaluation, key):
             raise ConfigError(f"evaluation.{key}: at least one is needed")
-    if run.launcher == "inline" and run.workers != 1:
-        raise MeshError(f"run.workers: {run.workers}, but run.launcher=inline is one process; use run.launcher=ray")
-    if mesh.expert > 1 and moe.experts % mesh.expert:
-        raise MeshError(
-            f"mesh.expert: {mesh.expert} ranks do not divide the {moe.experts} experts of model.moe.experts evenly"
-        )
-    if mesh.expert > 1 and not (moe.experts and model.fusion_layers):
-        raise MeshError(f"mesh.expert: {mesh.expert} ranks, but the model has no experts to spread; use mesh.expert=1")
-    if mesh.sequence > 1:
-        _check_sequence(model, mesh)
+    check_mesh(config)
     if config.engine.micro_batch and config.engine.micro_batch > config.optim.global_batch:
         raise ConfigError(
             f"engine.micro_batch: {config.engine.micro_batch} is more than optim.global_batch "
@@ -95,8 +86,57 @@ def _check_sequence(model: ModelConfig, mesh: MeshConfig) -> None:
         )
 
 
+def check_mesh(config: Config) -> None:
+    """Raise `MeshError` where workers, grid of ranks, model and global batch do not fit each other."""
+    model, run, mesh, experts = config.model, config.run, config.mesh, config.model.moe.experts
+    if run.launcher == "inline" and run.workers != 1:
+        raise MeshError(f"run.workers: {run.workers}, but run.launcher=inline is one process; use run.launcher=ray")
+    if mesh.sequence > 1:
+        _check_sequence(model, mesh)
+    if mesh.expert > 1:
+        if not (experts and model.fusion_layers):
+            raise MeshError(
+                f"mesh.expert: {mesh.expert} ranks, but the model has no experts to spread (model.moe.experts "
+                f"{experts}, model.fusion_layers {model.fusion_layers}); use mesh.expert=1"
+            )
+        fit = [ranks for ranks in range(1, experts + 1) if experts % ranks == 0 and run.workers % ranks == 0]
+        if run.workers % mesh.expert:
+            raise MeshError(
+                f"mesh.expert: groups of {mesh.expert} ranks do not divide run.workers {run.workers}; use one of {fit}"
+            )
+        if experts % mesh.expert:
+            raise MeshError(
+                f"mesh.expert: {mesh.expert} ranks do not divide the {experts} experts of model.moe.experts evenly; "
+                f"use one of {fit}, or a multiple of {mesh.expert} experts"
+            )
+    data, batch = run.workers // mesh.sequence, config.optim.global_batch
+    if batch < data:
+        raise MeshError(
+            f"optim.global_batch: {batch} samples for {data} data ranks (run.workers {run.workers} / mesh.sequence "
+            f"{mesh.sequence}), so some would never train; use optim.global_batch={data} or more, or run.workers="
+            f"{batch * mesh.sequence} or fewer"
+        )
+
+
+def _check_slices(config: Config, modalities: Sequence[Modality]) -> None:
+    """Each sequence rank must hold a word. Slices are cut between words that no distilling layer joins."""
+    model, ranks = config.model, config.mesh.sequence
+    joined = 2 ** (model.encoder_layers + model.fusion_layers) if model.distil else 1
+    words = {m.name: model.word if isinstance(model.word, int) else model.word[m.name] for m in modalities}
+    pieces = {m.name: -(-m.steps // (words[m.name] * joined)) for m in modalities}
+    longest = max(modalities, key=lambda modality: pieces[modality.name])
+    most = pieces[longest.name]
+    if most < ranks:
+        fit = max(number for number in range(1, most + 1) if config.run.workers % number == 0)
+        raise MeshError(
+            f"mesh.sequence: {ranks} ranks share the time axis, but the longest modality, {longest.name!r} with "
+            f"{longest.steps:,} steps, has {most} pieces of {joined} words of {words[longest.name]} steps, and a rank "
+            f"without any would do nothing; use mesh.sequence={fit}, or shorter words (model.word)"
+        )
+
+
 def check_modalities(config: Config, modalities: Sequence[Modality]) -> None:
-    """Raise `ConfigError` where the model does not fit the data's modalities."""
+    """Raise `ConfigError` where the model, or the mesh, does not fit the data's modalities."""
     names = [modality.name for modality in modalities]
     word = config.model.word
     if isinstance(word, dict):
@@ -106,6 +146,8 @@ def check_modalities(config: Config, modalities: Sequence[Modality]) -> None:
         for name in names:
             if name not in word:
                 raise ConfigError(f"model.word: no word length for modality {name!r}")
+    if config.mesh.sequence > 1:
+        _check_slices(config, modalities)
     if config.model.normalize == "dataset":
         for modality in modalities:
             if len(modality.mean) != modality.variates or len(modality.std) != modality.variates:

@@ -12,6 +12,15 @@ from maestro_dist.errors import DataError
 _THREADS = 16
 
 
+def has_shards(url: str, manifest: Manifest, splits: Sequence[str]) -> bool:
+    """Whether any shard is there: only the first of each split is asked for, so a bare manifest is told at once.
+
+    Raises `ConfigError` for a split that the data does not have, or that is empty.
+    """
+    storage = Storage(url)
+    return any(storage.exists(shard.path) for name in splits for shard in manifest.split(name).shards[:1])
+
+
 def check_shards(url: str, manifest: Manifest, splits: Sequence[str]) -> None:
     """Compare the size of each shard of these splits with the manifest; only sizes are asked, nothing is read.
 

@@ -93,6 +93,39 @@ def tokens_per_sample(config: ModelConfig, modalities: Sequence[Modality]) -> in
     return sum(tokens_by_modality(config, modalities).values())
 
 
+def expert_parameters(config: ModelConfig) -> int:
+    """Number of parameters of all routed experts of all layers: those that `mesh.expert` spreads over ranks."""
+    return config.fusion_layers * config.moe.experts * 2 * config.width * expert_hidden(config)
+
+
+def forward_operations(config: ModelConfig, modalities: Sequence[Modality]) -> int:
+    """Floating-point operations of matrix products in the forward of one complete sample."""
+    width, total = config.width, 0.0
+    depths = [tokens_by_depth(config, modality) for modality in modalities]
+    for depth in range(config.encoder_layers + config.fusion_layers):
+        fusion = depth >= config.encoder_layers
+        hidden, times = round(config.feedforward * width), 1
+        if fusion and config.moe.experts:
+            hidden, times = expert_hidden(config), config.moe.top_k + config.moe.shared
+        groups = [depths] if fusion else [[own] for own in depths]
+        for group in groups:
+            before, after = (sum(own[at] for own in group) for at in (depth, depth + 1))
+            attended = before if config.attention == "dense" else cap(config.beta, before)
+            total += before * width * (8 * width + 4 * attended + 2 * cap(config.sample_factor, before))
+            total += after * width * (4 * hidden * times + 6 * width * config.distil)
+    if config.stem is not None:
+        channels, kernel = config.stem.channels, config.stem.kernel
+        for modality in modalities:
+            inputs = 2 * modality.variates + (config.stem.layers - 1) * channels
+            total += 2 * modality.steps * kernel * channels * inputs
+    return max(1, int(total))
+
+
+def expert_hidden(config: ModelConfig) -> int:
+    """Hidden width e of an expert, in numbers."""
+    return max(1, round(config.moe.hidden * config.width))
+
+
 def memory_estimate(
     config: ModelConfig,
     modalities: Sequence[Modality],
@@ -101,11 +134,14 @@ def memory_estimate(
     micro_batch: int,
     ranks: int = 1,
     zero_stage: int = 1,
+    experts_ranks: int = 1,
     swaps: bool = False,
 ) -> MemoryEstimate:
     """Bytes of a training step on one rank, complete samples, fp32.
 
-    `parameters`: their number; `micro_batch`: samples a rank takes at a time; `ranks` share what `zero_stage` shards;
+    `parameters`: number of those of the whole model; `micro_batch`: samples a rank takes at a time; `ranks` share what
+    `zero_stage` shards. `experts_ranks` (it divides `ranks`) hold a part of the experts each, and the ranks with the
+    same part share what `zero_stage` shards of it. Tokens are taken to be spread evenly over the experts.
     `swaps`: attention gets whole sequences for some of the heads, `modalities` being this rank's slices.
     The model is taken as segments in their order (embeddings, then each layer's attention and what follows it): kept
     arrays pile up in the forward and go one by one in the backward, and to both comes the work inside the segment at
@@ -118,9 +154,12 @@ def memory_estimate(
     kept, live = _most(segments, again)
     peak = gaps * _most(heap, again)[1] + _GAPS_MAPPED * _most(mapped, again)[1]
     whole = {1: 2, 2: 1, 3: 0}[zero_stage]
-    states = whole + (_STATES - whole) / ranks
+    spread = expert_parameters(config) if experts_ranks > 1 else 0
+    held = 0.0
+    for number, sharing in ((parameters - spread, ranks), (spread / experts_ranks, ranks / experts_ranks)):
+        held += number * (whole + (_STATES - whole) / sharing)
     inputs = micro_batch * sum(modality.steps * modality.variates for modality in modalities)
-    sizes = (parameters * states, inputs, kept, live, peak)
+    sizes = (held, inputs, kept, live, peak)
     return MemoryEstimate(*(int(size * _FLOAT) for size in sizes))
 
 
@@ -142,7 +181,7 @@ def _most(segments: list[_Segment], again: bool) -> tuple[float, float]:
 def _segments(config: ModelConfig, modalities: Sequence[Modality], samples: int, swaps: bool) -> list[_Segment]:
     embeddings, encoders, fusion, entering = [], [], [], []
     for modality in modalities:
-        lengths = _lengths(config, modality)
+        lengths = tokens_by_depth(config, modality)
         embeddings.append(_embedding(config, modality, samples, lengths[0]))
         for depth in range(config.encoder_layers):
             attention = attention_floats(config, lengths[depth], config.beta, swaps=swaps)
@@ -201,7 +240,7 @@ def _layer(
     # besides what is kept, in the forward and in the backward
     tiles = _Segment(0.0, 0.0, 0.0, 0.0, 0.0)
     if experts:
-        hidden = round(config.moe.hidden * width)
+        hidden = expert_hidden(config)
         rows = config.moe.top_k
         kept = leaving * (rows * (2 * width + 2 * hidden + 6) + config.moe.experts + config.moe.shared * hidden)
         ahead = back = leaving * rows * (2 * width + hidden)
@@ -252,8 +291,8 @@ _SWAPPED = {"dense": (5.0, 15.0, 12.0), "plain": (4.0, 12.0, 8.0)}
 """Of each form of attention: arrays as wide as the tokens that are kept, and that are there at a time."""
 
 
-def _lengths(config: ModelConfig, modality: Modality) -> list[int]:
-    """Tokens of a modality at each depth, the summary token included."""
+def tokens_by_depth(config: ModelConfig, modality: Modality) -> list[int]:
+    """Tokens of a modality that enter each layer, and that leave the last; the summary token included."""
     lead = int(config.summary != "none")
     words = [-(-modality.steps // word_steps(config, modality.name))]
     for _ in range(config.encoder_layers + config.fusion_layers):

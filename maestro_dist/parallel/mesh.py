@@ -36,6 +36,21 @@ class Mesh:
         """Which share of a layer's experts this rank holds; expert groups are consecutive ranks."""
         return self.rank % self.expert
 
+    @property
+    def sequence_group(self) -> range:
+        """The ranks that take the same samples as this one."""
+        return range(self.rank - self.sequence_rank, self.rank - self.sequence_rank + self.sequence)
+
+    @property
+    def expert_group(self) -> range:
+        """The ranks that hold a layer's experts between them, this one included."""
+        return range(self.rank - self.expert_rank, self.rank - self.expert_rank + self.expert)
+
+    @property
+    def expert_replicas(self) -> range:
+        """The ranks that hold the same experts as this one: their gradients are averaged over these."""
+        return range(self.expert_rank, self.world, self.expert)
+
     def table(self, *, mark: bool = True) -> str:
         """The grid as text: a line for each data rank (at most 16), sequence ranks in order; `mark` shows this one."""
         head = f"{self.world} ranks = {self.data} data x {self.sequence} sequence; experts over {self.expert}"

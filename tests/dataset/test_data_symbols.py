@@ -164,7 +164,7 @@ def test_a_run_is_refused_before_it_starts(packed: str, tmp_path: Path) -> None:
         model = {"alphabet": 12, "word": WORD, "embedding": embedding}
         config = Config.model_validate({"data": {"url": url}, "run": {"launcher": "inline"}, "model": model})
         if embedding == "table":
-            assert prepare_data(config).symbols is not None
+            assert prepare_data(config)[0].symbols is not None
             loss, samples = first_batch(config)
             assert np.isfinite(loss)
             assert samples == SIZES["train"]

@@ -1,0 +1,62 @@
+"""Everything of a run but its training, for any number of workers, on a machine that need not be like theirs."""
+
+from __future__ import annotations
+
+import math
+
+from maestro_dist.config.schema import Config
+from maestro_dist.data.manifest import Manifest
+from maestro_dist.launch import absolute, prepare_data
+from maestro_dist.memory import available
+from maestro_dist.parallel.mesh import build_mesh
+from maestro_dist.summary import described, print_start
+from maestro_dist.worker import first_batch
+
+_OPERATIONS = 4 * 10**11
+"""What two cores do in about ten seconds, in floating-point operations."""
+_TO_FILL, _BYTES_TO_FILL = 1000, 40
+"""What it takes to draw a parameter: as long as so many operations, and bytes for a while."""
+
+
+def dry_run(config: Config) -> int:
+    """Everything up to the first optimizer step: data, mesh, plan, memory, one batch, its loss. Takes no device.
+
+    Any number of workers can be planned, also from a manifest without its shards; the batch is then left out, as it is
+    where this machine could not take it.
+    """
+    config = absolute(config)
+    manifest, shards = prepare_data(config, bare=True)
+    print_start(config, manifest)
+    samples, whole = trial_samples(config, manifest)
+    where = " (on the CPU, in fp32)" if config.run.device != "cpu" or config.engine.precision != "fp32" else ""
+    if not shards:
+        print("first micro-batch: left out, there is only the manifest and no shard")
+    elif not samples:
+        print("first micro-batch: left out, one sample takes more memory or time than this machine has for a dry run")
+    else:
+        engine = config.engine.model_copy(update={"micro_batch": samples})
+        loss, samples = first_batch(config.model_copy(update={"engine": engine}))
+        of = f" of {whole}, as many as this machine takes in seconds," if samples < whole else ","
+        print(f"first micro-batch: {samples} samples{of} loss {loss:.4f} before any step{where}")
+    print("dry run: nothing was trained and nothing was written to the run")
+    return 0
+
+
+def trial_samples(config: Config, manifest: Manifest) -> tuple[int, int]:
+    """Samples of rank 0's first micro-batch that this machine can take on the CPU in seconds, and all that are in it.
+
+    They are taken whole, also where sequence ranks would share them, with all experts in one place.
+    """
+    from maestro_dist.model.estimate import count_parameters, forward_operations, memory_estimate
+
+    pieces = described(config, manifest)
+    mesh = build_mesh(config.mesh, world=config.run.workers)
+    share = math.ceil(config.optim.global_batch / mesh.data)
+    whole = min(config.engine.micro_batch or share, share)
+    parameters = count_parameters(pieces.model)
+    fit = (_OPERATIONS - _TO_FILL * parameters) // forward_operations(config.model, pieces.modalities)
+    free = available()
+    if free is not None:
+        one = memory_estimate(config.model, pieces.modalities, parameters=0, micro_batch=1)
+        fit = min(fit, (free // 2 - _BYTES_TO_FILL * parameters) // one.total)
+    return max(0, min(whole, fit)), whole

@@ -1,0 +1,249 @@
+"""What a mesh costs before any of its ranks exists: bytes to collectives a step and memory, rank by rank.
+
+Pure arithmetic on configuration, modalities and mesh: no process group, no model, 1,024 ranks in a moment. Letters as
+in `traffic`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from maestro_dist.config.schema import Config
+from maestro_dist.model.estimate import MemoryEstimate, expert_hidden, expert_parameters, memory_estimate
+from maestro_dist.parallel.mesh import Mesh
+from maestro_dist.parallel.traffic import (
+    FLOAT,
+    Method,
+    Movement,
+    Traffic,
+    engine_traffic,
+    expert_tokens,
+    expert_traffic,
+    held_slices,
+    sequence_traffic,
+)
+from maestro_dist.types import Modality
+
+_LIVE = 10**9
+"""Parameters that DeepSpeed's ZeRO 3 leaves gathered at most (its `max_live_parameters`, which is left as it is)."""
+
+
+class ExpertMovement(NamedTuple):
+    """What travels between the ranks of an expert group, and what either choice moves, bytes a layer and micro-batch.
+
+    `forced`: the configuration said so.
+    """
+
+    movement: Movement
+    tokens: int
+    weights: int
+    forced: bool
+
+    def __str__(self) -> str:
+        why = ", as set" if self.forced else ""
+        return (
+            f"{self.movement} move{why}; a layer and micro-batch: tokens {_size(self.tokens)}, "
+            f"weights {_size(self.weights)}"
+        )
+
+
+def choose_expert_movement(
+    tokens: int,
+    top_k: int,
+    width: int,
+    hidden: int,
+    experts: int,
+    element_bytes: int,
+    expert_ranks: int,
+    wanted: Literal["auto", "tokens", "weights"] = "auto",
+) -> ExpertMovement:
+    """Move tokens to their experts, or the experts' weights to the tokens: what is less, unless `wanted` says which.
+
+    Forward and backward of one layer on one rank with `tokens` tokens (L / P of them where a sample's time axis is
+    shared). Tokens: 4 tokens k d b; they go and come, and so do their gradients. Weights: 6 E d e b; 2 E d e numbers
+    are gathered, and their gradients summed and dealt out, which takes a ring twice as much. Either way 1 / N of it
+    stays on the rank. With one expert rank nothing moves: both are 0. Ties go to the tokens.
+    """
+    moves = expert_ranks > 1
+    by_tokens = 4 * tokens * top_k * width * element_bytes * moves
+    by_weights = 6 * experts * width * hidden * element_bytes * moves
+    least: Movement = "weights" if by_weights < by_tokens else "tokens"
+    movement = least if wanted == "auto" else wanted
+    return ExpertMovement(movement, by_tokens, by_weights, wanted != "auto")
+
+
+def plan_expert_movement(config: Config, modalities: Sequence[Modality], mesh: Mesh) -> ExpertMovement:
+    """The one choice for all ranks and cross-modal layers of a run; the same whichever rank of `mesh` asks.
+
+    It goes by the mean over the layers of the tokens of a whole micro-batch on the rank that holds most. Tokens and
+    weights both count as float32: that is what enters the experts, also under bf16 autocast.
+    """
+    model = config.model
+    held = max(sum(expert_tokens(model, slices)) for slices in held_slices(model, modalities, mesh.sequence))
+    tokens = -(-held * _micro_batch(config, mesh) // max(1, model.fusion_layers))
+    return choose_expert_movement(
+        tokens,
+        model.moe.top_k,
+        model.width,
+        expert_hidden(model),
+        model.moe.experts,
+        FLOAT,
+        mesh.expert,
+        config.mesh.expert_movement,
+    )
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """An optimizer step on one rank.
+
+    samples        of its share of the global batch
+    micro_batches  that it takes them in (the same number on all ranks)
+    steps          of each modality's window that the rank holds
+    traffic        bytes to collectives a step, itemised
+    attention      bytes that attention hands in by each way to share the time axis that the model allows
+    memory         bytes on the rank, beside the libraries
+    gathered       bytes of parameters that are there for a while: those that ZeRO 3 gathers, and moved experts
+    """
+
+    rank: int
+    samples: int
+    micro_batches: int
+    steps: dict[str, int]
+    traffic: tuple[Traffic, ...]
+    attention: dict[Method, float]
+    memory: MemoryEstimate
+    gathered: int
+
+    @property
+    def handed(self) -> float:
+        """Bytes handed in a step."""
+        return sum(item.handed for item in self.traffic)
+
+    @property
+    def sent(self) -> float:
+        """Bytes that leave the rank a step."""
+        return sum(item.sent for item in self.traffic)
+
+    @property
+    def total_memory(self) -> int:
+        """The most at a time."""
+        return self.memory.total + self.gathered
+
+
+def plan_world(config: Config, modalities: Sequence[Modality], mesh: Mesh, *, parameters: int) -> list[RankPlan]:
+    """The step of every rank of the world that `mesh` is of, in rank order.
+
+    `parameters`: their number in the whole model, all experts included. Ranks with the same slices and equally many
+    samples share the arithmetic.
+    """
+    movement = plan_expert_movement(config, modalities, mesh).movement
+    slices = held_slices(config.model, modalities, mesh.sequence)
+    known: dict[tuple[int, int], RankPlan] = {}
+    plans = []
+    for rank in range(mesh.world):
+        here = replace(mesh, rank=rank)
+        key = here.sequence_rank, len(range(here.data_rank, config.optim.global_batch, here.data))
+        if key not in known:
+            known[key] = _plan_rank(config, modalities, slices[key[0]], here, key[1], movement, parameters)
+        plans.append(replace(known[key], rank=rank))
+    return plans
+
+
+def _plan_rank(
+    config: Config, modalities: Sequence[Modality], slices: Sequence[Modality], mesh: Mesh, samples: int,
+    movement: Movement, parameters: int,
+) -> RankPlan:  # fmt: skip
+    model = config.model
+    micro = _micro_batch(config, mesh)
+    micro_batches = -(-config.optim.global_batch // (mesh.data * micro))
+    experts = expert_parameters(model)
+    of_engine = engine_traffic(
+        parameters - experts,
+        experts,
+        world=mesh.world,
+        expert_ranks=mesh.expert,
+        zero_stage=config.engine.zero_stage,
+        micro_batches=micro_batches,
+    )
+    methods: tuple[Method, ...] = ("sparse", "ulysses")
+    shared = {method: sequence_traffic(config, modalities, slices, mesh.sequence, method) for method in methods}
+    of_experts = expert_traffic(model, slices, mesh.expert, movement)
+    traffic = [
+        *(item.times(samples) for item in shared[config.mesh.sequence_method]),
+        *(item.times(samples if movement == "tokens" else micro_batches) for item in of_experts),
+        *of_engine,
+    ]
+    memory = memory_estimate(
+        model,
+        slices,
+        parameters=parameters,
+        micro_batch=micro,
+        ranks=mesh.world,
+        zero_stage=config.engine.zero_stage,
+        experts_ranks=mesh.expert,
+        swaps=mesh.sequence > 1 and config.mesh.sequence_method == "ulysses",
+    )
+    return RankPlan(
+        rank=mesh.rank,
+        samples=samples,
+        micro_batches=micro_batches,
+        steps={modality.name: modality.steps for modality in slices},
+        traffic=tuple(item for item in traffic if item.handed),
+        attention={
+            method: samples * sum(item.handed for item in items if item.name == "attention")
+            for method, items in shared.items()
+            if (model.attention == "sparse" if method == "sparse" else model.heads % mesh.sequence == 0)
+        },
+        memory=memory,
+        gathered=_gathered(config, mesh, movement, parameters),
+    )
+
+
+def _micro_batch(config: Config, mesh: Mesh) -> int:
+    return config.engine.micro_batch or -(-config.optim.global_batch // mesh.data)
+
+
+def _gathered(config: Config, mesh: Mesh, movement: Movement, parameters: int) -> int:
+    """Bytes of parameters that are there for a while besides those that a rank owns."""
+    model = config.model
+    experts = expert_parameters(model)
+    held = 0
+    if config.engine.zero_stage == 3 and mesh.world > 1:
+        held += min(_LIVE, parameters - experts + experts // mesh.expert)
+    if mesh.expert > 1 and movement == "weights":
+        # of all layers until their backward, unless computed again; and the gradient of one
+        layer = experts // model.fusion_layers
+        held += (layer if model.checkpoint == "layers" else experts) + layer
+    return held * FLOAT
+
+
+def plan_text(mesh: Mesh, plans: Sequence[RankPlan]) -> str:
+    """What the busiest rank hands to collectives in a step, itemised; its groups; how far the other ranks differ."""
+    busiest = max(plans, key=lambda plan: plan.handed)
+    here = replace(mesh, rank=busiest.rank)
+    batches = f"{busiest.micro_batches} micro-batch{'es' if busiest.micro_batches > 1 else ''}"
+    lines = [f"a step of rank {here.rank} ({busiest.samples} samples, {batches}), bytes handed to collectives; sent on"]
+    rows = [(item.name, f"{item.operation}, {item.ranks:,} ranks", item.handed, item.sent) for item in busiest.traffic]
+    least = min(plan.handed for plan in plans)
+    others = "as all ranks" if least == busiest.handed else f"others from {_size(least)}"
+    rows.append(("in all", others, busiest.handed, busiest.sent))
+    lines += [f"  {name:20} {how:24} {_size(handed):>12} {_size(sent):>12}" for name, how, handed, sent in rows]
+    if mesh.sequence > 1:
+        told = ", ".join(f"{method} {_size(handed)}" for method, handed in busiest.attention.items())
+        lines.append(f"  attention by mesh.sequence_method: {told} handed in")
+    groups = {"time axis": here.sequence_group, "experts": here.expert_group, "same experts": here.expert_replicas}
+    for name, group in groups.items():
+        if len(group) > 1:
+            step = f" in steps of {group.step}" if group.step > 1 else ""
+            lines.append(f"  {name} shared by ranks {group[0]} to {group[-1]}{step}")
+    return "\n".join(lines)
+
+
+def _size(size: float) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+        if size >= factor:
+            return f"{size / factor:,.2f} {unit}"
+    return f"{size / 1e3:,.1f} kB"
