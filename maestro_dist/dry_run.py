@@ -12,10 +12,10 @@ from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.summary import described, print_start
 from maestro_dist.worker import first_batch
 
-_OPERATIONS = 4 * 10**11
-"""What two cores do in about ten seconds, in floating-point operations."""
-_TO_FILL, _BYTES_TO_FILL = 1000, 40
-"""What it takes to draw a parameter: as long as so many operations, and bytes for a while."""
+_OPERATIONS = 2 * 10**11
+"""What one core does in about five seconds, in floating-point operations of a model's forward."""
+_TO_FILL, _BYTES_TO_FILL = 500, 40
+"""What it takes to draw a parameter: as long as so many operations, and bytes until its tensor is filled."""
 
 
 def dry_run(config: Config) -> int:
@@ -34,12 +34,25 @@ def dry_run(config: Config) -> int:
     elif not samples:
         print("first micro-batch: left out, one sample takes more memory or time than this machine has for a dry run")
     else:
-        engine = config.engine.model_copy(update={"micro_batch": samples})
-        loss, samples = first_batch(config.model_copy(update={"engine": engine}))
+        loss, samples = first_batch(_here(config, samples))
         of = f" of {whole}, as many as this machine takes in seconds," if samples < whole else ","
         print(f"first micro-batch: {samples} samples{of} loss {loss:.4f} before any step{where}")
     print("dry run: nothing was trained and nothing was written to the run")
     return 0
+
+
+def _here(config: Config, samples: int) -> Config:
+    """The configuration for one batch of so many samples on this machine, whatever else runs there.
+
+    Reader processes would take longer to start than to read; threads that wait for a busy core cost more than they add.
+    """
+    return config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"cpus_per_worker": 1}),
+            "data": config.data.model_copy(update={"loader_workers": 0}),
+            "engine": config.engine.model_copy(update={"micro_batch": samples}),
+        }
+    )
 
 
 def trial_samples(config: Config, manifest: Manifest) -> tuple[int, int]:
@@ -47,16 +60,17 @@ def trial_samples(config: Config, manifest: Manifest) -> tuple[int, int]:
 
     They are taken whole, also where sequence ranks would share them, with all experts in one place.
     """
-    from maestro_dist.model.estimate import count_parameters, forward_operations, memory_estimate
+    from maestro_dist.model.estimate import forward_operations, memory_estimate
 
     pieces = described(config, manifest)
     mesh = build_mesh(config.mesh, world=config.run.workers)
     share = math.ceil(config.optim.global_batch / mesh.data)
     whole = min(config.engine.micro_batch or share, share)
-    parameters = count_parameters(pieces.model)
+    sizes = [parameter.numel() for parameter in pieces.model.parameters()]
+    parameters = sum(sizes)
     fit = (_OPERATIONS - _TO_FILL * parameters) // forward_operations(config.model, pieces.modalities)
     free = available()
     if free is not None:
         one = memory_estimate(config.model, pieces.modalities, parameters=0, micro_batch=1)
-        fit = min(fit, (free // 2 - _BYTES_TO_FILL * parameters) // one.total)
+        fit = min(fit, (free // 2 - 4 * parameters - _BYTES_TO_FILL * max(sizes)) // one.total)
     return max(0, min(whole, fit)), whole
