@@ -34,9 +34,9 @@ def dry_run(config: Config) -> int:
     elif not samples:
         print("first micro-batch: left out, one sample takes more memory or time than this machine has for a dry run")
     else:
-        loss, samples = first_batch(_here(config, samples))
+        loss, taken = first_batch(_here(config, samples))
         of = f" of {whole}, as many as this machine takes in seconds," if samples < whole else ","
-        print(f"first micro-batch: {samples} samples{of} loss {loss:.4f} before any step{where}")
+        print(f"first micro-batch: {taken} samples{of} loss {loss:.4f} before any step{where}")
     print("dry run: nothing was trained and nothing was written to the run")
     return 0
 

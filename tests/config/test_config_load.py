@@ -11,7 +11,7 @@ import pytest
 from maestro_dist.config.check import check, check_resume, identity
 from maestro_dist.config.load import describe, flatten, load_config, to_yaml
 from maestro_dist.config.schema import Config
-from maestro_dist.errors import ConfigError, MeshError
+from maestro_dist.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -98,39 +98,11 @@ def test_a_missing_file_is_guessed(tmp_path: Path) -> None:
         (["data.url=d", "missing.full=0.1"], "missing.full: 0.1 comes before"),
         (["data.url=d", "evaluation.rates=[]"], "evaluation.rates: at least one"),
         (["data.url=d", "engine.micro_batch=65"], "engine.micro_batch: 65 is more than"),
-        (["data.url=d", "run.launcher=inline", "run.workers=2"], "run.launcher=inline is one process"),
     ],
 )
 def test_combinations_that_cannot_work_are_refused(overrides: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         check(load_config(None, overrides))
-
-
-def test_parallelism_that_is_not_there_is_refused() -> None:
-    with pytest.raises(MeshError, match=r"mesh\.expert: 2"):
-        check(load_config(None, ["data.url=d", "mesh.expert=2", "run.workers=2"]))
-
-
-@pytest.mark.parametrize("override", ["model.attention=dense", "model.attention_kernel=fused"])
-def test_a_shared_time_axis_wants_sparse_attention_that_can_be_merged(override: str) -> None:
-    shared = ["data.url=d", "mesh.sequence=2", "run.workers=2"]
-    check(load_config(None, shared))
-    with pytest.raises(MeshError, match=r"mesh\.sequence: 2.*" + override.replace(".", r"\.")):
-        check(load_config(None, [*shared, override]))
-
-
-def test_ranks_that_share_heads_need_as_many_and_a_context_of_all_tokens() -> None:
-    shared = ["data.url=d", "mesh.sequence=4", "run.workers=4", "mesh.sequence_method=ulysses"]
-    for works in ([], ["model.attention=dense"], ["model.attention_kernel=fused"], ["model.attention_form=plain"]):
-        check(load_config(None, [*shared, *works]))
-    check(load_config(None, [*shared, "model.attention=dense", "model.attention_form=rows"]))
-    for refused, said in (
-        (["model.heads=2"], r"model\.heads is 2"),
-        (["model.attention_form=rows"], r"model\.attention_form=rows"),
-        (["model.attention_form=absorbed"], r"model\.attention_form=absorbed"),
-    ):
-        with pytest.raises(MeshError, match=r"mesh\.sequence: 4.*" + said):
-            check(load_config(None, [*shared, *refused]))
 
 
 def test_resume_may_move_but_not_change() -> None:

@@ -1,0 +1,130 @@
+"""Dry runs: any number of workers, any device, also without the data itself."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import runs
+
+from maestro_dist.config.load import load_config
+from maestro_dist.dry_run import trial_samples
+from maestro_dist.launch import absolute, prepare_data
+from maestro_dist.model.estimate import count_parameters, forward_operations
+from maestro_dist.summary import described
+from maestro_dist.train import main
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+THOUSAND = [
+    "run.launcher=ray",
+    "run.workers=1024",
+    "mesh.sequence=4",
+    "mesh.expert=16",
+    "model.moe.experts=16",
+    "model.word=2",
+    "optim.global_batch=512",
+]
+
+
+def dry(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> str:
+    """The command; checks that it leaves nothing below `folder` and returns what it printed."""
+    assert main([*arguments, f"run.storage={folder}", "--dry-run"]) == 0
+    assert not folder.exists()
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("gpus", "words"),
+    [
+        (1, ["1 ranks = 1 data x 1 sequence", "ZeRO 1, bf16", "256 samples, loss"]),
+        (8, ["8 ranks = 4 data x 2 sequence; experts over 8", "ZeRO 2, bf16", "time axis shared by ranks 0 to 1"]),
+        (64, ["64 ranks = 8 data x 8 sequence; experts over 8", "ZeRO 3, bf16", "ranks 0 to 56 in steps of 8"]),
+    ],
+)
+def test_shipped_grids_are_planned_without_a_gpu(
+    gpus: int, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(CONFIGS.parent)  # the files name the raw data from there
+    path = CONFIGS / f"gpu_{gpus}.yaml"
+    assert "has not been run on" in path.read_text().split("run:")[0]
+    said = dry(capsys, tmp_path / "runs", str(path), f"data.url={tmp_path / 'data'}")
+    for word in [*words, "memory ", "first micro-batch: ", "ray on cuda"]:
+        assert word in said
+    assert ("(on the CPU, in fp32)" in said) or ("left out" in said)
+    items = ["attention ", "experts: tokens", "gradients: dense", "parameters: dense", "tokens move; a layer"]
+    assert all((item in said.partition("plan ")[2]) == (gpus > 1) for item in items)
+
+
+def test_1024_workers_from_a_manifest_alone(synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    shutil.copy(f"{synthetic}/manifest.json", data)
+    start = time.perf_counter()
+    said = dry(capsys, tmp_path / "runs", *runs.arguments("", str(data), *THOUSAND, "run.device=cuda"))
+    assert time.perf_counter() - start < 30
+    for word in (
+        "1024 ranks = 256 data x 4 sequence; experts over 16",
+        "(2 samples, 1 micro-batch)",
+        "exchange, 16 ranks",
+        "reduce, 1,024 ranks",
+        "reduce, 64 ranks",
+        "tokens move; a layer and micro-batch: tokens ",
+        "only the manifest and no shard",
+    ):
+        assert word in said
+
+
+def test_1024_workers_with_data_give_a_first_loss_too(
+    synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forced = ["mesh.expert_movement=weights", "engine.zero_stage=3"]
+    said = dry(capsys, tmp_path / "runs", *runs.arguments("", synthetic, *THOUSAND, *forced))
+    assert "first micro-batch: 1 samples, loss" in said  # of 101 in all
+    assert "weights move, as set" in said
+    assert "parameters gathered for a while" in said
+
+
+def test_a_data_set_with_some_shards_missing_is_refused(
+    synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(synthetic, data)
+    sorted(data.glob("train-*.tar"))[1].unlink()
+    assert main([*runs.arguments(tmp_path, str(data)), "--dry-run"]) != 0
+    assert "but the manifest names it" in capsys.readouterr().err
+    for shard in data.glob("*.tar"):
+        shard.unlink()
+    assert main(runs.arguments(tmp_path, str(data))) != 0  # to train takes them
+    assert "but the manifest names it" in capsys.readouterr().err
+
+
+def test_a_grid_that_does_not_fit_the_data_is_refused(
+    synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = runs.arguments(tmp_path, synthetic, *THOUSAND, "mesh.sequence=32")
+    assert main([*arguments, "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "longest modality, 'bvp' with 128 steps, has 16 pieces of 4 words of 2 steps" in said
+    assert "use mesh.sequence=16" in said
+
+
+def test_a_batch_that_is_too_much_is_cut_or_left_out(
+    synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import maestro_dist.dry_run as module
+
+    config = absolute(load_config(None, runs.arguments(tmp_path, synthetic)))
+    manifest, shards = prepare_data(config)
+    assert shards
+    assert trial_samples(config, manifest) == (16, 16)
+    pieces = described(config, manifest)
+    one = forward_operations(config.model, pieces.modalities)
+    monkeypatch.setattr(module, "_OPERATIONS", module._TO_FILL * count_parameters(pieces.model) + 5 * one)
+    assert trial_samples(config, manifest) == (5, 16)
+    said = dry(capsys, tmp_path / "runs", *runs.arguments("", synthetic))
+    assert "first micro-batch: 5 samples of 16, as many as this machine takes in seconds, loss" in said
+    monkeypatch.setattr(module, "available", lambda: 1 << 18)
+    said = dry(capsys, tmp_path / "runs", *runs.arguments("", synthetic))
+    assert "first micro-batch: left out, one sample takes more" in said
