@@ -83,11 +83,10 @@ def build(config: Config, manifest: Manifest | None = None, mesh: Mesh | None = 
     experts = None
     if mesh is not None and mesh.expert > 1:
         from maestro_dist.parallel.expert import spread_experts
+        from maestro_dist.parallel.plan import plan_expert_movement
 
-        movement = config.mesh.expert_movement
-        experts, _ = spread_experts(
-            mesh, config.run.device, config.run.timeout_s, "tokens" if movement == "auto" else movement
-        )
+        movement = plan_expert_movement(config, modalities, mesh).movement
+        experts, _ = spread_experts(mesh, config.run.device, config.run.timeout_s, movement)
     model = Maestro(config.model, modalities, task.outputs, seed=config.run.seed, sequence=sequence, experts=experts)
     return Pieces(manifest, modalities, task, model)
 
