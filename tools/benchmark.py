@@ -22,6 +22,7 @@ NAMES = {
     "sax": "symbols from raw windows against a loop over the words",
     "model": "the whole model in training, time and peak memory; modalities missing; repeatability",
     "long": "a million tokens, and recordings of a million steps",
+    "parallel": "one sequence on several ranks, in three ways: bytes, wall time, weak scaling, memory",
 }
 _KEPT = {
     True: "the C library keeps freed memory for all alike: times are of arithmetic, not of page faults",
@@ -46,7 +47,9 @@ def main() -> int:
     if given.threads is not None and given.threads < 1:
         parser.error("--threads is at least 1")
     notes = []
-    if given.name != "step":
+    if given.name == "parallel":
+        notes.append("gloo ranks, processes of their own with one thread each; bytes are those handed to collectives")
+    elif given.name != "step":
         keep = given.device == "cpu" and not given.default_allocator
         notes.append(_KEPT[keep and keep_freed_memory(large=True)])
     if given.quick:

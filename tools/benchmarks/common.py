@@ -94,6 +94,12 @@ def need_memory(size: int, what: str) -> None:
         raise RuntimeError(f"{what} needs about {size / 1e9:.0f} GB of memory; {free / 1e9:.0f} GB are available")
 
 
+def python_path() -> str:
+    """PYTHONPATH with which another process finds these benchmarks and the package that is measured here."""
+    tools = Path(__file__).parents[1]
+    return os.pathsep.join(filter(None, [str(tools), str(tools.parent), os.environ.get("PYTHONPATH", "")]))
+
+
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

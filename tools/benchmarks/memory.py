@@ -24,9 +24,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.common import python_path
 from maestro_dist.memory import HUGE_PAGES, keep_freed_memory
-
-_TOOLS = Path(__file__).parents[1]
 
 
 def peak_memory(case: str, size: int, device: str, *, threads: int = 1, worker: bool = False) -> int:
@@ -43,14 +42,13 @@ def time_alone(case: str, size: int, device: str, *, threads: int = 1) -> float:
 
 
 def _alone(case: str, size: int, device: str, threads: int, *more: str) -> dict[str, Any]:
-    paths = [str(_TOOLS), str(_TOOLS.parent), os.environ.get("PYTHONPATH", "")]
     pages = HUGE_PAGES if "worker" in more else {}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", case, str(size), device, *more],
         env={
             **os.environ,
             **pages,
-            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "PYTHONPATH": python_path(),
             "OMP_NUM_THREADS": str(threads),
         },
         capture_output=True,
@@ -109,14 +107,14 @@ def _used(device: str) -> int:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    return _status("VmRSS")
+    return process_memory("VmRSS")
 
 
 def _peak(device: str) -> int:
-    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
+    return torch.cuda.max_memory_allocated() if device == "cuda" else process_memory("VmHWM")
 
 
-def _status(name: str) -> int:
+def process_memory(name: str) -> int:
     """A figure of /proc/self/status in bytes; where there is none, the peak that the system has kept."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
