@@ -12,6 +12,7 @@ from benchmarks.common import Options, Row, Setting, at_least, size_name
 from benchmarks.timing import Case, compare
 from maestro_dist import rng
 from maestro_dist.config.schema import ModelConfig, MoeConfig
+from maestro_dist.model.context import ExpertsFactory
 from maestro_dist.model.moe import LocalExperts, MixtureOfExperts
 
 _WIDTH = 64
@@ -26,14 +27,19 @@ def run(options: Options) -> list[Row]:
     ]
 
 
+def mixture(config: ModelConfig, factory: ExpertsFactory) -> MixtureOfExperts:
+    """A mixture of one modality's experts, filled."""
+    made = MixtureOfExperts(config, 1, factory)
+    for path, module in made.named_modules():
+        if hasattr(module, "fill"):
+            module.fill(lambda name, path=path: rng.key(SEED, "init", f"{path}.{name}"))
+    return made
+
+
 def _table(options: Options, setting: Setting, length: int, experts: int) -> list[Row]:
     device = options.device
     config = ModelConfig(width=_WIDTH, moe=MoeConfig(experts=experts))
-    ours = MixtureOfExperts(config, 1, LocalExperts)
-    for path, module in ours.named_modules():
-        if hasattr(module, "fill"):
-            module.fill(lambda name, path=path: rng.key(SEED, "init", f"{path}.{name}"))
-    ours = ours.to(device)
+    ours = mixture(config, LocalExperts).to(device)
     slow, careful = (
         published.MaskedExperts(_WIDTH, _WIDTH, experts, config.moe.top_k, masked=masked).to(device)
         for masked in (True, False)

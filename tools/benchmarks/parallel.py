@@ -17,6 +17,7 @@ from benchmarks.ranks import run_ranks
 from benchmarks.sharded import ALONE, SHARE, recording_config, recording_streams
 from benchmarks.ways import GATHERED, NATIVE, PLAIN, ULYSSES, WAYS, Shape
 from maestro_dist.model import Maestro, count_parameters, memory_estimate
+from maestro_dist.parallel.expert import MOVEMENTS
 
 _RANKS = (2, 4)
 _WIDTH, _HEADS = 512, 8
@@ -41,7 +42,7 @@ def run(options: Options) -> list[Row]:
     _check_memory(Shape(short, width, _HEADS), Shape(long, width, _HEADS), estimate)
     rows = _agreement(options)
     rows += _layer(options, Shape(short, width, _HEADS), Shape(long, width, _HEADS))
-    rows += _data_parallel(options)
+    rows += _experts(options) + _data_parallel(options)
     return rows + _recording(options, steps, estimate)
 
 
@@ -155,6 +156,28 @@ def _weak(shape: Shape, ranks: int, results: Sequence[dict[str, Any]]) -> list[R
     ]
     for way in (SHARE, *WAYS):
         rows += _times(f"{name}/{way}", _seconds(results, way))
+    return rows
+
+
+def _experts(options: Options) -> list[Row]:
+    """Each rank has as many tokens as the one that has all experts: 1 would be perfect."""
+    ranks, width = 2, 64
+    length, experts, repetitions = (256, 4, 1) if options.quick else (16384, 64, 15)
+    arguments = {"length": length, "width": width, "experts": experts, "repetitions": repetitions}
+    results = run_ranks("sharded:experts", ranks, arguments)
+    name = f"parallel/{experts} experts, {size_name(length)} tokens a rank, 1 -> {_ranks(ranks)}"
+    seconds = {way: _seconds(results, way) for way in MOVEMENTS} | {ALONE: results[0][ALONE]["seconds"]}
+    least = min(MOVEMENTS, key=lambda way: min(seconds[way]))
+    ratio = min(seconds[least]) / min(seconds[ALONE])
+    rows = [at_most(f"{name}/time against one rank, {least} travel", ratio, "x", 1.3, promised=not options.quick)]
+    for way in MOVEMENTS:
+        against = min(seconds[way]) / min(seconds[ALONE])
+        rows.append(Row(f"{name}/{way} travel: time against one rank", against, "x"))
+        rows.append(Row(f"{name}/{way} travel: bytes a rank hands to collectives", _handed(results, way) / 1e6, "MB"))
+    formulas = {"tokens": 4 * 4 * length * width, "weights": 4 * 6 * experts * width * width}
+    rows += [Row(f"{name}/{way} travel: moved, by formula", size / 1e6, "MB") for way, size in formulas.items()]
+    for way in (ALONE, *MOVEMENTS):
+        rows += _times(f"{name}/{way}", seconds[way])
     return rows
 
 

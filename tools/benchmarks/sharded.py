@@ -13,14 +13,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks import ways
-from benchmarks.cases import RATE_HZ, SEED, modalities, wesad_config, windows
+from benchmarks.cases import RATE_HZ, SEED, layout_of, modalities, module_step, wesad_config, windows
 from benchmarks.memory import process_memory
+from benchmarks.moe import mixture
 from benchmarks.ways import Handed, Shape, Way
-from maestro_dist.config.schema import Config, MeshConfig, ModelConfig
+from maestro_dist.config.schema import Config, MeshConfig, ModelConfig, MoeConfig
 from maestro_dist.memory import keep_freed_memory
 from maestro_dist.model import Maestro
+from maestro_dist.model.layout import Layout
+from maestro_dist.model.moe import LocalExperts, MixtureOfExperts
 from maestro_dist.optim import build_optimizer
 from maestro_dist.parallel.engine import Engine
+from maestro_dist.parallel.expert import MOVEMENTS, spread_experts
 from maestro_dist.parallel.group import sequence_group
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.parallel.sequence import SequenceRanks, model_cuts
@@ -136,6 +140,39 @@ def step(samples: int, window: int, repetitions: int) -> list[float]:
     return [_timed(lambda: training.step(batch)) for _ in range(2 + repetitions)][2:]
 
 
+def experts(length: int, width: int, experts: int, repetitions: int) -> dict[str, dict[str, Any]]:
+    """By what travels, bytes handed to collectives and seconds of each forward and backward of a mixture of experts.
+
+    Each rank has `length` tokens of its own; `ALONE` is rank 0 with all experts, while the others wait.
+    """
+    keep_freed_memory(large=True)
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    config = ModelConfig(width=width, moe=MoeConfig(experts=experts))
+    mesh = build_mesh(MeshConfig(expert=ranks), world=ranks, rank=rank)
+    layout = layout_of(length, "cpu")
+    x = torch.randn(length, width, generator=torch.Generator().manual_seed(SEED + rank)).requires_grad_()
+    steps, groups = {}, {}
+    if rank == 0:
+        steps[ALONE] = _mixing(mixture(config, LocalExperts), layout, x)
+    for movement in MOVEMENTS:
+        factory, groups[movement] = spread_experts(mesh, "cpu", _TIMEOUT_S, movement)
+        steps[movement] = _mixing(mixture(config, factory), layout, x)
+    found: dict[str, dict[str, Any]] = {name: {"seconds": []} for name in (ALONE, *MOVEMENTS)}
+    for name, group in groups.items():
+        steps[name]()
+        found[name]["bytes"] = group.handed
+    for turn in range(2 + repetitions):
+        for name in found:
+            seconds = _timed(steps.get(name))
+            if turn >= 2:
+                found[name]["seconds"].append(seconds)
+    return found
+
+
+def _mixing(module: MixtureOfExperts, layout: Layout, x: Tensor) -> Callable[[], object]:
+    return module_step(module, lambda x: module(x, layout)[0], x)
+
+
 def recording_config() -> ModelConfig:
     """A model that takes every step for a word, with what long recordings ask for."""
     return ModelConfig(width=64, heads=8, encoder_layers=1, fusion_layers=1, word=1, checkpoint="layers", tile=65536)
@@ -190,5 +227,11 @@ class Training:
         return float(loss.detach())
 
 
-RANKS: dict[str, Callable[..., Any]] = {"agree": agree, "layer": layer, "step": step, "recording": recording}
+RANKS: dict[str, Callable[..., Any]] = {
+    "agree": agree,
+    "experts": experts,
+    "layer": layer,
+    "recording": recording,
+    "step": step,
+}
 """Cases for `benchmarks.ranks`."""
