@@ -35,7 +35,7 @@ def fit(state: State, batches: Batches, callbacks: Callback) -> None:
 
 def train_step(state: State, stream: Generator[Batch, None, None]) -> StepRecord:
     """One optimizer step: forward and backward of each micro-batch of a global batch, then the update."""
-    engine, clock, seen = state.engine, _Clock(), _Seen(state)
+    engine, clock, seen, handed = state.engine, _Clock(), _Seen(state), state.handed
     while True:
         batch = next(stream)
         clock.lap("data")
@@ -67,6 +67,7 @@ def train_step(state: State, stream: Generator[Batch, None, None]) -> StepRecord
         present=seen.present,
         expert_load=seen.expert_load,
         load_by_set=seen.load_by_set,
+        handed=state.handed - handed,
         data_s=clock["data"],
         forward_s=clock["forward"],
         backward_s=clock["backward"],

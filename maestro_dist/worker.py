@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from maestro_dist.data.stream import TrainStream
     from maestro_dist.evaluation import Evaluation
     from maestro_dist.model.maestro import Maestro
+    from maestro_dist.parallel.collectives import Group
     from maestro_dist.task.base import Task
     from maestro_dist.tracking import MetricLog
     from maestro_dist.types import Modality
@@ -53,12 +54,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Pieces:
-    """A model and what it needs from its data."""
+    """A model, what it needs from its data, and the groups that its ranks talk in."""
 
     manifest: Manifest
     modalities: list[Modality]
     task: Task
     model: Maestro
+    groups: tuple[Group, ...] = ()
 
 
 def build(config: Config, manifest: Manifest | None = None, mesh: Mesh | None = None) -> Pieces:
@@ -71,6 +73,7 @@ def build(config: Config, manifest: Manifest | None = None, mesh: Mesh | None = 
     manifest = manifest or load_manifest(config.data.url)
     modalities = manifest.select(config.data.modalities)
     task = build_task(config, manifest)
+    groups: list[Group] = []
     sequence = None
     if mesh is not None and mesh.sequence > 1:
         from maestro_dist.parallel.group import sequence_group
@@ -80,15 +83,17 @@ def build(config: Config, manifest: Manifest | None = None, mesh: Mesh | None = 
         context = UlyssesRanks if config.mesh.sequence_method == "ulysses" else SequenceRanks
         cuts = model_cuts(config.model, modalities, mesh.sequence)
         sequence = context(sequence_group(mesh, config.run.timeout_s), cuts)
+        groups.append(sequence.group)
     experts = None
     if mesh is not None and mesh.expert > 1:
         from maestro_dist.parallel.expert import spread_experts
         from maestro_dist.parallel.plan import plan_expert_movement
 
         movement = plan_expert_movement(config, modalities, mesh).movement
-        experts, _ = spread_experts(mesh, config.run.device, config.run.timeout_s, movement)
+        experts, group = spread_experts(mesh, config.run.device, config.run.timeout_s, movement)
+        groups.append(group)
     model = Maestro(config.model, modalities, task.outputs, seed=config.run.seed, sequence=sequence, experts=experts)
-    return Pieces(manifest, modalities, task, model)
+    return Pieces(manifest, modalities, task, model, tuple(groups))
 
 
 def time_slices(config: Config, modalities: Sequence[Modality], mesh: Mesh) -> dict[str, tuple[int, int]] | None:
@@ -223,6 +228,7 @@ def assemble(config: Config, mesh: Mesh) -> tuple[State, TrainStream]:
         steps_per_epoch=per_epoch,
         total_steps=total,
         tokens_by_modality=tokens_by_modality(config.model, pieces.modalities),
+        groups=pieces.groups,
     )
     return state, build_stream(config, pieces, mesh, total)
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from maestro_dist.config.schema import Config
     from maestro_dist.data.manifest import Manifest
+    from maestro_dist.parallel.collectives import Group
     from maestro_dist.parallel.engine import Engine
     from maestro_dist.parallel.mesh import Mesh
     from maestro_dist.task.base import Task
@@ -25,7 +26,8 @@ class State:
 
     `step` and `position` count what is done: optimizer steps, and samples consumed since the start of the run.
     `best_step` and `best_score` are those of the validation that chose the best weights so far.
-    `tokens_by_modality` is the number of tokens a modality has in one sample.
+    `tokens_by_modality` is the number of tokens a modality has in one sample; `groups` are those whose ranks share
+    sequences or experts with this one.
     """
 
     config: Config
@@ -38,6 +40,7 @@ class State:
     steps_per_epoch: int
     total_steps: int
     tokens_by_modality: dict[str, int]
+    groups: tuple[Group, ...] = ()
     step: int = 0
     position: int = 0
     best_step: int | None = None
@@ -45,6 +48,11 @@ class State:
     validations_since_best: int = 0
     stop: bool = False
     results: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def handed(self) -> int:
+        """Bytes that this rank has handed to the collectives of `groups`, DeepSpeed's own not counted."""
+        return sum(group.handed for group in self.groups)
 
     @property
     def epoch(self) -> int:
@@ -86,6 +94,7 @@ class StepRecord:
     expert_load   [layers, M, E] tokens of this rank by expert
     load_by_set   for each micro-batch what its samples had, bool [B, M], and their tokens by expert [layers, B, E]
     data_s        seconds that this rank waited for data; forward_s, backward_s, optimizer_s likewise (host time)
+    handed        bytes that this rank handed to collectives meanwhile (see `State.handed`)
     keys, bad     names of this rank's samples, and of those that were skipped as bad
     """
 
@@ -107,6 +116,7 @@ class StepRecord:
     keys: list[str]
     bad: list[str]
     load_by_set: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    handed: int = 0
 
 
 class Callback:

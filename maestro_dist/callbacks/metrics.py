@@ -89,6 +89,8 @@ class Metrics(Callback):
                 metrics["data/bad_samples"] = lost / state.mesh.sequence
             if record is records[-1]:
                 metrics |= rates | {"system/memory_gb": memory / 1e9, "train/epoch": state.step / state.steps_per_epoch}
+                if state.groups:
+                    metrics["system/collectives_mb"] = record.handed / 1e6
                 metrics |= _details(rest, record, state) if details else {}
             self._log.log(record.step + 1, metrics)
 

@@ -66,6 +66,9 @@ def test_a_grid_equals_one_process(
 ) -> None:
     losses, tested = run(tmp_path, stress, "run.launcher=ray", *(f"{key}={value}" for key, value in grid.items()))
     assert len(losses) == STEPS
+    handed = [value for _, value in runs.tracked(tmp_path, "system/collectives_mb")[1]]
+    assert handed
+    assert min(handed) > 0.01
     np.testing.assert_allclose(losses, alone[0], atol=1e-5)
     pairs = list(zip(tested["evaluation"]["scenarios"], alone[1]["evaluation"]["scenarios"], strict=True))
     assert len(pairs) == 2
