@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -233,11 +233,21 @@ def assemble(config: Config, mesh: Mesh) -> tuple[State, TrainStream]:
     return state, build_stream(config, pieces, mesh, total)
 
 
-def run_worker(job: Job, say: Say) -> None:
+def run_worker(job: Job, say: Say, failed: Callable[[Exception], None] = lambda error: None) -> None:
     """Train, test, export. Called on every rank, and again from the top after a failure.
 
-    A process group must exist. Raises `MaestroError` for what a person can mend.
+    A process group must exist. Raises `MaestroError` for what a person can mend. `failed` hears of any error first:
+    before what is open is closed, which may take a while, as other ranks may be waiting for this one.
     """
+    with ExitStack() as stack:
+        try:
+            _train(job, say, stack)
+        except Exception as error:
+            failed(error)
+            raise
+
+
+def _train(job: Job, say: Say, stack: ExitStack) -> None:
     import torch.distributed as dist
 
     from maestro_dist.checkpoint import Saver, newest, restore
@@ -247,6 +257,7 @@ def run_worker(job: Job, say: Say) -> None:
     prepare_process(config)
     mesh = build_mesh(config.mesh, world=dist.get_world_size(), rank=dist.get_rank())
     state, stream = assemble(config, mesh)
+    stack.callback(state.engine.close)
     found = _agreed(newest(job.run_url) if mesh.rank == 0 else None, job.run_url)
     if found:
         restore(state.engine, found)
@@ -255,14 +266,16 @@ def run_worker(job: Job, say: Say) -> None:
             say(f"goes on at step {state.step:,} of {state.total_steps:,}, from {found.url}")
     saver = Saver(job.run_url, mesh, attempt=job.attempt, keep_last=config.checkpoint.keep_last)
     log = _metric_log(job, state) if mesh.rank == 0 else None
+    if log is not None:
+        stack.callback(_close_log, log, say)
     callbacks = _callbacks(job, state, saver, log, say)
-    try:
-        fit(state, stream.batches, callbacks)
-    finally:
-        callbacks.close()
-        if log is not None and not log.close():
-            say("warning: tracking has not taken all metrics; they are kept on disk and sent when this run goes on")
-        state.engine.close()
+    stack.callback(callbacks.close)
+    fit(state, stream.batches, callbacks)
+
+
+def _close_log(log: MetricLog, say: Say) -> None:
+    if not log.close():
+        say("warning: tracking has not taken all metrics; they are kept on disk and sent when this run goes on")
 
 
 def _agreed(found: CheckpointInfo | None, run_url: str) -> CheckpointInfo | None:

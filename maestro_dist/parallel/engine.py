@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from maestro_dist.config.schema import Config
 from maestro_dist.errors import ConfigError
-from maestro_dist.parallel.group import destroy_process_group, init_process_group
+from maestro_dist.parallel.group import destroy_process_group, init_process_group, new_groups_limited
 from maestro_dist.parallel.mesh import Mesh
 from maestro_dist.parallel.settings import deepspeed_config, load_deepspeed
 
@@ -64,9 +64,10 @@ class Engine:
         if config.engine.precision == "bf16":
             _autocast_forward(model, self.device, cache=self.zero_stage < 3)
         deepspeed = load_deepspeed(config.run.device)
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=settings, dist_init_required=False
-        )
+        with new_groups_limited(config.run.timeout_s):
+            self.deepspeed, *_ = deepspeed.initialize(
+                model=model, optimizer=optimizer, config=settings, dist_init_required=False
+            )
 
     def __call__(self, batch: Batch, step: int = 0) -> Output:
         """Forward. All ranks must call it equally often, at ZeRO 3 in evaluation too.

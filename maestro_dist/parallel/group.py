@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from maestro_dist.errors import ConfigError
@@ -50,6 +53,22 @@ def neighbours(mesh: Mesh, size: int, timeout_s: int) -> dist.ProcessGroup:
             mine = made
     assert mine is not None  # the mesh covers the world
     return mine
+
+
+@contextmanager
+def new_groups_limited(timeout_s: int) -> Iterator[None]:
+    """Groups made inside have this timeout where their maker names none.
+
+    DeepSpeed names none, and gradients are reduced in a group of its own: torch would let it wait for 30 minutes.
+    """
+    import torch.distributed as dist
+
+    original = dist.new_group
+    dist.new_group = partial(original, timeout=timedelta(seconds=timeout_s))
+    try:
+        yield
+    finally:
+        dist.new_group = original
 
 
 def destroy_process_group() -> None:

@@ -1,0 +1,124 @@
+"""When a rank fails: what it tells, how it frees the ranks that wait for it, and which of all reports is the cause."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from maestro_dist import errors
+from maestro_dist.errors import MaestroError, RunError
+
+_FINAL = (errors.ConfigError, errors.DataError, errors.NonFiniteError, errors.RunError)
+"""Errors that would only come again. Others (a store that does not answer) are worth another start."""
+_GLOO = re.compile(r"gloo.*(by peer|timed out|timeout|broken pipe|connection refused)", re.IGNORECASE | re.DOTALL)
+_TIMED_OUT = re.compile(r"timed out|timeout", re.IGNORECASE)
+
+
+class Report(NamedTuple):
+    """What a rank tells of the error that ended its work; plain values, so that it can travel.
+
+    kind     the class of `maestro_dist.errors` that it is an instance of; None for errors that are not ours
+    name     its own class
+    place    the innermost function, and the last line of ours that leads to it
+    lost     a collective failed because another rank went away or stayed away: the cause lies there
+    waited   it was lost by waiting for as long as is allowed
+    """
+
+    rank: int
+    kind: str | None
+    name: str
+    message: str
+    place: str
+    lost: bool
+    waited: bool
+    traceback: str
+
+    @property
+    def final(self) -> bool:
+        """Whether the error would only come again after another start."""
+        return self.kind is not None and issubclass(getattr(errors, self.kind), _FINAL)
+
+
+def report_of(rank: int, error: BaseException) -> Report:
+    """The report of this rank's error."""
+    message = " ".join(str(error).split()) or "no message"
+    kind = next((c.__name__ for c in type(error).__mro__ if c.__module__ == errors.__name__), None)
+    lost = _is_loss(error)
+    return Report(
+        rank=rank,
+        kind=kind,
+        name=type(error).__name__,
+        message=message,
+        place=_place(error),
+        lost=lost,
+        waited=lost and bool(_TIMED_OUT.search(message)),
+        traceback="".join(traceback.format_exception(error)),
+    )
+
+
+def leave_groups() -> None:
+    """Break off all process groups of this rank: whoever waits for it in a collective gets an error at once.
+
+    No group exists afterwards. For a rank that has failed: otherwise its peers wait until their timeout.
+    """
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.distributed_c10d._abort_process_group()
+
+
+def explain(reports: Sequence[Report], ranks: int, timeout_s: int) -> MaestroError:
+    """The error to show for these reports (one at least, in the order of arrival) of a world of `ranks`.
+
+    The first rank with a trouble of its own is the cause; the others have only lost it. Where all have lost somebody,
+    it is one of those that do not report: they hang, or died without a word.
+    """
+    own = next((report for report in reports if not report.lost), None)
+    if own is None:
+        return _noted(RunError(_missing(reports, ranks, timeout_s)), reports[0])
+    if own.kind:
+        return _noted(getattr(errors, own.kind)(f"worker {own.rank}: {own.message}"), own)
+    what = f"{own.name}: {own.message[:300]}"
+    return _noted(RunError(f"worker {own.rank} failed ({what}); --debug shows the traceback"), own)
+
+
+def _noted(error: MaestroError, report: Report) -> MaestroError:
+    error.add_note(f"On worker {report.rank}:\n{report.traceback}")
+    return error
+
+
+def _missing(reports: Sequence[Report], ranks: int, timeout_s: int) -> str:
+    silent = sorted(set(range(ranks)) - {report.rank for report in reports})
+    names = ", ".join(map(str, silent[:8])) + (", ..." if len(silent) > 8 else "")
+    whom = f"worker{'s' if len(silent) > 1 else ''} {names}" if silent else "the others"
+    waited = next((report for report in reports if report.waited), None)
+    if waited:
+        return (
+            f"worker {waited.rank} waited in vain for {whom}, for {timeout_s} s in {waited.place}; see what holds them "
+            "up there, or raise run.timeout_s if they are only slow"
+        )
+    lost = reports[0]
+    return (
+        f"worker {lost.rank} lost its connection to {whom} in {lost.place}, without a word from there; "
+        "they were killed (out of memory?) or the network failed"
+    )
+
+
+def _is_loss(error: BaseException) -> bool:
+    import torch.distributed as dist
+
+    # gloo's errors have no type of their own
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and bool(_GLOO.search(str(error))))
+
+
+def _place(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return "an unknown place"
+    ours = [frame for frame in frames if "maestro_dist/" in frame.filename]
+    if not ours:
+        return frames[-1].name
+    file = ours[-1].filename.rsplit("maestro_dist/", 1)[1]
+    return f"{frames[-1].name} ({file}:{ours[-1].lineno}, {ours[-1].name})"
