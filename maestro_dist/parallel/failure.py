@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
 from typing import NamedTuple
 
 from maestro_dist import errors
@@ -13,6 +15,7 @@ from maestro_dist.errors import MaestroError, RunError
 _FINAL = (errors.ConfigError, errors.DataError, errors.NonFiniteError, errors.RunError)
 """Errors that would only come again. Others (a store that does not answer) are worth another start."""
 _GLOO = re.compile(r"gloo.*(by peer|timed out|timeout|broken pipe|connection refused)", re.IGNORECASE | re.DOTALL)
+_UNUSED_TAG = 1 << 20
 _TIMED_OUT = re.compile(r"timed out|timeout", re.IGNORECASE)
 
 
@@ -63,10 +66,19 @@ def leave_groups() -> None:
 
     No group exists afterwards. For a rank that has failed: otherwise its peers wait until their timeout.
     """
+    import torch
     import torch.distributed as dist
 
-    if dist.is_initialized():
-        dist.distributed_c10d._abort_process_group()
+    if not dist.is_initialized():
+        return
+    for group in list(dist.distributed_c10d._world.pg_map):
+        if group.size() > 1 and dist.get_backend(group) == "gloo":
+            # gloo's abort leaves the connections of a group open that is still referred to (the model and DeepSpeed
+            # do); a time limit that is over closes them. No rank sends with this tag.
+            with suppress(RuntimeError):
+                peer = (group.rank() + 1) % group.size()
+                group.recv([torch.empty(1)], peer, _UNUSED_TAG).wait(timedelta(milliseconds=1))
+    dist.distributed_c10d._abort_process_group()
 
 
 def explain(reports: Sequence[Report], ranks: int, timeout_s: int) -> MaestroError:
