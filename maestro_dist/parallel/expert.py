@@ -9,7 +9,6 @@ are private to it and pinned.
 
 from __future__ import annotations
 
-from datetime import timedelta
 from functools import cache, partial
 from typing import Any
 
@@ -24,7 +23,7 @@ from maestro_dist.model.grouped import grouped_network
 from maestro_dist.model.layers import Key
 from maestro_dist.model.moe import Dispatch, sort_by_expert
 from maestro_dist.parallel.collectives import Group
-from maestro_dist.parallel.group import backend, neighbours
+from maestro_dist.parallel.group import backend, neighbours, new_groups_limited
 from maestro_dist.parallel.mesh import Mesh
 from maestro_dist.parallel.settings import load_deepspeed
 
@@ -48,14 +47,11 @@ def spread_experts(mesh: Mesh, device: str, timeout_s: int, movement: str = "tok
 
 def _deepspeed_groups(ranks: int, timeout_s: int) -> None:
     """DeepSpeed's own groups, over which it reduces the experts' gradients; one set a process and size."""
-    import torch.distributed as dist
     from deepspeed.utils import groups
 
-    name = f"ep_size_{ranks}"
-    if name not in groups._get_expert_data_parallel_group_dict():
-        groups._create_expert_and_data_parallel(ranks)
-    for made in (groups._get_expert_data_parallel_group(name), groups._get_expert_parallel_group(name)):
-        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), made)
+    if f"ep_size_{ranks}" not in groups._get_expert_data_parallel_group_dict():
+        with new_groups_limited(timeout_s):
+            groups._create_expert_and_data_parallel(ranks)
 
 
 @cache

@@ -21,6 +21,7 @@ from maestro_dist.config.schema import Config, EngineConfig, MeshConfig, RunConf
 from maestro_dist.errors import DataError, RunError
 from maestro_dist.optim import build_optimizer
 from maestro_dist.parallel.engine import Engine
+from maestro_dist.parallel.expert import spread_experts
 from maestro_dist.parallel.failure import Report, explain, leave_groups, report_of
 from maestro_dist.parallel.group import sequence_group
 from maestro_dist.parallel.mesh import build_mesh
@@ -98,13 +99,17 @@ def limits(rank: int, ranks: int) -> list[set[timedelta]]:
         train(engine_of(rank, ranks, stage, timeout_s=77))
         groups = set(dist.distributed_c10d._world.pg_map) - before
         found.append({group._get_backend(torch.device("cpu")).options._timeout for group in groups})
-    return found
+    before = set(dist.distributed_c10d._world.pg_map)
+    spread_experts(build_mesh(MeshConfig(expert=2), world=ranks, rank=rank), "cpu", 78)
+    groups = set(dist.distributed_c10d._world.pg_map) - before
+    return [*found, {group._get_backend(torch.device("cpu")).options._timeout for group in groups}]
 
 
 def test_groups_of_deepspeed_have_the_timeout() -> None:
-    first, second = run_ranks(limits, 2)[0]
+    first, second, experts = run_ranks(limits, 2)[0]
     assert first == {timedelta(seconds=77)}
     assert second <= first  # ZeRO 3 uses the groups that are there
+    assert experts == {timedelta(seconds=78)}
 
 
 def hangs(rank: int, ranks: int) -> tuple[Report | None, float]:
