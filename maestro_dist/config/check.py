@@ -17,7 +17,7 @@ _FREE_KEYS = frozenset(
     {
         "run.storage", "run.launcher", "run.workers", "run.device", "run.cpus_per_worker", "run.keep_memory",
         "run.max_failures", "run.timeout_s", "data.url", "data.source", "data.loader_workers", "data.prefetch",
-        "data.cache", "data.verify", "engine.zero_stage", "engine.micro_batch", "engine.overlap_comm",
+        "data.cache", "data.verify", "engine.zero_stage", "engine.micro_batch", "engine.overlap_comm", "engine.offload",
         "evaluation.batch", "model.checkpoint", "model.tile",
     }
 )  # fmt: skip
@@ -52,6 +52,11 @@ def check(config: Config) -> None:
         if not getattr(config.evaluation, key):
             raise ConfigError(f"evaluation.{key}: at least one is needed")
     check_mesh(config)
+    if config.engine.offload == "parameters" and config.engine.zero_stage < 3:
+        raise ConfigError(
+            f"engine.offload: parameters, but ZeRO {config.engine.zero_stage} keeps them whole on every rank; use "
+            "engine.zero_stage=3, or offload=optimizer"
+        )
     if config.engine.micro_batch and config.engine.micro_batch > config.optim.global_batch:
         raise ConfigError(
             f"engine.micro_batch: {config.engine.micro_batch} is more than optim.global_batch "

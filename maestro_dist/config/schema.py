@@ -252,6 +252,8 @@ class EngineConfig(Section):
     """bf16: autocast; parameters and gradients stay fp32."""
     overlap_comm: bool = False
     """Overlap gradient reduction with the backward pass."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What lies in the host's memory instead of the GPU's: the optimizer's state; or the parameters too (ZeRO 3)."""
 
 
 class MissingConfig(Section):

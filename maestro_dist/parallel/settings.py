@@ -47,5 +47,13 @@ def deepspeed_config(config: Config) -> dict[str, Any]:
             "overlap_comm": config.engine.overlap_comm,
             "reduce_bucket_size": BUCKET,
             "round_robin_gradients": False,  # true would break the map from names to slices that checkpoints rest on
+            **_offload(config),
         },
     }
+
+
+def _offload(config: Config) -> dict[str, Any]:
+    """What lies in the host's memory: pinned on a GPU, so that copies overlap with what runs there."""
+    wanted, place = config.engine.offload, {"device": "cpu", "pin_memory": config.run.device == "cuda"}
+    optimizer = {"offload_optimizer": place} if wanted != "none" else {}
+    return optimizer | ({"offload_param": place} if wanted == "parameters" else {})

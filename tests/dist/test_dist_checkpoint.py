@@ -163,9 +163,9 @@ MODEL = ModelConfig.model_validate(
 )
 
 
-def maestro_engine(rank: int, ranks: int, stage: int, expert: int) -> Engine:
+def maestro_engine(rank: int, ranks: int, stage: int, expert: int, offload: str = "none") -> Engine:
     optim, mesh_config = OptimConfig(), MeshConfig(expert=expert)
-    config = Config(model=MODEL, optim=optim, mesh=mesh_config, engine=EngineConfig(zero_stage=stage))
+    config = Config(model=MODEL, optim=optim, mesh=mesh_config, engine=EngineConfig.model_validate({"zero_stage": stage, "offload": offload}))
     mesh = build_mesh(mesh_config, world=ranks, rank=rank)
     experts = spread_experts(mesh, "cpu", 60)[0] if expert > 1 else None
     model, _ = make(config, experts=experts)
@@ -189,13 +189,26 @@ def experts_saved(rank: int, ranks: int, folder: str) -> list[Slices]:
     return states
 
 
+LOADED = [
+    (1, 2, 2, "none"), (3, 1, 2, "optimizer"), (1, 3, 2, "parameters"), (3, 3, 1, "none"), (1, 1, 1, "none"),
+    (3, 3, 1, "optimizer"),
+]  # fmt: skip
+"""Source, ZeRO stage, expert ranks, what is offloaded."""
+
+
 def experts_loaded(rank: int, ranks: int, folder: str) -> list[Slices]:
-    """On two expert ranks, and with all experts on each, at other stages."""
+    """On two expert ranks, and with all experts on each, at other stages, in this memory or that."""
     states = []
-    for source, stage, expert in ((1, 2, 2), (3, 1, 2), (1, 3, 2), (3, 3, 1), (1, 1, 1)):
-        engine = maestro_engine(rank, ranks, stage, expert)
+    batch = maestro_stream(30, 1)[0][0]
+    for source, stage, expert, offload in LOADED:
+        engine = maestro_engine(rank, ranks, stage, expert, offload)
         restore(engine, find(f"{folder}/experts{source}", 1))
         states.append(owned(engine))
+        plain = Maestro(MODEL, MODALITIES, 3, seed=1).eval()
+        plain.load_state_dict(full_weights(find(f"{folder}/experts{source}", 1)))
+        engine.eval()
+        with torch.no_grad():
+            assert (engine(batch)["logits"] - plain(batch)["logits"]).abs().max() < 1e-6
         engine.close()
     return states
 
@@ -209,5 +222,5 @@ def test_experts_move_between_meshes(tmp_path: Path) -> None:
     assert_same({key: weights[key[0]].flatten().numpy() for key in saved[1] if key[1] == "master"},
                 {key: array for key, array in saved[1].items() if key[1] == "master"})  # fmt: skip
     loaded = [whole(list(rank)) for rank in zip(*run_ranks(experts_loaded, 2, str(tmp_path)), strict=True)]
-    for found, origin in zip(loaded, (0, 1, 0, 1, 0), strict=True):
-        assert_same(found, saved[origin])
+    for found, (source, *_) in zip(loaded, LOADED, strict=True):
+        assert_same(found, saved[source // 2])

@@ -217,6 +217,26 @@ EXPERT_VARIANTS: list[dict[str, Any]] = [
 ]
 
 
+OFFLOADS = [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "parameters")]
+
+
+def check_offload(rank: int, ranks: int) -> dict[str, float]:
+    """State in the host's memory, with and without experts spread over the ranks."""
+    found = {}
+    batches, optim = stream(70, 5), OptimConfig(optimizer="sgd", lr=0.1)
+    expected = plain(Config(model=MODEL, optim=optim), batches)
+    for (stage, offload), expert in itertools.product(OFFLOADS, (1, 2)):
+        engine = EngineConfig.model_validate({"zero_stage": stage, "offload": offload})
+        config = Config(model=MODEL, optim=optim, mesh=MeshConfig(expert=expert), engine=engine)
+        trace = sharded(config, batches, rank, ranks)
+        found |= differences(f"offload {offload}, ZeRO {stage}, expert {expert}", trace, expected, exact=True)
+    return found
+
+
+def test_offloaded_state_equals_one_process() -> None:
+    within_limits(run_ranks(check_offload, 2))
+
+
 def check_experts(rank: int, ranks: int) -> dict[str, float]:
     """The same with experts spread over ranks; some of them never get a token."""
     found = {}
