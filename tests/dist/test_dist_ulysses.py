@@ -147,10 +147,10 @@ WIDTH, HEADS, LENGTH = 64, 8, 4099
 
 def bytes_of_a_layer(rank: int, ranks: int) -> list[int]:
     """Bytes that one layer hands to collectives, by our count and by DeepSpeed's calls: sparse, dense, computed again."""
-    import deepspeed
-
     cuts = time_cuts(LENGTH, 1, ranks)
     sequence = UlyssesRanks(dist.group.WORLD, {"x": cuts})
+    import deepspeed  # after it was imported quietly
+
     entered, exchange = [], deepspeed.comm.all_to_all_single
 
     def counting(output: Tensor, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
