@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,12 @@ import numpy as np
 import psutil
 import pytest
 import runs
+
+from maestro_dist.config.schema import DataConfig, RunConfig
+from maestro_dist.data.index import load_index
+from maestro_dist.data.manifest import load_manifest
+from maestro_dist.data.order import epoch_order
+from maestro_dist.data.storage import Storage
 
 
 def start(storage: Path, data: str, *extra: str) -> subprocess.Popen[str]:
@@ -70,21 +77,56 @@ def test_a_killed_driver_leaves_no_workers_and_goes_on(whole: Path, synthetic: s
     assert runs.tracked(tmp_path) == runs.tracked(whole)
 
 
-def test_bad_data_on_one_worker_ends_the_run_in_one_line(synthetic: str, tmp_path: Path) -> None:
+STOPS_S = 30
+"""Within this time of a failure all workers are gone, with the driver, however long run.timeout_s is."""
+
+
+def spoil_a_sample_of_rank_1(data: Path, step: int) -> str:
+    """Damage a sample that rank 1 alone reads, at this step of a tiny run's first epoch; returns its shard's name."""
+    manifest = load_manifest(str(data))
+    shards = manifest.split("train").shards
+    seed = RunConfig.model_fields["seed"].default
+    window = DataConfig.model_fields["shuffle_shards"].default
+    numbers = epoch_order(seed, 0, [shard.samples for shard in shards], window)
+    number = int(numbers[step * 16 + 1])
+    ends = np.cumsum([shard.samples for shard in shards])
+    at = int(np.searchsorted(ends, number, side="right"))
+    row = number - int(ends[at]) + shards[at].samples
+    offsets, _ = load_index(Storage(str(data)), shards[at]).columns(["json"])
+    path = data / shards[at].path
+    content = bytearray(path.read_bytes())
+    content[offsets[row, 0]] ^= 1
+    path.write_bytes(content)
+    return path.name
+
+
+def test_bad_data_of_one_worker_ends_the_run_in_one_line(synthetic: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(synthetic, data)
-    manifest = json.loads((data / "manifest.json").read_text())
-    shard = data / manifest["splits"]["train"]["shards"][0]["path"]
-    content = bytearray(shard.read_bytes())
-    content[700] ^= 1  # same size: only the hash tells
-    shard.write_bytes(content)
-    process = start(tmp_path / "runs", str(data))
-    printed, _ = process.communicate(timeout=240)
+    shard = spoil_a_sample_of_rank_1(data, step=5)
+    process = start(tmp_path / "runs", str(data), "data.verify=size")
+    runs.wait_for((tmp_path / "runs" / "tiny" / "checkpoints" / "step-000000002" / "checkpoint.json").exists, process)
+    printed, _ = process.communicate(timeout=STOPS_S)
     assert process.returncode == 1
     assert "Traceback" not in printed
-    assert printed.rstrip().splitlines()[-1].startswith("error: ")
-    assert shard.name in printed.rstrip().splitlines()[-1]
+    last = printed.rstrip().splitlines()[-1]
+    assert last.startswith("error: worker 1: ")
+    assert f"{shard}, sample train_" in last
     assert runs.tracked(tmp_path / "runs", "train/loss")[0] == "FAILED"
+
+
+def test_a_worker_that_hangs_ends_the_run_after_the_timeout(synthetic: str, tmp_path: Path) -> None:
+    process = start(tmp_path, synthetic, "run.timeout_s=5", "run.max_failures=0")
+    runs.wait_for((tmp_path / "tiny" / "checkpoints" / "step-000000002" / "checkpoint.json").exists, process)
+    workers = workers_of(process)
+    workers[1].send_signal(signal.SIGSTOP)
+    printed, _ = process.communicate(timeout=5 + 2 * STOPS_S)  # a stopped process takes Ray longer to be rid of
+    assert process.returncode == 1
+    last = printed.rstrip().splitlines()[-1]
+    found = re.match(r"error: worker ([01]) waited in vain for worker ([01]), for 5 s in \w+ \(\S+:\d+, \w+\)", last)
+    assert found is not None, last
+    assert set(found.groups()) == {"0", "1"}
+    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
 
 
 def test_sigterm_ends_the_driver_cleanly(synthetic: str, tmp_path: Path) -> None:
