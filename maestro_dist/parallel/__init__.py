@@ -1,4 +1,5 @@
 """Ranks: their grid (`mesh`), the process group (`group`), and DeepSpeed (`settings`, `engine`, `partition`).
 
 The time axis of a sample is spread over ranks by `sequence`, or by `ulysses`; both rest on `collectives`.
+What a mesh costs, before any rank exists, is in `plan`, by the formulas in `traffic`.
 """

@@ -234,7 +234,9 @@ def plan_text(mesh: Mesh, plans: Sequence[RankPlan]) -> str:
     if mesh.sequence > 1:
         told = ", ".join(f"{method} {_size(handed)}" for method, handed in busiest.attention.items())
         lines.append(f"  attention by mesh.sequence_method: {told} handed in")
-    groups = {"time axis": here.sequence_group, "experts": here.expert_group, "same experts": here.expert_replicas}
+    groups = {"time axis": here.sequence_group}
+    if mesh.expert > 1:
+        groups |= {"experts": here.expert_group, "same experts": here.expert_replicas}
     for name, group in groups.items():
         if len(group) > 1:
             step = f" in steps of {group.step}" if group.step > 1 else ""
