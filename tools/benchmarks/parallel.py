@@ -38,12 +38,15 @@ def run(options: Options) -> list[Row]:
         raise RuntimeError("parallel measures gloo ranks on the CPU; leave --device out")
     short, long, width = (256, 1024, 32) if options.quick else (_SHORT, _LONG, _WIDTH)
     steps = 2048 if options.quick else _RECORDING_STEPS
-    estimate = _recording_estimate(steps)
-    _check_memory(Shape(short, width, _HEADS), Shape(long, width, _HEADS), estimate)
-    rows = _agreement(options)
-    rows += _layer(options, Shape(short, width, _HEADS), Shape(long, width, _HEADS))
+    worlds, ranks = ((2,), 2) if options.quick else (_RANKS, _RECORDING_RANKS)
+    near, far = Shape(short, width, _HEADS), Shape(long, width, _HEADS)
+    estimate = _recording_estimate(steps, ranks)
+    if not options.quick:
+        _check_memory(near, far, estimate)
+    rows = _agreement(options, worlds)
+    rows += _layer(options, near, far, worlds)
     rows += _experts(options) + _data_parallel(options)
-    return rows + _recording(options, steps, estimate)
+    return rows + _recording(options, steps, ranks, estimate)
 
 
 def _check_memory(short: Shape, long: Shape, estimate: int) -> None:
@@ -60,11 +63,11 @@ def _check_memory(short: Shape, long: Shape, estimate: int) -> None:
     need_memory(estimate + _RECORDING_RANKS * _PROCESS, f"the recording on {_RECORDING_RANKS} ranks")
 
 
-def _agreement(options: Options) -> list[Row]:
+def _agreement(options: Options, worlds: Sequence[int]) -> list[Row]:
     """Whether all ways compute what one process computes, outputs and gradients."""
     rows = []
     length, width = (256, 32) if options.quick else (4096, 64)
-    for ranks in _RANKS:
+    for ranks in worlds:
         results = run_ranks("sharded:agree", ranks, {"length": length, "width": width, "heads": _HEADS})
         rows += [
             at_most(
@@ -78,10 +81,10 @@ def _agreement(options: Options) -> list[Row]:
     return rows
 
 
-def _layer(options: Options, short: Shape, long: Shape) -> list[Row]:
+def _layer(options: Options, short: Shape, long: Shape, worlds: Sequence[int]) -> list[Row]:
     rows = []
     repetitions = 1 if options.quick else 7
-    for ranks in _RANKS:
+    for ranks in worlds:
         near = _measure(short, ranks, repetitions)
         far = _measure(long, ranks, 0)
         rows += _bytes(options, short, ranks, near) + _bytes(options, long, ranks, far)
@@ -197,18 +200,17 @@ def _data_parallel(options: Options) -> list[Row]:
     return rows
 
 
-def _recording_estimate(steps: int) -> int:
+def _recording_estimate(steps: int, ranks: int) -> int:
     """Bytes on all ranks, beside the libraries."""
-    config, ranks = recording_config(), _RECORDING_RANKS
+    config = recording_config()
     model = Maestro(config, recording_streams(steps), 3, seed=SEED)
     share = recording_streams(steps // ranks)
     estimate = memory_estimate(config, share, parameters=count_parameters(model), micro_batch=1, ranks=ranks)
     return ranks * estimate.total
 
 
-def _recording(options: Options, steps: int, estimate: int) -> list[Row]:
-    """Optimizer's moments are there from the first step's end: two steps meet the peak."""
-    ranks = _RECORDING_RANKS
+def _recording(options: Options, steps: int, ranks: int, estimate: int) -> list[Row]:
+    """The optimizer's moments are there from the first step's end: two steps meet the peak."""
     results = run_ranks("sharded:recording", ranks, {"steps": steps, "repetitions": 2}, worker=True)
     name = f"parallel/recording, 4 x {size_name(steps)} words, {_ranks(ranks)}"
     peak = sum(result["peak"] for result in results)

@@ -78,8 +78,11 @@ class Handed(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count, and go on."""
-        if func.namespace == "c10d":
-            given = args[_INPUT[func._schema.name.partition("::")[2]]]
+        if func.namespace == "c10d" and func._schema.name != "c10d::barrier":
+            position = _INPUT.get(func._schema.name.partition("::")[2])
+            if position is None:
+                raise RuntimeError(f"{func._schema.name}: it is not known what a rank hands to it")
+            given = args[position]
             self.bytes += sum(x.nbytes for x in given) if isinstance(given, list) else given.nbytes
         return func(*args, **(kwargs or {}))
 
