@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import logging
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+_LOG = logging.getLogger(__name__)
 
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Positive = Annotated[int, Field(ge=1)]
@@ -245,7 +248,7 @@ class EngineConfig(Section):
     """DeepSpeed."""
 
     zero_stage: Literal[1, 2, 3] = 1
-    """ZeRO stage: shards optimizer state (1), gradients too (2), parameters too (3)."""
+    """ZeRO stage: shards optimizer state (1), gradients too (2), parameters too (3). 0 is taken as 1, with a warning."""
     micro_batch: Positive | None = None
     """Samples a rank takes at a time; by default its whole share of the global batch (no accumulation)."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -254,6 +257,14 @@ class EngineConfig(Section):
     """Overlap gradient reduction with the backward pass."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What lies in the host's memory instead of the GPU's: the optimizer's state; or the parameters too (ZeRO 3)."""
+
+    @field_validator("zero_stage", mode="before")
+    @classmethod
+    def _never_zero(cls, stage: Any) -> Any:
+        if stage == 0 and not isinstance(stage, bool):
+            _LOG.warning("engine.zero_stage: 0 is taken as 1; without ZeRO, DeepSpeed clips gradients by a wrong norm")
+            return 1
+        return stage
 
 
 class MissingConfig(Section):

@@ -132,3 +132,10 @@ def test_help_and_config_errors_import_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("error: ") == 2
     assert "Traceback" not in done.stderr
+
+
+def test_stage_0_is_taken_as_1_and_said_so(caplog: pytest.LogCaptureFixture) -> None:
+    assert load_config(None, ["data.url=b", "engine.zero_stage=0"]).engine.zero_stage == 1
+    assert "engine.zero_stage: 0 is taken as 1" in caplog.text
+    with pytest.raises(ConfigError, match=r"engine\.zero_stage"):
+        load_config(None, ["data.url=b", "engine.zero_stage=false"])
