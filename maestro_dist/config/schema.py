@@ -248,7 +248,7 @@ class EngineConfig(Section):
     """DeepSpeed."""
 
     zero_stage: Literal[1, 2, 3] = 1
-    """ZeRO stage: shards optimizer state (1), gradients too (2), parameters too (3). 0 is taken as 1, with a warning."""
+    """ZeRO stage: shards optimizer state (1), gradients too (2), parameters too (3). 0 is taken as 1."""
     micro_batch: Positive | None = None
     """Samples a rank takes at a time; by default its whole share of the global batch (no accumulation)."""
     precision: Literal["fp32", "bf16"] = "fp32"
