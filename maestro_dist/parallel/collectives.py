@@ -17,7 +17,8 @@ from torch.autograd.function import once_differentiable
 __all__ = ["Group"]
 
 _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-"""torch 2.13 has renamed it; before, there is the second name only."""
+_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+"""torch 2.13 has renamed both; before, there are the second names only."""
 
 
 class Group:
@@ -36,6 +37,14 @@ class Group:
         out = x.detach().clone(memory_format=torch.contiguous_format)
         self.handed += out.nbytes
         dist.all_reduce(out, operation, group=self.group)
+        return out
+
+    def scatter(self, x: Tensor) -> Tensor:
+        """Sum over the ranks of their x [size, ...], of which each gets its own row [...]; without autograd."""
+        mine = x.detach().contiguous()
+        self.handed += mine.nbytes
+        out = mine.new_empty(mine.shape[1:])
+        _scatter(out.view(-1), mine.view(-1), group=self.group)
         return out
 
     def stack(self, x: Tensor) -> Tensor:
@@ -102,7 +111,7 @@ class _Everyone(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.group.reduce(gradients[0])[ctx.group.rank], None
+        return ctx.group.scatter(gradients[0]), None
 
 
 class _Exchange(torch.autograd.Function):

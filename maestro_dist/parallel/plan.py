@@ -63,8 +63,8 @@ def choose_expert_movement(
 
     Forward and backward of one layer on one rank with `tokens` tokens (L / P of them where a sample's time axis is
     shared). Tokens: 4 tokens k d b; they go and come, and so do their gradients. Weights: 6 E d e b; 2 E d e numbers
-    are gathered, and their gradients summed and dealt out, which takes a ring twice as much. Either way 1 / N of it
-    stays on the rank. With one expert rank nothing moves: both are 0. Ties go to the tokens.
+    are gathered, once more where layers are computed again, and their gradients summed and dealt out. Either way 1 / N
+    of it stays on the rank. With one expert rank nothing moves: both are 0. Ties go to the tokens.
     """
     moves = expert_ranks > 1
     by_tokens = 4 * tokens * top_k * width * element_bytes * moves

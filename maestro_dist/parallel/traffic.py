@@ -112,7 +112,7 @@ def sequence_traffic(
         inner = (model.stem.layers - 1) * model.stem.channels * count
         ahead += forwards * reach * (inner + sum(2 * modality.variates for modality in modalities))
         back += reach * inner * ranks
-    found += [Traffic("neighbour tokens", "gather", ranks, ahead), Traffic("neighbour tokens", "reduce", ranks, back)]
+    found += [Traffic("neighbour tokens", "gather", ranks, ahead), Traffic("neighbour tokens", "scatter", ranks, back)]
 
     gated = model.budget != "fixed" and model.encoder_layers > 0
     pools = 1 + count * ((model.head == "additive") + (gated and model.budget_inputs == "content"))
@@ -138,7 +138,7 @@ def expert_traffic(model: ModelConfig, slices: Sequence[Modality], ranks: int, m
     weights = expert_parameters(model) * FLOAT
     return [
         Traffic("experts: weights", "gather", ranks, forwards * weights / ranks),
-        Traffic("experts: weights", "reduce", ranks, weights),
+        Traffic("experts: weights", "scatter", ranks, weights),
     ]
 
 
