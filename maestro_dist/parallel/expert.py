@@ -93,8 +93,12 @@ def _layer() -> Any:
         def forward(self, tokens: Tensor, counts: Tensor) -> Tensor:
             """Tokens [n, d], sorted by expert, counts int64 [E] -> [n, d]; rows past `counts.sum()` give 0."""
             if self.movement == "weights":
-                expand, contract = (self.group.everyone(own).flatten(0, 1) for own in (self.expand, self.contract))
-                return grouped_network(tokens, expand, contract, counts)
+                # in one piece: on few tokens it is the number of collectives that counts
+                both = torch.cat((self.expand.flatten(1), self.contract.flatten(1)), 1)
+                expand, contract = self.group.everyone(both).flatten(0, 1).chunk(2, 1)
+                shapes = self.expand.shape[1:], self.contract.shape[1:]
+                expand, contract = expand.unflatten(1, shapes[0]), contract.unflatten(1, shapes[1])
+                return grouped_network(tokens, expand.contiguous(), contract.contiguous(), counts)
             return through_experts(tokens, counts, self.expand, self.contract, self.group)
 
     return ExpertRanks

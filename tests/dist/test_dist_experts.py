@@ -64,3 +64,24 @@ def check_experts(rank: int, ranks: int) -> dict[str, float]:
 @pytest.mark.parametrize("world", EXPERT_GRIDS)
 def test_grids_with_expert_ranks_equal_one_process(world: int) -> None:
     within_limits(run_ranks(check_experts, world))
+
+
+def check_bf16(rank: int, ranks: int) -> dict[str, float]:
+    """Autocast on a grid against fp32 in one process: losses of five steps."""
+    batches, optim = stream(90, 5), OptimConfig(optimizer="sgd", lr=0.01)
+    expected = plain(Config(model=MODEL, optim=optim), batches)
+    found = {}
+    for method, stage in (("sparse", 1), ("sparse", 3), ("ulysses", 2)):
+        mesh = MeshConfig.model_validate({"sequence": 2, "sequence_method": method, "expert": 2})
+        engine = EngineConfig(zero_stage=stage, precision="bf16")
+        trace = sharded(Config(model=MODEL, optim=optim, mesh=mesh, engine=engine), batches, rank, ranks)
+        pairs = zip(trace.losses, expected.losses, strict=True)
+        found[f"{method}, ZeRO {stage}"] = max(abs(one - other) for one, other in pairs)
+    return found
+
+
+def test_bf16_on_a_grid_is_close_to_fp32() -> None:
+    for found in run_ranks(check_bf16, 2):
+        print(found)
+        for name, difference in found.items():
+            assert 1e-6 < difference < 2e-2, name  # it is bf16, and no more than that is lost
