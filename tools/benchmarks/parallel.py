@@ -165,7 +165,7 @@ def _weak(shape: Shape, ranks: int, results: Sequence[dict[str, Any]]) -> list[R
 def _experts(options: Options) -> list[Row]:
     """Each rank has as many tokens as the one that has all experts: 1 would be perfect."""
     ranks, width = 2, 64
-    length, experts, repetitions = (256, 4, 1) if options.quick else (16384, 64, 15)
+    length, experts, repetitions = (256, 4, 1) if options.quick else (16384, 64, 60)
     arguments = {"length": length, "width": width, "experts": experts, "repetitions": repetitions}
     results = run_ranks("sharded:experts", ranks, arguments)
     name = f"parallel/{experts} experts, {size_name(length)} tokens a rank, 1 -> {_ranks(ranks)}"
