@@ -184,26 +184,28 @@ def first_batch(config: Config) -> tuple[float, int]:
 
 
 def evaluate_on(state: State, split: str, rates: Sequence[float], draws: Sequence[int]) -> Evaluation:
-    """Evaluate the engine's weights on a split, over all ranks."""
+    """Evaluate the engine's weights on a split, over all ranks; the averaged ones where the run keeps such."""
     from maestro_dist.data.stream import evaluation_batches, presence
     from maestro_dist.data.symbols import reads_symbols
     from maestro_dist.evaluation import evaluate_split
+    from maestro_dist.parallel.partition import averaged
 
     config, mesh = state.config, state.mesh
     symbols = reads_symbols(state.manifest, config.model, state.modalities)
     state.engine.eval()
     try:
-        return evaluate_split(
-            lambda batch: state.engine(state.engine.place(batch), state.step),
-            state.task,
-            lambda keep: evaluation_batches(
-                config.data.url, state.manifest, config.data, state.modalities, split,
-                batch=config.evaluation.batch, rank=mesh.data_rank, ranks=mesh.data, keep=keep,
-                symbols=symbols, slices=time_slices(config, state.modalities, mesh),
-            ),
-            presence(config.data.url, state.manifest, state.modalities, split, symbols=symbols),
-            rates=rates, draws=draws, mesh=mesh, split=split,
-        )  # fmt: skip
+        with averaged(state.engine):
+            return evaluate_split(
+                lambda batch: state.engine(state.engine.place(batch), state.step),
+                state.task,
+                lambda keep: evaluation_batches(
+                    config.data.url, state.manifest, config.data, state.modalities, split,
+                    batch=config.evaluation.batch, rank=mesh.data_rank, ranks=mesh.data, keep=keep,
+                    symbols=symbols, slices=time_slices(config, state.modalities, mesh),
+                ),
+                presence(config.data.url, state.manifest, state.modalities, split, symbols=symbols),
+                rates=rates, draws=draws, mesh=mesh, split=split,
+            )  # fmt: skip
     finally:
         state.engine.train()
 

@@ -173,8 +173,12 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def check_resume(config: Config, saved: dict[str, Any]) -> None:
-    """Raise `ConfigError` listing the differences where `config` is not the run that was begun as `saved`."""
+    """Raise `ConfigError` listing the differences where `config` is not the run that was begun as `saved`.
+
+    A key that `saved` lacks came after the run was begun: its default stands for what was done then.
+    """
     now = identity(config)
+    saved = identity(Config()) | saved
     changed = [
         f"{key} {saved.get(key)!r} -> {now.get(key)!r}"
         for key in sorted({*saved, *now})

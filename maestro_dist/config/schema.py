@@ -240,6 +240,9 @@ class OptimConfig(Section):
     """Last learning rate, as a share of the peak (cosine)."""
     clip: NotNegative = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
+    ema: Annotated[float | None, Field(gt=0.0, lt=1.0)] = None
+    """Decay of a moving average of the weights (.999, say), which validation, test and the exported model then use;
+    less in the first steps: (1 + t) / (10 + t). None by default. Takes 4 bytes a parameter."""
     max_skipped: Count = 0
     """Steps with a NaN or infinite loss or gradient that are skipped on all ranks before the run stops."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from maestro_dist.config.schema import Config
-from maestro_dist.model.estimate import MemoryEstimate, expert_hidden, expert_parameters, memory_estimate
+from maestro_dist.model.estimate import STATES, MemoryEstimate, expert_hidden, expert_parameters, memory_estimate
 from maestro_dist.parallel.mesh import Mesh
 from maestro_dist.parallel.traffic import (
     FLOAT,
@@ -185,6 +185,7 @@ def _plan_rank(
         zero_stage=config.engine.zero_stage,
         experts_ranks=mesh.expert,
         swaps=mesh.sequence > 1 and config.mesh.sequence_method == "ulysses",
+        states=STATES + (config.optim.ema is not None),
     )
     return RankPlan(
         rank=mesh.rank,

@@ -110,6 +110,10 @@ def test_resume_may_move_but_not_change() -> None:
     moved = load_config(None, ["data.url=b", "run.workers=4", "engine.zero_stage=3", "mesh.data=4", "run.storage=/x"])
     check_resume(moved, identity(begun))
     check_resume(load_config(None, ["data.url=a", "mesh.sequence=2", "mesh.sequence_method=ulysses"]), identity(begun))
+    before = {key: value for key, value in identity(begun).items() if key != "optim.ema"}  # by an earlier version
+    check_resume(moved, before)
+    with pytest.raises(ConfigError, match=r"optim\.ema None -> 0\.9"):
+        check_resume(load_config(None, ["data.url=a", "optim.ema=.9"]), before)
     with pytest.raises(ConfigError, match=r"model\.width 64 -> 32; optim\.lr 0\.001 -> 0\.1"):
         check_resume(load_config(None, ["data.url=a", "optim.lr=.1", "model.width=32"]), identity(begun))
 
