@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from maestro_dist.config.load import flatten, has_credentials
-from maestro_dist.config.schema import Config, MeshConfig, ModelConfig
+from maestro_dist.config.schema import Config, MeshConfig, ModelConfig, OptimConfig
 from maestro_dist.errors import ConfigError, MeshError
 from maestro_dist.types import Modality
 
@@ -51,6 +51,7 @@ def check(config: Config) -> None:
     for key in ("rates", "test_rates", "draws"):
         if not getattr(config.evaluation, key):
             raise ConfigError(f"evaluation.{key}: at least one is needed")
+    _check_schedule(config.optim)
     check_mesh(config)
     if config.engine.offload == "parameters" and config.engine.zero_stage < 3:
         raise ConfigError(
@@ -61,6 +62,15 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"engine.micro_batch: {config.engine.micro_batch} is more than optim.global_batch "
             f"{config.optim.global_batch}"
+        )
+
+
+def _check_schedule(optim: OptimConfig) -> None:
+    key, high = ("momentum", optim.momentum) if optim.optimizer == "sgd" else ("betas[0]", optim.betas[0])
+    if optim.schedule == "one_cycle" and 0.0 < high < optim.low_momentum:
+        raise ConfigError(
+            f"optim.low_momentum: {optim.low_momentum} is more than optim.{key} {high}, from which one_cycle comes "
+            "down to it; use a smaller one"
         )
 
 

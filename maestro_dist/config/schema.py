@@ -234,10 +234,13 @@ class OptimConfig(Section):
     """Samples an optimizer step, over all ranks."""
     warmup: Share = 0.05
     """Share of the steps over which the learning rate rises from 0."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Shape of the learning rate after the warm-up."""
+    schedule: Literal["cosine", "constant", "one_cycle"] = "cosine"
+    """Shape of the learning rate after the warm-up. one_cycle: half a cosine up from a 25th of the peak over `warmup`
+    (.3 is usual), half a cosine down, and the momentum (AdamW: its first decay rate) the other way round."""
     final_lr: Share = 0.01
-    """Last learning rate, as a share of the peak (cosine)."""
+    """Last learning rate, as a share of the peak (cosine and one_cycle)."""
+    low_momentum: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.85
+    """Momentum at the peak of the learning rate (one_cycle)."""
     clip: NotNegative = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
     ema: Annotated[float | None, Field(gt=0.0, lt=1.0)] = None

@@ -97,6 +97,7 @@ def test_a_missing_file_is_guessed(tmp_path: Path) -> None:
         (["data.url=d", "model.stem.kernel=4"], "model.stem.kernel: 4 is even"),
         (["data.url=d", "missing.full=0.1"], "missing.full: 0.1 comes before"),
         (["data.url=d", "evaluation.rates=[]"], "evaluation.rates: at least one"),
+        (["data.url=d", "optim.schedule=one_cycle", "optim.betas=[.8, .99]"], "0.85 is more than optim.betas.0. 0.8"),
         (["data.url=d", "engine.micro_batch=65"], "engine.micro_batch: 65 is more than"),
     ],
 )
