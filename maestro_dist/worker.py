@@ -141,7 +141,8 @@ def build_stream(config: Config, pieces: Pieces, mesh: Mesh, total_steps: int) -
         curriculum=config.missing,
         total_steps=total_steps,
         slices=time_slices(config, pieces.modalities, mesh),
-        symbols=reads_symbols(pieces.manifest, config.model, pieces.modalities),
+        symbols=reads_symbols(pieces.manifest, config.model, pieces.modalities, config.augment),
+        augment=config.augment,
     )
 
 

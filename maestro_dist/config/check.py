@@ -48,6 +48,10 @@ def check(config: Config) -> None:
         raise ConfigError(f"model.stem.kernel: {model.stem.kernel} is even; an odd kernel keeps steps aligned")
     if config.missing.full < config.missing.start:
         raise ConfigError(f"missing.full: {config.missing.full} comes before missing.start {config.missing.start}")
+    if config.augment.rotation_groups and not config.augment.rotation:
+        raise ConfigError(
+            "augment.rotation_groups: given, but augment.rotation is 0 degrees; set it, or drop the groups"
+        )
     for key in ("rates", "test_rates", "draws"):
         if not getattr(config.evaluation, key):
             raise ConfigError(f"evaluation.{key}: at least one is needed")

@@ -284,6 +284,26 @@ class MissingConfig(Section):
     """Share of the steps from which p_max holds."""
 
 
+class AugmentConfig(Section):
+    """Changes of the training windows, drawn anew in each epoch; all off by default. They need raw windows."""
+
+    jitter: NotNegative = 0.0
+    """Gaussian noise: its deviation, in units of the training split's."""
+    scaling: NotNegative = 0.0
+    """Deviation of a factor, about 1, of each variate's distance from the training split's mean."""
+    rotation: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
+    """Largest angle (degrees) of a random rotation of three axes, in the samples that have all three."""
+    rotation_groups: list[list[str]] = []
+    """Modalities whose axes turn together, in threes: [[acc_x, acc_y, acc_z], [gyro]]; [[acc, gyro]] turns both alike.
+    By default each modality of three variates turns by itself."""
+    time_warp: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Largest change of the speed of time, smooth and the same for all modalities of a sample."""
+    shift: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Largest shift in time, as a share of the window, the same for all modalities; what moves in is not observed."""
+    time_mask: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Longest span of a window, as a share of it, that is taken as not observed, in each modality by itself."""
+
+
 class EvaluationConfig(Section):
     """Validation, choice of the best weights, and the final test."""
 
@@ -342,6 +362,8 @@ class Config(Section):
     """DeepSpeed."""
     missing: MissingConfig = MissingConfig()
     """The modality-dropout curriculum."""
+    augment: AugmentConfig = AugmentConfig()
+    """Changes of the training windows."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Validation and test."""
     checkpoint: CheckpointConfig = CheckpointConfig()

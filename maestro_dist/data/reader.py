@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from maestro_dist.config.schema import DataConfig
+from maestro_dist.config.schema import AugmentConfig, DataConfig
+from maestro_dist.data.augment import augment
 from maestro_dist.data.cache import local_shard
 from maestro_dist.data.collate import collate
 from maestro_dist.data.index import HEADER, META, load_index, member_name
@@ -45,6 +46,7 @@ class SplitSource:
     """Where the samples of a split are; a plain value that a spawned reader process gets.
 
     `symbols`: read SAX symbols instead of raw windows; `slices`: keep only these steps of each modality, [first, end).
+    `augment`: how windows are changed after they are decoded.
     """
 
     url: str
@@ -54,6 +56,7 @@ class SplitSource:
     split: str
     symbols: bool = False
     slices: Mapping[str, tuple[int, int]] | None = None
+    augment: AugmentConfig | None = None
 
     def open(self) -> SplitReader:
         """A reader; its files are opened when they are first needed."""
@@ -114,7 +117,21 @@ class SplitReader:
                     samples.append(self.decode(number, self.stored(number, wanted)))
                 except BadSample as error:
                     bad.append(str(error))
+        samples = self._augmented(samples, request)
         return replace(collate(samples, self.layout), bad=bad, **request.fields)
+
+    def _augmented(self, samples: list[Sample], request: Request) -> list[Sample]:
+        source = self.source
+        if source.augment is None:
+            return samples
+        return augment(
+            samples,
+            source.augment,
+            source.modalities,
+            source.manifest.window_s,
+            seed=request.seed,
+            epoch=request.fields.get("epoch", 0),
+        )
 
     def _locate(self, number: int) -> tuple[_OpenShard, int]:
         position = int(np.searchsorted(self.starts, number, side="right")) - 1

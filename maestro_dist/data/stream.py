@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from maestro_dist.config.schema import DataConfig, MissingConfig
+from maestro_dist.config.schema import AugmentConfig, DataConfig, MissingConfig
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.missing import drop_probability
 from maestro_dist.data.order import epoch_order, steps_per_epoch
@@ -30,7 +30,7 @@ class TrainStream:
     accumulation     micro-batches of a global batch: ceil(G / (ranks * micro)), the same on every rank
 
     `symbols`: read SAX symbols instead of raw windows, where `reads_symbols` says so. `slices`: this rank's steps of
-    each modality, [first, end), where ranks share the time axis; by default all.
+    each modality, [first, end), where ranks share the time axis; by default all. `augment` changes the windows.
     """
 
     def __init__(
@@ -49,8 +49,9 @@ class TrainStream:
         total_steps: int,
         symbols: bool = False,
         slices: Mapping[str, tuple[int, int]] | None = None,
+        augment: AugmentConfig | None = None,
     ) -> None:
-        self._source = SplitSource(url, manifest, config, tuple(modalities), config.train, symbols, slices)
+        self._source = SplitSource(url, manifest, config, tuple(modalities), config.train, symbols, slices, augment)
         split = manifest.split(config.train)
         self.samples = split.samples
         self.steps_per_epoch = steps_per_epoch(split.samples, global_batch)
