@@ -46,6 +46,8 @@ class Batch:
     present        bool [B, M]: sample b has modality m (M sorted by name); agrees with `rows`
     sample         int64 [B]: number of the sample in its split, in manifest order; keys every random draw
     target         int64 [B] (class) or float32 [B] (regression)
+    partner_target [B], as `target`: that of the sample that sample b was mixed with; None without mixup
+    mix            float32 [B]: the share of sample b in its mixture; None without mixup
     recording[j]   float32 [R_j, D_j, 2]: mean and std of the recording up to the window's end, where the data has them
     keys           the samples' names, for messages
     bad            bad samples skipped here under `data.max_bad_samples`, each as one line that names it and says why
@@ -71,6 +73,8 @@ class Batch:
     epoch: int = 0
     step: int = 0
     on_host: dict[str, list[int]] | None = None
+    partner_target: Tensor | None = None
+    mix: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.sample.shape[0])

@@ -302,6 +302,9 @@ class AugmentConfig(Section):
     """Largest shift in time, as a share of the window, the same for all modalities; what moves in is not observed."""
     time_mask: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Longest span of a window, as a share of it, that is taken as not observed, in each modality by itself."""
+    mixup: NotNegative = 0.0
+    """alpha of mixup: each sample is mixed with another of its global batch, values and loss, by a share drawn from
+    Beta(alpha, alpha) (.2, say); a modality that only one of them has is taken as it is. Reads twice as much."""
 
 
 class EvaluationConfig(Section):

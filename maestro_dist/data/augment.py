@@ -37,7 +37,7 @@ _KINDS = ("jitter", "scaling", "rotation", "time_warp", "shift", "time_mask")
 
 def wanted_kinds(config: AugmentConfig) -> list[str]:
     """The keys of `augment` that are on."""
-    return [kind for kind in _KINDS if getattr(config, kind) > 0.0]
+    return [kind for kind in (*_KINDS, "mixup") if getattr(config, kind) > 0.0]
 
 
 def check_augment(config: AugmentConfig, modalities: Sequence[Modality]) -> None:
@@ -96,7 +96,7 @@ def augment(
 
     `window_s` (seconds) is the time axis that all modalities share. A window is [T_j, D_j] before and after.
     """
-    if not samples or not wanted_kinds(config):
+    if not samples or not any(getattr(config, kind) > 0.0 for kind in _KINDS):
         return list(samples)
 
     def key(kind: str, *of: str) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from maestro_dist.config.schema import AugmentConfig, DataConfig, MissingConfig
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.missing import drop_probability
+from maestro_dist.data.mixup import mixing_of
 from maestro_dist.data.order import epoch_order, steps_per_epoch
 from maestro_dist.data.prefetch import read_ahead
 from maestro_dist.data.reader import Request, SplitSource, presence
@@ -60,6 +61,7 @@ class TrainStream:
         self._micro = micro_batch or -(-global_batch // ranks)
         self.accumulation = -(-global_batch // (ranks * self._micro))
         self._curriculum, self._total_steps = curriculum, total_steps
+        self._mixup = 0.0 if augment is None else augment.mixup
 
     def batches(self, position: int, end: int) -> Generator[Batch, None, None]:
         """Micro-batches of every global batch that starts at `position` or later and before `end`.
@@ -82,11 +84,17 @@ class TrainStream:
             position += len(whole)
             step = epoch * self.steps_per_epoch + first // self._global_batch
             mine = whole[self._rank :: self._ranks]
+            mixing = None
+            if self._mixup:
+                mixing = mixing_of(whole, self._mixup, seed=self._seed, step=step)
+                mixing = mixing.part(slice(self._rank, None, self._ranks))
             for micro in range(self.accumulation):
+                taken = slice(micro * self._micro, (micro + 1) * self._micro)
                 yield Request(
-                    numbers=mine[micro * self._micro : (micro + 1) * self._micro],
+                    numbers=mine[taken],
                     drop=drop_probability(self._curriculum, step, self._total_steps),
                     seed=self._seed,
+                    mixing=None if mixing is None else mixing.part(taken),
                     fields={
                         "last": micro == self.accumulation - 1,
                         "global_samples": len(whole),

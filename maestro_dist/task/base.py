@@ -41,9 +41,16 @@ class Task(ABC):
         """Loss of each sample, float32 [B].
 
         It is that of `logits`, plus `task.auxiliary` times the mean loss of the heads of the sample's present
-        modalities where the model has such heads (a sample with none present adds nothing).
+        modalities where the model has such heads (a sample with none present adds nothing). That of a mixture is the
+        loss on its own target and that on its partner's, by their shares.
         """
-        logits, target = output["logits"], batch.target
+        loss = self._loss_on(batch.target, output, batch)
+        if batch.mix is not None and batch.partner_target is not None:
+            loss = batch.mix * loss + (1.0 - batch.mix) * self._loss_on(batch.partner_target, output, batch)
+        return loss
+
+    def _loss_on(self, target: Tensor, output: Output, batch: Batch) -> Tensor:
+        logits = output["logits"]
         loss = self.sample_loss(logits, target)
         heads = output.get("modality_logits")
         if heads is None or self._auxiliary == 0.0:
