@@ -120,6 +120,7 @@ def build_task(config: Config, manifest: Manifest) -> Task:
         class_counts=split.class_counts,
         target_mean=0.0 if split.target_mean is None else split.target_mean,
         target_std=1.0 if split.target_std is None else split.target_std,
+        consistency=config.missing.consistency,
     )
 
 
@@ -181,7 +182,7 @@ def first_batch(config: Config) -> tuple[float, int]:
         batch = next(batches)
     with torch.no_grad():
         loss = pieces.task.loss(pieces.model(batch, 0), batch).mean()
-    return float(loss), len(batch)
+    return float(loss), batch.samples
 
 
 def evaluate_on(state: State, split: str, rates: Sequence[float], draws: Sequence[int]) -> Evaluation:

@@ -48,6 +48,11 @@ def check(config: Config) -> None:
         raise ConfigError(f"model.stem.kernel: {model.stem.kernel} is even; an odd kernel keeps steps aligned")
     if config.missing.full < config.missing.start:
         raise ConfigError(f"missing.full: {config.missing.full} comes before missing.start {config.missing.start}")
+    if config.missing.consistency and not config.missing.p_max:
+        raise ConfigError(
+            "missing.consistency: compares samples with what is left of them when modalities are dropped, but "
+            "missing.p_max is 0; set it, or drop the consistency"
+        )
     if config.augment.rotation_groups and not config.augment.rotation:
         raise ConfigError(
             "augment.rotation_groups: given, but augment.rotation is 0 degrees; set it, or drop the groups"

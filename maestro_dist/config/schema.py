@@ -282,6 +282,10 @@ class MissingConfig(Section):
     """Share of the steps before the first drop."""
     full: Share = 0.6
     """Share of the steps from which p_max holds."""
+    consistency: NotNegative = 0.0
+    """Weight of a loss that draws what is predicted from what is left towards what is predicted from all. Once
+    something is dropped, each sample is then seen twice in a step, whole and with modalities dropped: twice the work.
+    0: only what is left is seen."""
 
 
 class AugmentConfig(Section):

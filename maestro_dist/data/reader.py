@@ -32,6 +32,7 @@ class Request:
     numbers   int64 [B]: samples of the split, in manifest order
     keep      bool [B, M]: modalities to keep of those that are there; None: all, less those that the curriculum drops
     drop      probability of that drop, keyed by (seed, step, sample, modality)
+    both      take each sample whole too, as a row of its own (`Batch.views`)
     mixing    whom these samples are mixed with; None: nobody
     fields    the bookkeeping fields of `Batch`: last, global_samples, position, epoch, step
     """
@@ -40,6 +41,7 @@ class Request:
     keep: np.ndarray | None = None
     drop: float = 0.0
     seed: int = 0
+    both: bool = False
     mixing: Mixing | None = None
     fields: dict[str, Any] = field(default_factory=dict)
 
@@ -111,12 +113,18 @@ class SplitReader:
         there = own if mixing is None else own | self._presence(mixing.partners)
         keep = there if request.keep is None else there & request.keep
         names = [modality.name for modality in self.layout.modalities]
-        keep = drop_modalities(keep, numbers, names, p=request.drop, seed=request.seed, step=step)
+        left = drop_modalities(keep, numbers, names, p=request.drop, seed=request.seed, step=step)
+        keep = keep if request.both else left
         found, bad = self._decoded(numbers, own & keep, request)
-        mixture: dict[str, Any] = {}
+        changes: dict[str, Any] = request.fields | {"bad": bad}
         if mixing is not None:
-            mixture = self._mix(found, mixing, keep, request)
-        return replace(collate(list(found.values()), self.layout), bad=bad, **mixture, **request.fields)
+            changes |= self._mix(found, mixing, keep, request)
+        samples = list(found.values())
+        if request.both:
+            changes |= {name: changes[name].repeat(2) for name in ("mix", "partner_target") if name in changes}
+            changes |= {"views": 2, "keys": [sample.key for sample in samples]}
+            samples += [_some(sample, names, left[place]) for place, sample in found.items()]
+        return replace(collate(samples, self.layout), **changes)
 
     def _presence(self, numbers: np.ndarray) -> np.ndarray:
         """bool [B, M]: which sample has which modality."""
@@ -219,6 +227,12 @@ class SplitReader:
         if data[:100].rstrip(b"\0") != name.encode() or len(data) != HEADER + size:
             raise BadSample(f"{where}: the index does not point at {name}; pack the data set again")
         return data[HEADER:]
+
+
+def _some(sample: Sample, names: Sequence[str], left: np.ndarray) -> Sample:
+    """The same sample with those modalities that are left, bool [M]."""
+    kept = {name for name, stays in zip(names, left, strict=True) if stays}
+    return replace(sample, values={name: window for name, window in sample.values.items() if name in kept})
 
 
 def presence(

@@ -84,6 +84,7 @@ class TrainStream:
             position += len(whole)
             step = epoch * self.steps_per_epoch + first // self._global_batch
             mine = whole[self._rank :: self._ranks]
+            drop = drop_probability(self._curriculum, step, self._total_steps)
             mixing = None
             if self._mixup:
                 mixing = mixing_of(whole, self._mixup, seed=self._seed, step=step)
@@ -92,8 +93,9 @@ class TrainStream:
                 taken = slice(micro * self._micro, (micro + 1) * self._micro)
                 yield Request(
                     numbers=mine[taken],
-                    drop=drop_probability(self._curriculum, step, self._total_steps),
+                    drop=drop,
                     seed=self._seed,
+                    both=self._curriculum.consistency > 0.0 and drop > 0.0,
                     mixing=None if mixing is None else mixing.part(taken),
                     fields={
                         "last": micro == self.accumulation - 1,

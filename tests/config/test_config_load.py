@@ -98,6 +98,8 @@ def test_a_missing_file_is_guessed(tmp_path: Path) -> None:
         (["data.url=d", "missing.full=0.1"], "missing.full: 0.1 comes before"),
         (["data.url=d", "evaluation.rates=[]"], "evaluation.rates: at least one"),
         (["data.url=d", "optim.schedule=one_cycle", "optim.betas=[.8, .99]"], "0.85 is more than optim.betas.0. 0.8"),
+        (["data.url=d", "missing.consistency=1", "missing.p_max=0"], "missing.consistency: compares samples"),
+        (["data.url=d", "augment.rotation_groups=[[a, b, c]]"], "augment.rotation_groups: given, but augment.rotation"),
         (["data.url=d", "engine.micro_batch=65"], "engine.micro_batch: 65 is more than"),
     ],
 )

@@ -35,13 +35,15 @@ def stream(
     micro: int | None = None,
     slices: dict[str, tuple[int, int]] | None = None,
     augment: AugmentConfig | None = None,
+    consistency: float = 0.0,
     **config: object,
 ) -> TrainStream:
     manifest = load_manifest(url)
     data = DataConfig(url=url, shuffle_shards=2, **config)  # type: ignore[arg-type]
+    curriculum = CURRICULUM.model_copy(update={"consistency": consistency})
     return TrainStream(
         url, manifest, data, manifest.select(None), seed=3, global_batch=G, micro_batch=micro, rank=rank, ranks=ranks,
-        curriculum=CURRICULUM, total_steps=2 * STEPS, slices=slices, augment=augment,
+        curriculum=curriculum, total_steps=2 * STEPS, slices=slices, augment=augment,
     )  # fmt: skip
 
 
