@@ -8,6 +8,7 @@ from torch import nn
 
 from maestro_dist.config.schema import OptimConfig
 from maestro_dist.optim import build_optimizer, learning_rate, momentum
+from maestro_dist.optim.average import decay_at
 
 
 class Model(nn.Module):
@@ -84,6 +85,10 @@ def test_one_cycle_is_that_of_torch(warmup: float, optimizer: str) -> None:
         theirs.step()
         scheduler.step() if step < total - 1 else None
     assert learning_rate(config, total + 5, total) == pytest.approx(0.002)
+
+
+def test_early_weights_are_soon_forgotten() -> None:
+    assert [decay_at(0.999, steps) for steps in (1, 8, 10**6)] == [2 / 11, 0.5, 0.999]
 
 
 def test_momentum_stays_as_set_elsewhere() -> None:

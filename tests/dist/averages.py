@@ -1,21 +1,17 @@
-"""The average of the weights on 2 ranks at every ZeRO stage: against a slow one, with and without it, over a restart."""
+"""Checks of the average of the weights at a ZeRO stage: against a slow one, with and without it, over a restart."""
 
 from __future__ import annotations
 
 import copy
 import math
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from ranks import run_ranks
 from test_dist_engine import Oracle, accumulate, full, make_config, make_engine, worst
 from torch import Tensor
 from toy import stream
 
 from maestro_dist.checkpoint import Saver, find, full_weights, restore
-from maestro_dist.config.schema import OptimConfig
 from maestro_dist.parallel.engine import Engine
 from maestro_dist.parallel.partition import averaged, optimizer_state, owned_slices
 from maestro_dist.types import Batch
@@ -23,10 +19,8 @@ from maestro_dist.types import Batch
 DECAY, SAVED = 0.3, 4
 CASES: list[tuple[int, int, dict[str, Any]]] = [
     (1, 3, {"lr": 1e-3}),
-    (2, 1, {"lr": 1e-3}),
     (3, 2, {"lr": 1e-3}),
-    (1, 2, {"optimizer": "sgd", "momentum": 0.9, "lr": 0.1}),
-    (3, 1, {"optimizer": "sgd", "lr": 0.1}),
+    (2, 1, {"optimizer": "sgd", "momentum": 0.9, "lr": 0.1}),
 ]
 """ZeRO stage, another that reads its checkpoint, the optimizer."""
 
@@ -70,7 +64,8 @@ def logits(engine: Engine, batch: Batch) -> Tensor:
         return engine(batch)["logits"].clone()
 
 
-def check(rank: int, ranks: int, folder: str) -> list[float]:
+def check_averages(rank: int, ranks: int, folder: str) -> list[float]:
+    """Largest difference from the slow average in each of `CASES`; the rest is asserted here."""
     return [check_case(rank, ranks, f"{folder}/{number}", *case) for number, case in enumerate(CASES)]
 
 
@@ -135,16 +130,3 @@ def check_case(rank: int, ranks: int, folder: str, stage: int, other: int, optim
         assert torch.equal(logits(elsewhere, probe), shown_at_save)
     elsewhere.close()
     return difference
-
-
-def test_the_average_is_sharded_saved_and_swapped_exactly(tmp_path: Path) -> None:
-    for differences in run_ranks(check, 2, str(tmp_path)):
-        print(differences)
-        np.testing.assert_array_less(differences, 1e-5)
-
-
-def test_early_weights_are_soon_forgotten() -> None:
-    from maestro_dist.optim.average import decay_at
-
-    assert [decay_at(0.999, steps) for steps in (1, 8, 10**6)] == [2 / 11, 0.5, 0.999]
-    assert OptimConfig().ema is None
