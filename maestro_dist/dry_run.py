@@ -73,4 +73,6 @@ def trial_samples(config: Config, manifest: Manifest) -> tuple[int, int]:
     if free is not None:
         one = memory_estimate(config.model, pieces.modalities, parameters=0, micro_batch=1)
         fit = min(fit, (free // 2 - 4 * parameters - _BYTES_TO_FILL * max(sizes)) // one.total)
+    if config.missing.consistency:  # each is seen twice
+        fit //= 2
     return max(0, min(whole, fit)), whole

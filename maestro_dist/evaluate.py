@@ -110,7 +110,7 @@ def evaluate(options: argparse.Namespace) -> int:
         always=[modality.always for modality in pieces.modalities],
         progress=True,
     )
-    print(f"{checkpoint.url}: weights of step {checkpoint.step}")
+    print(f"{checkpoint.url}: {'averaged ' if checkpoint.averaged else ''}weights of step {checkpoint.step}")
     print(results_table(found))
     if options.json:
         Path(options.json).write_text(json.dumps(found.to_json(), indent=1), encoding="utf-8")

@@ -62,6 +62,7 @@ def prepare_data(config: Config, *, bare: bool = False) -> tuple[Manifest, bool]
 
     Returns the manifest and whether there are shards; with `bare` it may come without any.
     """
+    from maestro_dist.data.augment import check_augment
     from maestro_dist.data.check import check_shards, has_shards
     from maestro_dist.data.symbols import reads_symbols
     from maestro_dist.worker import build_task
@@ -79,7 +80,8 @@ def prepare_data(config: Config, *, bare: bool = False) -> tuple[Manifest, bool]
         raise ConfigError(
             "model.normalize: recording, but the data has no statistics of recordings; use window or dataset"
         )
-    reads_symbols(manifest, config.model, manifest.select(config.data.modalities))
+    reads_symbols(manifest, config.model, manifest.select(config.data.modalities), config.augment)
+    check_augment(config.augment, manifest.select(config.data.modalities))
     build_task(config, manifest).metric(config.evaluation.metric)
     splits = [config.data.train, config.data.validation, config.data.test]
     shards = not bare or has_shards(config.data.url, manifest, splits)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from maestro_dist.callbacks.base import Callback, State, StepRecord
-from maestro_dist.optim import learning_rate
+from maestro_dist.optim import learning_rate, momentum
 from maestro_dist.types import Batch, Output
 
 if TYPE_CHECKING:
@@ -49,8 +49,9 @@ def train_step(state: State, stream: Generator[Batch, None, None]) -> StepRecord
         seen.add(moved, output, losses)
         if batch.last:
             break
-    lr = learning_rate(state.config.optim, state.step, state.total_steps)
-    result = engine.step(lr)
+    at = state.config.optim, state.step, state.total_steps
+    lr = learning_rate(*at)
+    result = engine.step(lr, momentum(*at))
     if result.applied and state.config.model.moe.balance == "bias" and seen.expert_load.dim() == 3:
         cast("Maestro", engine.module).update_balance(engine.sum_over_ranks(seen.expert_load))
     clock.lap("optimizer")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,10 @@ _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
 _M1 = 0xBF58476D1CE4E5B9
 _M2 = 0x94D049BB133111EB
+
+
+Keyed = Callable[..., int]
+"""Makes a key from what it belongs to, given what all its keys have in common."""
 
 
 def _mix_int(value: int) -> int:
@@ -68,6 +73,13 @@ def uniform_np(key: int, *indices: np.ndarray | int) -> np.ndarray:
     return (bits_np(key, *indices) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def normal_np(key: int, *indices: np.ndarray | int) -> np.ndarray:
+    """float64 standard normal; equals `normal`. An element's value does not depend on its place in the array."""
+    import torch
+
+    return _quantile(torch.from_numpy(np.atleast_1d(uniform_np(key, *indices)))).numpy()
+
+
 # torch: draws made on the device
 
 
@@ -103,9 +115,13 @@ def uniform(key: int | Tensor, *indices: Tensor | int) -> Tensor:
 
 def normal(key: int | Tensor, *indices: Tensor | int) -> Tensor:
     """float64 standard normal, by the inverse distribution function of one uniform."""
+    return _quantile(uniform(key, *indices))
+
+
+def _quantile(share: Tensor) -> Tensor:
     import torch
 
-    return torch.special.ndtri(uniform(key, *indices) * (1 - 2.0**-53) + 2.0**-54)
+    return torch.special.ndtri(share * (1 - 2.0**-53) + 2.0**-54)
 
 
 def lanes(numbers: Tensor) -> Tensor:

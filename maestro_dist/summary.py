@@ -12,6 +12,7 @@ from pathlib import Path
 from maestro_dist import __version__
 from maestro_dist.callbacks.final_test import RESULT_FILE
 from maestro_dist.config.schema import Config
+from maestro_dist.data.augment import wanted_kinds
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.storage import ObjectMissing, Storage, redact
 from maestro_dist.errors import RunError
@@ -66,6 +67,9 @@ def print_start(config: Config, manifest: Manifest) -> None:
         f"optimizer {_mib(memory.parameters)}, micro-batch {_mib(memory.inputs)}, at most {_mib(memory.peak)} in "
         f"forward and backward ({_mib(memory.kept)} kept between them){gathered}",
     }
+    learning = _learning(config)
+    if learning:
+        rows["learning"] = learning
     if mesh.world > 1:
         rows["plan"] = plan_text(mesh, plans)
     if mesh.expert > 1:
@@ -79,6 +83,18 @@ def print_start(config: Config, manifest: Manifest) -> None:
     for name, text in rows.items():
         print(f"{name:11}{text}")
     sys.stdout.flush()
+
+
+def _learning(config: Config) -> str:
+    """What is done beyond plain training; empty where nothing is."""
+    optim, missing = config.optim, config.missing
+    parts = [f"average of the weights, decay {optim.ema:g}"] if optim.ema is not None else []
+    if optim.schedule == "one_cycle":
+        parts.append("one cycle of learning rate and momentum")
+    parts += [f"{kind} {getattr(config.augment, kind):g}" for kind in wanted_kinds(config.augment)]
+    if missing.consistency:
+        parts.append(f"consistency {missing.consistency:g} (each sample is seen whole and with modalities dropped)")
+    return ", ".join(parts)
 
 
 def described(config: Config, manifest: Manifest) -> Pieces:

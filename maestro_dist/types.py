@@ -48,8 +48,12 @@ class Batch:
     present        bool [B, M]: sample b has modality m (M sorted by name); agrees with `rows`
     sample         int64 [B]: number of the sample in its split, in manifest order; keys every random draw
     target         int64 [B] (class) or float32 [B] (regression)
+    partner_target [B], as `target`: that of the sample that sample b was mixed with; None without mixup
+    mix            float32 [B]: the share of sample b in its mixture; None without mixup
     recording[j]   float32 [R_j, D_j, 2]: mean and std of the recording up to the window's end, where the data has them
     keys           the samples' names, for messages
+    views          2 where each sample is there twice: rows 0 .. B/2 - 1 of what is [B] here are whole, the others the
+                   same samples in the same order with modalities dropped; `keys` names each once. Else 1
     bad            bad samples skipped here under `data.max_bad_samples`, each as one line that names it and says why
     last           whether this is the last micro-batch of its global batch
     global_samples samples in the whole global batch, over all ranks and micro-batches (smaller at an epoch's tail)
@@ -67,15 +71,23 @@ class Batch:
     symbols: dict[str, Tensor] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
+    views: int = 1
     last: bool = True
     global_samples: int = 0
     position: int = 0
     epoch: int = 0
     step: int = 0
     on_host: dict[str, list[int]] | None = None
+    partner_target: Tensor | None = None
+    mix: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.sample.shape[0])
+
+    @property
+    def samples(self) -> int:
+        """Number of samples, each counted once."""
+        return len(self) // self.views
 
     def host_rows(self, names: Sequence[str]) -> list[list[int]] | None:
         """`rows` of the named modalities as plain integers; None where only the device knows them."""

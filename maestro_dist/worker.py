@@ -121,6 +121,7 @@ def build_task(config: Config, manifest: Manifest) -> Task:
         class_counts=split.class_counts,
         target_mean=0.0 if split.target_mean is None else split.target_mean,
         target_std=1.0 if split.target_std is None else split.target_std,
+        consistency=config.missing.consistency,
     )
 
 
@@ -142,7 +143,8 @@ def build_stream(config: Config, pieces: Pieces, mesh: Mesh, total_steps: int) -
         curriculum=config.missing,
         total_steps=total_steps,
         slices=time_slices(config, pieces.modalities, mesh),
-        symbols=reads_symbols(pieces.manifest, config.model, pieces.modalities),
+        symbols=reads_symbols(pieces.manifest, config.model, pieces.modalities, config.augment),
+        augment=config.augment,
     )
 
 
@@ -181,30 +183,32 @@ def first_batch(config: Config) -> tuple[float, int]:
         batch = next(batches)
     with torch.no_grad():
         loss = pieces.task.loss(pieces.model(batch, 0), batch).mean()
-    return float(loss), len(batch)
+    return float(loss), batch.samples
 
 
 def evaluate_on(state: State, split: str, rates: Sequence[float], draws: Sequence[int]) -> Evaluation:
-    """Evaluate the engine's weights on a split, over all ranks."""
+    """Evaluate the engine's weights on a split, over all ranks; the averaged ones where the run keeps such."""
     from maestro_dist.data.stream import evaluation_batches, presence
     from maestro_dist.data.symbols import reads_symbols
     from maestro_dist.evaluation import evaluate_split
+    from maestro_dist.parallel.partition import averaged
 
     config, mesh = state.config, state.mesh
     symbols = reads_symbols(state.manifest, config.model, state.modalities)
     state.engine.eval()
     try:
-        return evaluate_split(
-            lambda batch: state.engine(state.engine.place(batch), state.step),
-            state.task,
-            lambda keep: evaluation_batches(
-                config.data.url, state.manifest, config.data, state.modalities, split,
-                batch=config.evaluation.batch, rank=mesh.data_rank, ranks=mesh.data, keep=keep,
-                symbols=symbols, slices=time_slices(config, state.modalities, mesh),
-            ),
-            presence(config.data.url, state.manifest, state.modalities, split, symbols=symbols),
-            rates=rates, draws=draws, mesh=mesh, split=split, always=[m.always for m in state.modalities],
-        )  # fmt: skip
+        with averaged(state.engine):
+            return evaluate_split(
+                lambda batch: state.engine(state.engine.place(batch), state.step),
+                state.task,
+                lambda keep: evaluation_batches(
+                    config.data.url, state.manifest, config.data, state.modalities, split,
+                    batch=config.evaluation.batch, rank=mesh.data_rank, ranks=mesh.data, keep=keep,
+                    symbols=symbols, slices=time_slices(config, state.modalities, mesh),
+                ),
+                presence(config.data.url, state.manifest, state.modalities, split, symbols=symbols),
+                rates=rates, draws=draws, mesh=mesh, split=split, always=[m.always for m in state.modalities],
+            )  # fmt: skip
     finally:
         state.engine.train()
 

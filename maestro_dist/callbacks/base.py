@@ -89,7 +89,7 @@ class StepRecord:
     norm          global gradient norm before clipping
     applied       False when a gradient was not finite and all ranks skipped the step
     samples       samples of the global batch (all ranks)
-    tokens        tokens that this rank's samples had
+    tokens        tokens that this rank's samples had, in both views where each is seen twice
     budgets       [M] sum of budgets over this rank's samples, and present [M]: how many of them had the modality
     expert_load   [layers, M, E] tokens of this rank by expert
     load_by_set   for each micro-batch what its samples had, bool [B, M], and their tokens by expert [layers, B, E]

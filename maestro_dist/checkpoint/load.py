@@ -25,6 +25,7 @@ from maestro_dist.checkpoint.layout import (
 from maestro_dist.checkpoint.reshard import check_tiling, plan
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.errors import CheckpointError
+from maestro_dist.optim import AVERAGE
 from maestro_dist.parallel.partition import (
     MASTER,
     buffers,
@@ -74,6 +75,11 @@ class CheckpointInfo:
     def attempt(self) -> int:
         """Attempt of the run that wrote it."""
         return self.record.attempt
+
+    @property
+    def averaged(self) -> bool:
+        """Whether it holds an average of the weights (`optim.ema`)."""
+        return AVERAGE in self.record.moments
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -156,22 +162,24 @@ def restore(engine: Engine, info: CheckpointInfo) -> None:
         publish_master(engine)
 
 
-def full_weights(info: CheckpointInfo) -> dict[str, Tensor]:
+def full_weights(info: CheckpointInfo, *, averaged: bool = True) -> dict[str, Tensor]:
     """All parameters (fp32) and buffers on the CPU, by name, for `load_state_dict`. Needs no ranks and no DeepSpeed.
 
+    They are the averaged ones where the checkpoint has such: those that were validated. `averaged=False` gives the
+    weights that training goes on from.
     Memory: one full copy of the model; parts are read through a memory map, one at a time.
     Raises `CheckpointError` naming the part or parameter if something is damaged or missing.
     """
     import torch
 
-    record = info.record
+    record, kind = info.record, AVERAGE if averaged and info.averaged else MASTER
     _check_slices(info)
     weights = {name: torch.empty(shape, dtype=torch.float32) for name, shape in record.parameters.items()}
     flat = {name: weight.view(-1) for name, weight in weights.items()}
     for index, written in enumerate(record.parts):
         with open_part(info.folder, written) as part:
             for name, (start, count) in written.slices.items():
-                flat[name][start : start + count] = part.range(tensor_name(name, MASTER), 0, count)
+                flat[name][start : start + count] = part.range(tensor_name(name, kind), 0, count)
             if index == 0:
                 weights |= {name: part.whole(tensor_name(name, BUFFER)).clone() for name in record.buffers}
     return weights

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from maestro_dist.config.load import flatten, has_credentials
-from maestro_dist.config.schema import Config, MeshConfig, ModelConfig
+from maestro_dist.config.schema import Config, MeshConfig, ModelConfig, OptimConfig
 from maestro_dist.errors import ConfigError, MeshError
 from maestro_dist.types import Modality
 
@@ -48,9 +48,19 @@ def check(config: Config) -> None:
         raise ConfigError(f"model.stem.kernel: {model.stem.kernel} is even; an odd kernel keeps steps aligned")
     if config.missing.full < config.missing.start:
         raise ConfigError(f"missing.full: {config.missing.full} comes before missing.start {config.missing.start}")
+    if config.missing.consistency and not config.missing.p_max:
+        raise ConfigError(
+            "missing.consistency: compares samples with what is left of them when modalities are dropped, but "
+            "missing.p_max is 0; set it, or drop the consistency"
+        )
+    if config.augment.rotation_groups and not config.augment.rotation:
+        raise ConfigError(
+            "augment.rotation_groups: given, but augment.rotation is 0 degrees; set it, or drop the groups"
+        )
     for key in ("rates", "test_rates", "draws"):
         if not getattr(config.evaluation, key):
             raise ConfigError(f"evaluation.{key}: at least one is needed")
+    _check_schedule(config.optim)
     check_mesh(config)
     if config.engine.offload == "parameters" and config.engine.zero_stage < 3:
         raise ConfigError(
@@ -61,6 +71,15 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"engine.micro_batch: {config.engine.micro_batch} is more than optim.global_batch "
             f"{config.optim.global_batch}"
+        )
+
+
+def _check_schedule(optim: OptimConfig) -> None:
+    key, high = ("momentum", optim.momentum) if optim.optimizer == "sgd" else ("betas[0]", optim.betas[0])
+    if optim.schedule == "one_cycle" and 0.0 < high < optim.low_momentum:
+        raise ConfigError(
+            f"optim.low_momentum: {optim.low_momentum} is more than optim.{key} {high}, from which one_cycle comes "
+            "down to it; use a smaller one"
         )
 
 
@@ -173,8 +192,12 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def check_resume(config: Config, saved: dict[str, Any]) -> None:
-    """Raise `ConfigError` listing the differences where `config` is not the run that was begun as `saved`."""
+    """Raise `ConfigError` listing the differences where `config` is not the run that was begun as `saved`.
+
+    A key that `saved` lacks came after the run was begun: its default stands for what was done then.
+    """
     now = identity(config)
+    saved = identity(Config()) | saved
     changed = [
         f"{key} {saved.get(key)!r} -> {now.get(key)!r}"
         for key in sorted({*saved, *now})

@@ -237,12 +237,18 @@ class OptimConfig(Section):
     """Samples an optimizer step, over all ranks."""
     warmup: Share = 0.05
     """Share of the steps over which the learning rate rises from 0."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Shape of the learning rate after the warm-up."""
+    schedule: Literal["cosine", "constant", "one_cycle"] = "cosine"
+    """Shape of the learning rate after the warm-up. one_cycle: half a cosine up from a 25th of the peak over `warmup`
+    (.3 is usual), half a cosine down, and the momentum (AdamW: its first decay rate) the other way round."""
     final_lr: Share = 0.01
-    """Last learning rate, as a share of the peak (cosine)."""
+    """Last learning rate, as a share of the peak (cosine and one_cycle)."""
+    low_momentum: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.85
+    """Momentum at the peak of the learning rate (one_cycle)."""
     clip: NotNegative = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
+    ema: Annotated[float | None, Field(gt=0.0, lt=1.0)] = None
+    """Decay of a moving average of the weights (.999, say), which validation, test and the exported model then use;
+    less in the first steps: (1 + t) / (10 + t). None by default. Takes 4 bytes a parameter."""
     max_skipped: Count = 0
     """Steps with a NaN or infinite loss or gradient that are skipped on all ranks before the run stops."""
 
@@ -279,6 +285,33 @@ class MissingConfig(Section):
     """Share of the steps before the first drop."""
     full: Share = 0.6
     """Share of the steps from which p_max holds."""
+    consistency: NotNegative = 0.0
+    """Weight of a loss that draws what is predicted from what is left towards what is predicted from all. Once
+    something is dropped, each sample is then seen twice in a step, whole and with modalities dropped: twice the work.
+    0: only what is left is seen."""
+
+
+class AugmentConfig(Section):
+    """Changes of the training windows, drawn anew in each epoch; all off by default. They need raw windows."""
+
+    jitter: NotNegative = 0.0
+    """Gaussian noise: its deviation, in units of the training split's."""
+    scaling: NotNegative = 0.0
+    """Deviation of a factor, about 1, of each variate's distance from the training split's mean."""
+    rotation: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
+    """Largest angle (degrees) of a random rotation of three axes, in the samples that have all three."""
+    rotation_groups: list[list[str]] = []
+    """Modalities whose axes turn together, in threes: [[acc_x, acc_y, acc_z], [gyro]]; [[acc, gyro]] turns both alike.
+    By default each modality of three variates turns by itself."""
+    time_warp: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Largest change of the speed of time, smooth and the same for all modalities of a sample."""
+    shift: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Largest shift in time, as a share of the window, the same for all modalities; what moves in is not observed."""
+    time_mask: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Longest span of a window, as a share of it, that is taken as not observed, in each modality by itself."""
+    mixup: NotNegative = 0.0
+    """alpha of mixup: each sample is mixed with another of its global batch, values and loss, by a share drawn from
+    Beta(alpha, alpha) (.2, say); a modality that only one of them has is taken as it is. Reads twice as much."""
 
 
 class EvaluationConfig(Section):
@@ -339,6 +372,8 @@ class Config(Section):
     """DeepSpeed."""
     missing: MissingConfig = MissingConfig()
     """The modality-dropout curriculum."""
+    augment: AugmentConfig = AugmentConfig()
+    """Changes of the training windows."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Validation and test."""
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from maestro_dist.config.schema import DataConfig
+from maestro_dist.config.schema import AugmentConfig, DataConfig
+from maestro_dist.data.augment import augment
 from maestro_dist.data.cache import local_shard
 from maestro_dist.data.collate import collate
 from maestro_dist.data.index import HEADER, META, load_index, member_name
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.missing import drop_modalities
+from maestro_dist.data.mixup import Mixing, mix
 from maestro_dist.data.sample import BadSample, Layout, Sample, decode_sample
 from maestro_dist.data.storage import Storage
 from maestro_dist.types import Batch, Modality
@@ -30,6 +32,8 @@ class Request:
     numbers   int64 [B]: samples of the split, in manifest order
     keep      bool [B, M]: modalities to keep of those that are there; None: all, less those that the curriculum drops
     drop      probability of that drop, keyed by (seed, step, sample, modality)
+    both      take each sample whole too, as a row of its own (`Batch.views`)
+    mixing    whom these samples are mixed with; None: nobody
     fields    the bookkeeping fields of `Batch`: last, global_samples, position, epoch, step
     """
 
@@ -37,6 +41,8 @@ class Request:
     keep: np.ndarray | None = None
     drop: float = 0.0
     seed: int = 0
+    both: bool = False
+    mixing: Mixing | None = None
     fields: dict[str, Any] = field(default_factory=dict)
 
 
@@ -45,6 +51,7 @@ class SplitSource:
     """Where the samples of a split are; a plain value that a spawned reader process gets.
 
     `symbols`: read SAX symbols instead of raw windows; `slices`: keep only these steps of each modality, [first, end).
+    `augment`: how windows are changed after they are decoded.
     """
 
     url: str
@@ -54,6 +61,7 @@ class SplitSource:
     split: str
     symbols: bool = False
     slices: Mapping[str, tuple[int, int]] | None = None
+    augment: AugmentConfig | None = None
 
     def open(self) -> SplitReader:
         """A reader; its files are opened when they are first needed."""
@@ -100,22 +108,73 @@ class SplitReader:
 
     def batch(self, request: Request) -> Batch:
         """Read a micro-batch; bad samples are left out and named in `Batch.bad`."""
-        numbers = request.numbers
-        present = np.stack([self._present(number) for number in numbers]) if len(numbers) else None
-        samples: list[Sample] = []
+        numbers, mixing, step = request.numbers, request.mixing, request.fields.get("step", 0)
+        own = self._presence(numbers)
+        there = own if mixing is None else own | self._presence(mixing.partners)
+        keep = there if request.keep is None else there & request.keep
+        names = [modality.name for modality in self.layout.modalities]
+        always = [modality.always for modality in self.layout.modalities]
+        left = drop_modalities(keep, numbers, names, p=request.drop, seed=request.seed, step=step, always=always)
+        keep = keep if request.both else left
+        found, bad = self._decoded(numbers, own & keep, request)
+        changes: dict[str, Any] = request.fields | {"bad": bad}
+        if mixing is not None:
+            changes |= self._mix(found, mixing, keep, request)
+        samples = list(found.values())
+        if request.both:
+            changes |= {name: changes[name].repeat(2) for name in ("mix", "partner_target") if name in changes}
+            changes |= {"views": 2, "keys": [sample.key for sample in samples]}
+            samples += [_some(sample, names, left[place]) for place, sample in found.items()]
+        return replace(collate(samples, self.layout), **changes)
+
+    def _presence(self, numbers: np.ndarray) -> np.ndarray:
+        """bool [B, M]: which sample has which modality."""
+        rows = [self._present(number) for number in numbers]
+        return np.array(rows, dtype=bool).reshape(len(rows), len(self.layout.modalities))
+
+    def _decoded(
+        self, numbers: np.ndarray, wanted: np.ndarray, request: Request
+    ) -> tuple[dict[int, Sample], list[str]]:
+        """The samples by their place among `numbers`, augmented, and what is wrong with those that are not there."""
+        found: dict[int, Sample] = {}
         bad: list[str] = []
-        if present is not None:
-            keep = present if request.keep is None else present & request.keep
-            names = [modality.name for modality in self.layout.modalities]
-            always = [modality.always for modality in self.layout.modalities]
-            step = request.fields.get("step", 0)
-            keep = drop_modalities(keep, numbers, names, p=request.drop, seed=request.seed, step=step, always=always)
-            for number, wanted in zip(numbers.tolist(), keep, strict=True):
-                try:
-                    samples.append(self.decode(number, self.stored(number, wanted)))
-                except BadSample as error:
-                    bad.append(str(error))
-        return replace(collate(samples, self.layout), bad=bad, **request.fields)
+        for place, number in enumerate(numbers.tolist()):
+            try:
+                found[place] = self.decode(number, self.stored(number, wanted[place]))
+            except BadSample as error:
+                bad.append(str(error))
+        source = self.source
+        if source.augment is None:
+            return found, bad
+        changed = augment(
+            list(found.values()),
+            source.augment,
+            source.modalities,
+            source.manifest.window_s,
+            seed=request.seed,
+            epoch=request.fields.get("epoch", 0),
+        )
+        return dict(zip(found, changed, strict=True)), bad
+
+    def _mix(self, found: dict[int, Sample], mixing: Mixing, keep: np.ndarray, request: Request) -> dict[str, Any]:
+        """Mix each of `found`, in place, with its partner. Returns what a batch says of it.
+
+        A bad partner leaves its sample unmixed; the rank whose own sample it is names it.
+        """
+        import torch
+
+        places = list(found)
+        numbers = mixing.partners[places]
+        partners, _ = self._decoded(numbers, self._presence(numbers) & keep[places], request)
+        shares = torch.ones(len(places))
+        targets = [found[place].target for place in places]
+        for at, partner in partners.items():
+            place = places[at]
+            shares[at] = float(mixing.shares[place])
+            targets[at] = partner.target
+            found[place] = mix(found[place], partner, float(mixing.shares[place]))
+        dtype = torch.int64 if self.layout.classes else torch.float32
+        return {"mix": shares, "partner_target": torch.tensor(targets, dtype=dtype)}
 
     def _locate(self, number: int) -> tuple[_OpenShard, int]:
         position = int(np.searchsorted(self.starts, number, side="right")) - 1
@@ -169,6 +228,12 @@ class SplitReader:
         if data[:100].rstrip(b"\0") != name.encode() or len(data) != HEADER + size:
             raise BadSample(f"{where}: the index does not point at {name}; pack the data set again")
         return data[HEADER:]
+
+
+def _some(sample: Sample, names: Sequence[str], left: np.ndarray) -> Sample:
+    """The same sample with those modalities that are left, bool [M]."""
+    kept = {name for name, stays in zip(names, left, strict=True) if stays}
+    return replace(sample, values={name: window for name, window in sample.values.items() if name in kept})
 
 
 def presence(

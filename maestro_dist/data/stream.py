@@ -12,9 +12,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from maestro_dist.config.schema import DataConfig, MissingConfig
+from maestro_dist.config.schema import AugmentConfig, DataConfig, MissingConfig
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.missing import drop_probability
+from maestro_dist.data.mixup import mixing_of
 from maestro_dist.data.order import epoch_order, labelled, labelled_count, steps_per_epoch
 from maestro_dist.data.prefetch import read_ahead
 from maestro_dist.data.reader import Request, SplitSource, presence
@@ -35,7 +36,7 @@ class TrainStream:
     accumulation     micro-batches of a global batch: ceil(G / (ranks * micro)), the same on every rank
 
     `symbols`: read SAX symbols instead of raw windows, where `reads_symbols` says so. `slices`: this rank's steps of
-    each modality, [first, end), where ranks share the time axis; by default all.
+    each modality, [first, end), where ranks share the time axis; by default all. `augment` changes the windows.
     """
 
     def __init__(
@@ -54,8 +55,9 @@ class TrainStream:
         total_steps: int,
         symbols: bool = False,
         slices: Mapping[str, tuple[int, int]] | None = None,
+        augment: AugmentConfig | None = None,
     ) -> None:
-        self._source = SplitSource(url, manifest, config, tuple(modalities), config.train, symbols, slices)
+        self._source = SplitSource(url, manifest, config, tuple(modalities), config.train, symbols, slices, augment)
         split = manifest.split(config.train)
         self.samples = labelled_count(split.samples, config.label_share)
         self._labelled = labelled(seed, split.samples, config.label_share) if config.label_share < 1.0 else None
@@ -65,6 +67,7 @@ class TrainStream:
         self._micro = micro_batch or -(-global_batch // ranks)
         self.accumulation = -(-global_batch // (ranks * self._micro))
         self._curriculum, self._total_steps = curriculum, total_steps
+        self._mixup = 0.0 if augment is None else augment.mixup
 
     def batches(self, position: int, end: int) -> Generator[Batch, None, None]:
         """Micro-batches of every global batch that starts at `position` or later and before `end`.
@@ -114,11 +117,19 @@ class TrainStream:
             position += len(whole)
             step = epoch * self.steps_per_epoch + first // self._global_batch
             mine = whole[self._rank :: self._ranks]
+            drop = drop_probability(self._curriculum, step, self._total_steps)
+            mixing = None
+            if self._mixup:
+                mixing = mixing_of(whole, self._mixup, seed=self._seed, step=step)
+                mixing = mixing.part(slice(self._rank, None, self._ranks))
             for micro in range(self.accumulation):
+                taken = slice(micro * self._micro, (micro + 1) * self._micro)
                 yield Request(
-                    numbers=mine[micro * self._micro : (micro + 1) * self._micro],
-                    drop=drop_probability(self._curriculum, step, self._total_steps),
+                    numbers=mine[taken],
+                    drop=drop,
                     seed=self._seed,
+                    both=self._curriculum.consistency > 0.0 and drop > 0.0,
+                    mixing=None if mixing is None else mixing.part(taken),
                     fields={
                         "last": micro == self.accumulation - 1,
                         "global_samples": len(whole),

@@ -12,7 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
-from maestro_dist.config.schema import DataConfig, ModelConfig
+from maestro_dist.config.schema import AugmentConfig, DataConfig, ModelConfig
+from maestro_dist.data.augment import wanted_kinds
 from maestro_dist.data.index import member_name
 from maestro_dist.data.manifest import Manifest, SymbolSpec, load_manifest
 from maestro_dist.data.pack import SplitWriter, make_room, npy, write_manifest
@@ -30,8 +31,12 @@ class Symboliser(Protocol):
         ...
 
 
-def reads_symbols(manifest: Manifest, model: ModelConfig, modalities: Sequence[Modality]) -> bool:
+def reads_symbols(
+    manifest: Manifest, model: ModelConfig, modalities: Sequence[Modality], augment: AugmentConfig | None = None
+) -> bool:
     """Whether a run of `model` on `modalities` reads the symbols of a data set rather than its raw windows.
+
+    `augment`: how windows are changed, for training; symbols cannot be.
 
     Raises:
         ConfigError: the data set holds symbols only, and the model needs others, or raw windows; both values are named.
@@ -40,10 +45,11 @@ def reads_symbols(manifest: Manifest, model: ModelConfig, modalities: Sequence[M
     if spec is None:
         return False
     differences = list(_differences(spec, manifest, model, modalities))
+    differences += [f"augment.{kind} needs raw windows" for kind in (wanted_kinds(augment) if augment else ())]
     if differences and not spec.raw:
         raise ConfigError(
             f"'{manifest.name}' holds symbols only, but {'; '.join(differences)}; "
-            "change the model, or pack the data set again with these symbols or with raw windows"
+            "change that, or pack the data set again with these symbols or with raw windows"
         )
     return not differences
 

@@ -17,7 +17,7 @@ from maestro_dist.model.sampling import cap
 from maestro_dist.types import Modality
 
 _FLOAT = 4
-_STATES = 4
+STATES = 4
 """Copies of the parameters in training: weight, gradient, and AdamW's two moments."""
 
 _LARGE = 32 << 20
@@ -136,12 +136,14 @@ def memory_estimate(
     zero_stage: int = 1,
     experts_ranks: int = 1,
     swaps: bool = False,
+    states: int = STATES,
 ) -> MemoryEstimate:
     """Bytes of a training step on one rank, complete samples, fp32.
 
     `parameters`: number of those of the whole model; `micro_batch`: samples a rank takes at a time; `ranks` share what
     `zero_stage` shards. `experts_ranks` (it divides `ranks`) hold a part of the experts each, and the ranks with the
     same part share what `zero_stage` shards of it. Tokens are taken to be spread evenly over the experts.
+    `states`: copies of the parameters, five with an average of the weights.
     `swaps`: attention gets whole sequences for some of the heads, `modalities` being this rank's slices.
     The model is taken as segments in their order (embeddings, then each layer's attention and what follows it): kept
     arrays pile up in the forward and go one by one in the backward, and to both comes the work inside the segment at
@@ -157,7 +159,7 @@ def memory_estimate(
     spread = expert_parameters(config) if experts_ranks > 1 else 0
     held = 0.0
     for number, sharing in ((parameters - spread, ranks), (spread / experts_ranks, ranks / experts_ranks)):
-        held += number * (whole + (_STATES - whole) / sharing)
+        held += number * (whole + (states - whole) / sharing)
     inputs = micro_batch * sum(modality.steps * modality.variates for modality in modalities)
     sizes = (held, inputs, kept, live, peak)
     return MemoryEstimate(*(int(size * _FLOAT) for size in sizes))

@@ -1,8 +1,9 @@
-"""The optimizer and the learning-rate schedule."""
+"""The optimizer, the average of the weights and the schedules."""
 
 from __future__ import annotations
 
+from maestro_dist.optim.average import AVERAGE
 from maestro_dist.optim.optimizer import build_optimizer
-from maestro_dist.optim.schedule import learning_rate
+from maestro_dist.optim.schedule import learning_rate, momentum
 
-__all__ = ["build_optimizer", "learning_rate"]
+__all__ = ["AVERAGE", "build_optimizer", "learning_rate", "momentum"]

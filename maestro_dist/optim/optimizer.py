@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from maestro_dist.config.schema import OptimConfig
+from maestro_dist.optim.average import keep_average
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,7 +21,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     last two parts of its full name) says embedding, table or bias. Decaying a learned row punishes rare symbols, which
     seldom get a gradient to answer with. Norms and scales have one dimension. Being a function of name and shape
     alone, the split is the same on every rank and after every restart. SGD's decay is the usual coupled one (added to
-    the gradient).
+    the gradient). With `optim.ema` it averages the weights too (see `average`).
     """
     import torch
 
@@ -35,9 +36,14 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
         groups[spread, wanted]["params"].append(parameter)
     ordered = sorted(groups.items(), key=lambda item: (item[0][0] is not None, not item[0][1]))
     every = [group for _, group in ordered]
+    optimizer: Optimizer
     if config.optimizer == "sgd":
-        return torch.optim.SGD(every, lr=config.lr, momentum=config.momentum)
-    return torch.optim.AdamW(every, lr=config.lr, betas=config.betas, eps=config.eps)
+        optimizer = torch.optim.SGD(every, lr=config.lr, momentum=config.momentum)
+    else:
+        optimizer = torch.optim.AdamW(every, lr=config.lr, betas=config.betas, eps=config.eps)
+    if config.ema is not None:
+        keep_average(optimizer, config.ema)
+    return optimizer
 
 
 def decays(name: str, parameter: Tensor) -> bool:

@@ -95,10 +95,17 @@ class Engine:
         self.deepspeed.set_gradient_accumulation_boundary(last)
         self.deepspeed.backward(loss)
 
-    def step(self, lr: float) -> StepResult:
-        """One optimizer step at this learning rate, skipped on all ranks if any gradient is not finite."""
+    def step(self, lr: float, momentum: float | None = None) -> StepResult:
+        """One optimizer step at this learning rate, skipped on all ranks if any gradient is not finite.
+
+        `momentum` replaces that of SGD, or the first of AdamW's decay rates; None leaves it as it is.
+        """
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
+            if momentum is not None and "betas" in group:
+                group["betas"] = (momentum, group["betas"][1])
+            elif momentum is not None:
+                group["momentum"] = momentum
         self.deepspeed.step()
         applied = bool(self.deepspeed.was_step_applied())
         norm = float(self.deepspeed.get_global_grad_norm()) if applied else math.inf

@@ -7,9 +7,11 @@ names used here are private to DeepSpeed 0.19 and pinned; a test per ZeRO stage 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from maestro_dist.optim import AVERAGE
 from maestro_dist.parallel.engine import Engine
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ MASTER = "master"
 class OwnedSlice:
     """Elements `start ... start + count - 1` of flattened parameter `name`, counted over all experts of a layer.
 
-    `tensors` are 1-D *views* [count] into DeepSpeed's memory: "master" (the fp32 weights) and the optimizer's moments.
+    `tensors` are 1-D *views* [count] into DeepSpeed's memory: "master" (the fp32 weights) and the optimizer's moments,
+    the average of the weights among them where `optim.ema` wants one.
     """
 
     name: str
@@ -116,7 +119,7 @@ def create_moments(engine: Engine, names: list[str], steps: int) -> None:
     optimizer = engine.deepspeed.optimizer
     for flat in _flats(engine):
         state: dict[str, Tensor] = {name: torch.zeros_like(flat) for name in names}
-        if optimizer_name(engine) == "AdamW" and names:
+        if names and (optimizer_name(engine) == "AdamW" or AVERAGE in names):
             state["step"] = torch.tensor(float(steps), dtype=torch.float32)
         optimizer.optimizer.state[flat] = state
     if engine.zero_stage < 3:
@@ -135,3 +138,32 @@ def publish_master(engine: Engine) -> None:
         optimizer._reassign_or_swap_out_partitioned_parameters(group)
     if optimizer.persistent_parameters:
         optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+
+
+@contextmanager
+def averaged(engine: Engine) -> Iterator[None]:
+    """The model has the averaged weights inside (`optim.ema`), and its own again after, bit for bit.
+
+    A collective where there is an average; without one (before the first step too) nothing happens. Weights and
+    averages change places, so it takes no memory beyond the largest slice. Nothing may train or save meanwhile. After
+    an error they are left as they are: other ranks would not come to change them back.
+    """
+    if AVERAGE not in optimizer_state(engine)[0]:
+        yield
+        return
+    _exchange(engine)
+    yield
+    _exchange(engine)
+
+
+def _exchange(engine: Engine) -> None:
+    """Master weights and averages change places; then the model gets the new master weights. A collective."""
+    import torch
+
+    with torch.no_grad():
+        for flat in _flats(engine):
+            average = engine.deepspeed.optimizer.optimizer.state[flat][AVERAGE]
+            weights = flat.detach().clone()
+            flat.detach().copy_(average)
+            average.copy_(weights)
+        publish_master(engine)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from maestro_dist.config.schema import Config
-from maestro_dist.model.estimate import MemoryEstimate, expert_hidden, expert_parameters, memory_estimate
+from maestro_dist.model.estimate import STATES, MemoryEstimate, expert_hidden, expert_parameters, memory_estimate
 from maestro_dist.parallel.mesh import Mesh
 from maestro_dist.parallel.traffic import (
     FLOAT,
@@ -82,7 +82,7 @@ def plan_expert_movement(config: Config, modalities: Sequence[Modality], mesh: M
     """
     model = config.model
     held = max(sum(expert_tokens(model, slices)) for slices in held_slices(model, modalities, mesh.sequence))
-    tokens = -(-held * _micro_batch(config, mesh) // max(1, model.fusion_layers))
+    tokens = -(-held * _micro_batch(config, mesh) * _views(config) // max(1, model.fusion_layers))
     return choose_expert_movement(
         tokens,
         model.moe.top_k,
@@ -157,7 +157,7 @@ def _plan_rank(
     movement: Movement, parameters: int,
 ) -> RankPlan:  # fmt: skip
     model = config.model
-    micro = _micro_batch(config, mesh)
+    micro, seen = _micro_batch(config, mesh), samples * _views(config)
     micro_batches = -(-config.optim.global_batch // (mesh.data * micro))
     experts = expert_parameters(model)
     of_engine = engine_traffic(
@@ -172,19 +172,20 @@ def _plan_rank(
     shared = {method: sequence_traffic(config, modalities, slices, mesh.sequence, method) for method in methods}
     of_experts = expert_traffic(model, slices, mesh.expert, movement)
     traffic = [
-        *(item.times(samples) for item in shared[config.mesh.sequence_method]),
-        *(item.times(samples if movement == "tokens" else micro_batches) for item in of_experts),
+        *(item.times(seen) for item in shared[config.mesh.sequence_method]),
+        *(item.times(seen if movement == "tokens" else micro_batches) for item in of_experts),
         *of_engine,
     ]
     memory = memory_estimate(
         model,
         slices,
         parameters=parameters,
-        micro_batch=micro,
+        micro_batch=micro * _views(config),
         ranks=mesh.world,
         zero_stage=config.engine.zero_stage,
         experts_ranks=mesh.expert,
         swaps=mesh.sequence > 1 and config.mesh.sequence_method == "ulysses",
+        states=STATES + (config.optim.ema is not None),
     )
     return RankPlan(
         rank=mesh.rank,
@@ -193,7 +194,7 @@ def _plan_rank(
         steps={modality.name: modality.steps for modality in slices},
         traffic=tuple(item for item in traffic if item.handed),
         attention={
-            method: samples * sum(item.handed for item in items if item.name == "attention")
+            method: seen * sum(item.handed for item in items if item.name == "attention")
             for method, items in shared.items()
             if (model.attention == "sparse" if method == "sparse" else model.heads % mesh.sequence == 0)
         },
@@ -204,6 +205,11 @@ def _plan_rank(
 
 def _micro_batch(config: Config, mesh: Mesh) -> int:
     return config.engine.micro_batch or -(-config.optim.global_batch // mesh.data)
+
+
+def _views(config: Config) -> int:
+    """How often a step sees each sample, once something is dropped."""
+    return 2 if config.missing.consistency else 1
 
 
 def _gathered(config: Config, mesh: Mesh, movement: Movement, parameters: int) -> int:

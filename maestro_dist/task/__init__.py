@@ -22,18 +22,20 @@ def make_task(
     class_counts: Sequence[int] = (),
     target_mean: float = 0.0,
     target_std: float = 1.0,
+    consistency: float = 0.0,
 ) -> Task:
     """The task that the data is for.
 
     `kind`, `classes` and the training split's `class_counts` are the manifest's; `target_mean` and `target_std` are
-    those of the training split's targets (regression). Raises ConfigError where `task.kind` asks for another task.
+    those of the training split's targets (regression); `consistency` is `missing.consistency`. Raises ConfigError
+    where `task.kind` asks for another task.
     """
     if config.kind not in ("auto", kind):
         raise ConfigError(f"task.kind={config.kind}: the data is for {kind}; use task.kind=auto")
     if kind == "regression":
         from maestro_dist.task.regression import Regression
 
-        return Regression(config, target_mean=target_mean, target_std=target_std)
+        return Regression(config, target_mean=target_mean, target_std=target_std, consistency=consistency)
     from maestro_dist.task.classification import Classification
 
-    return Classification(config, classes=classes, class_counts=class_counts)
+    return Classification(config, classes=classes, class_counts=class_counts, consistency=consistency)

@@ -34,16 +34,32 @@ class Task(ABC):
     default_metric: str
     metric_names: tuple[str, ...]
 
-    def __init__(self, *, auxiliary: float) -> None:
+    def __init__(self, *, auxiliary: float, consistency: float = 0.0) -> None:
         self._auxiliary = auxiliary
+        self._consistency = consistency
 
     def loss(self, output: Output, batch: Batch) -> Tensor:
         """Loss of each sample, float32 [B].
 
         It is that of `logits`, plus `task.auxiliary` times the mean loss of the heads of the sample's present
-        modalities where the model has such heads (a sample with none present adds nothing).
+        modalities where the model has such heads (a sample with none present adds nothing). That of a mixture is the
+        loss on its own target and that on its partner's, by their shares.
+
+        Where a batch has two views of each sample, [B] counts each once: it is the mean of both views' losses, plus
+        `missing.consistency` times the divergence of the dropped view's prediction from the whole one's, which is
+        taken as given.
         """
-        logits, target = output["logits"], batch.target
+        loss = self._loss_on(batch.target, output, batch)
+        if batch.mix is not None and batch.partner_target is not None:
+            loss = batch.mix * loss + (1.0 - batch.mix) * self._loss_on(batch.partner_target, output, batch)
+        if batch.views == 1:
+            return loss
+        samples, logits = batch.samples, output["logits"]
+        apart = self.divergence(logits[:samples].detach(), logits[samples:])
+        return (loss[:samples] + loss[samples:]) / 2 + self._consistency * apart
+
+    def _loss_on(self, target: Tensor, output: Output, batch: Batch) -> Tensor:
+        logits = output["logits"]
         loss = self.sample_loss(logits, target)
         heads = output.get("modality_logits")
         if heads is None or self._auxiliary == 0.0:
@@ -65,6 +81,10 @@ class Task(ABC):
     @abstractmethod
     def sample_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Loss of each row: logits [R, C] and target [R] -> float32 [R]."""
+
+    @abstractmethod
+    def divergence(self, logits: Tensor, others: Tensor) -> Tensor:
+        """How far the predictions of `others` [R, C] are from those of `logits` [R, C]; float32 [R], 0 where equal."""
 
     @abstractmethod
     def metrics(self, logits: np.ndarray, target: np.ndarray) -> dict[str, float]:

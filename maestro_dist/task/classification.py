@@ -44,8 +44,10 @@ class Classification(Task):
     kind = "classification"
     default_metric = "accuracy"
 
-    def __init__(self, config: TaskConfig, *, classes: Sequence[str], class_counts: Sequence[int]) -> None:
-        super().__init__(auxiliary=config.auxiliary)
+    def __init__(
+        self, config: TaskConfig, *, classes: Sequence[str], class_counts: Sequence[int], consistency: float = 0.0
+    ) -> None:
+        super().__init__(auxiliary=config.auxiliary, consistency=consistency)
         self.classes = list(classes)
         self.outputs = len(self.classes)
         self.metric_names = ("accuracy", "macro_f1", "auroc", *(["auprc"] if self.outputs == 2 else []), "loss")
@@ -65,6 +67,13 @@ class Classification(Task):
         if device not in self._weights_on:
             self._weights_on[device] = torch.tensor(self._weights, dtype=torch.float32, device=logits.device)
         return loss * self._weights_on[device][target]
+
+    def divergence(self, logits: Tensor, others: Tensor) -> Tensor:
+        """Kullback-Leibler divergence of the class probabilities, in nats. [R, C] twice -> float32 [R]."""
+        from torch.nn import functional as F
+
+        one, other = F.log_softmax(logits.float(), dim=1), F.log_softmax(others.float(), dim=1)
+        return (one.exp() * (one - other)).sum(1)
 
     def metrics(self, logits: np.ndarray, target: np.ndarray) -> dict[str, float]:
         """Metrics of logits [N, C] against target int [N].

@@ -22,8 +22,10 @@ class Regression(Task):
     default_metric = "mae"
     metric_names = ("mae", "rmse", "loss")
 
-    def __init__(self, config: TaskConfig, *, target_mean: float = 0.0, target_std: float = 1.0) -> None:
-        super().__init__(auxiliary=config.auxiliary)
+    def __init__(
+        self, config: TaskConfig, *, target_mean: float = 0.0, target_std: float = 1.0, consistency: float = 0.0
+    ) -> None:
+        super().__init__(auxiliary=config.auxiliary, consistency=consistency)
         self.mean = target_mean
         self.std = target_std if target_std > 0.0 else 1.0
 
@@ -31,6 +33,10 @@ class Regression(Task):
         """Squared error of each row in units of the target's spread. Logits [R, 1], target float [R] -> float32 [R]."""
         scaled = (target.float() - self.mean) / self.std
         return (logits.float().squeeze(1) - scaled).square()
+
+    def divergence(self, logits: Tensor, others: Tensor) -> Tensor:
+        """Squared difference, in units of the target's spread. [R, 1] twice -> float32 [R]."""
+        return (logits.float() - others.float()).squeeze(1).square()
 
     def metrics(self, logits: np.ndarray, target: np.ndarray) -> dict[str, float]:
         """mae and rmse in the target's unit; loss is the mean squared error in units of its spread."""

@@ -97,6 +97,9 @@ def test_a_missing_file_is_guessed(tmp_path: Path) -> None:
         (["data.url=d", "model.stem.kernel=4"], "model.stem.kernel: 4 is even"),
         (["data.url=d", "missing.full=0.1"], "missing.full: 0.1 comes before"),
         (["data.url=d", "evaluation.rates=[]"], "evaluation.rates: at least one"),
+        (["data.url=d", "optim.schedule=one_cycle", "optim.betas=[.8, .99]"], "0.85 is more than optim.betas.0. 0.8"),
+        (["data.url=d", "missing.consistency=1", "missing.p_max=0"], "missing.consistency: compares samples"),
+        (["data.url=d", "augment.rotation_groups=[[a, b, c]]"], "augment.rotation_groups: given, but augment.rotation"),
         (["data.url=d", "engine.micro_batch=65"], "engine.micro_batch: 65 is more than"),
     ],
 )
@@ -110,6 +113,10 @@ def test_resume_may_move_but_not_change() -> None:
     moved = load_config(None, ["data.url=b", "run.workers=4", "engine.zero_stage=3", "mesh.data=4", "run.storage=/x"])
     check_resume(moved, identity(begun))
     check_resume(load_config(None, ["data.url=a", "mesh.sequence=2", "mesh.sequence_method=ulysses"]), identity(begun))
+    before = {key: value for key, value in identity(begun).items() if key != "optim.ema"}  # by an earlier version
+    check_resume(moved, before)
+    with pytest.raises(ConfigError, match=r"optim\.ema None -> 0\.9"):
+        check_resume(load_config(None, ["data.url=a", "optim.ema=.9"]), before)
     with pytest.raises(ConfigError, match=r"model\.width 64 -> 32; optim\.lr 0\.001 -> 0\.1"):
         check_resume(load_config(None, ["data.url=a", "optim.lr=.1", "model.width=32"]), identity(begun))
 

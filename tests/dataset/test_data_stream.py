@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import SIZES, describe
 
-from maestro_dist.config.schema import DataConfig, MissingConfig
+from maestro_dist.config.schema import AugmentConfig, DataConfig, MissingConfig
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.missing import drop_modalities, drop_probability, evaluation_mask
 from maestro_dist.data.order import epoch_order
@@ -34,13 +34,16 @@ def stream(
     ranks: int = 1,
     micro: int | None = None,
     slices: dict[str, tuple[int, int]] | None = None,
+    augment: AugmentConfig | None = None,
+    consistency: float = 0.0,
     **config: object,
 ) -> TrainStream:
     manifest = load_manifest(url)
     data = DataConfig(url=url, shuffle_shards=2, **config)  # type: ignore[arg-type]
+    curriculum = CURRICULUM.model_copy(update={"consistency": consistency})
     return TrainStream(
         url, manifest, data, manifest.select(None), seed=3, global_batch=G, micro_batch=micro, rank=rank, ranks=ranks,
-        curriculum=CURRICULUM, total_steps=2 * STEPS, slices=slices,
+        curriculum=curriculum, total_steps=2 * STEPS, slices=slices, augment=augment,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import torch
 from test_data_damage import npy
 from tiny import SIZES, rewrite
 
-from maestro_dist.config.schema import Config, DataConfig, MissingConfig, ModelConfig
+from maestro_dist.config.schema import AugmentConfig, Config, DataConfig, MissingConfig, ModelConfig
 from maestro_dist.data.manifest import Manifest, SymbolSpec, load_manifest
 from maestro_dist.data.stream import TrainStream, evaluation_batches, presence
 from maestro_dist.data.symbols import add_symbols, reads_symbols
@@ -148,6 +148,19 @@ def test_another_model_wants_raw_windows(packed: str, tmp_path: Path, changes: d
             continue
         with pytest.raises(ConfigError, match=message):
             reads_symbols(manifest, model_of(**changes), manifest.select(None))
+
+
+@pytest.mark.parametrize("kind", ["jitter", "rotation"])
+def test_symbols_are_not_augmented(packed: str, tmp_path: Path, kind: str) -> None:
+    for raw in (True, False):
+        manifest = load_manifest(symbols_of(packed, tmp_path / f"symbols-{raw}", raw=raw))
+        asked = manifest, model_of(), manifest.select(None)
+        assert reads_symbols(*asked, AugmentConfig())
+        if raw:  # training then reads the windows, which give the same tokens
+            assert not reads_symbols(*asked, AugmentConfig.model_validate({kind: 0.1}))
+            continue
+        with pytest.raises(ConfigError, match=f"symbols only, but augment.{kind} needs raw windows"):
+            reads_symbols(*asked, AugmentConfig.model_validate({kind: 0.1}))
 
 
 def test_another_data_set_s_statistics(packed: str, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from maestro_dist.config.schema import OptimConfig
-from maestro_dist.optim import build_optimizer, learning_rate
+from maestro_dist.optim import build_optimizer, learning_rate, momentum
+from maestro_dist.optim.average import decay_at
 
 
 class Model(nn.Module):
@@ -62,3 +63,34 @@ def test_constant_stays_and_one_step_runs_have_a_rate() -> None:
     assert [learning_rate(config, step, 10) for step in range(4)] == [0.5, 1.0, 1.0, 1.0]
     for warmup in (0.0, 0.5, 1.0):
         assert learning_rate(OptimConfig(lr=1.0, warmup=warmup), 0, 1) == 1.0
+
+
+@pytest.mark.parametrize(("warmup", "optimizer"), [(0.3, "adamw"), (0.5, "sgd"), (0.1, "adamw")])
+def test_one_cycle_is_that_of_torch(warmup: float, optimizer: str) -> None:
+    """Torch's peak is the last step of the rise; ours the first of the descent, so its rise is one step longer."""
+    total = 100
+    config = OptimConfig(
+        lr=2.0, schedule="one_cycle", warmup=warmup, final_lr=0.001,
+        optimizer=optimizer, betas=(0.95, 0.999), momentum=0.95,
+    )  # fmt: skip
+    theirs = build_optimizer(Model(), config)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        theirs, max_lr=2.0, total_steps=total, pct_start=warmup + 1 / total, div_factor=25, final_div_factor=40
+    )
+    for step in range(total):
+        group = theirs.param_groups[0]
+        assert learning_rate(config, step, total) == pytest.approx(group["lr"], rel=1e-9)
+        expected = group["momentum"] if optimizer == "sgd" else group["betas"][0]
+        assert momentum(config, step, total) == pytest.approx(expected, rel=1e-9)
+        theirs.step()
+        scheduler.step() if step < total - 1 else None
+    assert learning_rate(config, total + 5, total) == pytest.approx(0.002)
+
+
+def test_early_weights_are_soon_forgotten() -> None:
+    assert [decay_at(0.999, steps) for steps in (1, 8, 10**6)] == [2 / 11, 0.5, 0.999]
+
+
+def test_momentum_stays_as_set_elsewhere() -> None:
+    assert momentum(OptimConfig(), 3, 10) is None
+    assert momentum(OptimConfig(optimizer="sgd", schedule="one_cycle"), 3, 10) is None

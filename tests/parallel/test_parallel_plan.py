@@ -13,7 +13,7 @@ from maestro_dist.model import memory_estimate
 from maestro_dist.model.estimate import expert_parameters
 from maestro_dist.model.sampling import cap
 from maestro_dist.parallel.mesh import build_mesh
-from maestro_dist.parallel.plan import choose_expert_movement, plan_expert_movement, plan_text, plan_world
+from maestro_dist.parallel.plan import RankPlan, choose_expert_movement, plan_expert_movement, plan_text, plan_world
 from maestro_dist.parallel.traffic import Traffic, attention_traffic, engine_traffic, held_slices
 from maestro_dist.types import Modality
 
@@ -198,6 +198,24 @@ def test_moved_weights_and_gathered_parameters_take_memory() -> None:
     third = config.model_copy(update={"engine": config.engine.model_copy(update={"zero_stage": 3})})
     own = PARAMETERS - experts + experts // 8
     assert plan_world(third, SENSORS, mesh, parameters=PARAMETERS)[0].gathered == 4 * (2 * experts + own)
+
+
+def test_an_average_and_two_views_are_counted() -> None:
+    config = make_config(sequence=2)
+    mesh = build_mesh(config.mesh, world=4)
+
+    def planned(section: str, **changes: float) -> RankPlan:
+        changed = config.model_copy(update={section: getattr(config, section).model_copy(update=changes)})
+        return plan_world(changed, SENSORS, mesh, parameters=PARAMETERS)[0]
+
+    plain, average, twice = planned("optim"), planned("optim", ema=0.99), planned("missing", consistency=1.0)
+    assert average.memory.parameters == plain.memory.parameters + 4 * PARAMETERS // 4  # ranks share it
+    assert average.memory.peak == plain.memory.peak
+    assert twice.memory.inputs == 2 * plain.memory.inputs
+    assert twice.memory.kept == pytest.approx(2 * plain.memory.kept)
+    assert (twice.samples, twice.micro_batches) == (plain.samples, plain.micro_batches)
+    attention = [sum(item.handed for item in p.traffic if item.name == "attention") for p in (plain, twice)]
+    assert attention[1] == 2 * attention[0]
 
 
 def test_slices_cover_a_window() -> None:

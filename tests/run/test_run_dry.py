@@ -86,6 +86,18 @@ def test_1024_workers_with_data_give_a_first_loss_too(
     assert "parameters gathered for a while" in said
 
 
+def test_what_learning_adds_is_said(synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["optim.ema=.99", "optim.schedule=one_cycle", "augment.jitter=.1", "augment.mixup=.2"]
+    asked += ["missing.consistency=1", "missing.start=0", "missing.full=0"]
+    said = dry(capsys, tmp_path / "runs", *runs.arguments("", synthetic, *asked))
+    assert "learning   average of the weights, decay 0.99, one cycle of learning rate and momentum, jitter 0.1" in said
+    assert "first micro-batch: 16 samples, loss" in said
+    assert "learning " not in dry(capsys, tmp_path / "runs", *runs.arguments("", synthetic))
+    refused = runs.arguments("", synthetic, "augment.rotation=10", f"run.storage={tmp_path}")  # no three axes
+    assert main([*refused, "--dry-run"]) != 0
+    assert "name the axes in augment.rotation_groups" in capsys.readouterr().err
+
+
 def test_a_data_set_with_some_shards_missing_is_refused(
     synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

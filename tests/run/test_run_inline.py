@@ -8,6 +8,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import runs
 import synthetic as synthetic_data
@@ -125,6 +126,31 @@ def test_another_data_set_gives_samples_only(
     synthetic_data.write(str(tmp_path / "numbers"), "regression")
     assert main([*command, "--data", str(tmp_path / "numbers")]) == 1
     assert "task and classes" in capsys.readouterr().err
+
+
+def test_an_average_of_the_weights_is_what_is_judged_and_exported(
+    whole: Path, synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.numpy import load_file
+
+    from maestro_dist.checkpoint import best, full_weights
+    from maestro_dist.evaluate import main
+
+    assert runs.train(tmp_path, synthetic, "optim.ema=0.9") == 0
+    assert "average of the weights, decay 0.9" in capsys.readouterr().out
+    assert runs.tracked(tmp_path) == runs.tracked(whole)  # validations and all, training is the same to the bit
+    assert runs.tracked(tmp_path, "validation/loss") != runs.tracked(whole, "validation/loss")
+    chosen = best(str(tmp_path / "tiny"))
+    averaged, trained = ({n: t.numpy() for n, t in full_weights(chosen, averaged=a).items()} for a in (True, False))
+    runs.assert_same_weights(load_file(tmp_path / "tiny" / "model" / "model.safetensors"), averaged)
+    assert not np.array_equal(averaged["head.weight"], trained["head.weight"])
+
+    assert main([str(tmp_path / "tiny"), "--json", str(tmp_path / "e.json"), "--threads", "1"]) == 0
+    assert f"averaged weights of step {chosen.step}" in capsys.readouterr().out
+    result = json.loads((tmp_path / "tiny" / "result.json").read_text())["evaluation"]
+    found = json.loads((tmp_path / "e.json").read_text())
+    for one, other in zip(found["scenarios"], result["scenarios"], strict=True):
+        assert one["metrics"] == pytest.approx(other["metrics"], abs=1e-6)
 
 
 def test_a_killed_driver_goes_on_to_the_same_weights(whole: Path, synthetic: str, tmp_path: Path) -> None:

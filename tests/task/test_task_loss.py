@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from maestro_dist.config.schema import TaskConfig
 from maestro_dist.errors import ConfigError
-from maestro_dist.task import make_task
+from maestro_dist.task import Task, make_task
 from maestro_dist.types import Batch, Output
 
 CLASSES = ["rest", "walk", "run"]
@@ -88,6 +89,50 @@ def test_regression_loss_is_in_units_of_the_spread() -> None:
     output = Output(logits=torch.tensor([[0.5]]), modality_logits=torch.tensor([[[1.0], [9.0]]]))
     batch = make_batch(torch.tensor([[True, False]]), torch.tensor([80.0]))
     assert float(task.loss(output, batch)) == pytest.approx((0.5 - 1.0) ** 2 + 0.5 * 0.0)
+
+
+def rows_of(batch: Batch, output: Output, rows: slice) -> tuple[Output, Batch]:
+    """Some of the rows as a batch of their own."""
+    part = make_batch(batch.present[rows], batch.target[rows])
+    return Output(logits=output["logits"][rows], modality_logits=output["modality_logits"][rows]), part
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_a_mixture_has_the_loss_of_both_by_their_shares(kind: str) -> None:
+    task, output = make(kind), make_output(3, 2, 3 if kind == "classification" else 1)
+    target = torch.tensor([0, 2, 1])
+    batch = make_batch(torch.tensor([[True, True], [True, False], [False, True]]), target)
+    own = task.loss(output, batch)
+    other = task.loss(output, replace(batch, target=target.flip(0)))
+    share = torch.tensor([0.25, 1.0, 0.5])
+    mixed = task.loss(output, replace(batch, partner_target=target.flip(0), mix=share))
+    assert mixed.tolist() == pytest.approx((share * own + (1 - share) * other).tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_two_views_count_a_sample_once_and_pull_the_dropped_one(kind: str) -> None:
+    task, output = make(kind, consistency=0.7), make_output(4, 2, 3 if kind == "classification" else 1)
+    batch = make_batch(torch.tensor([[True, True]] * 2 + [[True, False], [False, True]]), torch.tensor([0, 2] * 2))
+    whole, dropped = (task.loss(*rows_of(batch, output, rows)) for rows in (slice(0, 2), slice(2, 4)))
+    loss = task.loss(output, replace(batch, views=2))
+    one, other = output["logits"][:2].double(), output["logits"][2:].double()
+    if kind == "classification":
+        p, q = one.softmax(1), other.softmax(1)
+        apart = (p * (p / q).log()).sum(1)
+    else:
+        apart = (one - other).square().squeeze(1)
+    assert loss.tolist() == pytest.approx(((whole + dropped) / 2 + 0.7 * apart).tolist(), rel=1e-5)
+    (loss.sum() - (whole + dropped).sum() / 2).backward()  # what is left is the divergence's
+    gradient = output["logits"].grad
+    assert gradient is not None
+    assert gradient[:2].abs().max() < 1e-6
+    assert gradient[2:].abs().min() > 1e-4
+    empty = make_batch(batch.present[:0], batch.target[:0])
+    assert task.loss(make_output(0, 2, task.outputs), replace(empty, views=2)).shape == (0,)
+
+
+def make(kind: str, consistency: float = 0.0) -> Task:
+    return make_task(TaskConfig(), kind=kind, classes=CLASSES, class_counts=COUNTS, consistency=consistency)
 
 
 def test_another_kind_than_the_data_is_refused() -> None:
