@@ -48,6 +48,7 @@ def print_start(config: Config, manifest: Manifest) -> None:
     launched = f"{run.launcher} on {run.device}, ZeRO {config.engine.zero_stage}, {config.engine.precision}"
     splits = (config.data.train, config.data.validation, config.data.test)
     kind = f"{len(manifest.classes)} classes" if pieces.task.kind == "classification" else manifest.target
+    kind = "masked symbols" if pieces.task.kind == "pretrain" else kind
     names = ", ".join(f"{m.name} {m.variates} x {m.steps} @ {m.rate_hz:g} Hz" for m in pieces.modalities)
     rows = {
         "run": f"{run.name} in {redact(run.storage)} (maestro_dist {__version__}, seed {run.seed})",

@@ -28,6 +28,7 @@ def check(config: Config) -> None:
     model, moe, run = config.model, config.model.moe, config.run
     for key, url in (
         ("run.storage", run.storage),
+        ("run.start", run.start),
         ("data.url", config.data.url),
         ("tracking.uri", config.tracking.uri),
     ):
@@ -173,8 +174,12 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def check_resume(config: Config, saved: dict[str, Any]) -> None:
-    """Raise `ConfigError` listing the differences where `config` is not the run that was begun as `saved`."""
+    """Raise `ConfigError` listing the differences where `config` is not the run that was begun as `saved`.
+
+    A key that `saved` does not know is newer than the run, which was begun as its default says.
+    """
     now = identity(config)
+    saved = {**identity(Config()), **saved}
     changed = [
         f"{key} {saved.get(key)!r} -> {now.get(key)!r}"
         for key in sorted({*saved, *now})

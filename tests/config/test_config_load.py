@@ -114,6 +114,17 @@ def test_resume_may_move_but_not_change() -> None:
         check_resume(load_config(None, ["data.url=a", "optim.lr=.1", "model.width=32"]), identity(begun))
 
 
+def test_a_run_that_is_older_than_a_key_was_begun_with_its_default() -> None:
+    begun = identity(load_config(None, ["data.url=a"]))
+    del begun["task.pretrain.span"]
+    check_resume(load_config(None, ["data.url=a"]), begun)
+    with pytest.raises(ConfigError, match=r"task\.pretrain\.span 4 -> 5"):
+        check_resume(load_config(None, ["data.url=a", "task.pretrain.span=5"]), begun)
+    with_stem = identity(load_config(None, ["data.url=a", "model.stem.channels=4"]))
+    with pytest.raises(ConfigError, match=r"model\.stem\.channels 4 -> None"):
+        check_resume(load_config(None, ["data.url=a"]), with_stem)
+
+
 def test_every_key_is_described() -> None:
     text = describe()
     for key in flatten(Config()):
