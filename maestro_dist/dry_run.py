@@ -6,9 +6,11 @@ import math
 
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest
+from maestro_dist.data.storage import redact
 from maestro_dist.launch import absolute, prepare_data
 from maestro_dist.memory import available
 from maestro_dist.parallel.mesh import build_mesh
+from maestro_dist.start import check_start
 from maestro_dist.summary import described, print_start
 from maestro_dist.worker import first_batch
 
@@ -27,6 +29,8 @@ def dry_run(config: Config) -> int:
     config = absolute(config)
     manifest, shards = prepare_data(config, bare=True)
     print_start(config, manifest)
+    if start := check_start(config, manifest):
+        print(f"start      weights of {redact(start)}")
     samples, whole = trial_samples(config, manifest)
     where = " (on the CPU, in fp32)" if config.run.device != "cpu" or config.engine.precision != "fp32" else ""
     if not shards:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from maestro_dist.data.manifest import Manifest
-    from maestro_dist.model import Maestro
+    from maestro_dist.model import Trunk
     from maestro_dist.types import Modality
 
 
@@ -83,7 +83,8 @@ def evaluate(options: argparse.Namespace) -> int:
     # The run's own manifest says what the model was made for; another data set gives samples only.
     pieces = build(config, load_manifest(f"{target.run_url}/{DATA_FOLDER}"))
     manifest = load_manifest(config.data.url)
-    _check_same(pieces.manifest, manifest, pieces.modalities, named=bool(options.data))
+    labelled = pieces.task.kind != "pretrain"
+    _check_same(pieces.manifest, manifest, pieces.modalities, named=bool(options.data), labelled=labelled)
     _load(pieces.model, full_weights(checkpoint), checkpoint.url)
     mesh = Mesh(rank=0, world=1, data=1)
     split, symbols = config.data.test, reads_symbols(manifest, config.model, pieces.modalities)
@@ -156,14 +157,14 @@ def _configuration(target: Target, options: argparse.Namespace) -> Any:
     return parse({**tree, "data": data, "evaluation": evaluation}, run.name("config.yaml"))
 
 
-def _check_same(own: Manifest, other: Manifest, modalities: Sequence[Modality], *, named: bool) -> None:
+def _check_same(own: Manifest, other: Manifest, modalities: Sequence[Modality], *, named: bool, labelled: bool) -> None:
     """The data must mean the same to the model: its classes in order, its modalities with their shapes and rates."""
     if not named and own.fingerprint() != other.fingerprint():
         raise DataError(
             f"the data at the run's data.url is not what {own.name!r} was when the run began; "
             "name a data set with --data to evaluate on it all the same"
         )
-    if (own.task, own.classes) != (other.task, other.classes):
+    if labelled and (own.task, own.classes) != (other.task, other.classes):
         raise DataError(f"--data: task and classes of {other.name!r} are not those that the model was trained for")
     shapes = {m.name: (m.variates, m.steps, m.rate_hz) for m in other.modalities}
     for modality in modalities:
@@ -176,7 +177,7 @@ def _check_same(own: Manifest, other: Manifest, modalities: Sequence[Modality], 
             )
 
 
-def _load(model: Maestro, weights: dict[str, Tensor], url: str) -> None:
+def _load(model: Trunk, weights: dict[str, Tensor], url: str) -> None:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -52,7 +52,8 @@ def absolute(config: Config) -> Config:
     )
     if uri and uri.startswith("sqlite:///"):
         uri = f"sqlite:///{full(uri.removeprefix('sqlite:///'))}"
-    run = config.run.model_copy(update={"storage": full(config.run.storage)})
+    start = full(config.run.start) if config.run.start else None
+    run = config.run.model_copy(update={"storage": full(config.run.storage), "start": start})
     tracking = config.tracking.model_copy(update={"uri": uri})
     return config.model_copy(update={"data": data, "run": run, "tracking": tracking})
 
@@ -123,6 +124,7 @@ def _job(config: Config, run: Storage, lease: Lease, record: RunRecord) -> Job:
         tracking_uri=record.tracking_uri,
         mlflow_run=str(record.mlflow_run),
         start_ms=record.start_ms,
+        start=record.start,
     )
 
 

@@ -72,23 +72,48 @@ def export_model(
     storage.write(DESCRIPTION, json.dumps(description, indent=1).encode())
 
 
-def load_model(folder: str, *, device: str = "cpu") -> Predictor:
-    """Load a model from a folder or URL. Raises CheckpointError if it is missing, damaged or of another format."""
-    from safetensors.torch import load
-
-    from maestro_dist.model import Maestro
-
-    storage = Storage(folder)
+def read_description(storage: Storage) -> dict[str, Any]:
+    """`model.json` of an exported model. Raises CheckpointError if it is missing, damaged or of another format."""
     try:
-        description, data = json.loads(storage.read(DESCRIPTION)), storage.read(WEIGHTS)
+        description: dict[str, Any] = json.loads(storage.read(DESCRIPTION))
     except ObjectMissing as error:
         raise CheckpointError(f"{storage.name()}: no exported model ({DESCRIPTION}, {WEIGHTS})") from error
     except ValueError as error:
         raise CheckpointError(f"{storage.name(DESCRIPTION)}: not JSON ({error})") from error
     if description.get("format") != FORMAT:
         raise CheckpointError(f"{storage.name(DESCRIPTION)}: format {description.get('format')!r} is not {FORMAT!r}")
+    return description
+
+
+def read_weights(storage: Storage) -> dict[str, Tensor]:
+    """Parameters and buffers of an exported model. Raises CheckpointError if they are missing or damaged."""
+    from safetensors.torch import load
+
+    description = read_description(storage)
+    try:
+        data = storage.read(WEIGHTS)
+    except ObjectMissing as error:
+        raise CheckpointError(f"{storage.name()}: no exported model ({DESCRIPTION}, {WEIGHTS})") from error
     if hashlib.sha256(data).hexdigest() != description["weights"]["sha256"]:
         raise CheckpointError(f"{storage.name(WEIGHTS)}: damaged (its sha256 is not that of {DESCRIPTION})")
+    return load(data)
+
+
+def load_model(folder: str, *, device: str = "cpu") -> Predictor:
+    """Load a model from a folder or URL.
+
+    Raises CheckpointError if it is missing, damaged or of another format, or was pre-trained only.
+    """
+    from maestro_dist.model import Maestro
+
+    storage = Storage(folder)
+    description = read_description(storage)
+    if description["task"]["kind"] == "pretrain":
+        raise CheckpointError(
+            f"{storage.name()}: this model was pre-trained only and has no head to answer with; fine-tune it first "
+            "(run.start)"
+        )
+    weights = read_weights(storage)
     task = TaskDescription(**{**description["task"], "classes": tuple(description["task"]["classes"])})
     modalities = [
         Modality(**{**modality, "mean": tuple(modality["mean"]), "std": tuple(modality["std"])})
@@ -96,7 +121,7 @@ def load_model(folder: str, *, device: str = "cpu") -> Predictor:
     ]
     config = ModelConfig.model_validate(description["model"])
     model = Maestro(config, modalities, len(task.classes) or 1, seed=0)
-    model.load_state_dict(load(data))
+    model.load_state_dict(weights)
     return Predictor(model.eval().to(device), task, device=device)
 
 

@@ -14,6 +14,7 @@ from maestro_dist.data.manifest import MANIFEST_NAME, Manifest
 from maestro_dist.data.storage import ObjectMissing, Storage, redact
 from maestro_dist.errors import RunError
 from maestro_dist.parallel.mesh import build_mesh
+from maestro_dist.start import check_start
 
 RUN_FILE = "run.json"
 DATA_FOLDER = "data"
@@ -23,7 +24,8 @@ DATA_FOLDER = "data"
 class RunRecord(BaseModel):
     """The record of a run, written before anything else and updated only by the driver that holds the lease.
 
-    `token` marks the MLflow run: a driver that died before it could write the run's id down finds it again.
+    `token` marks the MLflow run: a driver that died before it could write the run's id down finds it again. `start` is
+    the place of the weights that it began with (`run.start` may name a run that goes on).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,6 +37,7 @@ class RunRecord(BaseModel):
     tracking_uri: str = ""
     mlflow_run: str | None = None
     start_ms: int = 0
+    start: str = ""
     status: Literal["running", "finished"] = "running"
 
 
@@ -42,12 +45,14 @@ def begin(config: Config, manifest: Manifest, run: Storage) -> RunRecord:
     """Read the run's record and compare it with what is asked now, or make it; then open its MLflow run.
 
     Raises:
-        ConfigError: the run was begun with another configuration; the differences are listed.
+        ConfigError: the run was begun with another configuration; the differences are listed. Or it is new, and
+            `run.start` names weights that do not fit.
         RunError: it was begun on other data, the record is damaged, or a first start finds no tracking server.
     """
     record = _read(run)
     if record is None:
-        record = RunRecord(identity=identity(config), data=manifest.fingerprint(), token=uuid.uuid4().hex)
+        start = check_start(config, manifest)
+        record = RunRecord(identity=identity(config), data=manifest.fingerprint(), token=uuid.uuid4().hex, start=start)
         write(run, record)
         run.write(f"{DATA_FOLDER}/{MANIFEST_NAME}", manifest.model_dump_json(indent=1).encode())
     if record.data != manifest.fingerprint():

@@ -50,6 +50,7 @@ def print_start(config: Config, manifest: Manifest) -> None:
     splits = (config.data.train, config.data.validation, config.data.test)
     part = f"{used:,} of " if config.data.label_share < 1.0 else ""
     kind = f"{len(manifest.classes)} classes" if pieces.task.kind == "classification" else manifest.target
+    kind = "masked symbols" if pieces.task.kind == "pretrain" else kind
     names = ", ".join(f"{m.name} {m.variates} x {m.steps} @ {m.rate_hz:g} Hz" for m in pieces.modalities)
     rows = {
         "run": f"{run.name} in {redact(run.storage)} (maestro_dist {__version__}, seed {run.seed})",

@@ -128,6 +128,8 @@ class Output(TypedDict, total=False):
     queries          [B, M] detached: number of queries n_ij that went with it (real)
     expert_load      int64 [layers, M, E]: tokens sent to each expert, by modality, one slice a cross-modal layer
     expert_load_by_sample int32 [layers, B, E]: the same by sample; with `Batch.present`, by missing set
+    masked           [B, 3]: over the hidden symbols that were asked for, sum of their cross-entropies (nats), how many
+                     the model got right, how many there are (in pre-training, instead of logits)
     """
 
     logits: Tensor
@@ -136,3 +138,4 @@ class Output(TypedDict, total=False):
     queries: Tensor
     expert_load: Tensor
     expert_load_by_sample: Tensor
+    masked: Tensor

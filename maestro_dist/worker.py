@@ -15,7 +15,7 @@ from maestro_dist.config.load import parse
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.order import labelled_count
-from maestro_dist.data.storage import Storage
+from maestro_dist.data.storage import Storage, redact
 from maestro_dist.lease import Fence
 from maestro_dist.memory import HUGE_PAGES, keep_freed_memory
 from maestro_dist.parallel.mesh import Mesh, build_mesh
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from maestro_dist.checkpoint import CheckpointInfo, Saver
     from maestro_dist.data.stream import TrainStream
     from maestro_dist.evaluation import Evaluation
-    from maestro_dist.model.maestro import Maestro
+    from maestro_dist.model.maestro import Trunk
     from maestro_dist.parallel.collectives import Group
     from maestro_dist.task.base import Task
     from maestro_dist.tracking import MetricLog
@@ -38,7 +38,8 @@ Say = Callable[[str], None]
 class Job:
     """What a driver hands to its workers: plain values only.
 
-    `config` is the resolved configuration as plain JSON; the rest says where the run lives and is tracked.
+    `config` is the resolved configuration as plain JSON; the rest says where the run lives and is tracked. `start` is
+    the place of the weights that it begins with, if there are any.
     """
 
     config: dict[str, Any]
@@ -47,6 +48,7 @@ class Job:
     tracking_uri: str
     mlflow_run: str
     start_ms: int
+    start: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for Ray's train loop configuration."""
@@ -60,7 +62,7 @@ class Pieces:
     manifest: Manifest
     modalities: list[Modality]
     task: Task
-    model: Maestro
+    model: Trunk
     groups: tuple[Group, ...] = ()
 
 
@@ -69,7 +71,7 @@ def build(config: Config, manifest: Manifest | None = None, mesh: Mesh | None = 
 
     With a mesh whose ranks share the time axis the model works on this rank's slices; a process group must exist then.
     """
-    from maestro_dist.model.maestro import Maestro
+    from maestro_dist.model import Maestro, Pretraining
 
     manifest = manifest or load_manifest(config.data.url)
     modalities = manifest.select(config.data.modalities)
@@ -93,7 +95,12 @@ def build(config: Config, manifest: Manifest | None = None, mesh: Mesh | None = 
         movement = plan_expert_movement(config, modalities, mesh).movement
         experts, group = spread_experts(mesh, config.run.device, config.run.timeout_s, movement)
         groups.append(group)
-    model = Maestro(config.model, modalities, task.outputs, seed=config.run.seed, sequence=sequence, experts=experts)
+    model: Trunk
+    given: dict[str, Any] = {"seed": config.run.seed, "sequence": sequence, "experts": experts}
+    if task.kind == "pretrain":
+        model = Pretraining(config.model, modalities, config.task.pretrain, **given)
+    else:
+        model = Maestro(config.model, modalities, task.outputs, **given)
     return Pieces(manifest, modalities, task, model, tuple(groups))
 
 
@@ -213,13 +220,19 @@ def evaluate_on(state: State, split: str, rates: Sequence[float], draws: Sequenc
         state.engine.train()
 
 
-def assemble(config: Config, mesh: Mesh) -> tuple[State, TrainStream]:
-    """The state of a run at its start, with model and engine, and its training stream. A process group must exist."""
+def assemble(
+    config: Config, mesh: Mesh, prepare: Callable[[Trunk], None] = lambda model: None
+) -> tuple[State, TrainStream]:
+    """The state of a run at its start, with model and engine, and its training stream. A process group must exist.
+
+    `prepare` may change the model's initial weights before the engine shards them.
+    """
     from maestro_dist.model.estimate import tokens_by_modality
     from maestro_dist.optim import build_optimizer
     from maestro_dist.parallel.engine import Engine
 
     pieces = build(config, mesh=mesh)
+    prepare(pieces.model)
     engine = Engine(pieces.model, build_optimizer(pieces.model, config.optim), config, mesh)
     samples, per_epoch, total = count_steps(config, pieces.manifest)
     state = State(
@@ -257,13 +270,21 @@ def _train(job: Job, say: Say, stack: ExitStack) -> None:
 
     from maestro_dist.checkpoint import Saver, newest, restore
     from maestro_dist.loop import fit
+    from maestro_dist.start import take
 
     config = parse(job.config, "the driver's configuration")
     prepare_process(config)
     mesh = build_mesh(config.mesh, world=dist.get_world_size(), rank=dist.get_rank())
-    state, stream = assemble(config, mesh)
-    stack.callback(state.engine.close)
     found = _agreed(newest(job.run_url) if mesh.rank == 0 else None, job.run_url)
+
+    def begin(model: Trunk) -> None:
+        if job.start and not found:
+            taken, of = take(model, job.start)
+            if mesh.rank == 0:
+                say(f"starts with {taken} of {of} parameters from {redact(job.start)}")
+
+    state, stream = assemble(config, mesh, begin)
+    stack.callback(state.engine.close)
     if found:
         restore(state.engine, found)
         state.resume(found.step, found.position, found.metadata)

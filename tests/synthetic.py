@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -26,8 +27,8 @@ def describe(task: str = "classification") -> Description:
         licence="CC0-1.0",
         citation="none",
         source="generated",
-        task="regression" if task == "regression" else "classification",
-        classes=() if task == "regression" else ("slow", "middle", "fast"),
+        task=task,
+        classes=("slow", "middle", "fast") if task == "classification" else (),
         target="frequency (Hz)",
         window_s=4.0,
         modalities=MODALITIES,
@@ -55,7 +56,7 @@ def samples(task: str = "classification") -> Iterator[RawSample]:
             yield RawSample(
                 split=split,
                 key=f"{split}_{number:04d}",
-                label=frequency if task == "regression" else label,
+                label={"classification": label, "regression": frequency, "none": math.nan}[task],
                 subject=f"s{number % 5}",
                 recording=f"r{number % 5}",
                 start_s=4.0 * number,

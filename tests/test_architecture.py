@@ -26,6 +26,7 @@ SAME_ROOM = {
     "launch_ray": "launch",
     "dry_run": "launch",
     "run_record": "launch",
+    "start": "worker",
     "summary": "launch",
     "pyfunc_model": "predict",
 }

@@ -80,7 +80,7 @@ class FinalTest(Callback):
         self._run.write(RESULT_FILE, json.dumps(result, indent=1).encode())
 
     def _export(self, state: State, chosen: CheckpointInfo, evaluation: Evaluation, folder: Path) -> str | None:
-        """Write the model to the run and log it in MLflow. Returns its MLflow URI."""
+        """Write the model to the run and log it in MLflow, unless it was pre-trained only. Returns its MLflow URI."""
         from maestro_dist.predict import export_model
         from maestro_dist.tracking.model import log_model
 
@@ -100,6 +100,8 @@ class FinalTest(Callback):
         local = folder / MODEL_FOLDER
         if self._run.local is None:
             export_model(str(local), **content)
+        if state.task.kind == "pretrain":
+            return None  # it cannot answer
         return log_model(
             self._tracking_uri,
             self._mlflow_run,

@@ -28,6 +28,7 @@ def check(config: Config) -> None:
     model, moe, run = config.model, config.model.moe, config.run
     for key, url in (
         ("run.storage", run.storage),
+        ("run.start", run.start),
         ("data.url", config.data.url),
         ("tracking.uri", config.tracking.uri),
     ):
@@ -53,6 +54,11 @@ def check(config: Config) -> None:
             "missing.consistency: compares samples with what is left of them when modalities are dropped, but "
             "missing.p_max is 0; set it, or drop the consistency"
         )
+    if config.task.kind == "pretrain":
+        labelled = {"missing.consistency": config.missing.consistency, "augment.mixup": config.augment.mixup}
+        for key, value in labelled.items():
+            if value:
+                raise ConfigError(f"{key}: {value} needs labels, which task.kind=pretrain does not look at; use 0")
     if config.augment.rotation_groups and not config.augment.rotation:
         raise ConfigError(
             "augment.rotation_groups: given, but augment.rotation is 0 degrees; set it, or drop the groups"
@@ -194,7 +200,7 @@ def identity(config: Config) -> dict[str, Any]:
 def check_resume(config: Config, saved: dict[str, Any]) -> None:
     """Raise `ConfigError` listing the differences where `config` is not the run that was begun as `saved`.
 
-    A key that `saved` lacks came after the run was begun: its default stands for what was done then.
+    A key that `saved` lacks is newer than the run: its default stands for what was done then.
     """
     now = identity(config)
     saved = identity(Config()) | saved

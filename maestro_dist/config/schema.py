@@ -31,6 +31,9 @@ class RunConfig(Section):
     """Folder or fsspec URL that holds runs, checkpoints and models. Relative paths start at the current folder."""
     seed: int = 2711
     """Seed of every draw of the run."""
+    start: str | None = None
+    """Another run, one of its checkpoints, or an exported model (folder or URL), whose weights this run begins with.
+    Heads start anew; modalities and symbols must be the same."""
     launcher: Literal["ray", "inline"] = "ray"
     """ray: Ray Train workers, on a cluster or a local Ray. inline: this process alone, for debuggers and notebooks."""
     workers: Positive = 1
@@ -201,11 +204,24 @@ class ModelConfig(Section):
     """Experts of the cross-modal layers."""
 
 
+class PretrainConfig(Section):
+    """Pre-training (`task.kind: pretrain`): words are hidden, and their symbols are told from the rest. No labels."""
+
+    mask_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
+    """Share of the words that are hidden. To the model they are gaps, like those in the data."""
+    span: Positive = 4
+    """Words that are hidden together; never more than a quarter of a modality's words."""
+    predict: Positive = 32
+    """Most hidden words of a modality and sample that are asked for: what bounds the cost on long recordings."""
+
+
 class TaskConfig(Section):
     """What is predicted and how it is scored."""
 
-    kind: Literal["auto", "classification", "regression"] = "auto"
-    """auto: as the manifest says."""
+    kind: Literal["auto", "classification", "regression", "pretrain"] = "auto"
+    """auto: as the manifest says; pretrain: the symbols of hidden words, on any data, whatever its labels."""
+    pretrain: PretrainConfig = PretrainConfig()
+    """Hidden words (pretrain only)."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: inverse class frequency of the whole training split, normalised to mean 1 over its samples."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -319,8 +335,8 @@ class EvaluationConfig(Section):
 
     every_epochs: Positive = 1
     """Epochs between validations; the last epoch always ends with one."""
-    metric: Literal["auto", "accuracy", "macro_f1", "auroc", "auprc", "loss", "mae", "rmse"] = "auto"
-    """Metric that chooses the best weights; auto: accuracy, or MAE for regression."""
+    metric: Literal["auto", "accuracy", "macro_f1", "auroc", "auprc", "loss", "mae", "rmse", "perplexity"] = "auto"
+    """Metric that chooses the best weights; auto: accuracy, MAE for regression, the loss in pre-training."""
     rates: list[Share] = [0.0, 0.4]
     """Missing rates at which validation is scored; the mean over them chooses."""
     test_rates: list[Share] = [0.0, 0.1, 0.2, 0.3, 0.4]

@@ -106,16 +106,16 @@ class SymbolSpec(_Model):
 
 
 class Manifest(_Model):
-    """A packed data set. `target` says what is predicted, with its unit; `recording` whether samples carry the causal
-    mean and standard deviation of their recording (what `normalize: recording` needs); `symbols` how its symbols were
-    made, where it has any."""
+    """A packed data set. `task` is none where nothing is labelled (for pre-training); `target` says what is predicted,
+    with its unit; `recording` whether samples carry the causal mean and standard deviation of their recording (what
+    `normalize: recording` needs); `symbols` how its symbols were made, where it has any."""
 
     format: Literal["maestro_dist/1"]
     name: str
     licence: str
     citation: str
     source: str
-    task: Literal["classification", "regression"]
+    task: Literal["classification", "regression", "none"]
     classes: list[str]
     target: str
     window_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]

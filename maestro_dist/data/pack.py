@@ -10,7 +10,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -37,7 +37,7 @@ class Description:
     licence: str
     citation: str
     source: str
-    task: Literal["classification", "regression"]
+    task: Literal["classification", "regression", "none"]
     classes: tuple[str, ...]
     target: str
     window_s: float
@@ -50,6 +50,7 @@ class Description:
 class RawSample:
     """One sample on its way into a shard.
 
+    label        number of the class, or the target; not looked at where the task is none
     values       float [T_j, D_j] by modality, NaN = gap; an absent modality has no entry
     statistics   float [D_j, 2] by modality: mean and std of the recording up to the window's end
     start_s      start of the window in its recording, in seconds (for people; never given to a model)
@@ -93,7 +94,8 @@ def pack(
                 raise DataError(f"sample {sample.key}: split '{sample.split}' is not one of {', '.join(splits)}")
             arrays = checks.checked(sample)
             members = {member_name(name): npy(array) for name, array in arrays.items()}
-            writers[sample.split].add(sample.key, sample.label, _meta(sample, description), members)
+            label = _LABEL[description.task](sample.label)
+            writers[sample.split].add(sample.key, label, _meta(sample, description, label), members)
             for name, values in arrays.items():
                 if sample.split == splits[0]:
                     moments[name].add(values)
@@ -258,7 +260,7 @@ class _Checks:
         if self.description.task == "classification":
             if sample.label not in range(len(self.description.classes)):
                 raise DataError(f"{where}: label {sample.label} is not one of 0..{len(self.description.classes) - 1}")
-        elif not math.isfinite(sample.label):
+        elif self.description.task == "regression" and not math.isfinite(sample.label):
             raise DataError(f"{where}: target {sample.label} is not finite")
         values = {}
         for name, array in sample.values.items():
@@ -285,8 +287,14 @@ def npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _meta(sample: RawSample, description: Description) -> bytes:
-    label = int(sample.label) if description.task == "classification" else float(sample.label)
+_LABEL: dict[str, Callable[[int | float], int | float]] = {
+    "classification": int,
+    "regression": float,
+    "none": lambda label: 0,
+}
+
+
+def _meta(sample: RawSample, description: Description, label: int | float) -> bytes:
     body: dict[str, Any] = {
         "label": label,
         "subject": sample.subject,

@@ -65,7 +65,7 @@ def evaluate_split(
             if bar:
                 bar.update(line, description=f"{split}, {percent(rate)} missing" if rate else f"{split}, complete")
             keep = evaluation_mask(present, rate, draw, always) if rate > 0 else None
-            rows = _predict(forward, batches_for(keep), loads, lambda n: bar and bar.advance(line, n * mesh.data))
+            rows = _predict(forward, task, batches_for(keep), loads, lambda n: bar and bar.advance(line, n * mesh.data))
             loads.drain()
             whole = all_rows(rows, mesh).cpu().numpy()
             table = in_order(whole[:, 0].astype(np.int64), whole[:, 1:], samples, split)
@@ -86,16 +86,20 @@ def evaluate_split(
 
 
 def _predict(
-    forward: Callable[[Batch], Output], batches: Iterator[Batch], loads: SetLoads, advance: Callable[[int], Any]
+    forward: Callable[[Batch], Output],
+    task: Task,
+    batches: Iterator[Batch],
+    loads: SetLoads,
+    advance: Callable[[int], Any],
 ) -> torch.Tensor:
-    """This rank's rows (sample number, target, logits ...), float64 [n, 2 + C]: exact for what they hold."""
+    """This rank's rows (sample number, target, `Task.rows` ...), float64 [n, 2 + C]: exact for what they hold."""
     import torch
 
     parts: list[torch.Tensor] = []
     with torch.no_grad():
         for batch in batches:
             output = forward(batch)
-            logits = output["logits"]
+            logits = task.rows(output)
             loads.add(batch, output)
             head = torch.stack([batch.sample.double(), batch.target.double()], dim=1).to(logits.device)
             parts.append(torch.cat([head, logits.double()], dim=1))

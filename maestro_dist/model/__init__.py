@@ -2,7 +2,8 @@
 
 from maestro_dist.model.context import Experts, ExpertsFactory, OneProcess, SequenceContext
 from maestro_dist.model.estimate import MemoryEstimate, count_parameters, memory_estimate, tokens_per_sample
-from maestro_dist.model.maestro import Maestro
+from maestro_dist.model.maestro import Maestro, Trunk
+from maestro_dist.model.pretrain import Pretraining
 
 __all__ = [
     "Experts",
@@ -10,7 +11,9 @@ __all__ = [
     "Maestro",
     "MemoryEstimate",
     "OneProcess",
+    "Pretraining",
     "SequenceContext",
+    "Trunk",
     "count_parameters",
     "memory_estimate",
     "tokens_per_sample",

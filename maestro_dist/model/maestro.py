@@ -7,6 +7,7 @@ T_j steps, W_j words, N tokens, d width, H heads, E experts, C outputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,10 +48,30 @@ class ModalityEmbedding(nn.Module):
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
-class Maestro(nn.Module):
-    """The whole model. All parameters live in its modules; each module is called once a forward, in one fixed order.
+class Encoded(NamedTuple):
+    """What the layers made of a micro-batch: flat tokens with their layouts, and what to watch.
 
-    Initial values are keyed by (seed, full parameter name), so they depend neither on process nor on call order.
+    own, joint      tokens [N, d] that left the modalities' own layers
+    entering        the same with modality and time added, as they enter the cross-modal layers
+    fused, final    tokens [N', d] that left the cross-modal layers; where there are none, those that entered
+    present         bool [B, M]: which modalities have an observed token
+    watched         budgets, queries and expert loads
+    """
+
+    own: Tensor
+    entering: Tensor
+    joint: Layout
+    fused: Tensor
+    final: Layout
+    present: Tensor
+    watched: Output
+
+
+class Trunk(nn.Module):
+    """All of the model but its heads: what a classifier and a model in pre-training share, name by name.
+
+    All parameters live in modules; each module is called once a forward, in one fixed order. Initial values are keyed
+    by (seed, full parameter name), so they depend neither on process nor on call order.
     """
 
     unit: Tensor
@@ -59,17 +80,12 @@ class Maestro(nn.Module):
         self,
         config: ModelConfig,
         modalities: Sequence[Modality],
-        outputs: int,
         *,
         seed: int,
         sequence: SequenceContext | None = None,
         experts: ExpertsFactory | None = None,
     ) -> None:
-        """A model for `modalities` (in any order) with `outputs` logits.
-
-        `sequence` and `experts` are given when tokens or experts are spread over ranks. Raises `ConfigError` when the
-        numbers do not fit each other.
-        """
+        """For `modalities` in any order. Who inherits adds its own modules and then calls `initialise`."""
         super().__init__()
         modalities = sorted(modalities, key=lambda modality: modality.name)
         sequence = OneProcess() if sequence is None else sequence
@@ -98,10 +114,7 @@ class Maestro(nn.Module):
             fusion_layer(f"fusion.{depth}", config, count, experts or LocalExperts, seed, sequence)
             for depth in range(config.fusion_layers)
         )
-        self.head = Linear(width, outputs)
-        self.modality_heads = ModalityHeads(count, width, outputs) if config.head == "additive" else None
         self.register_buffer("unit", torch.ones(()), persistent=False)  # carries the model's float type
-        self.initialise(seed)
 
     def initialise(self, seed: int) -> None:
         """Fill all parameters from (seed, full parameter name)."""
@@ -110,8 +123,8 @@ class Maestro(nn.Module):
             if fill is not None:
                 fill(lambda name, path=path: rng.key(seed, "init", f"{path}.{name}"))
 
-    def forward(self, batch: Batch, step: int = 0) -> Output:
-        """Logits and what to watch, for one micro-batch. `step` (0-based optimizer step) keys the draws of training."""
+    def encode(self, batch: Batch, step: int) -> Encoded:
+        """Tokens of one micro-batch through all layers. `step` (0-based optimizer step) keys the draws of training."""
         rows = [batch.rows[name] for name in self.names]
         having = batch.host_rows(self.names)
         tokens, plan = self._embed(batch, rows)
@@ -126,7 +139,7 @@ class Maestro(nn.Module):
 
         joint = layout.joint_layout(plan, depth, rows, batch.sample, having)
         encoded = torch.cat(tokens)
-        x = self.modality_embedding(encoded, joint, self._times(joint))
+        x = entering = self.modality_embedding(encoded, joint, self._times(joint))
         loads, final = [], joint
         for level, layer in enumerate(self.fusion, start=depth):
             entered, final = final, layout.joint_layout(plan, level + 1, rows, batch.sample, having)
@@ -135,19 +148,14 @@ class Maestro(nn.Module):
             x, load = layer(x, entered, final, queries, step)
             loads.append(load)
 
-        output = Output(logits=self.head(pool(x, final.flat_mask, final.row(), len(present), self.sequence)))
-        if self.modality_heads is not None:
-            pooled = pool(encoded, joint.flat_mask, joint.cell(), present.numel(), self.sequence)
-            own, summed = self.modality_heads(pooled.view(*present.shape, pooled.shape[1]), present)
-            output["modality_logits"] = own
-            output["logits"] = output["logits"] + summed
+        watched = Output()
         if depth and self.config.attention == "sparse":
-            output["budgets"] = budgets.share[:, :, -1].detach()
-            output["queries"] = budgets.queries[:, :, -1].detach()
+            watched["budgets"] = budgets.share[:, :, -1].detach()
+            watched["queries"] = budgets.queries[:, :, -1].detach()
         if self.config.moe.experts and loads:
             load = torch.stack(loads)  # int32 [layers, B, M, E]
-            output["expert_load"], output["expert_load_by_sample"] = load.sum(1), load.sum(2, dtype=torch.int32)
-        return output
+            watched["expert_load"], watched["expert_load_by_sample"] = load.sum(1), load.sum(2, dtype=torch.int32)
+        return Encoded(encoded, entering, joint, x, final, present, watched)
 
     def update_balance(self, load: Tensor) -> None:
         """Nudge the experts' selection biases (`moe.balance: bias`), after a step.
@@ -201,6 +209,43 @@ class Maestro(nn.Module):
             code = self.time(seconds, self.unit.dtype)
             codes.append(torch.cat((code.new_zeros(part.summary, code.shape[1]), code)) if part.summary else code)
         return codes
+
+
+class Maestro(Trunk):
+    """The whole model."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        modalities: Sequence[Modality],
+        outputs: int,
+        *,
+        seed: int,
+        sequence: SequenceContext | None = None,
+        experts: ExpertsFactory | None = None,
+    ) -> None:
+        """A model for `modalities` (in any order) with `outputs` logits.
+
+        `sequence` and `experts` are given when tokens or experts are spread over ranks. Raises `ConfigError` when the
+        numbers do not fit each other.
+        """
+        super().__init__(config, modalities, seed=seed, sequence=sequence, experts=experts)
+        self.head = Linear(config.width, outputs)
+        additive = config.head == "additive"
+        self.modality_heads = ModalityHeads(len(modalities), config.width, outputs) if additive else None
+        self.initialise(seed)
+
+    def forward(self, batch: Batch, step: int = 0) -> Output:
+        """Logits and what to watch, for one micro-batch. `step` (0-based optimizer step) keys the draws of training."""
+        own, _, joint, fused, final, present, watched = self.encode(batch, step)
+        output = Output(logits=self.head(pool(fused, final.flat_mask, final.row(), len(present), self.sequence)))
+        if self.modality_heads is not None:
+            pooled = pool(own, joint.flat_mask, joint.cell(), present.numel(), self.sequence)
+            by_modality, summed = self.modality_heads(pooled.view(*present.shape, pooled.shape[1]), present)
+            output["modality_logits"] = by_modality
+            output["logits"] = output["logits"] + summed
+        output.update(watched)
+        return output
 
 
 def _check(config: ModelConfig, modalities: Sequence[Modality], sequence: SequenceContext) -> None:

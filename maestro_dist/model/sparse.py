@@ -215,8 +215,9 @@ def attend(
         mask = None if bias is None else bias[:, None, None].to(query.dtype).expand(-1, 1, query.shape[2], -1)
         return F.scaled_dot_product_attention(query, key, values, attn_mask=mask, scale=1.0), None
     if key.shape[2] == 0:
-        nothing = query.sum() * 0 + key.sum() * 0
-        width = (key if value is None else value).shape[3]
+        values = key if value is None else value
+        nothing = query.sum() * 0 + key.sum() * 0 + values.sum() * 0  # all get a gradient
+        width = values.shape[3]
         out = nothing + query.new_zeros((*query.shape[:3], width), dtype=_compute(query))
         return out, nothing + query.new_full(query.shape[:3], LOWEST, dtype=_compute(query))
     result: tuple[Tensor, Tensor] = AttendRows.apply(query, key, value, How(bias, drop, keep, lengths))

@@ -26,10 +26,18 @@ def make_task(
 ) -> Task:
     """The task that the data is for.
 
-    `kind`, `classes` and the training split's `class_counts` are the manifest's; `target_mean` and `target_std` are
-    those of the training split's targets (regression); `consistency` is `missing.consistency`. Raises ConfigError
-    where `task.kind` asks for another task.
+    `kind` (none: no labels), `classes` and the training split's `class_counts` are the manifest's; `target_mean` and
+    `target_std` are those of the training split's targets (regression); `consistency` is `missing.consistency`.
+    Pre-training asks for none of them. Raises ConfigError where `task.kind` asks for another task.
     """
+    if config.kind == "pretrain":
+        from maestro_dist.task.pretraining import Pretraining
+
+        return Pretraining()
+    if kind == "none":
+        raise ConfigError(
+            "task.kind: the data has no labels; use task.kind=pretrain, then train on data that has some (run.start)"
+        )
     if config.kind not in ("auto", kind):
         raise ConfigError(f"task.kind={config.kind}: the data is for {kind}; use task.kind=auto")
     if kind == "regression":

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from maestro_dist.types import Batch, Output
 
-LOWER_IS_BETTER = frozenset({"loss", "mae", "rmse"})
+LOWER_IS_BETTER = frozenset({"loss", "mae", "rmse", "perplexity"})
 
 
 def higher_is_better(name: str) -> bool:
@@ -24,7 +24,7 @@ def higher_is_better(name: str) -> bool:
 class Task(ABC):
     """Turns logits into a loss, into metrics and into answers.
 
-    outputs         C, the number of logits a sample
+    outputs         C, the number of logits a sample (of `rows`)
     default_metric  the metric that `evaluation.metric: auto` stands for
     metric_names    every metric that `metrics` can return, in the order of tables
     """
@@ -69,6 +69,10 @@ class Task(ABC):
         present = batch.present.to(device=each.device, dtype=each.dtype)
         return loss + self._auxiliary * (each * present).sum(1) / present.sum(1).clamp(min=1.0)
 
+    def rows(self, output: Output) -> Tensor:
+        """What metrics are computed from, [B, C]: the logits."""
+        return output["logits"]
+
     def metric(self, name: str) -> str:
         """The metric that `evaluation.metric` names for this task. Raises ConfigError where the task has none such."""
         if name == "auto":
@@ -82,9 +86,12 @@ class Task(ABC):
     def sample_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Loss of each row: logits [R, C] and target [R] -> float32 [R]."""
 
-    @abstractmethod
     def divergence(self, logits: Tensor, others: Tensor) -> Tensor:
-        """How far the predictions of `others` [R, C] are from those of `logits` [R, C]; float32 [R], 0 where equal."""
+        """How far the predictions of `others` [R, C] are from those of `logits` [R, C]; float32 [R], 0 where equal.
+
+        Raises ConfigError where the task predicts nothing that could be compared.
+        """
+        raise ConfigError(f"missing.consistency: a {self.kind} task has no predictions to compare; use 0")
 
     @abstractmethod
     def metrics(self, logits: np.ndarray, target: np.ndarray) -> dict[str, float]:

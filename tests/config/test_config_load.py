@@ -99,6 +99,8 @@ def test_a_missing_file_is_guessed(tmp_path: Path) -> None:
         (["data.url=d", "evaluation.rates=[]"], "evaluation.rates: at least one"),
         (["data.url=d", "optim.schedule=one_cycle", "optim.betas=[.8, .99]"], "0.85 is more than optim.betas.0. 0.8"),
         (["data.url=d", "missing.consistency=1", "missing.p_max=0"], "missing.consistency: compares samples"),
+        (["data.url=d", "missing.consistency=1", "task.kind=pretrain"], "missing.consistency: 1.0 needs labels"),
+        (["data.url=d", "augment.mixup=.2", "task.kind=pretrain"], "augment.mixup: 0.2 needs labels"),
         (["data.url=d", "augment.rotation_groups=[[a, b, c]]"], "augment.rotation_groups: given, but augment.rotation"),
         (["data.url=d", "engine.micro_batch=65"], "engine.micro_batch: 65 is more than"),
     ],
@@ -119,6 +121,17 @@ def test_resume_may_move_but_not_change() -> None:
         check_resume(load_config(None, ["data.url=a", "optim.ema=.9"]), before)
     with pytest.raises(ConfigError, match=r"model\.width 64 -> 32; optim\.lr 0\.001 -> 0\.1"):
         check_resume(load_config(None, ["data.url=a", "optim.lr=.1", "model.width=32"]), identity(begun))
+
+
+def test_a_run_that_is_older_than_a_key_was_begun_with_its_default() -> None:
+    begun = identity(load_config(None, ["data.url=a"]))
+    del begun["task.pretrain.span"]
+    check_resume(load_config(None, ["data.url=a"]), begun)
+    with pytest.raises(ConfigError, match=r"task\.pretrain\.span 4 -> 5"):
+        check_resume(load_config(None, ["data.url=a", "task.pretrain.span=5"]), begun)
+    with_stem = identity(load_config(None, ["data.url=a", "model.stem.channels=4"]))
+    with pytest.raises(ConfigError, match=r"model\.stem\.channels 4 -> None"):
+        check_resume(load_config(None, ["data.url=a"]), with_stem)
 
 
 def test_every_key_is_described() -> None:

@@ -14,8 +14,8 @@ from test_dist_engine import full, worst
 from torch import Tensor, nn
 from toy import micro_batches
 
-from maestro_dist.config.schema import Config, EngineConfig, MeshConfig, ModelConfig, OptimConfig
-from maestro_dist.model import Maestro
+from maestro_dist.config.schema import Config, EngineConfig, MeshConfig, ModelConfig, OptimConfig, TaskConfig
+from maestro_dist.model import Maestro, Pretraining, Trunk
 from maestro_dist.model.context import ExpertsFactory
 from maestro_dist.optim import build_optimizer
 from maestro_dist.parallel.engine import Engine
@@ -64,8 +64,11 @@ def stream(seed: int, steps: int) -> list[tuple[Batch, int]]:
 
 def make(
     config: Config, sequence: SequenceRanks | None = None, experts: ExpertsFactory | None = None
-) -> tuple[Maestro, Task]:
+) -> tuple[Trunk, Task]:
     task = make_task(config.task, kind="classification", classes=CLASSES, class_counts=[3, 2, 1])
+    if task.kind == "pretrain":
+        given = (config.model, MODALITIES, config.task.pretrain)
+        return Pretraining(*given, seed=7, sequence=sequence, experts=experts), task
     return Maestro(config.model, MODALITIES, task.outputs, seed=7, sequence=sequence, experts=experts), task
 
 
@@ -203,3 +206,22 @@ def check_grid(rank: int, ranks: int) -> dict[str, float]:
 @pytest.mark.parametrize("world", GRIDS)
 def test_grids_of_data_and_sequence_ranks_equal_one_process(world: int) -> None:
     within_limits(run_ranks(check_grid, world))
+
+
+def check_pretraining(rank: int, ranks: int) -> dict[str, float]:
+    """Hidden words on data and on sequence ranks, in micro-batches, at each ZeRO stage, in fp32, five SGD steps."""
+    optim, task = OptimConfig(optimizer="sgd", lr=0.1), TaskConfig.model_validate({"kind": "pretrain"})
+    model = ModelConfig.model_validate({**MODEL.model_dump(), "summary": "none", "stem": {"channels": 8}})
+    batches, found = stream(50, 5), {}
+    expected = plain(Config(model=model, optim=optim, task=task), batches)
+    assert all(any(step[name].any() for step in expected.gradients) for name in expected.weights)
+    for sequence, stage in ((1, 2), (1, 3), (2, 3)):
+        mesh, engine = MeshConfig(sequence=sequence), EngineConfig(zero_stage=stage)
+        config = Config(model=model, optim=optim, task=task, mesh=mesh, engine=engine)
+        trace = sharded(config, batches, rank, ranks)
+        found |= differences(f"sequence {sequence}, ZeRO {stage}", trace, expected, exact=True)
+    return found
+
+
+def test_pretraining_on_two_ranks_equals_one_process() -> None:
+    within_limits(run_ranks(check_pretraining, 2))

@@ -94,3 +94,15 @@ def test_direction_of_metrics() -> None:
         False,
         False,
     ]
+
+
+def test_pretraining_counts_symbols_not_samples() -> None:
+    task = make_task(TaskConfig(kind="pretrain"), kind="regression")
+    sums = np.array([[2.0, 1, 4], [6.0, 0, 2], [0.0, 0, 0]])
+    assert task.metrics(sums, np.zeros(3)) == pytest.approx(
+        {"loss": 8 / 6, "accuracy": 1 / 6, "perplexity": np.exp(8 / 6)}
+    )
+    assert task.predictions(sums).tolist() == [0.5, 3.0, 0.0]
+    assert task.metrics(sums[2:], np.zeros(1)) == {}
+    assert task.metric("auto") == "loss"
+    assert not higher_is_better("perplexity")

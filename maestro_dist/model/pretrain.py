@@ -1,0 +1,249 @@
+"""Pre-training on recordings without labels: some words are hidden, and the model tells their symbols from the rest.
+
+The tokens are a vocabulary already, so what is to be told are the SAX symbols of the hidden words. A hidden word is
+made a gap before anything is computed from it: its steps become NaN, and all that follows (symbols, samples, stem,
+summary, attention) treats it as a word whose sensor did not deliver.
+
+Letters as in `maestro`; K_j: most words of modality j that are asked of a sample, Q: their sum over the modalities.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maestro_dist import rng
+from maestro_dist.config.schema import ModelConfig, PretrainConfig
+from maestro_dist.model import cost, sparse
+from maestro_dist.model.context import ExpertsFactory, SequenceContext
+from maestro_dist.model.embedding import Embedding
+from maestro_dist.model.layers import FeedForward, Key, Linear, ResidualNorm
+from maestro_dist.model.layout import Layout, pack
+from maestro_dist.model.maestro import Trunk
+from maestro_dist.types import Batch, Modality, Output
+
+Memory = tuple[Tensor, Layout]
+"""Flat tokens [N, d] that are looked at, and where they lie."""
+
+
+class Asked(NamedTuple):
+    """Which words are asked of each sample, the same on all ranks that share its time axis.
+
+    number   int64 [B, Q]: their numbers within their modality, modality after modality; any number where none is asked
+    symbols  of each modality int64 [R_j, K_j, D_j]: what they were; 0 where a variate was missing or none is asked
+    """
+
+    number: Tensor
+    symbols: list[Tensor]
+
+
+def hidden_words(key: int, sample: Tensor, first: int, words: int, *, span: int, share: float) -> Tensor:
+    """Which of the words first, first + 1, ... of samples int64 [R] are hidden: bool [R, words].
+
+    Words go in spans of `span`, which start at another place in each sample; a span is hidden with probability `share`.
+    A draw belongs to (key, sample, span), so neither the batch nor the slice of the time axis matters.
+    """
+    number = torch.arange(first, first + words, device=sample.device)
+    offset = rng.bits(key, sample, span) % span
+    return rng.uniform(key, pack(sample[:, None], (number + offset[:, None]) // span)) < share
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of a few queries over the observed tokens of their sample."""
+
+    def __init__(self, config: ModelConfig, sequence: SequenceContext) -> None:
+        super().__init__()
+        width = config.width
+        self.heads, self.keep, self.sequence = config.heads, config.keep_scores, sequence
+        self.query, self.key = Linear(width, width), Linear(width, width, bias=False)
+        self.value, self.output = Linear(width, width), Linear(width, width)
+
+    def forward(self, x: Tensor, tokens: Tensor, layout: Layout) -> Tensor:
+        """Queries x [B, Q, d], flat tokens [N, d] -> [B, Q, d]; linear in the tokens in time and memory."""
+        key, value = (self._heads(layout.padded(part)) for part in (self.key(tokens), self.value(tokens)))
+        query = self._heads(self.query(x) * (x.shape[2] // self.heads) ** -0.5)
+        keep = cost.keeps_scores(self.keep, x.shape[2], self.heads, x.shape[1])
+        out, total = sparse.attend(query, key, value, bias=layout.bias, keep=keep, lengths=layout.ragged)
+        assert total is not None
+        out = self.sequence.merge(out, total) * (layout.observed > 0).to(out.dtype)[:, None, None, None]
+        mixed: Tensor = self.output(out.to(query.dtype).transpose(1, 2).flatten(2))
+        return mixed
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[B, n, d] -> [B, H, n, d_h]."""
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+class Decoder(nn.Module):
+    """Tells symbols from tokens: one layer of cross attention and a feed-forward, then a linear layer a modality.
+
+    A query is the time of the word asked for and its modality. It looks at the tokens that enter the cross-modal layers
+    and at those that leave them, so that all layers learn.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        modalities: Sequence[Modality],
+        most: Sequence[int],
+        memories: int,
+        sequence: SequenceContext,
+    ) -> None:
+        """`most`: K_j of each modality; `memories`: sets of tokens to look at."""
+        super().__init__()
+        self.most, self.alphabet = list(most), config.alphabet
+        self.embedding = nn.Parameter(torch.empty(len(modalities), config.width))
+        self.attention = nn.ModuleList(CrossAttention(config, sequence) for _ in range(memories))
+        self.attention_norm = ResidualNorm(config.width)
+        self.feed = FeedForward(config.width, 2 * config.width)
+        self.feed_norm = ResidualNorm(config.width)
+        self.outputs = nn.ModuleDict({m.name: Linear(config.width, m.variates * config.alphabet) for m in modalities})
+
+    def fill(self, key: Key) -> None:
+        """N(0, 1): as large as the time's code, so that words of one time in two modalities are told apart."""
+        rng.fill_normal_(self.embedding, 1.0, key("embedding"))
+
+    def forward(self, time: Tensor, memories: Sequence[Memory], rows: Sequence[Tensor]) -> list[Tensor]:
+        """Time codes [B, Q, d] of the words asked for -> scores of their symbols [R_j, K_j, D_j, alphabet].
+
+        rows[j] int64 [R_j]: the samples that have modality j.
+        """
+        own = zip(self.embedding, self.most, strict=True)
+        x = time + torch.cat([embedding.expand(most, -1) for embedding, most in own])
+        # one branch: a sum of attentions, each over its own set of tokens
+        seen = sum(attend(x, *memory) for attend, memory in zip(self.attention, memories, strict=True))
+        shape, x = x.shape, x.flatten(0, 1)
+        x = self.attention_norm(x, cast(Tensor, seen).flatten(0, 1), None, 0.0, None)
+        x = self.feed_norm(x, self.feed(x), None, 0.0, None).view(shape)
+        scores = []
+        for output, part, row in zip(self.outputs.values(), x.split(self.most, 1), rows, strict=True):
+            scores.append(output(part.index_select(0, row)).unflatten(2, (-1, self.alphabet)))
+        return scores
+
+
+class Pretraining(Trunk):
+    """The model with a decoder in place of its heads. Parameters that it shares with `Maestro` have the same names."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        modalities: Sequence[Modality],
+        pretrain: PretrainConfig,
+        *,
+        seed: int,
+        sequence: SequenceContext | None = None,
+        experts: ExpertsFactory | None = None,
+    ) -> None:
+        """`seed` keys initial values and masks; the rest as for `Maestro`."""
+        super().__init__(config, modalities, seed=seed, sequence=sequence, experts=experts)
+        self.pretrain, self.seed = pretrain, seed
+        lengths = [-(-m.steps // word) for m, word in zip(self.modalities, self.words, strict=True)]
+        self.spans = [max(1, min(pretrain.span, length // 4)) for length in lengths]
+        self.most = [min(pretrain.predict, length) for length in lengths]
+        self.decoder = Decoder(config, self.modalities, self.most, 2 if config.fusion_layers else 1, self.sequence)
+        self.initialise(seed)
+
+    def forward(self, batch: Batch, step: int = 0) -> Output:
+        """`masked` and what to watch, for one micro-batch. `step` keys the draws of training; others are always alike.
+
+        Gradients are those of sums over symbols; a sample that nothing is asked of has zeros.
+        """
+        rows = [batch.rows[name] for name in self.names]
+        with torch.no_grad():
+            hidden, asked = self.hide(batch, step)
+            time = self._time_codes(asked.number)
+        tokens = self.encode(hidden, step)
+        memories = [(tokens.entering, tokens.joint), (tokens.fused, tokens.final)][: len(self.decoder.attention)]
+        scores = self.decoder(time, memories, rows)
+        masked = torch.zeros((), device=time.device)
+        for part, symbols, row in zip(scores, asked.symbols, rows, strict=True):
+            sums = _sums(part, symbols)
+            masked = masked + sums.new_zeros(len(batch), 3).index_add(0, row, sums)
+        output = Output(masked=masked)
+        output.update(tokens.watched)
+        return output
+
+    def hide(self, batch: Batch, step: int) -> tuple[Batch, Asked]:
+        """The batch with gaps where words are hidden, and the words asked for: some of those, all of them observed."""
+        values, symbols = dict(batch.values), dict(batch.symbols)
+        purpose: int | str = step if self.training else "evaluation"
+        known, firsts = [], []
+        priorities: list[Tensor] = []
+        numbers: list[Tensor] = []
+        for j, (name, word) in enumerate(zip(self.names, self.words, strict=True)):
+            raw, whole = batch.values.get(name), batch.symbols.get(name)
+            if whole is None:
+                assert raw is not None
+                whole = cast(Embedding, self.embeddings[name]).symbolise(raw, batch.recording.get(name))
+            start, _ = self.sequence.slice(name, whole.shape[1] * word if raw is None else raw.shape[1])
+            row, first, count = batch.rows[name], start // word, whole.shape[1]
+            sample = batch.sample.index_select(0, row)
+            draws = rng.key(self.seed, "mask", purpose, name)
+            span, share = self.spans[j], self.pretrain.mask_share
+            hidden = hidden_words(draws, sample, first, count, span=span, share=share)
+            if raw is not None:
+                steps = hidden.repeat_interleave(word, 1)[:, : raw.shape[1], None]
+                values[name] = raw.masked_fill(steps, math.nan)
+            if name in symbols:
+                symbols[name] = whole.masked_fill(hidden[..., None], 0)
+            number = torch.arange(first, first + count, device=sample.device)
+            draws = rng.key(self.seed, "asked", purpose, name)
+            priority = rng.uniform(draws, pack(sample[:, None], number)) + 1  # above the 0 of words not to be asked
+            best = (priority * (hidden & (whole > 0).any(2))).topk(min(self.most[j], count), 1)
+            known.append(whole)
+            firsts.append(first)
+            for offered, found in ((priorities, best.values), (numbers, (best.indices + first).double())):
+                padded = F.pad(found, (0, self.most[j] - found.shape[1]))
+                offered.append(padded.new_zeros(len(batch), self.most[j]).index_copy(0, row, padded))
+        priority, number = self._best_of_ranks(torch.stack((torch.cat(priorities, 1), torch.cat(numbers, 1))))
+        number, asked = number.long(), priority > 0
+        truth = []
+        for j, (wanted, chosen) in enumerate(zip(number.split(self.most, 1), asked.split(self.most, 1), strict=True)):
+            row = batch.rows[self.names[j]]
+            truth.append(self._looked_up(known[j], wanted[row] - firsts[j], chosen[row]))
+        return replace(batch, values=values, symbols=symbols), Asked(number, truth)
+
+    def _best_of_ranks(self, offered: Tensor) -> Tensor:
+        """Priorities and numbers [2, B, Q] of this rank's words -> those of the best words of all ranks, [2, B, Q]."""
+        if self.sequence.size == 1:
+            return offered
+        every = self.sequence.gather(offered).unflatten(2, (self.sequence.size, -1))
+        found = []
+        for part, most in zip(every.split(self.most, 3), self.most, strict=True):
+            part = part.flatten(2)
+            found.append(part.gather(2, part[:1].topk(most, 2).indices.expand(2, -1, -1)))
+        return torch.cat(found, 2)
+
+    def _looked_up(self, symbols: Tensor, at: Tensor, asked: Tensor) -> Tensor:
+        """Symbols uint8 [R, W, D] held here, at places int64 [R, K] that may lie on other ranks -> int64 [R, K, D]."""
+        held = asked & (at >= 0) & (at < symbols.shape[1])
+        found = symbols.new_zeros(*at.shape, symbols.shape[2], dtype=torch.int64)
+        if symbols.shape[1]:
+            at = at.clamp(0, symbols.shape[1] - 1)[..., None].expand(-1, -1, symbols.shape[2])
+            found = symbols.gather(1, at).long() * held[..., None]
+        return self.sequence.sum(found)
+
+    def _time_codes(self, number: Tensor) -> Tensor:
+        """Codes [B, Q, d] of the times, from the window's start to the centres, of words with these numbers [B, Q]."""
+        seconds = [
+            (part.double() + 0.5) * (word / modality.rate_hz)
+            for part, word, modality in zip(number.split(self.most, 1), self.words, self.modalities, strict=True)
+        ]
+        joined = torch.cat(seconds, 1)
+        return self.time(joined.flatten(), self.unit.dtype).unflatten(0, joined.shape)
+
+
+def _sums(scores: Tensor, symbols: Tensor) -> Tensor:
+    """Scores [R, K, D, alphabet] of symbols int64 [R, K, D] -> [R, 3]: nats, right ones, and all; 0 is no symbol."""
+    known = symbols > 0
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    nats = F.cross_entropy(scores.flatten(0, 2), (symbols - 1).clamp_min(0).flatten(), reduction="none")
+    right = scores.argmax(3) + 1 == symbols
+    sums = (nats.view(symbols.shape) * known, right, known)
+    return torch.stack([part.to(scores.dtype).sum((1, 2)) for part in sums], 1)

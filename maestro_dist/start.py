@@ -1,0 +1,162 @@
+"""Weights that a run begins with: those of another run, pre-trained perhaps, or of an exported model (`run.start`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from maestro_dist.config.schema import Config, ModelConfig
+from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.errors import ConfigError
+from maestro_dist.predict import DESCRIPTION, read_description, read_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from maestro_dist.data.manifest import Manifest
+    from maestro_dist.model.maestro import Trunk
+
+HEADS = ("head.", "modality_heads.")
+"""Parameters that belong to a task; they always start anew."""
+_SAME = ("heads", "alphabet", "normalize", "embedding", "stem", "summary", "distil")
+"""Values of the model that say what its weights mean, beside those that show in their shapes."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model on storage: a checkpoint's folder (`exported` false) or an exported model's.
+
+    `shapes` are those of its parameters and buffers, by name; not known of an exported model before it is read.
+    """
+
+    url: str
+    exported: bool
+    model: ModelConfig
+    names: tuple[str, ...]
+    shapes: dict[str, tuple[int, ...]] | None
+
+    def weights(self) -> dict[str, Tensor]:
+        """All of them, on the CPU. Raises CheckpointError if they are damaged or gone."""
+        from maestro_dist.checkpoint import find, full_weights
+
+        if self.exported:
+            return read_weights(Storage(self.url))
+        run_url, step = _checkpoint(self.url)
+        return full_weights(find(run_url, int(step or 0)))
+
+
+def find_start(url: str) -> Start:
+    """What `run.start` names: a run (its best checkpoint so far), a checkpoint, or an exported model.
+
+    Raises ConfigError where it is none of these, CheckpointError where it is damaged.
+    """
+    from maestro_dist.checkpoint import best, find
+
+    here = Storage(url)
+    if here.exists(DESCRIPTION):
+        description = read_description(here)
+        names = tuple(modality["name"] for modality in description["modalities"])
+        return Start(here.url, True, ModelConfig.model_validate(description["model"]), names, None)
+    run_url, step = _checkpoint(here.url)
+    model = _model_of(Storage(run_url))
+    found = best(run_url) if step is None else find(run_url, step)
+    shapes = {**found.record.parameters, **found.record.buffers}
+    names = tuple(sorted({name.split(".")[1] for name in shapes if name.startswith("embeddings.")}))
+    return Start(found.folder.url, False, model, names, shapes)
+
+
+def check_start(config: Config, manifest: Manifest) -> str:
+    """The place of the weights that `run.start` names, once it is known that they fit; "" where it names none.
+
+    Raises ConfigError naming what differs. Builds the model's shapes alone; reads no weights of a checkpoint.
+    """
+    import torch
+
+    from maestro_dist.worker import build
+
+    if config.run.start is None:
+        return ""
+    start = find_start(config.run.start)
+    with torch.device("meta"):
+        model = build(config, manifest).model
+    shapes = start.shapes
+    if shapes is None:
+        shapes = {name: tuple(tensor.shape) for name, tensor in start.weights().items()}
+    _check(start, model, shapes)
+    return start.url
+
+
+def take(model: Trunk, url: str) -> tuple[int, int]:
+    """Fill `model`, before it is sharded, with the weights at `url`, of which `check_start` has told.
+
+    Returns how many of its parameters were taken, and how many it has. Where experts are spread over ranks, each takes
+    its own rows.
+    """
+    import torch
+
+    start = find_start(url)
+    weights = start.weights()
+    _check(start, model, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+    parameters = dict(model.named_parameters())
+    taken = 0
+    with torch.no_grad():
+        for name, target in model.state_dict(keep_vars=True).items():
+            if name not in weights or name.startswith(HEADS):
+                continue
+            first = getattr(target, "expert_rank", 0) * len(target) if target.ndim else 0
+            source = weights[name] if not target.ndim else weights[name][first : first + len(target)]
+            target.copy_(source)
+            taken += name in parameters
+    return taken, len(parameters)
+
+
+def _check(start: Start, model: Trunk, shapes: Mapping[str, Sequence[int]]) -> None:
+    from maestro_dist.model.embedding import word_steps
+
+    if set(start.names) != set(model.names):
+        raise ConfigError(
+            f"run.start: {Storage(start.url).name()} was trained on {', '.join(sorted(start.names))}, this run is on "
+            f"{', '.join(model.names)}; use the same modalities (data.modalities)"
+        )
+    pairs = [(key, getattr(start.model, key), getattr(model.config, key)) for key in _SAME]
+    words = zip(model.names, model.words, strict=True)
+    pairs += [(f"word of {name}", word_steps(start.model, name), word) for name, word in words]
+    other = [f"model.{key} {there!r} there, {here!r} here" for key, there, here in pairs if there != here]
+    for name, target in model.state_dict(keep_vars=True).items():
+        shape = _shape(target)
+        if name in shapes and not name.startswith(HEADS) and tuple(shapes[name]) != shape:
+            other.append(f"{name} {list(shapes[name])} there, {list(shape)} here")
+    if other:
+        more = f" and {len(other) - 8} more" if len(other) > 8 else ""
+        raise ConfigError(
+            f"run.start: {Storage(start.url).name()} does not fit this model: {'; '.join(other[:8])}{more}"
+        )
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    """Its shape with the experts of all ranks."""
+    ranks = getattr(tensor, "expert_ranks", 1)
+    return (tensor.shape[0] * ranks, *tensor.shape[1:]) if tensor.ndim else ()
+
+
+def _checkpoint(url: str) -> tuple[str, int | None]:
+    """A run's URL, and the step where `url` is that of one of its checkpoints."""
+    match = re.fullmatch(r"(.+)/checkpoints/step-(\d+)", url.rstrip("/"))
+    return (match[1], int(match[2])) if match else (url, None)
+
+
+def _model_of(run: Storage) -> ModelConfig:
+    import yaml
+
+    try:
+        tree: Any = yaml.safe_load(run.read("config.yaml"))
+        return ModelConfig.model_validate(tree["model"])
+    except ObjectMissing:
+        raise ConfigError(
+            f"run.start: {run.name()} is neither a run (it has no config.yaml), nor a checkpoint of one, nor an "
+            f"exported model (it has no {DESCRIPTION})"
+        ) from None
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"run.start: {run.name('config.yaml')} is damaged ({type(error).__name__})") from None
