@@ -169,6 +169,8 @@ class ModelConfig(Section):
     """Convolutional stem inside each modality; none by default."""
     summary: Literal["none", "level", "statistics"] = "none"
     """One more token a present modality: window level, or window statistics."""
+    summary_pieces: Count = 0
+    """Pieces of a piecewise-linear encoding of each of these statistics, beside its value; 0: its value alone."""
     attention: Literal["sparse", "dense"] = "sparse"
     """sparse: full attention for the best queries only; dense: for all."""
     attention_form: Literal["auto", "plain", "rows", "absorbed"] = "auto"

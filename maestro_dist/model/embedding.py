@@ -201,7 +201,7 @@ class Embedding(nn.Module):
         self.stem = Stem(modality.variates, config.stem, config.width, sequence) if config.stem else None
         self.summary: Summary | None = None
         if config.summary != "none":
-            self.summary = Summary(modality.variates, config.summary, config.width, sequence)
+            self.summary = Summary(modality.variates, config.summary, config.width, sequence, config.summary_pieces)
 
     @property
     def symbols_suffice(self) -> bool:
@@ -237,13 +237,13 @@ class Embedding(nn.Module):
         edges = self.edges.view(torch.float64)
         words = sax.words(values, self.word, edges, reference, None if self.symbols_suffice else dtype)
 
-        start, _ = self.sequence.slice(self.modality.name, values.shape[1])
+        start, steps = self.sequence.slice(self.modality.name, values.shape[1])
         tokens = self._tokens(words, start, dtype)
         observed = words.observed
         held = observed[:, :0]
         if self.summary is not None and window is not None:
             own = words if reference is given else sax.words(values, self.word, edges, given, dtype)
-            token = self.summary(own.samples, (window.mean - given[0]) / given[1], window, given[1], start)
+            token = self.summary(own.samples, (window.mean - given[0]) / given[1], window, given[1], start, steps)
             width = 1 if self.sequence.rank == 0 else 0
             held = (window.n > 0).any(1, keepdim=True)[:, :width]
             tokens = torch.cat((token[:, None, :][:, :width], tokens), 1)
