@@ -183,8 +183,10 @@ def first_batch(config: Config) -> tuple[float, int]:
     return float(loss), len(batch)
 
 
-def evaluate_on(state: State, split: str, rates: Sequence[float], draws: Sequence[int]) -> Evaluation:
-    """Evaluate the engine's weights on a split, over all ranks."""
+def evaluate_on(
+    state: State, split: str, rates: Sequence[float], draws: Sequence[int], *, keep: bool = False
+) -> Evaluation:
+    """Evaluate the engine's weights on a split, over all ranks; with `keep` the answers are kept too."""
     from maestro_dist.data.stream import evaluation_batches, presence
     from maestro_dist.data.symbols import reads_symbols
     from maestro_dist.evaluation import evaluate_split
@@ -202,7 +204,7 @@ def evaluate_on(state: State, split: str, rates: Sequence[float], draws: Sequenc
                 symbols=symbols, slices=time_slices(config, state.modalities, mesh),
             ),
             presence(config.data.url, state.manifest, state.modalities, split, symbols=symbols),
-            rates=rates, draws=draws, mesh=mesh, split=split,
+            rates=rates, draws=draws, mesh=mesh, split=split, keep=keep,
         )  # fmt: skip
     finally:
         state.engine.train()
@@ -323,7 +325,7 @@ def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None, say:
         return evaluate_on(state, data.validation, evaluation.rates, evaluation.draws[:1])
 
     def test() -> Evaluation:
-        return evaluate_on(state, data.test, evaluation.test_rates, evaluation.draws)
+        return evaluate_on(state, data.test, evaluation.test_rates, evaluation.draws, keep=evaluation.predictions)
 
     metrics, validation = Metrics(log), Validation(validate, log)
     fence = Fence(job.run_url, job.attempt).check
