@@ -38,6 +38,7 @@ def evaluate_split(
     draws: Sequence[int],
     mesh: Mesh,
     split: str = "validation",
+    always: Sequence[bool] | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Metrics of each (rate, draw) on the whole split; called on all ranks together, the result is the same on all.
@@ -45,6 +46,7 @@ def evaluate_split(
     forward      the model in evaluation mode; called equally often on every rank, maybe with an empty batch
     batches_for  this rank's batches for a mask `keep` bool [N, M] (None: nothing is removed)
     present      bool [N, M], what the split's samples naturally have
+    always       [M], modalities that no mask removes; by default there are none
     progress     show a progress bar on rank 0
 
     Metrics are computed once, on rank 0, so that ranks can never differ in what they choose by them.
@@ -62,7 +64,7 @@ def evaluate_split(
         for rate, draw in plan:
             if bar:
                 bar.update(line, description=f"{split}, {percent(rate)} missing" if rate else f"{split}, complete")
-            keep = evaluation_mask(present, rate, draw) if rate > 0 else None
+            keep = evaluation_mask(present, rate, draw, always) if rate > 0 else None
             rows = _predict(forward, batches_for(keep), loads, lambda n: bar and bar.advance(line, n * mesh.data))
             loads.drain()
             whole = all_rows(rows, mesh).cpu().numpy()
