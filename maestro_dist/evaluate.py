@@ -107,6 +107,7 @@ def evaluate(options: argparse.Namespace) -> int:
         draws=config.evaluation.draws,
         mesh=mesh,
         split=split,
+        always=[modality.always for modality in pieces.modalities],
         progress=True,
     )
     print(f"{checkpoint.url}: weights of step {checkpoint.step}")

@@ -30,7 +30,7 @@ def print_start(config: Config, manifest: Manifest) -> None:
     run, optim = config.run, config.optim
     pieces = described(config, manifest)
     mesh = build_mesh(config.mesh, world=run.workers)
-    _, per_epoch, total = count_steps(config, manifest)
+    used, per_epoch, total = count_steps(config, manifest)
     share = config.engine.micro_batch or math.ceil(optim.global_batch / mesh.data)
     parameters = count_parameters(pieces.model)
     tokens = tokens_by_modality(config.model, pieces.modalities)
@@ -47,12 +47,13 @@ def print_start(config: Config, manifest: Manifest) -> None:
     grid[0] += "; ulysses" if swaps else ""
     launched = f"{run.launcher} on {run.device}, ZeRO {config.engine.zero_stage}, {config.engine.precision}"
     splits = (config.data.train, config.data.validation, config.data.test)
+    part = f"{used:,} of " if config.data.label_share < 1.0 else ""
     kind = f"{len(manifest.classes)} classes" if pieces.task.kind == "classification" else manifest.target
     names = ", ".join(f"{m.name} {m.variates} x {m.steps} @ {m.rate_hz:g} Hz" for m in pieces.modalities)
     rows = {
         "run": f"{run.name} in {redact(run.storage)} (maestro_dist {__version__}, seed {run.seed})",
         "data": f"{manifest.name}: "
-        + ", ".join(f"{name} {manifest.split(name).samples:,}" for name in splits)
+        + ", ".join(f"{name} {part if name == splits[0] else ''}{manifest.split(name).samples:,}" for name in splits)
         + f" samples of {manifest.window_s:g} s; {kind}",
         "modalities": names,
         "model": f"{parameters:,} parameters, {sum(tokens.values()):,} tokens a sample, d {config.model.width}, "

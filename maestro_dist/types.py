@@ -19,7 +19,8 @@ class Modality:
     """One sensor stream as the model sees it.
 
     `steps` is T_j, the length of a full window at `rate_hz` (Hz). `mean` and `std` are those of the training split,
-    one number a variate, in `unit`.
+    one number a variate, in `unit`. `always`: what a record always knows (age, say): never taken away, neither by
+    modality dropout nor by the masks of an evaluation.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Modality:
     unit: str = ""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    always: bool = False
 
     @property
     def seconds(self) -> float:

@@ -14,6 +14,7 @@ from maestro_dist.callbacks.base import Callbacks, State
 from maestro_dist.config.load import parse
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest, load_manifest
+from maestro_dist.data.order import labelled_count
 from maestro_dist.data.storage import Storage
 from maestro_dist.lease import Fence
 from maestro_dist.memory import HUGE_PAGES, keep_freed_memory
@@ -147,7 +148,7 @@ def build_stream(config: Config, pieces: Pieces, mesh: Mesh, total_steps: int) -
 
 def count_steps(config: Config, manifest: Manifest) -> tuple[int, int, int]:
     """Samples an epoch, optimizer steps an epoch, and steps of the whole run."""
-    samples = manifest.split(config.data.train).samples
+    samples = labelled_count(manifest.split(config.data.train).samples, config.data.label_share)
     per_epoch = math.ceil(samples / config.optim.global_batch)
     total = per_epoch * config.optim.epochs
     return samples, per_epoch, min(total, config.optim.max_steps or total)
@@ -204,7 +205,7 @@ def evaluate_on(
                 symbols=symbols, slices=time_slices(config, state.modalities, mesh),
             ),
             presence(config.data.url, state.manifest, state.modalities, split, symbols=symbols),
-            rates=rates, draws=draws, mesh=mesh, split=split, keep=keep,
+            rates=rates, draws=draws, mesh=mesh, split=split, always=[m.always for m in state.modalities], keep=keep,
         )  # fmt: skip
     finally:
         state.engine.train()
@@ -267,6 +268,9 @@ def _train(job: Job, say: Say, stack: ExitStack) -> None:
         if mesh.rank == 0:
             say(f"goes on at step {state.step:,} of {state.total_steps:,}, from {found.url}")
     saver = Saver(job.run_url, mesh, attempt=job.attempt, keep_last=config.checkpoint.keep_last)
+    if mesh.rank == 0:
+        for line in stream.warnings():
+            say(line)
     log = _metric_log(job, state) if mesh.rank == 0 else None
     if log is not None:
         stack.callback(_close_log, log, say)

@@ -2,7 +2,7 @@
 
 `python tools/pack_dataset.py uci_hapt --source FOLDER --out URL`
 
-The source is a folder or a .tar.xz as it was published; the target any folder or fsspec URL (s3://bucket/name).
+The source is a folder or an archive as it was published; the target any folder or fsspec URL (s3://bucket/name).
 `--symbols beside --alphabet 20 --word 8 --normalize dataset` packs SAX symbols too, made as a model with these values
 makes them (`instead`: without the raw windows). The name `packed` takes a packed data set as source.
 """
@@ -54,6 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.symbols:  # they need the statistics of the whole training split, known only now
             manifest = _symbols(folder, arguments)
     _summary(manifest, arguments.out, conversion.description.notice)
+    for note in conversion.notes:
+        Console().print(note, highlight=False, markup=False)
     return 0
 
 

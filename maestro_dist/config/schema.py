@@ -69,7 +69,7 @@ class MeshConfig(Section):
 class SourceConfig(Section):
     """Raw files to pack when `data.url` holds no manifest yet."""
 
-    converter: Literal["uci_hapt", "stress_predict"]
+    converter: Literal["uci_hapt", "stress_predict", "physionet2012"]
     """Converter that reads the raw files."""
     path: str
     """Folder or archive with the raw files."""
@@ -92,6 +92,9 @@ class DataConfig(Section):
     """Split that chooses the best weights."""
     test: str = "test"
     """Split of the one final test."""
+    label_share: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)] = 1.0
+    """Share of the training samples that are trained on (which ones: `run.seed` says; a smaller share is part of a
+    larger). Epochs and steps follow; balanced class weights, means and deviations stay those of the whole split."""
     shuffle_shards: Positive = 8
     """Number of shards in the window within which samples are shuffled (shards themselves are shuffled globally)."""
     loader_workers: Count = 0
@@ -204,7 +207,7 @@ class TaskConfig(Section):
     kind: Literal["auto", "classification", "regression"] = "auto"
     """auto: as the manifest says."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced: inverse class frequency of the training split, normalised to mean 1 over its samples."""
+    """balanced: inverse class frequency of the whole training split, normalised to mean 1 over its samples."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of the target spread over all classes."""
     auxiliary: NotNegative = 0.3

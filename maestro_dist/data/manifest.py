@@ -70,7 +70,8 @@ class Split(_Model):
 
 class ManifestModality(_Model):
     """One modality: `steps` at `rate_hz` make a window; `mean` and `std` (population) are those of the training split
-    over observed steps, one number a variate, in `unit`."""
+    over observed steps, one number a variate, in `unit`; `always` marks one that is never taken away, neither in
+    training nor in an evaluation with modalities missing."""
 
     name: Name
     variates: Annotated[int, Field(ge=1)]
@@ -79,6 +80,7 @@ class ManifestModality(_Model):
     steps: Annotated[int, Field(ge=1)]
     mean: list[Finite]
     std: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+    always: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> ManifestModality:
@@ -150,7 +152,7 @@ class Manifest(_Model):
         if not chosen or len(set(chosen)) != len(chosen):
             raise ConfigError("data.modalities: name each modality once, and at least one")
         return [
-            Modality(m.name, m.variates, m.rate_hz, m.steps, m.unit, tuple(m.mean), tuple(m.std))
+            Modality(m.name, m.variates, m.rate_hz, m.steps, m.unit, tuple(m.mean), tuple(m.std), m.always)
             for m in (have[name] for name in chosen)
         ]
 
@@ -167,8 +169,12 @@ class Manifest(_Model):
         return self.splits[name]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; without `symbols` where there are none."""
-        return self.model_dump(mode="json", exclude={"symbols"} if self.symbols is None else None)
+        """Plain JSON; without `symbols` where there are none, and without `always` where a modality is not so."""
+        body = self.model_dump(mode="json", exclude={"symbols"} if self.symbols is None else None)
+        for modality in body["modalities"]:
+            if not modality["always"]:
+                del modality["always"]
+        return body
 
     def fingerprint(self) -> str:
         """sha256 of the canonical JSON: the same data set packed twice has the same one."""

@@ -30,6 +30,23 @@ def _permuted(key: int, numbers: np.ndarray) -> np.ndarray:
     return numbers[np.argsort(rng.bits_np(key, numbers), kind="stable")]
 
 
+def labelled_count(samples: int, share: float) -> int:
+    """Samples that `data.label_share` leaves of a training split: the nearest number to its share, at least one."""
+    return max(1, round(share * samples)) if samples else 0
+
+
+def labelled(seed: int, samples: int, share: float) -> np.ndarray:
+    """bool [N]: which samples of the training split (in manifest order) `data.label_share` leaves.
+
+    Those with the smallest hash of (seed, sample number): the same on every rank, and a smaller share is part of a
+    larger one.
+    """
+    hashes = rng.bits_np(rng.key(seed, "label_share"), np.arange(samples, dtype=np.int64))
+    chosen = np.zeros(samples, dtype=bool)
+    chosen[np.argsort(hashes, kind="stable")[: labelled_count(samples, share)]] = True
+    return chosen
+
+
 def steps_per_epoch(samples: int, global_batch: int) -> int:
     """Optimizer steps of one epoch; the last may be of fewer samples."""
     return -(-samples // global_batch)

@@ -120,6 +120,7 @@ def pack(
                 steps=m.steps,
                 mean=moments[m.name].mean.tolist(),
                 std=moments[m.name].std.tolist(),
+                always=m.always,
             )
             for m in sorted(description.modalities, key=lambda m: m.name)
         ],

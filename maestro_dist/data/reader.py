@@ -107,8 +107,9 @@ class SplitReader:
         if present is not None:
             keep = present if request.keep is None else present & request.keep
             names = [modality.name for modality in self.layout.modalities]
+            always = [modality.always for modality in self.layout.modalities]
             step = request.fields.get("step", 0)
-            keep = drop_modalities(keep, numbers, names, p=request.drop, seed=request.seed, step=step)
+            keep = drop_modalities(keep, numbers, names, p=request.drop, seed=request.seed, step=step, always=always)
             for number, wanted in zip(numbers.tolist(), keep, strict=True):
                 try:
                     samples.append(self.decode(number, self.stored(number, wanted)))

@@ -7,25 +7,30 @@ rank i mod ranks. The position of a run is one integer: samples consumed since i
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import replace
 
 import numpy as np
 
 from maestro_dist.config.schema import DataConfig, MissingConfig
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.missing import drop_probability
-from maestro_dist.data.order import epoch_order, steps_per_epoch
+from maestro_dist.data.order import epoch_order, labelled, labelled_count, steps_per_epoch
 from maestro_dist.data.prefetch import read_ahead
 from maestro_dist.data.reader import Request, SplitSource, presence
+from maestro_dist.data.sample import BadSample
 from maestro_dist.errors import DataError
 from maestro_dist.types import Batch, Modality
 
 __all__ = ["TrainStream", "evaluation_batches", "presence"]
 
+_NEVER_LOST = 40  # samples of a class to be expected in a random part: that there is none has a chance of e^-40
+
 
 class TrainStream:
     """The training split for one data rank.
 
-    samples          N of the split
+    samples          N of the split, or of the share of it that `data.label_share` leaves
     steps_per_epoch  optimizer steps of one epoch
     accumulation     micro-batches of a global batch: ceil(G / (ranks * micro)), the same on every rank
 
@@ -52,8 +57,9 @@ class TrainStream:
     ) -> None:
         self._source = SplitSource(url, manifest, config, tuple(modalities), config.train, symbols, slices)
         split = manifest.split(config.train)
-        self.samples = split.samples
-        self.steps_per_epoch = steps_per_epoch(split.samples, global_batch)
+        self.samples = labelled_count(split.samples, config.label_share)
+        self._labelled = labelled(seed, split.samples, config.label_share) if config.label_share < 1.0 else None
+        self.steps_per_epoch = steps_per_epoch(self.samples, global_batch)
         self._shard_samples = split.shard_samples
         self._seed, self._global_batch, self._rank, self._ranks = seed, global_batch, rank, ranks
         self._micro = micro_batch or -(-global_batch // ranks)
@@ -70,12 +76,39 @@ class TrainStream:
             raise DataError(f"position {position} is not at the start of a global batch of {self._global_batch}")
         return read_ahead(self._source, self._requests(position, end), self._source.config.loader_workers)
 
+    def warnings(self) -> list[str]:
+        """What a person should know: classes of which `data.label_share` leaves no training sample.
+
+        Labels are read one by one from the shards, but only where a class is rare enough to be lost by chance.
+        Raises `DataError` for a shard that is missing or damaged; bad samples are not counted here.
+        """
+        source, share = self._source, self._source.config.label_share
+        before = source.manifest.split(source.split).class_counts
+        if self._labelled is None or not before or min(n for n in before if n) * share > _NEVER_LOST:
+            return []
+        found = [0] * len(before)
+        with closing(replace(source, modalities=()).open()) as reader:
+            for number in np.flatnonzero(self._labelled).tolist():
+                with suppress(BadSample):
+                    found[int(reader.decode(number, reader.stored(number)).target)] += 1
+        lost = [name for name, n, left in zip(source.manifest.classes, before, found, strict=True) if n and not left]
+        if not lost:
+            return []
+        return [
+            f"warning: data.label_share {share:g} leaves {self.samples:,} training samples, none of {', '.join(lost)}; "
+            "take a larger share, or another run.seed"
+        ]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        order = epoch_order(self._seed, epoch, self._shard_samples, self._source.config.shuffle_shards)
+        return order if self._labelled is None else order[self._labelled[order]]
+
     def _requests(self, position: int, end: int) -> Iterator[Request]:
         epoch = -1
         while position < end:
             if position // self.samples != epoch:
                 epoch = position // self.samples
-                order = epoch_order(self._seed, epoch, self._shard_samples, self._source.config.shuffle_shards)
+                order = self._order(epoch)
             first = position % self.samples
             whole = order[first : first + self._global_batch]
             position += len(whole)

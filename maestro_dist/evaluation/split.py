@@ -40,6 +40,7 @@ def evaluate_split(
     draws: Sequence[int],
     mesh: Mesh,
     split: str = "validation",
+    always: Sequence[bool] | None = None,
     keep: bool = False,
     progress: bool = False,
 ) -> Evaluation:
@@ -48,6 +49,7 @@ def evaluate_split(
     forward      the model in evaluation mode; called equally often on every rank, maybe with an empty batch
     batches_for  this rank's batches for a mask `keep` bool [N, M] (None: nothing is removed)
     present      bool [N, M], what the split's samples naturally have
+    always       [M], modalities that no mask removes; by default there are none
     keep         keep the answers of every scenario (`Evaluation.predictions`, on rank 0)
     progress     show a progress bar on rank 0
 
@@ -67,7 +69,7 @@ def evaluate_split(
         for rate, draw in plan:
             if bar:
                 bar.update(line, description=f"{split}, {percent(rate)} missing" if rate else f"{split}, complete")
-            mask = evaluation_mask(present, rate, draw) if rate > 0 else None
+            mask = evaluation_mask(present, rate, draw, always) if rate > 0 else None
             batches = batches_for(mask)
             rows = _predict(forward, batches, loads, keeper, lambda n: bar and bar.advance(line, n * mesh.data))
             loads.drain()

@@ -294,6 +294,12 @@ def test_the_tool_packs_and_says_what_it_did(tmp_path: Path, capsys: pytest.Capt
     manifest = load_manifest(str(out))
     assert {k: v.samples for k, v in manifest.splits.items()} == {"train": 219, "validation": 146, "test": 73}
     assert manifest.recording
+    other = str(tmp_path / "other")
+    tool.main(["stress_predict", "--source", source, "--out", other, "--fold", "3"])  # five folds are the default
+    assert load_manifest(other).fingerprint() == manifest.fingerprint()
+    for wrong in (["--folds", "5"], ["--fold", "3", "--splits", "test=4"]):
+        with pytest.raises(ConfigError, match="goes together with --fold K"):
+            tool.main(["stress_predict", "--source", source, "--out", str(tmp_path / "none"), *wrong])
     with pytest.raises(DataError, match="is there already"):
         tool.main(["stress_predict", "--source", source, "--out", str(out)])
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import runs
 import synthetic as synthetic_data
+
+from maestro_dist.data.pack import pack
 
 STEPS = 21  # 3 epochs of ceil(101 / 16)
 
@@ -74,6 +77,27 @@ def test_evaluate_takes_a_checkpoint_and_refuses_others(whole: Path, capsys: pyt
     assert "no complete checkpoint of step 999" in capsys.readouterr().err
     assert main([str(whole / "nothing")]) != 0
     assert "not a run" in capsys.readouterr().err
+
+
+def test_what_is_always_there_is_never_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from maestro_dist.evaluate import main
+
+    about = synthetic_data.describe()
+    kept = tuple(replace(modality, always=modality.name == "acc") for modality in about.modalities)
+    url, extra = str(tmp_path / "data"), ["data.modalities=[acc, bvp]", "evaluation.test_rates=[0, 1]"]
+    pack(url, replace(about, modalities=kept), synthetic_data.samples())
+    share = ["optim.epochs=1", "data.label_share=0.5"]
+    assert runs.train(tmp_path, url, *extra, *share, "evaluation.draws=[0]") == 0
+    assert "train 50 of 101, validation 30, test 37 samples" in capsys.readouterr().out
+    assert main([str(tmp_path / "tiny"), "--json", str(tmp_path / "e.json"), "--threads", "1"]) == 0
+    for file in (tmp_path / "tiny" / "result.json", tmp_path / "e.json"):
+        found = json.loads(file.read_text())
+        complete, none = found.get("evaluation", found)["scenarios"]
+        assert (complete["rate"], none["rate"]) == (0.0, 1.0)
+        # the one other modality is what is kept where all would go, so nothing is missing
+        assert complete["metrics"] == none["metrics"]
+    _, losses = runs.tracked(tmp_path)
+    assert [step for step, _ in losses] == [1, 2, 3, 4]
 
 
 def test_another_data_set_gives_samples_only(

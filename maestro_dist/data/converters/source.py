@@ -7,6 +7,7 @@ import io
 import lzma
 import re
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,15 @@ from maestro_dist.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Conversion:
-    """A data set ready to be packed: what it is, how many samples there are, and the samples, made one at a time."""
+    """A data set ready to be packed: what it is, how many samples there are, and the samples, made one at a time.
+
+    `notes`: what was found in the source and what was left out of it, a line each, for a person to read.
+    """
 
     description: Description
     total: int
     samples: Iterator[RawSample]
+    notes: tuple[str, ...] = ()
 
 
 class Converter(Protocol):
@@ -54,7 +59,7 @@ def members(source: Path, wanted: Callable[[PurePosixPath], bool]) -> Iterator[t
             if path.is_file() and wanted(PurePosixPath(path.relative_to(source).as_posix())):
                 yield str(path), path.read_bytes()
         for path in sorted(source.iterdir()):
-            if ".tar" in path.suffixes and path.is_file():
+            if _is_archive(path):
                 yield from _archive(path, wanted)
     elif source.is_file():
         yield from _archive(source, wanted)
@@ -62,15 +67,25 @@ def members(source: Path, wanted: Callable[[PurePosixPath], bool]) -> Iterator[t
         raise DataError(f"{source}: no such folder or archive; check --source")
 
 
+def _is_archive(path: Path) -> bool:
+    return path.is_file() and (".tar" in path.suffixes or path.suffix in (".tgz", ".zip"))
+
+
 def _archive(path: Path, wanted: Callable[[PurePosixPath], bool]) -> Iterator[tuple[str, bytes]]:
     try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                for entry in archive.infolist():
+                    if not entry.is_dir() and wanted(PurePosixPath(entry.filename)):
+                        yield f"{path}:{entry.filename}", archive.read(entry)
+            return
         with tarfile.open(path, mode="r|*") as tar:
             for info in tar:
                 if info.isreg() and wanted(PurePosixPath(info.name)):
                     content = tar.extractfile(info)
                     assert content is not None
                     yield f"{path}:{info.name}", content.read()
-    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error, OSError, RuntimeError) as error:
         raise DataError(f"{path}: damaged or unreadable archive ({error}); fetch it again") from error
 
 

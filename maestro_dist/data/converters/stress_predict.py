@@ -23,6 +23,7 @@ from maestro_dist.types import Modality
 
 LABELS = "Improved_All_Combined_hr_rsp_binary.csv"
 SUBJECTS = range(2, 36)
+FOLDS = 5
 SPLITS: Splits = {"validation": range(24, 28), "test": range(28, 36)}
 CLASSES = ("no_stress", "stress")
 LICENCE = "MIT"
@@ -82,8 +83,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stride", "--shift", type=int, default=16, metavar="S", help="seconds between windows (default 16)"
     )
-    parser.add_argument("--folds", type=int, metavar="K", help="split by subject into K folds, not the fixed split")
-    parser.add_argument("--fold", type=int, metavar="I", help="fold I (from 0) is the test, the next one validation")
+    parser.add_argument(
+        "--fold", type=int, metavar="K", help="split by subject: fold K (from 0) is the test, the next one validation"
+    )
+    parser.add_argument("--folds", type=int, metavar="N", help="number of folds (default 5); goes with --fold")
 
 
 def from_arguments(source: Path, arguments: argparse.Namespace) -> Conversion:
@@ -92,9 +95,9 @@ def from_arguments(source: Path, arguments: argparse.Namespace) -> Conversion:
     if arguments.splits:
         splits = parse_splits(arguments.splits)
     if arguments.folds is not None or arguments.fold is not None:
-        if arguments.splits or arguments.folds is None or arguments.fold is None:
-            raise ConfigError("--folds K goes together with --fold I, and without --splits")
-        splits = fold_splits(arguments.folds, arguments.fold)
+        if arguments.splits or arguments.fold is None:
+            raise ConfigError("--folds N goes together with --fold K, and --fold K without --splits")
+        splits = fold_splits(FOLDS if arguments.folds is None else arguments.folds, arguments.fold)
     return convert(source, window_s=arguments.window, stride_s=arguments.stride, splits=splits)
 
 

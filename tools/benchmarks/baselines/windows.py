@@ -62,7 +62,7 @@ def read_windows(source: SplitSource) -> Windows:
     present = presence(source.url, manifest, modalities, source.split)
     key, subject = roster(source)
     names = tuple(m.name for m in modalities)
-    always = np.array([getattr(m, "always", False) for m in modalities])
+    always = np.array([m.always for m in modalities])
     return Windows(names, values, present, always, target, key, subject, recording)
 
 
@@ -113,11 +113,7 @@ def masked_copies(windows: Windows, drop: float, copies: int, seed: int) -> list
 
 def evaluated(windows: Windows, rate: float, draw: int) -> np.ndarray:
     """What the project's own evaluation keeps at a missing rate, bool [N, M]."""
-    kept = windows.present.copy()
-    if rate > 0:
-        others = np.flatnonzero(~windows.always)
-        kept[:, others] = evaluation_mask(kept[:, others], rate, draw)
-    return kept
+    return evaluation_mask(windows.present, rate, draw, windows.always.tolist()) if rate > 0 else windows.present
 
 
 def source_of(url: str, manifest: Manifest, modalities: Sequence[Modality], split: str, config: object) -> SplitSource:

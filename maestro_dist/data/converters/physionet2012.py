@@ -1,0 +1,267 @@
+"""PhysioNet/CinC Challenge 2012: 8,000 intensive-care stays, 36 irregular series of 48 hours, survived or died.
+
+Source: `set-a` and `set-b` (folders or archives) with one `<RecordID>.txt` a stay, rows Time (HH:MM), Parameter, Value,
+and `Outcomes-a.txt`, `Outcomes-b.txt`. The rows at 00:00 begin with descriptors: RecordID, Age, Gender, Height,
+ICUType, Weight. A negative number means unknown, everywhere. Weights that come later are left out: 36 series remain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from maestro_dist.data.converters.source import Conversion, members
+from maestro_dist.data.pack import Description, RawSample
+from maestro_dist.errors import ConfigError, DataError
+from maestro_dist.types import Modality
+
+HOURS, FOLDS = 48, 5
+MINUTES_A_STEP = {"hourly": 60, "native": 1}
+CLASSES = ("survived", "died")
+LICENCE = "Open Data Commons Attribution License v1.0"
+CITATION = (
+    "Silva I, Moody G, Scott DJ, Celi LA, Mark RG. Predicting In-Hospital Mortality of ICU Patients: The "
+    "PhysioNet/Computing in Cardiology Challenge 2012. Computing in Cardiology 2012;39:245-248. "
+    "Goldberger A et al. PhysioBank, PhysioToolkit, and PhysioNet. Circulation 2000;101(23):e215-e220."
+)
+UNITS = {
+    "Albumin": "g/dL", "ALP": "IU/L", "ALT": "IU/L", "AST": "IU/L", "Bilirubin": "mg/dL", "BUN": "mg/dL",
+    "Cholesterol": "mg/dL", "Creatinine": "mg/dL", "DiasABP": "mmHg", "FiO2": "1", "GCS": "3-15", "Glucose": "mg/dL",
+    "HCO3": "mmol/L", "HCT": "%", "HR": "1/min", "K": "mEq/L", "Lactate": "mmol/L", "MAP": "mmHg", "MechVent": "1",
+    "Mg": "mmol/L", "Na": "mEq/L", "NIDiasABP": "mmHg", "NIMAP": "mmHg", "NISysABP": "mmHg", "PaCO2": "mmHg",
+    "PaO2": "mmHg", "pH": "1", "Platelets": "1/nL", "RespRate": "1/min", "SaO2": "%", "SysABP": "mmHg", "Temp": "degC",
+    "TroponinI": "ug/L", "TroponinT": "ug/L", "Urine": "mL", "WBC": "1/nL",
+}  # fmt: skip
+"""The 36 series and their units; a series is a modality of one variate, named in lower case."""
+DESCRIPTORS = ("Age", "Gender", "Height", "Weight", "ICUType")
+UNIT_TYPES = 4
+STATIC = "static"
+"""The modality of what is known at admission: age, gender (1: male), height, weight, and four numbers of which that of
+the unit's type is 1 (coronary care, cardiac surgery recovery, medical, surgical)."""
+
+_COLUMN = {parameter: column for column, parameter in enumerate(UNITS)}
+_FILE = re.compile(r"(?:^|[/:\\])(?:set-([ab])[/\\](\d+)|Outcomes-([ab]))\.txt$")
+_TIME = re.compile(r"(\d\d):([0-5]\d)")
+_OUTCOME_COLUMNS = "RecordID,SAPS-I,SOFA,Length_of_stay,Survival,In-hospital_death"
+
+
+@dataclass(frozen=True)
+class _Stay:
+    """What was observed: series (column of UNITS), minute and value, each [n] in the file's order; and the statics."""
+
+    series: np.ndarray
+    minute: np.ndarray
+    value: np.ndarray
+    static: np.ndarray
+
+    def grid(self, minutes: int) -> tuple[np.ndarray, np.ndarray]:
+        """Means and counts of the observations of each step of `minutes`, [36, steps]; a mean of none is NaN.
+
+        The one minute 48:00, the end of the window, counts to the last step.
+        """
+        steps = HOURS * 60 // minutes
+        cells = self.series * steps + np.minimum(self.minute // minutes, steps - 1)
+        count = np.bincount(cells, minlength=len(UNITS) * steps).reshape(-1, steps)
+        total = np.bincount(cells, weights=self.value, minlength=len(UNITS) * steps).reshape(-1, steps)
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan), count
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Stays and labels (1: died) by set and RecordID; what was left out while reading, by reason."""
+
+    stays: dict[str, dict[int, _Stay]]
+    died: dict[str, dict[int, int]]
+    left_out: Counter[str]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command line."""
+    parser.add_argument(
+        "--times", choices=sorted(MINUTES_A_STEP), default="hourly", help="hourly means, or a step a minute with gaps"
+    )
+    parser.add_argument(
+        "--fold", type=int, default=0, metavar="K", help=f"fold of set-a, of {FOLDS}, for validation (default 0)"
+    )
+
+
+def from_arguments(source: Path, arguments: argparse.Namespace) -> Conversion:
+    """Parse the source as the options say."""
+    if arguments.splits:
+        raise ConfigError("--splits: set-b is the test split here, and --fold says which fifth of set-a validates")
+    return convert(source, times=arguments.times, fold=arguments.fold)
+
+
+def convert(source: Path, *, times: str = "hourly", fold: int = 0) -> Conversion:
+    """One sample a stay: 36 series on a grid of hours ("hourly") or minutes ("native"), NaN where not observed.
+
+    set-b is the test split; stay i of set-a, by RecordID, is for validation where i mod 5 = `fold`, else for training.
+    There are no recording statistics: a stay is one window, so they would be those of the window.
+
+    Raises:
+        DataError: a file is missing or damaged; the message names it and the line.
+        ConfigError: no such fold or grid.
+    """
+    if not 0 <= fold < FOLDS or times not in MINUTES_A_STEP:
+        raise ConfigError(f"--fold {fold} --times {times}: folds are 0 to {FOLDS - 1}, times hourly or native")
+    minutes, found = MINUTES_A_STEP[times], _read(source)
+    steps, seconds = HOURS * 60 // minutes, minutes * 60.0
+    static = Modality(
+        STATIC, len(DESCRIPTORS) - 1 + UNIT_TYPES, 1 / (HOURS * 3600), 1, "year, male, cm, kg, unit", always=True
+    )
+    description = Description(
+        name="physionet2012",
+        licence=LICENCE,
+        citation=CITATION,
+        source="physionet.org/content/challenge-2012/1.0.0, sets a and b",
+        task="classification",
+        classes=CLASSES,
+        target="death in hospital",
+        window_s=HOURS * 3600.0,
+        modalities=(*(Modality(name.lower(), 1, 1 / seconds, steps, unit) for name, unit in UNITS.items()), static),
+    )
+    total = sum(len(stays) for stays in found.stays.values())
+    return Conversion(description, total, _samples(found, minutes, fold), tuple(_notes(found)))
+
+
+def _samples(found: _Source, minutes: int, fold: int) -> Iterator[RawSample]:
+    for part, stays in found.stays.items():
+        for number, (record, stay) in enumerate(sorted(stays.items())):
+            means, _ = stay.grid(minutes)
+            values = {name.lower(): means[column, :, None] for name, column in _COLUMN.items()}
+            observed = {name: grid for name, grid in values.items() if not np.isnan(grid).all()}
+            in_a = "validation" if number % FOLDS == fold else "train"
+            yield RawSample(
+                split=in_a if part == "a" else "test",
+                key=str(record),
+                label=found.died[part][record],
+                subject=str(record),
+                recording=str(record),
+                start_s=0.0,
+                duration_s=HOURS * 3600.0,
+                values={**observed, STATIC: stay.static[None]},
+            )
+
+
+def _notes(found: _Source) -> Iterator[str]:
+    for part, stays in found.stays.items():
+        hours = sum(int((stay.grid(60)[1] > 0).sum()) for stay in stays.values()) / (len(stays) * len(UNITS) * HOURS)
+        empty = sum(not stay.series.size for stay in stays.values())
+        yield (
+            f"set-{part}: {len(stays):,} stays, {sum(found.died[part].values()):,} died, {empty} without any series; "
+            f"{hours:.2%} of the hours of the {len(UNITS)} series are observed"
+        )
+    yield from (f"{count:,} {reason}" for reason, count in sorted(found.left_out.items()) if count)
+
+
+def _read(source: Path) -> _Source:
+    found = _Source({"a": {}, "b": {}}, {}, Counter())
+    checksums: dict[tuple[str | None, ...], int] = {}
+
+    def wanted(path: PurePosixPath) -> bool:
+        return bool(_FILE.search(str(path)))
+
+    for name, content in members(source, wanted):
+        match = _FILE.search(name)
+        assert match is not None
+        # A folder often holds a set twice, as archive and unpacked: fine while both say the same.
+        if checksums.setdefault(match.groups(), zlib.crc32(content)) != zlib.crc32(content):
+            raise DataError(f"{name}: there is another file of that name with other content; leave one of them")
+        if match[3]:
+            found.died[match[3]] = _read_outcomes(name, content)
+        elif int(match[2]) not in found.stays[match[1]]:
+            found.stays[match[1]][int(match[2])] = _read_stay(name, int(match[2]), content, found.left_out)
+    for part, stays in found.stays.items():
+        if part not in found.died or not stays:
+            missing = f"Outcomes-{part}.txt" if stays else f"set-{part}/RECORD.txt"
+            raise DataError(f"{source}: no {missing}; --source holds set-a, set-b (or archives of them) and Outcomes")
+        for record in sorted(stays.keys() ^ found.died[part].keys()):
+            where = f"Outcomes-{part}.txt" if record in stays else f"set-{part}"
+            raise DataError(f"{source}: stay {record} is missing in {where}; fetch set-{part} again")
+    return found
+
+
+def _read_stay(name: str, record: int, content: bytes, left_out: Counter[str]) -> _Stay:
+    """A stay from the text of its file."""
+    rows = content.decode("utf-8", errors="replace").splitlines()
+    if not rows or rows[0].strip() != "Time,Parameter,Value":
+        raise DataError(f"{name}, line 1: it is not 'Time,Parameter,Value'; fetch it again")
+    known: dict[str, float] = {}
+    series: list[int] = []
+    minutes: list[int] = []
+    values: list[float] = []
+    for line, row in enumerate(rows[1:], start=2):
+        try:
+            time, parameter, text = row.split(",")
+            if not parameter:
+                left_out["rows without a parameter's name, dropped"] += 1
+                continue
+            minute, value = _minute(time), float(text)
+        except ValueError as error:
+            raise DataError(f"{name}, line {line}: '{row[:60]}' is not time, parameter, value ({error})") from None
+        if not math.isfinite(value):
+            raise DataError(f"{name}, line {line}: '{row[:60]}' has no finite value")
+        if parameter in _COLUMN:
+            if value < 0:
+                left_out["negative values of series, taken as unknown"] += 1
+                continue
+            series.append(_COLUMN[parameter])
+            minutes.append(minute)
+            values.append(value)
+        elif parameter == "Weight" and (minute or parameter in known):
+            left_out["weights measured later, left out"] += 1
+        elif minute == 0 and parameter in ("RecordID", *DESCRIPTORS) and parameter not in known:
+            known[parameter] = value
+        else:
+            raise DataError(f"{name}, line {line}: '{row[:60]}': no such parameter, or a descriptor out of its place")
+    return _Stay(
+        np.array(series, dtype=np.int64),
+        np.array(minutes, dtype=np.int64),
+        np.array(values, dtype=np.float64),
+        _static(name, record, known),
+    )
+
+
+def _minute(time: str) -> int:
+    match = _TIME.fullmatch(time)
+    minute = int(match[1]) * 60 + int(match[2]) if match else -1
+    if not 0 <= minute <= HOURS * 60:
+        raise ValueError(f"no time from 00:00 to {HOURS}:00")
+    return minute
+
+
+def _static(name: str, record: int, known: dict[str, float]) -> np.ndarray:
+    """Descriptors as float64 [8], NaN where unknown."""
+    for descriptor in ("RecordID", *DESCRIPTORS):
+        if descriptor not in known:
+            raise DataError(f"{name}: no {descriptor} at 00:00; fetch it again")
+    if known["RecordID"] != record:
+        raise DataError(f"{name}: its RecordID is {known['RecordID']:g}; fetch it again")
+    unit = known["ICUType"]
+    if unit not in range(1, UNIT_TYPES + 1):
+        raise DataError(f"{name}: ICUType {unit:g} is not one of 1 to {UNIT_TYPES}")
+    numbers = [known[descriptor] if known[descriptor] >= 0 else math.nan for descriptor in DESCRIPTORS[:-1]]
+    return np.array([*numbers, *(float(unit == number) for number in range(1, UNIT_TYPES + 1))])
+
+
+def _read_outcomes(name: str, content: bytes) -> dict[int, int]:
+    """RecordID -> 1 where the person died in hospital, else 0."""
+    rows = content.decode("utf-8", errors="replace").splitlines()
+    if not rows or rows[0].strip() != _OUTCOME_COLUMNS:
+        raise DataError(f"{name}, line 1: its columns are not {_OUTCOME_COLUMNS}; fetch it again")
+    died: dict[int, int] = {}
+    for line, row in enumerate(rows[1:], start=2):
+        fields = [field.strip() for field in row.split(",")]
+        fits = len(fields) == _OUTCOME_COLUMNS.count(",") + 1 and fields[0].isdigit() and fields[-1] in ("0", "1")
+        if not fits or int(fields[0]) in died:
+            raise DataError(f"{name}, line {line}: '{row[:60]}' is not one outcome, 0 or 1, of a stay not yet named")
+        died[int(fields[0])] = int(fields[-1])
+    return died
