@@ -11,16 +11,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import NoReturn
 
 from suite.plan import Cell, Plan, load_plan, select, sources
 
 from maestro_dist.data.storage import redact
 from maestro_dist.errors import MaestroError, run_main
+from maestro_dist.launch import interruptible
 
 _STAGE_HOURS = 100 / 60
 
@@ -63,14 +62,14 @@ def _run(given: argparse.Namespace) -> int:
         return 0
     hours = given.hours or (_STAGE_HOURS if given.stage is not None else None)
     deadline = None if hours is None else time.monotonic() + 3600 * hours
-    signal.signal(signal.SIGTERM, _interrupt)
-    code = _work(plan, cells, given, deadline)
+    with interruptible():
+        code = _work(plan, cells, given, deadline)
     _report(plan, given)
     return code
 
 
 def _work(plan: Plan, cells: Sequence[Cell], given: argparse.Namespace, deadline: float | None) -> int:
-    from suite.jobs import Jobs, cluster_cores, head
+    from suite.jobs import Jobs, cluster_cores, head, snapshot
     from suite.work import sort_out, work
 
     from maestro_dist.tracking.run import find_run
@@ -84,8 +83,9 @@ def _work(plan: Plan, cells: Sequence[Cell], given: argparse.Namespace, deadline
     if todo:
         find_run(plan.tracking, plan.experiment, "-")  # makes the database once, before several cells would at a time
         cpus = cluster_cores(given.address)
-        with contextlib.nullcontext(given.address) if given.address else head(cpus) as address:
-            jobs = Jobs(address, plan.storage)
+        with contextlib.ExitStack() as stack:
+            code = stack.enter_context(snapshot(todo))
+            jobs = Jobs(given.address or stack.enter_context(head(cpus)), plan.storage, code)
             parallel = given.parallel or cpus
             work(plan, todo, jobs, outcome, parallel=parallel, cpus=cpus, deadline=deadline, say=_say)
     for name, why in outcome.failed.items():
@@ -146,10 +146,6 @@ def _report(plan: Plan, given: argparse.Namespace) -> None:
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

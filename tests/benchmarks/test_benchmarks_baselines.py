@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from benchmarks.baselines.__main__ import main
 from benchmarks.baselines.features import QUANTILES, STATISTICS, statistics
+from benchmarks.baselines.kernels import KERNELS, LENGTH, MiniRocket
 from benchmarks.baselines.ridge import fit_ridge
 from benchmarks.baselines.windows import Windows, evaluated, masked_copies, normalised
 
@@ -102,6 +103,45 @@ def test_normalisation() -> None:
     assert np.nanstd(by_window.values["hr"][1]) == pytest.approx(1, rel=1e-5)
     np.testing.assert_allclose(by_recording.values["hr"], (one.values["hr"] - 2) / 3, rtol=1e-5)
     assert normalised(one, "dataset") is one
+
+
+def plain_share(x: np.ndarray, kernel: np.ndarray, dilation: int, bias: float, *, inside: bool) -> float:
+    """Share of steps at which a kernel's output on x [D, T], summed over D, exceeds the bias: one step at a time."""
+    weights = np.where(np.isin(np.arange(LENGTH), kernel), 2.0, -1.0)
+    steps, hits, counted = x.shape[1], 0, 0
+    for step in range(steps):
+        places = [step + (tap - LENGTH // 2) * dilation for tap in range(LENGTH)]
+        if inside and not (places[0] >= 0 and places[-1] < steps):
+            continue
+        total = sum(w * series[at] for series in x for w, at in zip(weights, places, strict=True) if 0 <= at < steps)
+        hits, counted = hits + (total > bias), counted + 1
+    return hits / counted
+
+
+@pytest.mark.parametrize(("variates", "steps"), [(1, 9), (1, 37), (3, 30)])
+def test_minirocket_equals_a_plain_loop(variates: int, steps: int) -> None:
+    x = draws.normal(size=(5, variates, steps)).cumsum(2).astype(np.float32)
+    fitted = MiniRocket.fit(x, 6 * 84, seed=3)
+    found = fitted.transform(x)
+    assert found.shape == (5, len(fitted.biases)) == (5, 6 * 84)
+    assert (fitted.dilations[0], fitted.dilations[-1]) == (1, max(1, (steps - 1) // 8))
+    column = 0
+    for position, (dilation, each) in enumerate(zip(fitted.dilations, fitted.each, strict=True)):
+        for kernel in range(84):
+            chosen = fitted.variates[84 * position + kernel]
+            for _ in range(each):
+                if column % 41 == 0:
+                    inside = (position + kernel) % 2 == 1
+                    for sample in range(5):
+                        expected = plain_share(
+                            x[sample, chosen], KERNELS[kernel], dilation, fitted.biases[column], inside=inside
+                        )
+                        assert found[sample, column] == pytest.approx(expected, abs=1.01 / steps)
+                column += 1
+    assert column == 6 * 84
+    assert found.mean() == pytest.approx(0.5, abs=0.1), "biases are quantiles of outputs"
+    assert np.array_equal(found[2:4], fitted.transform(x[2:4]))
+    assert not np.array_equal(fitted.biases, MiniRocket.fit(x, 6 * 84, seed=4).biases)
 
 
 @pytest.mark.parametrize("features", [7, 90])

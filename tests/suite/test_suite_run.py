@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import runs
+from run_suite import main
 
 from maestro_dist.config.schema import TaskConfig
 from maestro_dist.data.storage import Storage
@@ -23,8 +24,15 @@ pytestmark = pytest.mark.skipif(find_spec("lightgbm") is None, reason="needs the
 
 
 def command(folder: Path, *extra: str) -> list[str]:
-    suite = [sys.executable, "tools/run_suite.py", "configs/suite_smoke.yaml", f"storage={folder}/cells"]
-    return [*suite, f"data.excerpt.url={folder}/data", "--out", str(folder / "report"), *extra]
+    suite = [sys.executable, "tools/run_suite.py", str(runs.ROOT / "configs" / "suite_smoke.yaml")]
+    return [
+        *suite,
+        f"storage={folder}/cells",
+        f"data.excerpt.url={folder}/data",
+        "--out",
+        str(folder / "report"),
+        *extra,
+    ]
 
 
 def start(folder: Path, *extra: str) -> subprocess.Popen[str]:
@@ -43,7 +51,9 @@ def is_at_work(process: psutil.Process) -> bool:
     return alive and any(name in words for name in ("raylet", "gcs_server", "maestro_dist.train"))
 
 
-def test_a_killed_suite_goes_on_a_failed_cell_is_named_and_all_is_reported(tmp_path: Path) -> None:
+def test_a_killed_suite_goes_on_a_failed_cell_is_named_and_all_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cells = tmp_path / "cells"
     maestro, minirocket = cells / "excerpt.maestro.s1", cells / "excerpt.minirocket.s1"
 
@@ -75,23 +85,26 @@ def test_a_killed_suite_goes_on_a_failed_cell_is_named_and_all_is_reported(tmp_p
     assert "3 cells chosen, 2 done" in printed
     assert "3 done, 0 failed, 0 left" in printed
     check_cells(cells)
-    check_report(tmp_path)
+    check_report(tmp_path, capsys)
 
 
-def check_report(folder: Path) -> None:
+def check_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It can be made again from what is there, byte for byte, without running anything."""
     report = folder / "report"
     files = {path: path.read_bytes() for path in report.rglob("*.*")}
     assert {path.name for path in files} == {"RESULTS.md", "results.json", "excerpt.png"}
     for path in files:
         path.unlink()
-    runs.finish(start(folder, "--report"))
+    assert main(command(folder, "--report")[2:]) == 0
     assert {path: path.read_bytes() for path in report.rglob("*.*")} == files
     rows = json.loads((report / "results.json").read_text())["rows"]
     assert len(rows) == 2
     assert rows[0]["value"] > 0.3
-    assert runs.finish(start(folder, "--list")).splitlines()[-1] == "3 of 3 done; stages 1 to 1"
-    again = runs.finish(start(folder))
+    capsys.readouterr()
+    assert main(command(folder, "--list")[2:]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "3 of 3 done; stages 1 to 1"
+    assert main(command(folder)[2:]) == 0
+    again = capsys.readouterr().out
     assert "3 done, 0 failed, 0 left" in again
     assert " starts: " not in again
 

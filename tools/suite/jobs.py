@@ -7,13 +7,14 @@ import ctypes
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,27 +35,30 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_T
 class Jobs:
     """Cells as jobs. A job carries the cell's name, so that a suite that is started again finds it."""
 
-    def __init__(self, address: str, mark: str) -> None:
-        """`mark` tells the jobs of this suite from others. Raises RunError where no job server answers."""
+    def __init__(self, address: str, mark: str, code: Path) -> None:
+        """`mark` tells the jobs of this suite from others; `code` is their working folder (`snapshot`).
+
+        Raises RunError where no job server answers.
+        """
         from ray.job_submission import JobSubmissionClient
 
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.ERROR)
-        self._mark = mark
+        self._mark, self._code = mark, code
         try:
             self._client = JobSubmissionClient(address)
         except Exception as error:  # requests, ray and the resolver have their own classes
             raise RunError(f"no job server at {address}: {_line(error)}") from None
 
     def submit(self, cell: Cell) -> str:
-        """Start a cell; returns the job's id. The repository is the job's working folder, as for any user."""
+        """Start a cell; returns the job's id."""
         variables = {"PYTHONPATH": "tools", "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}
         variables |= {} if cell.kind == "maestro" else _ONE_THREAD
         try:
             return self._client.submit_job(
                 entrypoint=f"exec {cell.command}",  # no shell in between that could die alone
                 submission_id=f"{cell.name}-{secrets.token_hex(4)}",
-                runtime_env={"working_dir": str(ROOT), "env_vars": variables},
+                runtime_env={"working_dir": str(self._code), "env_vars": variables},
                 metadata={"suite": self._mark, "cell": cell.name},
                 entrypoint_num_cpus=cell.cpus if cell.inline else 0,
             )
@@ -97,6 +101,19 @@ class Jobs:
             with contextlib.suppress(Exception):
                 jobs = [job for job in jobs if self.status(job) in ("PENDING", "RUNNING")]
             time.sleep(0.3)
+
+
+@contextmanager
+def snapshot(cells: Iterable[Cell]) -> Iterator[Path]:
+    """A copy of what the jobs need of this repository: what is edited while a suite runs does not change its cells."""
+    with tempfile.TemporaryDirectory(prefix="suite-code-") as folder:
+        for name in ("maestro_dist", "tools", "configs"):
+            shutil.copytree(ROOT / name, Path(folder) / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for config in {cell.config for cell in cells if cell.config and not Path(cell.config).is_absolute()}:
+            if "://" not in config and (ROOT / config).exists():
+                (Path(folder) / config).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / config, Path(folder) / config)
+        yield Path(folder)
 
 
 def cluster_cores(address: str | None) -> int:

@@ -29,6 +29,7 @@ class Cell:
     """One run of the table.
 
     entry, data, fold, seed  its place in the table; `name` says them all, and is the name of its run
+    config     its configuration file, relative to the repository, if it has one
     arguments  what comes after `python -m`
     settings   what decides its result (plain JSON): a finished cell with others is not this one
     cpus       CPU cores that it keeps busy; `inline`: in the job's own process
@@ -42,6 +43,7 @@ class Cell:
     fold: int | None
     seed: int
     url: str
+    config: str | None
     arguments: tuple[str, ...]
     settings: dict[str, Any]
     cpus: int
@@ -247,6 +249,7 @@ def _cell(plan: Plan, entry: Entry, data: DataSet, fold: int | None, seed: int) 
         fold=fold,
         seed=seed,
         url=url,
+        config=entry.config,
         arguments=tuple(arguments),
         settings={"kind": entry.kind, **_deciding(config, entry.kind), **own},
         cpus=config.run.workers * config.run.cpus_per_worker if entry.kind == "maestro" else 1,

@@ -26,7 +26,7 @@ class BaselineConfig(Section):
     """Masked copies of each training sample, beside the complete one (where `drop` is above 0)."""
     features: Positive = 9996
     """MiniRocket: features of all modalities together; each gets an equal share, rounded to a multiple of 84."""
-    penalties: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (10, 100, 1000, 10_000, 100_000)
+    penalties: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (10, 100, 1000, 10_000, 100_000, 1_000_000)
     """MiniRocket: ridge penalties of which validation chooses."""
     trees: Positive = 1000
     """LightGBM: rounds at most; validation chooses how many of them are used."""
