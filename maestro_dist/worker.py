@@ -193,8 +193,13 @@ def first_batch(config: Config) -> tuple[float, int]:
     return float(loss), batch.samples
 
 
-def evaluate_on(state: State, split: str, rates: Sequence[float], draws: Sequence[int]) -> Evaluation:
-    """Evaluate the engine's weights on a split, over all ranks; the averaged ones where the run keeps such."""
+def evaluate_on(
+    state: State, split: str, rates: Sequence[float], draws: Sequence[int], *, keep: bool = False
+) -> Evaluation:
+    """Evaluate the engine's weights on a split, over all ranks; the averaged ones where the run keeps such.
+
+    With `keep` the answers are kept too.
+    """
     from maestro_dist.data.stream import evaluation_batches, presence
     from maestro_dist.data.symbols import reads_symbols
     from maestro_dist.evaluation import evaluate_split
@@ -208,13 +213,14 @@ def evaluate_on(state: State, split: str, rates: Sequence[float], draws: Sequenc
             return evaluate_split(
                 lambda batch: state.engine(state.engine.place(batch), state.step),
                 state.task,
-                lambda keep: evaluation_batches(
+                lambda mask: evaluation_batches(
                     config.data.url, state.manifest, config.data, state.modalities, split,
-                    batch=config.evaluation.batch, rank=mesh.data_rank, ranks=mesh.data, keep=keep,
+                    batch=config.evaluation.batch, rank=mesh.data_rank, ranks=mesh.data, keep=mask,
                     symbols=symbols, slices=time_slices(config, state.modalities, mesh),
                 ),
                 presence(config.data.url, state.manifest, state.modalities, split, symbols=symbols),
-                rates=rates, draws=draws, mesh=mesh, split=split, always=[m.always for m in state.modalities],
+                rates=rates, draws=draws, mesh=mesh, split=split, keep=keep,
+                always=[m.always for m in state.modalities],
             )  # fmt: skip
     finally:
         state.engine.train()
@@ -352,7 +358,7 @@ def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None, say:
         return evaluate_on(state, data.validation, evaluation.rates, evaluation.draws[:1])
 
     def test() -> Evaluation:
-        return evaluate_on(state, data.test, evaluation.test_rates, evaluation.draws)
+        return evaluate_on(state, data.test, evaluation.test_rates, evaluation.draws, keep=evaluation.predictions)
 
     metrics, validation = Metrics(log), Validation(validate, log)
     fence = Fence(job.run_url, job.attempt).check

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from maestro_dist.callbacks.base import Callback, State
 from maestro_dist.callbacks.figures import story_of
 from maestro_dist.checkpoint import CheckpointInfo, best, full_weights, restore
+from maestro_dist.data.reader import SplitSource
+from maestro_dist.data.roster import roster
 from maestro_dist.data.storage import Storage
 from maestro_dist.tracking.figures import draw, log_figures
 from maestro_dist.tracking.run import tag_run
@@ -65,6 +70,7 @@ class FinalTest(Callback):
         story = story_of(state, self._log.history(), evaluation)
         log_figures(draw(story), self._log.folder, self._tracking_uri, self._mlflow_run, story.tables())
         model = self._export(state, chosen, evaluation, self._log.folder)
+        self._keep(state, evaluation)
         pointers = {"checkpoint.best": chosen.url, "checkpoint.step": str(chosen.step)}
         pointers |= {"model": self._run.name(MODEL_FOLDER), "model.mlflow": model or "not logged"}
         tag_run(self._tracking_uri, self._mlflow_run, pointers)
@@ -78,6 +84,16 @@ class FinalTest(Callback):
             "mlflow_model": model,
         }
         self._run.write(RESULT_FILE, json.dumps(result, indent=1).encode())
+
+    def _keep(self, state: State, evaluation: Evaluation) -> None:
+        """Write the answers of every scenario, with the names of samples and people."""
+        if evaluation.predictions is None:
+            return
+        data = state.config.data
+        source = SplitSource(data.url, state.manifest, data, tuple(state.modalities), data.test)
+        keys, subjects = roster(source)
+        names = np.array([modality.name for modality in state.modalities])
+        replace(evaluation.predictions, key=keys, subject=subjects, modalities=names).write(self._run)
 
     def _export(self, state: State, chosen: CheckpointInfo, evaluation: Evaluation, folder: Path) -> str | None:
         """Write the model to the run and log it in MLflow, unless it was pre-trained only. Returns its MLflow URI."""

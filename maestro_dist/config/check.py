@@ -12,13 +12,13 @@ from maestro_dist.errors import ConfigError, MeshError
 from maestro_dist.types import Modality
 
 # A resume may change where and how a run executes, never what it computes.
-_FREE_SECTIONS = ("mesh.", "tracking.", "checkpoint.")
+_FREE_SECTIONS = ("mesh.", "tracking.", "checkpoint.", "data.source.")
 _FREE_KEYS = frozenset(
     {
         "run.storage", "run.launcher", "run.workers", "run.device", "run.cpus_per_worker", "run.keep_memory",
         "run.max_failures", "run.timeout_s", "data.url", "data.source", "data.loader_workers", "data.prefetch",
         "data.cache", "data.verify", "engine.zero_stage", "engine.micro_batch", "engine.overlap_comm", "engine.offload",
-        "evaluation.batch", "model.checkpoint", "model.tile",
+        "evaluation.batch", "evaluation.predictions", "model.checkpoint", "model.tile",
     }
 )  # fmt: skip
 
@@ -187,13 +187,13 @@ def check_modalities(config: Config, modalities: Sequence[Modality]) -> None:
                 )
 
 
+def _decides(key: str) -> bool:
+    return key not in _FREE_KEYS and not key.startswith(_FREE_SECTIONS)
+
+
 def identity(config: Config) -> dict[str, Any]:
     """The flattened values that decide the result of a run (plain JSON)."""
-    flat = {
-        key: value
-        for key, value in flatten(config).items()
-        if key not in _FREE_KEYS and not key.startswith(_FREE_SECTIONS)
-    }
+    flat = {key: value for key, value in flatten(config).items() if _decides(key)}
     return json.loads(json.dumps(flat, default=lambda model: model.model_dump(mode="json")))
 
 
@@ -202,7 +202,7 @@ def check_resume(config: Config, saved: dict[str, Any]) -> None:
 
     A key that `saved` lacks is newer than the run: its default stands for what was done then.
     """
-    now = identity(config)
+    now, saved = identity(config), {key: value for key, value in saved.items() if _decides(key)}
     saved = identity(Config()) | saved
     changed = [
         f"{key} {saved.get(key)!r} -> {now.get(key)!r}"

@@ -39,9 +39,9 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
 
     Raises `ConfigError` with one line that names the file or override and the key, and suggests what was meant.
     """
-    tree = _read(path) if path else {}
+    tree = read_tree(path) if path else {}
     for override in overrides:
-        _apply(tree, override)
+        apply_override(tree, override)
     return parse(tree, path or "overrides")
 
 
@@ -139,7 +139,8 @@ def _text(path: str) -> str:
         return str(file.read())
 
 
-def _read(path: str) -> dict[str, Any]:
+def read_tree(path: str) -> dict[str, Any]:
+    """The plain values of a YAML file or URL. Raises `ConfigError`, which names it."""
     if has_credentials(path):
         raise ConfigError("the configuration's URL holds credentials; give them in the environment")
     try:
@@ -167,7 +168,8 @@ def _read(path: str) -> dict[str, Any]:
     return tree
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Put `section.key=value` into a tree of plain values. Raises `ConfigError` where it has not that form."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"{override!r}: overrides have the form section.key=value")

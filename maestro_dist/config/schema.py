@@ -347,6 +347,8 @@ class EvaluationConfig(Section):
     """Mask draws averaged at each rate of the final test; validation uses the first."""
     batch: Positive = 256
     """Samples a rank takes at a time."""
+    predictions: bool = True
+    """Keep what the final test answered for each sample, in every scenario, as `predictions.npz` beside the result."""
     patience: Positive | None = None
     """Stop when the metric has not improved for this many validations; never by default."""
 

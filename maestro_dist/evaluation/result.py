@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from maestro_dist.errors import DataError
 from maestro_dist.evaluation.loads import SetLoad
+from maestro_dist.evaluation.predictions import Predictions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +39,7 @@ class Evaluation:
     confusion      counts [C][C] of the complete scenario, true class by predicted class (classification)
     loads          what the experts took by missing set, over all scenarios (a model with experts)
     logits, target float32 [N, C] and [N] of the complete scenario in manifest order; on rank 0 only, not in the JSON
+    predictions    the answers of every scenario, where they were asked for; on rank 0 only, not in the JSON
     """
 
     split: str
@@ -49,6 +51,7 @@ class Evaluation:
     loads: list[SetLoad] | None = None
     logits: np.ndarray | None = None
     target: np.ndarray | None = None
+    predictions: Predictions | None = None
 
     @property
     def rates(self) -> list[float]:
@@ -97,7 +100,7 @@ class Evaluation:
         return result
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON of everything but logits and targets."""
+        """Plain JSON of everything but logits, targets and predictions."""
         return {
             "split": self.split,
             "samples": self.samples,

@@ -12,7 +12,9 @@ import numpy as np
 from maestro_dist.data.missing import evaluation_mask
 from maestro_dist.errors import DataError, NonFiniteError
 from maestro_dist.evaluation.gather import all_rows, broadcast, in_order
+from maestro_dist.evaluation.keep import Keeper
 from maestro_dist.evaluation.loads import SetLoad, SetLoads
+from maestro_dist.evaluation.predictions import Predictions
 from maestro_dist.evaluation.result import Evaluation, Scenario, percent
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ def evaluate_split(
     mesh: Mesh,
     split: str = "validation",
     always: Sequence[bool] | None = None,
+    keep: bool = False,
     progress: bool = False,
 ) -> Evaluation:
     """Metrics of each (rate, draw) on the whole split; called on all ranks together, the result is the same on all.
@@ -47,6 +50,7 @@ def evaluate_split(
     batches_for  this rank's batches for a mask `keep` bool [N, M] (None: nothing is removed)
     present      bool [N, M], what the split's samples naturally have
     always       [M], modalities that no mask removes; by default there are none
+    keep         keep the answers of every scenario (`Evaluation.predictions`, on rank 0)
     progress     show a progress bar on rank 0
 
     Metrics are computed once, on rank 0, so that ranks can never differ in what they choose by them.
@@ -59,13 +63,15 @@ def evaluate_split(
     results: list[Scenario] = []
     loads = SetLoads()
     complete: tuple[np.ndarray, np.ndarray] | None = None
+    keeper = Keeper() if keep else None
     with _bar(progress and mesh.rank == 0) as bar:
         line = bar.add_task("", total=len(plan) * samples) if bar else None
         for rate, draw in plan:
             if bar:
                 bar.update(line, description=f"{split}, {percent(rate)} missing" if rate else f"{split}, complete")
-            keep = evaluation_mask(present, rate, draw, always) if rate > 0 else None
-            rows = _predict(forward, task, batches_for(keep), loads, lambda n: bar and bar.advance(line, n * mesh.data))
+            mask = evaluation_mask(present, rate, draw, always) if rate > 0 else None
+            batches = batches_for(mask)
+            rows = _predict(forward, task, batches, loads, keeper, lambda n: bar and bar.advance(line, n * mesh.data))
             loads.drain()
             whole = all_rows(rows, mesh).cpu().numpy()
             table = in_order(whole[:, 0].astype(np.int64), whole[:, 1:], samples, split)
@@ -82,7 +88,11 @@ def evaluate_split(
             results.append(Scenario(rate, draw, {name: value for name, value in named if value == value}))
             if rate == 0:
                 complete = (logits, target)
-    return _evaluation(task, split, samples, results, complete, loads.result(mesh, rows.device), mesh)
+            if keeper:
+                keeper.end_scenario(logits, present if mask is None else mask, mesh)
+    predictions = keeper.result(plan, target, mesh) if keeper else None
+    expert_loads = loads.result(mesh, rows.device)
+    return _evaluation(task, split, samples, results, complete, expert_loads, predictions, mesh)
 
 
 def _predict(
@@ -90,6 +100,7 @@ def _predict(
     task: Task,
     batches: Iterator[Batch],
     loads: SetLoads,
+    keeper: Keeper | None,
     advance: Callable[[int], Any],
 ) -> torch.Tensor:
     """This rank's rows (sample number, target, `Task.rows` ...), float64 [n, 2 + C]: exact for what they hold."""
@@ -101,6 +112,8 @@ def _predict(
             output = forward(batch)
             logits = task.rows(output)
             loads.add(batch, output)
+            if keeper:
+                keeper.add(batch, output)
             head = torch.stack([batch.sample.double(), batch.target.double()], dim=1).to(logits.device)
             parts.append(torch.cat([head, logits.double()], dim=1))
             advance(len(batch))
@@ -114,6 +127,7 @@ def _evaluation(
     results: list[Scenario],
     complete: tuple[np.ndarray, np.ndarray] | None,
     loads: list[SetLoad] | None,
+    predictions: Predictions | None,
     mesh: Mesh,
 ) -> Evaluation:
     from maestro_dist.task.classification import Classification
@@ -134,6 +148,7 @@ def _evaluation(
         loads=loads,
         logits=logits if mesh.rank == 0 else None,
         target=target if mesh.rank == 0 else None,
+        predictions=predictions,
     )
 
 

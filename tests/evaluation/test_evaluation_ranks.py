@@ -11,7 +11,8 @@ import pytest
 from test_evaluation_split import batches, evaluate, forward
 from torch import multiprocessing
 
-from maestro_dist.evaluation import evaluate_split
+from maestro_dist.data.storage import Storage
+from maestro_dist.evaluation import Predictions, evaluate_split
 
 
 def _rank(rank: int, folder: str) -> None:
@@ -34,8 +35,11 @@ def _rank(rank: int, folder: str) -> None:
             rates=[0.0, 0.4],
             draws=[0, 1, 2],
             mesh=mesh,
+            keep=True,
         )
-        assert (result.logits is None) == (rank > 0)
+        assert (result.logits is None) == (result.predictions is None) == (rank > 0)
+        if result.predictions is not None:
+            result.predictions.write(Storage(f"{folder}/{name}"))
         if name == "sequence":  # both ranks count the tokens that they hold; here each says all of them
             halved = [replace(load, tokens=(np.array(load.tokens) // 2).tolist()) for load in result.loads or ()]
             result = replace(result, loads=halved)
@@ -49,3 +53,12 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
     expected = evaluate().to_json()
     for name in ("data-0", "data-1", "sequence-0", "sequence-1"):
         assert json.loads((tmp_path / f"{name}.json").read_text()) == expected, name
+    kept = evaluate(keep=True).predictions
+    assert kept is not None
+    assert kept.experts is not None
+    for name, shared in (("data", 1), ("sequence", 2)):  # here, too, each of two ranks says all tokens of a sample
+        found = Predictions.read(Storage(str(tmp_path / name)))
+        assert found.experts is not None
+        assert np.array_equal(found.experts, shared * kept.experts)
+        assert np.array_equal(found.logits, kept.logits)
+        assert np.array_equal(found.kept, kept.kept)

@@ -1,0 +1,77 @@
+"""Keeps what a model answers in every scenario of an evaluation, sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from maestro_dist.evaluation.gather import all_rows
+from maestro_dist.evaluation.predictions import Predictions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from maestro_dist.parallel.mesh import Mesh
+    from maestro_dist.types import Batch, Output
+
+
+class Keeper:
+    """Used on all ranks alike; the result is on rank 0."""
+
+    def __init__(self) -> None:
+        self._taken: list[Tensor] = []
+        self._logits: list[np.ndarray] = []
+        self._kept: list[np.ndarray] = []
+        self._experts: list[np.ndarray] = []
+
+    def add(self, batch: Batch, output: Output) -> None:
+        """Keep which experts a batch's tokens took, where there are any. (The logits come with `end_scenario`.)"""
+        import torch
+
+        if "expert_load_by_sample" in output:
+            load = output["expert_load_by_sample"].long().transpose(0, 1)  # [B, layers, E]
+            number = batch.sample.to(load.device)[:, None, None].expand(-1, 1, load.shape[2])
+            self._taken.append(torch.cat([number, load], dim=1))
+
+    def end_scenario(self, logits: np.ndarray, kept: np.ndarray, mesh: Mesh) -> None:
+        """A scenario is through: `logits` float32 [N, C] of the whole split in manifest order, and what each sample had
+        in it, `kept` bool [N, M]. Collective."""
+        if mesh.rank == 0:
+            self._logits.append(logits)
+            self._kept.append(kept)
+        if self._taken:
+            tokens = _by_sample(self._taken, len(logits), mesh)
+            if mesh.rank == 0:
+                self._experts.append(tokens)
+        self._taken = []
+
+    def result(self, plan: Sequence[tuple[float, int]], target: np.ndarray, mesh: Mesh) -> Predictions | None:
+        """Everything kept, on rank 0; `plan` are the (rate, draw) of the scenarios in turn."""
+        if mesh.rank:
+            return None
+        rates, draws = zip(*plan, strict=True)
+        return Predictions(
+            target=target,
+            rate=np.array(rates, dtype=np.float64),
+            draw=np.array(draws, dtype=np.int64),
+            logits=np.stack(self._logits),
+            kept=np.stack(self._kept),
+            experts=np.stack(self._experts) if self._experts else None,
+        )
+
+
+def _by_sample(taken: Sequence[Tensor], samples: int, mesh: Mesh) -> np.ndarray:
+    """int32 [layers, N, E]: each sample's tokens by expert, summed over the ranks that share it.
+
+    `taken`: int64 [B, 1 + layers, E] of each of this rank's batches, the sample's number and its tokens by layer.
+    """
+    import torch
+
+    own = torch.cat(list(taken))
+    layers, experts = own.shape[1] - 1, own.shape[2]
+    rows = all_rows(own.flatten(1).double(), mesh, each=True).cpu().numpy().astype(np.int64)
+    total = np.zeros((samples, layers, experts), np.int32)
+    np.add.at(total, rows[:, 0], rows[:, experts:].reshape(len(rows), layers, experts))
+    return total.transpose(1, 0, 2)

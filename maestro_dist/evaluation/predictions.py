@@ -1,0 +1,69 @@
+"""What a model answered for each sample of a split, complete and with modalities missing: `predictions.npz`.
+
+Plain numpy arrays without pickle, in manifest order: enough to compute any metric again, over any subset of the people.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+
+from maestro_dist.data.storage import Storage
+from maestro_dist.errors import DataError
+
+PREDICTIONS_FILE = "predictions.npz"
+
+
+def _none() -> np.ndarray:
+    return np.empty(0, dtype="<U1")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """S scenarios of N samples with M modalities; C outputs.
+
+    target      int64 [N] (class) or float64 [N] (regression)
+    rate, draw  float64 [S], int64 [S]: the missing rate and the draw of each scenario (see `evaluation_mask`)
+    logits      float32 [S, N, C]; their softmax are class probabilities
+    kept        bool [S, N, M]: the modalities that a sample has in a scenario
+    experts     int32 [S, layers, N, E]: tokens of a sample by expert; None without experts
+    key, subject, modalities  names: of the samples [N], of their people [N], of the modalities [M]
+    """
+
+    target: np.ndarray
+    rate: np.ndarray
+    draw: np.ndarray
+    logits: np.ndarray
+    kept: np.ndarray
+    experts: np.ndarray | None = None
+    key: np.ndarray = field(default_factory=_none)
+    subject: np.ndarray = field(default_factory=_none)
+    modalities: np.ndarray = field(default_factory=_none)
+
+    def scenarios(self, rate: float) -> np.ndarray:
+        """Positions of the scenarios at a missing rate, in the order of their draws."""
+        return np.flatnonzero(self.rate == rate)
+
+    def write(self, run: Storage) -> None:
+        """Write `predictions.npz`; the same answers give the same bytes."""
+        arrays = {item.name: getattr(self, item.name) for item in fields(self)}
+        file = io.BytesIO()
+        np.savez_compressed(file, **{name: array for name, array in arrays.items() if array is not None})
+        run.write(PREDICTIONS_FILE, file.getvalue())
+
+    @classmethod
+    def read(cls, run: Storage) -> Predictions:
+        """What `write` wrote. Raises DataError where it is damaged, ObjectMissing where there is none."""
+        content = run.read(PREDICTIONS_FILE)
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
+                found = cls(**{name: file[name] for name in file.files})
+        except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise DataError(f"{run.name(PREDICTIONS_FILE)} is damaged ({error}); `evaluate` the run again") from error
+        shape = (len(found.rate), len(found.target))
+        if found.logits.ndim != 3 or found.logits.shape[:2] != shape:
+            raise DataError(f"{run.name(PREDICTIONS_FILE)} has answers of shape {found.logits.shape}, not {shape} x C")
+        return found

@@ -1,0 +1,39 @@
+"""Fit a conventional model: `python -m benchmarks.baselines minirocket|lightgbm [CONFIG] [key=value ...]`.
+
+CONFIG and the keys are those of `maestro_dist.train`, of which the sections data, run, evaluation and tracking count,
+and `baseline.*` for the model itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from benchmarks.baselines.settings import describe_baseline, load_settings
+from maestro_dist.errors import run_main
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.baselines",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=describe_baseline(),
+    )
+    parser.add_argument("model", choices=("minirocket", "lightgbm"))
+    parser.add_argument("arguments", nargs="*", metavar="CONFIG, key=value")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    given = parser.parse_args(arguments)
+
+    def fit() -> int:
+        from benchmarks.baselines.run import fit_and_test
+
+        return fit_and_test(given.model, *load_settings(given.arguments))
+
+    return run_main(fit, debug=given.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

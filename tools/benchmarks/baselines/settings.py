@@ -1,0 +1,84 @@
+"""What a baseline is told: the sections of a run's configuration that it shares, and `baseline.*`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from maestro_dist.config.load import load_config
+from maestro_dist.config.schema import Config, Count, Positive, PositiveFloat, Section, Share
+from maestro_dist.errors import ConfigError
+
+_PREFIX = "baseline."
+
+
+class BaselineConfig(Section):
+    """One conventional model."""
+
+    normalize: Literal["window", "recording", "dataset"] = "dataset"
+    """Whose mean and deviation are taken out first: the window's, the recording's so far, or (dataset) none."""
+    drop: Share = 0.0
+    """Masked copies of the training samples lose each modality with a probability drawn from U(0, drop); 0: none."""
+    copies: Positive = 3
+    """Masked copies of each training sample, beside the complete one (where `drop` is above 0)."""
+    features: Positive = 9996
+    """MiniRocket: features of all modalities together; each gets an equal share, rounded to a multiple of 84."""
+    penalties: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (10, 100, 1000, 10_000, 100_000, 1_000_000)
+    """MiniRocket: ridge penalties of which validation chooses."""
+    trees: Positive = 1000
+    """LightGBM: rounds at most; validation chooses how many of them are used."""
+    rate: PositiveFloat = 0.05
+    """LightGBM: learning rate."""
+    leaves: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (31,)
+    """LightGBM: leaves of a tree; of several, validation chooses."""
+    leaf_samples: Positive = 20
+    """LightGBM: fewest samples in a leaf."""
+    columns: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
+    """LightGBM: share of the features that a tree may use."""
+    rows: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
+    """LightGBM: share of the samples that a tree is grown on."""
+    patience: Count = 50
+    """LightGBM: stop when this many rounds have not improved validation; 0: grow all trees."""
+
+
+def load_settings(arguments: Sequence[str]) -> tuple[Config, BaselineConfig]:
+    """`[CONFIG] key=value ...` -> the run's configuration and the baseline's.
+
+    Raises:
+        ConfigError: a key or value is wrong; the message names it.
+    """
+    files = [text for text in arguments if "=" not in text]
+    if len(files) > 1:
+        raise ConfigError(f"one CONFIG at most, not {', '.join(files)}")
+    own = [text for text in arguments if text.startswith(_PREFIX)]
+    shared = [text for text in arguments if "=" in text and not text.startswith(_PREFIX)]
+    return load_config(files[0] if files else None, shared), parse_baseline(own)
+
+
+def parse_baseline(overrides: Sequence[str]) -> BaselineConfig:
+    """`baseline.key=value` texts -> the configuration. Raises ConfigError, which names the key."""
+    values = {}
+    for text in overrides:
+        key, _, value = text.removeprefix(_PREFIX).partition("=")
+        if key not in BaselineConfig.model_fields:
+            raise ConfigError(f"{_PREFIX}{key}: unknown key; there are {', '.join(BaselineConfig.model_fields)}")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"{text!r}: the value is not valid YAML") from None
+    try:
+        return BaselineConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{_PREFIX}{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def describe_baseline() -> str:
+    """Help: every key with its default and docstring."""
+    lines = []
+    for name, info in BaselineConfig.model_fields.items():
+        lines += [f"  {_PREFIX}{name} = {info.default}", f"      {info.description}"]
+    return "\n".join(lines)

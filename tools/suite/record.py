@@ -1,0 +1,87 @@
+"""What the suite notes of a cell beside its run's own files: settings, machine, attempts and their durations."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.common import machine
+
+from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.errors import RunError
+from suite.plan import Cell, Plan
+
+RECORD_FILE = "cell.json"
+RESULT_FILE = "result.json"
+LOG_FILE = "job.log"
+
+
+@dataclass
+class Record:
+    """`attempts`: of each start {"started": unix seconds, "seconds": how long it ran, "status": how it ended}."""
+
+    command: str
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Of all attempts together."""
+        return float(sum(attempt["seconds"] for attempt in self.attempts))
+
+    @property
+    def finished(self) -> float:
+        """Unix seconds."""
+        last = self.attempts[-1]
+        return float(last["started"] + last["seconds"])
+
+
+def run_of(plan: Plan, cell: Cell) -> Storage:
+    """Where a cell's run lies."""
+    return Storage(plan.storage).join(cell.name)
+
+
+def read_record(run: Storage) -> Record | None:
+    """The record of a cell; None where there is none. Raises RunError where it is damaged."""
+    try:
+        return Record(**json.loads(run.read(RECORD_FILE)))
+    except ObjectMissing:
+        return None
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{run.name(RECORD_FILE)} is damaged ({error}); remove it") from None
+
+
+def begin_attempt(plan: Plan, cell: Cell) -> Record:
+    """A record with one attempt more."""
+    run = run_of(plan, cell)
+    old = read_record(run)
+    record = Record(cell.command, cell.settings, machine(), old.attempts if old else [])
+    record.attempts.append({"started": time.time(), "seconds": 0.0, "status": "running"})
+    write_record(run, record)
+    return record
+
+
+def write_record(run: Storage, record: Record) -> None:
+    """Write it."""
+    run.write(RECORD_FILE, json.dumps(vars(record), indent=1).encode())
+
+
+def is_done(plan: Plan, cell: Cell) -> bool:
+    """Whether a cell has its result."""
+    return run_of(plan, cell).exists(RESULT_FILE)
+
+
+def changes(plan: Plan, cell: Cell) -> list[str]:
+    """Settings in which a cell that was begun differs from what the suite says now: `key old -> new`."""
+    record = read_record(run_of(plan, cell))
+    if record is None:
+        return []
+    now = json.loads(json.dumps(cell.settings))
+    return [
+        f"{key} {record.settings.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted({*record.settings, *now})
+        if record.settings.get(key) != now.get(key)
+    ]

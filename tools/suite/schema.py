@@ -1,0 +1,170 @@
+"""A suite as its YAML file says: data sets, entries, ablations, figures. The docstring under a field is its help."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from maestro_dist.config.schema import Count, Positive, PositiveFloat, Share, SourceConfig
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=40)]
+Metric = Literal["accuracy", "macro_f1", "auroc", "auprc", "loss"]
+AtLeastOne = Field(min_length=1)
+
+
+class Part(BaseModel):
+    """Base of all parts: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataSet(Part):
+    """One data set."""
+
+    name: Name
+    """Its name in tables and in the names of cells."""
+    url: str
+    """Folder or URL of its manifest; `{fold}` stands for the number of the fold."""
+    source: SourceConfig | None = None
+    """Raw files that are packed there where there is no manifest yet; `{fold}` in an option as in `url`."""
+    folds: Positive | None = None
+    """Number of folds, each packed by itself; none: one fixed split."""
+    metrics: Annotated[list[Metric], AtLeastOne]
+    """Metrics of its tables; the first is the one of figures, pictures and ablations."""
+
+    @model_validator(mode="after")
+    def _folds_have_places(self) -> DataSet:
+        if (self.folds is not None) != ("{fold}" in self.url):
+            raise ValueError(f"url: {self.url!r} has {{fold}} in it where there are folds, and only there")
+        return self
+
+
+class Entry(Part):
+    """One model on some data sets."""
+
+    name: Name
+    """Its name in tables. Entries of one name are one model whose settings differ by data set."""
+    kind: Literal["maestro", "minirocket", "lightgbm"]
+    """What is run: a training run, or a baseline."""
+    label: str | None = None
+    """How tables call it; by default its name."""
+    config: str | None = None
+    """Configuration file, relative to the repository; a baseline can do without."""
+    set: list[str] = []
+    """Overrides, `section.key=value`; of a baseline also `baseline.key=value`."""
+    data: Annotated[list[str], AtLeastOne]
+    """Data sets."""
+    folds: list[Count] | None = None
+    """Folds, where a data set has any; by default all."""
+    seeds: Annotated[list[int], AtLeastOne] | None = None
+    """Seeds; by default those of the suite."""
+    minutes: PositiveFloat = 10.0
+    """How long a cell takes, about: cells are cut into stages by it."""
+
+    @model_validator(mode="after")
+    def _maestro_has_a_configuration(self) -> Entry:
+        if self.kind == "maestro" and self.config is None:
+            raise ValueError("config: a maestro entry needs a configuration file")
+        return self
+
+
+class Ablation(Part):
+    """An entry with something changed, compared with what it was made from."""
+
+    name: Name
+    """Its name in tables."""
+    of: Name
+    """The entry that it is compared with: the same configuration and overrides, but for `set`."""
+    label: str | None = None
+    """What was changed, for people; by default its name."""
+    set: Annotated[list[str], AtLeastOne]
+    """Overrides that change it."""
+    data: list[str] | None = None
+    """Data sets; by default those of the entry."""
+    folds: list[Count] | None = None
+    """Folds; by default those of the entry."""
+    seeds: Annotated[list[int], AtLeastOne] | None = None
+    """Seeds; by default the first of the entry's."""
+    minutes: PositiveFloat | None = None
+    """How long a cell takes, about; by default as the entry."""
+
+
+class Value(Part):
+    """A number taken from the results."""
+
+    entry: Name | Annotated[list[Name], AtLeastOne]
+    """Whose; of several, the best one's."""
+    data: Name
+    """On which data set."""
+    metric: Metric | None = None
+    """Which metric; by default the data set's first."""
+    missing: Share = 0.0
+    """At which missing rate."""
+    of: Literal["mean", "ensemble", "spread", "drop"] = "mean"
+    """mean: over seeds, folds and draws; ensemble: of the seeds' averaged probabilities; spread: standard deviation
+    over the seeds; drop: what the mean loses from complete to `missing`."""
+
+
+class Figure(Part):
+    """A figure that is reached or not."""
+
+    name: str
+    """How tables call it."""
+    value: Value
+    """The figure."""
+    minus: Value | None = None
+    """Taken away from it."""
+    reach: float | None = None
+    """What it should reach."""
+    over: Value | None = None
+    """What it should reach, as another result, `by` more."""
+    by: float = 0.0
+    """How much more than `over`."""
+    sense: Literal["at least", "at most"] = "at least"
+    """On which side of what is to be reached it should lie."""
+    aim: float | None = None
+    """What would be better still; shown beside it, never counted."""
+
+    @model_validator(mode="after")
+    def _one_reach(self) -> Figure:
+        if self.reach is not None and self.over is not None:
+            raise ValueError("reach: give a number, or over (and by), not both")
+        if self.by and self.over is None:
+            raise ValueError("by: there is no over that it would be added to")
+        return self
+
+
+class Suite(Part):
+    """A whole table."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "suite"
+    """Heading of the report, and by default the name of the MLflow experiment."""
+    about: str = ""
+    """Lines under the heading."""
+    storage: str = "runs/suite"
+    """Folder or URL where the cells' runs lie."""
+    tracking_uri: str | None = None
+    """MLflow; by default SQLite in `storage` (in `runs/` where that is remote)."""
+    experiment: str | None = None
+    """MLflow experiment of all cells; by default the suite's name."""
+    rates: Annotated[list[Share], AtLeastOne] = [0.0, 0.1, 0.2, 0.3, 0.4]
+    """Missing rates of the test."""
+    draws: Annotated[list[Count], AtLeastOne] = [0, 1, 2]
+    """Mask draws at each rate."""
+    seeds: Annotated[list[int], AtLeastOne] = [2711, 2712, 2713]
+    """Seeds of the entries that name none."""
+    resamples: Positive = 1000
+    """Resamples of the test subjects behind the intervals."""
+    permutations: Positive = 999
+    """Permuted controls of the experts' mutual information with the missing set."""
+    stage_minutes: PositiveFloat = 100.0
+    """Longest stage, by the cells' `minutes`."""
+    data: Annotated[list[DataSet], AtLeastOne]
+    """Data sets."""
+    entries: Annotated[list[Entry], AtLeastOne]
+    """Models."""
+    ablations: list[Ablation] = []
+    """What single parts are worth."""
+    figures: list[Figure] = []
+    """What is to be reached."""

@@ -1,0 +1,153 @@
+"""Run cells as jobs, some at a time, until they are done, have failed, or the time is over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from maestro_dist.data.storage import Storage
+from maestro_dist.errors import MaestroError
+from suite.jobs import Jobs
+from suite.plan import Cell, Plan
+from suite.record import LOG_FILE, Record, begin_attempt, changes, is_done, run_of, write_record
+
+_POLL_S = 0.5
+_NOTE_S = 15.0  # between two notes of how long a cell has run: what a killed suite knows of it
+_TAIL = 12
+
+
+@dataclass
+class Outcome:
+    """Cells by how they ended; of those that failed, why, with the last lines of the job's log."""
+
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Running:
+    cell: Cell
+    job: str
+    record: Record
+    since: float
+    noted: float
+
+
+def sort_out(plan: Plan, cells: Sequence[Cell]) -> tuple[Outcome, list[Cell]]:
+    """What is done already, or cannot be what the suite asks for; and the cells that are to be run."""
+    outcome, waiting = Outcome(), []
+    for cell in cells:
+        changed = changes(plan, cell)
+        if changed:
+            outcome.failed[cell.name] = (
+                f"{run_of(plan, cell).name()} was begun with other settings: {'; '.join(changed)}; "
+                "give the entry another name, or remove that folder"
+            )
+        elif is_done(plan, cell):
+            outcome.done.append(cell.name)
+        else:
+            waiting.append(cell)
+    return outcome, waiting
+
+
+def work(
+    plan: Plan,
+    cells: Sequence[Cell],
+    jobs: Jobs,
+    outcome: Outcome,
+    *,
+    parallel: int,
+    cpus: int,
+    deadline: float | None,
+    say: Callable[[str], None],
+) -> None:
+    """Run cells, and note in `outcome` how they end.
+
+    At most `parallel` run at a time, and no more than have `cpus` cores together (one does always). Those that run at
+    `deadline` (on `time.monotonic`) are stopped, and go on when the suite is started again.
+    """
+    waiting = list(cells)
+    worker = _Worker(plan, jobs, outcome, say, len(cells) + len(outcome.done))
+    try:
+        worker.adopt(waiting)
+        while (waiting or worker.running) and (deadline is None or time.monotonic() < deadline):
+            while waiting and worker.has_room(waiting[0], parallel, cpus):
+                worker.start(waiting.pop(0))
+            worker.look()
+            time.sleep(_POLL_S)
+        if worker.running:
+            say("the time is over; what runs is stopped, and goes on when the suite is started again")
+    finally:  # also when a person stops the suite
+        outcome.left += [item.cell.name for item in worker.running] + [cell.name for cell in waiting]
+        worker.stop()
+
+
+class _Worker:
+    def __init__(self, plan: Plan, jobs: Jobs, outcome: Outcome, say: Callable[[str], None], total: int) -> None:
+        self.plan, self.jobs, self.outcome, self.say, self.total = plan, jobs, outcome, say, total
+        self.running: list[_Running] = []
+
+    def adopt(self, waiting: list[Cell]) -> None:
+        """Take over jobs that an earlier start of the suite has left on a cluster."""
+        jobs = self.jobs.running()
+        for cell in [cell for cell in waiting if cell.name in jobs]:
+            waiting.remove(cell)
+            self._watch(cell, jobs[cell.name], "goes on")
+
+    def has_room(self, cell: Cell, parallel: int, cpus: int) -> bool:
+        busy = sum(item.cell.cpus for item in self.running)
+        return not self.running or (len(self.running) < parallel and busy + cell.cpus <= cpus)
+
+    def start(self, cell: Cell) -> None:
+        try:
+            self._watch(cell, self.jobs.submit(cell), "starts")
+        except MaestroError as error:
+            self._failed(cell, str(error))
+
+    def _watch(self, cell: Cell, job: str, word: str) -> None:
+        now = time.monotonic()
+        self.running.append(_Running(cell, job, begin_attempt(self.plan, cell), now, now))
+        self.say(f"{cell.name} {word}: {cell.command}")
+
+    def look(self) -> None:
+        """See to cells that have ended."""
+        for item in list(self.running):
+            status = self.jobs.status(item.job)
+            if status in ("PENDING", "RUNNING"):
+                if time.monotonic() - item.noted > _NOTE_S:
+                    item.noted = time.monotonic()
+                    self._note(item, "running")
+                continue
+            self.running.remove(item)
+            self._note(item, status.lower())
+            log = self.jobs.log(item.job)
+            run = run_of(self.plan, item.cell)
+            run.write(LOG_FILE, log.encode())
+            if is_done(self.plan, item.cell):
+                self.outcome.done.append(item.cell.name)
+                count = f"{len(self.outcome.done)} of {self.total}"
+                self.say(f"{item.cell.name} done in {time.monotonic() - item.since:,.0f} s ({count})")
+            else:
+                self._failed(item.cell, _tail(log, run) or self.jobs.why(item.job))
+
+    def stop(self) -> None:
+        """Stop what still runs."""
+        self.jobs.stop([item.job for item in self.running])
+        for item in self.running:
+            self._note(item, "stopped")
+        self.running = []
+
+    def _note(self, item: _Running, status: str) -> None:
+        item.record.attempts[-1] |= {"seconds": round(time.monotonic() - item.since, 1), "status": status}
+        write_record(run_of(self.plan, item.cell), item.record)
+
+    def _failed(self, cell: Cell, why: str) -> None:
+        self.outcome.failed[cell.name] = why
+        self.say(f"{cell.name} FAILED: {why.splitlines()[-1] if why else 'without a word'}")
+
+
+def _tail(log: str, run: Storage) -> str:
+    lines = [line.rstrip() for line in log.splitlines() if line.strip()]
+    return "\n".join([*lines[-_TAIL:], f"(all of it: {run.name(LOG_FILE)})"]) if lines else ""
