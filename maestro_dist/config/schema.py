@@ -121,6 +121,9 @@ class StemConfig(Section):
     """Kernel length, in steps (odd)."""
     layers: Positive = 2
     """Convolutions, each followed by GELU."""
+    pool: Positive = 1
+    """Neighbouring steps that are averaged between two convolutions, as long as what is left of a word can be cut so:
+    with 2, a convolution sees twice as far as the one before, at half the cost."""
 
 
 class MoeConfig(Section):

@@ -144,36 +144,54 @@ class Patch(nn.Module):
         return table + _narrow(self.linear, samples.flatten(2))
 
 
+def stem_steps(config: StemConfig, word: int) -> list[int]:
+    """Steps a word that enter each convolution of the stem."""
+    steps = [word]
+    for _ in range(config.layers - 1):
+        steps.append(steps[-1] // config.pool if steps[-1] % config.pool == 0 else steps[-1])
+    return steps
+
+
 class Stem(nn.Module):
     """Convolutions over the steps of one modality, averaged into words.
 
     They see z-scores and the observed mask; a step at which nothing was observed is zero to every convolution and does
-    not count in a word's average.
+    not count in an average.
     """
 
-    def __init__(self, variates: int, config: StemConfig, width: int, sequence: SequenceContext) -> None:
+    def __init__(self, variates: int, config: StemConfig, word: int, width: int, sequence: SequenceContext) -> None:
         super().__init__()
         if config.kernel % 2 == 0:
             raise ConfigError(f"model.stem.kernel is {config.kernel}; choose an odd length")
-        self.sequence, self.reach = sequence, config.kernel // 2
+        self.sequence, self.reach, self.steps = sequence, config.kernel // 2, stem_steps(config, word)
         inputs = [2 * variates] + [config.channels] * (config.layers - 1)
         self.convolutions = nn.ModuleList(Windowed(size, config.channels, config.kernel) for size in inputs)
         self.linear = Linear(config.channels, width)
 
     def forward(self, samples: Tensor, whole: bool) -> Tensor:
         """Samples [R, W, w, 2 D] of `sax.Words` -> [R, W, d]; `whole` if all steps are known to be observed."""
-        rows, words, word, inputs = samples.shape
-        x = samples.view(rows, words * word, inputs)
-        observed, count = None, torch.full((), word, dtype=x.dtype, device=x.device)
+        rows, words, _, inputs = samples.shape
+        x = samples.flatten(1, 2)
+        observed = None
         if not whole:
-            observed = reduce(torch.maximum, samples[..., inputs // 2 :].unbind(-1))
-            count = observed.sum(2, keepdim=True).clamp_min(1)
-        for convolution in self.convolutions:
+            observed = reduce(torch.maximum, samples[..., inputs // 2 :].unbind(-1)).view(rows, x.shape[1], 1)
+        for convolution, here, after in zip(self.convolutions, self.steps, [*self.steps[1:], 1], strict=True):
             x = F.gelu(convolution(self.sequence.halo(x, self.reach)))
-            if observed is not None:
-                x = x * observed.reshape(rows, words * word, 1)
-        out: Tensor = self.linear(x.view(rows, words, word, x.shape[2]).sum(2) / count)
+            if here > after:
+                x, observed = _averaged(x, observed, here // after)
+            elif observed is not None:
+                x = x * observed
+        out: Tensor = self.linear(x.view(rows, words, x.shape[2]))
         return out
+
+
+def _averaged(x: Tensor, observed: Tensor | None, size: int) -> tuple[Tensor, Tensor | None]:
+    """Means over `size` neighbours of x [R, T, C], of which the observed ones count, and whether there was any such."""
+    shape = (len(x), x.shape[1] // size, size, x.shape[2])
+    if observed is None:
+        return x.view(shape).sum(2) / size, None
+    seen = observed.view(*shape[:3], 1)
+    return (x.view(shape) * seen).sum(2) / seen.sum(2).clamp_min(1), seen.amax(2)
 
 
 _EMBEDDINGS = {"ordinal": Ordinal, "table": Table, "patch": Patch}
@@ -198,7 +216,9 @@ class Embedding(nn.Module):
             numbers = torch.tensor(values or [default] * modality.variates, dtype=torch.float64)
             self.register_buffer(name, numbers.view(torch.int64), persistent=False)
         self.symbols = _EMBEDDINGS[config.embedding](modality.variates, self.word, config.alphabet, config.width)
-        self.stem = Stem(modality.variates, config.stem, config.width, sequence) if config.stem else None
+        self.stem: Stem | None = None
+        if config.stem:
+            self.stem = Stem(modality.variates, config.stem, self.word, config.width, sequence)
         self.summary: Summary | None = None
         if config.summary != "none":
             self.summary = Summary(modality.variates, config.summary, config.width, sequence, config.summary_pieces)

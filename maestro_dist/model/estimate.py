@@ -12,7 +12,7 @@ from torch import nn
 
 from maestro_dist.config.schema import ModelConfig
 from maestro_dist.model import cost
-from maestro_dist.model.embedding import word_steps
+from maestro_dist.model.embedding import stem_steps, word_steps
 from maestro_dist.model.sampling import cap
 from maestro_dist.types import Modality
 
@@ -116,8 +116,10 @@ def forward_operations(config: ModelConfig, modalities: Sequence[Modality]) -> i
     if config.stem is not None:
         channels, kernel = config.stem.channels, config.stem.kernel
         for modality in modalities:
-            inputs = 2 * modality.variates + (config.stem.layers - 1) * channels
-            total += 2 * modality.steps * kernel * channels * inputs
+            word = word_steps(config, modality.name)
+            inputs = [2 * modality.variates] + [channels] * (config.stem.layers - 1)
+            work = sum(size * steps / word for size, steps in zip(inputs, stem_steps(config.stem, word), strict=True))
+            total += 2 * modality.steps * kernel * channels * work
     return max(1, int(total))
 
 
@@ -211,8 +213,9 @@ def _embedding(config: ModelConfig, modality: Modality, samples: int, tokens: in
         kept += 2.0 * steps * variates
         work += 3.0 * steps * variates
     if config.stem is not None:
-        channels = config.stem.channels
-        kept += steps * (2 * variates + (2 * config.stem.layers - 1) * channels) + words * channels
+        channels, word = config.stem.channels, word_steps(config, modality.name)
+        through = [part / word for part in stem_steps(config.stem, word)]  # of all steps, into each convolution
+        kept += steps * (2 * variates + (sum(through) + sum(through[1:])) * channels) + words * channels
         work += 3.0 * steps * channels
     if config.summary != "none":
         work += 4.0 * steps * variates

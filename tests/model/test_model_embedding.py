@@ -86,7 +86,7 @@ def test_convolution_under_autocast() -> None:
 @pytest.mark.parametrize("missing", [0.0, 0.3])
 @pytest.mark.parametrize("steps", [12, 11])
 def test_stem_is_masked_convolutions(missing: float, steps: int) -> None:
-    stem = Stem(2, StemConfig(channels=3, kernel=5, layers=2), 4, OneProcess()).double()
+    stem = Stem(2, StemConfig(channels=3, kernel=5, layers=2), 4, 4, OneProcess()).double()
     for parameter in stem.parameters():
         torch.nn.init.normal_(parameter)
     values = drawn(3, steps, 2)
@@ -105,6 +105,30 @@ def test_stem_is_masked_convolutions(missing: float, steps: int) -> None:
     count = mask.view(3, 3, 4).sum(2, keepdim=True).clamp_min(1)
     expected = stem.linear(x.view(3, 3, 4, 3).sum(2) / count)
     torch.testing.assert_close(stem(words.samples, words.whole), expected)
+
+
+@pytest.mark.parametrize(
+    ("word", "pool", "cuts"), [(8, 2, (2, 2, 2)), (6, 2, (2, 1, 3)), (6, 3, (3, 1, 2)), (1, 2, (1, 1, 1))]
+)
+def test_a_pooled_stem_averages_what_was_observed(word: int, pool: int, cuts: tuple[int, ...]) -> None:
+    """`cuts`: neighbours that are averaged after each convolution."""
+    stem = Stem(1, StemConfig(channels=3, kernel=3, layers=3, pool=pool), word, 4, OneProcess()).double()
+    for parameter in stem.parameters():
+        torch.nn.init.normal_(parameter)
+    values = drawn(2, 4 * word, 1)
+    values[torch.rand(values.shape, generator=torch.Generator().manual_seed(2)) < 0.5] = torch.nan
+    values[0, :word] = torch.nan
+    words = sax.words(values, word, sax.cuts(5), (torch.zeros(1).double(), torch.ones(1).double()), torch.float64)
+    x, seen = torch.cat((values.nan_to_num(0.0), values.isfinite().double()), -1), values.isfinite().double()
+    for layer, cut in zip(stem.convolutions, cuts, strict=True):
+        x = F.gelu(conv1d(F.pad(x, (0, 0, 1, 1)), layer.weight, layer.bias, 3, 1))
+        averages, any_seen = [], []
+        for start in range(0, x.shape[1], cut):
+            part, weight = x[:, start : start + cut], seen[:, start : start + cut]
+            averages.append((part * weight).sum(1) / weight.sum(1).clamp_min(1))
+            any_seen.append(weight.amax(1))
+        x, seen = torch.stack(averages, 1), torch.stack(any_seen, 1)
+    torch.testing.assert_close(stem(words.samples, words.whole), stem.linear(x))
 
 
 @pytest.mark.parametrize("embedding", ["ordinal", "table"])

@@ -29,6 +29,7 @@ CASES: list[tuple[dict[str, Any], tuple[int, int, int, int]]] = [
     ({"word": 2, "attention_form": "plain"}, (2, 30_000, 2, 1)),
     ({"word": 2, "attention_form": "absorbed"}, (2, 30_000, 2, 1)),
     ({"word": 8, "stem": {"channels": 32}}, (2, 65536, 4, 3)),
+    ({"word": 8, "stem": {"channels": 32, "layers": 4, "pool": 2}}, (2, 65536, 4, 3)),
     ({"word": 2, "attention": "dense"}, (3, 512, 64, 1)),
     ({"width": 128, "word": 2, "moe": {"experts": 8, "top_k": 2, "shared": 1}, "fusion_layers": 2}, (3, 2048, 8, 1)),
 ]
