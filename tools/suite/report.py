@@ -85,7 +85,7 @@ def _where(results: Results, records: Sequence[Record]) -> list[str]:
         "",
         "A number is the mean over seeds (and folds, and the draws of what is missing) and, after ±, the standard "
         f"deviation over the seeds. Intervals hold the middle 95 % of {resamples:,} resamples of the test subjects, "
-        "the same for all models of a data set. Everything was chosen on validation data.",
+        "the same for all models of a data set. Each cell chose its weights, penalties and trees on validation data.",
         "",
     ]
     return lines

@@ -39,13 +39,14 @@ def sort_out(plan: Plan, cells: Sequence[Cell]) -> tuple[Outcome, list[Cell]]:
     """What is done already, or cannot be what the suite asks for; and the cells that are to be run."""
     outcome, waiting = Outcome(), []
     for cell in cells:
-        changed = changes(plan, cell)
+        done = is_done(plan, cell)
+        changed = changes(plan, cell) if done or cell.kind == "maestro" else []  # a baseline begins anew anyway
         if changed:
             outcome.failed[cell.name] = (
                 f"{run_of(plan, cell).name()} was begun with other settings: {'; '.join(changed)}; "
                 "give the entry another name, or remove that folder"
             )
-        elif is_done(plan, cell):
+        elif done:
             outcome.done.append(cell.name)
         else:
             waiting.append(cell)

@@ -35,7 +35,7 @@ class Boosting:
         found = _tables(validation)
         best: tuple[float, Any, dict[str, Any]] | None = None
         for leaves in config.leaves:
-            parameters = _parameters(config, leaves, classes, seed)
+            parameters = _parameters(config, leaves, classes, seed, copies=len(masks))
             growing = _Growing(parameters, features, target, lambda mask: _joined(found, mask, validation.names))
             value, trees = growing.grow(config.trees, config.patience, score)
             if best is None or value > best[0]:
@@ -50,13 +50,13 @@ class Boosting:
         return lambda mask: _logits(self._booster, _joined(tables, mask, windows.names), trees)
 
 
-def _parameters(config: BaselineConfig, leaves: int, classes: int, seed: int) -> dict[str, Any]:
+def _parameters(config: BaselineConfig, leaves: int, classes: int, seed: int, copies: int) -> dict[str, Any]:
     several = {"objective": "multiclass", "num_class": classes} if classes > 2 else {"objective": "binary"}
     return {
         **several,
         "learning_rate": config.rate,
         "num_leaves": leaves,
-        "min_data_in_leaf": config.leaf_samples,
+        "min_data_in_leaf": config.leaf_samples * copies,
         "feature_fraction": config.columns,
         "bagging_fraction": config.rows,
         "bagging_freq": 1,

@@ -30,17 +30,17 @@ class BaselineConfig(Section):
     """MiniRocket: ridge penalties of which validation chooses."""
     trees: Positive = 1000
     """LightGBM: rounds at most; validation chooses how many of them are used."""
-    rate: PositiveFloat = 0.05
+    rate: PositiveFloat = 0.02
     """LightGBM: learning rate."""
     leaves: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (31,)
     """LightGBM: leaves of a tree; of several, validation chooses."""
     leaf_samples: Positive = 20
-    """LightGBM: fewest samples in a leaf."""
+    """LightGBM: fewest samples in a leaf, each counted once however many copies there are of it."""
     columns: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
     """LightGBM: share of the features that a tree may use."""
     rows: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
     """LightGBM: share of the samples that a tree is grown on."""
-    patience: Count = 50
+    patience: Count = 100
     """LightGBM: stop when this many rounds have not improved validation; 0: grow all trees."""
 
 
