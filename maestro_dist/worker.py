@@ -358,7 +358,8 @@ def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None, say:
         return evaluate_on(state, data.validation, evaluation.rates, evaluation.draws[:1])
 
     def test() -> Evaluation:
-        return evaluate_on(state, data.test, evaluation.test_rates, evaluation.draws, keep=evaluation.predictions)
+        keep = evaluation.predictions and state.task.kind != "pretrain"  # which answers nothing
+        return evaluate_on(state, data.test, evaluation.test_rates, evaluation.draws, keep=keep)
 
     metrics, validation = Metrics(log), Validation(validate, log)
     fence = Fence(job.run_url, job.attempt).check

@@ -39,6 +39,7 @@ def test_pretraining_leaves_metrics_and_weights(
     result = json.loads((pretrained / "tiny" / "result.json").read_text())
     assert result["metric"] == "loss"
     assert result["mlflow_model"] is None
+    assert not (pretrained / "tiny" / "predictions.npz").exists()  # it answers nothing
     complete = result["evaluation"]["scenarios"][0]["metrics"]
     assert complete["loss"] < np.log(20)
     assert complete["accuracy"] > 1.5 / 20
