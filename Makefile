@@ -29,7 +29,7 @@ demo: install
 	$(BIN)/python -m maestro_dist.train configs/quickstart.yaml
 
 test: dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: dev
 	$(BIN)/ruff check .

@@ -23,8 +23,14 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> str:
     return url
 
 
+LONG = ("suite", "ray", "dist", "run")
+"""Folders of few but long tests, the longest first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is none."""
+    """Long tests first, so that no process works alone at the end. Skip tests marked `gpu` where there is none."""
+    order = {folder: place for place, folder in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.parent.name, len(LONG)))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
