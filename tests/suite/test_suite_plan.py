@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
-from suite.plan import ROOT, load_plan, select, sources
+from suite.cells import select
+from suite.plan import ROOT, load_plan, sources
 
 from maestro_dist.config.load import load_config
 from maestro_dist.errors import ConfigError

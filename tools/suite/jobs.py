@@ -22,7 +22,8 @@ from typing import Any
 from benchmarks.common import cores
 
 from maestro_dist.errors import RunError
-from suite.plan import ROOT, Cell
+from suite.cells import Cell
+from suite.plan import ROOT
 
 _START_S = 120.0
 _OBJECT_STORE = 128 * 2**20  # bytes; nothing large goes through it

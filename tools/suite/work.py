@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import MaestroError
+from suite.cells import Cell
 from suite.jobs import Jobs
-from suite.plan import Cell, Plan
+from suite.plan import Plan
 from suite.record import LOG_FILE, Record, begin_attempt, changes, is_done, run_of, write_record
 
 _POLL_S = 0.5
@@ -19,11 +20,12 @@ _TAIL = 12
 
 @dataclass
 class Outcome:
-    """Cells by how they ended; of those that failed, why, with the last lines of the job's log."""
+    """Cells by how they ended; of those that failed, why, with the last lines of the job's log; of those that were
+    left, what they need that is not there ("" where the time was over)."""
 
     done: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
-    left: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -66,29 +68,42 @@ def work(
 ) -> None:
     """Run cells, and note in `outcome` how they end.
 
-    At most `parallel` run at a time, and no more than have `cpus` cores together (one does always). Those that run at
+    At most `parallel` run at a time, and no more than have `cpus` cores together (one does always). A cell waits for
+    those that it needs; it is left where they have failed, or are neither done nor to be run. Cells that run at
     `deadline` (on `time.monotonic`) are stopped, and go on when the suite is started again.
     """
     waiting = list(cells)
-    worker = _Worker(plan, jobs, outcome, say, len(cells) + len(outcome.done))
+    worker = _Worker(plan, cells, jobs, outcome, say)
     try:
         worker.adopt(waiting)
         while (waiting or worker.running) and (deadline is None or time.monotonic() < deadline):
-            while waiting and worker.has_room(waiting[0], parallel, cpus):
-                worker.start(waiting.pop(0))
+            worker.leave(waiting)
+            while (cell := worker.ready(waiting)) is not None and worker.has_room(cell, parallel, cpus):
+                waiting.remove(cell)
+                worker.start(cell)
             worker.look()
             time.sleep(_POLL_S)
         if worker.running:
             say("the time is over; what runs is stopped, and goes on when the suite is started again")
     finally:  # also when a person stops the suite
-        outcome.left += [item.cell.name for item in worker.running] + [cell.name for cell in waiting]
+        outcome.left |= dict.fromkeys(
+            [*(item.cell.name for item in worker.running), *(cell.name for cell in waiting)], ""
+        )
         worker.stop()
 
 
 class _Worker:
-    def __init__(self, plan: Plan, jobs: Jobs, outcome: Outcome, say: Callable[[str], None], total: int) -> None:
-        self.plan, self.jobs, self.outcome, self.say, self.total = plan, jobs, outcome, say, total
+    def __init__(
+        self, plan: Plan, cells: Sequence[Cell], jobs: Jobs, outcome: Outcome, say: Callable[[str], None]
+    ) -> None:
+        self.plan, self.jobs, self.outcome, self.say = plan, jobs, outcome, say
+        self.total = len(cells) + len(outcome.done)
         self.running: list[_Running] = []
+        chosen = {*(cell.name for cell in cells), *outcome.done, *outcome.failed}
+        others = {name for cell in cells for name in cell.needs.values()} - chosen
+        self.finished = {  # needed cells that are not to be run now
+            cell.name for cell in plan.cells if cell.name in others and is_done(plan, cell) and not changes(plan, cell)
+        }
 
     def adopt(self, waiting: list[Cell]) -> None:
         """Take over jobs that an earlier start of the suite has left on a cluster."""
@@ -96,6 +111,26 @@ class _Worker:
         for cell in [cell for cell in waiting if cell.name in jobs]:
             waiting.remove(cell)
             self._watch(cell, jobs[cell.name], "goes on")
+
+    def leave(self, waiting: list[Cell]) -> None:
+        """Take out the cells whose needs will not be there."""
+        for cell in [cell for cell in waiting if cell.needs]:  # in their order: what a needed one needs is seen first
+            coming = {other.name for other in waiting} | {item.cell.name for item in self.running}
+            for name in cell.needs.values():
+                if name in coming or self._is_there(name):
+                    continue
+                waiting.remove(cell)
+                state = "has failed" if name in self.outcome.failed else "is not finished"
+                self.outcome.left[cell.name] = f"it needs {name}, which {state}"
+                self.say(f"{cell.name} is left: {self.outcome.left[cell.name]}")
+                break
+
+    def ready(self, waiting: Sequence[Cell]) -> Cell | None:
+        """The first cell whose needs are there."""
+        return next((cell for cell in waiting if all(map(self._is_there, cell.needs.values()))), None)
+
+    def _is_there(self, name: str) -> bool:
+        return name in self.outcome.done or name in self.finished
 
     def has_room(self, cell: Cell, parallel: int, cpus: int) -> bool:
         busy = sum(item.cell.cpus for item in self.running)
