@@ -59,7 +59,8 @@ def test_the_real_suite_is_sound() -> None:
         stages[cell.stage] = stages.get(cell.stage, 0.0) + cell.minutes
     assert list(stages) == list(range(1, len(stages) + 1))
     assert max(stages.values()) <= 100
-    folds = [cell for cell in plan.cells if cell.data == "stress_folds" and cell.entry == "lightgbm"]
+    assert sum(stages.values()) <= 2 * 6 * 60, "six hours of two cores"
+    folds = [cell for cell in plan.cells if cell.data == "stress_folds" and cell.entry == "lightgbm_recording"]
     assert [(cell.fold, cell.seed) for cell in folds][:4] == [(0, 2711), (0, 2712), (0, 2713), (1, 2711)]
     packed = dict(sources(plan, folds))
     assert len(packed) == 5

@@ -73,7 +73,9 @@ def in_order(cells: Sequence[Cell]) -> list[Cell]:
     def take(cell: Cell, above: tuple[str, ...]) -> None:
         above = (*above, cell.entry)
         if cell.entry in above[:-1]:
-            raise ConfigError(f"entries.{cell.entry}.set: it needs itself: {' -> '.join(above)}")
+            raise ConfigError(
+                f"entries.{cell.entry}.set: it needs itself: {' -> '.join(above[above.index(cell.entry) :])}"
+            )
         if cell.name in done:
             return
         inherited = {}

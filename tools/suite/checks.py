@@ -34,7 +34,7 @@ def check_entries(suite: Suite, entries: Sequence[Entry]) -> None:
 
 def check_ablations(suite: Suite, cells: Sequence[Cell]) -> None:
     """Each changes something. Raises ConfigError, which names all that do not."""
-    settings = {(cell.entry, cell.data): _apart_from_seed(cell) for cell in cells}
+    settings = {(cell.entry, cell.data): _what_it_computes(cell) for cell in cells}
     same = [
         f"{ablation.name} on {data!r} ({', '.join(ablation.set)})"
         for ablation in suite.ablations
@@ -45,8 +45,8 @@ def check_ablations(suite: Suite, cells: Sequence[Cell]) -> None:
         raise ConfigError(f"ablations that change nothing of what they are compared with: {'; '.join(same)}")
 
 
-def _apart_from_seed(cell: Cell) -> dict[str, object]:
-    return {key: value for key, value in cell.settings.items() if not key.endswith("run.seed")}
+def _what_it_computes(cell: Cell) -> dict[str, object]:
+    return {key: value for key, value in cell.settings.items() if not key.endswith(("run.name", "run.seed"))}
 
 
 def check_figures(suite: Suite, cells: Sequence[Cell]) -> None:

@@ -38,7 +38,7 @@ class _Running:
 
 
 def sort_out(plan: Plan, cells: Sequence[Cell]) -> tuple[Outcome, list[Cell]]:
-    """What is done already, or cannot be what the suite asks for; and the cells that are to be run."""
+    """What is done already, cannot be what the suite asks for, or needs what is not there; and what is to be run."""
     outcome, waiting = Outcome(), []
     for cell in cells:
         done = is_done(plan, cell)
@@ -52,7 +52,31 @@ def sort_out(plan: Plan, cells: Sequence[Cell]) -> tuple[Outcome, list[Cell]]:
             outcome.done.append(cell.name)
         else:
             waiting.append(cell)
+    there = needed_before(plan, waiting, outcome)
+    leave_behind(waiting, outcome, there)
     return outcome, waiting
+
+
+def needed_before(plan: Plan, cells: Sequence[Cell], outcome: Outcome) -> set[str]:
+    """Of what these cells need and nobody has chosen, what is done."""
+    chosen = {*(cell.name for cell in cells), *outcome.done, *outcome.failed}
+    others = {name for cell in cells for name in cell.needs.values()} - chosen
+    done = {cell.name for cell in plan.cells if cell.name in others and is_done(plan, cell) and not changes(plan, cell)}
+    return done | set(outcome.done)
+
+
+def leave_behind(cells: list[Cell], outcome: Outcome, there: set[str]) -> list[Cell]:
+    """Take out the cells that need what is not `there` and not among them; `outcome` says why. Returns them."""
+    left = []
+    for cell in [cell for cell in cells if cell.needs]:  # in their order: what a needed one needs is seen first
+        coming = there | {other.name for other in cells}
+        missing = next((name for name in cell.needs.values() if name not in coming), None)
+        if missing is not None:
+            state = "has failed" if missing in outcome.failed else "is not finished"
+            outcome.left[cell.name] = f"it needs {missing}, which {state}"
+            cells.remove(cell)
+            left.append(cell)
+    return left
 
 
 def work(
@@ -99,11 +123,7 @@ class _Worker:
         self.plan, self.jobs, self.outcome, self.say = plan, jobs, outcome, say
         self.total = len(cells) + len(outcome.done)
         self.running: list[_Running] = []
-        chosen = {*(cell.name for cell in cells), *outcome.done, *outcome.failed}
-        others = {name for cell in cells for name in cell.needs.values()} - chosen
-        self.finished = {  # needed cells that are not to be run now
-            cell.name for cell in plan.cells if cell.name in others and is_done(plan, cell) and not changes(plan, cell)
-        }
+        self.before = needed_before(plan, cells, outcome)
 
     def adopt(self, waiting: list[Cell]) -> None:
         """Take over jobs that an earlier start of the suite has left on a cluster."""
@@ -114,23 +134,16 @@ class _Worker:
 
     def leave(self, waiting: list[Cell]) -> None:
         """Take out the cells whose needs will not be there."""
-        for cell in [cell for cell in waiting if cell.needs]:  # in their order: what a needed one needs is seen first
-            coming = {other.name for other in waiting} | {item.cell.name for item in self.running}
-            for name in cell.needs.values():
-                if name in coming or self._is_there(name):
-                    continue
-                waiting.remove(cell)
-                state = "has failed" if name in self.outcome.failed else "is not finished"
-                self.outcome.left[cell.name] = f"it needs {name}, which {state}"
-                self.say(f"{cell.name} is left: {self.outcome.left[cell.name]}")
-                break
+        running = {item.cell.name for item in self.running}
+        for cell in leave_behind(waiting, self.outcome, running | self.before | set(self.outcome.done)):
+            self.say(f"{cell.name} is left: {self.outcome.left[cell.name]}")
 
     def ready(self, waiting: Sequence[Cell]) -> Cell | None:
         """The first cell whose needs are there."""
         return next((cell for cell in waiting if all(map(self._is_there, cell.needs.values()))), None)
 
     def _is_there(self, name: str) -> bool:
-        return name in self.outcome.done or name in self.finished
+        return name in self.before or name in self.outcome.done
 
     def has_room(self, cell: Cell, parallel: int, cpus: int) -> bool:
         busy = sum(item.cell.cpus for item in self.running)
