@@ -14,6 +14,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from suite.cells import Cell, select
 from suite.plan import Plan, load_plan, sources
@@ -82,11 +83,15 @@ def _work(plan: Plan, cells: Sequence[Cell], given: argparse.Namespace, deadline
     outcome.failed |= {cell.name: unpacked[cell.url] for cell in todo if cell.url in unpacked}
     todo = [cell for cell in todo if cell.url not in unpacked]
     if todo:
-        find_run(plan.tracking, plan.experiment, "-")  # makes the database once, before several cells would at a time
         cpus = cluster_cores(given.address)
         with contextlib.ExitStack() as stack:
             code = stack.enter_context(snapshot(todo))
-            jobs = Jobs(given.address or stack.enter_context(head(cpus)), plan.storage, code)
+            # This makes the database once, before several cells would at a time.
+            track = partial(find_run, plan.tracking, plan.experiment, "-")
+            if given.address:
+                track()
+            address = given.address or stack.enter_context(head(cpus, track))
+            jobs = Jobs(address, plan.storage, code)
             parallel = given.parallel or cpus
             work(plan, todo, jobs, outcome, parallel=parallel, cpus=cpus, deadline=deadline, say=_say)
     for name, why in outcome.failed.items():

@@ -78,7 +78,7 @@ def in_order(cells: Sequence[Cell]) -> list[Cell]:
             )
         if cell.name in done:
             return
-        inherited = {}
+        inherited: dict[str, Any] = {}
         for entry, name in cell.needs.items():
             if name not in by_name:
                 raise ConfigError(f"entries.{cell.entry}.set: {{run:{entry}}}: {_absent(cell, entry, cells)}")

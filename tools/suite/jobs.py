@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -132,11 +132,12 @@ def cluster_cores(address: str | None) -> int:
 
 
 @contextmanager
-def head(parallel_cpus: int) -> Iterator[str]:
+def head(parallel_cpus: int, meanwhile: Callable[[], object]) -> Iterator[str]:
     """A Ray head node on loopback, for as long as the block lasts; yields the address of its job server.
 
     It asks for a token that only this process and its children know, and dies with this process. Ray must not have been
-    imported before: it looks then whether there is a token.
+    imported before: it looks then whether there is a token. `meanwhile` is done while the node starts, which takes
+    seconds.
     """
     with tempfile.TemporaryDirectory(prefix="suite-") as folder:
         token = Path(folder) / "token"
@@ -146,6 +147,7 @@ def head(parallel_cpus: int) -> Iterator[str]:
         os.environ.pop("RAY_ADDRESS", None)
         process, address = _started(parallel_cpus, folder)
         try:
+            meanwhile()
             _wait(address, process, Path(folder) / "head.log")
             yield address
         finally:
