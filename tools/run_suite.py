@@ -3,7 +3,7 @@
 Each (entry, data set, fold, seed) is one cell, a job of its own: `python -m maestro_dist.train ...` or
 `python -m benchmarks.baselines ...`. A cell whose result is there is done; a suite that was stopped or killed goes on
 where it was. At the end RESULTS.md, results.json and results/ are written from what the cells left (`--report`: only
-that). Exit code: 0 all chosen cells are done, 1 some failed, 3 the time was over.
+that). Exit code: 0 all chosen cells are done, 1 some failed, 3 the time was over, or a cell needs one that is not done.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 
-from suite.plan import Cell, Plan, load_plan, select, sources
+from suite.cells import Cell, select
+from suite.plan import Plan, load_plan, sources
 
 from maestro_dist.data.storage import redact
 from maestro_dist.errors import MaestroError, run_main
@@ -81,15 +83,22 @@ def _work(plan: Plan, cells: Sequence[Cell], given: argparse.Namespace, deadline
     outcome.failed |= {cell.name: unpacked[cell.url] for cell in todo if cell.url in unpacked}
     todo = [cell for cell in todo if cell.url not in unpacked]
     if todo:
-        find_run(plan.tracking, plan.experiment, "-")  # makes the database once, before several cells would at a time
         cpus = cluster_cores(given.address)
         with contextlib.ExitStack() as stack:
             code = stack.enter_context(snapshot(todo))
-            jobs = Jobs(given.address or stack.enter_context(head(cpus)), plan.storage, code)
+            # This makes the database once, before several cells would at a time.
+            track = partial(find_run, plan.tracking, plan.experiment, "-")
+            if given.address:
+                track()
+            address = given.address or stack.enter_context(head(cpus, track))
+            jobs = Jobs(address, plan.storage, code)
             parallel = given.parallel or cpus
             work(plan, todo, jobs, outcome, parallel=parallel, cpus=cpus, deadline=deadline, say=_say)
     for name, why in outcome.failed.items():
         print(f"\n{name} failed:\n  " + "\n  ".join(why.splitlines()), file=sys.stderr, flush=True)
+    for name, why in outcome.left.items():
+        if why:
+            print(f"\n{name} is left: {why}", file=sys.stderr, flush=True)
     _say(
         f"{len(outcome.done)} done, {len(outcome.failed)} failed, {len(outcome.left)} left "
         f"after {(time.monotonic() - started) / 60:.1f} minutes"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from suite.plan import Cell, Plan, plan
+from suite.cells import Cell
+from suite.plan import Plan, plan
 from suite.record import Record, run_of, write_record
 from suite.schema import Suite
 

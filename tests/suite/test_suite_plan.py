@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
-from suite.plan import ROOT, load_plan, select, sources
+from suite.cells import select
+from suite.plan import ROOT, load_plan, sources
 
 from maestro_dist.config.load import load_config
 from maestro_dist.errors import ConfigError
@@ -26,9 +27,11 @@ def changed(tmp_path: Path, change: Any) -> str:
 
 def test_cells_of_the_smoke_suite(tmp_path: Path) -> None:
     plan = load_plan(SMOKE, [f"storage={tmp_path}"])
-    maestro, lightgbm, minirocket = plan.cells
+    pretrain, maestro, lightgbm, minirocket = plan.cells
     assert maestro.name == "excerpt.maestro.s1"
-    assert maestro.command.startswith("python -m maestro_dist.train configs/quickstart.yaml run.launcher=inline ")
+    begin = f"python -m maestro_dist.train configs/quickstart.yaml run.start={tmp_path}/excerpt.pretrain.s1 "
+    assert maestro.command.startswith(begin)
+    assert (pretrain.name, pretrain.scored) == ("excerpt.pretrain.s1", False)
     assert lightgbm.command.startswith("python -m benchmarks.baselines lightgbm evaluation.metric=accuracy ")
     assert (maestro.cpus, maestro.inline, plan.experiment) == (1, True, "smoke")
     assert minirocket.settings["baseline.drop"] == 0.4
@@ -58,7 +61,8 @@ def test_the_real_suite_is_sound() -> None:
         stages[cell.stage] = stages.get(cell.stage, 0.0) + cell.minutes
     assert list(stages) == list(range(1, len(stages) + 1))
     assert max(stages.values()) <= 100
-    folds = [cell for cell in plan.cells if cell.data == "stress_folds" and cell.entry == "lightgbm"]
+    assert sum(stages.values()) <= 2 * 6 * 60, "six hours of two cores"
+    folds = [cell for cell in plan.cells if cell.data == "stress_folds" and cell.entry == "lightgbm_recording"]
     assert [(cell.fold, cell.seed) for cell in folds][:4] == [(0, 2711), (0, 2712), (0, 2713), (1, 2711)]
     packed = dict(sources(plan, folds))
     assert len(packed) == 5
@@ -70,15 +74,15 @@ def test_the_real_suite_is_sound() -> None:
 
 def test_cells_are_selected_by_name_and_stage(tmp_path: Path) -> None:
     plan = load_plan(SMOKE, ["stage_minutes=1.3", "seeds=[1, 2]"])
-    assert [cell.stage for cell in plan.cells] == [1, 2, 2, 3, 3, 3]
-    assert [cell.name for cell in select(plan.cells, ["*.lightgbm.*"], 3)] == ["excerpt.lightgbm.s2"]
-    with pytest.raises(ConfigError, match="no cell fits --only nothing in stage any of 3"):
+    assert [cell.stage for cell in plan.cells] == [1, 2, 3, 4, 4, 5, 5, 5]
+    assert [cell.name for cell in select(plan.cells, ["*.lightgbm.*"], 5)] == ["excerpt.lightgbm.s2"]
+    with pytest.raises(ConfigError, match="no cell fits --only nothing in stage any of 5"):
         select(plan.cells, ["nothing"], None)
 
 
 def test_overrides_name_the_items_of_lists() -> None:
     plan = load_plan(SMOKE, ["entries.lightgbm.seeds=[5]", "data.excerpt.url=/elsewhere", "rates=[0]", "figures=[]"])
-    assert [cell.seed for cell in plan.cells] == [1, 5, 1]
+    assert [cell.seed for cell in plan.cells] == [1, 1, 5, 1]
     assert {cell.url for cell in plan.cells} == {"/elsewhere"}
     for wrong, said in (("entries.xgboost.seeds=[5]", "no 'xgboost'"), ("entries.seeds=[5]", "name one of the items")):
         with pytest.raises(ConfigError, match=said):

@@ -55,35 +55,40 @@ def test_a_killed_suite_goes_on_a_failed_cell_is_named_and_all_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cells = tmp_path / "cells"
-    maestro, minirocket = cells / "excerpt.maestro.s1", cells / "excerpt.minirocket.s1"
+    pretrain, maestro = cells / "excerpt.pretrain.s1", cells / "excerpt.maestro.s1"
 
     process = start(tmp_path, "--parallel", "1")
-    runs.wait_for((maestro / "checkpoints" / "step-000000004" / "checkpoint.json").exists, process)
+    runs.wait_for((pretrain / "checkpoints" / "step-000000004" / "checkpoint.json").exists, process)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not (maestro / "result.json").exists(), "killed too late"
+    assert not (pretrain / "result.json").exists(), "killed too late"
     runs.wait_for(lambda: not any(is_at_work(child) for child in children), seconds=30)
 
-    (minirocket / "predictions.npz").mkdir(parents=True)  # where it would write a file
+    (pretrain / "model").touch()  # where it would write into a folder
     process = start(tmp_path)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 1, printed
-    assert "3 cells chosen, 0 done" in printed
-    assert "2 done, 1 failed, 0 left" in printed
-    assert "\nexcerpt.minirocket.s1 failed:\n" in printed
-    assert "predictions.npz: Is a directory" in printed
-    assert "goes on at step" in (maestro / "job.log").read_text(), "the run went on from its checkpoint"
-    record = json.loads((maestro / "cell.json").read_text())
-    assert [attempt["status"] for attempt in record["attempts"]] == ["running", "succeeded"]
+    assert "4 cells chosen, 0 done" in printed
+    assert "2 done, 1 failed, 1 left" in printed
+    assert "\nexcerpt.pretrain.s1 failed:\n" in printed
+    assert "/excerpt.pretrain.s1/model" in printed
+    assert "\nexcerpt.maestro.s1 is left: it needs excerpt.pretrain.s1, which has failed\n" in printed
+    assert not maestro.exists(), "it has not been tried"
+    assert "goes on at step" in (pretrain / "job.log").read_text(), "the run went on from its checkpoint"
+    record = json.loads((pretrain / "cell.json").read_text())
+    assert [attempt["status"] for attempt in record["attempts"]] == ["running", "failed"]
     rows = json.loads((tmp_path / "report" / "results.json").read_text())
     assert [row["name"] for row in rows["rows"]] == ["LightGBM, complete"]
     assert rows["notes"] == ["not finished: MiniRocket against the best of the others, 40 % missing"]
 
-    (minirocket / "predictions.npz").rmdir()
+    (pretrain / "model").unlink()
     printed = runs.finish(start(tmp_path))
-    assert "3 cells chosen, 2 done" in printed
-    assert "3 done, 0 failed, 0 left" in printed
+    assert "4 cells chosen, 2 done" in printed
+    assert "4 done, 0 failed, 0 left" in printed
+    assert printed.index("excerpt.pretrain.s1 done") < printed.index("excerpt.maestro.s1 starts")
+    started = next(x for x in (maestro / "job.log").read_text().splitlines() if x.startswith("starts with "))
+    assert f" from {pretrain}/checkpoints/" in started, "with what was learnt without labels"
     check_cells(cells)
     check_report(tmp_path, capsys)
 
@@ -102,10 +107,10 @@ def check_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert rows[0]["value"] > 0.3
     capsys.readouterr()
     assert main(command(folder, "--list")[2:]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "3 of 3 done; stages 1 to 1"
+    assert capsys.readouterr().out.splitlines()[-1] == "4 of 4 done; stages 1 to 1"
     assert main(command(folder)[2:]) == 0
     again = capsys.readouterr().out
-    assert "3 done, 0 failed, 0 left" in again
+    assert "4 done, 0 failed, 0 left" in again
     assert " starts: " not in again
 
 
@@ -120,7 +125,8 @@ def check_cells(cells: Path) -> None:
     names = {path.parent.name for path in cells.glob("*/result.json")}
     assert set(tracked) == names
     people = None
-    for name in names:
+    assert not (cells / "excerpt.pretrain.s1" / "predictions.npz").exists(), "it answers nothing"
+    for name in names - {"excerpt.pretrain.s1"}:
         predictions = Predictions.read(Storage(str(cells)).join(name))
         result = json.loads((cells / name / "result.json").read_text())["evaluation"]
         classes = predictions.logits.shape[2]

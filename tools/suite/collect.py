@@ -16,7 +16,9 @@ from maestro_dist.errors import DataError, RunError
 from maestro_dist.evaluation import Evaluation, Predictions
 from maestro_dist.task.base import higher_is_better
 from suite.bootstrap import subject_weights, weighted_metric
-from suite.plan import Cell, Plan
+from suite.cells import Cell
+from suite.experts import Information, expert_information
+from suite.plan import Plan
 from suite.record import RESULT_FILE, Record, read_record, run_of
 
 
@@ -46,13 +48,14 @@ class Results:
     finished: dict[str, Finished]
     _tested: dict[tuple[str, int | None], tuple[np.ndarray, ...]] = field(default_factory=dict)
     _resampled: dict[tuple[object, ...], np.ndarray] = field(default_factory=dict)
+    _informed: dict[tuple[str, float], Information | None] = field(default_factory=dict)
 
     def seeds(self, entry: str, data: str) -> dict[int, list[Finished]]:
-        """Its seeds whose folds are all there, with their cells by fold."""
+        """Its seeds with all folds, with their cells by fold; a pre-training, which has no scores, has none."""
         found: dict[int, list[Finished]] = {}
         for seed in dict.fromkeys(cell.seed for cell in self.plan.cells_of(entry, data)):
             cells = [cell for cell in self.plan.cells_of(entry, data) if cell.seed == seed]
-            if all(cell.name in self.finished for cell in cells):
+            if all(cell.scored and cell.name in self.finished for cell in cells):
                 found[seed] = [self.finished[cell.name] for cell in cells]
         return found
 
@@ -96,6 +99,14 @@ class Results:
             return None
         return (max if higher_is_better(metric) else min)(means, key=lambda name: means[name])
 
+    def experts(self, item: Finished, rate: float) -> Information | None:
+        """Of a run's experts and missing sets at a rate; None where it has no experts, or there is one set only."""
+        place = item.cell.name, rate
+        if place not in self._informed:
+            key = rng.key(item.cell.seed, "experts", item.cell.name)
+            self._informed[place] = expert_information(item.predictions, rate, self.plan.suite.permutations, key)
+        return self._informed[place]
+
     def _resampled_seed(self, cells: list[Finished], metric: str, rate: float) -> np.ndarray:
         """One seed's metric under each resample of the subjects, mean over folds and draws: float64 [R]."""
         name = (cells[0].cell.name, metric, rate)
@@ -114,7 +125,7 @@ class Results:
         """Test subjects of a data set, over all folds with a finished cell."""
         seen = {}
         for item in self.finished.values():
-            if item.cell.data == data:
+            if item.cell.data == data and item.cell.scored:
                 seen[item.cell.fold] = len(np.unique(item.predictions.subject))
         return sum(seen.values())
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from typing import Any
 from benchmarks.common import cores
 
 from maestro_dist.errors import RunError
-from suite.plan import ROOT, Cell
+from suite.cells import Cell
+from suite.plan import ROOT
 
 _START_S = 120.0
 _OBJECT_STORE = 128 * 2**20  # bytes; nothing large goes through it
@@ -131,11 +132,12 @@ def cluster_cores(address: str | None) -> int:
 
 
 @contextmanager
-def head(parallel_cpus: int) -> Iterator[str]:
+def head(parallel_cpus: int, meanwhile: Callable[[], object]) -> Iterator[str]:
     """A Ray head node on loopback, for as long as the block lasts; yields the address of its job server.
 
     It asks for a token that only this process and its children know, and dies with this process. Ray must not have been
-    imported before: it looks then whether there is a token.
+    imported before: it looks then whether there is a token. `meanwhile` is done while the node starts, which takes
+    seconds.
     """
     with tempfile.TemporaryDirectory(prefix="suite-") as folder:
         token = Path(folder) / "token"
@@ -145,6 +147,7 @@ def head(parallel_cpus: int) -> Iterator[str]:
         os.environ.pop("RAY_ADDRESS", None)
         process, address = _started(parallel_cpus, folder)
         try:
+            meanwhile()
             _wait(address, process, Path(folder) / "head.log")
             yield address
         finally:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +14,14 @@ from pydantic import ValidationError
 from maestro_dist.config.check import check, identity
 from maestro_dist.config.load import apply_override, load_config, read_tree
 from maestro_dist.config.schema import Config, SourceConfig
+from maestro_dist.data.storage import Storage
 from maestro_dist.errors import ConfigError
 from maestro_dist.tracking.run import tracking_uri
-from suite.schema import Ablation, DataSet, Entry, Figure, Suite, Value
+from suite.cells import Cell, filled, in_order, needed, staged
+from suite.checks import check_ablations, check_entries, check_figures, hint
+from suite.schema import Ablation, DataSet, Entry, Suite
 
 ROOT = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of the table.
-
-    entry, data, fold, seed  its place in the table; `name` says them all, and is the name of its run
-    config     its configuration file, relative to the repository, if it has one
-    arguments  what comes after `python -m`
-    settings   what decides its result (plain JSON): a finished cell with others is not this one
-    cpus       CPU cores that it keeps busy; `inline`: in the job's own process
-    stage      number of the stage that it belongs to, from 1
-    """
-
-    name: str
-    entry: str
-    kind: str
-    data: str
-    fold: int | None
-    seed: int
-    url: str
-    config: str | None
-    arguments: tuple[str, ...]
-    settings: dict[str, Any]
-    cpus: int
-    inline: bool
-    minutes: float
-    stage: int = 0
-
-    @property
-    def command(self) -> str:
-        """As one types it."""
-        return shlex.join(["python", "-m", *self.arguments])
 
 
 @dataclass(frozen=True)
@@ -102,23 +69,11 @@ def plan(suite: Suite) -> Plan:
     tracking = absolute(suite.tracking_uri or tracking_uri(None, storage))
     empty = Plan(suite, (), storage, tracking, suite.experiment or suite.name)
     entries = [*suite.entries, *_ablated(suite)]
-    _check_names(suite, entries)
-    cells = [cell for entry in entries for cell in _cells(empty, entry)]
-    return replace(empty, cells=tuple(_staged(cells, suite.stage_minutes)))
-
-
-def select(cells: Sequence[Cell], only: Sequence[str], stage: int | None) -> list[Cell]:
-    """The cells of a stage whose name fits one of the globs. Raises ConfigError where there is none."""
-    found = [
-        cell
-        for cell in cells
-        if (stage is None or cell.stage == stage) and (not only or any(fnmatchcase(cell.name, glob) for glob in only))
-    ]
-    if not found:
-        globs = " ".join(only) or "*"
-        stages = max((cell.stage for cell in cells), default=0)
-        raise ConfigError(f"no cell fits --only {globs} in stage {stage or 'any'} of {stages} (see --list)")
-    return found
+    check_entries(suite, entries)
+    cells = in_order([cell for entry in entries for cell in _cells(empty, entry)])
+    check_ablations(suite, cells)
+    check_figures(suite, cells)
+    return replace(empty, cells=tuple(staged(cells, suite.stage_minutes)))
 
 
 def sources(plan: Plan, cells: Iterable[Cell]) -> Iterator[tuple[str, SourceConfig | None]]:
@@ -178,12 +133,12 @@ def _ablated(suite: Suite) -> Iterator[Entry]:
         bases = [entry for entry in suite.entries if entry.name == ablation.of]
         where = f"ablations.{ablation.name}"
         if not bases:
-            hint = _hint(ablation.of, [entry.name for entry in suite.entries])
-            raise ConfigError(f"{where}.of: no entry {ablation.of!r}{hint}")
+            near = hint(ablation.of, [entry.name for entry in suite.entries])
+            raise ConfigError(f"{where}.of: no entry {ablation.of!r}{near}")
         known = [name for entry in bases for name in entry.data]
         for name in ablation.data or known:
             if name not in known:
-                raise ConfigError(f"{where}.data: {ablation.of!r} has no {name!r}{_hint(name, known)}")
+                raise ConfigError(f"{where}.data: {ablation.of!r} has no {name!r}{hint(name, known)}")
         for base in bases:
             data = [name for name in base.data if name in (ablation.data or known)]
             if data:
@@ -213,7 +168,10 @@ def _cells(plan: Plan, entry: Entry) -> Iterator[Cell]:
 
 
 def _cell(plan: Plan, entry: Entry, data: DataSet, fold: int | None, seed: int) -> Cell:
-    name = ".".join([data.name, *([] if fold is None else [f"f{fold}"]), entry.name, f"s{seed}"])
+    name = _name(data, fold, entry.name, seed)
+    needs = {other: _name(data, fold, other, seed) for other in needed(entry.set)}
+    places = {other: Storage(plan.storage).join(cell).url for other, cell in needs.items()}
+    changes = [filled(override, lambda other: places[other]) for override in entry.set]
     url = absolute(data.url if fold is None else data.url.replace("{fold}", str(fold)))
     common = {
         "run.name": name,
@@ -231,16 +189,21 @@ def _cell(plan: Plan, entry: Entry, data: DataSet, fold: int | None, seed: int) 
     own = {}
     try:
         if entry.kind == "maestro":
-            arguments = ["maestro_dist.train", *given, *entry.set, *last]
-            config = load_config(_found(entry.config), [*entry.set, *last])
+            arguments = ["maestro_dist.train", *given, *changes, *last]
+            config = load_config(_found(entry.config), [*changes, *last])
             check(config)
         else:
-            chosen = [f"evaluation.metric={data.metrics[0]}", *entry.set, *last]
+            chosen = [f"evaluation.metric={data.metrics[0]}", *changes, *last]
             arguments = ["benchmarks.baselines", entry.kind, *given, *chosen]
             config, baseline = load_settings([*([str(_found(entry.config))] if given else []), *chosen])
             own = {f"baseline.{key}": value for key, value in baseline.model_dump(mode="json").items()}
     except ConfigError as error:
         raise ConfigError(f"entry {entry.name!r} on {data.name!r}: {error}") from None
+    named = {place: f"{{run:{other}}}" for other, place in places.items()}  # a storage that was moved changes nothing
+    deciding = {
+        key: named.get(value, value) if isinstance(value, str) else value
+        for key, value in _deciding(config, entry.kind).items()
+    }
     return Cell(
         name=name,
         entry=entry.name,
@@ -251,11 +214,17 @@ def _cell(plan: Plan, entry: Entry, data: DataSet, fold: int | None, seed: int) 
         url=url,
         config=entry.config,
         arguments=tuple(arguments),
-        settings={"kind": entry.kind, **_deciding(config, entry.kind), **own},
+        settings={"kind": entry.kind, **deciding, **own},
         cpus=config.run.workers * config.run.cpus_per_worker if entry.kind == "maestro" else 1,
         inline=entry.kind != "maestro" or config.run.launcher == "inline",
         minutes=entry.minutes,
+        needs=needs,
+        scored=config.task.kind != "pretrain",
     )
+
+
+def _name(data: DataSet, fold: int | None, entry: str, seed: int) -> str:
+    return ".".join([data.name, *([] if fold is None else [f"f{fold}"]), entry, f"s{seed}"])
 
 
 def _deciding(config: Config, kind: str) -> dict[str, Any]:
@@ -266,58 +235,6 @@ def _deciding(config: Config, kind: str) -> dict[str, Any]:
 
 def _found(config: str | None) -> str:
     return config if config is None or "://" in config else str(ROOT / config)  # type: ignore[return-value]
-
-
-def _staged(cells: Sequence[Cell], longest: float) -> Iterator[Cell]:
-    """Cells in their order, cut where the minutes, one after the other, would be more than `longest`."""
-    stage, minutes = 1, 0.0
-    for cell in cells:
-        if minutes and minutes + cell.minutes > longest:
-            stage, minutes = stage + 1, 0.0
-        minutes += cell.minutes
-        yield replace(cell, stage=stage)
-
-
-def _check_names(suite: Suite, entries: Sequence[Entry]) -> None:
-    sets = {data.name: data for data in suite.data}
-    if len(sets) < len(suite.data):
-        raise ConfigError("data: two data sets have the same name")
-    places: set[tuple[str, str]] = set()
-    for entry in entries:
-        for name in entry.data:
-            where = f"entries.{entry.name}.data"
-            if name not in sets:
-                raise ConfigError(f"{where}: no data set {name!r}{_hint(name, list(sets))}")
-            if (entry.name, name) in places:
-                raise ConfigError(f"{where}: {entry.name!r} is on {name!r} twice")
-            places.add((entry.name, name))
-            folds = sets[name].folds
-            if entry.folds is not None and (folds is None or max(entry.folds) >= folds):
-                raise ConfigError(f"entries.{entry.name}.folds: {name!r} has {folds or 'no'} folds, counted from 0")
-    for figure in suite.figures:
-        _check_figure(figure, suite, places)
-
-
-def _check_figure(figure: Figure, suite: Suite, places: set[tuple[str, str]]) -> None:
-    for key in ("value", "minus", "over"):
-        value: Value | None = getattr(figure, key)
-        if value is None:
-            continue
-        where = f"figures, {figure.name!r}: {key}"
-        for entry in [value.entry] if isinstance(value.entry, str) else value.entry:
-            if (entry, value.data) not in places:
-                known = sorted(name for name, data in places if data == value.data)
-                raise ConfigError(f"{where}.entry: no {entry!r} on {value.data!r}{_hint(entry, known)}")
-        metrics = next(data.metrics for data in suite.data if data.name == value.data)
-        if value.metric is not None and value.metric not in metrics:
-            raise ConfigError(f"{where}.metric: {value.data!r} has {', '.join(metrics)}")
-        if value.missing not in suite.rates:
-            raise ConfigError(f"{where}.missing: {value.missing} is not one of rates {suite.rates}")
-
-
-def _hint(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(dict.fromkeys(known)) or 'none'}"
 
 
 def _problem(item: Any, tree: Any) -> str:

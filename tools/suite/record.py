@@ -11,7 +11,8 @@ from benchmarks.common import machine
 
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.errors import RunError
-from suite.plan import Cell, Plan
+from suite.cells import Cell
+from suite.plan import Plan
 
 RECORD_FILE = "cell.json"
 RESULT_FILE = "result.json"

@@ -93,7 +93,7 @@ def _where(results: Results, records: Sequence[Record]) -> list[str]:
 
 def _data(results: Results, name: str) -> list[str]:
     data = results.plan.data(name)
-    cells = [item for item in results.finished.values() if item.cell.data == name]
+    cells = [item for item in results.finished.values() if item.cell.data == name and item.cell.scored]
     if not cells:
         return []
     folds = {item.cell.fold: item for item in cells}
@@ -113,12 +113,12 @@ def _figures(found: Sequence[Found]) -> list[str]:
         if row is None:
             rows.append([figure.name, "", "not finished", ""])
             continue
-        reach = (
-            "none" if row.reach is None else f"{row.sense} {row.reach:.3f}" + (f" ({item.said})" if item.said else "")
-        )
-        reach += "" if figure.aim is None else f"; aim {figure.aim:g}"
+        shown = "g" if figure.count is not None else ".3f"
+        reach = "none" if row.reach is None else f"{'less than' if item.strict else row.sense} {row.reach:{shown}}"
+        reach += f" ({item.said})" if item.said else ""
+        reach += "" if item.aim is None else f"; aim {item.aim:.3g}"
         holds = "" if row.holds is None else "yes" if row.holds else "**no**"
-        rows.append([figure.name, reach, f"{row.value:.3f} {row.unit}".strip(), holds])
+        rows.append([figure.name, reach, f"{row.value:{shown}} {row.unit}".strip(), holds])
     return table(["figure", "reach", "measured", "reached"], rows)
 
 

@@ -52,7 +52,8 @@ class Entry(Part):
     config: str | None = None
     """Configuration file, relative to the repository; a baseline can do without."""
     set: list[str] = []
-    """Overrides, `section.key=value`; of a baseline also `baseline.key=value`."""
+    """Overrides, `section.key=value`; of a baseline also `baseline.key=value`. `{run:ENTRY}` in one is the place of
+    that entry's run on the same data set, fold and seed, which is then run first: `run.start={run:pretrain}`."""
     data: Annotated[list[str], AtLeastOne]
     """Data sets."""
     folds: list[Count] | None = None
@@ -79,7 +80,7 @@ class Ablation(Part):
     label: str | None = None
     """What was changed, for people; by default its name."""
     set: Annotated[list[str], AtLeastOne]
-    """Overrides that change it."""
+    """Overrides that change it; those that leave all as it is are refused."""
     data: list[str] | None = None
     """Data sets; by default those of the entry."""
     folds: list[Count] | None = None
@@ -101,9 +102,22 @@ class Value(Part):
     """Which metric; by default the data set's first."""
     missing: Share = 0.0
     """At which missing rate."""
-    of: Literal["mean", "ensemble", "spread", "drop"] = "mean"
+    of: Literal["mean", "ensemble", "spread", "drop", "expert_p"] = "mean"
     """mean: over seeds, folds and draws; ensemble: of the seeds' averaged probabilities; spread: standard deviation
-    over the seeds; drop: what the mean loses from complete to `missing`."""
+    over the seeds; drop: what the mean loses from complete to `missing`; expert_p: that experts answer to what is
+    missing by chance, the largest p of all runs (1 where a run has no experts)."""
+    within: PositiveFloat | None = None
+    """Of several entries' drops (`over` alone), the least among those whose complete figure lies within this of the
+    complete figure of what is compared with it. That has to lose less; where there is no such entry, nothing is to be
+    reached."""
+
+    @model_validator(mode="after")
+    def _experts_are_of_one_entry(self) -> Value:
+        if self.of == "expert_p" and not isinstance(self.entry, str):
+            raise ValueError("of: expert_p is of one entry")
+        if self.within is not None and self.of != "drop":
+            raise ValueError("within: chooses among drops; it needs of: drop")
+        return self
 
 
 class Figure(Part):
@@ -111,8 +125,10 @@ class Figure(Part):
 
     name: str
     """How tables call it."""
-    value: Value
+    value: Value | None = None
     """The figure."""
+    count: Annotated[list[str], AtLeastOne] | None = None
+    """In place of `value`: names of other figures, of which those are counted that are reached."""
     minus: Value | None = None
     """Taken away from it."""
     reach: float | None = None
@@ -125,6 +141,8 @@ class Figure(Part):
     """On which side of what is to be reached it should lie."""
     aim: float | None = None
     """What would be better still; shown beside it, never counted."""
+    aim_share: PositiveFloat | None = None
+    """The aim as a share of what is to be reached: .5 is half of it."""
 
     @model_validator(mode="after")
     def _one_reach(self) -> Figure:
@@ -132,6 +150,29 @@ class Figure(Part):
             raise ValueError("reach: give a number, or over (and by), not both")
         if self.by and self.over is None:
             raise ValueError("by: there is no over that it would be added to")
+        if self.aim is not None and self.aim_share is not None:
+            raise ValueError("aim: give a number, or aim_share, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _value_or_count(self) -> Figure:
+        if (self.value is None) == (self.count is None):
+            raise ValueError("value: give either a value or a count of figures")
+        if self.count is not None and (self.over or self.minus):
+            raise ValueError("count: nothing is taken away from it, and what it should reach is a number")
+        return self
+
+    @model_validator(mode="after")
+    def _drops_are_alike(self) -> Figure:
+        if (self.value and self.value.within) or (self.minus and self.minus.within):
+            raise ValueError("within: belongs to over")
+        if self.over is None or self.over.within is None or self.value is None:
+            return self
+        same = ("data", "metric", "missing", "of")
+        if any(getattr(self.value, key) != getattr(self.over, key) for key in same) or self.minus:
+            raise ValueError(f"over.within: value and over must have the same {', '.join(same)}, and there is no minus")
+        if not isinstance(self.value.entry, str) or self.sense != "at most":
+            raise ValueError("over.within: value must be of one entry, and sense: at most")
         return self
 
 

@@ -7,13 +7,11 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from maestro_dist import rng
 from maestro_dist.evaluation.result import percent
 from maestro_dist.evaluation.table import metric_label
 from maestro_dist.task.base import higher_is_better
 from suite.bootstrap import interval
 from suite.collect import Results
-from suite.experts import expert_information
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -67,6 +65,8 @@ def ablation_table(results: Results, data: str, labels: dict[str, str]) -> list[
     sign = 1 if higher_is_better(metric) else -1
     rows = []
     for ablation in results.plan.suite.ablations:
+        if data not in (ablation.data or [data]):
+            continue  # another one of the same name
         seeds = list(results.seeds(ablation.name, data))
         common = [seed for seed in seeds if seed in results.seeds(ablation.of, data)]
         if not common:
@@ -94,8 +94,7 @@ def expert_table(results: Results, data: str) -> list[str]:
     for entry in dict.fromkeys(item.name for item in suite.entries):
         for seed, cells in results.seeds(entry, data).items():
             for item in cells:
-                key = rng.key(seed, "experts", item.cell.name)
-                found = expert_information(item.predictions, rate, suite.permutations, key)
+                found = results.experts(item, rate)
                 if found is not None:
                     fold = [] if item.cell.fold is None else [f"fold {item.cell.fold}"]
                     rows.append([

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import MaestroError
+from suite.cells import Cell
 from suite.jobs import Jobs
-from suite.plan import Cell, Plan
+from suite.plan import Plan
 from suite.record import LOG_FILE, Record, begin_attempt, changes, is_done, run_of, write_record
 
 _POLL_S = 0.5
@@ -19,11 +20,12 @@ _TAIL = 12
 
 @dataclass
 class Outcome:
-    """Cells by how they ended; of those that failed, why, with the last lines of the job's log."""
+    """Cells by how they ended; of those that failed, why, with the last lines of the job's log; of those that were
+    left, what they need that is not there ("" where the time was over)."""
 
     done: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
-    left: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -36,7 +38,7 @@ class _Running:
 
 
 def sort_out(plan: Plan, cells: Sequence[Cell]) -> tuple[Outcome, list[Cell]]:
-    """What is done already, or cannot be what the suite asks for; and the cells that are to be run."""
+    """What is done already, cannot be what the suite asks for, or needs what is not there; and what is to be run."""
     outcome, waiting = Outcome(), []
     for cell in cells:
         done = is_done(plan, cell)
@@ -50,7 +52,31 @@ def sort_out(plan: Plan, cells: Sequence[Cell]) -> tuple[Outcome, list[Cell]]:
             outcome.done.append(cell.name)
         else:
             waiting.append(cell)
+    there = needed_before(plan, waiting, outcome)
+    leave_behind(waiting, outcome, there)
     return outcome, waiting
+
+
+def needed_before(plan: Plan, cells: Sequence[Cell], outcome: Outcome) -> set[str]:
+    """Of what these cells need and nobody has chosen, what is done."""
+    chosen = {*(cell.name for cell in cells), *outcome.done, *outcome.failed}
+    others = {name for cell in cells for name in cell.needs.values()} - chosen
+    done = {cell.name for cell in plan.cells if cell.name in others and is_done(plan, cell) and not changes(plan, cell)}
+    return done | set(outcome.done)
+
+
+def leave_behind(cells: list[Cell], outcome: Outcome, there: set[str]) -> list[Cell]:
+    """Take out the cells that need what is not `there` and not among them; `outcome` says why. Returns them."""
+    left = []
+    for cell in [cell for cell in cells if cell.needs]:  # in their order: what a needed one needs is seen first
+        coming = there | {other.name for other in cells}
+        missing = next((name for name in cell.needs.values() if name not in coming), None)
+        if missing is not None:
+            state = "has failed" if missing in outcome.failed else "is not finished"
+            outcome.left[cell.name] = f"it needs {missing}, which {state}"
+            cells.remove(cell)
+            left.append(cell)
+    return left
 
 
 def work(
@@ -66,29 +92,38 @@ def work(
 ) -> None:
     """Run cells, and note in `outcome` how they end.
 
-    At most `parallel` run at a time, and no more than have `cpus` cores together (one does always). Those that run at
+    At most `parallel` run at a time, and no more than have `cpus` cores together (one does always). A cell waits for
+    those that it needs; it is left where they have failed, or are neither done nor to be run. Cells that run at
     `deadline` (on `time.monotonic`) are stopped, and go on when the suite is started again.
     """
     waiting = list(cells)
-    worker = _Worker(plan, jobs, outcome, say, len(cells) + len(outcome.done))
+    worker = _Worker(plan, cells, jobs, outcome, say)
     try:
         worker.adopt(waiting)
         while (waiting or worker.running) and (deadline is None or time.monotonic() < deadline):
-            while waiting and worker.has_room(waiting[0], parallel, cpus):
-                worker.start(waiting.pop(0))
+            worker.leave(waiting)
+            while (cell := worker.ready(waiting)) is not None and worker.has_room(cell, parallel, cpus):
+                waiting.remove(cell)
+                worker.start(cell)
             worker.look()
             time.sleep(_POLL_S)
         if worker.running:
             say("the time is over; what runs is stopped, and goes on when the suite is started again")
     finally:  # also when a person stops the suite
-        outcome.left += [item.cell.name for item in worker.running] + [cell.name for cell in waiting]
+        outcome.left |= dict.fromkeys(
+            [*(item.cell.name for item in worker.running), *(cell.name for cell in waiting)], ""
+        )
         worker.stop()
 
 
 class _Worker:
-    def __init__(self, plan: Plan, jobs: Jobs, outcome: Outcome, say: Callable[[str], None], total: int) -> None:
-        self.plan, self.jobs, self.outcome, self.say, self.total = plan, jobs, outcome, say, total
+    def __init__(
+        self, plan: Plan, cells: Sequence[Cell], jobs: Jobs, outcome: Outcome, say: Callable[[str], None]
+    ) -> None:
+        self.plan, self.jobs, self.outcome, self.say = plan, jobs, outcome, say
+        self.total = len(cells) + len(outcome.done)
         self.running: list[_Running] = []
+        self.before = needed_before(plan, cells, outcome)
 
     def adopt(self, waiting: list[Cell]) -> None:
         """Take over jobs that an earlier start of the suite has left on a cluster."""
@@ -96,6 +131,19 @@ class _Worker:
         for cell in [cell for cell in waiting if cell.name in jobs]:
             waiting.remove(cell)
             self._watch(cell, jobs[cell.name], "goes on")
+
+    def leave(self, waiting: list[Cell]) -> None:
+        """Take out the cells whose needs will not be there."""
+        running = {item.cell.name for item in self.running}
+        for cell in leave_behind(waiting, self.outcome, running | self.before | set(self.outcome.done)):
+            self.say(f"{cell.name} is left: {self.outcome.left[cell.name]}")
+
+    def ready(self, waiting: Sequence[Cell]) -> Cell | None:
+        """The first cell whose needs are there."""
+        return next((cell for cell in waiting if all(map(self._is_there, cell.needs.values()))), None)
+
+    def _is_there(self, name: str) -> bool:
+        return name in self.before or name in self.outcome.done
 
     def has_room(self, cell: Cell, parallel: int, cpus: int) -> bool:
         busy = sum(item.cell.cpus for item in self.running)
