@@ -139,7 +139,7 @@ def head(parallel_cpus: int, meanwhile: Callable[[], object]) -> Iterator[str]:
     imported before: it looks then whether there is a token. `meanwhile` is done while the node starts, which takes
     seconds.
     """
-    with tempfile.TemporaryDirectory(prefix="suite-") as folder:
+    with tempfile.TemporaryDirectory(prefix="suite-", ignore_cleanup_errors=True) as folder:
         token = Path(folder) / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
@@ -162,6 +162,9 @@ def _started(cpus: int, folder: str) -> tuple[subprocess.Popen[bytes], str]:
     command += [f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
     command += [f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"]
     command += [f"--metrics-export-port={metrics}"]
+    # A job is told the address that the newest cluster of its temporary folder left there: with one folder for all, a
+    # job of another cluster on this machine would be sent to this one.
+    command += [f"--temp-dir={folder}"]
     # As launch_ray sets it for its own local Ray: the controller of Ray Train reads it from the cluster's processes.
     settings = {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2", "PATH": f"{bin_folder}:{os.environ.get('PATH', '')}"}
     with open(Path(folder) / "head.log", "wb") as log:
