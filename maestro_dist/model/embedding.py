@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,13 @@ from maestro_dist.model.context import OneProcess, SequenceContext
 from maestro_dist.model.layers import Key, Linear, Windowed
 from maestro_dist.model.summary import Summary
 from maestro_dist.types import Modality
+
+
+_TOGETHER = 1 << 20
+"""Most numbers that modalities prepared in one call have together."""
+
+_KEPT, _KEPT_WORDS = 256, 1024
+"""Time codes that are kept rather than made again at each step: how many, and of how many words at most."""
 
 
 def word_steps(config: ModelConfig, name: str) -> int:
@@ -43,6 +50,7 @@ class TimeCode:
         longest = max(modality.seconds for modality in modalities)
         pairs = -(-width // 2)
         low, high = math.log(2 * finest), math.log(max(4 * longest, 2 * finest))
+        self._known: dict[Any, Tensor] = {}
         self.frequencies = [
             2 * math.pi * math.exp(-(low + (high - low) * pair / max(1, pairs - 1))) for pair in range(pairs)
         ]
@@ -53,11 +61,19 @@ class TimeCode:
         # float64 ends here, before the halves are joined: three arrays of the codes' size less at a time
         return torch.cat((angles.sin().to(dtype), angles.cos_().to(dtype)), 1)[:, : self.width]
 
-
-def word_times(words: int, first: int, step: int, word: int, rate_hz: float, device: torch.device) -> Tensor:
-    """Centres in seconds, float64 [words], of words first, first + 1, ... when each stands `step` words apart."""
-    index = torch.arange(first, first + words, dtype=torch.float64, device=device)
-    return (index * (step * word) + word / 2) / rate_hz
+    def of_words(
+        self, index: tuple[int, int, int], word: int, rate_hz: float, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """Codes [n, d] of the centres of n words; `index`: n, number of the first, how many words they stand apart."""
+        key = (index, word, rate_hz, dtype, device)
+        if key in self._known:
+            return self._known[key]
+        words, first, step = index
+        number = torch.arange(first, first + words, dtype=torch.float64, device=device)
+        code = self((number * (step * word) + word / 2) / rate_hz, dtype)
+        if words <= _KEPT_WORDS and len(self._known) < _KEPT and not code.is_inference():
+            self._known[key] = code
+        return code
 
 
 def _narrow(linear: Linear, x: Tensor) -> Tensor:
@@ -194,6 +210,15 @@ def _averaged(x: Tensor, observed: Tensor | None, size: int) -> tuple[Tensor, Te
     return (x.view(shape) * seen).sum(2) / seen.sum(2).clamp_min(1), seen.amax(2)
 
 
+class Prepared(NamedTuple):
+    """What the tokens of one modality's rows are made from; features [R, F'] and there bool [R, 1] (whether a row has
+    any observation) where there is a summary token."""
+
+    words: sax.Words
+    features: Tensor | None
+    there: Tensor | None
+
+
 _EMBEDDINGS = {"ordinal": Ordinal, "table": Table, "patch": Patch}
 
 
@@ -229,18 +254,24 @@ class Embedding(nn.Module):
         return self.stem is None and self.summary is None and not isinstance(self.symbols, Patch)
 
     def forward(
-        self, values: Tensor | None, recording: Tensor | None, dtype: torch.dtype, symbols: Tensor | None = None
+        self,
+        values: Tensor | None,
+        recording: Tensor | None,
+        dtype: torch.dtype,
+        symbols: Tensor | None = None,
+        prepared: Prepared | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens of raw windows, or of their symbols where those are known and suffice.
 
-        values float [R, T, D] or None; recording [R, D, 2] or None; symbols uint8 [R, W, D] as of `symbolise`, or None.
+        values float [R, T, D] or None; recording [R, D, 2] or None; symbols uint8 [R, W, D] as of `symbolise`, or None;
+        prepared: what `prepare` makes of values and recording, where that is there already.
         Returns the tokens [R, S + W, d] (the summary token first, if it is held here), and the observed masks
         bool [R, S] and [R, W].
 
         Raises:
             DataError: samples inside the words are needed but only symbols came, or statistics of the recording lack.
         """
-        if values is None or (symbols is not None and self.symbols_suffice):
+        if prepared is None and (values is None or (symbols is not None and self.symbols_suffice)):
             if symbols is None or not self.symbols_suffice:
                 raise DataError(
                     f"modality {self.modality.name!r} comes without raw windows, but model.embedding patch, model.stem"
@@ -249,42 +280,52 @@ class Embedding(nn.Module):
             words = sax.Words(symbols, None, whole=False)
             start, _ = self.sequence.slice(self.modality.name, symbols.shape[1] * self.word)
             return self._tokens(words, start, dtype), words.observed[:, :0], words.observed
-        given = self._given(recording)
+        if prepared is None:
+            assert values is not None
+            prepared = self.prepare(values, self.reference(recording), dtype)
+        words, features, there = prepared
+        start, _ = self.sequence.slice(self.modality.name, words.symbols.shape[1] * self.word)
+        tokens = self._tokens(words, start, dtype)
+        if self.summary is None or features is None or there is None:
+            return tokens, words.observed[:, :0], words.observed
+        width = 1 if self.sequence.rank == 0 else 0
+        tokens = torch.cat((self.summary(features)[:, None, :][:, :width], tokens), 1)
+        return tokens, there[:, :width], words.observed
+
+    def prepare(self, values: Tensor, given: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> Prepared:
+        """What tokens of raw windows [R, T, D] are made from; `given`: `reference` of these rows. No parameters."""
         window = None
         if self.normalize == "window" or self.summary is not None:
             window = sax.moments(values, self.sequence)
-        reference = sax.window_reference(window) if self.normalize == "window" and window is not None else given
+        own = sax.window_reference(window) if self.normalize == "window" and window is not None else given
+        assert own is not None
         edges = self.edges.view(torch.float64)
-        words = sax.words(values, self.word, edges, reference, None if self.symbols_suffice else dtype)
-
+        words = sax.words(values, self.word, edges, own, None if self.symbols_suffice else dtype)
+        if self.summary is None or window is None or given is None:
+            return Prepared(words, None, None)
         start, steps = self.sequence.slice(self.modality.name, values.shape[1])
-        tokens = self._tokens(words, start, dtype)
-        observed = words.observed
-        held = observed[:, :0]
-        if self.summary is not None and window is not None:
-            own = words if reference is given else sax.words(values, self.word, edges, given, dtype)
-            token = self.summary(own.samples, (window.mean - given[0]) / given[1], window, given[1], start, steps)
-            width = 1 if self.sequence.rank == 0 else 0
-            held = (window.n > 0).any(1, keepdim=True)[:, :width]
-            tokens = torch.cat((token[:, None, :][:, :width], tokens), 1)
-        return tokens, held, observed
+        samples = (words if own is given else sax.words(values, self.word, edges, given, dtype)).samples
+        assert samples is not None
+        mean, unit = given
+        features = self.summary.features(samples, (window.mean - mean) / unit, window, unit, start, steps)
+        return Prepared(words, features, (window.n > 0).any(1, keepdim=True))
 
     def symbolise(self, values: Tensor, recording: Tensor | None = None) -> Tensor:
         """Symbols uint8 [R, W, D] that the tokens of `values` are made from; `recording` as in `forward`."""
-        reference = None if self.normalize == "window" else self._given(recording)
+        reference = None if self.normalize == "window" else self.reference(recording)
         return sax.tokenise(values, self.word, self.edges.view(torch.float64), reference, self.sequence)
 
     def _tokens(self, words: sax.Words, start: int, dtype: torch.dtype) -> Tensor:
         """Tokens [R, W, d]; `start`: global number of the first step."""
-        length, device = words.symbols.shape[1], words.symbols.device
-        seconds = word_times(length, start // self.word, 1, self.word, self.modality.rate_hz, device)
-        tokens: Tensor = self.symbols(words.symbols, words.samples) + self.time(seconds, dtype)
+        tokens: Tensor = self.symbols(words.symbols, words.samples)
+        index = (words.symbols.shape[1], start // self.word, 1)
+        tokens = tokens + self.time.of_words(index, self.word, self.modality.rate_hz, dtype, tokens.device)
         if self.stem is not None:
             tokens = tokens + self.stem(words.samples, words.whole)
         return tokens
 
-    def _given(self, recording: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and divisor of the recording or of the training split."""
+    def reference(self, recording: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and divisor, float64, of the recordings [R, D, 2] (then [R, D]), or of the training split ([D])."""
         if self.normalize == "recording":
             return sax.given_reference(*self._recording(recording).unbind(-1))
         return sax.given_reference(self.mean.view(torch.float64), self.std.view(torch.float64))
@@ -296,6 +337,42 @@ class Embedding(nn.Module):
                 " or set model.normalize to window or dataset"
             )
         return recording
+
+
+def prepare_together(
+    embeddings: Mapping[str, Embedding],
+    values: Mapping[str, Tensor],
+    recording: Mapping[str, Tensor],
+    dtype: torch.dtype,
+) -> dict[str, Prepared]:
+    """`Embedding.prepare` of modalities whose windows and words are alike, in one call: it has no parameters, no row of
+    it looks at another, and many small calls cost more than what they compute. Modalities that stand alone, or whose
+    windows are large enough to be worth a call each, are left to themselves.
+    """
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for name, embedding in embeddings.items():
+        if name in values:
+            alike.setdefault((embedding.word, *values[name].shape[1:]), []).append(name)
+    prepared = {}
+    for names in alike.values():
+        if len(names) == 1 or sum(values[name].numel() for name in names) > _TOGETHER:
+            continue
+        first = embeddings[names[0]]
+        rows = [len(values[name]) for name in names]
+        given = [
+            [part.expand(count, -1) for part in embeddings[name].reference(recording.get(name))]
+            for name, count in zip(names, rows, strict=True)
+            if first.normalize != "window" or first.summary is not None
+        ]
+        mean, unit = (torch.cat(parts) for parts in zip(*given, strict=True)) if given else (None, None)
+        reference = None if mean is None or unit is None else (mean, unit)
+        words, features, there = first.prepare(torch.cat([values[name] for name in names]), reference, dtype)
+        whole = [words.whole] * len(names)
+        pieces = (words.symbols, words.samples, features, there)
+        cut = (part.split(rows) if part is not None else [None] * len(names) for part in pieces)
+        for name, symbols, samples, own, seen, all_seen in zip(names, *cut, whole, strict=True):
+            prepared[name] = Prepared(sax.Words(symbols, samples, all_seen), own, seen)
+    return prepared
 
 
 def _check_statistics(modality: Modality) -> None:

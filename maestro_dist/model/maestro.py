@@ -7,7 +7,7 @@ T_j steps, W_j words, N tokens, d width, H heads, E experts, C outputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from maestro_dist.errors import ConfigError
 from maestro_dist.model import budget, layout
 from maestro_dist.model.budget import BudgetGate, Budgets
 from maestro_dist.model.context import ExpertsFactory, OneProcess, SequenceContext
-from maestro_dist.model.embedding import Embedding, TimeCode, word_steps, word_times
+from maestro_dist.model.embedding import Embedding, Prepared, TimeCode, prepare_together, word_steps
 from maestro_dist.model.encoder import Encoder, fusion_layer
 from maestro_dist.model.head import ModalityHeads, pool
 from maestro_dist.model.layers import Key, Linear, checkpointed
@@ -170,10 +170,15 @@ class Trunk(nn.Module):
         """Flat tokens of each modality at depth 0, and the masks and counts of all depths."""
         tokens, parts, words, summaries = [], [], [], []
         lead = int(self.config.summary != "none")
+        again = self.config.checkpoint == "layers"
+        prepared: dict[str, Prepared] = {}
+        if not again and self.sequence.size == 1:  # recordings so long that this is on are worth a call each
+            embeddings = cast(dict[str, Embedding], dict(self.embeddings.items()))
+            raw = {name: values for name, values in batch.values.items() if name not in batch.symbols}
+            prepared = prepare_together(embeddings, raw, batch.recording, self.unit.dtype)
         for name, word in zip(self.names, self.words, strict=True):
             values, symbols = batch.values.get(name), batch.symbols.get(name)
-            inputs = values, batch.recording.get(name), self.unit.dtype, symbols
-            again = self.config.checkpoint == "layers"
+            inputs = values, batch.recording.get(name), self.unit.dtype, symbols, prepared.get(name)
             embedded, summary, observed = checkpointed(again, self.embeddings[name], *inputs)
             local = observed.shape[1] * word if values is None else values.shape[1]
             start, steps = self.sequence.slice(name, local)
@@ -205,8 +210,8 @@ class Trunk(nn.Module):
         distilled = 2**self.config.encoder_layers if self.config.distil else 1
         codes = []
         for part, word, modality in zip(joint.parts, self.words, self.modalities, strict=True):
-            seconds = word_times(part.words, part.first, distilled, word, modality.rate_hz, self.unit.device)
-            code = self.time(seconds, self.unit.dtype)
+            index = (part.words, part.first, distilled)
+            code = self.time.of_words(index, word, modality.rate_hz, self.unit.dtype, self.unit.device)
             codes.append(torch.cat((code.new_zeros(part.summary, code.shape[1]), code)) if part.summary else code)
         return codes
 

@@ -39,8 +39,13 @@ class Summary(nn.Module):
         self.full, self.sequence, self.pieces = kind == "statistics", sequence, pieces
         self.linear = Linear(variates * (STATISTICS if self.full else LEVEL) * (1 + pieces), width)
 
-    def forward(self, samples: Tensor, mean: Tensor, window: Moments, unit: Tensor, start: int, steps: int) -> Tensor:
-        """The summary token [R, d].
+    def forward(self, features: Tensor) -> Tensor:
+        """`features` [R, F'] of each row -> its summary token [R, d]."""
+        out: Tensor = self.linear(features)
+        return out
+
+    def features(self, samples: Tensor, mean: Tensor, window: Moments, unit: Tensor, start: int, steps: int) -> Tensor:
+        """What the token is made from, [R, D F (1 + K)]; it takes no parameters, so modalities can share a call.
 
         samples [R, W, w, 2 D] of `sax.Words`, in units; mean float64 [R, D] in units; window: moments in raw units;
         unit: one unit, float64 [D] or [R, D]; start: global number of the first step; steps: how many there are over
@@ -55,8 +60,7 @@ class Summary(nn.Module):
         if self.pieces:
             encoded = piecewise(stacked, self.pieces).flatten(2) * observed[..., None]
             stacked = torch.cat((stacked, encoded.to(stacked.dtype)), 2)
-        out: Tensor = self.linear(stacked.flatten(1))
-        return out
+        return stacked.flatten(1)
 
     def _statistics(
         self, samples: Tensor, mean: Tensor, spread: Tensor, count: Tensor, start: int, steps: int
