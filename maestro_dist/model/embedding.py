@@ -21,7 +21,6 @@ from maestro_dist.model.layers import Key, Linear, Windowed
 from maestro_dist.model.summary import Summary
 from maestro_dist.types import Modality
 
-
 _TOGETHER = 1 << 20
 """Most numbers that modalities prepared in one call have together."""
 
