@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 HEADS = ("head.", "modality_heads.")
 """Parameters that belong to a task; they always start anew."""
-_SAME = ("heads", "alphabet", "normalize", "embedding", "stem", "summary", "distil")
+_SAME = ("heads", "alphabet", "normalize", "embedding", "stem", "summary", "summary_bands", "distil")
 """Values of the model that say what its weights mean, beside those that show in their shapes."""
 
 

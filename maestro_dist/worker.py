@@ -227,7 +227,7 @@ def evaluate_on(
 
 
 def assemble(
-    config: Config, mesh: Mesh, prepare: Callable[[Trunk], None] = lambda model: None
+    config: Config, mesh: Mesh, prepare: Callable[[Trunk, Manifest], None] = lambda model, manifest: None
 ) -> tuple[State, TrainStream]:
     """The state of a run at its start, with model and engine, and its training stream. A process group must exist.
 
@@ -238,7 +238,7 @@ def assemble(
     from maestro_dist.parallel.engine import Engine
 
     pieces = build(config, mesh=mesh)
-    prepare(pieces.model)
+    prepare(pieces.model, pieces.manifest)
     engine = Engine(pieces.model, build_optimizer(pieces.model, config.optim), config, mesh)
     samples, per_epoch, total = count_steps(config, pieces.manifest)
     state = State(
@@ -276,6 +276,7 @@ def _train(job: Job, say: Say, stack: ExitStack) -> None:
 
     from maestro_dist.checkpoint import Saver, newest, restore
     from maestro_dist.loop import fit
+    from maestro_dist.standardise import standardise
     from maestro_dist.start import take
 
     config = parse(job.config, "the driver's configuration")
@@ -283,8 +284,11 @@ def _train(job: Job, say: Say, stack: ExitStack) -> None:
     mesh = build_mesh(config.mesh, world=dist.get_world_size(), rank=dist.get_rank())
     found = _agreed(newest(job.run_url) if mesh.rank == 0 else None, job.run_url)
 
-    def begin(model: Trunk) -> None:
-        if job.start and not found:
+    def begin(model: Trunk, manifest: Manifest) -> None:
+        if found:
+            return
+        standardise(model, config, manifest, mesh)
+        if job.start:
             taken, of = take(model, job.start)
             if mesh.rank == 0:
                 say(f"starts with {taken} of {of} parameters from {redact(job.start)}")

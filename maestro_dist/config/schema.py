@@ -172,6 +172,9 @@ class ModelConfig(Section):
     """Convolutional stem inside each modality; none by default."""
     summary: Literal["none", "level", "statistics"] = "none"
     """One more token a present modality: window level, or window statistics."""
+    summary_bands: Count = 0
+    """Bands of the spectrum of a modality's words, of equal width in octaves, whose powers are statistics too; 0: none.
+    What rhythm a signal has, pulse and breath among them, shows in words that last some of its periods."""
     summary_pieces: Count = 0
     """Pieces of a piecewise-linear encoding of each of these statistics, beside its value; 0: its value alone."""
     attention: Literal["sparse", "dense"] = "sparse"
@@ -205,6 +208,8 @@ class ModelConfig(Section):
     """Tokens at a time in feed-forwards, whose hidden values are then not kept; by default they are. Not in experts."""
     head: Literal["pooled", "additive"] = "additive"
     """pooled: one head on the pooled tokens; additive: plus one small head a modality."""
+    head_hidden: NotNegative = 0.0
+    """Hidden width of the head on the pooled tokens, as a multiple of d; 0: none, it is linear."""
     moe: MoeConfig = MoeConfig()
     """Experts of the cross-modal layers."""
 

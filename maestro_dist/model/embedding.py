@@ -18,7 +18,7 @@ from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.model import sax
 from maestro_dist.model.context import OneProcess, SequenceContext
 from maestro_dist.model.layers import Key, Linear, Windowed
-from maestro_dist.model.summary import Summary
+from maestro_dist.model.summary import Summary, spectral_bands
 from maestro_dist.types import Modality
 
 _TOGETHER = 1 << 20
@@ -210,7 +210,7 @@ def _averaged(x: Tensor, observed: Tensor | None, size: int) -> tuple[Tensor, Te
 
 
 class Prepared(NamedTuple):
-    """What the tokens of one modality's rows are made from; features [R, F'] and there bool [R, 1] (whether a row has
+    """What the tokens of one modality's rows are made from; features [R, D, F] and there bool [R, 1] (whether a row has
     any observation) where there is a summary token."""
 
     words: sax.Words
@@ -245,7 +245,9 @@ class Embedding(nn.Module):
             self.stem = Stem(modality.variates, config.stem, self.word, config.width, sequence)
         self.summary: Summary | None = None
         if config.summary != "none":
-            self.summary = Summary(modality.variates, config.summary, config.width, sequence, config.summary_pieces)
+            bands = spectral_bands(self.word, config.summary_bands)
+            given = modality.variates, config.summary, config.width, sequence, config.summary_pieces, bands
+            self.summary = Summary(*given)
 
     @property
     def symbols_suffice(self) -> bool:

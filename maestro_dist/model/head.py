@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maestro_dist import rng
 from maestro_dist.model.context import SequenceContext
-from maestro_dist.model.layers import Key
+from maestro_dist.model.layers import Key, Linear, dropout
 
 
 def pool(x: Tensor, layout_mask: Tensor, group: Tensor, groups: int, sequence: SequenceContext) -> Tensor:
@@ -16,6 +17,26 @@ def pool(x: Tensor, layout_mask: Tensor, group: Tensor, groups: int, sequence: S
     joined = torch.cat((x * observed, observed), 1)
     total = sequence.sum(joined.new_zeros(groups, joined.shape[1]).index_add(0, group, joined))
     return total[:, :-1] / total[:, -1:].clamp_min(1)
+
+
+class DeepHead(nn.Module):
+    """A head with one hidden layer, for what shows only in several modalities together: norm, linear, GELU, dropout,
+    linear. Tokens have met in the cross-modal layers, but each was then fed forward by itself."""
+
+    def __init__(self, width: int, hidden: int, outputs: int, dropout: float, seed: int) -> None:
+        super().__init__()
+        self.dropout, self.seed = dropout, seed
+        self.norm = nn.LayerNorm(width)
+        self.expand = Linear(width, hidden)
+        self.contract = Linear(hidden, outputs)
+
+    def forward(self, pooled: Tensor, sample: Tensor, step: int) -> Tensor:
+        """Pooled [B, d] of samples with these numbers, int64 [B] -> [B, C]; `step` keys the draws of dropout."""
+        hidden = F.gelu(self.expand(self.norm(pooled)))
+        if self.training and self.dropout:
+            hidden = dropout(hidden, self.dropout, rng.bits(rng.key(self.seed, "dropout", "head", step), sample))
+        out: Tensor = self.contract(hidden)
+        return out
 
 
 class ModalityHeads(nn.Module):

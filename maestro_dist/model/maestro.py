@@ -20,7 +20,7 @@ from maestro_dist.model.budget import BudgetGate, Budgets
 from maestro_dist.model.context import ExpertsFactory, OneProcess, SequenceContext
 from maestro_dist.model.embedding import Embedding, Prepared, TimeCode, prepare_together, word_steps
 from maestro_dist.model.encoder import Encoder, fusion_layer
-from maestro_dist.model.head import ModalityHeads, pool
+from maestro_dist.model.head import DeepHead, ModalityHeads, pool
 from maestro_dist.model.layers import Key, Linear, checkpointed
 from maestro_dist.model.layout import Layout, Part, Plan
 from maestro_dist.model.moe import LocalExperts, MixtureOfExperts
@@ -235,7 +235,10 @@ class Maestro(Trunk):
         numbers do not fit each other.
         """
         super().__init__(config, modalities, seed=seed, sequence=sequence, experts=experts)
-        self.head = Linear(config.width, outputs)
+        hidden = round(config.head_hidden * config.width)
+        self.head: Linear | DeepHead = Linear(config.width, outputs)
+        if hidden:
+            self.head = DeepHead(config.width, hidden, outputs, config.dropout, seed)
         additive = config.head == "additive"
         self.modality_heads = ModalityHeads(len(modalities), config.width, outputs) if additive else None
         self.initialise(seed)
@@ -243,7 +246,9 @@ class Maestro(Trunk):
     def forward(self, batch: Batch, step: int = 0) -> Output:
         """Logits and what to watch, for one micro-batch. `step` (0-based optimizer step) keys the draws of training."""
         own, _, joint, fused, final, present, watched = self.encode(batch, step)
-        output = Output(logits=self.head(pool(fused, final.flat_mask, final.row(), len(present), self.sequence)))
+        pooled = pool(fused, final.flat_mask, final.row(), len(present), self.sequence)
+        given = (pooled, batch.sample, step) if isinstance(self.head, DeepHead) else (pooled,)
+        output = Output(logits=self.head(*given))
         if self.modality_heads is not None:
             pooled = pool(own, joint.flat_mask, joint.cell(), present.numel(), self.sequence)
             by_modality, summed = self.modality_heads(pooled.view(*present.shape, pooled.shape[1]), present)

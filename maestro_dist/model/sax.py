@@ -30,6 +30,9 @@ _TILE, _ACCELERATOR_TILE = 1 << 17, 1 << 24
 _SUMS = 16
 """Partial sums that a tile leaves to be added at the end, so that none is too small to be worth its call."""
 
+_LONG_WORD = 64
+"""Steps from which on a word is summed by halves, not step by step: few calls where words are long."""
+
 _CELLS = 1 << 14
 """Cells of the table that finds symbols on a processor."""
 
@@ -228,7 +231,10 @@ class _Reference:
 
 
 def _word_sums(x: Tensor, word: int) -> Tensor:
-    """[R, W x w, D] -> sums of the words, contiguous [R, W, D] (for words of one step in place)."""
+    """[R, W x w, D] -> sums of the words, contiguous [R, W, D]; x may be lost in it."""
+    if word >= _LONG_WORD:
+        halves = x.contiguous().view(-1, word, x.shape[2])
+        return _fold(halves).double().contiguous().view(x.shape[0], -1, x.shape[2])
     first, *rest = x.unflatten(1, (-1, word)).unbind(2)
     total = first.double() if not rest else first + rest[0]
     for part in rest[1:]:

@@ -2,19 +2,23 @@
 
 Features are in units of the training split, or of the recording when the words are normalised by it. Every one is a
 sum, a minimum or a maximum over steps, or a function of such, and none looks across a border of words: ranks that share
-the time axis combine theirs exactly. Each is brought to about [-2, 2], and may be encoded piece by piece besides, so
-that a linear layer can bend where it wants: what trees do with their thresholds.
+the time axis combine theirs exactly. Each is brought to about [-2, 2], standardised over the training split, and may be
+encoded piece by piece besides, so that a linear layer can bend where it wants: what trees do with their thresholds.
 
 Letters besides those of `maestro`: F features a variate, K pieces.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
 from maestro_dist.model.context import SequenceContext
-from maestro_dist.model.layers import Linear
+from maestro_dist.model.layers import Key, Linear
 from maestro_dist.model.sax import Moments
 
 LEVEL, STATISTICS = 2, 18
@@ -26,41 +30,81 @@ QUARTERS = 4
 _FLOOR = 1e-4
 """Smallest spread, in units, that a logarithm still tells from zero."""
 
+_FARTHEST = 5.0
+"""A feature that lies farther from its mean, in deviations, is taken as lying there."""
+
 _ENDS = (-2.0, 2.0)
 """Where the first piece begins and the last one ends."""
 
 
 class Summary(nn.Module):
-    """Window statistics of one modality -> one token."""
+    """Window statistics of one modality -> one token.
 
-    def __init__(self, variates: int, kind: str, width: int, sequence: SequenceContext, pieces: int = 0) -> None:
-        """`kind`: level or statistics; `pieces`: K of each feature's piecewise-linear encoding, 0: its value alone."""
+    Features enter the linear layer less `shift` and times exp(`log_scale`): parameters that start at what makes the
+    training split's mean 0 and deviation 1 (`standardise`). Sensors' features differ in spread by orders, and a network
+    learns last from the smallest.
+    """
+
+    def __init__(
+        self,
+        variates: int,
+        kind: str,
+        width: int,
+        sequence: SequenceContext,
+        pieces: int = 0,
+        bands: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        """`kind`: level or statistics; `pieces`: K of each feature's piecewise-linear encoding, 0: its value alone;
+        `bands`: of the words' spectrum, as of `spectral_bands`."""
         super().__init__()
-        self.full, self.sequence, self.pieces = kind == "statistics", sequence, pieces
-        self.linear = Linear(variates * (STATISTICS if self.full else LEVEL) * (1 + pieces), width)
+        self.full, self.sequence, self.pieces, self.bands = kind == "statistics", sequence, pieces, tuple(bands)
+        self.count = (STATISTICS if self.full else LEVEL) + len(self.bands)
+        self.shift = nn.Parameter(
+            torch.empty(variates * self.count)
+        )  # of one dimension: weight decay leaves them alone
+        self.log_scale = nn.Parameter(torch.empty(variates * self.count))
+        self.linear = Linear(variates * self.count * (1 + pieces), width)
+
+    def fill(self, key: Key) -> None:
+        """Features as they are, until `standardise` is told better."""
+        with torch.no_grad():
+            self.shift.zero_()
+            self.log_scale.zero_()
+
+    def standardise(self, mean: Tensor, std: Tensor) -> None:
+        """Features of this mean and deviation [D, F] will have 0 and 1; one that is always the same stays in its unit.
+
+        Call it before training only: weights that were trained belong to the scales they were trained with.
+        """
+        std = torch.where(std > _FLOOR, std, 1.0)
+        with torch.no_grad():
+            self.log_scale.copy_(-std.log().flatten())
+            self.shift.copy_(mean.flatten())
 
     def forward(self, features: Tensor) -> Tensor:
-        """`features` [R, F'] of each row -> its summary token [R, d]."""
-        out: Tensor = self.linear(features)
+        """`features` [R, D, F] of each row, NaN where nothing was observed -> its summary token [R, d]."""
+        missing = features.isnan()
+        z = (torch.where(missing, 0, features).flatten(1) - self.shift) * self.log_scale.exp()
+        z = torch.where(missing, 0, z.clamp(-_FARTHEST, _FARTHEST).view(features.shape))
+        if self.pieces:
+            encoded = torch.where(missing[..., None], 0, piecewise(z, self.pieces))
+            z = torch.cat((z, encoded.flatten(2)), 2)
+        out: Tensor = self.linear(z.flatten(1))
         return out
 
     def features(self, samples: Tensor, mean: Tensor, window: Moments, unit: Tensor, start: int, steps: int) -> Tensor:
-        """What the token is made from, [R, D F (1 + K)]; it takes no parameters, so modalities can share a call.
+        """What the token is made from, [R, D, F], NaN where nothing was observed. It takes no parameters, so that
+        modalities can share a call.
 
         samples [R, W, w, 2 D] of `sax.Words`, in units; mean float64 [R, D] in units; window: moments in raw units;
         unit: one unit, float64 [D] or [R, D]; start: global number of the first step; steps: how many there are over
         all ranks.
         """
         spread = (window.m2 / window.n.clamp_min(1)).sqrt() / unit
-        observed = window.n > 0
         features = [mean.asinh(), _log(spread)]
-        if self.full:
+        if self.full or self.bands:
             features += self._statistics(samples, mean, spread, window.n, start, steps)
-        stacked = torch.where(observed[..., None], torch.stack(features, -1), 0).to(samples.dtype)
-        if self.pieces:
-            encoded = piecewise(stacked, self.pieces).flatten(2) * observed[..., None]
-            stacked = torch.cat((stacked, encoded.to(stacked.dtype)), 2)
-        return stacked.flatten(1)
+        return torch.where(window.n[..., None] > 0, torch.stack(features, -1), math.nan).to(samples.dtype)
 
     def _statistics(
         self, samples: Tensor, mean: Tensor, spread: Tensor, count: Tensor, start: int, steps: int
@@ -88,11 +132,16 @@ class Summary(nn.Module):
             (inside.square() * mask).sum((1, 2)),
             ((z[:, :, 1:] - z[:, :, :-1]).square() * pairs / 4).sum((1, 2)),
             pairs.sum((1, 2)),
+            *self._powers(inside * mask, samples.dtype),
             *torch.einsum("rwsd,wsq->qrd", z, inner),
             *torch.einsum("rwsd,wsq->qrd", mask, inner),
         ]
-        end, begin, t, tt, zt, within, quick, neighbours, *quarters = self.sequence.sum(torch.stack(sums))
+        end, begin, t, tt, zt, within, quick, neighbours, *rest = self.sequence.sum(torch.stack(sums))
+        powers, quarters = rest[: len(self.bands)], rest[len(self.bands) :]
         n = count.clamp_min(1)
+        spectrum = [_log((power / n).sqrt()) for power in powers]
+        if not self.full:
+            return spectrum
         variance = tt / n - (t / n).square()
         slope = (zt / n - mean * t / n) / variance.clamp_min(1e-9) * variance.clamp_min(0).sqrt()
         slow = (spread.square() - within / n).clamp_min(0)
@@ -111,7 +160,26 @@ class Summary(nn.Module):
             *(_log(energy.sqrt()) for energy in energies),
             *(quarter_mean.asinh() for quarter_mean in means),
             *(4 * (moment / max(1, steps - 1)) - 2 for moment in (-first, last)),
+            *spectrum,
         ]
+
+    def _powers(self, inside: Tensor, dtype: torch.dtype) -> Tensor:
+        """Power of each band summed over the words, float64 [bands, R, D]; `inside` [R, W, w, D]: steps less the mean
+        of their word, 0 where not observed. A Hann window keeps a strong band out of its neighbours (Welch, 1967)."""
+        word = inside.shape[2]
+        taper = torch.hann_window(word + 1, dtype=dtype, device=inside.device)[1:, None]
+        power = torch.fft.rfft(inside.to(dtype) * taper, dim=2).abs().square().sum(1)
+        power = power / taper.square().mean()
+        means = [power[:, first:last].mean(1) for first, last in self.bands]
+        return torch.stack(means).double() if means else inside.new_zeros(0, len(inside), inside.shape[3])
+
+
+def spectral_bands(word: int, count: int) -> list[tuple[int, int]]:
+    """Up to `count` bands of the spectrum of words of `word` steps, of equal width in octaves: first bin and one past
+    the last. Bin b is b / word of the rate; low bands that would lie between two bins are left out."""
+    last = word // 2
+    edges = [math.floor((last + 1) ** (band / max(1, count)) + 1e-9) for band in range(count + 1)]
+    return [(first, end) for first, end in pairwise(edges) if end > first] if last else []
 
 
 def piecewise(x: Tensor, pieces: int) -> Tensor:

@@ -23,6 +23,7 @@ def features(
     rows, steps, variates = values.shape
     count = variates * (STATISTICS if kind == "statistics" else LEVEL) * (1 + pieces)
     summary = Summary(variates, kind, count, OneProcess(), pieces).double()
+    summary.fill(lambda name: 0)
     with torch.no_grad():
         summary.linear.weight.copy_(torch.eye(count))
         summary.linear.bias.zero_()
