@@ -208,6 +208,9 @@ class ModelConfig(Section):
     """Tokens at a time in feed-forwards, whose hidden values are then not kept; by default they are. Not in experts."""
     head: Literal["pooled", "additive"] = "additive"
     """pooled: one head on the pooled tokens; additive: plus one small head a modality."""
+    pooling: Literal["mean", "attention"] = "mean"
+    """How the last tokens become one for that head: their mean, or a mean weighted by learned scores, in each of the
+    H slices of the channels by itself."""
     head_hidden: NotNegative = 0.0
     """Hidden width of the head on the pooled tokens, as a multiple of d; 0: none, it is linear."""
     moe: MoeConfig = MoeConfig()

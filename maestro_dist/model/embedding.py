@@ -210,10 +210,11 @@ def _averaged(x: Tensor, observed: Tensor | None, size: int) -> tuple[Tensor, Te
 
 
 class Prepared(NamedTuple):
-    """What the tokens of one modality's rows are made from; features [R, D, F] and there bool [R, 1] (whether a row has
-    any observation) where there is a summary token."""
+    """What the tokens of one modality's rows are made from; start: global number of the first step; features [R, D, F]
+    and there bool [R, 1] (whether a row has any observation) where there is a summary token."""
 
     words: sax.Words
+    start: int
     features: Tensor | None
     there: Tensor | None
 
@@ -284,8 +285,7 @@ class Embedding(nn.Module):
         if prepared is None:
             assert values is not None
             prepared = self.prepare(values, self.reference(recording), dtype)
-        words, features, there = prepared
-        start, _ = self.sequence.slice(self.modality.name, words.symbols.shape[1] * self.word)
+        words, start, features, there = prepared
         tokens = self._tokens(words, start, dtype)
         if self.summary is None or features is None or there is None:
             return tokens, words.observed[:, :0], words.observed
@@ -302,14 +302,14 @@ class Embedding(nn.Module):
         assert own is not None
         edges = self.edges.view(torch.float64)
         words = sax.words(values, self.word, edges, own, None if self.symbols_suffice else dtype)
-        if self.summary is None or window is None or given is None:
-            return Prepared(words, None, None)
         start, steps = self.sequence.slice(self.modality.name, values.shape[1])
+        if self.summary is None or window is None or given is None:
+            return Prepared(words, start, None, None)
         samples = (words if own is given else sax.words(values, self.word, edges, given, dtype)).samples
         assert samples is not None
         mean, unit = given
         features = self.summary.features(samples, (window.mean - mean) / unit, window, unit, start, steps)
-        return Prepared(words, features, (window.n > 0).any(1, keepdim=True))
+        return Prepared(words, start, features, (window.n > 0).any(1, keepdim=True))
 
     def symbolise(self, values: Tensor, recording: Tensor | None = None) -> Tensor:
         """Symbols uint8 [R, W, D] that the tokens of `values` are made from; `recording` as in `forward`."""
@@ -367,12 +367,12 @@ def prepare_together(
         ]
         mean, unit = (torch.cat(parts) for parts in zip(*given, strict=True)) if given else (None, None)
         reference = None if mean is None or unit is None else (mean, unit)
-        words, features, there = first.prepare(torch.cat([values[name] for name in names]), reference, dtype)
+        words, start, features, there = first.prepare(torch.cat([values[name] for name in names]), reference, dtype)
         whole = [words.whole] * len(names)
         pieces = (words.symbols, words.samples, features, there)
         cut = (part.split(rows) if part is not None else [None] * len(names) for part in pieces)
         for name, symbols, samples, own, seen, all_seen in zip(names, *cut, whole, strict=True):
-            prepared[name] = Prepared(sax.Words(symbols, samples, all_seen), own, seen)
+            prepared[name] = Prepared(sax.Words(symbols, samples, all_seen), start, own, seen)
     return prepared
 
 

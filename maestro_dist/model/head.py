@@ -19,6 +19,32 @@ def pool(x: Tensor, layout_mask: Tensor, group: Tensor, groups: int, sequence: S
     return total[:, :-1] / total[:, -1:].clamp_min(1)
 
 
+class AttentionPool(nn.Module):
+    """A mean weighted by softmax of a learned score of each token, in each of H slices of the channels by itself."""
+
+    def __init__(self, width: int, heads: int, sequence: SequenceContext) -> None:
+        super().__init__()
+        self.heads, self.sequence = heads, sequence
+        self.score = Linear(width, heads)
+
+    def forward(self, x: Tensor, layout_mask: Tensor, group: Tensor, groups: int) -> Tensor:
+        """As `pool`: tokens x [N, d] by group int64 [N] -> [groups, d]; 0 for a group without an observed token."""
+        score = self.score(x).to(x.dtype)
+        with torch.no_grad():
+            lowest = torch.finfo(score.dtype).min
+            own = score.detach().masked_fill(~layout_mask[:, None], lowest)
+            top = score.new_full((groups, self.heads), lowest)
+            top = top.scatter_reduce(0, group[:, None].expand(-1, self.heads), own, "amax")
+            top = self.sequence.maximum(top)
+        weight = (score - top.index_select(0, group)).clamp_max(0).exp() * layout_mask[:, None]
+        weighted = (x.unflatten(1, (self.heads, -1)) * weight[..., None]).flatten(1)
+        joined = torch.cat((weighted, weight), 1)
+        total = self.sequence.sum(joined.new_zeros(groups, joined.shape[1]).index_add(0, group, joined))
+        sums, weights = total[:, : x.shape[1]], total[:, x.shape[1] :]
+        floor = torch.finfo(weights.dtype).tiny
+        return (sums.unflatten(1, (self.heads, -1)) / weights.clamp_min(floor)[..., None]).flatten(1)
+
+
 class DeepHead(nn.Module):
     """A head with one hidden layer, for what shows only in several modalities together: norm, linear, GELU, dropout,
     linear. Tokens have met in the cross-modal layers, but each was then fed forward by itself."""

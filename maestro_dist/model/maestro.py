@@ -20,7 +20,7 @@ from maestro_dist.model.budget import BudgetGate, Budgets
 from maestro_dist.model.context import ExpertsFactory, OneProcess, SequenceContext
 from maestro_dist.model.embedding import Embedding, Prepared, TimeCode, prepare_together, word_steps
 from maestro_dist.model.encoder import Encoder, fusion_layer
-from maestro_dist.model.head import DeepHead, ModalityHeads, pool
+from maestro_dist.model.head import AttentionPool, DeepHead, ModalityHeads, pool
 from maestro_dist.model.layers import Key, Linear, checkpointed
 from maestro_dist.model.layout import Layout, Part, Plan
 from maestro_dist.model.moe import LocalExperts, MixtureOfExperts
@@ -235,6 +235,8 @@ class Maestro(Trunk):
         numbers do not fit each other.
         """
         super().__init__(config, modalities, seed=seed, sequence=sequence, experts=experts)
+        attends = config.pooling == "attention"
+        self.pool = AttentionPool(config.width, config.heads, self.sequence) if attends else None
         hidden = round(config.head_hidden * config.width)
         self.head: Linear | DeepHead = Linear(config.width, outputs)
         if hidden:
@@ -246,7 +248,8 @@ class Maestro(Trunk):
     def forward(self, batch: Batch, step: int = 0) -> Output:
         """Logits and what to watch, for one micro-batch. `step` (0-based optimizer step) keys the draws of training."""
         own, _, joint, fused, final, present, watched = self.encode(batch, step)
-        pooled = pool(fused, final.flat_mask, final.row(), len(present), self.sequence)
+        where = final.flat_mask, final.row(), len(present)
+        pooled = self.pool(fused, *where) if self.pool is not None else pool(fused, *where, self.sequence)
         given = (pooled, batch.sample, step) if isinstance(self.head, DeepHead) else (pooled,)
         output = Output(logits=self.head(*given))
         if self.modality_heads is not None:

@@ -166,12 +166,13 @@ class Summary(nn.Module):
     def _powers(self, inside: Tensor, dtype: torch.dtype) -> Tensor:
         """Power of each band summed over the words, float64 [bands, R, D]; `inside` [R, W, w, D]: steps less the mean
         of their word, 0 where not observed. A Hann window keeps a strong band out of its neighbours (Welch, 1967)."""
-        word = inside.shape[2]
-        taper = torch.hann_window(word + 1, dtype=dtype, device=inside.device)[1:, None]
-        power = torch.fft.rfft(inside.to(dtype) * taper, dim=2).abs().square().sum(1)
-        power = power / taper.square().mean()
-        means = [power[:, first:last].mean(1) for first, last in self.bands]
-        return torch.stack(means).double() if means else inside.new_zeros(0, len(inside), inside.shape[3])
+        if not self.bands or not inside.numel():
+            return inside.new_zeros(len(self.bands), len(inside), inside.shape[3])
+        kind = torch.promote_types(dtype, torch.float32)
+        taper = torch.hann_window(inside.shape[2] + 1, dtype=kind, device=inside.device)[1:, None]
+        spectrum = torch.fft.rfft(inside.to(kind) * taper, dim=2)
+        power = (spectrum.real.square() + spectrum.imag.square()).sum(1) / taper.square().mean()
+        return torch.stack([power[:, first:end].mean(1) for first, end in self.bands]).double()
 
 
 def spectral_bands(word: int, count: int) -> list[tuple[int, int]]:

@@ -32,7 +32,8 @@ MODALITIES = [
     Modality("bvp", 1, 32.0, 128, mean=(0.0,), std=(1.0,)),
     Modality("eda", 1, 4.0, 16, mean=(0.0,), std=(1.0,)),
 ]
-MODEL = ModelConfig(width=160, heads=4, word=4, summary="level")  # feed-forward and experts are sharded at ZeRO 3
+# feed-forward and experts are sharded at ZeRO 3
+MODEL = ModelConfig(width=160, heads=4, word=4, summary="level", summary_bands=2, head_hidden=1)
 CLASSES = ["rest", "stress", "other"]
 
 

@@ -26,7 +26,7 @@ SAMPLES = 3
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"encoder_layers": 2, "fusion_layers": 2, "budget": "reallocate", "budget_inputs": "content"},
-    {"stem": {"channels": 4, "kernel": 5}, "summary": "statistics", "normalize": "window"},
+    {"stem": {"channels": 4, "kernel": 5}, "summary": "statistics", "summary_bands": 3, "normalize": "window"},
     {"checkpoint": "layers", "stem": {"channels": 4, "kernel": 3}, "head": "pooled"},
     {"distil": False, "attention_form": "absorbed"},
     {"attention_form": "rows", "budget": "gate"},

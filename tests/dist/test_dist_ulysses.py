@@ -25,7 +25,7 @@ from maestro_dist.parallel.ulysses import UlyssesRanks
 
 DENSE: dict[str, Any] = {"attention": "dense"}
 OPTIONS: list[dict[str, Any]] = [
-    {"stem": {"channels": 4, "kernel": 5}, "summary": "statistics", "normalize": "window"},
+    {"stem": {"channels": 4, "kernel": 5}, "summary": "statistics", "summary_bands": 3, "normalize": "window"},
     {"encoder_layers": 2, "budget": "reallocate", "budget_inputs": "content", "moe": {"experts": 3, "top_k": 2}},
     {"summary": "level", "encoder_layers": 2, "fusion_layers": 2, "dropout": 0.3, **DENSE},
     {"distil": False, "embedding": "table", "moe": {"experts": 0}, "dropout": 0.3, "attention_form": "plain"},

@@ -81,10 +81,16 @@ CUTS: dict[str, Cuts] = {
 }
 OPTIONS: list[dict[str, Any]] = [
     {},
-    {"stem": {"channels": 4, "kernel": 5}, "summary": "statistics", "normalize": "window"},
+    {
+        "stem": {"channels": 4, "kernel": 5},
+        "summary": "statistics",
+        "summary_bands": 3,
+        "head_hidden": 2,
+        "normalize": "window",
+    },
     {"stem": {"channels": 4, "kernel": 5, "layers": 3, "pool": 2}, "summary": "statistics", "summary_pieces": 3},
     {"encoder_layers": 2, "budget": "reallocate", "budget_inputs": "content", "moe": {"experts": 3, "top_k": 2}},
-    {"summary": "level", "encoder_layers": 0, "fusion_layers": 2, "head": "pooled"},
+    {"summary": "level", "encoder_layers": 0, "fusion_layers": 2, "head": "pooled", "head_hidden": 2},
     {"distil": False, "embedding": "table", "moe": {"experts": 0}},
 ]
 
