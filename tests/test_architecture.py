@@ -27,6 +27,7 @@ SAME_ROOM = {
     "dry_run": "launch",
     "run_record": "launch",
     "start": "worker",
+    "standardise": "worker",
     "summary": "launch",
     "pyfunc_model": "predict",
 }

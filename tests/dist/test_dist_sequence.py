@@ -20,11 +20,12 @@ from maestro_dist.model.sampling import cap
 from maestro_dist.parallel.sequence import SequenceRanks, model_cuts, time_cuts
 
 PRESENT = torch.tensor([[1, 1, 1], [0, 1, 0], [1, 0, 1], [0, 0, 0], [0, 1, 1]]).bool()
+DEEP: dict[str, Any] = {"head_hidden": 2, "pooling": "attention"}
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"stem": {"channels": 4, "kernel": 5}, "summary": "statistics", "summary_bands": 3, "normalize": "window"},
     {"encoder_layers": 2, "budget": "reallocate", "budget_inputs": "content", "moe": {"experts": 3, "top_k": 2}},
-    {"summary": "level", "encoder_layers": 0, "fusion_layers": 2, "head": "pooled", "head_hidden": 2},
+    {"summary": "level", "encoder_layers": 0, "fusion_layers": 2, "head": "pooled", **DEEP},
     {"distil": False, "embedding": "table", "moe": {"experts": 0}, "dropout": 0.3, "attention_form": "rows"},
     {"attention_form": "absorbed", "dropout": 0.2, "attention_dropout": 0.0, "heads": 2},
     {"checkpoint": "layers", "tile": 8, "keep_scores": False, "dropout": 0.2},

@@ -15,7 +15,7 @@ from maestro_dist.model import OneProcess
 from maestro_dist.model.budget import BudgetGate, fill_up, spend
 from maestro_dist.model.distil import Distil
 from maestro_dist.model.grouped import grouped_network
-from maestro_dist.model.head import pool
+from maestro_dist.model.head import AttentionPool, DeepHead, pool
 from maestro_dist.model.layout import Part, joint_layout, plan
 from maestro_dist.model.moe import LocalExperts, MixtureOfExperts
 
@@ -233,3 +233,38 @@ def test_pool_is_the_mean_of_what_is_observed() -> None:
     cells = pool(x, layout.flat_mask, layout.cell(), 8, OneProcess()).view(4, 2, 5)
     torch.testing.assert_close(cells[0, 0], expected[0])
     torch.testing.assert_close(cells[2, 1], expected[2])
+
+
+def test_attention_pool_weighs_the_observed_tokens_of_each_group() -> None:
+    torch.manual_seed(0)
+    pooling = AttentionPool(6, 2, OneProcess()).double()
+    torch.nn.init.normal_(pooling.score.weight, 0, 30)  # far apart: nothing may overflow
+    torch.nn.init.normal_(pooling.score.bias)
+    x, group = torch.randn(9, 6).double(), torch.tensor([0, 2, 2, 0, 2, 0, 3, 3, 2])
+    mask = torch.tensor([1, 1, 0, 1, 1, 1, 0, 0, 1]).bool()
+    found = pooling(x, mask, group, 4)
+    for number in range(4):
+        chosen = x[mask & (group == number)]
+        if not len(chosen):
+            assert (found[number] == 0).all()
+            continue
+        weight = pooling.score(chosen).softmax(0)
+        halves = [(weight[:, [h]] * chosen[:, 3 * h : 3 * h + 3]).sum(0) for h in range(2)]
+        torch.testing.assert_close(found[number], torch.cat(halves))
+    found.sum().backward()
+    assert pooling.score.weight.grad is not None
+    assert pooling.score.weight.grad.isfinite().all()
+
+
+def test_the_deep_head_drops_by_sample_and_step() -> None:
+    head = DeepHead(4, 64, 2, 0.5, seed=3)
+    for path, parameter in head.named_parameters():
+        if not path.startswith("norm"):
+            torch.nn.init.normal_(parameter)
+    x, sample = torch.randn(5, 4), torch.tensor([7, 1, 9, 4, 2])
+    whole = head(x, sample, 1)
+    torch.testing.assert_close(head(x[2:], sample[2:], 1), whole[2:])
+    assert not torch.equal(head(x, sample, 2), whole)
+    assert not torch.equal(head(x, sample + 1, 1), whole)
+    head.eval()
+    torch.testing.assert_close(head(x, sample, 1), head(x, sample, 2))

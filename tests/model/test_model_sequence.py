@@ -79,6 +79,7 @@ CUTS: dict[str, Cuts] = {
     "two": {"acc": [0, 32, 64], "bvp": [0, 64, 93], "temp": [0, 8, 8]},
     "three": {"acc": [0, 32, 32, 64], "bvp": [0, 0, 32, 93], "temp": [0, 0, 8, 8]},
 }
+DEEP: dict[str, Any] = {"head_hidden": 2, "pooling": "attention"}
 OPTIONS: list[dict[str, Any]] = [
     {},
     {
@@ -90,7 +91,14 @@ OPTIONS: list[dict[str, Any]] = [
     },
     {"stem": {"channels": 4, "kernel": 5, "layers": 3, "pool": 2}, "summary": "statistics", "summary_pieces": 3},
     {"encoder_layers": 2, "budget": "reallocate", "budget_inputs": "content", "moe": {"experts": 3, "top_k": 2}},
-    {"summary": "level", "encoder_layers": 0, "fusion_layers": 2, "head": "pooled", "head_hidden": 2},
+    {
+        "summary": "level",
+        "encoder_layers": 0,
+        "fusion_layers": 2,
+        "head": "pooled",
+        "head_hidden": 2,
+        "pooling": "attention",
+    },
     {"distil": False, "embedding": "table", "moe": {"experts": 0}},
 ]
 

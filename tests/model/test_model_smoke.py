@@ -13,7 +13,7 @@ OPTIONS: list[dict[str, Any]] = [
     *({"embedding": kind} for kind in ("ordinal", "table")),
     *({"normalize": kind, "summary": "statistics"} for kind in ("window", "recording")),
     {"stem": {"channels": 5, "kernel": 3, "layers": 2}},
-    {"summary": "level", "head_hidden": 2},
+    {"summary": "level", "head_hidden": 2, "pooling": "attention"},
     {"summary": "statistics", "summary_bands": 3, "stem": {"channels": 4, "kernel": 5, "layers": 1}},
     {"attention": "dense"},
     {"budget": "reallocate"},
