@@ -127,12 +127,12 @@ def _pack(plan: Plan, cells: Sequence[Cell]) -> dict[str, str]:
 
 
 def _list(plan: Plan, cells: Sequence[Cell]) -> None:
-    from suite.record import changes, is_done, read_record, run_of
+    from suite.record import changes, is_done, read_record, result_of, run_of
 
     width = max(len(cell.name) for cell in cells)
     done = 0
     for cell in cells:
-        record = read_record(run_of(plan, cell))
+        record = read_record(result_of(plan, cell) or run_of(plan, cell))
         if changes(plan, cell):
             state = "other settings"
         elif is_done(plan, cell):
@@ -145,11 +145,15 @@ def _list(plan: Plan, cells: Sequence[Cell]) -> None:
 
 
 def _report(plan: Plan, given: argparse.Namespace) -> None:
-    from suite.collect import collect
+    from suite.collect import collect, keep
     from suite.report import REPORT_FILE, write_report
 
     command = shlex.join(["python", "tools/run_suite.py", given.suite, *given.overrides, "--report"])
-    write_report(collect(plan), given.out, command)
+    results = collect(plan)
+    write_report(results, given.out, command)
+    kept = keep(results)
+    if kept:
+        _say(f"kept of {kept} cells what reports need, in {redact(plan.kept or '')}")
     _say(f"report: {given.out.rstrip('/')}/{REPORT_FILE}")
 
 

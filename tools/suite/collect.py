@@ -1,12 +1,13 @@
-"""The results of finished cells, by data set, entry, seed and fold."""
+"""The results of finished cells, by data set, entry, seed and fold: from their runs, or from what was kept of them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
@@ -18,18 +19,23 @@ from maestro_dist.task.base import higher_is_better
 from suite.bootstrap import subject_weights, weighted_metric
 from suite.cells import Cell
 from suite.experts import Information, expert_information
+from suite.keep import DIGEST_FILE, Digest, names_digest
 from suite.plan import Plan
-from suite.record import RESULT_FILE, Record, read_record, run_of
+from suite.record import RECORD_FILE, RESULT_FILE, Record, kept_of, read_record, result_of, run_of
 
 
 @dataclass
 class Finished:
-    """A cell that has its result; the answers of its test are read when they are first needed."""
+    """A cell that has its result; the answers of its test are read when they are first needed.
+
+    kept: what was kept of it, where its run is not there any more.
+    """
 
     cell: Cell
     evaluation: Evaluation
     record: Record | None
     run: Storage
+    kept: Digest | None = None
 
     @cached_property
     def predictions(self) -> Predictions:
@@ -39,6 +45,18 @@ class Finished:
         except ObjectMissing:
             raise RunError(f"{self.run.name()} has no predictions.npz (evaluation.predictions); run it again") from None
 
+    @property
+    def tested(self) -> dict[str, Any]:
+        """Who and what was tested: names_digest of the samples ("keys"), "subjects" (how many), "modalities"."""
+        if self.kept is not None:
+            return {name: self.kept.about[name] for name in ("keys", "subjects", "modalities")}
+        found = self.predictions
+        return {
+            "keys": names_digest(map(str, found.key)),
+            "subjects": len(np.unique(found.subject)),
+            "modalities": [str(name) for name in found.modalities],
+        }
+
 
 @dataclass
 class Results:
@@ -47,6 +65,7 @@ class Results:
     plan: Plan
     finished: dict[str, Finished]
     _tested: dict[tuple[str, int | None], tuple[np.ndarray, ...]] = field(default_factory=dict)
+    _keys: dict[tuple[str, int | None], str] = field(default_factory=dict)
     _resampled: dict[tuple[object, ...], np.ndarray] = field(default_factory=dict)
     _informed: dict[tuple[str, float], Information | None] = field(default_factory=dict)
 
@@ -80,6 +99,8 @@ class Results:
         seeds = self.seeds(entry, data)
         if len(seeds) < 2:
             return None
+        if any(item.kept is not None for cells in seeds.values() for item in cells):
+            return kept_ensemble(self.plan, entry, data, metric, rate)
         parts = []
         for cells in zip(*seeds.values(), strict=True):  # one fold of all seeds
             subject, weights = self._people(cells[0])
@@ -102,6 +123,9 @@ class Results:
     def experts(self, item: Finished, rate: float) -> Information | None:
         """Of a run's experts and missing sets at a rate; None where it has no experts, or there is one set only."""
         place = item.cell.name, rate
+        if item.kept is not None:
+            told = item.kept.about["experts"]
+            return None if told is None else Information(**told)
         if place not in self._informed:
             key = rng.key(item.cell.seed, "experts", item.cell.name)
             self._informed[place] = expert_information(item.predictions, rate, self.plan.suite.permutations, key)
@@ -109,15 +133,24 @@ class Results:
 
     def _resampled_seed(self, cells: list[Finished], metric: str, rate: float) -> np.ndarray:
         """One seed's metric under each resample of the subjects, mean over folds and draws: float64 [R]."""
-        name = (cells[0].cell.name, metric, rate)
+        found: np.ndarray = np.mean([self.resampled(item, metric, rate) for item in cells], axis=0)
+        return found
+
+    def resampled(self, item: Finished, metric: str, rate: float) -> np.ndarray:
+        """A cell's metric under each resample of its test subjects, mean over the draws: float64 [R]."""
+        self._same_samples(item)
+        if item.kept is not None:
+            if (metric, rate) not in item.kept.numbers:
+                raise RunError(f"{item.run.name()} has no resamples of {metric} at {rate}; remove it, and run the cell")
+            return item.kept.numbers[metric, rate]
+        name = (item.cell.name, metric, rate)
         if name not in self._resampled:
-            parts = []
-            for item in cells:
-                subject, weights = self._people(item)
-                predictions = item.predictions
-                for scenario in predictions.scenarios(rate):
-                    logits = predictions.logits[scenario]
-                    parts.append(weighted_metric(metric, logits, predictions.target, subject, weights))
+            subject, weights = self._people(item)
+            predictions = item.predictions
+            parts = [
+                weighted_metric(metric, predictions.logits[scenario], predictions.target, subject, weights)
+                for scenario in predictions.scenarios(rate)
+            ]
             self._resampled[name] = np.mean(parts, axis=0)
         return self._resampled[name]
 
@@ -126,38 +159,109 @@ class Results:
         seen = {}
         for item in self.finished.values():
             if item.cell.data == data and item.cell.scored:
-                seen[item.cell.fold] = len(np.unique(item.predictions.subject))
+                seen[item.cell.fold] = int(item.tested["subjects"])
         return sum(seen.values())
+
+    def _same_samples(self, item: Finished) -> None:
+        place = item.cell.data, item.cell.fold
+        if self._keys.setdefault(place, item.tested["keys"]) != item.tested["keys"]:
+            raise DataError(f"{item.run.name()} was tested on other samples than the cells beside it; run it again")
 
     def _people(self, item: Finished) -> tuple[np.ndarray, np.ndarray]:
         """(subject's number of each sample, weights [R, S]) of a data set's fold, the same for all its cells."""
         place = item.cell.data, item.cell.fold
-        predictions = item.predictions
+        self._same_samples(item)
         if place not in self._tested:
-            people, subject = np.unique(predictions.subject, return_inverse=True)
+            people, subject = np.unique(item.predictions.subject, return_inverse=True)
             key = rng.key(0, "bootstrap", item.cell.data, -1 if item.cell.fold is None else item.cell.fold)
             weights = subject_weights(len(people), self.plan.suite.resamples, key)
-            self._tested[place] = predictions.key, subject, weights
-        keys, subject, weights = self._tested[place]
-        if not np.array_equal(predictions.key, keys):
-            raise DataError(f"{item.run.name()} was tested on other samples than the cells beside it; run it again")
+            self._tested[place] = subject, weights
+        subject, weights = self._tested[place]
         return subject, weights
 
 
 def collect(plan: Plan) -> Results:
-    """Read the results of all cells that have one."""
+    """Read the results of all cells that have one; a run is preferred to what was kept of an earlier one."""
     found = {}
     for cell in plan.cells:
-        run = run_of(plan, cell)
-        try:
-            content = json.loads(run.read(RESULT_FILE))
-            evaluation = Evaluation.from_json(content["evaluation"])
-        except ObjectMissing:
+        place = result_of(plan, cell)
+        if place is None:
             continue
+        try:
+            content = json.loads(place.read(RESULT_FILE))
+            evaluation = Evaluation.from_json(content["evaluation"])
         except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{run.name(RESULT_FILE)} is damaged ({error}); remove it") from None
-        found[cell.name] = Finished(cell, evaluation, read_record(run), run)
+            raise RunError(f"{place.name(RESULT_FILE)} is damaged ({error}); remove it") from None
+        kept = None
+        if place.url != run_of(plan, cell).url:
+            kept = Digest.read(place, DIGEST_FILE)
+            if kept is None:
+                raise RunError(f"{place.name()} has no {DIGEST_FILE}; remove it, and run the cell")
+        found[cell.name] = Finished(cell, evaluation, read_record(place), place, kept)
     return Results(plan, found)
+
+
+def keep(results: Results) -> int:
+    """Keep what reports need of the runs that are there, where the suite says so. Returns how many cells it wrote."""
+    plan, wrote = results.plan, 0
+    rates = sorted(plan.suite.rates)
+    ends = list(dict.fromkeys((rates[0], rates[-1])))
+    for item in results.finished.values():
+        place = kept_of(plan, item.cell)
+        if place is None or item.kept is not None:
+            continue
+        about: dict[str, Any] = {"keys": "", "subjects": 0, "modalities": [], "experts": None}
+        numbers: dict[tuple[str, float], np.ndarray] = {}
+        if item.cell.scored:
+            told = results.experts(item, rates[-1])
+            about = {**item.tested, "experts": None if told is None else asdict(told)}
+            metrics = plan.data(item.cell.data).metrics
+            numbers = {(metric, rate): results.resampled(item, metric, rate) for metric in metrics for rate in ends}
+        files = {DIGEST_FILE: Digest(about, numbers).to_bytes(), RESULT_FILE: item.run.read(RESULT_FILE)}
+        if item.record is not None:
+            files[RECORD_FILE] = item.run.read(RECORD_FILE)
+        for name, content in files.items():
+            place.write(name, content)
+        wrote += 1
+    for entry in plan.suite.entries:
+        for data in entry.data:
+            _keep_ensemble(results, entry.name, data, rates, ends)
+    return wrote
+
+
+def _keep_ensemble(results: Results, entry: str, data: str, rates: list[float], ends: list[float]) -> None:
+    plan = results.plan
+    cells = [results.finished.get(cell.name) for cell in plan.cells_of(entry, data)]
+    if plan.kept is None or any(item is None or item.kept is not None for item in cells):
+        return
+    values: dict[str, float] = {}
+    numbers: dict[tuple[str, float], np.ndarray] = {}
+    for metric in plan.data(data).metrics:
+        for rate in rates:
+            found = results.ensemble(entry, data, metric, rate)
+            if found is None:
+                return
+            values[f"{metric}@{rate!r}"] = found[0]
+            if rate in ends:
+                numbers[metric, rate] = found[1]
+    about = {"values": values, "cells": ensemble_cells(plan, entry, data)}
+    Storage(plan.kept).join("ensembles").write(f"{data}.{entry}.npz", Digest(about, numbers).to_bytes())
+
+
+def kept_ensemble(plan: Plan, entry: str, data: str, metric: str, rate: float) -> tuple[float, np.ndarray] | None:
+    """As `Results.ensemble`, of an ensemble that was kept; None where none was, or of other cells."""
+    if plan.kept is None:
+        return None
+    kept = Digest.read(Storage(plan.kept).join("ensembles"), f"{data}.{entry}.npz")
+    if kept is None or kept.about["cells"] != ensemble_cells(plan, entry, data):
+        return None
+    value = kept.about["values"].get(f"{metric}@{rate!r}")
+    return None if value is None else (float(value), kept.numbers.get((metric, rate), np.empty(0)))
+
+
+def ensemble_cells(plan: Plan, entry: str, data: str) -> dict[str, str]:
+    """The cells of an entry, each with a short name for its settings."""
+    return {cell.name: names_digest([json.dumps(cell.settings, sort_keys=True)]) for cell in plan.cells_of(entry, data)}
 
 
 def _defined(values: Sequence[float | None], what: str) -> float:

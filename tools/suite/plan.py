@@ -26,13 +26,17 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Plan:
-    """A suite and its cells in the order in which they are run; `storage` and `tracking` are absolute."""
+    """A suite and its cells in the order in which they are run.
+
+    `storage`, `tracking` and `kept` (None: nothing is kept) are absolute.
+    """
 
     suite: Suite
     cells: tuple[Cell, ...]
     storage: str
     tracking: str
     experiment: str
+    kept: str | None = None
 
     def data(self, name: str) -> DataSet:
         """A data set by name."""
@@ -67,7 +71,8 @@ def plan(suite: Suite) -> Plan:
     """The cells of a suite. Raises ConfigError."""
     storage = absolute(suite.storage)
     tracking = absolute(suite.tracking_uri or tracking_uri(None, storage))
-    empty = Plan(suite, (), storage, tracking, suite.experiment or suite.name)
+    kept = None if suite.keep is None else absolute(suite.keep)
+    empty = Plan(suite, (), storage, tracking, suite.experiment or suite.name, kept)
     entries = [*suite.entries, *_ablated(suite)]
     check_entries(suite, entries)
     cells = in_order([cell for entry in entries for cell in _cells(empty, entry)])

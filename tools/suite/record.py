@@ -70,14 +70,37 @@ def write_record(run: Storage, record: Record) -> None:
     run.write(RECORD_FILE, json.dumps(vars(record), indent=1).encode())
 
 
+def kept_of(plan: Plan, cell: Cell) -> Storage | None:
+    """Where what was kept of a cell lies; None where the suite keeps nothing."""
+    return None if plan.kept is None else Storage(plan.kept).join(cell.name)
+
+
+def result_of(plan: Plan, cell: Cell) -> Storage | None:
+    """Where a cell's result lies: its run, or what was kept of one with the same settings; None: nowhere."""
+    if has_run(plan, cell):
+        return run_of(plan, cell)
+    kept = kept_of(plan, cell)
+    if kept is None or not kept.exists(RESULT_FILE) or _differences(read_record(kept), cell):
+        return None
+    return kept
+
+
+def has_run(plan: Plan, cell: Cell) -> bool:
+    """Whether a cell's run is there, and has its result."""
+    return run_of(plan, cell).exists(RESULT_FILE)
+
+
 def is_done(plan: Plan, cell: Cell) -> bool:
     """Whether a cell has its result."""
-    return run_of(plan, cell).exists(RESULT_FILE)
+    return result_of(plan, cell) is not None
 
 
 def changes(plan: Plan, cell: Cell) -> list[str]:
     """Settings in which a cell that was begun differs from what the suite says now: `key old -> new`."""
-    record = read_record(run_of(plan, cell))
+    return _differences(read_record(run_of(plan, cell)), cell)
+
+
+def _differences(record: Record | None, cell: Cell) -> list[str]:
     if record is None:
         return []
     now = json.loads(json.dumps(cell.settings))

@@ -99,10 +99,10 @@ def _data(results: Results, name: str) -> list[str]:
     folds = {item.cell.fold: item for item in cells}
     samples = sum(item.evaluation.samples for item in folds.values())
     split = "one fixed split" if data.folds is None else f"{len(folds)} of {data.folds} folds by subject"
-    first = cells[0].predictions
+    modalities = cells[0].tested["modalities"]
     return [
         f"{samples:,} test samples of {results.subjects(name):,} subjects, {split}; "
-        f"{len(first.modalities)} modalities: {', '.join(str(item) for item in first.modalities)}."
+        f"{len(modalities)} modalities: {', '.join(modalities)}."
     ]
 
 

@@ -185,6 +185,9 @@ class Suite(Part):
     """Lines under the heading."""
     storage: str = "runs/suite"
     """Folder or URL where the cells' runs lie."""
+    keep: str | None = None
+    """Folder or URL of small copies of the results, which reports need and nothing else; a cell of which one with the
+    same settings is there is done. By default none are kept."""
     tracking_uri: str | None = None
     """MLflow; by default SQLite in `storage` (in `runs/` where that is remote)."""
     experiment: str | None = None

@@ -11,7 +11,7 @@ from maestro_dist.errors import MaestroError
 from suite.cells import Cell
 from suite.jobs import Jobs
 from suite.plan import Plan
-from suite.record import LOG_FILE, Record, begin_attempt, changes, is_done, run_of, write_record
+from suite.record import LOG_FILE, Record, begin_attempt, changes, has_run, is_done, run_of, write_record
 
 _POLL_S = 0.5
 _NOTE_S = 15.0  # between two notes of how long a cell has run: what a killed suite knows of it
@@ -52,6 +52,11 @@ def sort_out(plan: Plan, cells: Sequence[Cell]) -> tuple[Outcome, list[Cell]]:
             outcome.done.append(cell.name)
         else:
             waiting.append(cell)
+    again = {name for cell in waiting for name in cell.needs.values()}
+    for cell in [cell for cell in cells if cell.name in again and cell.name in outcome.done]:
+        if not has_run(plan, cell):  # what is kept of it says how good it was, but nothing can begin with that
+            outcome.done.remove(cell.name)
+            waiting.insert(0, cell)
     there = needed_before(plan, waiting, outcome)
     leave_behind(waiting, outcome, there)
     return outcome, waiting
@@ -61,7 +66,7 @@ def needed_before(plan: Plan, cells: Sequence[Cell], outcome: Outcome) -> set[st
     """Of what these cells need and nobody has chosen, what is done."""
     chosen = {*(cell.name for cell in cells), *outcome.done, *outcome.failed}
     others = {name for cell in cells for name in cell.needs.values()} - chosen
-    done = {cell.name for cell in plan.cells if cell.name in others and is_done(plan, cell) and not changes(plan, cell)}
+    done = {cell.name for cell in plan.cells if cell.name in others and has_run(plan, cell) and not changes(plan, cell)}
     return done | set(outcome.done)
 
 

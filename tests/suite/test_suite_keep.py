@@ -1,0 +1,133 @@
+"""What is kept of results is all that a report needs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from finished_cells import finish, make_plan
+from suite.collect import collect, keep
+from suite.keep import Digest
+from suite.plan import Plan
+from suite.record import is_done, kept_of, read_record, run_of, write_record
+from suite.report import write_report
+from suite.work import sort_out
+from test_suite_needs import needing
+
+from maestro_dist.data.storage import Storage
+from maestro_dist.errors import DataError, RunError
+
+FIGURES = [
+    {"name": "mean", "value": {"entry": "two", "data": "set"}, "reach": 0.7},
+    {"name": "ensemble", "value": {"entry": "two", "data": "set", "of": "ensemble", "missing": 0.4}},
+]
+
+
+def kept_plan(folder: Path, **changes: Any) -> Plan:
+    return make_plan(folder / "runs", keep=str(folder / "kept"), figures=FIGURES, **changes)
+
+
+def finish_all(plan: Plan) -> None:
+    for cell in plan.cells:
+        finish(plan, cell, right=0.8 if cell.entry == "two" else 0.6, lost=0.1, experts=cell.entry == "two")
+
+
+def report(plan: Plan, out: Path) -> str:
+    write_report(collect(plan), str(out), "the command")
+    return (out / "RESULTS.md").read_text() + (out / "results.json").read_text()
+
+
+def test_a_report_without_the_runs_is_the_same(tmp_path: Path) -> None:
+    plan = kept_plan(tmp_path)
+    finish_all(plan)
+    expected = report(plan, tmp_path / "before")
+    assert "not finished" not in expected
+    assert keep(collect(plan)) == len(plan.cells) == 14
+    shutil.rmtree(tmp_path / "runs")
+    assert report(plan, tmp_path / "after") == expected
+    assert keep(collect(plan)) == 0, "what was kept is not kept again"
+    assert all(is_done(plan, cell) for cell in plan.cells)
+    outcome, waiting = sort_out(plan, plan.cells)
+    assert len(outcome.done) == 14
+    assert waiting == []
+    assert sum(path.stat().st_size for path in (tmp_path / "kept").rglob("*.npz")) < 14 * 5_000
+
+
+def test_what_is_new_stands_beside_what_was_kept(tmp_path: Path) -> None:
+    plan = kept_plan(tmp_path)
+    finish_all(plan)
+    expected = report(plan, tmp_path / "before")
+    keep(collect(plan))
+    for cell in plan.cells_of("two", "set"):
+        shutil.rmtree(run_of(plan, cell).url)
+    again = plan.cells_of("two", "set")[0]
+    finish(plan, again, right=0.8, lost=0.1, experts=True)
+    assert report(plan, tmp_path / "after") == expected
+    assert collect(plan).finished[again.name].kept is None
+
+
+def test_what_was_kept_of_other_settings_or_is_damaged_does_not_count(tmp_path: Path) -> None:
+    plan = kept_plan(tmp_path)
+    finish_all(plan)
+    keep(collect(plan))
+    shutil.rmtree(tmp_path / "runs")
+    changed, damaged, *_ = plan.cells
+    place = kept_of(plan, changed)
+    assert place is not None
+    record = read_record(place)
+    assert record is not None
+    record.settings["seed"] = 99
+    write_record(place, record)
+    assert not is_done(plan, changed)
+    assert is_done(plan, damaged)
+    assert changed.name not in collect(plan).finished
+    place = kept_of(plan, damaged)
+    assert place is not None
+    place.write("digest.npz", b"no archive")
+    with pytest.raises(RunError, match=r"digest\.npz is damaged"):
+        collect(plan)
+
+
+def test_other_samples_are_told_apart(tmp_path: Path) -> None:
+    plan = kept_plan(tmp_path)
+    finish_all(plan)
+    keep(collect(plan))
+    shutil.rmtree(tmp_path / "runs")
+    place = kept_of(plan, plan.cells_of("two", "set")[0])
+    assert place is not None
+    digest = Digest.read(place, "digest.npz")
+    assert digest is not None
+    place.write("digest.npz", Digest(digest.about | {"keys": "others"}, digest.numbers).to_bytes())
+    results = collect(plan)
+    with pytest.raises(DataError, match="other samples"):
+        [results.bootstrap(entry, "set", "accuracy", 0.0) for entry in ("one", "two")]
+
+
+def test_a_digest_survives_its_file(tmp_path: Path) -> None:
+    digest = Digest({"a": [1, None]}, {("auroc", 0.4): np.linspace(0, 1, 7), ("auroc", 0.0): np.array([0.5])})
+    place = Storage(str(tmp_path))
+    place.write("digest.npz", digest.to_bytes())
+    assert digest.to_bytes() == digest.to_bytes()
+    found = Digest.read(place, "digest.npz")
+    assert found is not None
+    assert found.about == digest.about
+    assert found.numbers.keys() == digest.numbers.keys()
+    np.testing.assert_allclose(found.numbers["auroc", 0.4], np.linspace(0, 1, 7), atol=1e-7)
+    assert Digest.read(place, "other.npz") is None
+
+
+def test_a_run_that_another_begins_with_is_run_again(tmp_path: Path) -> None:
+    plan = needing(tmp_path / "runs", keep=str(tmp_path / "kept"))
+    names = {name for cell in plan.cells for name in cell.needs.values()}
+    for cell in plan.cells:
+        place = kept_of(plan, cell)
+        assert place is not None
+        if cell.entry == "pretrain" or cell.name == "set.f0.tuned.s1":
+            place.write("result.json", b"{}")
+    outcome, waiting = sort_out(plan, plan.cells)
+    assert outcome.done == ["set.f0.pretrain.s1", "set.f0.tuned.s1"], "nobody waits for that pre-training"
+    assert names - {cell.name for cell in waiting} == {"set.f0.pretrain.s1"}
+    assert outcome.left == {}
