@@ -53,7 +53,7 @@ def start(storage: Path | str, data: str, *extra: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> str:
     """Wait for the command to end well; returns what it printed."""
-    printed, _ = process.communicate(timeout=300)
+    printed, _ = process.communicate(timeout=600)
     assert process.returncode == 0, printed
     return printed
 
