@@ -59,9 +59,8 @@ class Summary(nn.Module):
         super().__init__()
         self.full, self.sequence, self.pieces, self.bands = kind == "statistics", sequence, pieces, tuple(bands)
         self.count = (STATISTICS if self.full else LEVEL) + len(self.bands)
-        self.shift = nn.Parameter(
-            torch.empty(variates * self.count)
-        )  # of one dimension: weight decay leaves them alone
+        # Both have one dimension, so weight decay leaves them alone.
+        self.shift = nn.Parameter(torch.empty(variates * self.count))
         self.log_scale = nn.Parameter(torch.empty(variates * self.count))
         self.linear = Linear(variates * self.count * (1 + pieces), width)
 
