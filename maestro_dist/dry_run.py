@@ -40,7 +40,8 @@ def dry_run(config: Config) -> int:
     else:
         loss, taken = first_batch(_here(config, samples))
         of = f" of {whole}, as many as this machine takes in seconds," if samples < whole else ","
-        print(f"first micro-batch: {taken} samples{of} loss {loss:.4f} before any step{where}")
+        before = "any step" if config.model.summary == "none" else "any step, and before statistics are standardised"
+        print(f"first micro-batch: {taken} samples{of} loss {loss:.4f} before {before}{where}")
     print("dry run: nothing was trained and nothing was written to the run")
     return 0
 

@@ -368,11 +368,10 @@ def prepare_together(
         mean, unit = (torch.cat(parts) for parts in zip(*given, strict=True)) if given else (None, None)
         reference = None if mean is None or unit is None else (mean, unit)
         words, start, features, there = first.prepare(torch.cat([values[name] for name in names]), reference, dtype)
-        whole = [words.whole] * len(names)
         pieces = (words.symbols, words.samples, features, there)
         cut = (part.split(rows) if part is not None else [None] * len(names) for part in pieces)
-        for name, symbols, samples, own, seen, all_seen in zip(names, *cut, whole, strict=True):
-            prepared[name] = Prepared(sax.Words(symbols, samples, all_seen), start, own, seen)
+        for name, symbols, samples, own, seen in zip(names, *cut, strict=True):
+            prepared[name] = Prepared(sax.Words(symbols, samples, words.whole), start, own, seen)
     return prepared
 
 

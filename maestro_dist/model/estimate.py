@@ -218,7 +218,7 @@ def _embedding(config: ModelConfig, modality: Modality, samples: int, tokens: in
         kept += steps * (2 * variates + (sum(through) + sum(through[1:])) * channels) + words * channels
         work += 3.0 * steps * channels
     if config.summary != "none":
-        work += 4.0 * steps * variates
+        work += (7.0 if config.summary_bands else 4.0) * steps * variates
     codes = tokens * width  # of the words' times, the same for all samples
     ahead = words * width + max(3.0 * codes, codes + words * width)
     return _Segment(words * width, 0.0, kept, kept + work + ahead, kept + work + words * width)

@@ -238,9 +238,9 @@ class Maestro(Trunk):
         attends = config.pooling == "attention"
         self.pool = AttentionPool(config.width, config.heads, self.sequence) if attends else None
         hidden = round(config.head_hidden * config.width)
-        self.head: Linear | DeepHead = Linear(config.width, outputs)
-        if hidden:
-            self.head = DeepHead(config.width, hidden, outputs, config.dropout, seed)
+        self.head = (
+            DeepHead(config.width, hidden, outputs, config.dropout, seed) if hidden else Linear(config.width, outputs)
+        )
         additive = config.head == "additive"
         self.modality_heads = ModalityHeads(len(modalities), config.width, outputs) if additive else None
         self.initialise(seed)

@@ -12,7 +12,7 @@ from finished_cells import finish, make_plan
 from suite.collect import collect, keep
 from suite.keep import Digest
 from suite.plan import Plan
-from suite.record import is_done, kept_of, read_record, run_of, write_record
+from suite.record import Record, is_done, kept_of, read_record, run_of, write_record
 from suite.report import write_report
 from suite.work import sort_out
 from test_suite_needs import needing
@@ -67,6 +67,17 @@ def test_what_is_new_stands_beside_what_was_kept(tmp_path: Path) -> None:
     finish(plan, again, right=0.8, lost=0.1, experts=True)
     assert report(plan, tmp_path / "after") == expected
     assert collect(plan).finished[again.name].kept is None
+
+
+def test_an_ensemble_of_which_a_seed_is_gone_is_named(tmp_path: Path) -> None:
+    plan = kept_plan(tmp_path)
+    finish_all(plan)
+    keep(collect(plan))
+    shutil.rmtree(tmp_path / "kept" / "ensembles")
+    shutil.rmtree(run_of(plan, plan.cells_of("two", "set")[0]).url)
+    assert "Not shown: The second, of which the answers" in report(plan, tmp_path / "after")
+    with pytest.raises(RunError, match="has not the 200 resamples of accuracy"):
+        report(kept_plan(tmp_path, resamples=200), tmp_path / "more")
 
 
 def test_what_was_kept_of_other_settings_or_is_damaged_does_not_count(tmp_path: Path) -> None:
@@ -127,6 +138,7 @@ def test_a_run_that_another_begins_with_is_run_again(tmp_path: Path) -> None:
         assert place is not None
         if cell.entry == "pretrain" or cell.name == "set.f0.tuned.s1":
             place.write("result.json", b"{}")
+            write_record(place, Record(cell.command, cell.settings, {}, []))
     outcome, waiting = sort_out(plan, plan.cells)
     assert outcome.done == ["set.f0.pretrain.s1", "set.f0.tuned.s1"], "nobody waits for that pre-training"
     assert names - {cell.name for cell in waiting} == {"set.f0.pretrain.s1"}

@@ -19,7 +19,7 @@ from maestro_dist.task.base import higher_is_better
 from suite.bootstrap import subject_weights, weighted_metric
 from suite.cells import Cell
 from suite.experts import Information, expert_information
-from suite.keep import DIGEST_FILE, Digest, names_digest
+from suite.keep import DIGEST_FILE, Digest, names_digest, number_key
 from suite.plan import Plan
 from suite.record import RECORD_FILE, RESULT_FILE, Record, kept_of, read_record, result_of, run_of
 
@@ -112,6 +112,11 @@ class Results:
         both = np.mean(parts, axis=0)
         return float(both[0]), both[1:]
 
+    def lacking(self, entry: str, data: str) -> bool:
+        """Whether an entry has several seeds but no ensemble, as the answers of some are no longer there."""
+        metric, rate = self.plan.data(data).metrics[0], min(self.plan.suite.rates)
+        return len(self.seeds(entry, data)) > 1 and self.ensemble(entry, data, metric, rate) is None
+
     def best(self, entries: Sequence[str], data: str, metric: str, rate: float) -> str | None:
         """The entry with the best mean."""
         found = {name: self.values(name, data, metric, rate) for name in entries}
@@ -125,7 +130,9 @@ class Results:
         place = item.cell.name, rate
         if item.kept is not None:
             told = item.kept.about["experts"]
-            return None if told is None else Information(**told)
+            if told["rate"] != rate:
+                raise RunError(f"{item.run.name()} tells of experts at {told['rate']:g}, not at {rate:g}; run it again")
+            return None if told["found"] is None else Information(**told["found"])
         if place not in self._informed:
             key = rng.key(item.cell.seed, "experts", item.cell.name)
             self._informed[place] = expert_information(item.predictions, rate, self.plan.suite.permutations, key)
@@ -140,9 +147,13 @@ class Results:
         """A cell's metric under each resample of its test subjects, mean over the draws: float64 [R]."""
         self._same_samples(item)
         if item.kept is not None:
-            if (metric, rate) not in item.kept.numbers:
-                raise RunError(f"{item.run.name()} has no resamples of {metric} at {rate}; remove it, and run the cell")
-            return item.kept.numbers[metric, rate]
+            found = item.kept.numbers.get((metric, rate))
+            if found is None or len(found) != self.plan.suite.resamples:
+                raise RunError(
+                    f"{item.run.name()} has not the {self.plan.suite.resamples} resamples of {metric} at {rate:g}; "
+                    "remove it, and run the cell again"
+                )
+            return found
         name = (item.cell.name, metric, rate)
         if name not in self._resampled:
             subject, weights = self._people(item)
@@ -214,7 +225,8 @@ def keep(results: Results) -> int:
         numbers: dict[tuple[str, float], np.ndarray] = {}
         if item.cell.scored:
             told = results.experts(item, rates[-1])
-            about = {**item.tested, "experts": None if told is None else asdict(told)}
+            experts = {"rate": rates[-1], "found": None if told is None else asdict(told)}
+            about = {**item.tested, "experts": experts}
             metrics = plan.data(item.cell.data).metrics
             numbers = {(metric, rate): results.resampled(item, metric, rate) for metric in metrics for rate in ends}
         files = {DIGEST_FILE: Digest(about, numbers).to_bytes(), RESULT_FILE: item.run.read(RESULT_FILE)}
@@ -241,7 +253,7 @@ def _keep_ensemble(results: Results, entry: str, data: str, rates: list[float], 
             found = results.ensemble(entry, data, metric, rate)
             if found is None:
                 return
-            values[f"{metric}@{rate!r}"] = found[0]
+            values[number_key(metric, rate)] = found[0]
             if rate in ends:
                 numbers[metric, rate] = found[1]
     about = {"values": values, "cells": ensemble_cells(plan, entry, data)}
@@ -255,7 +267,7 @@ def kept_ensemble(plan: Plan, entry: str, data: str, metric: str, rate: float) -
     kept = Digest.read(Storage(plan.kept).join("ensembles"), f"{data}.{entry}.npz")
     if kept is None or kept.about["cells"] != ensemble_cells(plan, entry, data):
         return None
-    value = kept.about["values"].get(f"{metric}@{rate!r}")
+    value = kept.about["values"].get(number_key(metric, rate))
     return None if value is None else (float(value), kept.numbers.get((metric, rate), np.empty(0)))
 
 

@@ -35,7 +35,7 @@ class Digest:
         """An npz file; the same digest gives the same bytes."""
         text = np.frombuffer(json.dumps(self.about, sort_keys=True).encode(), np.uint8)
         arrays = {_ABOUT: text}
-        arrays |= {_key(metric, rate): x.astype(np.float32) for (metric, rate), x in self.numbers.items()}
+        arrays |= {number_key(metric, rate): x.astype(np.float32) for (metric, rate), x in self.numbers.items()}
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
             for name in sorted(arrays):
@@ -65,7 +65,8 @@ def names_digest(names: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
-def _key(metric: str, rate: float) -> str:
+def number_key(metric: str, rate: float) -> str:
+    """How a digest calls a metric at a missing rate: auroc@0.4."""
     return f"{metric}@{rate!r}"
 
 

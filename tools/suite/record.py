@@ -80,9 +80,10 @@ def result_of(plan: Plan, cell: Cell) -> Storage | None:
     if has_run(plan, cell):
         return run_of(plan, cell)
     kept = kept_of(plan, cell)
-    if kept is None or not kept.exists(RESULT_FILE) or _differences(read_record(kept), cell):
+    if kept is None or not kept.exists(RESULT_FILE):
         return None
-    return kept
+    record = read_record(kept)
+    return None if record is None or _differences(record, cell) else kept
 
 
 def has_run(plan: Plan, cell: Cell) -> bool:

@@ -55,7 +55,11 @@ def ensemble_table(results: Results, data: str, labels: dict[str, str]) -> list[
             row = [label, metric_label(metric), str(len(results.seeds(entry, data))), *(f"{v:.3f}" for v, _ in known)]
             rows.append([*row, *(_interval(known[rates.index(rate)][1]) for rate in ends)])
     head = ["ensemble", "metric", "of", *map(_rate, rates), *(f"95 % interval, {_rate(rate)}" for rate in ends)]
-    return table(head, rows) if rows else []
+    lines = table(head, rows) if rows else []
+    gone = [label for entry, label in labels.items() if results.lacking(entry, data)]
+    if gone:
+        lines += ["", f"Not shown: {', '.join(gone)}, of which the answers of some seeds are no longer there."]
+    return lines
 
 
 def ablation_table(results: Results, data: str, labels: dict[str, str]) -> list[str]:
