@@ -58,7 +58,7 @@ def finish(process: subprocess.Popen[str]) -> str:
     return printed
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 600) -> None:
     """Poll until the condition holds; fails when the process ends first, with what it printed."""
     deadline = time.monotonic() + seconds
     while not condition():
