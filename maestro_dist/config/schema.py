@@ -220,6 +220,9 @@ class ModelConfig(Section):
 class PretrainConfig(Section):
     """Pre-training (`task.kind: pretrain`): words are hidden, and their symbols are told from the rest. No labels."""
 
+    word: Positive | dict[str, Positive] | None = None
+    """Steps of a word that is hidden, one number or one a modality; it divides `model.word`, which it is by default.
+    Where a word of the model is a whole window, shorter ones leave it something to tell them from."""
     mask_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
     """Share of the words that are hidden. To the model they are gaps, like those in the data."""
     span: Positive = 4

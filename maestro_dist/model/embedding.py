@@ -30,11 +30,16 @@ _KEPT, _KEPT_WORDS = 256, 1024
 
 def word_steps(config: ModelConfig, name: str) -> int:
     """Steps a word of modality `name`."""
-    if isinstance(config.word, int):
-        return config.word
-    if name not in config.word:
-        raise ConfigError(f"model.word has no entry for modality {name!r}; add it, or give one number for all")
-    return config.word[name]
+    return steps_of(config.word, name, "model.word")
+
+
+def steps_of(word: int | dict[str, int], name: str, key: str) -> int:
+    """Steps of modality `name`, of one number for all or one a modality; `key`: how the configuration calls them."""
+    if isinstance(word, int):
+        return word
+    if name not in word:
+        raise ConfigError(f"{key} has no entry for modality {name!r}; add it, or give one number for all")
+    return word[name]
 
 
 class TimeCode:
@@ -311,10 +316,11 @@ class Embedding(nn.Module):
         features = self.summary.features(samples, (window.mean - mean) / unit, window, unit, start, steps)
         return Prepared(words, start, features, (window.n > 0).any(1, keepdim=True))
 
-    def symbolise(self, values: Tensor, recording: Tensor | None = None) -> Tensor:
-        """Symbols uint8 [R, W, D] that the tokens of `values` are made from; `recording` as in `forward`."""
+    def symbolise(self, values: Tensor, recording: Tensor | None = None, word: int | None = None) -> Tensor:
+        """Symbols uint8 [R, W, D] that the tokens of `values` are made from; `recording` as in `forward`. With `word`,
+        those of words of so many steps."""
         reference = None if self.normalize == "window" else self.reference(recording)
-        return sax.tokenise(values, self.word, self.edges.view(torch.float64), reference, self.sequence)
+        return sax.tokenise(values, word or self.word, self.edges.view(torch.float64), reference, self.sequence)
 
     def _tokens(self, words: sax.Words, start: int, dtype: torch.dtype) -> Tensor:
         """Tokens [R, W, d]; `start`: global number of the first step."""

@@ -2,7 +2,8 @@
 
 The tokens are a vocabulary already, so what is to be told are the SAX symbols of the hidden words. A hidden word is
 made a gap before anything is computed from it: its steps become NaN, and all that follows (symbols, samples, stem,
-summary, attention) treats it as a word whose sensor did not deliver.
+summary, attention) treats it as a word whose sensor did not deliver. Hidden words may be shorter than the model's own
+(`task.pretrain.word`), which then have gaps inside.
 
 Letters as in `maestro`; K_j: most words of modality j that are asked of a sample, Q: their sum over the modalities.
 """
@@ -20,9 +21,10 @@ from torch import Tensor, nn
 
 from maestro_dist import rng
 from maestro_dist.config.schema import ModelConfig, PretrainConfig
+from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.model import cost, sparse
 from maestro_dist.model.context import ExpertsFactory, SequenceContext
-from maestro_dist.model.embedding import Embedding
+from maestro_dist.model.embedding import Embedding, TimeCode, steps_of
 from maestro_dist.model.layers import FeedForward, Key, Linear, ResidualNorm
 from maestro_dist.model.layout import Layout, pack
 from maestro_dist.model.maestro import Trunk
@@ -143,7 +145,9 @@ class Pretraining(Trunk):
         """`seed` keys initial values and masks; the rest as for `Maestro`."""
         super().__init__(config, modalities, seed=seed, sequence=sequence, experts=experts)
         self.pretrain, self.seed = pretrain, seed
-        lengths = [-(-m.steps // word) for m, word in zip(self.modalities, self.words, strict=True)]
+        self.steps = [_hidden_steps(pretrain, name, word) for name, word in zip(self.names, self.words, strict=True)]
+        self.asked_time = TimeCode(config.width, self.modalities, self.steps)
+        lengths = [-(-m.steps // word) for m, word in zip(self.modalities, self.steps, strict=True)]
         self.spans = [max(1, min(pretrain.span, length // 4)) for length in lengths]
         self.most = [min(pretrain.predict, length) for length in lengths]
         self.decoder = Decoder(config, self.modalities, self.most, 2 if config.fusion_layers else 1, self.sequence)
@@ -176,11 +180,16 @@ class Pretraining(Trunk):
         known, firsts = [], []
         priorities: list[Tensor] = []
         numbers: list[Tensor] = []
-        for j, (name, word) in enumerate(zip(self.names, self.words, strict=True)):
+        for j, (name, word) in enumerate(zip(self.names, self.steps, strict=True)):
             raw, whole = batch.values.get(name), batch.symbols.get(name)
-            if whole is None:
+            if raw is None and word != self.words[j]:
+                raise DataError(
+                    f"modality {name!r} comes as symbols of words of {self.words[j]} steps; task.pretrain.word {word} "
+                    "needs raw windows"
+                )
+            if whole is None or word != self.words[j]:
                 assert raw is not None
-                whole = cast(Embedding, self.embeddings[name]).symbolise(raw, batch.recording.get(name))
+                whole = cast(Embedding, self.embeddings[name]).symbolise(raw, batch.recording.get(name), word)
             start, _ = self.sequence.slice(name, whole.shape[1] * word if raw is None else raw.shape[1])
             row, first, count = batch.rows[name], start // word, whole.shape[1]
             sample = batch.sample.index_select(0, row)
@@ -190,8 +199,10 @@ class Pretraining(Trunk):
             if raw is not None:
                 steps = hidden.repeat_interleave(word, 1)[:, : raw.shape[1], None]
                 values[name] = raw.masked_fill(steps, math.nan)
-            if name in symbols:
+            if name in symbols and word == self.words[j]:
                 symbols[name] = whole.masked_fill(hidden[..., None], 0)
+            else:
+                symbols.pop(name, None)
             number = torch.arange(first, first + count, device=sample.device)
             draws = rng.key(self.seed, "asked", purpose, name)
             priority = rng.uniform(draws, pack(sample[:, None], number)) + 1  # above the 0 of words not to be asked
@@ -233,10 +244,18 @@ class Pretraining(Trunk):
         """Codes [B, Q, d] of the times, from the window's start to the centres, of words with these numbers [B, Q]."""
         seconds = [
             (part.double() + 0.5) * (word / modality.rate_hz)
-            for part, word, modality in zip(number.split(self.most, 1), self.words, self.modalities, strict=True)
+            for part, word, modality in zip(number.split(self.most, 1), self.steps, self.modalities, strict=True)
         ]
         joined = torch.cat(seconds, 1)
-        return self.time(joined.flatten(), self.unit.dtype).unflatten(0, joined.shape)
+        return self.asked_time(joined.flatten(), self.unit.dtype).unflatten(0, joined.shape)
+
+
+def _hidden_steps(pretrain: PretrainConfig, name: str, word: int) -> int:
+    """Steps of a word of modality `name` that is hidden as one, given those of the model's."""
+    steps = word if pretrain.word is None else steps_of(pretrain.word, name, "task.pretrain.word")
+    if word % steps:
+        raise ConfigError(f"task.pretrain.word {steps} of modality {name!r} does not divide model.word {word}")
+    return steps
 
 
 def _sums(scores: Tensor, symbols: Tensor) -> Tensor:

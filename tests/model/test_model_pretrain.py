@@ -15,19 +15,23 @@ from test_model_sequence import CUTS, Board, Lockstep
 from torch import Tensor
 
 from maestro_dist.config.schema import ModelConfig, PretrainConfig
+from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.model import Pretraining
 from maestro_dist.model.pretrain import hidden_words
+from maestro_dist.model.sax import cuts
 from maestro_dist.task.pretraining import Pretraining as Task
 from maestro_dist.types import Batch, Modality
 
 TASK = Task()
 
 
-def make(*, predict: int = 32, share: float = 0.4, sequence: Any = None, **options: Any) -> Pretraining:
+def make(
+    *, predict: int = 32, share: float = 0.4, hidden: Any = None, sequence: Any = None, **options: Any
+) -> Pretraining:
     config = ModelConfig.model_validate(
         {"width": 12, "heads": 3, "word": 4, "feedforward": 2.0, "moe": {"experts": 3}, **options}
     )
-    pretrain = PretrainConfig(predict=predict, mask_share=share, span=3)
+    pretrain = PretrainConfig(predict=predict, mask_share=share, span=3, word=hidden)
     return Pretraining(config, MODALITIES, pretrain, seed=7, sequence=sequence)
 
 
@@ -62,7 +66,11 @@ def test_splitting_a_batch_changes_nothing(budget: str) -> None:
     assert torch.equal(model(batch, 5)["masked"], model(batch, 6)["masked"])
 
 
-@pytest.mark.parametrize("options", [{}, RICH, {"normalize": "window", "embedding": "table"}], ids=str)
+SHORT = {"word": {"acc": 64, "bvp": 93, "temp": 4}, "hidden": {"acc": 8, "bvp": 31, "temp": 1}}
+"""Words of the model as long as windows, the hidden ones shorter."""
+
+
+@pytest.mark.parametrize("options", [{}, RICH, {"normalize": "window", "embedding": "table"}, SHORT], ids=str)
 def test_hidden_words_do_not_leak(options: dict[str, Any]) -> None:
     model, batch = make(**options).train(), make_batch(PRESENT)
     before, asked = scores_of(model, batch, 2), model.hide(batch, 2)[1]
@@ -106,24 +114,41 @@ def test_a_hidden_word_is_as_a_gap_in_the_data(options: dict[str, Any]) -> None:
     assert torch.equal(seen[1], tokens.fused)
 
 
-def test_what_was_asked_are_hidden_observed_words() -> None:
-    model, batch = make(predict=3).eval(), make_batch(PRESENT)
+@pytest.mark.parametrize("steps", [4, 2, 1])
+def test_what_was_asked_are_hidden_observed_words(steps: int) -> None:
+    model, batch = make(predict=3, hidden=steps).eval(), make_batch(PRESENT)
     hidden, asked = model.hide(batch, 0)
     numbers = asked.number.split(model.most, 1)
-    assert model.most == [3, 3, 2]
+    assert model.most == [3, 3, {4: 2, 2: 3, 1: 3}[steps]]
     for name, number, symbols in zip(model.names, numbers, asked.symbols, strict=True):
-        truth = model.embeddings[name].symbolise(batch.values[name], batch.recording[name])
+        mean, std = model.embeddings[name].reference(None)
+        z = (batch.values[name].double() - mean) / std
+        z = torch.nn.functional.pad(z, (0, 0, 0, -z.shape[1] % steps), value=math.nan).unflatten(1, (-1, steps))
+        truth = torch.bucketize(z.nanmean(2), cuts(20), right=True) + 1
+        truth = torch.where(z.isnan().all(2), 0, truth)
         for row, sample in enumerate(batch.rows[name].tolist()):
             there = [k for k in range(symbols.shape[1]) if symbols[row, k].any()]
             words = number[sample, there].tolist()
             assert len(set(words)) == len(words)
             gone = hidden.values[name][row].isnan().all(1)
-            offered = [
-                word for word in range(truth.shape[1]) if gone[4 * word : 4 * word + 4].all() and truth[row, word].any()
-            ]
+            parts = range(truth.shape[1])
+            offered = [word for word in parts if gone[steps * word :][:steps].all() and truth[row, word].any()]
             assert len(words) == min(len(offered), symbols.shape[1])
             assert set(words) <= set(offered)
             assert torch.equal(symbols[row, there], truth[row, words].long())
+
+
+def test_short_hidden_words_need_raw_windows_and_divide_the_models() -> None:
+    with pytest.raises(ConfigError, match=r"task.pretrain.word 3 of modality 'acc' does not divide model.word 4"):
+        make(hidden=3)
+    with pytest.raises(ConfigError, match=r"task.pretrain.word has no entry for modality 'bvp'"):
+        make(hidden={"acc": 2})
+    model, batch = make(embedding="table", hidden=2), make_batch(PRESENT)
+    known = {name: model.embeddings[name].symbolise(values) for name, values in batch.values.items()}
+    output = model(batch, 1)["masked"]
+    assert torch.equal(model(replace(batch, symbols=known), 1)["masked"], output)
+    with pytest.raises(DataError, match=r"'acc' comes as symbols of words of 4 steps; task.pretrain.word 2 needs raw"):
+        model(replace(batch, values={}, symbols=known), 1)
 
 
 def test_symbols_that_are_ready_made_give_the_same() -> None:
@@ -162,7 +187,9 @@ def test_shared_parameters_have_the_names_and_initial_values_of_the_plain_model(
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("cuts", CUTS)
-@pytest.mark.parametrize("options", [{}, {"stem": {"channels": 4, "kernel": 5}, "normalize": "window"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"stem": {"channels": 4, "kernel": 5}, "normalize": "window", "hidden": 2}], ids=str
+)
 def test_sharded_by_time(options: dict[str, Any], cuts: str, training: bool) -> None:
     options = {"dropout": 0.0, "beta": 1.5, "fusion_beta": 2.0, "sample_factor": 1.5, "predict": 5, **options}
     batch, plan = make_batch(PRESENT), CUTS[cuts]
