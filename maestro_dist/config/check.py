@@ -8,6 +8,7 @@ from typing import Any
 
 from maestro_dist.config.load import flatten, has_credentials
 from maestro_dist.config.schema import Config, MeshConfig, ModelConfig, OptimConfig
+from maestro_dist.config.words import check_names, hidden_word_of, word_of
 from maestro_dist.errors import ConfigError, MeshError
 from maestro_dist.types import Modality
 
@@ -152,7 +153,7 @@ def _check_slices(config: Config, modalities: Sequence[Modality]) -> None:
     """Each sequence rank must hold a word. Slices are cut between words that no distilling layer joins."""
     model, ranks = config.model, config.mesh.sequence
     joined = 2 ** (model.encoder_layers + model.fusion_layers) if model.distil else 1
-    words = {m.name: model.word if isinstance(model.word, int) else model.word[m.name] for m in modalities}
+    words = {m.name: word_of(model.word, m.name) for m in modalities}
     pieces = {m.name: -(-m.steps // (words[m.name] * joined)) for m in modalities}
     longest = max(modalities, key=lambda modality: pieces[modality.name])
     most = pieces[longest.name]
@@ -168,14 +169,13 @@ def _check_slices(config: Config, modalities: Sequence[Modality]) -> None:
 def check_modalities(config: Config, modalities: Sequence[Modality]) -> None:
     """Raise `ConfigError` where the model, or the mesh, does not fit the data's modalities."""
     names = [modality.name for modality in modalities]
-    word = config.model.word
-    if isinstance(word, dict):
-        for name in word:
-            if name not in names:
-                raise ConfigError(f"model.word: modality {name!r} is not used; there are {', '.join(names)}")
-        for name in names:
-            if name not in word:
-                raise ConfigError(f"model.word: no word length for modality {name!r}")
+    pretrain = config.task.pretrain
+    check_names(config.model.word, names, "model.word")
+    words = {name: word_of(config.model.word, name) for name in names}
+    if config.task.kind == "pretrain":
+        check_names(pretrain.word, names, "task.pretrain.word")
+        for name, word in words.items():
+            hidden_word_of(pretrain, name, word)
     if config.mesh.sequence > 1:
         _check_slices(config, modalities)
     if config.model.normalize == "dataset":

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from maestro_dist import rng
 from maestro_dist.config.schema import ModelConfig, StemConfig
+from maestro_dist.config.words import word_of
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.model import sax
 from maestro_dist.model.context import OneProcess, SequenceContext
@@ -30,16 +31,7 @@ _KEPT, _KEPT_WORDS = 256, 1024
 
 def word_steps(config: ModelConfig, name: str) -> int:
     """Steps a word of modality `name`."""
-    return steps_of(config.word, name, "model.word")
-
-
-def steps_of(word: int | dict[str, int], name: str, key: str) -> int:
-    """Steps of modality `name`, of one number for all or one a modality; `key`: how the configuration calls them."""
-    if isinstance(word, int):
-        return word
-    if name not in word:
-        raise ConfigError(f"{key} has no entry for modality {name!r}; add it, or give one number for all")
-    return word[name]
+    return word_of(config.word, name)
 
 
 class TimeCode:

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from maestro_dist import rng
 from maestro_dist.config.schema import ModelConfig, PretrainConfig
-from maestro_dist.errors import ConfigError, DataError
+from maestro_dist.config.words import hidden_word_of
+from maestro_dist.errors import DataError
 from maestro_dist.model import cost, sparse
 from maestro_dist.model.context import ExpertsFactory, SequenceContext
-from maestro_dist.model.embedding import Embedding, TimeCode, steps_of
+from maestro_dist.model.embedding import Embedding, TimeCode
 from maestro_dist.model.layers import FeedForward, Key, Linear, ResidualNorm
 from maestro_dist.model.layout import Layout, pack
 from maestro_dist.model.maestro import Trunk
@@ -145,7 +146,7 @@ class Pretraining(Trunk):
         """`seed` keys initial values and masks; the rest as for `Maestro`."""
         super().__init__(config, modalities, seed=seed, sequence=sequence, experts=experts)
         self.pretrain, self.seed = pretrain, seed
-        self.steps = [_hidden_steps(pretrain, name, word) for name, word in zip(self.names, self.words, strict=True)]
+        self.steps = [hidden_word_of(pretrain, name, word) for name, word in zip(self.names, self.words, strict=True)]
         self.asked_time = TimeCode(config.width, self.modalities, self.steps)
         lengths = [-(-m.steps // word) for m, word in zip(self.modalities, self.steps, strict=True)]
         self.spans = [max(1, min(pretrain.span, length // 4)) for length in lengths]
@@ -248,14 +249,6 @@ class Pretraining(Trunk):
         ]
         joined = torch.cat(seconds, 1)
         return self.asked_time(joined.flatten(), self.unit.dtype).unflatten(0, joined.shape)
-
-
-def _hidden_steps(pretrain: PretrainConfig, name: str, word: int) -> int:
-    """Steps of a word of modality `name` that is hidden as one, given those of the model's."""
-    steps = word if pretrain.word is None else steps_of(pretrain.word, name, "task.pretrain.word")
-    if word % steps:
-        raise ConfigError(f"task.pretrain.word {steps} of modality {name!r} does not divide model.word {word}")
-    return steps
 
 
 def _sums(scores: Tensor, symbols: Tensor) -> Tensor:

@@ -139,9 +139,11 @@ def test_what_was_asked_are_hidden_observed_words(steps: int) -> None:
 
 
 def test_short_hidden_words_need_raw_windows_and_divide_the_models() -> None:
-    with pytest.raises(ConfigError, match=r"task.pretrain.word 3 of modality 'acc' does not divide model.word 4"):
+    with pytest.raises(
+        ConfigError, match=r"task.pretrain.word: 3 steps of modality 'acc' do not divide its model.word 4"
+    ):
         make(hidden=3)
-    with pytest.raises(ConfigError, match=r"task.pretrain.word has no entry for modality 'bvp'"):
+    with pytest.raises(ConfigError, match=r"task.pretrain.word: no word length for modality 'bvp'"):
         make(hidden={"acc": 2})
     model, batch = make(embedding="table", hidden=2), make_batch(PRESENT)
     known = {name: model.embeddings[name].symbolise(values) for name, values in batch.values.items()}

@@ -302,6 +302,7 @@ def test_a_second_driver_is_refused(synthetic: str, tmp_path: Path, capsys: pyte
         ("run.device=cuda", "no CUDA device"),
         ("data.test=tset", "did you mean 'test'"),
         ("model.word={acc: 8, bvp: 8}", "no word length for modality 'temp'"),
+        ("task.kind=pretrain task.pretrain.word=3", "word: 3 steps of modality 'acc' do not divide its model.word 8"),
         ("model.moe.balance=bias model.moe.experts=0 model.moe.top_k=1", "the model has no experts"),
     ],
 )
