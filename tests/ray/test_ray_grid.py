@@ -20,6 +20,8 @@ OPTIONS = [
     "run.timeout_s=180", "evaluation.test_rates=[0.0,0.4]", "evaluation.draws=[0]",
     # many words, so that ranks have something to share
     "model.word={acc: 64, bvp: 128, eda: 8, temp: 8, hr: 2}", "model.embedding=patch", "model.encoder_layers=1",
+    # and small, whatever the recipe has
+    "model.width=32", "model.summary_bands=6",
 ]  # fmt: skip
 
 
