@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from finished_cells import finish, make_plan
 from suite.collect import collect, keep
 from suite.keep import Digest
-from suite.plan import Plan
+from suite.plan import ROOT, Plan
 from suite.record import Record, is_done, kept_of, read_record, run_of, write_record
 from suite.report import write_report
 from suite.work import sort_out
@@ -54,6 +56,43 @@ def test_a_report_without_the_runs_is_the_same(tmp_path: Path) -> None:
     assert len(outcome.done) == 14
     assert waiting == []
     assert sum(path.stat().st_size for path in (tmp_path / "kept").rglob("*.npz")) < 14 * 5_000
+
+
+def test_what_is_kept_names_no_folder_of_the_machine(tmp_path: Path) -> None:
+    plan = kept_plan(tmp_path)
+    finish_all(plan)
+    cell = plan.cells[0]
+    run, record = run_of(plan, cell), read_record(run_of(plan, cell))
+    assert record is not None
+    assert str(ROOT) in record.command
+    result = json.loads(run.read("result.json"))
+    run.write("result.json", json.dumps({**result, "best_step": 7, "checkpoint": "/there/run", "model": "/m"}).encode())
+    keep(collect(plan))
+    kept = kept_of(plan, cell)
+    assert kept is not None
+    assert json.loads(kept.read("result.json")) == {**result, "best_step": 7}
+    for path in (tmp_path / "kept" / cell.name).iterdir():
+        assert str(ROOT).encode() not in path.read_bytes()
+
+
+def test_a_setting_that_is_newer_than_a_result_is_taken_at_its_default(tmp_path: Path) -> None:
+    plan = kept_plan(tmp_path)
+    finish_all(plan)
+    keep(collect(plan))
+    shutil.rmtree(tmp_path / "runs")
+    cell = plan.cells_of("one", "set")[0]
+    kept = kept_of(plan, cell)
+    assert kept is not None
+    record = read_record(kept)
+    assert record is not None
+    older = {key: value for key, value in record.settings.items() if key not in ("baseline.trees", "run.seed")}
+    write_record(kept, replace(record, settings={**older, "run.seed": cell.seed}))
+    assert is_done(plan, cell)
+    other = kept_plan(tmp_path, entries=[
+        {"name": "one", "kind": "lightgbm", "data": ["set"], "set": ["baseline.trees=7"]},
+        {"name": "two", "kind": "minirocket", "label": "The second", "data": ["set"]},
+    ])  # fmt: skip
+    assert not is_done(other, other.cells_of("one", "set")[0])
 
 
 def test_what_is_new_stands_beside_what_was_kept(tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ from suite.cells import Cell
 from suite.experts import Information, expert_information
 from suite.keep import DIGEST_FILE, Digest, names_digest, number_key
 from suite.plan import Plan
-from suite.record import RECORD_FILE, RESULT_FILE, Record, kept_of, read_record, result_of, run_of
+from suite.record import RESULT_FILE, Record, kept_of, portable, read_record, result_of, run_of, write_record
+
+_PLACES = ("checkpoint", "model", "mlflow_model")
 
 
 @dataclass
@@ -224,16 +226,17 @@ def keep(results: Results) -> int:
         about: dict[str, Any] = {"keys": "", "subjects": 0, "modalities": [], "experts": None}
         numbers: dict[tuple[str, float], np.ndarray] = {}
         if item.cell.scored:
-            told = results.experts(item, rates[-1])
-            experts = {"rate": rates[-1], "found": None if told is None else asdict(told)}
+            answer = results.experts(item, rates[-1])
+            experts = {"rate": rates[-1], "found": None if answer is None else asdict(answer)}
             about = {**item.tested, "experts": experts}
             metrics = plan.data(item.cell.data).metrics
             numbers = {(metric, rate): results.resampled(item, metric, rate) for metric in metrics for rate in ends}
-        files = {DIGEST_FILE: Digest(about, numbers).to_bytes(), RESULT_FILE: item.run.read(RESULT_FILE)}
+        place.write(DIGEST_FILE, Digest(about, numbers).to_bytes())
+        # of the result without where weights and model lie: they are not kept
+        told = {key: value for key, value in json.loads(item.run.read(RESULT_FILE)).items() if key not in _PLACES}
+        place.write(RESULT_FILE, json.dumps(told, indent=1).encode())
         if item.record is not None:
-            files[RECORD_FILE] = item.run.read(RECORD_FILE)
-        for name, content in files.items():
-            place.write(name, content)
+            write_record(place, portable(item.record))
         wrote += 1
     for entry in plan.suite.entries:
         for data in entry.data:

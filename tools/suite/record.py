@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from benchmarks.baselines.settings import BaselineConfig
 from benchmarks.common import machine
 
+from maestro_dist.config.check import identity
+from maestro_dist.config.schema import Config
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.errors import RunError
 from suite.cells import Cell
-from suite.plan import Plan
+from suite.plan import ROOT, Plan
 
 RECORD_FILE = "cell.json"
 RESULT_FILE = "result.json"
 LOG_FILE = "job.log"
+_BASELINE = BaselineConfig().model_dump(mode="json")
 
 
 @dataclass
@@ -65,6 +69,11 @@ def begin_attempt(plan: Plan, cell: Cell) -> Record:
     return record
 
 
+def portable(record: Record) -> Record:
+    """The record with what lies in the repository named relative to it: elsewhere it lies in another folder."""
+    return replace(record, command=record.command.replace(f"{ROOT}/", ""))
+
+
 def write_record(run: Storage, record: Record) -> None:
     """Write it."""
     run.write(RECORD_FILE, json.dumps(vars(record), indent=1).encode())
@@ -105,8 +114,9 @@ def _differences(record: Record | None, cell: Cell) -> list[str]:
     if record is None:
         return []
     now = json.loads(json.dumps(cell.settings))
+    # A key that the record lacks is newer than the run: its default stands for what was done then.
+    defaults = identity(Config()) | {f"baseline.{key}": value for key, value in _BASELINE.items()}
+    old = {key: value for key, value in defaults.items() if key in now} | record.settings
     return [
-        f"{key} {record.settings.get(key)!r} -> {now.get(key)!r}"
-        for key in sorted({*record.settings, *now})
-        if record.settings.get(key) != now.get(key)
+        f"{key} {old.get(key)!r} -> {now.get(key)!r}" for key in sorted({*old, *now}) if old.get(key) != now.get(key)
     ]
