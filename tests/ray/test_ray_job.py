@@ -85,9 +85,14 @@ def test_a_submitted_job_trains_as_the_command_does(
     assert status_of(address) == 401
     command = ["-m", "maestro_dist.train", *runs.arguments(tmp_path, synthetic, *runs.RAY)]
     submit = [str(BIN / "ray"), "job", "submit", "--address", address, "--working-dir", str(runs.ROOT), "--", "python"]
-    done = subprocess.run(
-        [*submit, *command], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
-    )
+    deadline = time.monotonic() + 120
+    while True:
+        done = subprocess.run(
+            [*submit, *command], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
+        )
+        # a job server answers before its node's agent is there
+        if "No available agent" not in done.stdout + done.stderr or time.monotonic() > deadline:
+            break
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout + done.stderr
     assert runs.tracked(tmp_path) == runs.tracked(whole)

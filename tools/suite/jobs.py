@@ -26,6 +26,9 @@ from suite.cells import Cell
 from suite.plan import ROOT
 
 _START_S = 120.0
+_NO_AGENT = "No available agent"
+"""What a job server says that answers before its node's agent is there, as on a busy machine."""
+_AGAIN_S = 1.0
 _OBJECT_STORE = 128 * 2**20  # bytes; nothing large goes through it
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 _STOP_WAIT_S = 20  # a stopped run writes its state and gives its lease back
@@ -55,16 +58,20 @@ class Jobs:
         """Start a cell; returns the job's id."""
         variables = {"PYTHONPATH": "tools", "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}
         variables |= {} if cell.kind == "maestro" else _ONE_THREAD
-        try:
-            return self._client.submit_job(
-                entrypoint=f"exec {cell.command}",  # no shell in between that could die alone
-                submission_id=f"{cell.name}-{secrets.token_hex(4)}",
-                runtime_env={"working_dir": str(self._code), "env_vars": variables},
-                metadata={"suite": self._mark, "cell": cell.name},
-                entrypoint_num_cpus=cell.cpus if cell.inline else 0,
-            )
-        except Exception as error:
-            raise RunError(f"{cell.name}: cannot be submitted: {_line(error)}") from None
+        deadline = time.monotonic() + _START_S
+        while True:
+            try:
+                return self._client.submit_job(
+                    entrypoint=f"exec {cell.command}",  # no shell in between that could die alone
+                    submission_id=f"{cell.name}-{secrets.token_hex(4)}",
+                    runtime_env={"working_dir": str(self._code), "env_vars": variables},
+                    metadata={"suite": self._mark, "cell": cell.name},
+                    entrypoint_num_cpus=cell.cpus if cell.inline else 0,
+                )
+            except Exception as error:
+                if _NO_AGENT not in str(error) or time.monotonic() > deadline:
+                    raise RunError(f"{cell.name}: cannot be submitted: {_line(error)}") from None
+            time.sleep(_AGAIN_S)
 
     def running(self) -> dict[str, str]:
         """Cells of this suite that an earlier start of it has left running, with their jobs' ids."""
