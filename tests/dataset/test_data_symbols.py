@@ -268,5 +268,5 @@ def test_the_tool_adds_symbols(packed: str, tmp_path: Path, capsys: pytest.Captu
         tool.main([*common, "--word", *words])
     with pytest.raises(ConfigError, match="--alphabet"):
         tool.main(["packed", "--source", packed, "--out", str(tmp_path / "no"), "--alphabet", "1"])
-    with pytest.raises(ConfigError, match="no entry for modality"):
+    with pytest.raises(ConfigError, match="no word length for modality"):
         tool.main(["packed", "--source", packed, "--out", str(tmp_path / "no"), "--word", "acc=3"])

@@ -55,7 +55,7 @@ def test_estimate_is_within_a_fifth(options: dict[str, Any], shape: tuple[int, i
     # Before 2.12 torch left smaller gaps (dense attention most of all): there the estimate is on the safe side.
     late = torch.__version__ >= "2.12"
     assert 0.8 < estimate.live / live < (1.2 if late else 1.5)
-    if config.checkpoint == "layers" and estimate.live < 1 << 29:
+    if config.checkpoint == "layers" and estimate.live < 1 << 30:
         # Many small arrays come and go here: from run to run the same step takes between 1.6 and 3 times their sum.
         assert 0.6 < expected / measured < 1.5
     else:

@@ -156,7 +156,7 @@ def test_errors_name_the_key() -> None:
         make_model(heads=5)
     with pytest.raises(ConfigError, match=r"model.moe.top_k 4"):
         make_model(moe={"experts": 3, "top_k": 4})
-    with pytest.raises(ConfigError, match="no entry for modality 'bvp'"):
+    with pytest.raises(ConfigError, match="no word length for modality 'bvp'"):
         make_model(word={"acc": 4, "temp": 1})
     with pytest.raises(ConfigError, match="no training-split mean and std"):
         Maestro(ModelConfig(), [Modality("a", 2, 1.0, 8)], 2, seed=0)
