@@ -12,6 +12,7 @@ from maestro_dist.memory import available
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.start import check_start
 from maestro_dist.summary import described, print_start
+from maestro_dist.teachers import check_teachers
 from maestro_dist.worker import first_batch
 
 _OPERATIONS = 2 * 10**11
@@ -31,6 +32,9 @@ def dry_run(config: Config) -> int:
     print_start(config, manifest)
     if start := check_start(config, manifest):
         print(f"start      weights of {redact(start)}")
+    check_teachers(config, manifest)
+    for teacher in config.task.teachers:
+        print(f"teacher    {redact(teacher)}, not asked in a dry run: the loss is that on the labels")
     samples, whole = trial_samples(config, manifest)
     where = " (on the CPU, in fp32)" if config.run.device != "cpu" or config.engine.precision != "fp32" else ""
     if not shards:

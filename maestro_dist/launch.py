@@ -55,7 +55,8 @@ def absolute(config: Config) -> Config:
     start = full(config.run.start) if config.run.start else None
     run = config.run.model_copy(update={"storage": full(config.run.storage), "start": start})
     tracking = config.tracking.model_copy(update={"uri": uri})
-    return config.model_copy(update={"data": data, "run": run, "tracking": tracking})
+    task = config.task.model_copy(update={"teachers": [full(url) for url in config.task.teachers]})
+    return config.model_copy(update={"data": data, "run": run, "task": task, "tracking": tracking})
 
 
 def prepare_data(config: Config, *, bare: bool = False) -> tuple[Manifest, bool]:

@@ -15,6 +15,7 @@ from maestro_dist.data.storage import ObjectMissing, Storage, redact
 from maestro_dist.errors import RunError
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.start import check_start
+from maestro_dist.teachers import check_teachers
 
 RUN_FILE = "run.json"
 DATA_FOLDER = "data"
@@ -46,12 +47,13 @@ def begin(config: Config, manifest: Manifest, run: Storage) -> RunRecord:
 
     Raises:
         ConfigError: the run was begun with another configuration; the differences are listed. Or it is new, and
-            `run.start` names weights that do not fit.
+            `run.start` or `task.teachers` names a model that does not fit.
         RunError: it was begun on other data, the record is damaged, or a first start finds no tracking server.
     """
     record = _read(run)
     if record is None:
         start = check_start(config, manifest)
+        check_teachers(config, manifest)
         record = RunRecord(identity=identity(config), data=manifest.fingerprint(), token=uuid.uuid4().hex, start=start)
         write(run, record)
         run.write(f"{DATA_FOLDER}/{MANIFEST_NAME}", manifest.model_dump_json(indent=1).encode())

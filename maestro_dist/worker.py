@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from maestro_dist.parallel.collectives import Group
     from maestro_dist.task.base import Task
     from maestro_dist.tracking import MetricLog
-    from maestro_dist.types import Modality
+    from maestro_dist.types import Batch, Modality, Output
 
 Say = Callable[[str], None]
 """Shows a line to the person who started the run."""
@@ -200,30 +200,50 @@ def evaluate_on(
 
     With `keep` the answers are kept too.
     """
-    from maestro_dist.data.stream import evaluation_batches, presence
-    from maestro_dist.data.symbols import reads_symbols
-    from maestro_dist.evaluation import evaluate_split
     from maestro_dist.parallel.partition import averaged
 
-    config, mesh = state.config, state.mesh
-    symbols = reads_symbols(state.manifest, config.model, state.modalities)
     state.engine.eval()
     try:
         with averaged(state.engine):
-            return evaluate_split(
+            return evaluate_with(
                 lambda batch: state.engine(state.engine.place(batch), state.step),
-                state.task,
-                lambda mask: evaluation_batches(
-                    config.data.url, state.manifest, config.data, state.modalities, split,
-                    batch=config.evaluation.batch, rank=mesh.data_rank, ranks=mesh.data, keep=mask,
-                    symbols=symbols, slices=time_slices(config, state.modalities, mesh),
-                ),
-                presence(config.data.url, state.manifest, state.modalities, split, symbols=symbols),
-                rates=rates, draws=draws, mesh=mesh, split=split, keep=keep,
-                always=[m.always for m in state.modalities],
+                state.config, state.mesh, state.manifest, state.modalities, state.task, split,
+                rates=rates, draws=draws, keep=keep,
             )  # fmt: skip
     finally:
         state.engine.train()
+
+
+def evaluate_with(
+    forward: Callable[[Batch], Output],
+    config: Config,
+    mesh: Mesh,
+    manifest: Manifest,
+    modalities: list[Modality],
+    task: Task,
+    split: str,
+    *,
+    rates: Sequence[float],
+    draws: Sequence[int],
+    keep: bool = False,
+) -> Evaluation:
+    """Evaluate a model, in evaluation mode, on a split, over all ranks. `config` says how it reads its windows."""
+    from maestro_dist.data.stream import evaluation_batches, presence
+    from maestro_dist.data.symbols import reads_symbols
+    from maestro_dist.evaluation import evaluate_split
+
+    symbols = reads_symbols(manifest, config.model, modalities)
+    return evaluate_split(
+        forward,
+        task,
+        lambda mask: evaluation_batches(
+            config.data.url, manifest, config.data, modalities, split,
+            batch=config.evaluation.batch, rank=mesh.data_rank, ranks=mesh.data, keep=mask,
+            symbols=symbols, slices=time_slices(config, modalities, mesh),
+        ),
+        presence(config.data.url, manifest, modalities, split, symbols=symbols),
+        rates=rates, draws=draws, mesh=mesh, split=split, keep=keep, always=[m.always for m in modalities],
+    )  # fmt: skip
 
 
 def assemble(
@@ -278,6 +298,7 @@ def _train(job: Job, say: Say, stack: ExitStack) -> None:
     from maestro_dist.loop import fit
     from maestro_dist.standardise import standardise
     from maestro_dist.start import take
+    from maestro_dist.teachers import answers
 
     config = parse(job.config, "the driver's configuration")
     prepare_process(config)
@@ -300,6 +321,11 @@ def _train(job: Job, say: Say, stack: ExitStack) -> None:
         state.resume(found.step, found.position, found.metadata)
         if mesh.rank == 0:
             say(f"goes on at step {state.step:,} of {state.total_steps:,}, from {found.url}")
+    if config.task.teachers:
+        known, asked = answers(config, state.manifest, mesh, job.run_url, state.engine.device)
+        state.task.learn_from(known, config.task.teacher_share)
+        if asked and mesh.rank == 0:
+            say(f"learns from {len(config.task.teachers)} teachers' answers for {len(known):,} training samples")
     saver = Saver(job.run_url, mesh, attempt=job.attempt, keep_last=config.checkpoint.keep_last)
     if mesh.rank == 0:
         for line in stream.warnings():

@@ -28,6 +28,7 @@ SAME_ROOM = {
     "run_record": "launch",
     "start": "worker",
     "standardise": "worker",
+    "teachers": "worker",
     "summary": "launch",
     "pyfunc_model": "predict",
 }

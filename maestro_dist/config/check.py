@@ -32,6 +32,7 @@ def check(config: Config) -> None:
         ("run.start", run.start),
         ("data.url", config.data.url),
         ("tracking.uri", config.tracking.uri),
+        *(("task.teachers", url) for url in config.task.teachers),
     ):
         if url and has_credentials(url):
             raise ConfigError(
@@ -55,7 +56,11 @@ def check(config: Config) -> None:
             "missing.consistency: compares samples with what is left of them when modalities are dropped, but "
             "missing.p_max is 0; set it, or drop the consistency"
         )
+    if config.task.teachers and config.augment.mixup:
+        raise ConfigError("augment.mixup: mixes samples of which task.teachers have answered each alone; use 0")
     if config.task.kind == "pretrain":
+        if config.task.teachers:
+            raise ConfigError("task.teachers: answer with labels, which task.kind=pretrain does not look at; use []")
         labelled = {"missing.consistency": config.missing.consistency, "augment.mixup": config.augment.mixup}
         for key, value in labelled.items():
             if value:

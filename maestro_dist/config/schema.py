@@ -227,6 +227,8 @@ class PretrainConfig(Section):
     """Share of the words that are hidden. To the model they are gaps, like those in the data."""
     span: Positive = 4
     """Words that are hidden together; never more than a quarter of a modality's words."""
+    sensor_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Probability that all words of a modality are hidden, to be told from the other modalities; never all of them."""
     predict: Positive = 32
     """Most hidden words of a modality and sample that are asked for: what bounds the cost on long recordings."""
 
@@ -244,6 +246,11 @@ class TaskConfig(Section):
     """Share of the target spread over all classes."""
     auxiliary: NotNegative = 0.3
     """Weight of the loss of the modalities' own heads (additive head only)."""
+    teachers: list[str] = []
+    """Exported models or finished runs on the same data, whose mean answer for each whole training sample this run
+    learns from, whatever it sees of the sample itself. None by default."""
+    teacher_share: Share = 1.0
+    """Share of the loss that is against the teachers' answers; the rest is against the labels."""
 
 
 class OptimConfig(Section):

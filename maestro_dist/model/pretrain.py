@@ -57,6 +57,19 @@ def hidden_words(key: int, sample: Tensor, first: int, words: int, *, span: int,
     return rng.uniform(key, pack(sample[:, None], (number + offset[:, None]) // span)) < share
 
 
+def hidden_sensors(keys: Sequence[int], sample: Tensor, present: Tensor, share: float) -> Tensor:
+    """Which modalities of samples int64 [B] are hidden whole: bool [B, M], some of those in `present` [B, M].
+
+    Each is with probability `share`. Where all would be, the one with the largest draw is not. keys[j] and the sample
+    make modality j's draw, so the batch does not matter.
+    """
+    draws = torch.stack([rng.uniform(key, sample) for key in keys], 1)
+    hidden = present & (draws < share)
+    largest = torch.where(present, draws, -1.0).argmax(1, keepdim=True)
+    all_hidden = (hidden == present).all(1, keepdim=True)
+    return hidden & ~(all_hidden & (torch.arange(len(keys), device=sample.device) == largest))
+
+
 class CrossAttention(nn.Module):
     """Multi-head attention of a few queries over the observed tokens of their sample."""
 
@@ -178,6 +191,8 @@ class Pretraining(Trunk):
         """The batch with gaps where words are hidden, and the words asked for: some of those, all of them observed."""
         values, symbols = dict(batch.values), dict(batch.symbols)
         purpose: int | str = step if self.training else "evaluation"
+        draws = [rng.key(self.seed, "mask sensor", purpose, name) for name in self.names]
+        sensors = hidden_sensors(draws, batch.sample, batch.present, self.pretrain.sensor_share)
         known, firsts = [], []
         priorities: list[Tensor] = []
         numbers: list[Tensor] = []
@@ -194,9 +209,10 @@ class Pretraining(Trunk):
             start, _ = self.sequence.slice(name, whole.shape[1] * word if raw is None else raw.shape[1])
             row, first, count = batch.rows[name], start // word, whole.shape[1]
             sample = batch.sample.index_select(0, row)
-            draws = rng.key(self.seed, "mask", purpose, name)
+            key = rng.key(self.seed, "mask", purpose, name)
             span, share = self.spans[j], self.pretrain.mask_share
-            hidden = hidden_words(draws, sample, first, count, span=span, share=share)
+            hidden = hidden_words(key, sample, first, count, span=span, share=share)
+            hidden |= sensors[:, j].index_select(0, row)[:, None]
             if raw is not None:
                 steps = hidden.repeat_interleave(word, 1)[:, : raw.shape[1], None]
                 values[name] = raw.masked_fill(steps, math.nan)
@@ -205,8 +221,8 @@ class Pretraining(Trunk):
             else:
                 symbols.pop(name, None)
             number = torch.arange(first, first + count, device=sample.device)
-            draws = rng.key(self.seed, "asked", purpose, name)
-            priority = rng.uniform(draws, pack(sample[:, None], number)) + 1  # above the 0 of words not to be asked
+            key = rng.key(self.seed, "asked", purpose, name)
+            priority = rng.uniform(key, pack(sample[:, None], number)) + 1  # above the 0 of words not to be asked
             best = (priority * (hidden & (whole > 0).any(2))).topk(min(self.most[j], count), 1)
             known.append(whole)
             firsts.append(first)

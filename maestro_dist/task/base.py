@@ -37,19 +37,33 @@ class Task(ABC):
     def __init__(self, *, auxiliary: float, consistency: float = 0.0) -> None:
         self._auxiliary = auxiliary
         self._consistency = consistency
+        self._answers: Tensor | None = None
+        self._share = 0.0
+
+    def learn_from(self, answers: Tensor, share: float) -> None:
+        """From now on the loss is, by `share`, against these answers for the training samples instead of the labels.
+
+        `answers` float32 [N, C], class probabilities, or [N], values in the target's unit; in manifest order.
+        """
+        self._answers, self._share = answers, share
 
     def loss(self, output: Output, batch: Batch) -> Tensor:
         """Loss of each sample, float32 [B].
 
         It is that of `logits`, plus `task.auxiliary` times the mean loss of the heads of the sample's present
         modalities where the model has such heads (a sample with none present adds nothing). That of a mixture is the
-        loss on its own target and that on its partner's, by their shares.
+        loss on its own target and that on its partner's, by their shares. Where the task learns from answers
+        (`learn_from`), it is the loss on these and that on the targets, by their shares.
 
         Where a batch has two views of each sample, [B] counts each once: it is the mean of both views' losses, plus
         `missing.consistency` times the divergence of the dropped view's prediction from the whole one's, which is
         taken as given.
         """
         loss = self._loss_on(batch.target, output, batch)
+        if self._answers is not None:
+            self._answers = self._answers.to(batch.sample.device)
+            answered = self._loss_on(self._answers[batch.sample], output, batch)
+            loss = (1.0 - self._share) * loss + self._share * answered
         if batch.mix is not None and batch.partner_target is not None:
             loss = batch.mix * loss + (1.0 - batch.mix) * self._loss_on(batch.partner_target, output, batch)
         if batch.views == 1:
@@ -65,7 +79,7 @@ class Task(ABC):
         if heads is None or self._auxiliary == 0.0:
             return loss
         samples, modalities, _ = heads.shape
-        each = self.sample_loss(heads.flatten(0, 1), target.repeat_interleave(modalities)).view(samples, modalities)
+        each = self.sample_loss(heads.flatten(0, 1), target.repeat_interleave(modalities, 0)).view(samples, modalities)
         present = batch.present.to(device=each.device, dtype=each.dtype)
         return loss + self._auxiliary * (each * present).sum(1) / present.sum(1).clamp(min=1.0)
 
@@ -84,7 +98,7 @@ class Task(ABC):
 
     @abstractmethod
     def sample_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Loss of each row: logits [R, C] and target [R] -> float32 [R]."""
+        """Loss of each row: logits [R, C] and target [R], or answers as `learn_from` takes them -> float32 [R]."""
 
     def divergence(self, logits: Tensor, others: Tensor) -> Tensor:
         """How far the predictions of `others` [R, C] are from those of `logits` [R, C]; float32 [R], 0 where equal.

@@ -56,17 +56,23 @@ class Classification(Task):
         self._weights_on: dict[str, Tensor] = {}
 
     def sample_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy of each row, times the weight of its class. Logits [R, C], target int64 [R] -> float32 [R]."""
+        """Cross-entropy of each row, times the weight of its class. Logits [R, C], target int64 [R] -> float32 [R].
+
+        A target may be class probabilities, float32 [R, C]: they are not smoothed, and each class has its weight.
+        """
         import torch
         from torch.nn import functional as F
 
+        weights = None
+        if self._weights is not None:
+            device = str(logits.device)
+            if device not in self._weights_on:
+                self._weights_on[device] = torch.tensor(self._weights, dtype=torch.float32, device=logits.device)
+            weights = self._weights_on[device]
+        if target.is_floating_point():
+            return F.cross_entropy(logits.float(), target, weight=weights, reduction="none")
         loss = F.cross_entropy(logits.float(), target, reduction="none", label_smoothing=self._smoothing)
-        if self._weights is None:
-            return loss
-        device = str(logits.device)
-        if device not in self._weights_on:
-            self._weights_on[device] = torch.tensor(self._weights, dtype=torch.float32, device=logits.device)
-        return loss * self._weights_on[device][target]
+        return loss if weights is None else loss * weights[target]
 
     def divergence(self, logits: Tensor, others: Tensor) -> Tensor:
         """Kullback-Leibler divergence of the class probabilities, in nats. [R, C] twice -> float32 [R]."""

@@ -14,10 +14,11 @@ from test_model_maestro import take
 from test_model_sequence import CUTS, Board, Lockstep
 from torch import Tensor
 
+from maestro_dist import rng
 from maestro_dist.config.schema import ModelConfig, PretrainConfig
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.model import Pretraining
-from maestro_dist.model.pretrain import hidden_words
+from maestro_dist.model.pretrain import hidden_sensors, hidden_words
 from maestro_dist.model.sax import cuts
 from maestro_dist.task.pretraining import Pretraining as Task
 from maestro_dist.types import Batch, Modality
@@ -26,12 +27,18 @@ TASK = Task()
 
 
 def make(
-    *, predict: int = 32, share: float = 0.4, hidden: Any = None, sequence: Any = None, **options: Any
+    *,
+    predict: int = 32,
+    share: float = 0.4,
+    sensors: float = 0.0,
+    hidden: Any = None,
+    sequence: Any = None,
+    **options: Any,
 ) -> Pretraining:
     config = ModelConfig.model_validate(
         {"width": 12, "heads": 3, "word": 4, "feedforward": 2.0, "moe": {"experts": 3}, **options}
     )
-    pretrain = PretrainConfig(predict=predict, mask_share=share, span=3, word=hidden)
+    pretrain = PretrainConfig(predict=predict, mask_share=share, span=3, sensor_share=sensors, word=hidden)
     return Pretraining(config, MODALITIES, pretrain, seed=7, sequence=sequence)
 
 
@@ -54,9 +61,30 @@ def test_words_are_hidden_in_spans_at_their_share_whatever_the_slice() -> None:
     assert not torch.equal(hidden, hidden_words(12, sample, 0, 120, span=5, share=0.3))
 
 
+def test_sensors_are_hidden_whole_but_never_all_of_a_sample() -> None:
+    sample, keys = torch.arange(4000), [3, 5, 8]
+    present = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 0], [0, 0, 0]]).bool().repeat(1000, 1)
+    hidden = hidden_sensors(keys, sample, present, 0.4)
+    assert not (hidden & ~present).any()
+    assert ((present & ~hidden).any(1) == present.any(1)).all()
+    assert hidden[::4].sum(1).float().mean().item() == pytest.approx(3 * (0.4 - 0.4**3 / 3), abs=0.06)
+    assert hidden[1::4].sum(1).float().mean().item() == pytest.approx(2 * (0.4 - 0.4**2 / 2), abs=0.06)
+    assert not hidden_sensors(keys, sample, present, 0.0).any()
+    picked = torch.tensor([17, 4, 900])
+    assert torch.equal(hidden_sensors(keys, sample[picked], present[picked], 0.4), hidden[picked])
+    model, batch = make(sensors=0.5, share=1e-9).train(), make_batch(PRESENT)
+    drawn = hidden_sensors([rng.key(7, "mask sensor", 3, n) for n in model.names], batch.sample, batch.present, 0.5)
+    assert drawn.any()
+    gone, asked = model.hide(batch, 3)
+    for j, (name, symbols) in enumerate(zip(model.names, asked.symbols, strict=True)):
+        whole = drawn[:, j][batch.rows[name]]
+        assert torch.equal(gone.values[name].isnan().all(2).all(1), whole)
+        assert torch.equal(symbols.flatten(1).any(1), whole)
+
+
 @pytest.mark.parametrize("budget", ["gate", "fixed"])
 def test_splitting_a_batch_changes_nothing(budget: str) -> None:
-    model, batch = make(**RICH, budget=budget).train(), make_batch(PRESENT)
+    model, batch = make(**RICH, budget=budget, sensors=0.3).train(), make_batch(PRESENT)
     whole = model(batch, 5)["masked"]
     assert whole[:5, 2].min() > 0
     for picked in ([0, 1, 2], [3, 4, 5], [1, 4]):
@@ -70,7 +98,9 @@ SHORT = {"word": {"acc": 64, "bvp": 93, "temp": 4}, "hidden": {"acc": 8, "bvp": 
 """Words of the model as long as windows, the hidden ones shorter."""
 
 
-@pytest.mark.parametrize("options", [{}, RICH, {"normalize": "window", "embedding": "table"}, SHORT], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, RICH, {"normalize": "window", "embedding": "table"}, SHORT, {"sensors": 0.4}], ids=str
+)
 def test_hidden_words_do_not_leak(options: dict[str, Any]) -> None:
     model, batch = make(**options).train(), make_batch(PRESENT)
     before, asked = scores_of(model, batch, 2), model.hide(batch, 2)[1]
@@ -190,7 +220,7 @@ def test_shared_parameters_have_the_names_and_initial_values_of_the_plain_model(
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("cuts", CUTS)
 @pytest.mark.parametrize(
-    "options", [{}, {"stem": {"channels": 4, "kernel": 5}, "normalize": "window", "hidden": 2}], ids=str
+    "options", [{}, {"stem": {"channels": 4, "kernel": 5}, "normalize": "window", "hidden": 2, "sensors": 0.3}], ids=str
 )
 def test_sharded_by_time(options: dict[str, Any], cuts: str, training: bool) -> None:
     options = {"dropout": 0.0, "beta": 1.5, "fusion_beta": 2.0, "sample_factor": 1.5, "predict": 5, **options}

@@ -145,3 +145,39 @@ def test_a_metric_that_the_task_lacks_is_refused() -> None:
     assert task.metric("auto") == "accuracy"
     with pytest.raises(ConfigError, match=r"evaluation\.metric=auprc: this classification task has accuracy"):
         task.metric("auprc")
+
+
+@pytest.mark.parametrize("weights", ["none", "balanced"])
+def test_answers_are_targets_by_their_share(weights: str) -> None:
+    config = TaskConfig(label_smoothing=0.2, class_weights=weights, auxiliary=0.3)  # type: ignore[arg-type]
+    task = make_task(config, kind="classification", classes=CLASSES, class_counts=COUNTS)
+    present = torch.tensor([[True, True], [True, False], [False, False], [False, True]])
+    target, numbers = torch.tensor([0, 1, 2, 2]), [3, 0, 4, 1]
+    output = make_output(4, 2, 3)
+    batch = replace(make_batch(present, target), sample=torch.tensor(numbers))
+    hard = task.loss(output, batch).tolist()
+    answers = torch.rand(6, 3, generator=torch.Generator().manual_seed(1))
+    answers /= answers.sum(1, keepdim=True)
+    each = [sum(COUNTS) / (3 * count) if weights == "balanced" else 1.0 for count in COUNTS]
+
+    def soft(logits: list[float], row: int) -> float:
+        parts = answers[numbers[row]].tolist()
+        return sum(p * slow_cross_entropy(logits, c, 0.0, each[c]) for c, p in enumerate(parts))
+
+    for share in (1.0, 0.7):
+        task.learn_from(answers, share)
+        loss = task.loss(output, batch)
+        for row in range(4):
+            heads = [soft(output["modality_logits"][row, m].tolist(), row) for m in range(2) if present[row, m]]
+            answered = soft(output["logits"][row].tolist(), row) + 0.3 * (sum(heads) / len(heads) if heads else 0.0)
+            assert loss[row].item() == pytest.approx((1 - share) * hard[row] + share * answered, rel=1e-5)
+
+
+def test_values_are_answers_too() -> None:
+    task = make_task(TaskConfig(auxiliary=0.0), kind="regression", target_mean=2.0, target_std=4.0)
+    present = torch.tensor([[True], [True]])
+    batch = replace(make_batch(present, torch.tensor([1.0, 9.0])), sample=torch.tensor([2, 0]))
+    output = Output(logits=torch.tensor([[0.5], [1.0]]))
+    task.learn_from(torch.tensor([6.0, 0.0, 2.0]), 0.25)
+    expected = [0.75 * (0.5 + 0.25) ** 2 + 0.25 * 0.5**2, 0.75 * (1 - 1.75) ** 2 + 0.25 * (1 - 1.0) ** 2]
+    assert task.loss(output, batch).tolist() == pytest.approx(expected)

@@ -1,0 +1,75 @@
+"""Whole runs that learn from other models' answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import runs
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, synthetic: str) -> Path:
+    """A finished run."""
+    storage = tmp_path_factory.mktemp("teacher")
+    assert runs.train(storage, synthetic, "optim.epochs=2") == 0
+    return storage / "tiny"
+
+
+def test_a_run_that_died_goes_on_without_its_teachers(
+    teacher: Path, synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept, run = tmp_path / "kept", tmp_path / "tiny"
+    shutil.copytree(teacher, kept)
+    extra = [f"task.teachers=[{kept}, {kept}/model]", "task.teacher_share=0.8", "checkpoint.every_steps=2"]
+    extra += ["checkpoint.keep_last=9", "optim.max_steps=8", "evaluation.test_rates=[0]", "run.seed=5"]
+    assert runs.train(tmp_path, synthetic, *extra) == 0
+    assert "learns from 2 teachers' answers for 101 training samples" in capsys.readouterr().out
+    whole = runs.weights(tmp_path)
+
+    shutil.rmtree(kept)
+    for step in (6, 7, 8):
+        shutil.rmtree(run / "checkpoints" / f"step-{step:09d}")
+    (run / "result.json").unlink()
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    assert runs.train(tmp_path, synthetic, *extra) == 0
+    said = capsys.readouterr().out
+    assert "goes on at step 4 of 8" in said
+    assert "learns from" not in said
+    runs.assert_same_weights(runs.weights(tmp_path), whole)
+
+    alone = tmp_path / "alone"
+    assert runs.train(alone, synthetic, *extra[2:]) == 0
+    other = runs.weights(alone)
+    assert any((other[name] != value).any() for name, value in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.modalities=[acc, temp]", "was trained on acc, bvp, temp, this run is on acc, temp"),
+        ("task.teachers=[/nowhere]", "nowhere is neither an exported model (it has no model.json) nor a run that has"),
+        ("task.teachers=[s3://me:secret@bucket/run]", "task.teachers: the URL holds credentials"),
+        ("augment.mixup=0.2", "augment.mixup: mixes samples of which task.teachers have answered each alone"),
+        ("task.kind=pretrain", "task.teachers: answer with labels"),
+    ],
+)
+def test_teachers_that_do_not_fit_are_refused_before_a_worker_starts(
+    override: str, said: str, teacher: Path, synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for extra in ([], ["--dry-run"]):
+        assert runs.train(tmp_path, synthetic, f"task.teachers=[{teacher}]", override, *extra) != 0
+        error = capsys.readouterr().err
+        assert said in error
+        assert "Traceback" not in error
+    assert not (tmp_path / "tiny").exists() or not (tmp_path / "tiny" / "run.json").exists()
+
+
+def test_a_dry_run_names_them(
+    teacher: Path, synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert runs.train(tmp_path, synthetic, f"task.teachers=[{teacher}]", "--dry-run") == 0
+    assert f"teacher    {teacher}" in capsys.readouterr().out
