@@ -34,6 +34,21 @@ def test_a_cell_begins_where_the_one_that_it_needs_lies(tmp_path: Path) -> None:
     assert not plan.cells_of("pretrain", "set")[0].scored
 
 
+def test_a_cell_learns_from_runs_of_other_seeds(tmp_path: Path) -> None:
+    one = {**TRAIN, "name": "one", "set": ["run.workers=1"], "seeds": [1, 2, 11, 12], "minutes": 5}
+    taught = {**TRAIN, "name": "taught", "set": ["run.workers=1", "task.teachers=[{run:one}, {run:one+10}]"]}
+    plan = needing(tmp_path, taught, one)
+    cell = next(cell for cell in plan.cells if cell.name == "set.f1.taught.s2")
+    assert cell.needs == {"one": "set.f1.one.s2", "one+10": "set.f1.one.s12"}
+    assert f"task.teachers=[{tmp_path}/set.f1.one.s2, {tmp_path}/set.f1.one.s12]" in cell.arguments
+    assert cell.settings["task.teachers"] == ["{run:one}", "{run:one+10}"]
+    assert (cell.settings["one: run.seed"], cell.settings["one+10: run.seed"]) == (2, 12)
+    with pytest.raises(ConfigError, match="'one' has no seed 21 on 'set' in fold 0"):
+        needing(tmp_path, {**taught, "set": ["task.teachers=[{run:one+20}]"]}, one)
+    with pytest.raises(ConfigError, match="'x' is no number to add to the seed"):
+        needing(tmp_path, {**taught, "set": ["task.teachers=[{run:one+x}]"]}, one)
+
+
 def test_what_is_needed_is_run_before_also_in_stages(tmp_path: Path) -> None:
     plan = needing(tmp_path, stage_minutes=15)
     names = [cell.name for cell in plan.cells]

@@ -24,7 +24,7 @@ class Cell:
     arguments  what comes after `python -m`
     settings   what decides its result (plain JSON): a finished cell with others is not this one
     cpus       CPU cores that it keeps busy; `inline`: in the job's own process
-    needs      cells that must be done before, by the entry that an override names as `{run:ENTRY}`
+    needs      cells that must be done before, by what an override names as `{run:ENTRY}` or `{run:ENTRY+N}`
     scored     whether its test gives scores; a pre-training's does not
     stage      number of the stage that it belongs to, from 1
     """
@@ -53,13 +53,21 @@ class Cell:
 
 
 def needed(overrides: Sequence[str]) -> list[str]:
-    """The entries that overrides name as `{run:ENTRY}`, once each."""
+    """What overrides name as `{run:ENTRY}` or `{run:ENTRY+N}`, once each."""
     return list(dict.fromkeys(name for override in overrides for name in _RUN.findall(override)))
 
 
 def filled(override: str, place: Callable[[str], str]) -> str:
-    """An override with the place of an entry's run where it says `{run:ENTRY}`."""
+    """An override with the place of a run where it says `{run:ENTRY}` or `{run:ENTRY+N}`."""
     return _RUN.sub(lambda found: place(found[1]), override)
+
+
+def entry_and_seed(named: str, seed: int) -> tuple[str, int]:
+    """What a cell with `seed` means by `ENTRY` (the same seed) or `ENTRY+N` (that seed and N)."""
+    entry, plus, more = named.partition("+")
+    if plus and not more.isdecimal():
+        raise ConfigError(f"{{run:{named}}}: {more!r} is no number to add to the seed")
+    return entry, seed + int(more or 0)
 
 
 def in_order(cells: Sequence[Cell]) -> list[Cell]:
@@ -79,11 +87,11 @@ def in_order(cells: Sequence[Cell]) -> list[Cell]:
         if cell.name in done:
             return
         inherited: dict[str, Any] = {}
-        for entry, name in cell.needs.items():
+        for named, name in cell.needs.items():
             if name not in by_name:
-                raise ConfigError(f"entries.{cell.entry}.set: {{run:{entry}}}: {_absent(cell, entry, cells)}")
+                raise ConfigError(f"entries.{cell.entry}.set: {{run:{named}}}: {_absent(cell, named, cells)}")
             take(by_name[name], above)
-            inherited |= {f"{entry}: {key}": value for key, value in done[name].settings.items()}
+            inherited |= {f"{named}: {key}": value for key, value in done[name].settings.items()}
         done[cell.name] = replace(cell, settings=cell.settings | inherited)
 
     for cell in cells:
@@ -91,12 +99,13 @@ def in_order(cells: Sequence[Cell]) -> list[Cell]:
     return list(done.values())
 
 
-def _absent(cell: Cell, entry: str, cells: Sequence[Cell]) -> str:
+def _absent(cell: Cell, named: str, cells: Sequence[Cell]) -> str:
+    entry, seed = entry_and_seed(named, cell.seed)
     known = list(dict.fromkeys(other.entry for other in cells if other.data == cell.data))
     if entry not in known:
         return f"no entry {entry!r} on {cell.data!r}{hint(entry, known)}"
     fold = "" if cell.fold is None else f" in fold {cell.fold}"
-    return f"{entry!r} has no seed {cell.seed} on {cell.data!r}{fold}, which {cell.entry!r} has"
+    return f"{entry!r} has no seed {seed} on {cell.data!r}{fold}, which {cell.entry!r} has"
 
 
 def staged(cells: Sequence[Cell], longest: float) -> Iterator[Cell]:

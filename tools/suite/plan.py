@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from maestro_dist.config.schema import Config, SourceConfig
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import ConfigError
 from maestro_dist.tracking.run import tracking_uri
-from suite.cells import Cell, filled, in_order, needed, staged
+from suite.cells import Cell, entry_and_seed, filled, in_order, needed, staged
 from suite.checks import check_ablations, check_entries, check_figures, hint
 from suite.schema import Ablation, DataSet, Entry, Suite
 
@@ -174,7 +174,7 @@ def _cells(plan: Plan, entry: Entry) -> Iterator[Cell]:
 
 def _cell(plan: Plan, entry: Entry, data: DataSet, fold: int | None, seed: int) -> Cell:
     name = _name(data, fold, entry.name, seed)
-    needs = {other: _name(data, fold, other, seed) for other in needed(entry.set)}
+    needs = {other: _name(data, fold, *entry_and_seed(other, seed)) for other in needed(entry.set)}
     places = {other: Storage(plan.storage).join(cell).url for other, cell in needs.items()}
     changes = [filled(override, lambda other: places[other]) for override in entry.set]
     url = absolute(data.url if fold is None else data.url.replace("{fold}", str(fold)))
@@ -205,10 +205,7 @@ def _cell(plan: Plan, entry: Entry, data: DataSet, fold: int | None, seed: int) 
     except ConfigError as error:
         raise ConfigError(f"entry {entry.name!r} on {data.name!r}: {error}") from None
     named = {place: f"{{run:{other}}}" for other, place in places.items()}  # a storage that was moved changes nothing
-    deciding = {
-        key: named.get(value, value) if isinstance(value, str) else value
-        for key, value in _deciding(config, entry.kind).items()
-    }
+    deciding = {key: _portable(value, named) for key, value in _deciding(config, entry.kind).items()}
     return Cell(
         name=name,
         entry=entry.name,
@@ -226,6 +223,13 @@ def _cell(plan: Plan, entry: Entry, data: DataSet, fold: int | None, seed: int) 
         needs=needs,
         scored=config.task.kind != "pretrain",
     )
+
+
+def _portable(value: Any, named: Mapping[str, str]) -> Any:
+    """A value, or a list of values, with the places in `named` by their names."""
+    if isinstance(value, list):
+        return [_portable(item, named) for item in value]
+    return named.get(value, value) if isinstance(value, str) else value
 
 
 def _name(data: DataSet, fold: int | None, entry: str, seed: int) -> str:
