@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from maestro_dist.config.check import check_mesh
 from maestro_dist.config.schema import Config, ModelConfig, TaskConfig
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.storage import ObjectMissing, Storage
-from maestro_dist.errors import CheckpointError, ConfigError
+from maestro_dist.data.symbols import reads_symbols
+from maestro_dist.errors import CheckpointError, ConfigError, MaestroError
 from maestro_dist.predict import DESCRIPTION, read_description, read_weights
 
 if TYPE_CHECKING:
@@ -29,9 +31,18 @@ _SAME = ("name", "rate_hz", "steps", "variates", "mean", "std")
 
 
 def check_teachers(config: Config, manifest: Manifest) -> None:
-    """Raise ConfigError for a teacher that is none of this data. Reads no weights."""
+    """Raise ConfigError for a teacher that is none of this data, or cannot answer on this grid. Reads no weights."""
     for url in config.task.teachers:
-        _found(url, config, manifest)
+        _, model = _found(url, config, manifest)
+        try:
+            check_mesh(_own(config, model))
+            reads_symbols(manifest, model, manifest.select(config.data.modalities))
+        except MaestroError as error:
+            raise ConfigError(f"task.teachers: {Storage(url).name()} cannot answer here: {error}") from None
+        if model.normalize == "recording" and not manifest.recording:
+            raise ConfigError(
+                f"task.teachers: {Storage(url).name()} measures by recordings, of which the data has no statistics"
+            )
 
 
 def answers(
@@ -61,11 +72,11 @@ def answers(
 
 
 def _ask(url: str, config: Config, manifest: Manifest, mesh: Mesh, device: torch.device) -> np.ndarray:
-    """One teacher's answers, on rank 0; what it says elsewhere means nothing. Its experts are whole on every rank."""
+    """One teacher's answers, on rank 0; what is returned elsewhere means nothing."""
     from maestro_dist.worker import build, evaluate_with
 
     storage, model = _found(url, config, manifest)
-    own = config.model_copy(update={"model": model, "task": TaskConfig()})
+    own = _own(config, model)
     pieces = build(own, manifest, replace(mesh, expert=1))
     try:
         pieces.model.load_state_dict(read_weights(storage))
@@ -77,6 +88,12 @@ def _ask(url: str, config: Config, manifest: Manifest, mesh: Mesh, device: torch
         own, mesh, manifest, pieces.modalities, pieces.task, config.data.train, rates=[0.0], draws=[0],
     )  # fmt: skip
     return pieces.task.predictions(found.logits) if found.logits is not None else np.zeros(0)
+
+
+def _own(config: Config, model: ModelConfig) -> Config:
+    """The run's configuration with a teacher's model; all of its experts are on every rank."""
+    mesh = config.mesh.model_copy(update={"expert": 1})
+    return config.model_copy(update={"model": model, "task": TaskConfig(), "mesh": mesh})
 
 
 def _found(url: str, config: Config, manifest: Manifest) -> tuple[Storage, ModelConfig]:
@@ -121,9 +138,11 @@ def _kept(run: Storage, shape: tuple[int, ...]) -> np.ndarray | None:
     from safetensors.numpy import load
 
     try:
-        found: np.ndarray = load(run.read(ANSWERS_FILE))["answers"]
+        data = run.read(ANSWERS_FILE)
     except ObjectMissing:
         return None
+    try:
+        found: np.ndarray = load(data)["answers"]
     except Exception as error:
         raise CheckpointError(f"{run.name(ANSWERS_FILE)}: damaged ({error}); remove it") from None
     if found.shape != shape:

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import runs
 
@@ -66,6 +67,34 @@ def test_teachers_that_do_not_fit_are_refused_before_a_worker_starts(
         assert said in error
         assert "Traceback" not in error
     assert not (tmp_path / "tiny").exists() or not (tmp_path / "tiny" / "run.json").exists()
+
+
+def test_what_stays_with_a_run_is_checked(tmp_path: Path) -> None:
+    from maestro_dist.data.storage import Storage
+    from maestro_dist.errors import CheckpointError
+    from maestro_dist.teachers import ANSWERS_FILE, _keep, _kept
+
+    run = Storage(str(tmp_path))
+    assert _kept(run, (2, 3)) is None
+    _keep(run, np.full((2, 3), 0.5, dtype=np.float32))
+    assert (_kept(run, (2, 3)) == 0.5).all()
+    with pytest.raises(CheckpointError, match=r"shape \[2, 3\] is not \[4, 3\]"):
+        _kept(run, (4, 3))
+    run.write(ANSWERS_FILE, b"broken")
+    with pytest.raises(CheckpointError, match=r"teachers.safetensors: damaged"):
+        _kept(run, (2, 3))
+
+
+def test_a_teacher_that_cannot_answer_on_this_grid_is_refused(
+    synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense = tmp_path / "dense"
+    assert runs.train(dense, synthetic, "model.attention=dense", "optim.max_steps=1") == 0
+    grid = ["run.launcher=ray", "run.workers=2", "mesh.sequence=2"]
+    assert runs.train(tmp_path, synthetic, f"task.teachers=[{dense}/tiny]", *grid) != 0
+    assert "cannot answer here: mesh.sequence: 2 ranks share the time axis, but model.attention=dense" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_dry_run_names_them(
