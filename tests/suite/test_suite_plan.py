@@ -47,10 +47,16 @@ def ablated(tree: Any, **values: Any) -> None:
 
 
 def test_an_ablation_is_its_entry_with_something_changed(tmp_path: Path) -> None:
-    *_, entry, _, ablation = load_plan(changed(tmp_path, ablated), ["seeds=[3, 4]"]).cells[2:]
+    *_, entry, _, ablation = load_plan(changed(tmp_path, ablated), ["seeds=[3, 4]", "rates=[0, 0.2, 0.4]"]).cells[2:]
     assert (entry.name, ablation.name) == ("excerpt.minirocket.s3", "excerpt.znorm.s3"), "one seed: the first"
     assert ablation.settings["baseline.normalize"] == "window"
     assert ablation.settings["baseline.trees"] == 10, "the rest is kept"
+    assert entry.settings["evaluation.test_rates"] == [0, 0.2, 0.4]
+    assert ablation.settings["evaluation.test_rates"] == [0, 0.4], "its table has no others"
+    figure = {"name": "x", "value": {"entry": "znorm", "data": "excerpt", "missing": 0.2}, "reach": 0}
+    path = changed(tmp_path, lambda tree: (ablated(tree), tree.update(figures=[figure], rates=[0, 0.2, 0.4])))
+    with pytest.raises(ConfigError, match=r"value.missing: 'znorm' is not tested at 0.2, but at \[0.0, 0.4\]"):
+        load_plan(path)
 
 
 def test_the_real_suite_is_sound() -> None:
@@ -114,7 +120,7 @@ def entry(number: int, **values: Any) -> Any:
             r"data.excerpt: url: .* has \{fold\} in it where",
         ),
         (lambda tree: tree["figures"][0].update(over={"entry": "maestro", "data": "excerpt"}), "not both"),
-        (lambda tree: tree["figures"][0]["value"].update(missing=0.3), "'LightGBM, complete': value.missing: 0.3"),
+        (lambda tree: tree["figures"][0]["value"].update(missing=0.3), "value.missing: 'lightgbm' is not tested at 0.3, but"),
         (lambda tree: tree["figures"][0]["value"].update(metric="auroc"), "excerpt' has accuracy, macro_f1"),
         (lambda tree: tree["figures"][0]["value"].update(entry="x"), "value.entry: no 'x' on 'excerpt'"),
     ],

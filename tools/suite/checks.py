@@ -46,7 +46,8 @@ def check_ablations(suite: Suite, cells: Sequence[Cell]) -> None:
 
 
 def _what_it_computes(cell: Cell) -> dict[str, object]:
-    return {key: value for key, value in cell.settings.items() if not key.endswith(("run.name", "run.seed"))}
+    other = ("run.name", "run.seed", "evaluation.test_rates")
+    return {key: value for key, value in cell.settings.items() if not key.endswith(other)}
 
 
 def check_figures(suite: Suite, cells: Sequence[Cell]) -> None:
@@ -74,11 +75,12 @@ def _check_value(value: Value, where: str, suite: Suite, cells: Sequence[Cell]) 
             raise ConfigError(f"{where}.entry: {entry!r} is a pre-training, which has no scores")
         if value.of == "expert_p" and found[entry].kind != "maestro":
             raise ConfigError(f"{where}.of: {entry!r} is a baseline, which has no experts")
+        rates = found[entry].settings["evaluation.test_rates"]
+        if value.missing not in rates:
+            raise ConfigError(f"{where}.missing: {entry!r} is not tested at {value.missing}, but at {rates}")
     metrics = next(data.metrics for data in suite.data if data.name == value.data)
     if value.metric is not None and value.metric not in metrics:
         raise ConfigError(f"{where}.metric: {value.data!r} has {', '.join(metrics)}")
-    if value.missing not in suite.rates:
-        raise ConfigError(f"{where}.missing: {value.missing} is not one of rates {suite.rates}")
 
 
 def hint(name: str, known: Sequence[str]) -> str:

@@ -73,9 +73,11 @@ def plan(suite: Suite) -> Plan:
     tracking = absolute(suite.tracking_uri or tracking_uri(None, storage))
     kept = None if suite.keep is None else absolute(suite.keep)
     empty = Plan(suite, (), storage, tracking, suite.experiment or suite.name, kept)
-    entries = [*suite.entries, *_ablated(suite)]
-    check_entries(suite, entries)
-    cells = in_order([cell for entry in entries for cell in _cells(empty, entry)])
+    ablated = list(_ablated(suite))
+    check_entries(suite, [*suite.entries, *ablated])
+    cells = [cell for entry in suite.entries for cell in _cells(empty, entry, suite.rates)]
+    ends = suite.rates if len(suite.rates) < 3 else [min(suite.rates), max(suite.rates)]  # what their table shows
+    cells = in_order([*cells, *(cell for entry in ablated for cell in _cells(empty, entry, ends))])
     check_ablations(suite, cells)
     check_figures(suite, cells)
     return replace(empty, cells=tuple(staged(cells, suite.stage_minutes)))
@@ -164,15 +166,15 @@ def _changed(base: Entry, ablation: Ablation, data: list[str], suite: Suite) -> 
     )
 
 
-def _cells(plan: Plan, entry: Entry) -> Iterator[Cell]:
+def _cells(plan: Plan, entry: Entry, rates: list[float]) -> Iterator[Cell]:
     for name in entry.data:
         data = plan.data(name)
         for fold in [None] if data.folds is None else entry.folds or range(data.folds):
             for seed in entry.seeds or plan.suite.seeds:
-                yield _cell(plan, entry, data, fold, seed)
+                yield _cell(plan, entry, data, fold, seed, rates)
 
 
-def _cell(plan: Plan, entry: Entry, data: DataSet, fold: int | None, seed: int) -> Cell:
+def _cell(plan: Plan, entry: Entry, data: DataSet, fold: int | None, seed: int, rates: list[float]) -> Cell:
     name = _name(data, fold, entry.name, seed)
     needs = {other: _name(data, fold, *entry_and_seed(other, seed)) for other in needed(entry.set)}
     places = {other: Storage(plan.storage).join(cell).url for other, cell in needs.items()}
@@ -186,7 +188,7 @@ def _cell(plan: Plan, entry: Entry, data: DataSet, fold: int | None, seed: int) 
         "data.source": None,  # it is packed before
         "tracking.uri": plan.tracking,
         "tracking.experiment": plan.experiment,
-        "evaluation.test_rates": plan.suite.rates,
+        "evaluation.test_rates": rates,
         "evaluation.draws": plan.suite.draws,
     }
     last = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in common.items()]

@@ -194,7 +194,7 @@ class Suite(Part):
     experiment: str | None = None
     """MLflow experiment of all cells; by default the suite's name."""
     rates: Annotated[list[Share], AtLeastOne] = [0.0, 0.1, 0.2, 0.3, 0.4]
-    """Missing rates of the test."""
+    """Missing rates of the test; ablations are tested at the smallest and the largest."""
     draws: Annotated[list[Count], AtLeastOne] = [0, 1, 2]
     """Mask draws at each rate."""
     seeds: Annotated[list[int], AtLeastOne] = [2711, 2712, 2713]
