@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -66,6 +68,15 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | Non
             raise AssertionError(f"ended with {process.returncode} too early: {process.communicate()[0]}")
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
+
+
+def rewind(run: Path, *steps: int) -> None:
+    """Make a finished run one that died before these steps' checkpoints."""
+    for step in steps:
+        shutil.rmtree(run / "checkpoints" / f"step-{step:09d}")
+    (run / "result.json").unlink()
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "status": "running"}))
 
 
 def weights(storage: Path | str, name: str = "tiny") -> dict[str, np.ndarray]:

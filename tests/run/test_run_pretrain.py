@@ -72,7 +72,7 @@ def test_a_run_that_died_goes_on_without_them(
     pretrained: Path, synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """They are taken once: when it goes on they may be gone, but another place is another run."""
-    kept, run = tmp_path / "kept", tmp_path / "tiny"
+    kept = tmp_path / "kept"
     shutil.copytree(pretrained / "tiny", kept)
     extra = [f"run.start={kept}", "checkpoint.every_steps=2", "checkpoint.keep_last=9", "optim.max_steps=8"]
     assert runs.train(tmp_path, synthetic, *extra, "evaluation.test_rates=[0]") == 0
@@ -82,11 +82,7 @@ def test_a_run_that_died_goes_on_without_them(
     whole = runs.weights(tmp_path)
 
     shutil.rmtree(kept)
-    for step in (6, 7, 8):
-        shutil.rmtree(run / "checkpoints" / f"step-{step:09d}")
-    (run / "result.json").unlink()
-    record = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    runs.rewind(tmp_path / "tiny", 6, 7, 8)
     assert runs.train(tmp_path, synthetic, *extra, "evaluation.test_rates=[0]") == 0
     said = capsys.readouterr().out
     assert "goes on at step 4 of 8" in said

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -22,7 +21,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, synthetic: str) -> Path:
 def test_a_run_that_died_goes_on_without_its_teachers(
     teacher: Path, synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kept, run = tmp_path / "kept", tmp_path / "tiny"
+    kept = tmp_path / "kept"
     shutil.copytree(teacher, kept)
     extra = [f"task.teachers=[{kept}, {kept}/model]", "task.teacher_share=0.8", "checkpoint.every_steps=2"]
     extra += ["checkpoint.keep_last=9", "optim.max_steps=8", "evaluation.test_rates=[0]", "run.seed=5"]
@@ -31,11 +30,7 @@ def test_a_run_that_died_goes_on_without_its_teachers(
     whole = runs.weights(tmp_path)
 
     shutil.rmtree(kept)
-    for step in (6, 7, 8):
-        shutil.rmtree(run / "checkpoints" / f"step-{step:09d}")
-    (run / "result.json").unlink()
-    record = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    runs.rewind(tmp_path / "tiny", 6, 7, 8)
     assert runs.train(tmp_path, synthetic, *extra) == 0
     said = capsys.readouterr().out
     assert "goes on at step 4 of 8" in said

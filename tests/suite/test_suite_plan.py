@@ -120,7 +120,10 @@ def entry(number: int, **values: Any) -> Any:
             r"data.excerpt: url: .* has \{fold\} in it where",
         ),
         (lambda tree: tree["figures"][0].update(over={"entry": "maestro", "data": "excerpt"}), "not both"),
-        (lambda tree: tree["figures"][0]["value"].update(missing=0.3), "value.missing: 'lightgbm' is not tested at 0.3, but"),
+        (
+            lambda tree: tree["figures"][0]["value"].update(missing=0.3),
+            "value.missing: 'lightgbm' is not tested at 0.3, but",
+        ),
         (lambda tree: tree["figures"][0]["value"].update(metric="auroc"), "excerpt' has accuracy, macro_f1"),
         (lambda tree: tree["figures"][0]["value"].update(entry="x"), "value.entry: no 'x' on 'excerpt'"),
     ],
