@@ -20,8 +20,8 @@ from maestro_dist.evaluation import Predictions
 ONE = {"entry": "one", "data": "set"}
 TWO = {"entry": "two", "data": "set"}
 FIGURES = [
-    {"name": "mean", "value": TWO, "reach": 0.7, "aim": 0.99},
-    {"name": "relative", "value": TWO, "over": ONE, "by": 0.5},
+    {"name": "mean", "value": TWO, "reach": 0.7, "aim": 0.99, "why": "it is reached, so nobody asks"},
+    {"name": "relative", "value": TWO, "over": ONE, "by": 0.5, "why": "half is\n too little"},
     {"name": "best of both", "value": ONE, "over": {**ONE, "entry": ["one", "two"]}},
     {"name": "difference", "value": TWO, "minus": ONE},
     {"name": "drop", "value": {**TWO, "of": "drop", "missing": 0.4}, "reach": 0.9, "sense": "at most"},
@@ -123,6 +123,7 @@ def test_report_is_made_from_the_cells_byte_for_byte(tmp_path: Path) -> None:
     assert any(line.startswith("| less | The second | 1 | ") for line in lines), "an ablation on one seed"
     assert any(line.startswith("| two, seed 1, fold 0 | ") for line in lines), "experts"
     assert any(line.startswith("| relative | at least ") and line.endswith("| **no** |") for line in lines)
+    assert lines[lines.index("Not reached:") + 2 :][:2] == ["* relative: half is too little", ""]
     written = json.loads((tmp_path / "first" / "results.json").read_text())
     assert written["benchmark"] == "made"
     assert written["machine"]["date"] == "2026-09-21T14:14:53+00:00"

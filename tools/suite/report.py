@@ -119,7 +119,10 @@ def _figures(found: Sequence[Found]) -> list[str]:
         reach += "" if item.aim is None else f"; aim {item.aim:.3g}"
         holds = "" if row.holds is None else "yes" if row.holds else "**no**"
         rows.append([figure.name, reach, f"{row.value:{shown}} {row.unit}".strip(), holds])
-    return table(["figure", "reach", "measured", "reached"], rows)
+    lines = table(["figure", "reach", "measured", "reached"], rows)
+    missed = [item.figure for item in found if item.row is not None and item.row.holds is False]
+    whys = [f"* {figure.name}: {' '.join(figure.why.split())}" for figure in missed if figure.why]
+    return [*lines, "", "Not reached:", "", *whys] if whys else lines
 
 
 def _durations(results: Results, labels: dict[str, str]) -> list[str]:

@@ -144,6 +144,8 @@ class Figure(Part):
     """What would be better still; shown beside it, never counted."""
     aim_share: PositiveFloat | None = None
     """The aim as a share of what is to be reached: .5 is half of it."""
+    why: str | None = None
+    """Why it is not reached, for people; shown only where it is not."""
 
     @model_validator(mode="after")
     def _one_reach(self) -> Figure:
