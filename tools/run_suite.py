@@ -64,6 +64,7 @@ def _run(given: argparse.Namespace) -> int:
         return 0
     hours = given.hours or (_STAGE_HOURS if given.stage is not None else None)
     deadline = None if hours is None else time.monotonic() + 3600 * hours
+    _prepare_report()
     with interruptible():
         code = _work(plan, cells, given, deadline)
     _report(plan, given)
@@ -142,6 +143,12 @@ def _list(plan: Plan, cells: Sequence[Cell]) -> None:
         taken = f"{record.seconds / 60:6.1f} min" if record else f"({cell.minutes:g} min)"
         print(f"{cell.stage:3}  {cell.name:{width}}  {state:14}  {taken}")
     print(f"{done} of {len(cells)} done; stages {cells[0].stage} to {cells[-1].stage}")
+
+
+def _prepare_report() -> None:
+    """Import what writes the report now: hours later, this code's files may have changed under a suite that runs."""
+    import suite.collect
+    import suite.report  # noqa: F401
 
 
 def _report(plan: Plan, given: argparse.Namespace) -> None:

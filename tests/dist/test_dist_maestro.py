@@ -209,18 +209,27 @@ def test_grids_of_data_and_sequence_ranks_equal_one_process(world: int) -> None:
     within_limits(run_ranks(check_grid, world))
 
 
+PRETRAINING: list[tuple[dict[str, Any], int]] = [
+    ({}, 2),
+    ({}, 3),
+    ({"sequence": 2}, 3),
+    ({"sequence": 2, "sequence_method": "ulysses"}, 2),
+    ({"expert": 2}, 2),
+]
+
+
 def check_pretraining(rank: int, ranks: int) -> dict[str, float]:
-    """Hidden words on data and on sequence ranks, in micro-batches, at each ZeRO stage, in fp32, five SGD steps."""
+    """Hidden words on data, sequence and expert ranks, in micro-batches, in fp32, five SGD steps."""
     optim, task = OptimConfig(optimizer="sgd", lr=0.1), TaskConfig.model_validate({"kind": "pretrain"})
     model = ModelConfig.model_validate({**MODEL.model_dump(), "summary": "none", "stem": {"channels": 8}})
     batches, found = stream(50, 5), {}
     expected = plain(Config(model=model, optim=optim, task=task), batches)
     assert all(any(step[name].any() for step in expected.gradients) for name in expected.weights)
-    for sequence, stage in ((1, 2), (1, 3), (2, 3)):
-        mesh, engine = MeshConfig(sequence=sequence), EngineConfig(zero_stage=stage)
+    for ways, stage in PRETRAINING:
+        mesh, engine = MeshConfig.model_validate(ways), EngineConfig(zero_stage=stage)
         config = Config(model=model, optim=optim, task=task, mesh=mesh, engine=engine)
         trace = sharded(config, batches, rank, ranks)
-        found |= differences(f"sequence {sequence}, ZeRO {stage}", trace, expected, exact=True)
+        found |= differences(f"{ways}, ZeRO {stage}", trace, expected, exact=True)
     return found
 
 
