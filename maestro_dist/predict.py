@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maestro_dist.config.schema import ModelConfig, TaskConfig
+from maestro_dist.config.learning import TaskConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.errors import CheckpointError, DataError
 from maestro_dist.task import make_task

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from maestro_dist.config.schema import Config, ModelConfig
+from maestro_dist.config.model import ModelConfig
+from maestro_dist.config.schema import Config
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.errors import ConfigError
 from maestro_dist.predict import DESCRIPTION, read_description, read_weights

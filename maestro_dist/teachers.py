@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maestro_dist.config.check import check_mesh
-from maestro_dist.config.schema import Config, ModelConfig, TaskConfig
+from maestro_dist.config.learning import TaskConfig
+from maestro_dist.config.model import ModelConfig
+from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.data.symbols import reads_symbols

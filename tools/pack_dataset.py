@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from maestro_dist.config.schema import ModelConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.data.converters import CONVERTERS
 from maestro_dist.data.manifest import Manifest, SymbolSpec, load_manifest
 from maestro_dist.data.pack import check_room, pack

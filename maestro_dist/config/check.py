@@ -6,8 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from maestro_dist.config.learning import OptimConfig
 from maestro_dist.config.load import flatten, has_credentials
-from maestro_dist.config.schema import Config, MeshConfig, ModelConfig, OptimConfig
+from maestro_dist.config.model import ModelConfig
+from maestro_dist.config.schema import Config, MeshConfig
 from maestro_dist.config.words import check_names, hidden_word_of, word_of
 from maestro_dist.errors import ConfigError, MeshError
 from maestro_dist.types import Modality

@@ -5,21 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+
+from maestro_dist.config.learning import AugmentConfig, MissingConfig, OptimConfig, TaskConfig
+from maestro_dist.config.model import ModelConfig
+from maestro_dist.config.sections import Count, Positive, Section, Share
 
 _LOG = logging.getLogger(__name__)
-
-Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, unknown keys refused, field docstrings kept as descriptions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
 
 
 class RunConfig(Section):
@@ -112,190 +104,6 @@ class DataConfig(Section):
     """Bad samples (wrong shape, type or label) that are skipped, counted and logged before the run stops."""
 
 
-class StemConfig(Section):
-    """A small convolutional stem inside each modality, before the words."""
-
-    channels: Positive = 32
-    """Channels of the stem's convolutions."""
-    kernel: Positive = 5
-    """Kernel length, in steps (odd)."""
-    layers: Positive = 2
-    """Convolutions, each followed by GELU."""
-    pool: Positive = 1
-    """Neighbouring steps that are averaged between two convolutions, as long as what is left of a word can be cut so:
-    with 2, a convolution sees twice as far as the one before, at half the cost."""
-
-
-class MoeConfig(Section):
-    """The sparse mixture of experts in the cross-modal layers (the paper: k = 1, E = 4, no balancing loss)."""
-
-    experts: Count = 4
-    """Experts E of a layer; 0 puts a plain feed-forward there."""
-    top_k: Positive = 1
-    """Experts k that a token is sent to."""
-    shared: Count = 0
-    """Experts that every token is sent to besides."""
-    hidden: PositiveFloat = 1.0
-    """Hidden width of an expert, as a multiple of the model width."""
-    balance: Literal["none", "bias"] = "none"
-    """bias: a per-expert bias, for selection only, nudged by the observed load after each step."""
-    balance_rate: PositiveFloat = 0.001
-    """Size of that nudge."""
-
-
-class ModelConfig(Section):
-    """MAESTRO: symbolic tokens, sparse attention with adaptive budgets, cross-modal sparse attention and experts."""
-
-    width: Positive = 64
-    """Model width d."""
-    heads: Positive = 8
-    """Attention heads H; H divides d."""
-    encoder_layers: Count = 1
-    """Layers inside each modality."""
-    fusion_layers: Count = 1
-    """Cross-modal layers."""
-    feedforward: PositiveFloat = 4.0
-    """Hidden width of a feed-forward, as a multiple of d."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    """Dropout after the output projection, on the attention of the selected queries and in the feed-forward."""
-    attention_dropout: Annotated[float | None, Field(ge=0.0, lt=1.0)] = None
-    """Dropout on the attention of the selected queries, where it should differ from `dropout`."""
-    alphabet: Annotated[int, Field(ge=2, le=255)] = 20
-    """Number of SAX symbols alpha; symbol 0 means missing."""
-    word: Positive | dict[str, Positive] = 8
-    """Steps a word; one number, or one a modality."""
-    normalize: Literal["window", "recording", "dataset"] = "dataset"
-    """Whose mean and deviation make z-scores: the window's, the recording's so far, or the training split's."""
-    embedding: Literal["ordinal", "table", "patch"] = "patch"
-    """ordinal: the symbol as a number; table: a learned row a symbol; patch: table plus the word's own samples."""
-    stem: StemConfig | None = None
-    """Convolutional stem inside each modality; none by default."""
-    summary: Literal["none", "level", "statistics"] = "none"
-    """One more token a present modality: window level, or window statistics."""
-    summary_bands: Count = 0
-    """Bands of the spectrum of a modality's words, of equal width in octaves, whose powers are statistics too; 0: none.
-    What rhythm a signal has, pulse and breath among them, shows in words that last some of its periods."""
-    summary_pieces: Count = 0
-    """Pieces of a piecewise-linear encoding of each of these statistics, beside its value; 0: its value alone."""
-    attention: Literal["sparse", "dense"] = "sparse"
-    """sparse: full attention for the best queries only; dense: for all."""
-    attention_form: Literal["auto", "plain", "rows", "absorbed"] = "auto"
-    """How sparse attention is computed, all equal: auto takes the cheapest by a cost model (see `model/cost.py`)."""
-    attention_kernel: Literal["auto", "tiles", "fused"] = "auto"
-    """Attention of the selected queries: own tiles, or torch's fused kernel (auto: where it can, on a GPU)."""
-    keep_scores: bool | None = None
-    """Keep the selected queries' probabilities for the backward, or compute them again (less memory, more time); by
-    default they are kept where they take no more room than two rows of the model's width a token."""
-    sample_factor: PositiveFloat = 5.0
-    """c in U = ceil(c ln L), the number of sampled keys."""
-    budget: Literal["gate", "reallocate", "fixed"] = "gate"
-    """gate: learned per modality; reallocate: a constant total shared among the present; fixed: beta for all."""
-    budget_inputs: Literal["presence", "content"] = "presence"
-    """What the budget gate sees: which modalities are present, or their mean token embedding too."""
-    budget_band: NotNegative = 0.0
-    """Selected queries over which the budget's gradient is spread; 0: the boundary query alone."""
-    beta: PositiveFloat = 5.0
-    """Largest budget u of a modality: up to beta ln L queries."""
-    fusion_beta: PositiveFloat = 5.0
-    """Fixed budget of the cross-modal layers."""
-    distil: bool = True
-    """Halve the tokens after each attention (inside each modality's segment)."""
-    layer_scale: PositiveFloat | None = None
-    """Start value of LayerScale on the residual branches; none by default."""
-    checkpoint: Literal["none", "layers"] = "none"
-    """layers: keep only what enters the layers, and compute the rest again in the backward: for long recordings."""
-    tile: Positive | None = None
-    """Tokens at a time in feed-forwards, whose hidden values are then not kept; by default they are. Not in experts."""
-    head: Literal["pooled", "additive"] = "additive"
-    """pooled: one head on the pooled tokens; additive: plus one small head a modality."""
-    pooling: Literal["mean", "attention"] = "mean"
-    """How the last tokens become one for that head: their mean, or a mean weighted by learned scores, in each of the
-    H slices of the channels by itself."""
-    head_hidden: NotNegative = 0.0
-    """Hidden width of the head on the pooled tokens, as a multiple of d; 0: none, it is linear."""
-    moe: MoeConfig = MoeConfig()
-    """Experts of the cross-modal layers."""
-
-
-class PretrainConfig(Section):
-    """Pre-training (`task.kind: pretrain`): words are hidden, and their symbols are told from the rest. No labels."""
-
-    word: Positive | dict[str, Positive] | None = None
-    """Steps of a word that is hidden, one number or one a modality; it divides `model.word`, which it is by default.
-    Where a word of the model is a whole window, shorter ones leave it something to tell them from."""
-    mask_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
-    """Share of the words that are hidden. To the model they are gaps, like those in the data."""
-    span: Positive = 4
-    """Words that are hidden together; never more than a quarter of a modality's words."""
-    sensor_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Probability that all words of a modality are hidden, to be told from the other modalities; never all of them."""
-    predict: Positive = 32
-    """Most hidden words of a modality and sample that are asked for: what bounds the cost on long recordings."""
-
-
-class TaskConfig(Section):
-    """What is predicted and how it is scored."""
-
-    kind: Literal["auto", "classification", "regression", "pretrain"] = "auto"
-    """auto: as the manifest says; pretrain: the symbols of hidden words, on any data, whatever its labels."""
-    pretrain: PretrainConfig = PretrainConfig()
-    """Hidden words (pretrain only)."""
-    class_weights: Literal["none", "balanced"] = "none"
-    """balanced: inverse class frequency of the whole training split, normalised to mean 1 over its samples."""
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of the target spread over all classes."""
-    auxiliary: NotNegative = 0.3
-    """Weight of the loss of the modalities' own heads (additive head only)."""
-    teachers: list[str] = []
-    """Exported models or finished runs on the same data, whose mean answer for each whole training sample this run
-    learns from, whatever it sees of the sample itself. None by default. Three, of other seeds: on test people of five
-    folds of stress_predict AUROC .813 -> .817, with 40 % of the modalities missing .745 -> .752; on physionet2012's
-    set-b .866 -> .864 and .835 -> .841 (on five folds of set-a .850 -> .844 and .822 -> .823, one seed)."""
-    teacher_share: Share = 1.0
-    """Share of the loss that is against the teachers' answers; the rest is against the labels. .5 on folds of
-    stress_predict's training people: AUROC .818 -> .815, 40 % missing .756 -> .752; on five folds of physionet2012's
-    set-a .844 -> .848 and .823 -> .823."""
-
-
-class OptimConfig(Section):
-    """Optimizer, schedule and length of training."""
-
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """Optimizer."""
-    lr: PositiveFloat = 1e-3
-    """Peak learning rate."""
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    """AdamW's decay rates."""
-    eps: PositiveFloat = 1e-8
-    """AdamW's epsilon."""
-    momentum: Share = 0.0
-    """SGD's momentum."""
-    weight_decay: NotNegative = 0.01
-    """Decoupled weight decay on matrices (not on biases, norms and embeddings)."""
-    epochs: Positive = 10
-    """Passes over the training split."""
-    max_steps: Positive | None = None
-    """Stop after this many optimizer steps, if that is sooner."""
-    global_batch: Positive = 64
-    """Samples an optimizer step, over all ranks."""
-    warmup: Share = 0.05
-    """Share of the steps over which the learning rate rises from 0."""
-    schedule: Literal["cosine", "constant", "one_cycle"] = "cosine"
-    """Shape of the learning rate after the warm-up. one_cycle: half a cosine up from a 25th of the peak over `warmup`
-    (.3 is usual), half a cosine down, and the momentum (AdamW: its first decay rate) the other way round."""
-    final_lr: Share = 0.01
-    """Last learning rate, as a share of the peak (cosine and one_cycle)."""
-    low_momentum: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.85
-    """Momentum at the peak of the learning rate (one_cycle)."""
-    clip: NotNegative = 1.0
-    """Largest global gradient norm; 0 turns clipping off."""
-    ema: Annotated[float | None, Field(gt=0.0, lt=1.0)] = None
-    """Decay of a moving average of the weights (.999, say), which validation, test and the exported model then use;
-    less in the first steps: (1 + t) / (10 + t). None by default. Takes 4 bytes a parameter."""
-    max_skipped: Count = 0
-    """Steps with a NaN or infinite loss or gradient that are skipped on all ranks before the run stops."""
-
-
 class EngineConfig(Section):
     """DeepSpeed."""
 
@@ -317,44 +125,6 @@ class EngineConfig(Section):
             _LOG.warning("engine.zero_stage: 0 is taken as 1; without ZeRO, DeepSpeed clips gradients by a wrong norm")
             return 1
         return stage
-
-
-class MissingConfig(Section):
-    """The modality-dropout curriculum (training only; never drops all of a sample)."""
-
-    p_max: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.4
-    """Final probability that a modality of a sample is dropped."""
-    start: Share = 0.2
-    """Share of the steps before the first drop."""
-    full: Share = 0.6
-    """Share of the steps from which p_max holds."""
-    consistency: NotNegative = 0.0
-    """Weight of a loss that draws what is predicted from what is left towards what is predicted from all. Once
-    something is dropped, each sample is then seen twice in a step, whole and with modalities dropped: twice the work.
-    0: only what is left is seen."""
-
-
-class AugmentConfig(Section):
-    """Changes of the training windows, drawn anew in each epoch; all off by default. They need raw windows."""
-
-    jitter: NotNegative = 0.0
-    """Gaussian noise: its deviation, in units of the training split's."""
-    scaling: NotNegative = 0.0
-    """Deviation of a factor, about 1, of each variate's distance from the training split's mean."""
-    rotation: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
-    """Largest angle (degrees) of a random rotation of three axes, in the samples that have all three."""
-    rotation_groups: list[list[str]] = []
-    """Modalities whose axes turn together, in threes: [[acc_x, acc_y, acc_z], [gyro]]; [[acc, gyro]] turns both alike.
-    By default each modality of three variates turns by itself."""
-    time_warp: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Largest change of the speed of time, smooth and the same for all modalities of a sample."""
-    shift: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Largest shift in time, as a share of the window, the same for all modalities; what moves in is not observed."""
-    time_mask: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Longest span of a window, as a share of it, that is taken as not observed, in each modality by itself."""
-    mixup: NotNegative = 0.0
-    """alpha of mixup: each sample is mixed with another of its global batch, values and loss, by a share drawn from
-    Beta(alpha, alpha) (.2, say); a modality that only one of them has is taken as it is. Reads twice as much."""
 
 
 class EvaluationConfig(Section):

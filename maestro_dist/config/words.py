@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from maestro_dist.config.schema import PretrainConfig
+from maestro_dist.config.learning import PretrainConfig
 from maestro_dist.errors import ConfigError
 
 

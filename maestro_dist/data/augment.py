@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 
 from maestro_dist import rng
-from maestro_dist.config.schema import AugmentConfig
+from maestro_dist.config.learning import AugmentConfig
 from maestro_dist.data.sample import Sample
 from maestro_dist.errors import ConfigError
 from maestro_dist.types import Modality

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from maestro_dist import rng
-from maestro_dist.config.schema import MissingConfig
+from maestro_dist.config.learning import MissingConfig
 
 
 def drop_probability(config: MissingConfig, step: int, total_steps: int) -> float:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from maestro_dist.config.schema import AugmentConfig, DataConfig
+from maestro_dist.config.learning import AugmentConfig
+from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.augment import augment
 from maestro_dist.data.cache import local_shard
 from maestro_dist.data.collate import collate

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from maestro_dist.config.schema import AugmentConfig, DataConfig, MissingConfig
+from maestro_dist.config.learning import AugmentConfig, MissingConfig
+from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.missing import drop_probability
 from maestro_dist.data.mixup import mixing_of

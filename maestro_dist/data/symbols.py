@@ -12,7 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
-from maestro_dist.config.schema import AugmentConfig, DataConfig, ModelConfig
+from maestro_dist.config.learning import AugmentConfig
+from maestro_dist.config.model import ModelConfig
+from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.augment import wanted_kinds
 from maestro_dist.data.index import member_name
 from maestro_dist.data.manifest import Manifest, SymbolSpec, load_manifest

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from maestro_dist.config.schema import ModelConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.model.sampling import cap
 
 FORMS = ("plain", "rows", "absorbed")

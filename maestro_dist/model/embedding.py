@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maestro_dist import rng
-from maestro_dist.config.schema import ModelConfig, StemConfig
+from maestro_dist.config.model import ModelConfig, StemConfig
 from maestro_dist.config.words import word_of
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.model import sax

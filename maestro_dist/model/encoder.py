@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from maestro_dist import rng
-from maestro_dist.config.schema import ModelConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.model.attention import Attention
 from maestro_dist.model.context import ExpertsFactory, SequenceContext
 from maestro_dist.model.distil import Distil

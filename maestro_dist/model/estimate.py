@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from maestro_dist.config.schema import ModelConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.model import cost
 from maestro_dist.model.embedding import stem_steps, word_steps
 from maestro_dist.model.sampling import cap

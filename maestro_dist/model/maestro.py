@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from maestro_dist import rng
-from maestro_dist.config.schema import ModelConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.errors import ConfigError
 from maestro_dist.model import budget, layout
 from maestro_dist.model.budget import BudgetGate, Budgets

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from maestro_dist import rng
-from maestro_dist.config.schema import ModelConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.model.context import ExpertsFactory
 from maestro_dist.model.grouped import grouped_network
 from maestro_dist.model.layers import FeedForward, Key

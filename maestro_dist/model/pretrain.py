@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maestro_dist import rng
-from maestro_dist.config.schema import ModelConfig, PretrainConfig
+from maestro_dist.config.learning import PretrainConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.words import hidden_word_of
 from maestro_dist.errors import DataError
 from maestro_dist.model import cost, sparse

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from maestro_dist.config.schema import OptimConfig
+from maestro_dist.config.learning import OptimConfig
 from maestro_dist.optim.average import keep_average
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from maestro_dist.config.schema import OptimConfig
+from maestro_dist.config.learning import OptimConfig
 
 _FIRST = 1 / 25
 """First learning rate of the one-cycle schedule, as a share of the peak."""

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from maestro_dist.config.schema import ModelConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.model.context import Swap
 from maestro_dist.model.embedding import word_steps
 from maestro_dist.parallel.collectives import Group

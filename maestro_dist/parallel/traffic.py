@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from maestro_dist.config.schema import Config, ModelConfig
+from maestro_dist.config.model import ModelConfig
+from maestro_dist.config.schema import Config
 from maestro_dist.model.estimate import expert_parameters, tokens_by_depth
 from maestro_dist.model.sampling import cap
 from maestro_dist.parallel.sequence import model_cuts

@@ -9,7 +9,7 @@ from maestro_dist.errors import ConfigError
 from maestro_dist.task.base import Task, higher_is_better
 
 if TYPE_CHECKING:
-    from maestro_dist.config.schema import TaskConfig
+    from maestro_dist.config.learning import TaskConfig
 
 __all__ = ["Task", "higher_is_better", "make_task"]
 

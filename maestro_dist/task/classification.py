@@ -12,7 +12,7 @@ from maestro_dist.task.base import Task
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from maestro_dist.config.schema import TaskConfig
+    from maestro_dist.config.learning import TaskConfig
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from maestro_dist.task.base import Task
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from maestro_dist.config.schema import TaskConfig
+    from maestro_dist.config.learning import TaskConfig
 
 
 class Regression(Task):

@@ -21,7 +21,8 @@ from maestro_dist.checkpoint import Saver, best, complete_steps, find, full_weig
 from maestro_dist.checkpoint.layout import PartName
 from maestro_dist.checkpoint.retain import surplus
 from maestro_dist.checkpoint.save import take_snapshot
-from maestro_dist.config.schema import Config, MeshConfig, OptimConfig
+from maestro_dist.config.learning import OptimConfig
+from maestro_dist.config.schema import Config, MeshConfig
 from maestro_dist.errors import CheckpointError, MaestroError, RunError
 from maestro_dist.optim import build_optimizer
 from maestro_dist.parallel.engine import Engine, destroy_process_group, init_process_group

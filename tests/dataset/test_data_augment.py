@@ -11,7 +11,7 @@ import torch
 from test_data_stream import STEPS, N, assert_equal, stream
 
 from maestro_dist import rng
-from maestro_dist.config.schema import AugmentConfig
+from maestro_dist.config.learning import AugmentConfig
 from maestro_dist.data.augment import augment, check_augment
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.sample import Sample

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from tiny import MODALITIES, SIZES, rewrite
 
-from maestro_dist.config.schema import DataConfig, MissingConfig
+from maestro_dist.config.learning import MissingConfig
+from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.sample import BadSample, Layout, decode_sample
 from maestro_dist.data.stream import TrainStream, evaluation_batches

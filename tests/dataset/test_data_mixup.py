@@ -11,7 +11,7 @@ from test_data_augment import ALL, assert_same
 from test_data_stream import CURRICULUM, NAMES, STEPS, G, N, assert_equal, stream
 from tiny import SIZES, rewrite
 
-from maestro_dist.config.schema import AugmentConfig
+from maestro_dist.config.learning import AugmentConfig
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.missing import drop_modalities, drop_probability
 from maestro_dist.data.mixup import partners_of, shares_of

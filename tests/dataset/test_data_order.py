@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maestro_dist.config.schema import MissingConfig
+from maestro_dist.config.learning import MissingConfig
 from maestro_dist.data.missing import drop_modalities, drop_probability, evaluation_mask
 from maestro_dist.data.order import epoch_order, steps_per_epoch
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import stays
 
+from maestro_dist.config.learning import MissingConfig
 from maestro_dist.config.load import load_config
-from maestro_dist.config.schema import DataConfig, MissingConfig, SourceConfig
+from maestro_dist.config.schema import DataConfig, SourceConfig
 from maestro_dist.data.converters import physionet2012
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.missing import evaluation_mask

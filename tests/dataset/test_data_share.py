@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from tiny import MODALITIES, SIZES, describe, rewrite
 
+from maestro_dist.config.learning import MissingConfig
 from maestro_dist.config.load import load_config
-from maestro_dist.config.schema import DataConfig, MissingConfig
+from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.missing import drop_modalities, evaluation_mask
 from maestro_dist.data.order import epoch_order, labelled, labelled_count

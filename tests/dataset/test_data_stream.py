@@ -12,7 +12,8 @@ import pytest
 import torch
 from tiny import SIZES, describe
 
-from maestro_dist.config.schema import AugmentConfig, DataConfig, MissingConfig
+from maestro_dist.config.learning import AugmentConfig, MissingConfig
+from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.missing import drop_modalities, drop_probability, evaluation_mask
 from maestro_dist.data.order import epoch_order

@@ -14,7 +14,9 @@ import torch
 from test_data_damage import npy
 from tiny import SIZES, rewrite
 
-from maestro_dist.config.schema import AugmentConfig, Config, DataConfig, MissingConfig, ModelConfig
+from maestro_dist.config.learning import AugmentConfig, MissingConfig
+from maestro_dist.config.model import ModelConfig
+from maestro_dist.config.schema import Config, DataConfig
 from maestro_dist.data.manifest import Manifest, SymbolSpec, load_manifest
 from maestro_dist.data.stream import TrainStream, evaluation_batches, presence
 from maestro_dist.data.symbols import add_symbols, reads_symbols

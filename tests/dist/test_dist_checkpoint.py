@@ -14,7 +14,9 @@ from test_dist_maestro import stream as maestro_stream
 from toy import Toy, losses, micro_batches, stream
 
 from maestro_dist.checkpoint import Saver, find, full_weights, newest, restore
-from maestro_dist.config.schema import Config, EngineConfig, MeshConfig, ModelConfig, OptimConfig
+from maestro_dist.config.learning import OptimConfig
+from maestro_dist.config.model import ModelConfig
+from maestro_dist.config.schema import Config, EngineConfig, MeshConfig
 from maestro_dist.model import Maestro
 from maestro_dist.optim import build_optimizer
 from maestro_dist.parallel.engine import Engine

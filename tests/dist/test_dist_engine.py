@@ -12,7 +12,8 @@ from ranks import run_ranks
 from torch import Tensor, nn
 from toy import Toy, losses, make_batch, micro_batches, stream
 
-from maestro_dist.config.schema import Config, EngineConfig, MeshConfig, OptimConfig
+from maestro_dist.config.learning import OptimConfig
+from maestro_dist.config.schema import Config, EngineConfig, MeshConfig
 from maestro_dist.optim import build_optimizer
 from maestro_dist.parallel.engine import Engine
 from maestro_dist.parallel.mesh import build_mesh

@@ -9,7 +9,9 @@ import pytest
 from ranks import run_ranks
 from test_dist_maestro import MODEL, differences, plain, sharded, stream, within_limits
 
-from maestro_dist.config.schema import Config, EngineConfig, MeshConfig, ModelConfig, OptimConfig
+from maestro_dist.config.learning import OptimConfig
+from maestro_dist.config.model import ModelConfig
+from maestro_dist.config.schema import Config, EngineConfig, MeshConfig
 
 EXPERT_GRIDS: dict[int, list[tuple[int, int, str]]] = {
     2: [(1, 2, "tokens"), (1, 2, "weights"), (2, 2, "tokens")],

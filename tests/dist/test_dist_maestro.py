@@ -14,7 +14,9 @@ from test_dist_engine import full, worst
 from torch import Tensor, nn
 from toy import micro_batches
 
-from maestro_dist.config.schema import Config, EngineConfig, MeshConfig, ModelConfig, OptimConfig, TaskConfig
+from maestro_dist.config.learning import OptimConfig, TaskConfig
+from maestro_dist.config.model import ModelConfig
+from maestro_dist.config.schema import Config, EngineConfig, MeshConfig
 from maestro_dist.model import Maestro, Pretraining, Trunk
 from maestro_dist.model.context import ExpertsFactory
 from maestro_dist.optim import build_optimizer

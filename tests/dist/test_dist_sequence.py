@@ -13,7 +13,7 @@ from model_samples import MODALITIES, make_batch, make_model
 from ranks import run_ranks
 from torch import Tensor
 
-from maestro_dist.config.schema import ModelConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.model.attention import Attention
 from maestro_dist.model.layout import Part, modality_layout, plan
 from maestro_dist.model.sampling import cap

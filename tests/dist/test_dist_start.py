@@ -9,7 +9,8 @@ from ranks import run_ranks
 from test_dist_engine import every_expert
 from test_dist_maestro import MODALITIES, MODEL, make
 
-from maestro_dist.config.schema import Config, MeshConfig, TaskConfig
+from maestro_dist.config.learning import TaskConfig
+from maestro_dist.config.schema import Config, MeshConfig
 from maestro_dist.parallel.expert import spread_experts
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.predict import TaskDescription, export_model, read_weights

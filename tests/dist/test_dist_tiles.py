@@ -7,7 +7,8 @@ from ranks import run_ranks
 from test_dist_engine import worst
 from test_dist_maestro import MODEL, plain, sharded, stream
 
-from maestro_dist.config.schema import Config, EngineConfig, OptimConfig
+from maestro_dist.config.learning import OptimConfig
+from maestro_dist.config.schema import Config, EngineConfig
 
 
 def check_stage(rank: int, ranks: int, stage: int) -> dict[str, float]:

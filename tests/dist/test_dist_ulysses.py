@@ -14,7 +14,9 @@ from test_dist_maestro import MODEL, differences, plain, sharded, stream, within
 from test_dist_sequence import on_slices
 from torch import Tensor
 
-from maestro_dist.config.schema import Config, EngineConfig, MeshConfig, ModelConfig, OptimConfig
+from maestro_dist.config.learning import OptimConfig
+from maestro_dist.config.model import ModelConfig
+from maestro_dist.config.schema import Config, EngineConfig, MeshConfig
 from maestro_dist.errors import ConfigError, MeshError
 from maestro_dist.model import OneProcess, SequenceContext
 from maestro_dist.model.attention import Attention

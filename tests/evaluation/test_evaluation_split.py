@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from maestro_dist.config.schema import TaskConfig
+from maestro_dist.config.learning import TaskConfig
 from maestro_dist.data.missing import evaluation_mask
 from maestro_dist.errors import DataError, NonFiniteError
 from maestro_dist.evaluation import Evaluation, evaluate_split

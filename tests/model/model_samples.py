@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maestro_dist.config.schema import ModelConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.model import Maestro
 from maestro_dist.types import Batch, Modality
 

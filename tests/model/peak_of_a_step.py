@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from maestro_dist.config.schema import ModelConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.model import Maestro
 from maestro_dist.types import Batch, Modality
 

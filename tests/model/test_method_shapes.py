@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from test_model_attention import make_layout
 from test_model_parts import filled, masked_loop, water
 
-from maestro_dist.config.schema import ModelConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.model import OneProcess
 from maestro_dist.model.budget import BudgetGate, fill_up
 from maestro_dist.model.grouped import grouped_network

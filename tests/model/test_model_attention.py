@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from maestro_dist import rng
-from maestro_dist.config.schema import ModelConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.errors import ConfigError
 from maestro_dist.model import OneProcess, cost, sparse
 from maestro_dist.model.attention import Attention, query_weights

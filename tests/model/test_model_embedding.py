@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from model_samples import MODALITIES, make_batch, make_model
 from torch import Tensor
 
-from maestro_dist.config.schema import StemConfig
+from maestro_dist.config.model import StemConfig
 from maestro_dist.model import OneProcess, sax
 from maestro_dist.model.convolution import Convolution
 from maestro_dist.model.embedding import Stem, SummedRows, Table

@@ -14,7 +14,7 @@ import torch
 from model_samples import MODALITIES
 from peak_of_a_step import modalities
 
-from maestro_dist.config.schema import ModelConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.memory import HUGE_PAGES
 from maestro_dist.model import Maestro, count_parameters, memory_estimate
 from maestro_dist.model.estimate import tokens_by_modality

@@ -11,7 +11,7 @@ from model_samples import make_batch, make_model
 from torch import Tensor
 
 from maestro_dist import rng
-from maestro_dist.config.schema import ModelConfig, MoeConfig
+from maestro_dist.config.model import ModelConfig, MoeConfig
 from maestro_dist.model.attention import Attention
 from maestro_dist.model.budget import spend
 from maestro_dist.model.context import OneProcess

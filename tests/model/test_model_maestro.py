@@ -9,7 +9,7 @@ import pytest
 import torch
 from model_samples import MODALITIES, PRESENT, RICH, make_batch, make_model
 
-from maestro_dist.config.schema import ModelConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.model import Maestro, count_parameters, tokens_per_sample
 from maestro_dist.types import Batch, Modality

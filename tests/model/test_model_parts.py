@@ -10,7 +10,7 @@ from test_model_attention import make_layout
 from torch import Tensor, nn
 
 from maestro_dist import rng
-from maestro_dist.config.schema import ModelConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.model import OneProcess
 from maestro_dist.model.budget import BudgetGate, fill_up, spend
 from maestro_dist.model.distil import Distil

@@ -15,7 +15,8 @@ from test_model_sequence import CUTS, Board, Lockstep
 from torch import Tensor
 
 from maestro_dist import rng
-from maestro_dist.config.schema import ModelConfig, PretrainConfig
+from maestro_dist.config.learning import PretrainConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.model import Pretraining
 from maestro_dist.model.pretrain import hidden_sensors, hidden_words

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from maestro_dist.config.schema import OptimConfig
+from maestro_dist.config.learning import OptimConfig
 from maestro_dist.optim import build_optimizer, learning_rate, momentum
 from maestro_dist.optim.average import decay_at
 

@@ -12,7 +12,7 @@ from suite.plan import Plan, plan
 from suite.record import Record, run_of, write_record
 from suite.schema import Suite
 
-from maestro_dist.config.schema import TaskConfig
+from maestro_dist.config.learning import TaskConfig
 from maestro_dist.data.missing import evaluation_mask
 from maestro_dist.evaluation import Evaluation, Predictions, Scenario
 from maestro_dist.task.classification import Classification

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from suite.bootstrap import interval, subject_weights, weighted_metric
 
-from maestro_dist.config.schema import TaskConfig
+from maestro_dist.config.learning import TaskConfig
 from maestro_dist.task.classification import Classification
 
 draws = np.random.default_rng(3)

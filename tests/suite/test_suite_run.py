@@ -15,7 +15,7 @@ import pytest
 import runs
 from run_suite import main
 
-from maestro_dist.config.schema import TaskConfig
+from maestro_dist.config.learning import TaskConfig
 from maestro_dist.data.storage import Storage
 from maestro_dist.evaluation import Predictions
 from maestro_dist.task.classification import Classification

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from maestro_dist.config.schema import TaskConfig
+from maestro_dist.config.learning import TaskConfig
 from maestro_dist.errors import ConfigError
 from maestro_dist.task import Task, make_task
 from maestro_dist.types import Batch, Output

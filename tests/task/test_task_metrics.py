@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from maestro_dist.config.schema import TaskConfig
+from maestro_dist.config.learning import TaskConfig
 from maestro_dist.task import higher_is_better, make_task
 from maestro_dist.task.classification import Classification
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from maestro_dist.config.schema import ModelConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.errors import CheckpointError, DataError
 from maestro_dist.model import Maestro
 from maestro_dist.predict import Predictor, TaskDescription, export_model, load_model

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.common import Row, Setting, at_most
 from benchmarks.published.attention import budget
 from benchmarks.timing import Rates, Times
-from maestro_dist.config.schema import ModelConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.model.context import OneProcess
 from maestro_dist.model.layout import Layout, Part, modality_layout, plan
 from maestro_dist.model.sparse import probsparse

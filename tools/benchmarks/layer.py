@@ -9,7 +9,7 @@ from benchmarks.cases import FACTOR, HEADS, SEED, gathered_bytes, layout_of, mod
 from benchmarks.common import Options, Row, Setting, at_least, size_name
 from benchmarks.timing import Case, compare
 from maestro_dist import rng
-from maestro_dist.config.schema import ModelConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.model.attention import Attention
 from maestro_dist.model.budget import spend
 from maestro_dist.model.context import OneProcess

@@ -22,7 +22,7 @@ from benchmarks.cases import (
 from benchmarks.common import Options, Row, Setting, at_least, at_most, need_memory, size_name
 from benchmarks.memory import peak_memory, time_alone
 from benchmarks.timing import Case, compare
-from maestro_dist.config.schema import ModelConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.model import Maestro, count_parameters, memory_estimate
 from maestro_dist.types import Modality
 

@@ -15,7 +15,7 @@ from benchmarks.common import Options, Row, Setting, at_least, at_most, size_nam
 from benchmarks.memory import peak_memory
 from benchmarks.published import Published
 from benchmarks.timing import Case, compare
-from maestro_dist.config.schema import ModelConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.model import Maestro
 from maestro_dist.types import Batch
 

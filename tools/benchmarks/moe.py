@@ -11,7 +11,7 @@ from benchmarks.cases import SEED, layout_of, module_step, ratio, tokens
 from benchmarks.common import Options, Row, Setting, at_least, size_name
 from benchmarks.timing import Case, compare
 from maestro_dist import rng
-from maestro_dist.config.schema import ModelConfig, MoeConfig
+from maestro_dist.config.model import ModelConfig, MoeConfig
 from maestro_dist.model.context import ExpertsFactory
 from maestro_dist.model.moe import LocalExperts, MixtureOfExperts
 

@@ -17,7 +17,8 @@ from benchmarks.cases import RATE_HZ, SEED, layout_of, modalities, module_step, 
 from benchmarks.memory import process_memory
 from benchmarks.moe import mixture
 from benchmarks.ways import Handed, Shape, Way
-from maestro_dist.config.schema import Config, MeshConfig, ModelConfig, MoeConfig
+from maestro_dist.config.model import ModelConfig, MoeConfig
+from maestro_dist.config.schema import Config, MeshConfig
 from maestro_dist.memory import keep_freed_memory
 from maestro_dist.model import Maestro
 from maestro_dist.model.layout import Layout

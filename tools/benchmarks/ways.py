@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.cases import FACTOR, SEED, layout_of
 from maestro_dist import rng
-from maestro_dist.config.schema import ModelConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.model import sampling, sparse
 from maestro_dist.model.attention import Attention, Split, query_weights
 from maestro_dist.model.budget import spend

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from maestro_dist.config.schema import Count, Positive, PositiveFloat, Share, SourceConfig
+from maestro_dist.config.schema import SourceConfig
+from maestro_dist.config.sections import Count, Positive, PositiveFloat, Share
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=40)]
 Metric = Literal["accuracy", "macro_f1", "auroc", "auprc", "loss"]

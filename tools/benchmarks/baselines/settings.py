@@ -9,7 +9,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from maestro_dist.config.load import load_config
-from maestro_dist.config.schema import Config, Count, Positive, PositiveFloat, Section, Share
+from maestro_dist.config.schema import Config
+from maestro_dist.config.sections import Count, Positive, PositiveFloat, Section, Share
 from maestro_dist.errors import ConfigError
 
 _PREFIX = "baseline."

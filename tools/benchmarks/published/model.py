@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.published.attention import SparseAttention
 from benchmarks.published.experts import MaskedExperts
 from benchmarks.published.symbols import symbols
-from maestro_dist.config.schema import ModelConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.types import Modality
 
 

@@ -1,0 +1,126 @@
+"""What is learned and how. What an option was measured to be worth is in its docstring; `RESULTS.md` has the rows."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from maestro_dist.config.sections import Count, NotNegative, Positive, PositiveFloat, Section, Share
+
+
+class PretrainConfig(Section):
+    """Pre-training (`task.kind: pretrain`): words are hidden, and their symbols are told from the rest. No labels."""
+
+    word: Positive | dict[str, Positive] | None = None
+    """Steps of a word that is hidden, one number or one a modality; it divides `model.word`, which it is by default.
+    Where a word of the model is a whole window, shorter ones leave it something to tell them from."""
+    mask_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
+    """Share of the words that are hidden. To the model they are gaps, like those in the data."""
+    span: Positive = 4
+    """Words that are hidden together; never more than a quarter of a modality's words."""
+    sensor_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Probability that all words of a modality are hidden, to be told from the other modalities; never all of them."""
+    predict: Positive = 32
+    """Most hidden words of a modality and sample that are asked for: what bounds the cost on long recordings."""
+
+
+class TaskConfig(Section):
+    """What is predicted and how it is scored."""
+
+    kind: Literal["auto", "classification", "regression", "pretrain"] = "auto"
+    """auto: as the manifest says; pretrain: the symbols of hidden words, on any data, whatever its labels."""
+    pretrain: PretrainConfig = PretrainConfig()
+    """Hidden words (pretrain only)."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: inverse class frequency of the whole training split, normalised to mean 1 over its samples."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the target spread over all classes."""
+    auxiliary: NotNegative = 0.3
+    """Weight of the loss of the modalities' own heads (additive head only)."""
+    teachers: list[str] = []
+    """Exported models or finished runs on the same data, whose mean answer for each whole training sample this run
+    learns from, whatever it sees of the sample itself. None by default. Three, of other seeds: on test people of five
+    folds of stress_predict AUROC .813 -> .817, with 40 % of the modalities missing .745 -> .752; on physionet2012's
+    set-b .866 -> .864 and .835 -> .841 (on five folds of set-a .850 -> .844 and .822 -> .823, one seed)."""
+    teacher_share: Share = 1.0
+    """Share of the loss that is against the teachers' answers; the rest is against the labels. .5 on folds of
+    stress_predict's training people: AUROC .818 -> .815, 40 % missing .756 -> .752; on five folds of physionet2012's
+    set-a .844 -> .848 and .823 -> .823."""
+
+
+class OptimConfig(Section):
+    """Optimizer, schedule and length of training."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Optimizer."""
+    lr: PositiveFloat = 1e-3
+    """Peak learning rate."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    """AdamW's decay rates."""
+    eps: PositiveFloat = 1e-8
+    """AdamW's epsilon."""
+    momentum: Share = 0.0
+    """SGD's momentum."""
+    weight_decay: NotNegative = 0.01
+    """Decoupled weight decay on matrices (not on biases, norms and embeddings)."""
+    epochs: Positive = 10
+    """Passes over the training split."""
+    max_steps: Positive | None = None
+    """Stop after this many optimizer steps, if that is sooner."""
+    global_batch: Positive = 64
+    """Samples an optimizer step, over all ranks."""
+    warmup: Share = 0.05
+    """Share of the steps over which the learning rate rises from 0."""
+    schedule: Literal["cosine", "constant", "one_cycle"] = "cosine"
+    """Shape of the learning rate after the warm-up. one_cycle: half a cosine up from a 25th of the peak over `warmup`
+    (.3 is usual), half a cosine down, and the momentum (AdamW: its first decay rate) the other way round."""
+    final_lr: Share = 0.01
+    """Last learning rate, as a share of the peak (cosine and one_cycle)."""
+    low_momentum: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.85
+    """Momentum at the peak of the learning rate (one_cycle)."""
+    clip: NotNegative = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
+    ema: Annotated[float | None, Field(gt=0.0, lt=1.0)] = None
+    """Decay of a moving average of the weights (.999, say), which validation, test and the exported model then use;
+    less in the first steps: (1 + t) / (10 + t). None by default. Takes 4 bytes a parameter."""
+    max_skipped: Count = 0
+    """Steps with a NaN or infinite loss or gradient that are skipped on all ranks before the run stops."""
+
+
+class MissingConfig(Section):
+    """The modality-dropout curriculum (training only; never drops all of a sample)."""
+
+    p_max: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.4
+    """Final probability that a modality of a sample is dropped."""
+    start: Share = 0.2
+    """Share of the steps before the first drop."""
+    full: Share = 0.6
+    """Share of the steps from which p_max holds."""
+    consistency: NotNegative = 0.0
+    """Weight of a loss that draws what is predicted from what is left towards what is predicted from all. Once
+    something is dropped, each sample is then seen twice in a step, whole and with modalities dropped: twice the work.
+    0: only what is left is seen."""
+
+
+class AugmentConfig(Section):
+    """Changes of the training windows, drawn anew in each epoch; all off by default. They need raw windows."""
+
+    jitter: NotNegative = 0.0
+    """Gaussian noise: its deviation, in units of the training split's."""
+    scaling: NotNegative = 0.0
+    """Deviation of a factor, about 1, of each variate's distance from the training split's mean."""
+    rotation: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
+    """Largest angle (degrees) of a random rotation of three axes, in the samples that have all three."""
+    rotation_groups: list[list[str]] = []
+    """Modalities whose axes turn together, in threes: [[acc_x, acc_y, acc_z], [gyro]]; [[acc, gyro]] turns both alike.
+    By default each modality of three variates turns by itself."""
+    time_warp: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Largest change of the speed of time, smooth and the same for all modalities of a sample."""
+    shift: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Largest shift in time, as a share of the window, the same for all modalities; what moves in is not observed."""
+    time_mask: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Longest span of a window, as a share of it, that is taken as not observed, in each modality by itself."""
+    mixup: NotNegative = 0.0
+    """alpha of mixup: each sample is mixed with another of its global batch, values and loss, by a share drawn from
+    Beta(alpha, alpha) (.2, say); a modality that only one of them has is taken as it is. Reads twice as much."""

@@ -1,0 +1,114 @@
+"""The model's sections. What an option was measured to be worth is in its docstring; `RESULTS.md` has the rows."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from maestro_dist.config.sections import Count, NotNegative, Positive, PositiveFloat, Section
+
+
+class StemConfig(Section):
+    """A small convolutional stem inside each modality, before the words."""
+
+    channels: Positive = 32
+    """Channels of the stem's convolutions."""
+    kernel: Positive = 5
+    """Kernel length, in steps (odd)."""
+    layers: Positive = 2
+    """Convolutions, each followed by GELU."""
+    pool: Positive = 1
+    """Neighbouring steps that are averaged between two convolutions, as long as what is left of a word can be cut so:
+    with 2, a convolution sees twice as far as the one before, at half the cost."""
+
+
+class MoeConfig(Section):
+    """The sparse mixture of experts in the cross-modal layers (the paper: k = 1, E = 4, no balancing loss)."""
+
+    experts: Count = 4
+    """Experts E of a layer; 0 puts a plain feed-forward there."""
+    top_k: Positive = 1
+    """Experts k that a token is sent to."""
+    shared: Count = 0
+    """Experts that every token is sent to besides."""
+    hidden: PositiveFloat = 1.0
+    """Hidden width of an expert, as a multiple of the model width."""
+    balance: Literal["none", "bias"] = "none"
+    """bias: a per-expert bias, for selection only, nudged by the observed load after each step."""
+    balance_rate: PositiveFloat = 0.001
+    """Size of that nudge."""
+
+
+class ModelConfig(Section):
+    """MAESTRO: symbolic tokens, sparse attention with adaptive budgets, cross-modal sparse attention and experts."""
+
+    width: Positive = 64
+    """Model width d."""
+    heads: Positive = 8
+    """Attention heads H; H divides d."""
+    encoder_layers: Count = 1
+    """Layers inside each modality."""
+    fusion_layers: Count = 1
+    """Cross-modal layers."""
+    feedforward: PositiveFloat = 4.0
+    """Hidden width of a feed-forward, as a multiple of d."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Dropout after the output projection, on the attention of the selected queries and in the feed-forward."""
+    attention_dropout: Annotated[float | None, Field(ge=0.0, lt=1.0)] = None
+    """Dropout on the attention of the selected queries, where it should differ from `dropout`."""
+    alphabet: Annotated[int, Field(ge=2, le=255)] = 20
+    """Number of SAX symbols alpha; symbol 0 means missing."""
+    word: Positive | dict[str, Positive] = 8
+    """Steps a word; one number, or one a modality."""
+    normalize: Literal["window", "recording", "dataset"] = "dataset"
+    """Whose mean and deviation make z-scores: the window's, the recording's so far, or the training split's."""
+    embedding: Literal["ordinal", "table", "patch"] = "patch"
+    """ordinal: the symbol as a number; table: a learned row a symbol; patch: table plus the word's own samples."""
+    stem: StemConfig | None = None
+    """Convolutional stem inside each modality; none by default."""
+    summary: Literal["none", "level", "statistics"] = "none"
+    """One more token a present modality: window level, or window statistics."""
+    summary_bands: Count = 0
+    """Bands of the spectrum of a modality's words, of equal width in octaves, whose powers are statistics too; 0: none.
+    What rhythm a signal has, pulse and breath among them, shows in words that last some of its periods."""
+    summary_pieces: Count = 0
+    """Pieces of a piecewise-linear encoding of each of these statistics, beside its value; 0: its value alone."""
+    attention: Literal["sparse", "dense"] = "sparse"
+    """sparse: full attention for the best queries only; dense: for all."""
+    attention_form: Literal["auto", "plain", "rows", "absorbed"] = "auto"
+    """How sparse attention is computed, all equal: auto takes the cheapest by a cost model (see `model/cost.py`)."""
+    attention_kernel: Literal["auto", "tiles", "fused"] = "auto"
+    """Attention of the selected queries: own tiles, or torch's fused kernel (auto: where it can, on a GPU)."""
+    keep_scores: bool | None = None
+    """Keep the selected queries' probabilities for the backward, or compute them again (less memory, more time); by
+    default they are kept where they take no more room than two rows of the model's width a token."""
+    sample_factor: PositiveFloat = 5.0
+    """c in U = ceil(c ln L), the number of sampled keys."""
+    budget: Literal["gate", "reallocate", "fixed"] = "gate"
+    """gate: learned per modality; reallocate: a constant total shared among the present; fixed: beta for all."""
+    budget_inputs: Literal["presence", "content"] = "presence"
+    """What the budget gate sees: which modalities are present, or their mean token embedding too."""
+    budget_band: NotNegative = 0.0
+    """Selected queries over which the budget's gradient is spread; 0: the boundary query alone."""
+    beta: PositiveFloat = 5.0
+    """Largest budget u of a modality: up to beta ln L queries."""
+    fusion_beta: PositiveFloat = 5.0
+    """Fixed budget of the cross-modal layers."""
+    distil: bool = True
+    """Halve the tokens after each attention (inside each modality's segment)."""
+    layer_scale: PositiveFloat | None = None
+    """Start value of LayerScale on the residual branches; none by default."""
+    checkpoint: Literal["none", "layers"] = "none"
+    """layers: keep only what enters the layers, and compute the rest again in the backward: for long recordings."""
+    tile: Positive | None = None
+    """Tokens at a time in feed-forwards, whose hidden values are then not kept; by default they are. Not in experts."""
+    head: Literal["pooled", "additive"] = "additive"
+    """pooled: one head on the pooled tokens; additive: plus one small head a modality."""
+    pooling: Literal["mean", "attention"] = "mean"
+    """How the last tokens become one for that head: their mean, or a mean weighted by learned scores, in each of the
+    H slices of the channels by itself."""
+    head_hidden: NotNegative = 0.0
+    """Hidden width of the head on the pooled tokens, as a multiple of d; 0: none, it is linear."""
+    moe: MoeConfig = MoeConfig()
+    """Experts of the cross-modal layers."""
