@@ -50,11 +50,12 @@ class Lease:
         RunError: another driver holds the run; the message names its host and process.
     """
 
-    def __init__(self, run_url: str) -> None:
+    def __init__(self, run_url: str, *, otherwise: str = "run.name") -> None:
+        """`otherwise`: the setting that leads elsewhere, for the message."""
         self._storage = Storage(run_url)
         newest = _newest(self._storage)
         if newest:
-            _refuse_if_held(self._storage, newest)
+            _refuse_if_held(self._storage, newest, otherwise)
         self.attempt = newest + 1
         self._record: dict[str, Any] = {
             "attempt": self.attempt,
@@ -96,7 +97,7 @@ class Lease:
         self._storage.write(_path(self.attempt), _encode(self._record))
 
 
-def _refuse_if_held(storage: Storage, attempt: int) -> None:
+def _refuse_if_held(storage: Storage, attempt: int, otherwise: str) -> None:
     try:
         record = json.loads(storage.read(_path(attempt)))
         if record["released"]:
@@ -116,7 +117,7 @@ def _refuse_if_held(storage: Storage, attempt: int) -> None:
         raise RunError(
             f"{storage.name()}: held by another driver (host {host}, process {process}, last "
             f"sign of life {max(age, 0):.0f} s ago); stop it, wait until it is silent for {STALE_S:.0f} s, or choose "
-            "another run.name"
+            f"another {otherwise}"
         )
 
 

@@ -17,11 +17,15 @@ from collections.abc import Sequence
 from functools import partial
 
 from suite.cells import Cell, select
+from suite.collect import collect, keep
 from suite.plan import Plan, load_plan, sources
+from suite.record import changes, is_done, read_record, result_of, run_of
+from suite.report import REPORT_FILE, check_place, write_report
 
 from maestro_dist.data.storage import redact
 from maestro_dist.errors import MaestroError, run_main
 from maestro_dist.launch import interruptible
+from maestro_dist.lease import Lease
 
 _STAGE_HOURS = 100 / 60
 
@@ -55,6 +59,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _run(given: argparse.Namespace) -> int:
     plan = load_plan(given.suite, given.overrides)
+    if not given.list:
+        check_place(plan, given.out)
     if given.report:
         _report(plan, given)
         return 0
@@ -64,31 +70,34 @@ def _run(given: argparse.Namespace) -> int:
         return 0
     hours = given.hours or (_STAGE_HOURS if given.stage is not None else None)
     deadline = None if hours is None else time.monotonic() + 3600 * hours
-    _prepare_report()
-    with interruptible():
-        code = _work(plan, cells, given, deadline)
-    _report(plan, given)
-    return code
+    try:
+        with interruptible():
+            return _work(plan, cells, given, deadline)
+    finally:  # also where a person has stopped it, or the job server is gone
+        _report(plan, given)
 
 
 def _work(plan: Plan, cells: Sequence[Cell], given: argparse.Namespace, deadline: float | None) -> int:
     from suite.jobs import Jobs, cluster_cores, head, snapshot
     from suite.work import sort_out, work
 
-    from maestro_dist.tracking.run import find_run
+    from maestro_dist.tracking.run import reach
 
     started = time.monotonic()
     outcome, todo = sort_out(plan, cells)
     _say(f"{plan.suite.name}: {len(cells)} cells chosen, {len(outcome.done)} done, in {redact(plan.storage)}")
+    if outcome.again:
+        _say(f"run again, as others begin with their runs, which are gone: {', '.join(outcome.again)}")
     unpacked = _pack(plan, todo)
     outcome.failed |= {cell.name: unpacked[cell.url] for cell in todo if cell.url in unpacked}
     todo = [cell for cell in todo if cell.url not in unpacked]
     if todo:
         cpus = cluster_cores(given.address)
         with contextlib.ExitStack() as stack:
+            stack.callback(Lease(plan.storage, otherwise="storage").release)  # two suites would fit the same cells
             code = stack.enter_context(snapshot(todo))
-            # This makes the database once, before several cells would at a time.
-            track = partial(find_run, plan.tracking, plan.experiment, "-")
+            # This makes the database once, before several cells would at a time; a dead server is told before all fail.
+            track = partial(reach, plan.tracking, plan.experiment)
             if given.address:
                 track()
             address = given.address or stack.enter_context(head(cpus, track))
@@ -128,16 +137,14 @@ def _pack(plan: Plan, cells: Sequence[Cell]) -> dict[str, str]:
 
 
 def _list(plan: Plan, cells: Sequence[Cell]) -> None:
-    from suite.record import changes, is_done, read_record, result_of, run_of
-
     width = max(len(cell.name) for cell in cells)
     done = 0
     for cell in cells:
         record = read_record(result_of(plan, cell) or run_of(plan, cell))
-        if changes(plan, cell):
-            state = "other settings"
-        elif is_done(plan, cell):
+        if is_done(plan, cell):
             state, done = "done", done + 1
+        elif changes(plan, cell):
+            state = "other settings"
         else:
             state = "begun" if record else "-"
         taken = f"{record.seconds / 60:6.1f} min" if record else f"({cell.minutes:g} min)"
@@ -145,22 +152,16 @@ def _list(plan: Plan, cells: Sequence[Cell]) -> None:
     print(f"{done} of {len(cells)} done; stages {cells[0].stage} to {cells[-1].stage}")
 
 
-def _prepare_report() -> None:
-    """Import what writes the report now: hours later, this code's files may have changed under a suite that runs."""
-    import suite.collect
-    import suite.report  # noqa: F401
-
-
 def _report(plan: Plan, given: argparse.Namespace) -> None:
-    from suite.collect import collect, keep
-    from suite.report import REPORT_FILE, write_report
-
     command = shlex.join(["python", "tools/run_suite.py", given.suite, *given.overrides, "--report"])
     results = collect(plan)
-    write_report(results, given.out, command)
-    kept = keep(results)
+    for cell in plan.cells:
+        if changes(plan, cell) and not is_done(plan, cell):
+            print(f"warning: {cell.name} is not in the report: it was run with other settings", file=sys.stderr)
+    kept = keep(results)  # first: hours of work are in it
     if kept:
         _say(f"kept of {kept} cells what reports need, in {redact(plan.kept or '')}")
+    write_report(results, given.out, command)
     _say(f"report: {given.out.rstrip('/')}/{REPORT_FILE}")
 
 

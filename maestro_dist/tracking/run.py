@@ -80,6 +80,15 @@ def open_run(
         return TrackedRun(run_id, None)
 
 
+def reach(uri: str, experiment: str) -> None:
+    """Ask the server once; of SQLite this makes the database. Raises RunError where it does not answer."""
+    try:
+        _prepare(uri).get_experiment_by_name(experiment)
+    except Exception as error:
+        problem = f"tracking at {redact(uri)} does not answer ({short(error)})"
+        raise RunError(f"{problem}; start it or name another") from error
+
+
 def find_run(uri: str, experiment: str, token: str) -> str | None:
     """Id of the run that is marked with this token (tag `run.token`); None where there is none, or no server."""
     try:

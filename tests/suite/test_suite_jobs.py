@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,10 +28,35 @@ class Starting:
         return str(given["submission_id"])
 
 
-def made(client: Starting, code: Path) -> Jobs:
+def made(client: Starting | Silent, code: Path) -> Jobs:
     found = object.__new__(Jobs)
     found._client, found._mark, found._code = client, "mark", code  # type: ignore[assignment]
+    found._silent = None
     return found
+
+
+class Silent:
+    """A server's client whose answers are told; None: it does not answer."""
+
+    def __init__(self, *answers: str | None) -> None:
+        self.answers = list(answers)
+
+    def get_job_status(self, job: str) -> Any:
+        answer = self.answers.pop(0)
+        if answer is None:
+            raise ConnectionError("connection refused")
+        return SimpleNamespace(value=answer)
+
+
+def test_a_server_that_misses_a_request_is_asked_again_and_one_that_is_gone_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = made(Silent("PENDING", None, None, "SUCCEEDED", None), tmp_path)
+    asked = [found.status("job") for _ in range(5)]
+    assert asked == ["PENDING", "RUNNING", "RUNNING", "SUCCEEDED", "RUNNING"]
+    monkeypatch.setattr(jobs, "_SILENCE_S", -1.0)
+    with pytest.raises(RunError, match=r"job server has not answered for .* connection refused"):
+        made(Silent(None), tmp_path).status("job")
 
 
 def test_a_server_whose_node_is_not_there_yet_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,10 @@ from finished_cells import finish, make_plan
 from suite.collect import collect, keep
 from suite.keep import Digest
 from suite.plan import ROOT, Plan
-from suite.record import Record, is_done, kept_of, read_record, run_of, write_record
+from suite.record import Record, changes, is_done, kept_of, read_record, run_of, told, write_record
 from suite.report import write_report
 from suite.work import sort_out
-from test_suite_needs import needing
+from test_suite_needs import PRETRAIN, TUNED, needing
 
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import DataError, RunError
@@ -181,4 +181,86 @@ def test_a_run_that_another_begins_with_is_run_again(tmp_path: Path) -> None:
     outcome, waiting = sort_out(plan, plan.cells)
     assert outcome.done == ["set.f0.pretrain.s1", "set.f0.tuned.s1"], "nobody waits for that pre-training"
     assert names - {cell.name for cell in waiting} == {"set.f0.pretrain.s1"}
+    assert sorted(outcome.again) == sorted(names - {"set.f0.pretrain.s1"})
     assert outcome.left == {}
+    outcome, waiting = sort_out(plan, [cell for cell in plan.cells if cell.name == "set.f1.tuned.s2"])
+    assert [cell.name for cell in waiting] == ["set.f1.pretrain.s2", "set.f1.tuned.s2"], "also where it is not chosen"
+
+
+def test_all_that_a_chain_begins_with_is_run_again(tmp_path: Path) -> None:
+    further = {**TUNED, "name": "further", "set": ["run.start={run:tuned}", "run.workers=1"]}
+    plan = needing(tmp_path / "runs", further, TUNED, PRETRAIN, keep=str(tmp_path / "kept"), seeds=[1])
+    for cell in plan.cells:
+        place = kept_of(plan, cell)
+        assert place is not None
+        if cell.entry != "further" and cell.fold == 0:
+            place.write("result.json", b"{}")
+            write_record(place, Record(cell.command, cell.settings, {}, []))
+    outcome, waiting = sort_out(plan, plan.cells)
+    assert [cell.name for cell in waiting if cell.fold == 0] == [
+        "set.f0.pretrain.s1",
+        "set.f0.tuned.s1",
+        "set.f0.further.s1",
+    ]
+    assert outcome.done == []
+    assert outcome.again == ["set.f0.tuned.s1", "set.f0.pretrain.s1"]
+
+
+def test_a_run_of_other_settings_is_not_reported_and_leaves_what_was_kept(tmp_path: Path) -> None:
+    plan = kept_plan(tmp_path)
+    finish_all(plan)
+    expected = report(plan, tmp_path / "before")
+    keep(collect(plan))
+    other = kept_plan(tmp_path, entries=[
+        {"name": "one", "kind": "lightgbm", "data": ["set"], "set": ["baseline.trees=7"]},
+        {"name": "two", "kind": "minirocket", "label": "The second", "data": ["set"]},
+    ])  # fmt: skip
+    assert "| one |" not in report(other, tmp_path / "other"), "its runs are not what the suite says now"
+    assert "| one |" in expected
+    stale = plan.cells_of("one", "set")[0]
+    changed = other.cells_of("one", "set")[0]
+    outcome, _ = sort_out(other, [changed])
+    assert "baseline.trees" in outcome.failed[changed.name], "a finished baseline is not fitted over"
+    write_record(
+        run_of(plan, stale), replace(Record(**vars(read_record(run_of(plan, stale)))), settings=changed.settings)
+    )
+    finished = collect(plan).finished[stale.name]
+    assert finished.kept is not None, "what was kept stands where the run is another's"
+    assert keep(collect(plan)) == len(plan.cells) - 1
+    shutil.rmtree(tmp_path / "runs")
+    assert report(plan, tmp_path / "after") == expected
+
+
+def test_a_stem_counts_and_a_newer_setting_of_what_was_needed_does_not(tmp_path: Path) -> None:
+    stems = ({**PRETRAIN, "set": ["task.kind=pretrain", f"model.stem={stem}"]} for stem in ("{}", "null"))
+    plan, bare = (needing(tmp_path / "runs", TUNED, pretrain) for pretrain in stems)
+    cell = plan.cells_of("tuned", "set")[0]
+    settings = {
+        key: value
+        for key, value in cell.settings.items()
+        if key not in ("pretrain: model.stem.pool", "pretrain: optim.warmup", "model.pooling")
+    }
+    assert len(settings) == len(cell.settings) - 3
+    write_record(run_of(plan, cell), Record(cell.command, settings, {}, []))
+    assert changes(plan, cell) == []
+    other = bare.cells_of("tuned", "set")[0]
+    assert any("pretrain: model.stem" in change for change in changes(bare, other))
+    write_record(run_of(plan, cell), Record(other.command, other.settings, {}, []))
+    assert any("pretrain: model.stem" in change for change in changes(plan, cell))
+    assert told(cell) != told(other)
+    assert told(replace(cell, settings=settings)) == told(cell)
+
+
+def test_a_data_set_that_was_packed_in_two_ways_is_told(tmp_path: Path) -> None:
+    plan = kept_plan(tmp_path)
+    finish_all(plan)
+    keep(collect(plan))
+    shutil.rmtree(tmp_path / "runs")
+    place = kept_of(plan, plan.cells_of("two", "set")[0])
+    assert place is not None
+    digest = Digest.read(place, "digest.npz")
+    assert digest is not None
+    place.write("digest.npz", Digest(digest.about | {"modalities": ["acc_x"]}, digest.numbers).to_bytes())
+    results = collect(plan)
+    with pytest.raises(DataError, match="was tested with acc_x, a cell beside it with acc, gyro"):
+        [results.bootstrap(entry, "set", "accuracy", 0.0) for entry in ("one", "two")]

@@ -82,8 +82,15 @@ def test_cells_are_selected_by_name_and_stage(tmp_path: Path) -> None:
     plan = load_plan(SMOKE, ["stage_minutes=1.3", "seeds=[1, 2]"])
     assert [cell.stage for cell in plan.cells] == [1, 2, 3, 4, 4, 5, 5, 5]
     assert [cell.name for cell in select(plan.cells, ["*.lightgbm.*"], 5)] == ["excerpt.lightgbm.s2"]
-    with pytest.raises(ConfigError, match="no cell fits --only nothing in stage any of 5"):
-        select(plan.cells, ["nothing"], None)
+    assert [cell.stage for cell in select(plan.cells, ["*.lightgbm.s2", "*.maestro.*"], 5)] == [5]
+    with pytest.raises(ConfigError, match=r"no cell fits --only \*.lightgbm.s1 in stage 5 of 5"):
+        select(plan.cells, ["*.lightgbm.s1"], 5)
+    with pytest.raises(
+        ConfigError, match=r"fits --only excerpt.lihgtgbm.s2 \(see --list\); did you mean 'excerpt.lightgbm"
+    ):
+        select(plan.cells, ["*.maestro.*", "excerpt.lihgtgbm.s2"], None)
+    with pytest.raises(ConfigError, match=r"fits --only storage=/x .*; key=value comes before --only"):
+        select(plan.cells, ["*.lightgbm.*", "storage=/x"], None)
 
 
 def test_overrides_name_the_items_of_lists() -> None:

@@ -12,9 +12,9 @@ from finished_cells import PEOPLE, SAMPLES, finish, make_plan
 from suite.collect import collect
 from suite.figures import figure_rows
 from suite.record import begin_attempt, changes, is_done, run_of
-from suite.report import write_report
+from suite.report import check_place, write_report
 
-from maestro_dist.errors import DataError
+from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.evaluation import Predictions
 
 ONE = {"entry": "one", "data": "set"}
@@ -109,7 +109,9 @@ def test_report_is_made_from_the_cells_byte_for_byte(tmp_path: Path) -> None:
         assert (tmp_path / "first" / path).read_bytes() == (tmp_path / "second" / path).read_bytes()
     text = (tmp_path / "first" / "RESULTS.md").read_text()
     lines = text.splitlines()
-    assert "14 of 14 cells are finished. They took 21 min in all, 2026-09-21." in lines
+    assert any(
+        line.startswith("14 of 14 cells are finished. They took 21 min one after the other, 20") for line in lines
+    )
     assert "Machine: a processor, 2 cores, a system; python 3.11." in lines
     assert (
         f"{2 * SAMPLES} test samples of {2 * PEOPLE} subjects, 2 of 2 folds by subject; 2 modalities: acc, gyro."
@@ -123,12 +125,25 @@ def test_report_is_made_from_the_cells_byte_for_byte(tmp_path: Path) -> None:
     assert any(line.startswith("| less | The second | 1 | ") for line in lines), "an ablation on one seed"
     assert any(line.startswith("| two, seed 1, fold 0 | ") for line in lines), "experts"
     assert any(line.startswith("| relative | at least ") and line.endswith("| **no** |") for line in lines)
-    assert lines[lines.index("Not reached:") + 2 :][:2] == ["* relative: half is too little", ""]
+    assert lines[lines.index("Not reached:") + 2 :][:3] == [
+        "* relative: half is too little",
+        "* best of both: no reason is given.",
+        "",
+    ]
     written = json.loads((tmp_path / "first" / "results.json").read_text())
     assert written["benchmark"] == "made"
     assert written["machine"]["date"] == "2026-09-21T14:14:53+00:00"
     assert {"name", "value", "unit", "reach", "holds", "sense", "aim"} == set(written["rows"][0])
     assert [row["name"] for row in written["rows"]] == [figure["name"] for figure in FIGURES]
+
+
+def test_a_report_of_another_suite_is_not_written_over(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path / "runs")
+    check_place(plan, str(tmp_path))
+    write_report(collect(plan), str(tmp_path), "the command")
+    check_place(plan, str(tmp_path))
+    with pytest.raises(ConfigError, match=r"RESULTS\.md is not of this suite \(other\); choose --out"):
+        check_place(make_plan(tmp_path / "runs", name="other"), str(tmp_path))
 
 
 def test_a_report_of_nothing(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -119,7 +120,15 @@ def staged(cells: Sequence[Cell], longest: float) -> Iterator[Cell]:
 
 
 def select(cells: Sequence[Cell], only: Sequence[str], stage: int | None) -> list[Cell]:
-    """The cells of a stage whose name fits one of the globs. Raises ConfigError where there is none."""
+    """The cells of a stage whose name fits one of the globs.
+
+    Raises ConfigError where a glob fits no cell, or all together fit none of the stage.
+    """
+    for glob in only:
+        if not any(fnmatchcase(cell.name, glob) for cell in cells):
+            near = get_close_matches(glob, [cell.name for cell in cells], n=1)
+            meant = "; key=value comes before --only" if "=" in glob else f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"no cell fits --only {glob} (see --list){meant}")
     found = [
         cell
         for cell in cells

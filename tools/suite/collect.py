@@ -21,7 +21,7 @@ from suite.cells import Cell
 from suite.experts import Information, expert_information
 from suite.keep import DIGEST_FILE, Digest, names_digest, number_key
 from suite.plan import Plan
-from suite.record import RESULT_FILE, Record, kept_of, portable, read_record, result_of, run_of, write_record
+from suite.record import RESULT_FILE, Record, kept_of, portable, read_record, result_of, run_of, told, write_record
 
 _PLACES = ("checkpoint", "model", "mlflow_model")
 
@@ -68,6 +68,7 @@ class Results:
     finished: dict[str, Finished]
     _tested: dict[tuple[str, int | None], tuple[np.ndarray, ...]] = field(default_factory=dict)
     _keys: dict[tuple[str, int | None], str] = field(default_factory=dict)
+    _modalities: dict[tuple[str, int | None, str], list[str]] = field(default_factory=dict)
     _resampled: dict[tuple[object, ...], np.ndarray] = field(default_factory=dict)
     _informed: dict[tuple[str, float], Information | None] = field(default_factory=dict)
 
@@ -176,9 +177,15 @@ class Results:
         return sum(seen.values())
 
     def _same_samples(self, item: Finished) -> None:
-        place = item.cell.data, item.cell.fold
-        if self._keys.setdefault(place, item.tested["keys"]) != item.tested["keys"]:
+        place, tested = (item.cell.data, item.cell.fold), item.tested
+        if self._keys.setdefault(place, tested["keys"]) != tested["keys"]:
             raise DataError(f"{item.run.name()} was tested on other samples than the cells beside it; run it again")
+        chosen = (*place, str(item.cell.settings.get("data.modalities")))
+        if self._modalities.setdefault(chosen, tested["modalities"]) != tested["modalities"]:
+            raise DataError(
+                f"{item.run.name()} was tested with {', '.join(tested['modalities'])}, a cell beside it with "
+                f"{', '.join(self._modalities[chosen])}: the data set was packed in two ways; run one of them again"
+            )
 
     def _people(self, item: Finished) -> tuple[np.ndarray, np.ndarray]:
         """(subject's number of each sample, weights [R, S]) of a data set's fold, the same for all its cells."""
@@ -276,7 +283,7 @@ def kept_ensemble(plan: Plan, entry: str, data: str, metric: str, rate: float) -
 
 def ensemble_cells(plan: Plan, entry: str, data: str) -> dict[str, str]:
     """The cells of an entry, each with a short name for its settings."""
-    return {cell.name: names_digest([json.dumps(cell.settings, sort_keys=True)]) for cell in plan.cells_of(entry, data)}
+    return {cell.name: names_digest([json.dumps(told(cell), sort_keys=True)]) for cell in plan.cells_of(entry, data)}
 
 
 def _defined(values: Sequence[float | None], what: str) -> float:

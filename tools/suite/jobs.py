@@ -31,6 +31,7 @@ _NO_AGENT = "No available agent"
 _AGAIN_S = 1.0
 _OBJECT_STORE = 128 * 2**20  # bytes; nothing large goes through it
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+_SILENCE_S = 60.0  # a server on two busy cores may miss a request; one that misses all of a minute's is gone
 _STOP_WAIT_S = 20  # a stopped run writes its state and gives its lease back
 _TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
@@ -49,6 +50,7 @@ class Jobs:
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.ERROR)
         self._mark, self._code = mark, code
+        self._silent: float | None = None  # since when the server has not answered
         try:
             self._client = JobSubmissionClient(address)
         except Exception as error:  # requests, ray and the resolver have their own classes
@@ -76,15 +78,31 @@ class Jobs:
     def running(self) -> dict[str, str]:
         """Cells of this suite that an earlier start of it has left running, with their jobs' ids."""
         found = {}
-        for job in self._client.list_jobs():
+        try:
+            jobs = self._client.list_jobs()
+        except Exception as error:
+            raise RunError(f"the job server does not say what runs: {_line(error)}") from None
+        for job in jobs:
             metadata: dict[str, Any] = job.metadata or {}
             if metadata.get("suite") == self._mark and not job.status.is_terminal() and job.submission_id:
                 found[metadata["cell"]] = job.submission_id
         return found
 
     def status(self, job: str) -> str:
-        """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
-        return str(self._client.get_job_status(job).value)
+        """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; RUNNING while the server does not answer.
+
+        Raises RunError where it has not for a while.
+        """
+        try:
+            found = str(self._client.get_job_status(job).value)
+        except Exception as error:  # requests, aiohttp and ray have their own classes
+            now = time.monotonic()
+            self._silent = now if self._silent is None else self._silent
+            if now - self._silent > _SILENCE_S:
+                raise RunError(f"the job server has not answered for {_SILENCE_S:.0f} s: {_line(error)}") from None
+            return "RUNNING"
+        self._silent = None
+        return found
 
     def log(self, job: str) -> str:
         """What it has printed."""

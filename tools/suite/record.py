@@ -11,6 +11,7 @@ from benchmarks.baselines.settings import BaselineConfig
 from benchmarks.common import machine
 
 from maestro_dist.config.check import identity
+from maestro_dist.config.model import ModelConfig, StemConfig
 from maestro_dist.config.schema import Config
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.errors import RunError
@@ -20,7 +21,12 @@ from suite.plan import ROOT, Plan
 RECORD_FILE = "cell.json"
 RESULT_FILE = "result.json"
 LOG_FILE = "job.log"
-_BASELINE = BaselineConfig().model_dump(mode="json")
+_STEM = "model.stem"  # a section that may be absent
+_DEFAULTS = {
+    **identity(Config(model=ModelConfig(stem=StemConfig()))),
+    **identity(Config()),
+    **{f"baseline.{key}": value for key, value in BaselineConfig().model_dump(mode="json").items()},
+}
 
 
 @dataclass
@@ -85,7 +91,7 @@ def kept_of(plan: Plan, cell: Cell) -> Storage | None:
 
 
 def result_of(plan: Plan, cell: Cell) -> Storage | None:
-    """Where a cell's result lies: its run, or what was kept of one with the same settings; None: nowhere."""
+    """Where a cell's result lies: its run, or what was kept of one; None: nowhere, or with other settings."""
     if has_run(plan, cell):
         return run_of(plan, cell)
     kept = kept_of(plan, cell)
@@ -96,8 +102,8 @@ def result_of(plan: Plan, cell: Cell) -> Storage | None:
 
 
 def has_run(plan: Plan, cell: Cell) -> bool:
-    """Whether a cell's run is there, and has its result."""
-    return run_of(plan, cell).exists(RESULT_FILE)
+    """Whether a cell's run is there, has its result, and was made with the settings that the suite says now."""
+    return run_of(plan, cell).exists(RESULT_FILE) and not changes(plan, cell)
 
 
 def is_done(plan: Plan, cell: Cell) -> bool:
@@ -110,13 +116,32 @@ def changes(plan: Plan, cell: Cell) -> list[str]:
     return _differences(read_record(run_of(plan, cell)), cell)
 
 
+def told(cell: Cell) -> dict[str, Any]:
+    """The settings of a cell that are not the defaults: they stay the same where new keys come."""
+    settings = json.loads(json.dumps(cell.settings))
+    absent = object()
+    found = {key: value for key, value in settings.items() if _DEFAULTS.get(_plain(key), absent) != value}
+    stems = {key.rpartition(".")[0] for key in settings if _plain(key).startswith(f"{_STEM}.")}
+    return found | dict.fromkeys(stems, "there")
+
+
+def _plain(key: str) -> str:
+    """A setting's key without the name of the needed cell (`NAME: key`) that it belongs to."""
+    return key.rpartition(": ")[2]
+
+
+def _absent(key: str, record: Record) -> bool:
+    """Whether a setting belongs to a section that the record's run did without."""
+    return _plain(key).startswith(f"{_STEM}.") and key.rpartition(".")[0] in record.settings
+
+
 def _differences(record: Record | None, cell: Cell) -> list[str]:
     if record is None:
         return []
     now = json.loads(json.dumps(cell.settings))
     # A key that the record lacks is newer than the run: its default stands for what was done then.
-    defaults = identity(Config()) | {f"baseline.{key}": value for key, value in _BASELINE.items()}
-    old = {key: value for key, value in defaults.items() if key in now} | record.settings
+    old = {key: _DEFAULTS[_plain(key)] for key in now if _plain(key) in _DEFAULTS and not _absent(key, record)}
+    old |= record.settings
     return [
         f"{key} {old.get(key)!r} -> {now.get(key)!r}" for key in sorted({*old, *now}) if old.get(key) != now.get(key)
     ]

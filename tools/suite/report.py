@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from maestro_dist.data.storage import Storage
+from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.errors import ConfigError
 from suite.collect import Results
 from suite.figures import Found, figure_rows
 from suite.pictures import draw_pictures
@@ -28,6 +29,16 @@ def write_report(results: Results, out: str, command: str) -> None:
     records = [item.record for item in results.finished.values() if item.record is not None]
     place.write(REPORT_FILE, _markdown(results, found, pictures, labels, records, command).encode())
     place.write(ROWS_FILE, (json.dumps(_rows(results.plan, found, records), indent=1) + "\n").encode())
+
+
+def check_place(plan: Plan, out: str) -> None:
+    """Raises ConfigError where the report of another suite lies, which nobody wants to lose."""
+    try:
+        first = Storage(out).read(REPORT_FILE).decode(errors="replace").partition("\n")[0]
+    except ObjectMissing:
+        return
+    if first != f"# {plan.suite.name}":
+        raise ConfigError(f"{Storage(out).name(REPORT_FILE)} is not of this suite ({plan.suite.name}); choose --out")
 
 
 def labels_of(plan: Plan) -> dict[str, str]:
@@ -62,7 +73,7 @@ def _markdown(
             lines += [f"![{data.name}]({pictures[data.name]})", ""]
         for title, rows in {
             "Ensembles (the seeds' probabilities averaged)": ensemble_table(results, data.name, labels),
-            "What parts are worth": ablation_table(results, data.name, labels),
+            "What parts are worth": _worth(ablation_table(results, data.name, labels)),
             "Experts and missing sets": expert_table(results, data.name),
         }.items():
             lines += [f"### {title}", "", *rows, ""] if rows else []
@@ -77,7 +88,7 @@ def _where(results: Results, records: Sequence[Record]) -> list[str]:
         days = sorted({_day(record.finished) for record in records})
         seconds = sum(record.seconds for record in records)
         when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-        lines[0] += f" They took {duration(seconds)} in all, {when}."
+        lines[0] += f" They took {duration(seconds)} one after the other, {when}; so many run at a time as have cores."
         for text in dict.fromkeys(_machine(record.machine) for record in records):
             lines += ["", f"Machine: {text}."]
     resamples = results.plan.suite.resamples
@@ -121,8 +132,13 @@ def _figures(found: Sequence[Found]) -> list[str]:
         rows.append([figure.name, reach, f"{row.value:{shown}} {row.unit}".strip(), holds])
     lines = table(["figure", "reach", "measured", "reached"], rows)
     missed = [item.figure for item in found if item.row is not None and item.row.holds is False]
-    whys = [f"* {figure.name}: {' '.join(figure.why.split())}" for figure in missed if figure.why]
+    whys = [f"* {figure.name}: {' '.join((figure.why or 'no reason is given.').split())}" for figure in missed]
     return [*lines, "", "Not reached:", "", *whys] if whys else lines
+
+
+def _worth(rows: list[str]) -> list[str]:
+    said = "Worth: the model that was changed, less the changed one. Above 0 the change costs, below 0 it gains."
+    return [said, "", *rows] if rows else []
 
 
 def _durations(results: Results, labels: dict[str, str]) -> list[str]:

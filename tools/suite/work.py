@@ -11,7 +11,17 @@ from maestro_dist.errors import MaestroError
 from suite.cells import Cell
 from suite.jobs import Jobs
 from suite.plan import Plan
-from suite.record import LOG_FILE, Record, begin_attempt, changes, has_run, is_done, run_of, write_record
+from suite.record import (
+    LOG_FILE,
+    RESULT_FILE,
+    Record,
+    begin_attempt,
+    changes,
+    has_run,
+    is_done,
+    run_of,
+    write_record,
+)
 
 _POLL_S = 0.5
 _NOTE_S = 15.0  # between two notes of how long a cell has run: what a killed suite knows of it
@@ -21,9 +31,11 @@ _TAIL = 12
 @dataclass
 class Outcome:
     """Cells by how they ended; of those that failed, why, with the last lines of the job's log; of those that were
-    left, what they need that is not there ("" where the time was over)."""
+    left, what they need that is not there ("" where the time was over). `again`: those that had a result, but whose run
+    others need, chosen or not."""
 
     done: list[str] = field(default_factory=list)
+    again: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
 
@@ -39,34 +51,53 @@ class _Running:
 
 def sort_out(plan: Plan, cells: Sequence[Cell]) -> tuple[Outcome, list[Cell]]:
     """What is done already, cannot be what the suite asks for, or needs what is not there; and what is to be run."""
-    outcome, waiting = Outcome(), []
+    outcome, chosen = Outcome(), set()
     for cell in cells:
-        done = is_done(plan, cell)
-        changed = changes(plan, cell) if done or cell.kind == "maestro" else []  # a baseline begins anew anyway
-        if changed:
-            outcome.failed[cell.name] = (
-                f"{run_of(plan, cell).name()} was begun with other settings: {'; '.join(changed)}; "
-                "give the entry another name, or remove that folder"
-            )
-        elif done:
+        if is_done(plan, cell):
             outcome.done.append(cell.name)
+        elif refused := _refused(plan, cell):
+            outcome.failed[cell.name] = refused
         else:
-            waiting.append(cell)
-    again = {name for cell in waiting for name in cell.needs.values()}
-    for cell in [cell for cell in cells if cell.name in again and cell.name in outcome.done]:
-        if not has_run(plan, cell):  # what is kept of it says how good it was, but nothing can begin with that
-            outcome.done.remove(cell.name)
-            waiting.insert(0, cell)
+            chosen.add(cell.name)
+    _add_needed(plan, chosen, outcome)
+    waiting = [cell for cell in plan.cells if cell.name in chosen]
     there = needed_before(plan, waiting, outcome)
     leave_behind(waiting, outcome, there)
     return outcome, waiting
+
+
+def _refused(plan: Plan, cell: Cell) -> str:
+    """Why a cell cannot be run where its run would lie; "" where it can."""
+    run = run_of(plan, cell)
+    begun = cell.kind == "maestro" or run.exists(RESULT_FILE)  # a baseline that has no result begins anew
+    changed = changes(plan, cell) if begun else []
+    said = f"{run.name()} was begun with other settings: {'; '.join(changed)}; "
+    return said + "give the entry another name, or remove that folder" if changed else ""
+
+
+def _add_needed(plan: Plan, chosen: set[str], outcome: Outcome) -> None:
+    """Choose what chosen cells need, and has a result of which only what reports need was kept: it is run again."""
+    by_name = {cell.name: cell for cell in plan.cells}
+    looked_at = [cell.name for cell in plan.cells if cell.name in chosen]
+    for name in looked_at:  # which grows: what is needed may need others
+        for other in (by_name[need] for need in by_name[name].needs.values()):
+            if other.name in chosen or has_run(plan, other) or not is_done(plan, other):
+                continue
+            if other.name in outcome.done:
+                outcome.done.remove(other.name)
+            if refused := _refused(plan, other):
+                outcome.failed[other.name] = refused
+                continue
+            outcome.again.append(other.name)
+            chosen.add(other.name)
+            looked_at.append(other.name)
 
 
 def needed_before(plan: Plan, cells: Sequence[Cell], outcome: Outcome) -> set[str]:
     """Of what these cells need and nobody has chosen, what is done."""
     chosen = {*(cell.name for cell in cells), *outcome.done, *outcome.failed}
     others = {name for cell in cells for name in cell.needs.values()} - chosen
-    done = {cell.name for cell in plan.cells if cell.name in others and has_run(plan, cell) and not changes(plan, cell)}
+    done = {cell.name for cell in plan.cells if cell.name in others and has_run(plan, cell)}
     return done | set(outcome.done)
 
 
@@ -179,7 +210,7 @@ class _Worker:
             log = self.jobs.log(item.job)
             run = run_of(self.plan, item.cell)
             run.write(LOG_FILE, log.encode())
-            if is_done(self.plan, item.cell):
+            if has_run(self.plan, item.cell):
                 self.outcome.done.append(item.cell.name)
                 count = f"{len(self.outcome.done)} of {self.total}"
                 self.say(f"{item.cell.name} done in {time.monotonic() - item.since:,.0f} s ({count})")

@@ -22,8 +22,8 @@ from maestro_dist.evaluation.split import scenarios_of
 from maestro_dist.evaluation.table import results_table
 from maestro_dist.task.base import higher_is_better
 from maestro_dist.task.classification import Classification
-from maestro_dist.tracking.client import client
-from maestro_dist.tracking.run import close_run, find_run, open_run, tracking_uri
+from maestro_dist.tracking.client import client, short
+from maestro_dist.tracking.run import close_run, find_run, open_run, tracking_uri, warn
 
 RESULT_FILE = "result.json"
 Answers = Callable[[np.ndarray], np.ndarray]
@@ -63,7 +63,6 @@ def fit_and_test(model: str, config: Config, baseline: BaselineConfig) -> int:
         names = np.array(train.names)
         found = evaluate(answers, test, names, task, config.evaluation.test_rates, config.evaluation.draws, data.test)
         print(results_table(found), flush=True)
-        _log(uri, tracked.run_id, found.flat("test") | {"validation/score": fitted.score})
         if found.predictions is not None:
             found.predictions.write(run)
         result = {
@@ -75,6 +74,7 @@ def fit_and_test(model: str, config: Config, baseline: BaselineConfig) -> int:
         }
         run.write(RESULT_FILE, json.dumps(result, indent=1).encode())
         status = "FINISHED"
+        _log(uri, tracked.run_id, found.flat("test") | {"validation/score": fitted.score})
     finally:
         close_run(uri, tracked.run_id, status)
     return 0
@@ -161,7 +161,10 @@ def _log(uri: str, run_id: str, metrics: dict[str, float]) -> None:
     from mlflow.entities import Metric
 
     rows = [Metric(name, value, 0, 0) for name, value in metrics.items()]
-    client(uri).log_batch(run_id, metrics=rows, synchronous=True)
+    try:
+        client(uri).log_batch(run_id, metrics=rows, synchronous=True)
+    except Exception as error:  # the result is written; a server that died meanwhile is no reason to fit again
+        warn(f"metrics were not logged to tracking ({short(error)})")
 
 
 def _check_package(model: str) -> None:
