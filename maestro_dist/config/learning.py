@@ -1,4 +1,4 @@
-"""What is learned and how. What an option was measured to be worth is in its docstring; `RESULTS.md` has the rows."""
+"""What is learned and how, and what the options were measured to be worth (`config/model.py` says how to read that)."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ class TaskConfig(Section):
     pretrain: PretrainConfig = PretrainConfig()
     """Hidden words (pretrain only)."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced: inverse class frequency of the whole training split, normalised to mean 1 over its samples."""
+    """balanced: inverse class frequency of the whole training split, normalised to mean 1 over its samples: A -.005,
+    -.010; C -.006, -.007."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of the target spread over all classes."""
+    """Share of the target spread over all classes. None in place of .1: A +.000, +.004. .1: C -.003, -.002."""
     auxiliary: NotNegative = 0.3
-    """Weight of the loss of the modalities' own heads (additive head only)."""
+    """Weight of the loss of the modalities' own heads (additive head only). .3 in place of 1: A -.003, -.008. 1: C
+    -.010, -.013."""
     teachers: list[str] = []
     """Exported models or finished runs on the same data, whose mean answer for each whole training sample this run
-    learns from, whatever it sees of the sample itself. None by default. Three, of other seeds: on test people of five
-    folds of stress_predict AUROC .813 -> .817, with 40 % of the modalities missing .745 -> .752; on physionet2012's
-    set-b .866 -> .864 and .835 -> .841 (on five folds of set-a .850 -> .844 and .822 -> .823, one seed)."""
+    learns from, whatever it sees of the sample itself. None by default. Three, of other seeds, on B: AUROC .813 ->
+    .817, with 40 % of the modalities missing .745 -> .752. Three runs of the recipe: C -.006, +.001 (on five folds of
+    C's training people, one seed, .850 -> .844 and .822 -> .823, which is why C's recipe does without)."""
     teacher_share: Share = 1.0
-    """Share of the loss that is against the teachers' answers; the rest is against the labels. .5 on folds of
-    stress_predict's training people: AUROC .818 -> .815, 40 % missing .756 -> .752; on five folds of physionet2012's
-    set-a .844 -> .848 and .823 -> .823."""
+    """Share of the loss that is against the teachers' answers; the rest is against the labels. .5: C -.003, +.000."""
 
 
 class OptimConfig(Section):
@@ -74,7 +74,8 @@ class OptimConfig(Section):
     """Share of the steps over which the learning rate rises from 0."""
     schedule: Literal["cosine", "constant", "one_cycle"] = "cosine"
     """Shape of the learning rate after the warm-up. one_cycle: half a cosine up from a 25th of the peak over `warmup`
-    (.3 is usual), half a cosine down, and the momentum (AdamW: its first decay rate) the other way round."""
+    (.3 is usual), half a cosine down, and the momentum (AdamW: its first decay rate) the other way round: A +.000,
+    +.003; C -.001, -.001."""
     final_lr: Share = 0.01
     """Last learning rate, as a share of the peak (cosine and one_cycle)."""
     low_momentum: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.85
@@ -83,7 +84,8 @@ class OptimConfig(Section):
     """Largest global gradient norm; 0 turns clipping off."""
     ema: Annotated[float | None, Field(gt=0.0, lt=1.0)] = None
     """Decay of a moving average of the weights (.999, say), which validation, test and the exported model then use;
-    less in the first steps: (1 + t) / (10 + t). None by default. Takes 4 bytes a parameter."""
+    less in the first steps: (1 + t) / (10 + t). None by default. Takes 4 bytes a parameter. .998: A -.003, -.002; C
+    +.000, +.000."""
     max_skipped: Count = 0
     """Steps with a NaN or infinite loss or gradient that are skipped on all ranks before the run stops."""
 
@@ -92,35 +94,41 @@ class MissingConfig(Section):
     """The modality-dropout curriculum (training only; never drops all of a sample)."""
 
     p_max: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.4
-    """Final probability that a modality of a sample is dropped."""
+    """Final probability that a modality of a sample is dropped. None is: A +.004, -.068; C -.007, -.029."""
     start: Share = 0.2
-    """Share of the steps before the first drop."""
+    """Share of the steps before the first drop. 0, and .1 in place of .6 below: A -.004, -.004; C -.001, +.000."""
     full: Share = 0.6
     """Share of the steps from which p_max holds."""
     consistency: NotNegative = 0.0
     """Weight of a loss that draws what is predicted from what is left towards what is predicted from all. Once
     something is dropped, each sample is then seen twice in a step, whole and with modalities dropped: twice the work.
-    0: only what is left is seen."""
+    0: only what is left is seen. .5: A -.001, -.007; C +.001, +.001."""
 
 
 class AugmentConfig(Section):
     """Changes of the training windows, drawn anew in each epoch; all off by default. They need raw windows."""
 
     jitter: NotNegative = 0.0
-    """Gaussian noise: its deviation, in units of the training split's."""
+    """Gaussian noise: its deviation, in units of the training split's. .05: A -.107, -.105; C +.001, +.000."""
     scaling: NotNegative = 0.0
-    """Deviation of a factor, about 1, of each variate's distance from the training split's mean."""
+    """Deviation of a factor, about 1, of each variate's distance from the training split's mean. .1: A +.006, +.008; C
+    +.000, -.002."""
     rotation: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
-    """Largest angle (degrees) of a random rotation of three axes, in the samples that have all three."""
+    """Largest angle (degrees) of a random rotation of three axes, in the samples that have all three. 15: A +.004,
+    +.003."""
     rotation_groups: list[list[str]] = []
     """Modalities whose axes turn together, in threes: [[acc_x, acc_y, acc_z], [gyro]]; [[acc, gyro]] turns both alike.
     By default each modality of three variates turns by itself."""
     time_warp: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Largest change of the speed of time, smooth and the same for all modalities of a sample."""
+    """Largest change of the speed of time, smooth and the same for all modalities of a sample. .1: A -.009, -.009; C
+    +.000, -.001."""
     shift: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Largest shift in time, as a share of the window, the same for all modalities; what moves in is not observed."""
+    """Largest shift in time, as a share of the window, the same for all modalities; what moves in is not observed. .1:
+    A +.002, +.001; C -.001, -.002."""
     time_mask: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Longest span of a window, as a share of it, that is taken as not observed, in each modality by itself."""
+    """Longest span of a window, as a share of it, that is taken as not observed, in each modality by itself. .2: A
+    -.001, +.002; C +.001, +.000."""
     mixup: NotNegative = 0.0
     """alpha of mixup: each sample is mixed with another of its global batch, values and loss, by a share drawn from
-    Beta(alpha, alpha) (.2, say); a modality that only one of them has is taken as it is. Reads twice as much."""
+    Beta(alpha, alpha) (.2, say); a modality that only one of them has is taken as it is. Reads twice as much. .2: A
+    +.002, +.001; C -.028, -.029."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
+import pytest
 from suite.collect import collect
 from suite.plan import ROOT, load_plan
 from suite.report import write_report
@@ -19,6 +21,7 @@ ROWS = {
     "physionet2012": ["maestro", *ROCKETS, *STATISTICS],
 }
 """Rows of RESULTS.md in the order of the README's numbers."""
+DATA = {"A": "uci_hapt", "B": "stress_folds", "C": "physionet2012"}
 
 
 def test_the_report_is_what_its_command_writes(tmp_path: Path) -> None:
@@ -37,6 +40,50 @@ def test_each_number_of_the_readmes_table_is_in_the_report() -> None:
         for cell, missing in zip(cells, ("complete", "40 % missing"), strict=True):
             said = re.findall(r"\.\d{3}", cell)
             assert said == [table[model, missing] for model in ROWS[name]], (name, missing)
+
+
+def test_each_worth_in_a_docstring_is_an_ablations_row() -> None:
+    found = 0
+    for name in ("model", "learning"):
+        text = " ".join((ROOT / f"maestro_dist/config/{name}.py").read_text().split())
+        for letter, complete, missing in re.findall(r"\b([ABC]) ([+-]\.\d{3}), ([+-]\.\d{3})", text.split('"""', 2)[2]):
+            assert (float(complete), float(missing)) in effects(DATA[letter]), (letter, complete, missing)
+            found += 1
+    assert found > 60
+
+
+def test_each_figure_of_a_recipes_head_is_in_the_report() -> None:
+    for data in DATA.values():
+        recipe = (ROOT / f"configs/{data.replace('stress_folds', 'stress_predict')}.yaml").read_text()
+        head = recipe[: recipe.index("\nrun:")]
+        said = re.findall(r"(?<!\d)\.\d{3}", head)
+        assert said
+        report = (ROOT / "RESULTS.md").read_text().split(f"\n## {data}\n")[1].split("\n## ")[0]
+        assert not [number for number in said if f" 0{number} " not in report], data
+
+
+def test_what_was_missed_has_a_reason() -> None:
+    plan = load_plan(str(ROOT / SUITE))
+    rows = json.loads((ROOT / "results.json").read_text())["rows"]
+    missed = {row["name"] for row in rows if row["holds"] is False}
+    assert {figure.name for figure in plan.suite.figures if figure.why is None} & missed == set()
+
+
+def test_the_suite_takes_what_it_says(tmp_path: Path) -> None:
+    plan = load_plan(str(ROOT / SUITE), [f"storage={tmp_path / 'runs'}", f"keep={ROOT / 'results/cells'}"])
+    finished = collect(plan).finished
+    if len(finished) < len(plan.cells):
+        pytest.skip(f"{len(finished)} of {len(plan.cells)} cells are finished")
+    seconds = sum(item.record.seconds for item in finished.values() if item.record is not None)
+    assert seconds / 2 < 6 * 3600, "on two cores"
+
+
+def effects(data: str) -> set[tuple[float, float]]:
+    """What the changes of a data set's ablations did, complete and with 40 % missing: worth, the other way round."""
+    report = (ROOT / "RESULTS.md").read_text()
+    table = report.split(f"\n## {data}\n")[1].split("\n### What parts are worth\n")[1].split("\n### ")[0]
+    worths = re.findall(r"\| ([+-]0\.\d{3}) \([^)]*\) \| ([+-]0\.\d{3}) \([^)]*\) \|$", table, re.MULTILINE)
+    return {(-float(complete), -float(missing)) for complete, missing in worths}
 
 
 def measured(data: str, metric: str) -> dict[tuple[str, str], str]:
