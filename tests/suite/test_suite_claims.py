@@ -6,7 +6,6 @@ import json
 import re
 from pathlib import Path
 
-import pytest
 from suite.collect import collect
 from suite.plan import ROOT, load_plan
 from suite.report import write_report
@@ -42,14 +41,13 @@ def test_each_number_of_the_readmes_table_is_in_the_report() -> None:
             assert said == [table[model, missing] for model in ROWS[name]], (name, missing)
 
 
-def test_each_worth_in_a_docstring_is_an_ablations_row() -> None:
-    found = 0
+def test_docstrings_say_the_worth_of_each_ablation_and_no_other() -> None:
+    said: dict[str, set[tuple[float, float]]] = {letter: set() for letter in DATA}
     for name in ("model", "learning"):
         text = " ".join((ROOT / f"maestro_dist/config/{name}.py").read_text().split())
         for letter, complete, missing in re.findall(r"\b([ABC]) ([+-]\.\d{3}), ([+-]\.\d{3})", text.split('"""', 2)[2]):
-            assert (float(complete), float(missing)) in effects(DATA[letter]), (letter, complete, missing)
-            found += 1
-    assert found > 60
+            said[letter].add((float(complete), float(missing)))
+    assert said == {letter: effects(data) for letter, data in DATA.items()}
 
 
 def test_each_figure_of_a_recipes_head_is_in_the_report() -> None:
@@ -72,9 +70,10 @@ def test_what_was_missed_has_a_reason() -> None:
 def test_the_suite_takes_what_it_says(tmp_path: Path) -> None:
     plan = load_plan(str(ROOT / SUITE), [f"storage={tmp_path / 'runs'}", f"keep={ROOT / 'results/cells'}"])
     finished = collect(plan).finished
-    if len(finished) < len(plan.cells):
-        pytest.skip(f"{len(finished)} of {len(plan.cells)} cells are finished")
-    seconds = sum(item.record.seconds for item in finished.values() if item.record is not None)
+    seconds = 0.0
+    for cell in plan.cells:  # what is not finished yet takes what the suite says of it
+        record = finished[cell.name].record if cell.name in finished else None
+        seconds += 60 * cell.minutes if record is None else record.seconds
     assert seconds / 2 < 6 * 3600, "on two cores"
 
 

@@ -14,7 +14,7 @@ from finished_cells import finish, make_plan
 from suite.collect import collect, keep
 from suite.keep import Digest
 from suite.plan import ROOT, Plan
-from suite.record import Record, changes, is_done, kept_of, read_record, run_of, told, write_record
+from suite.record import Record, changes, chosen_settings, is_done, kept_of, read_record, run_of, write_record
 from suite.report import write_report
 from suite.work import sort_out
 from test_suite_needs import PRETRAIN, TUNED, needing
@@ -141,7 +141,14 @@ def test_what_was_kept_of_other_settings_or_is_damaged_does_not_count(tmp_path: 
         collect(plan)
 
 
-def test_other_samples_are_told_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"keys": "others"}, "other samples"),
+        ({"modalities": ["acc_x"]}, "was tested with acc_x, a cell beside it with acc, gyro: .* packed in two ways"),
+    ],
+)
+def test_another_test_set_is_told_apart(changed: dict[str, Any], said: str, tmp_path: Path) -> None:
     plan = kept_plan(tmp_path)
     finish_all(plan)
     keep(collect(plan))
@@ -150,9 +157,9 @@ def test_other_samples_are_told_apart(tmp_path: Path) -> None:
     assert place is not None
     digest = Digest.read(place, "digest.npz")
     assert digest is not None
-    place.write("digest.npz", Digest(digest.about | {"keys": "others"}, digest.numbers).to_bytes())
+    place.write("digest.npz", Digest(digest.about | changed, digest.numbers).to_bytes())
     results = collect(plan)
-    with pytest.raises(DataError, match="other samples"):
+    with pytest.raises(DataError, match=said):
         [results.bootstrap(entry, "set", "accuracy", 0.0) for entry in ("one", "two")]
 
 
@@ -247,20 +254,5 @@ def test_a_stem_counts_and_a_newer_setting_of_what_was_needed_does_not(tmp_path:
     assert any("pretrain: model.stem" in change for change in changes(bare, other))
     write_record(run_of(plan, cell), Record(other.command, other.settings, {}, []))
     assert any("pretrain: model.stem" in change for change in changes(plan, cell))
-    assert told(cell) != told(other)
-    assert told(replace(cell, settings=settings)) == told(cell)
-
-
-def test_a_data_set_that_was_packed_in_two_ways_is_told(tmp_path: Path) -> None:
-    plan = kept_plan(tmp_path)
-    finish_all(plan)
-    keep(collect(plan))
-    shutil.rmtree(tmp_path / "runs")
-    place = kept_of(plan, plan.cells_of("two", "set")[0])
-    assert place is not None
-    digest = Digest.read(place, "digest.npz")
-    assert digest is not None
-    place.write("digest.npz", Digest(digest.about | {"modalities": ["acc_x"]}, digest.numbers).to_bytes())
-    results = collect(plan)
-    with pytest.raises(DataError, match="was tested with acc_x, a cell beside it with acc, gyro"):
-        [results.bootstrap(entry, "set", "accuracy", 0.0) for entry in ("one", "two")]
+    assert chosen_settings(cell) != chosen_settings(other)
+    assert chosen_settings(replace(cell, settings=settings)) == chosen_settings(cell)

@@ -21,7 +21,17 @@ from suite.cells import Cell
 from suite.experts import Information, expert_information
 from suite.keep import DIGEST_FILE, Digest, names_digest, number_key
 from suite.plan import Plan
-from suite.record import RESULT_FILE, Record, kept_of, portable, read_record, result_of, run_of, told, write_record
+from suite.record import (
+    RESULT_FILE,
+    Record,
+    chosen_settings,
+    kept_of,
+    portable,
+    read_record,
+    result_of,
+    run_of,
+    write_record,
+)
 
 _PLACES = ("checkpoint", "model", "mlflow_model")
 
@@ -283,7 +293,10 @@ def kept_ensemble(plan: Plan, entry: str, data: str, metric: str, rate: float) -
 
 def ensemble_cells(plan: Plan, entry: str, data: str) -> dict[str, str]:
     """The cells of an entry, each with a short name for its settings."""
-    return {cell.name: names_digest([json.dumps(told(cell), sort_keys=True)]) for cell in plan.cells_of(entry, data)}
+    return {
+        cell.name: names_digest([json.dumps(chosen_settings(cell), sort_keys=True)])
+        for cell in plan.cells_of(entry, data)
+    }
 
 
 def _defined(values: Sequence[float | None], what: str) -> float:

@@ -116,7 +116,7 @@ def changes(plan: Plan, cell: Cell) -> list[str]:
     return _differences(read_record(run_of(plan, cell)), cell)
 
 
-def told(cell: Cell) -> dict[str, Any]:
+def chosen_settings(cell: Cell) -> dict[str, Any]:
     """The settings of a cell that are not the defaults: they stay the same where new keys come."""
     settings = json.loads(json.dumps(cell.settings))
     absent = object()
