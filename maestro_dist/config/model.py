@@ -76,10 +76,10 @@ class ModelConfig(Section):
     place of recording: A -.018, -.012, of dataset: C +.000, +.000; dataset in place of recording: A -.046, -.057."""
     embedding: Literal["ordinal", "table", "patch"] = "patch"
     """ordinal: the symbol as a number; table: a learned row a symbol; patch: table plus the word's own samples. In
-    place of patch with a stem: ordinal A +.002, +.008, table A +.003, -.001; without a stem patch A -.004, -.010, ordinal
-    A -.004, -.014, table A -.008, -.011. In place of ordinal: table C -.002, -.003, patch C -.003, -.006; with a stem
-    C -.003, -.005 and C -.006, -.007. On five folds of C's training people, three seeds: ordinal AUROC .851 and .826,
-    patch .850 and .822."""
+    place of patch with a stem: ordinal A +.002, +.008, table A +.003, -.001; without a stem patch A -.004, -.010,
+    ordinal A -.004, -.014, table A -.008, -.011. In place of ordinal: table C -.002, -.003, patch C -.003, -.006;
+    with a stem C -.003, -.005 and C -.006, -.007. On five folds of C's training people, three seeds: ordinal AUROC
+    .851 and .826, patch .850 and .822."""
     stem: StemConfig | None = None
     """Convolutional stem inside each modality; none by default. None in place of one: A -.004, -.010; one of 16
     channels: C +.001, -.001."""
