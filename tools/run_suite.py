@@ -20,7 +20,7 @@ from suite.cells import Cell, select
 from suite.collect import collect, keep
 from suite.plan import Plan, load_plan, sources
 from suite.record import changes, is_done, read_record, result_of, run_of
-from suite.report import REPORT_FILE, check_place, write_report
+from suite.report import REPORT_FILE, check_loss, check_place, write_report
 
 from maestro_dist.data.storage import redact
 from maestro_dist.errors import MaestroError, run_main
@@ -72,10 +72,18 @@ def _run(given: argparse.Namespace) -> int:
     deadline = None if hours is None else time.monotonic() + 3600 * hours
     lease = Lease(plan.storage, otherwise="storage")  # two suites would pack, fit and report the same
     try:
-        with interruptible():
-            return _work(plan, cells, given, deadline)
-    finally:  # also where a person has stopped it, or the job server is gone
+        try:
+            with interruptible():
+                code = _work(plan, cells, given, deadline)
+        except BaseException:  # also where a person has stopped it, or the job server is gone
+            try:
+                _report(plan, given)
+            except MaestroError as error:  # raised, it would hide why the suite has ended
+                print(f"no report: {error}", file=sys.stderr, flush=True)
+            raise
         _report(plan, given)
+        return code
+    finally:
         lease.release()
 
 
@@ -159,6 +167,7 @@ def _report(plan: Plan, given: argparse.Namespace) -> None:
     for cell in plan.cells:
         if changes(plan, cell) and not is_done(plan, cell):
             print(f"warning: {cell.name} is not in the report: it was run with other settings", file=sys.stderr)
+    check_loss(results, given.out)
     kept = keep(results)  # first: hours of work are in it
     if kept:
         _say(f"kept of {kept} cells what reports need, in {redact(plan.kept or '')}")

@@ -125,6 +125,19 @@ def test_unknown_descriptors_are_gaps_and_the_first_weight_counts(tmp_path: Path
     np.testing.assert_array_equal(one(tmp_path, text).values["static"][0, :5], [np.nan] * 4 + [1])
 
 
+def test_blank_lines_and_repeated_descriptors_say_nothing(small: Path, tmp_path: Path) -> None:
+    expected = by_key(small)
+    shutil.copytree(small, tmp_path / "copy")
+    for path in (tmp_path / "copy").rglob("*.txt"):
+        first = next((row for row in path.read_text().splitlines() if row.startswith("00:00,Age")), "")
+        path.write_text(f"{path.read_text()}\n{first}\n\n")
+    found = by_key(tmp_path / "copy")
+    assert list(found) == list(expected)
+    for key, sample in found.items():
+        for name, values in sample.values.items():
+            np.testing.assert_array_equal(values, expected[key].values[name])
+
+
 @pytest.mark.parametrize("suffix", [".tar.xz", ".tar.gz", ".zip"])
 def test_archives_give_the_same(small: Path, tmp_path: Path, suffix: str) -> None:
     target = stays.archived(small, tmp_path / "packed", suffix)
@@ -167,6 +180,11 @@ GOOD = stays.stay(132539, "01:00,HR,60")
         ("set-a/132539.txt", GOOD.replace("HR,60", "Hr,60"), "132539.txt, line 8: .* no such parameter"),
         ("set-a/132539.txt", GOOD.replace("01:00,HR", "00:00,Age"), "132539.txt, line 8: .* out of its place"),
         ("set-a/132539.txt", GOOD.replace("HR", "Age"), "132539.txt, line 8: .* out of its place"),
+        (
+            "set-a/132539.txt",
+            GOOD.replace("01:00,HR,60", "00:00,Age,55"),
+            "132539.txt, line 8: .* a second value of it",
+        ),
         ("set-a/132539.txt", GOOD.replace("00:00,Age,54\n", ""), "132539.txt: no Age at 00:00"),
         ("set-a/132539.txt", GOOD.replace("ID,132539", "ID,132540"), "132539.txt: its RecordID is 132540"),
         ("set-a/132539.txt", GOOD.replace("ICUType,4", "ICUType,5"), "ICUType 5 is not one of 1 to 4"),

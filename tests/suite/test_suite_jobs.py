@@ -10,6 +10,7 @@ import pytest
 from finished_cells import make_plan
 from suite import jobs
 from suite.jobs import Jobs
+from suite.record import settings_digest
 
 from maestro_dist.errors import RunError
 
@@ -64,7 +65,7 @@ def test_a_server_whose_node_is_not_there_yet_is_asked_again(tmp_path: Path, mon
     cell = make_plan(tmp_path).cells[0]
     client = Starting("No available agent to submit job, please try again later", 3)
     assert made(client, tmp_path).submit(cell).startswith(cell.name)
-    assert client.given["metadata"] == {"suite": "mark", "cell": cell.name}
+    assert client.given["metadata"] == {"suite": "mark", "cell": cell.name, "settings": settings_digest(cell)}
     monkeypatch.setattr(jobs, "_START_S", -1.0)
     with pytest.raises(RunError, match=r"cannot be submitted: .*No available agent"):
         made(Starting("No available agent to submit job", 1), tmp_path).submit(cell)

@@ -53,7 +53,9 @@ def weighted_metric(
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of resampled values."""
+    """The middle 95 % of resampled values; NaN where none is defined."""
+    if np.isnan(values).all():
+        return float("nan"), float("nan")
     low, high = np.nanquantile(values, [0.025, 0.975])
     return float(low), float(high)
 

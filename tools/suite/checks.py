@@ -39,7 +39,8 @@ def check_ablations(suite: Suite, cells: Sequence[Cell]) -> None:
         f"{ablation.name} on {data!r} ({', '.join(ablation.set)})"
         for ablation in suite.ablations
         for data in dict.fromkeys(cell.data for cell in cells if cell.entry == ablation.name)
-        if data in (ablation.data or [data]) and settings[ablation.name, data] == settings[ablation.of, data]
+        # another ablation of this name may be on data sets that this one's entry is not on
+        if data in (ablation.data or [data]) and settings[ablation.name, data] == settings.get((ablation.of, data))
     ]
     if same:
         raise ConfigError(f"ablations that change nothing of what they are compared with: {'; '.join(same)}")
@@ -76,8 +77,9 @@ def _check_value(value: Value, where: str, suite: Suite, cells: Sequence[Cell]) 
         if value.of == "expert_p" and found[entry].kind != "maestro":
             raise ConfigError(f"{where}.of: {entry!r} is a baseline, which has no experts")
         rates = found[entry].settings["evaluation.test_rates"]
-        if value.missing not in rates:
-            raise ConfigError(f"{where}.missing: {entry!r} is not tested at {value.missing}, but at {rates}")
+        for rate in (value.missing, *((0.0,) if value.of == "drop" else ())):
+            if rate not in rates:
+                raise ConfigError(f"{where}.missing: {entry!r} is not tested at {rate}, but at {rates}")
     metrics = next(data.metrics for data in suite.data if data.name == value.data)
     if value.metric is not None and value.metric not in metrics:
         raise ConfigError(f"{where}.metric: {value.data!r} has {', '.join(metrics)}")

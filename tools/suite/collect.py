@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -24,12 +25,12 @@ from suite.plan import Plan
 from suite.record import (
     RESULT_FILE,
     Record,
-    chosen_settings,
     kept_of,
     portable,
     read_record,
     result_of,
     run_of,
+    settings_digest,
     write_record,
 )
 
@@ -92,9 +93,12 @@ class Results:
         return found
 
     def values(self, entry: str, data: str, metric: str, rate: float, of: Sequence[int] | None = None) -> list[float]:
-        """A metric of each of an entry's finished seeds (or of those in `of`): mean over its folds and draws."""
+        """A metric of each of an entry's finished seeds (or of those in `of`): mean over its folds and draws.
+
+        NaN where it is undefined (a test split that has one class only).
+        """
         return [
-            _defined([item.evaluation.mean(metric, rate) for item in cells], f"{entry} on {data}: {metric} at {rate}")
+            _mean([item.evaluation.mean(metric, rate) for item in cells])
             for seed, cells in self.seeds(entry, data).items()
             if of is None or seed in of
         ]
@@ -133,7 +137,7 @@ class Results:
     def best(self, entries: Sequence[str], data: str, metric: str, rate: float) -> str | None:
         """The entry with the best mean."""
         found = {name: self.values(name, data, metric, rate) for name in entries}
-        means = {name: fmean(values) for name, values in found.items() if values}
+        means = {name: fmean(values) for name, values in found.items() if values and np.isfinite(values).all()}
         if not means:
             return None
         return (max if higher_is_better(metric) else min)(means, key=lambda name: means[name])
@@ -292,18 +296,12 @@ def kept_ensemble(plan: Plan, entry: str, data: str, metric: str, rate: float) -
 
 
 def ensemble_cells(plan: Plan, entry: str, data: str) -> dict[str, str]:
-    """The cells of an entry, each with a short name for its settings."""
-    return {
-        cell.name: names_digest([json.dumps(chosen_settings(cell), sort_keys=True)])
-        for cell in plan.cells_of(entry, data)
-    }
+    """The cells of an entry, each with its `settings_digest`."""
+    return {cell.name: settings_digest(cell) for cell in plan.cells_of(entry, data)}
 
 
-def _defined(values: Sequence[float | None], what: str) -> float:
-    found = [value for value in values if value is not None]
-    if len(found) < len(values):
-        raise DataError(f"{what} is undefined (has a test split one class only?)")
-    return fmean(found)
+def _mean(values: Sequence[float | None]) -> float:
+    return fmean(math.nan if value is None else value for value in values)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

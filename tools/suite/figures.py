@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
@@ -13,10 +14,13 @@ from maestro_dist.evaluation.table import metric_label
 from suite.collect import Results
 from suite.schema import Figure, Value
 
+UNDEFINED = "undefined"
+
 
 @dataclass(frozen=True)
 class Found:
-    """A figure; `row` is None where a cell that it needs is not finished. `said`: what `reach` was made from.
+    """A figure; `row` is None where a cell that it needs is not finished (or, as `said` then says, where it is
+    undefined: a test split with one class has no AUROC). Else `said` is what `reach` was made from.
 
     `strict`: the figure has to lie below what is to be reached, not at it.
     """
@@ -61,6 +65,8 @@ def _found(figure: Figure, given: Value, results: Results) -> Found:
     if value is None or minus is None:
         return Found(figure, None)
     value -= minus
+    if math.isnan(value):
+        return Found(figure, None, UNDEFINED)
     unit = "p" if given.of == "expert_p" else metric_label(_metric(given, results))
     over = figure.over
     if over is None:
@@ -68,8 +74,8 @@ def _found(figure: Figure, given: Value, results: Results) -> Found:
     if over.within is not None:
         return _least_drop(figure, given, over, value, results)
     other = _value(over, results)
-    if other is None:
-        return Found(figure, None)
+    if other is None or math.isnan(other):
+        return Found(figure, None, "" if other is None else UNDEFINED)
     said = f"{_whose(over, results)} {other:.3f}" + (f" {figure.by:+g}" if figure.by else "")
     return _judged(figure, value, unit, other + figure.by, said)
 
@@ -92,7 +98,7 @@ def _value(value: Value, results: Results) -> float | None:
         return None if found is None else found[0]
     values = results.values(entry, value.data, metric, value.missing)
     if value.of == "spread":
-        return stdev(values) if len(values) > 1 else None
+        return (stdev(values) if all(map(math.isfinite, values)) else math.nan) if len(values) > 1 else None
     if value.of == "drop":
         return fmean(results.values(entry, value.data, metric, 0.0)) - fmean(values)
     return fmean(values)

@@ -24,6 +24,7 @@ from benchmarks.common import cores
 from maestro_dist.errors import RunError
 from suite.cells import Cell
 from suite.plan import ROOT
+from suite.record import settings_digest
 
 _START_S = 120.0
 _NO_AGENT = "No available agent"
@@ -67,7 +68,7 @@ class Jobs:
                     entrypoint=f"exec {cell.command}",  # no shell in between that could die alone
                     submission_id=f"{cell.name}-{secrets.token_hex(4)}",
                     runtime_env={"working_dir": str(self._code), "env_vars": variables},
-                    metadata={"suite": self._mark, "cell": cell.name},
+                    metadata={"suite": self._mark, "cell": cell.name, "settings": settings_digest(cell)},
                     entrypoint_num_cpus=cell.cpus if cell.inline else 0,
                 )
             except Exception as error:
@@ -75,8 +76,8 @@ class Jobs:
                     raise RunError(f"{cell.name}: cannot be submitted: {_line(error)}") from None
             time.sleep(_AGAIN_S)
 
-    def running(self) -> dict[str, str]:
-        """Cells of this suite that an earlier start of it has left running, with their jobs' ids."""
+    def running(self) -> dict[str, tuple[str, str]]:
+        """Cells of this suite that an earlier start of it has left running: their jobs' ids and `settings_digest`."""
         found = {}
         try:
             jobs = self._client.list_jobs()
@@ -85,7 +86,7 @@ class Jobs:
         for job in jobs:
             metadata: dict[str, Any] = job.metadata or {}
             if metadata.get("suite") == self._mark and not job.status.is_terminal() and job.submission_id:
-                found[metadata["cell"]] = job.submission_id
+                found[metadata["cell"]] = job.submission_id, metadata.get("settings", "")
         return found
 
     def status(self, job: str) -> str:

@@ -6,6 +6,8 @@ import io
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
+
 from maestro_dist.data.storage import Storage
 from maestro_dist.evaluation.table import metric_label
 from maestro_dist.tracking.panels import COLOURS, STYLE
@@ -47,7 +49,7 @@ def _picture(results: Results, data: str, labels: dict[str, str]) -> bytes | Non
             axes.errorbar(
                 [100 * rate for rate in rates],
                 [fmean(values) for values in by_rate],
-                yerr=[stdev(values) if len(values) > 1 else 0.0 for values in by_rate],
+                yerr=[stdev(values) if len(values) > 1 and np.isfinite(values).all() else 0.0 for values in by_rate],
                 color=COLOURS[number % len(COLOURS)],
                 linestyle=("-", "--", ":")[number // len(COLOURS) % 3],
                 marker="o",

@@ -192,18 +192,22 @@ def _cell(plan: Plan, entry: Entry, data: DataSet, fold: int | None, seed: int, 
         "evaluation.draws": plan.suite.draws,
     }
     last = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in common.items()]
-    given = [entry.config] if entry.config else []
+    file = _config_file(entry.config)
+    given = [file] if file else []
     own = {}
     try:
         if entry.kind == "maestro":
+            last += _absolute_places(load_config(_found(file), [*changes, *last]))
             arguments = ["maestro_dist.train", *given, *changes, *last]
-            config = load_config(_found(entry.config), [*changes, *last])
+            config = load_config(_found(file), [*changes, *last])
             check(config)
         else:
             chosen = [f"evaluation.metric={data.metrics[0]}", *changes, *last]
             arguments = ["benchmarks.baselines", entry.kind, *given, *chosen]
-            config, baseline = load_settings([*([str(_found(entry.config))] if given else []), *chosen])
+            config, baseline = load_settings([*([str(_found(file))] if given else []), *chosen])
             own = {f"baseline.{key}": value for key, value in baseline.model_dump(mode="json").items()}
+        if not config.evaluation.predictions and config.task.kind != "pretrain":
+            raise ConfigError("evaluation.predictions: false: reports are made from the answers to each sample")
     except ConfigError as error:
         raise ConfigError(f"entry {entry.name!r} on {data.name!r}: {error}") from None
     named = {place: f"{{run:{other}}}" for other, place in places.items()}  # a storage that was moved changes nothing
@@ -216,7 +220,7 @@ def _cell(plan: Plan, entry: Entry, data: DataSet, fold: int | None, seed: int, 
         fold=fold,
         seed=seed,
         url=url,
-        config=entry.config,
+        config=file,
         arguments=tuple(arguments),
         settings={"kind": entry.kind, **deciding, **own},
         cpus=config.run.workers * config.run.cpus_per_worker if entry.kind == "maestro" else 1,
@@ -242,6 +246,28 @@ def _deciding(config: Config, kind: str) -> dict[str, Any]:
     """What decides a result; of a baseline only the sections that it reads."""
     sections = ("run.seed", "data.", "evaluation.")
     return {key: value for key, value in identity(config).items() if kind == "maestro" or key.startswith(sections)}
+
+
+def _config_file(config: str | None) -> str | None:
+    """Relative to the repository where it lies in it, else absolute: a job works in a copy of the repository."""
+    if config is None or "://" in config or Path(config).is_absolute():
+        return config
+    path = (ROOT / config).resolve()
+    return str(path.relative_to(ROOT.resolve()) if path.is_relative_to(ROOT.resolve()) else path)
+
+
+def _absolute_places(config: Config) -> list[str]:
+    """Overrides for local places that a configuration names relative to the folder where the suite is started."""
+    places: dict[str, str | list[str] | None] = {
+        "run.start": config.run.start,
+        "data.cache": config.data.cache,
+        "task.teachers": config.task.teachers,
+    }
+    found = {
+        key: [absolute(place) for place in value] if isinstance(value, list) else value and absolute(value)
+        for key, value in places.items()
+    }
+    return [f"{key}={json.dumps(value)}" for key, value in found.items() if value and value != places[key]]
 
 
 def _found(config: str | None) -> str:

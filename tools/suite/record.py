@@ -16,6 +16,7 @@ from maestro_dist.config.schema import Config
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.errors import RunError
 from suite.cells import Cell
+from suite.keep import names_digest
 from suite.plan import ROOT, Plan
 
 RECORD_FILE = "cell.json"
@@ -123,6 +124,11 @@ def chosen_settings(cell: Cell) -> dict[str, Any]:
     found = {key: value for key, value in settings.items() if _DEFAULTS.get(_plain(key), absent) != value}
     stems = {key.rpartition(".")[0] for key in settings if _plain(key).startswith(f"{_STEM}.")}
     return found | dict.fromkeys(stems, "there")
+
+
+def settings_digest(cell: Cell) -> str:
+    """A short name for the settings of a cell."""
+    return names_digest([json.dumps(chosen_settings(cell), sort_keys=True)])
 
 
 def _plain(key: str) -> str:

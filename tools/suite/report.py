@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from maestro_dist.data.storage import ObjectMissing, Storage
-from maestro_dist.errors import ConfigError
+from maestro_dist.data.storage import ObjectMissing, Storage, redact
+from maestro_dist.errors import ConfigError, RunError
 from suite.collect import Results
 from suite.figures import Found, figure_rows
 from suite.pictures import draw_pictures
@@ -39,6 +40,20 @@ def check_place(plan: Plan, out: str) -> None:
         return
     if first != f"# {plan.suite.name}":
         raise ConfigError(f"{Storage(out).name(REPORT_FILE)} is not of this suite ({plan.suite.name}); choose --out")
+
+
+def check_loss(results: Results, out: str) -> None:
+    """Raises RunError where a report of finished cells would be replaced by one of none: most likely a wrong folder."""
+    plan, place = results.plan, Storage(out)
+    if results.finished or not place.exists(REPORT_FILE):
+        return
+    text = place.read(REPORT_FILE).decode(errors="replace")
+    if re.search(r"^[1-9]\d* of \d+ cells are finished", text, re.MULTILINE):
+        where = " or ".join(redact(url) for url in (plan.storage, plan.kept) if url)
+        raise RunError(
+            f"{place.name(REPORT_FILE)} tells of finished cells, and none is in {where}: start the suite in the folder "
+            "that storage and keep are relative to, or remove that report"
+        )
 
 
 def labels_of(plan: Plan) -> dict[str, str]:
@@ -122,7 +137,7 @@ def _figures(found: Sequence[Found]) -> list[str]:
     for item in found:
         row, figure = item.row, item.figure
         if row is None:
-            rows.append([figure.name, "", "not finished", ""])
+            rows.append([figure.name, "", item.said or "not finished", ""])
             continue
         shown = "g" if figure.count is not None else ".3f"
         reach = "none" if row.reach is None else f"{'less than' if item.strict else row.sense} {row.reach:{shown}}"
@@ -157,7 +172,7 @@ def _durations(results: Results, labels: dict[str, str]) -> list[str]:
 def _rows(plan: Plan, found: Sequence[Found], records: Sequence[Record]) -> dict[str, Any]:
     newest = max(records, key=lambda record: record.finished, default=None)
     machine = {} if newest is None else newest.machine | {"date": _time(newest.finished).isoformat(timespec="seconds")}
-    notes = [f"not finished: {item.figure.name}" for item in found if item.row is None]
+    notes = [f"{item.said or 'not finished'}: {item.figure.name}" for item in found if item.row is None]
     rows = [item.to_json() for item in found if item.row is not None]
     return {"benchmark": plan.suite.name, "machine": machine, "notes": notes, "rows": rows}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
@@ -34,7 +35,7 @@ def score_tables(results: Results, data: str, labels: dict[str, str]) -> dict[st
             if not by_rate[0]:
                 continue
             row = [label, str(len(by_rate[0])), *map(_shown, by_rate)]
-            row += [f"{fmean(by_rate[0]) - fmean(by_rate[-1]):.3f}"] if len(ends) > 1 else []
+            row += [_number(fmean(by_rate[0]) - fmean(by_rate[-1]))] if len(ends) > 1 else []
             rows.append([*row, *(_interval(results.bootstrap(entry, data, metric, rate)) for rate in ends)])
         if rows:
             found[metric_label(metric)] = table(head, rows)
@@ -52,13 +53,19 @@ def ensemble_table(results: Results, data: str, labels: dict[str, str]) -> list[
             known = [item for item in found if item is not None]
             if len(known) < len(rates):
                 continue
-            row = [label, metric_label(metric), str(len(results.seeds(entry, data))), *(f"{v:.3f}" for v, _ in known)]
+            row = [
+                label,
+                metric_label(metric),
+                str(len(results.seeds(entry, data))),
+                *(_number(value) for value, _ in known),
+            ]
             rows.append([*row, *(_interval(known[rates.index(rate)][1]) for rate in ends)])
     head = ["ensemble", "metric", "of", *map(_rate, rates), *(f"95 % interval, {_rate(rate)}" for rate in ends)]
     lines = table(head, rows) if rows else []
     gone = [label for entry, label in labels.items() if results.lacking(entry, data)]
     if gone:
-        lines += ["", f"Not shown: {', '.join(gone)}, of which the answers of some seeds are no longer there."]
+        why = "of which the answers of some seeds are no longer there (run all again, without what was kept of them)"
+        lines += ["", f"Not shown: {', '.join(gone)}, {why}."]
     return lines
 
 
@@ -84,7 +91,8 @@ def ablation_table(results: Results, data: str, labels: dict[str, str]) -> list[
             b = results.bootstrap(ablation.name, data, metric, rate, common)
             assert a is not None
             assert b is not None
-            row.append(f"{sign * (fmean(whole) - fmean(part)):+.3f} ({_interval(sign * (a - b), signed=True)})")
+            worth = sign * (fmean(whole) - fmean(part))
+            row.append(f"{_number(worth, signed=True)} ({_interval(sign * (a - b), signed=True)})")
         rows.append(row)
     head = ["changed", "from", "seeds", *(f"{metric_label(metric)}, {_rate(rate)}" for rate in ends)]
     return table([*head, *(f"worth, {_rate(rate)} (95 % interval)" for rate in ends)], rows) if rows else []
@@ -126,14 +134,19 @@ def _rate(rate: float) -> str:
 
 
 def _shown(values: Sequence[float]) -> str:
-    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+    mean = fmean(values)
+    return _number(mean) + (f" ± {stdev(values):.3f}" if len(values) > 1 and math.isfinite(mean) else "")
+
+
+def _number(value: float, *, signed: bool = False) -> str:
+    return "undefined" if math.isnan(value) else f"{value:+.3f}" if signed else f"{value:.3f}"
 
 
 def _interval(values: np.ndarray | None, *, signed: bool = False) -> str:
     if values is None:
         return ""
     low, high = interval(values)
-    return f"{low:+.3f} to {high:+.3f}" if signed else f"{low:.3f} to {high:.3f}"
+    return "" if math.isnan(low) else f"{_number(low, signed=signed)} to {_number(high, signed=signed)}"
 
 
 def _line(cells: Sequence[str]) -> str:

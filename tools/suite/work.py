@@ -20,6 +20,7 @@ from suite.record import (
     has_run,
     is_done,
     run_of,
+    settings_digest,
     write_record,
 )
 
@@ -162,11 +163,16 @@ class _Worker:
         self.before = needed_before(plan, cells, outcome)
 
     def adopt(self, waiting: list[Cell]) -> None:
-        """Take over jobs that an earlier start of the suite has left on a cluster."""
+        """Take over jobs that an earlier start of the suite has left on a cluster; stop those with other settings."""
         jobs = self.jobs.running()
         for cell in [cell for cell in waiting if cell.name in jobs]:
+            job, settings = jobs[cell.name]
+            if settings != settings_digest(cell):
+                self.say(f"{cell.name} still runs with other settings; that job is stopped")
+                self.jobs.stop([job])
+                continue
             waiting.remove(cell)
-            self._watch(cell, jobs[cell.name], "goes on")
+            self._watch(cell, job, "goes on")
 
     def leave(self, waiting: list[Cell]) -> None:
         """Take out the cells whose needs will not be there."""

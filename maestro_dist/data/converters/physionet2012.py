@@ -199,6 +199,8 @@ def _read_stay(name: str, record: int, content: bytes, left_out: Counter[str]) -
     minutes: list[int] = []
     values: list[float] = []
     for line, row in enumerate(rows[1:], start=2):
+        if not row.strip():
+            continue
         try:
             time, parameter, text = row.split(",")
             if not parameter:
@@ -218,10 +220,14 @@ def _read_stay(name: str, record: int, content: bytes, left_out: Counter[str]) -
             values.append(value)
         elif parameter == "Weight" and (minute or parameter in known):
             left_out["weights measured later, left out"] += 1
-        elif minute == 0 and parameter in ("RecordID", *DESCRIPTORS) and parameter not in known:
-            known[parameter] = value
+        elif parameter not in ("RecordID", *DESCRIPTORS):
+            raise DataError(f"{name}, line {line}: '{row[:60]}': no such parameter")
+        elif minute or known.get(parameter, value) != value:
+            raise DataError(
+                f"{name}, line {line}: '{row[:60]}': a descriptor out of its place, or a second value of it"
+            )
         else:
-            raise DataError(f"{name}, line {line}: '{row[:60]}': no such parameter, or a descriptor out of its place")
+            known[parameter] = value
     return _Stay(
         np.array(series, dtype=np.int64),
         np.array(minutes, dtype=np.int64),
@@ -259,6 +265,8 @@ def _read_outcomes(name: str, content: bytes) -> dict[int, int]:
         raise DataError(f"{name}, line 1: its columns are not {_OUTCOME_COLUMNS}; fetch it again")
     died: dict[int, int] = {}
     for line, row in enumerate(rows[1:], start=2):
+        if not row.strip():
+            continue
         fields = [field.strip() for field in row.split(",")]
         fits = len(fields) == _OUTCOME_COLUMNS.count(",") + 1 and fields[0].isdigit() and fields[-1] in ("0", "1")
         if not fits or int(fields[0]) in died:
