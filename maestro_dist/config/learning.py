@@ -71,7 +71,7 @@ class OptimConfig(Section):
     momentum: Share = 0.0
     """SGD's momentum."""
     weight_decay: NotNegative = 0.01
-    """Decoupled weight decay on matrices (not on biases, norms and embeddings)."""
+    """Decoupled weight decay on matrices (not on biases, norms and embeddings). .05 in place of .5: C +.001, -.001."""
     epochs: Positive = 10
     """Passes over the training split."""
     max_steps: Positive | None = None

@@ -2,7 +2,8 @@
 
 `A +.003, -.001` in a docstring is what a change gained or lost on test people of `uci_hapt` (accuracy), all there and
 with 40 % of the modalities missing; B is `stress_predict`, C `physionet2012` (AUROC). One seed, changed from the data
-set's recipe (on A half as long). `RESULTS.md` has the intervals: where one holds 0, there is no difference to speak of.
+set's recipe (on A half as long; budgets and dense attention with words of 4 steps). `RESULTS.md` has the intervals:
+where one holds 0, there is no difference to speak of.
 Recipes were chosen on validation data, not by these numbers.
 
 Defaults are what any data allows: symbols that were packed alone have no statistics and nothing to convolve, and a
@@ -60,9 +61,9 @@ class ModelConfig(Section):
     heads: Positive = 8
     """Attention heads H; H divides d."""
     encoder_layers: Count = 1
-    """Layers inside each modality."""
+    """Layers inside each modality. None in place of one: A -.003, +.002."""
     fusion_layers: Count = 1
-    """Cross-modal layers."""
+    """Cross-modal layers. None in place of one: A -.004, +.004; C -.006, -.006."""
     feedforward: PositiveFloat = 4.0
     """Hidden width of a feed-forward, as a multiple of d."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
@@ -77,7 +78,8 @@ class ModelConfig(Section):
     +.003, +.007. 12 in place of 48 hours: C -.011, -.010."""
     normalize: Literal["window", "recording", "dataset"] = "dataset"
     """Whose mean and deviation make z-scores: the window's, the recording's so far, or the training split's. window in
-    place of recording: A -.018, -.012, of dataset: C +.000, +.000; dataset in place of recording: A -.046, -.057."""
+    place of recording: A -.018, -.012, of dataset: C +.000, +.000; dataset in place of recording: A -.046, -.057;
+    B -.069, -.056."""
     embedding: Literal["ordinal", "table", "patch"] = "patch"
     """ordinal: the symbol as a number; table: a learned row a symbol; patch: table plus the word's own samples. In
     place of patch with a stem: ordinal A +.002, +.008, table A +.003, -.001; without a stem patch A -.004, -.010,
@@ -89,7 +91,7 @@ class ModelConfig(Section):
     channels: C +.001, -.001."""
     summary: Literal["none", "level", "statistics"] = "none"
     """One more token a present modality: window level, or window statistics. level in place of statistics: A +.000,
-    +.005; C -.034, -.030. none: A -.008, -.017; C -.127, -.139."""
+    +.005; C -.034, -.030. none: A -.008, -.017; B -.062, -.049; C -.127, -.139."""
     summary_bands: Count = 0
     """Bands of the spectrum of a modality's words, of equal width in octaves, whose powers are statistics too; 0: none.
     What rhythm a signal has, pulse and breath among them, shows in words that last some of its periods. None in place
@@ -98,7 +100,7 @@ class ModelConfig(Section):
     """Pieces of a piecewise-linear encoding of each of these statistics, beside its value; 0: its value alone. 16: A
     +.005, +.008. None in place of 8: C -.006, -.008; 16: C -.003, -.003."""
     attention: Literal["sparse", "dense"] = "sparse"
-    """sparse: full attention for the best queries only; dense: for all: A +.003, +.006; C +.001, -.001."""
+    """sparse: full attention for the best queries only; dense: for all: A +.003, +.001; C +.001, -.001."""
     attention_form: Literal["auto", "plain", "rows", "absorbed"] = "auto"
     """How sparse attention is computed, all equal: auto takes the cheapest by a cost model (see `model/cost.py`)."""
     attention_kernel: Literal["auto", "tiles", "fused"] = "auto"
@@ -109,10 +111,10 @@ class ModelConfig(Section):
     sample_factor: PositiveFloat = 5.0
     """c in U = ceil(c ln L), the number of sampled keys. 5, as published, in place of 3: A -.002, -.001."""
     budget: Literal["gate", "reallocate", "fixed"] = "gate"
-    """gate: learned per modality; reallocate: a constant total shared among the present: A +.001, +.003; fixed: beta
-    for all: A +.001, +.003 (a modality of A has 9 tokens, fewer than either budget: both take all queries)."""
+    """gate: learned per modality; reallocate: a constant total shared among the present: A +.003, +.005; fixed: beta
+    for all: A +.003, +.005."""
     budget_inputs: Literal["presence", "content"] = "presence"
-    """What the budget gate sees: which modalities are present, or their mean token embedding too: A -.009, -.006."""
+    """What the budget gate sees: which modalities are present, or their mean token embedding too: A -.002, -.005."""
     budget_band: NotNegative = 0.0
     """Selected queries over which the budget's gradient is spread; 0: the boundary query alone."""
     beta: PositiveFloat = 5.0
