@@ -6,8 +6,7 @@ set's recipe (on A half as long; budgets and dense attention with words of 4 ste
 where one holds 0, there is no difference to speak of.
 Recipes were chosen on validation data, not by these numbers.
 
-Defaults are what any data allows: symbols that were packed alone have no statistics and nothing to convolve, and a
-recording that is one window has no past to be normalised by. With raw windows start from the nearest recipe:
+Defaults are the method's plain form; recipes have what paid. For data of your own start from the nearest recipe:
 `summary: statistics` is what pays most, then `normalize: recording` where people differ.
 """
 
