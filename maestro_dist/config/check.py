@@ -185,12 +185,14 @@ def check_modalities(config: Config, modalities: Sequence[Modality]) -> None:
             hidden_word_of(pretrain, name, word)
     if config.mesh.sequence > 1:
         _check_slices(config, modalities)
-    if config.model.normalize == "dataset":
+    if config.model.needs_statistics:
+        model = config.model
         for modality in modalities:
             if len(modality.mean) != modality.variates or len(modality.std) != modality.variates:
                 raise ConfigError(
-                    f"model.normalize: dataset, but the manifest has no statistics for modality {modality.name!r}; "
-                    "use window, or pack the data again"
+                    f"model.normalize: {model.normalize} with model.summary: {model.summary} needs the training "
+                    f"split's mean and std, but the manifest has none for modality {modality.name!r}; pack the data "
+                    "again, or set model.normalize=window model.summary=none"
                 )
 
 

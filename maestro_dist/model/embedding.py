@@ -230,7 +230,7 @@ class Embedding(nn.Module):
         super().__init__()
         self.modality, self.word = modality, word_steps(config, modality.name)
         self.normalize, self.time, self.sequence = config.normalize, time, sequence
-        if config.normalize == "dataset" or (config.summary != "none" and config.normalize == "window"):
+        if config.needs_statistics:
             _check_statistics(modality)
         # Kept as the bits of float64 numbers: a cast of the whole module to another float type must not round them.
         self.register_buffer("edges", sax.cuts(config.alphabet).view(torch.int64), persistent=False)
@@ -377,7 +377,7 @@ def _check_statistics(modality: Modality) -> None:
     if len(modality.mean) != modality.variates or len(modality.std) != modality.variates:
         raise ConfigError(
             f"modality {modality.name!r} has no training-split mean and std for its {modality.variates} variates;"
-            " pack the data again, or set model.normalize to window"
+            " pack the data again, or set model.normalize to window and model.summary to none"
         )
 
 

@@ -56,6 +56,8 @@ class Engine:
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, config: Config, mesh: Mesh) -> None:
+        from torch.nn import functional
+
         settings = deepspeed_config(config)
         self.mesh = mesh
         self.device = _device(config.run.device)
@@ -64,6 +66,7 @@ class Engine:
         if config.engine.precision == "bf16":
             _autocast_forward(model, self.device, cache=self.zero_stage < 3)
         deepspeed = load_deepspeed(config.run.device)
+        self._linear = functional.linear
         with new_groups_limited(config.run.timeout_s):
             self.deepspeed, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, config=settings, dist_init_required=False
@@ -129,8 +132,15 @@ class Engine:
         self.deepspeed.eval()
 
     def close(self) -> None:
-        """Release DeepSpeed's hooks and buffers, so that another engine can be made in this process."""
+        """Release DeepSpeed's hooks and buffers, so that another engine can be made in this process.
+
+        ZeRO 3 puts a linear map of its own in place of torch's, and leaves it there: whatever this process computes
+        next would be rounded otherwise than in a new one.
+        """
+        from torch.nn import functional
+
         self.deepspeed.destroy()
+        functional.linear = self._linear
 
 
 def loss_scale(mesh: Mesh, global_samples: int) -> float:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from maestro_dist.config.check import check, check_modalities
 from maestro_dist.config.load import load_config
-from maestro_dist.errors import MeshError
+from maestro_dist.errors import ConfigError, MeshError
 from maestro_dist.types import Modality
 
 SENSORS = [
@@ -98,3 +100,24 @@ def test_every_sequence_rank_holds_a_word(overrides: list[str], most: int, use: 
 def test_a_rank_that_holds_one_modality_only_is_let_through() -> None:
     config = load_config(None, ["data.url=d", "run.workers=16", "mesh.sequence=16"])
     check_modalities(config, SENSORS)  # temp has one piece, bvp sixteen
+
+
+@pytest.mark.parametrize(
+    ("overrides", "needed"),
+    [
+        ([], True),
+        (["model.summary=none"], True),
+        (["model.normalize=window"], True),
+        (["model.normalize=window", "model.summary=none"], False),
+        (["model.normalize=recording"], False),
+    ],
+)
+def test_statistics_of_the_training_split_are_asked_for_before_a_start(overrides: list[str], needed: bool) -> None:
+    config = load_config(None, ["data.url=d", *overrides])
+    check_modalities(config, SENSORS)
+    without = [*SENSORS[:2], replace(SENSORS[2], mean=(), std=())]
+    if not needed:
+        check_modalities(config, without)
+        return
+    with pytest.raises(ConfigError, match=r"none for modality 'temp'.*model.normalize=window model.summary=none"):
+        check_modalities(config, without)

@@ -33,7 +33,7 @@ VALUES: dict[str, Any] = {"alphabet": 12, "word": WORD, "normalize": "dataset"}
 
 
 def model_of(**changes: Any) -> ModelConfig:
-    fields = {"width": 12, "heads": 3, "embedding": "table", **VALUES, **changes}
+    fields = {"width": 12, "heads": 3, "embedding": "table", "summary": "none", **VALUES, **changes}
     return ModelConfig.model_validate(fields)
 
 
@@ -176,7 +176,7 @@ def test_another_data_set_s_statistics(packed: str, tmp_path: Path) -> None:
 def test_a_run_is_refused_before_it_starts(packed: str, tmp_path: Path) -> None:
     url = symbols_of(packed, tmp_path / "symbols", raw=False)
     for embedding in ("table", "patch"):
-        model = {"alphabet": 12, "word": WORD, "embedding": embedding}
+        model = {"alphabet": 12, "word": WORD, "embedding": embedding, "summary": "none"}
         config = Config.model_validate({"data": {"url": url}, "run": {"launcher": "inline"}, "model": model})
         if embedding == "table":
             assert prepare_data(config)[0].symbols is not None

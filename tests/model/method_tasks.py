@@ -67,7 +67,7 @@ def train(
 
 def untrained(seed: int, outputs: int = 2, **options: Any) -> Maestro:
     """The same model before its first step."""
-    small = {"width": 16, "heads": 2, "word": WORD, "feedforward": 2.0, "dropout": 0.0, **options}
+    small = {"width": 16, "heads": 2, "word": WORD, "summary": "none", "feedforward": 2.0, "dropout": 0.0, **options}
     return Maestro(ModelConfig.model_validate(small), MODALITIES, outputs, seed=seed).eval()
 
 

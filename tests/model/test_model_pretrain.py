@@ -185,7 +185,7 @@ def test_short_hidden_words_need_raw_windows_and_divide_the_models() -> None:
 
 
 def test_symbols_that_are_ready_made_give_the_same() -> None:
-    model, batch = make(embedding="table").train(), make_batch(PRESENT)
+    model, batch = make(embedding="table", summary="none").train(), make_batch(PRESENT)
     known = {name: model.embeddings[name].symbolise(values) for name, values in batch.values.items()}
     output = model(batch, 1)["masked"]
     assert torch.equal(model(replace(batch, values={}, symbols=known), 1)["masked"], output)

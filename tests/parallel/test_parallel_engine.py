@@ -36,6 +36,7 @@ SILENT = """
     rows = torch.arange(3)
     present = torch.ones(3, 1, dtype=torch.bool)
     batch = Batch({"acc": torch.ones(3, 4)}, {"acc": rows}, present, rows, rows, global_samples=3)
+    linear = torch.nn.functional.linear
     for stage in (1, 2, 2, 3, 3):
         if stage == 1 or stage == 3:
             destroy_process_group()
@@ -51,7 +52,9 @@ SILENT = """
         engine.eval()
         with torch.no_grad():
             engine(batch, 0)
+        assert (torch.nn.functional.linear is linear) == (stage < 3)
         engine.close()
+        assert torch.nn.functional.linear is linear
     destroy_process_group()
 """
 

@@ -145,6 +145,7 @@ def wesad_config(**options: Any) -> ModelConfig:
             "word": 2,
             "normalize": "window",
             "embedding": "ordinal",
+            "summary": "none",
             "head": "pooled",
             "attention_dropout": 0.0,  # the released model has it, and never applies it
             **options,

@@ -176,7 +176,8 @@ def _mixing(module: MixtureOfExperts, layout: Layout, x: Tensor) -> Callable[[],
 
 def recording_config() -> ModelConfig:
     """A model that takes every step for a word, with what long recordings ask for."""
-    return ModelConfig(width=64, heads=8, encoder_layers=1, fusion_layers=1, word=1, checkpoint="layers", tile=65536)
+    layers: dict[str, Any] = {"encoder_layers": 1, "fusion_layers": 1, "word": 1, "checkpoint": "layers", "tile": 65536}
+    return ModelConfig(width=64, heads=8, summary="none", **layers)
 
 
 def recording_streams(steps: int) -> list[Modality]:
