@@ -17,7 +17,7 @@ from maestro_dist.parallel.engine import Engine, loss_scale
 from maestro_dist.parallel.mesh import Mesh, build_mesh
 
 SILENT = """
-    import os, sys
+    import importlib.util, os, sys
     os.environ.pop("LOCAL_RANK", None)
     import torch
     from maestro_dist.config.schema import Config, EngineConfig, MeshConfig
@@ -56,6 +56,8 @@ SILENT = """
         engine.close()
         assert torch.nn.functional.linear is linear
     destroy_process_group()
+    assert "mlflow" not in sys.modules  # DeepSpeed would import it, for a second and 100 MB
+    assert importlib.util.find_spec("mlflow")
 """
 
 
