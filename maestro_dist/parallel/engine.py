@@ -67,10 +67,14 @@ class Engine:
             _autocast_forward(model, self.device, cache=self.zero_stage < 3)
         deepspeed = load_deepspeed(config.run.device)
         self._linear = functional.linear
-        with new_groups_limited(config.run.timeout_s):
-            self.deepspeed, *_ = deepspeed.initialize(
-                model=model, optimizer=optimizer, config=settings, dist_init_required=False
-            )
+        try:
+            with new_groups_limited(config.run.timeout_s):
+                self.deepspeed, *_ = deepspeed.initialize(
+                    model=model, optimizer=optimizer, config=settings, dist_init_required=False
+                )
+        except BaseException:
+            functional.linear = self._linear
+            raise
 
     def __call__(self, batch: Batch, step: int = 0) -> Output:
         """Forward. All ranks must call it equally often, at ZeRO 3 in evaluation too.
