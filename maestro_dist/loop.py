@@ -103,7 +103,7 @@ class _Seen:
 
     def add(self, batch: Batch, output: Output, losses: torch.Tensor) -> None:
         self.loss = self.loss + losses.detach().sum()
-        self.present = self.present + batch.present.sum(0)
+        self.present = self.present + output.get("observed", batch.present).sum(0)
         if "budgets" in output:
             self.budgets = self.budgets + output["budgets"].sum(0)
         if "expert_load" in output:

@@ -124,6 +124,8 @@ class Output(TypedDict, total=False):
 
     logits           [B, C]
     modality_logits  [B, M, C]: those of each modality's own head, 0 where absent (additive head only)
+    observed         bool [B, M]: sample b has an observed step of modality m; false also where the modality is there
+                     but nothing of it was observed
     budgets          [B, M] detached: u_ij of the last encoder layer, 0 where absent
     queries          [B, M] detached: number of queries n_ij that went with it (real)
     expert_load      int64 [layers, M, E]: tokens sent to each expert, by modality, one slice a cross-modal layer
@@ -134,6 +136,7 @@ class Output(TypedDict, total=False):
 
     logits: Tensor
     modality_logits: Tensor
+    observed: Tensor
     budgets: Tensor
     queries: Tensor
     expert_load: Tensor

@@ -90,7 +90,8 @@ class StepRecord:
     applied       False when a gradient was not finite and all ranks skipped the step
     samples       samples of the global batch (all ranks)
     tokens        tokens that this rank's samples had, in both views where each is seen twice
-    budgets       [M] sum of budgets over this rank's samples, and present [M]: how many of them had the modality
+    budgets       [M] sum of budgets over this rank's samples, and present [M]: how many of them had an observed step of
+                  the modality
     expert_load   [layers, M, E] tokens of this rank by expert
     load_by_set   for each micro-batch what its samples had, bool [B, M], and their tokens by expert [layers, B, E]
     data_s        seconds that this rank waited for data; forward_s, backward_s, optimizer_s likewise (host time)

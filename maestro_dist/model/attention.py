@@ -129,7 +129,9 @@ class Attention(nn.Module):
         if self.swap is not None:
             attention = functools.partial(self._joined, layout=layout, queries=queries, step=step)
             return self._output(self.swap.attend(self._project(x[None])[0], layout.blocks, attention))
-        form = "plain" if self.dense else self.form if self.form != "auto" else self.choose(layout.capacity)
+        # From complete samples, never from those at hand: each form finishes the gradients of its parameters in another
+        # order, and ranks whose samples lack different modalities would add different parameters to each other.
+        form = "plain" if self.dense else self.form if self.form != "auto" else self.choose(layout.complete)
         if form == "plain":
             context = self._context(self._project(layout.padded(x)), layout, queries, step)
             return self._output(layout.rows(context))

@@ -50,10 +50,14 @@ class TimeCode:
         self.frequencies = [
             2 * math.pi * math.exp(-(low + (high - low) * pair / max(1, pairs - 1))) for pair in range(pairs)
         ]
+        self._frequencies_on: dict[torch.device, Tensor] = {}
 
     def __call__(self, seconds: Tensor, dtype: torch.dtype) -> Tensor:
         """Times float64 [L] -> codes [L, d]: sines, then cosines."""
-        angles = seconds[:, None] * torch.tensor(self.frequencies, dtype=torch.float64, device=seconds.device)
+        device = seconds.device
+        if device not in self._frequencies_on:  # copied once: each copy from a list would wait for the device
+            self._frequencies_on[device] = torch.tensor(self.frequencies, dtype=torch.float64, device=device)
+        angles = seconds[:, None] * self._frequencies_on[device]
         # float64 ends here, before the halves are joined: three arrays of the codes' size less at a time
         return torch.cat((angles.sin().to(dtype), angles.cos_().to(dtype)), 1)[:, : self.width]
 

@@ -3,6 +3,8 @@
 Letters: n rows, E groups (experts), d and h widths. Rows past the last group belong to none: they give zeros and get no
 gradient. `torch._grouped_mm` does the work where it can; elsewhere groups are cut into blocks of equal height and one
 batched product does it. Neither waits for the device, and on neither does the cost grow with E beyond the weights.
+(On a GPU that is so for bf16 from compute capability 9.0 on. Elsewhere torch loops over the groups on the host, and
+reads their sizes back first; the batched product is used there.)
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_KERNEL_TYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16)}
+_KERNEL_TYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.bfloat16,)}
+_KERNEL_SINCE = (9, 0)
+"""Compute capability of the first GPUs on which torch's grouped product is one kernel."""
 _WHOLE = 8
 """The kernel wants rows of whole 16 bytes: widths are filled up to multiples of this with zeros."""
 _LOWEST, _HIGHEST = 16, 1024
@@ -41,8 +45,10 @@ class Groups(NamedTuple):
 
 
 def has_kernel(x: Tensor) -> bool:
-    """Whether `torch._grouped_mm` takes rows of this type on this device (and is there at all)."""
-    return x.dtype in _KERNEL_TYPES.get(x.device.type, ()) and hasattr(torch, "_grouped_mm")
+    """Whether `torch._grouped_mm` takes rows of this type on this device as one kernel (and is there at all)."""
+    if x.dtype not in _KERNEL_TYPES.get(x.device.type, ()) or not hasattr(torch, "_grouped_mm"):
+        return False
+    return x.device.type == "cpu" or torch.cuda.get_device_capability(x.device) >= _KERNEL_SINCE
 
 
 def product(x: Tensor, weight: Tensor, groups: Groups) -> Tensor:

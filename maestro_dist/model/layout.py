@@ -104,6 +104,11 @@ class Layout:
         """Rows of each modality, and the tokens a row that each rank holds."""
         return [(part.rows, part.shares) for part in self.parts]
 
+    @property
+    def complete(self) -> int:
+        """Columns, over all ranks, of a sample that lacks no modality: the same for every batch and on every rank."""
+        return sum(part.lead + part.total for part in self.parts)
+
     @cached_property
     def order(self) -> Tensor:
         """int64 [S, L]: observed tokens up to and including this one, in canonical order over all ranks."""

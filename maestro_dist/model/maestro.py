@@ -148,7 +148,7 @@ class Trunk(nn.Module):
             x, load = layer(x, entered, final, queries, step)
             loads.append(load)
 
-        watched = Output()
+        watched = Output(observed=present)
         if depth and self.config.attention == "sparse":
             watched["budgets"] = budgets.share[:, :, -1].detach()
             watched["queries"] = budgets.queries[:, :, -1].detach()

@@ -112,7 +112,7 @@ def best_queries(scores: Tensor, layout: Layout, limit: int, sequence: SequenceC
     column = torch.arange(length, device=scores.device)
     if size > 1:
         padded = F.pad(scores, (0, -length % size), value=-torch.inf)
-        blocks = padded.view(*scores.shape[:2], -1, size).amax(3)
+        blocks = padded.unflatten(2, (padded.shape[2] // size, size)).amax(3)
         number = torch.arange(blocks.shape[2], device=scores.device)
         block = _number(_pack(blocks, number).topk(wanted, dim=-1, sorted=False).values)
         column = (block[..., None] * size + torch.arange(size, device=scores.device)).flatten(2)

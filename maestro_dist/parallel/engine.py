@@ -15,6 +15,7 @@ from maestro_dist.config.schema import Config
 from maestro_dist.errors import ConfigError
 from maestro_dist.parallel.group import destroy_process_group, init_process_group, new_groups_limited
 from maestro_dist.parallel.mesh import Mesh
+from maestro_dist.parallel.order import GradientOrder
 from maestro_dist.parallel.settings import deepspeed_config, load_deepspeed
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class Engine:
         if config.engine.precision == "bf16":
             _autocast_forward(model, self.device, cache=self.zero_stage < 3)
         deepspeed = load_deepspeed(config.run.device)
+        in_order = self.zero_stage > 1 or config.engine.overlap_comm  # gradients are reduced as they become ready
+        self._order = GradientOrder(model) if in_order and mesh.world > 1 else None
         self._linear = functional.linear
         try:
             with new_groups_limited(config.run.timeout_s):
@@ -98,9 +101,14 @@ class Engine:
         return per_sample.sum() * loss_scale(self.mesh, batch.global_samples)
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Back-propagate a micro-batch; `last` says that the optimizer step comes next."""
+        """Back-propagate a micro-batch; `last` says that the optimizer step comes next.
+
+        Raises `RunError` where gradients become ready in another order than on other ranks or in other steps.
+        """
         self.deepspeed.set_gradient_accumulation_boundary(last)
         self.deepspeed.backward(loss)
+        if self._order is not None:
+            self._order.check(self.device, self.mesh.world)
 
     def step(self, lr: float, momentum: float | None = None) -> StepResult:
         """One optimizer step at this learning rate, skipped on all ranks if any gradient is not finite.
@@ -143,6 +151,8 @@ class Engine:
         """
         from torch.nn import functional
 
+        if self._order is not None:
+            self._order.close()
         self.deepspeed.destroy()
         functional.linear = self._linear
 

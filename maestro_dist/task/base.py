@@ -50,10 +50,10 @@ class Task(ABC):
     def loss(self, output: Output, batch: Batch) -> Tensor:
         """Loss of each sample, float32 [B].
 
-        It is that of `logits`, plus `task.auxiliary` times the mean loss of the heads of the sample's present
-        modalities where the model has such heads (a sample with none present adds nothing). That of a mixture is the
-        loss on its own target and that on its partner's, by their shares. Where the task learns from answers
-        (`learn_from`), it is the loss on these and that on the targets, by their shares.
+        It is that of `logits`, plus `task.auxiliary` times the mean loss of the modalities' own heads where the model
+        has such heads. Modalities that are absent, or of which nothing was observed, do not count in that mean. The
+        loss of a mixture is the loss on its own target and that on its partner's, by their shares. Where the task
+        learns from answers (`learn_from`), it is the loss on these and that on the targets, by their shares.
 
         Where a batch has two views of each sample, [B] counts each once: it is the mean of both views' losses, plus
         `missing.consistency` times the divergence of the dropped view's prediction from the whole one's, which is
@@ -80,7 +80,8 @@ class Task(ABC):
             return loss
         samples, modalities, _ = heads.shape
         each = self.sample_loss(heads.flatten(0, 1), target.repeat_interleave(modalities, 0)).view(samples, modalities)
-        present = batch.present.to(device=each.device, dtype=each.dtype)
+        # A modality of which nothing was observed (an augmentation may hide all of it) has no say, as an absent one.
+        present = output.get("observed", batch.present).to(device=each.device, dtype=each.dtype)
         return loss + self._auxiliary * (each * present).sum(1) / present.sum(1).clamp(min=1.0)
 
     def rows(self, output: Output) -> Tensor:

@@ -167,7 +167,12 @@ MODEL = ModelConfig.model_validate(
 
 def maestro_engine(rank: int, ranks: int, stage: int, expert: int, offload: str = "none") -> Engine:
     optim, mesh_config = OptimConfig(), MeshConfig(expert=expert)
-    config = Config(model=MODEL, optim=optim, mesh=mesh_config, engine=EngineConfig.model_validate({"zero_stage": stage, "offload": offload}))
+    config = Config(
+        model=MODEL,
+        optim=optim,
+        mesh=mesh_config,
+        engine=EngineConfig.model_validate({"zero_stage": stage, "offload": offload}),
+    )
     mesh = build_mesh(mesh_config, world=ranks, rank=rank)
     experts = spread_experts(mesh, "cpu", 60)[0] if expert > 1 else None
     model, _ = make(config, experts=experts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,11 +40,11 @@ MODEL = ModelConfig(width=160, heads=4, word=4, summary="level", summary_bands=2
 CLASSES = ["rest", "stress", "other"]
 
 
-def make_batch(present: Tensor, seed: int, step: int) -> Batch:
-    """A global batch with this presence [B, 3]; a tenth of the steps are gaps."""
+def make_batch(present: Tensor, seed: int, step: int, modalities: Sequence[Modality] = MODALITIES) -> Batch:
+    """A global batch with this presence [B, M]; a tenth of the steps are gaps."""
     generator = torch.Generator().manual_seed(seed)
     values, rows, samples = {}, {}, present.shape[0]
-    for index, modality in enumerate(MODALITIES):
+    for index, modality in enumerate(modalities):
         whole = torch.randn(samples, modality.steps, modality.variates, generator=generator)
         whole[torch.rand(samples, modality.steps, generator=generator) < 0.1] = math.nan
         rows[modality.name] = present[:, index].nonzero().flatten()
@@ -66,13 +67,16 @@ def stream(seed: int, steps: int) -> list[tuple[Batch, int]]:
 
 
 def make(
-    config: Config, sequence: SequenceRanks | None = None, experts: ExpertsFactory | None = None
+    config: Config,
+    sequence: SequenceRanks | None = None,
+    experts: ExpertsFactory | None = None,
+    modalities: Sequence[Modality] = MODALITIES,
 ) -> tuple[Trunk, Task]:
     task = make_task(config.task, kind="classification", classes=CLASSES, class_counts=[3, 2, 1])
     if task.kind == "pretrain":
-        given = (config.model, MODALITIES, config.task.pretrain)
+        given = (config.model, modalities, config.task.pretrain)
         return Pretraining(*given, seed=7, sequence=sequence, experts=experts), task
-    return Maestro(config.model, MODALITIES, task.outputs, seed=7, sequence=sequence, experts=experts), task
+    return Maestro(config.model, modalities, task.outputs, seed=7, sequence=sequence, experts=experts), task
 
 
 class Trace:
@@ -89,8 +93,8 @@ def load_of(output: Output) -> Tensor:
     return output["expert_load"].to(torch.float64)
 
 
-def plain(config: Config, batches: list[tuple[Batch, int]]) -> Trace:
-    model, task = make(config)
+def plain(config: Config, batches: list[tuple[Batch, int]], modalities: Sequence[Modality] = MODALITIES) -> Trace:
+    model, task = make(config, modalities=modalities)
     optimizer, trace = build_optimizer(model, config.optim), Trace()
     for batch, _ in batches:
         optimizer.zero_grad()
@@ -107,17 +111,23 @@ def plain(config: Config, batches: list[tuple[Batch, int]]) -> Trace:
     return trace
 
 
-def sharded(config: Config, batches: list[tuple[Batch, int]], rank: int, ranks: int) -> Trace:
+def sharded(
+    config: Config,
+    batches: list[tuple[Batch, int]],
+    rank: int,
+    ranks: int,
+    modalities: Sequence[Modality] = MODALITIES,
+) -> Trace:
     """`config.mesh.sequence` neighbours share their samples' time axis."""
     mesh = build_mesh(config.mesh, world=ranks, rank=rank)
-    cuts = model_cuts(config.model, MODALITIES, mesh.sequence)
+    cuts = model_cuts(config.model, modalities, mesh.sequence)
     experts = None
     if mesh.expert > 1:
         movement = "tokens" if config.mesh.expert_movement == "auto" else config.mesh.expert_movement
         experts, _ = spread_experts(mesh, "cpu", 60, movement)
     method = UlyssesRanks if config.mesh.sequence_method == "ulysses" else SequenceRanks
     sequence = method(sequence_group(mesh, 60), cuts) if mesh.sequence > 1 else None
-    model, task = make(config, sequence, experts)
+    model, task = make(config, sequence, experts, modalities)
     engine, trace = Engine(model, build_optimizer(model, config.optim), config, mesh), Trace()
     for batch, accumulation in batches:
         total, load = torch.zeros((), dtype=torch.float64), torch.zeros(())

@@ -63,14 +63,21 @@ def test_a_step_hands_in_what_was_planned(ranks: int) -> None:
                 assert 0.5 * planned < counted <= 1.005 * planned, options
 
 
-MOVED: list[tuple[Movement, str]] = [("tokens", "none"), ("tokens", "layers"), ("weights", "none"), ("weights", "layers")]
+MOVED: list[tuple[Movement, str]] = [
+    ("tokens", "none"),
+    ("tokens", "layers"),
+    ("weights", "none"),
+    ("weights", "layers"),
+]
 
 
 def moved(rank: int, ranks: int) -> list[tuple[float, float]]:
     """For each way of moving experts the bytes that this rank hands in for a micro-batch, and those of the plan."""
     found = []
     for movement, checkpoint in MOVED:
-        experts, group = spread_experts(build_mesh(MeshConfig(expert=ranks), world=ranks, rank=rank), "cpu", 60, movement)
+        experts, group = spread_experts(
+            build_mesh(MeshConfig(expert=ranks), world=ranks, rank=rank), "cpu", 60, movement
+        )
         options = {"dropout": 0.0, "moe": {"experts": 4, "top_k": 2}, "fusion_layers": 2, "checkpoint": checkpoint}
         config = make_model(**options).config
         model = Maestro(config, MODALITIES, 4, seed=7, experts=experts).train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -164,6 +165,6 @@ def test_cuts_are_even_and_lie_on_units(steps: int, unit: int, ranks: int) -> No
     cuts = time_cuts(steps, unit, ranks)
     assert (cuts[0], cuts[-1], len(cuts)) == (0, steps, ranks + 1)
     assert all(cut % unit == 0 for cut in cuts[:-1] if cut < steps)
-    sizes = [-(-(end - start) // unit) for start, end in zip(cuts, cuts[1:], strict=False)]
+    sizes = [-(-(end - start) // unit) for start, end in itertools.pairwise(cuts)]
     assert min(sizes) >= 0
     assert max(sizes) - min(sizes) <= 1

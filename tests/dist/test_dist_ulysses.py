@@ -1,4 +1,4 @@
-"""Attention on whole sequences for a share of the heads, over gloo ranks: equal to one process, in value and gradient."""
+"""Attention on whole sequences for a share of the heads, over gloo ranks: values and gradients of one process."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ EVALUATED: list[dict[str, Any]] = [{"summary": "level"}, {"summary": "level", **
 
 def models(rank: int, ranks: int) -> list[str]:
     """What differs from one process, in training and in evaluation."""
-    training, evaluated = ([{"heads": 4, "width": 16, **options} for options in given] for given in (OPTIONS, EVALUATED))
+    training, evaluated = (
+        [{"heads": 4, "width": 16, **options} for options in given] for given in (OPTIONS, EVALUATED)
+    )
     return on_slices(rank, ranks, training, UlyssesRanks) + on_slices(rank, ranks, evaluated, UlyssesRanks, False)
 
 
@@ -120,9 +122,7 @@ def layers(rank: int, ranks: int) -> list[str]:
         config = ModelConfig(width=16, heads=4, attention=attention, attention_dropout=drop, sample_factor=1.5)
         pairs = zip(layouts(whole, OneProcess(), observed), layouts(cuts, sequence, observed), strict=True)
         for number, (one, mine) in enumerate(pairs):
-            x, pull = (
-                torch.randn(len(one.flat_mask), 16, generator=generator, dtype=torch.float64) for _ in range(2)
-            )
+            x, pull = (torch.randn(len(one.flat_mask), 16, generator=generator, dtype=torch.float64) for _ in range(2))
             expected = attended(config, OneProcess(), one, x, pull, training)
             local = [of_rank(tensor, one.parts, cuts, rank) for tensor in (x, pull)]
             found = attended(config, sequence, mine, *local, training)
@@ -148,7 +148,7 @@ WIDTH, HEADS, LENGTH = 64, 8, 4099
 
 
 def bytes_of_a_layer(rank: int, ranks: int) -> list[int]:
-    """Bytes that one layer hands to collectives, by our count and by DeepSpeed's calls: sparse, dense, computed again."""
+    """Bytes of one layer's collectives, by our count and by DeepSpeed's calls: sparse, dense, computed again."""
     cuts = time_cuts(LENGTH, 1, ranks)
     sequence = UlyssesRanks(dist.group.WORLD, {"x": cuts})
     import deepspeed  # after it was imported quietly

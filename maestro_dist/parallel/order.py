@@ -1,0 +1,86 @@
+"""Notices when gradients become ready in another order on another rank, or in another step.
+
+DeepSpeed's ZeRO 2 and 3, and ZeRO 1 with overlapping communication, put gradients into buckets in the order in which
+the backward pass finishes them, and reduce bucket by bucket. Were that order not the same on all ranks, different
+parameters would be added to each other, without any error. The model is written so that nothing in it depends on a
+rank's own samples; this is the check that it is so, on every rank in every step.
+"""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from maestro_dist.errors import RunError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class GradientOrder:
+    """The order in which the gradients of a model's parameters become ready.
+
+    Each rank compares every micro-batch with its first; the first of all ranks are compared once. Call `check` after
+    each backward pass, on all ranks.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = [name for name, _ in model.named_parameters()]
+        self._ready = array("l")
+        self._first: array[int] | None = None
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(partial(self._note, number))
+            for number, (_, parameter) in enumerate(model.named_parameters())
+            if parameter.requires_grad
+        ]
+
+    def check(self, device: Any, ranks: int) -> None:
+        """Compare the backward pass that has just ended.
+
+        Raises:
+            RunError: the order is another one than in the first pass, or than on another rank.
+        """
+        ready, self._ready = self._ready, array("l")
+        if self._first is None:
+            self._first = ready
+            if ranks > 1:
+                self._compare_ranks(device)
+        elif ready != self._first:
+            raise RunError(_message(f"than in the first step ({self._difference(ready)})"))
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _note(self, number: int, _: Any) -> None:
+        self._ready.append(number)
+
+    def _compare_ranks(self, device: Any) -> None:
+        import torch
+        import torch.distributed as dist
+
+        assert self._first is not None
+        digest = zlib.crc32(self._first.tobytes())
+        both = torch.tensor([digest, -digest], device=device)
+        dist.all_reduce(both, op=dist.ReduceOp.MAX)
+        largest, smallest = both.tolist()
+        if largest != -smallest:
+            raise RunError(_message("on some ranks than on others"))
+
+    def _difference(self, ready: array[int]) -> str:
+        assert self._first is not None
+        for now, then in zip(ready, self._first, strict=False):
+            if now != then:
+                return f"{self._names[now]} instead of {self._names[then]}"
+        return f"{len(ready)} gradients instead of {len(self._first)}"
+
+
+def _message(where: str) -> str:
+    return (
+        f"gradients became ready in another order {where}: DeepSpeed would add gradients of different parameters to "
+        "each other. This is a fault of the program, or of this release of torch: please report it, and use "
+        "engine.zero_stage=1 engine.overlap_comm=false meanwhile"
+    )
