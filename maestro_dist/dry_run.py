@@ -80,7 +80,8 @@ def trial_samples(config: Config, manifest: Manifest) -> tuple[int, int]:
     fit = (_OPERATIONS - _TO_FILL * parameters) // forward_operations(config.model, pieces.modalities)
     free = available()
     if free is not None:
-        one = memory_estimate(config.model, pieces.modalities, parameters=0, micro_batch=1)
+        pretrain = config.task.pretrain if config.task.kind == "pretrain" else None
+        one = memory_estimate(config.model, pieces.modalities, parameters=0, micro_batch=1, pretrain=pretrain)
         fit = min(fit, (free // 2 - 4 * parameters - _BYTES_TO_FILL * max(sizes)) // one.total)
     if config.missing.consistency:  # each is seen twice
         fit //= 2

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from maestro_dist.config.learning import PretrainConfig
 from maestro_dist.config.model import ModelConfig
+from maestro_dist.config.words import hidden_word_of
 from maestro_dist.model import cost
 from maestro_dist.model.embedding import stem_steps, word_steps
 from maestro_dist.model.sampling import cap
@@ -139,6 +141,7 @@ def memory_estimate(
     experts_ranks: int = 1,
     swaps: bool = False,
     states: int = STATES,
+    pretrain: PretrainConfig | None = None,
 ) -> MemoryEstimate:
     """Bytes of a training step on one rank, complete samples, fp32.
 
@@ -147,12 +150,15 @@ def memory_estimate(
     same part share what `zero_stage` shards of it. Tokens are taken to be spread evenly over the experts.
     `states`: copies of the parameters, five with an average of the weights.
     `swaps`: attention gets whole sequences for some of the heads, `modalities` being this rank's slices.
+    `pretrain`: a decoder that is asked for hidden words stands in place of the heads (`task.kind: pretrain`).
     The model is taken as segments in their order (embeddings, then each layer's attention and what follows it): kept
     arrays pile up in the forward and go one by one in the backward, and to both comes the work inside the segment at
     hand. With checkpoints a segment keeps its input alone, and its backward starts with its forward.
     """
     again = config.checkpoint == "layers"
     segments = _segments(config, modalities, micro_batch, swaps)
+    if pretrain is not None:
+        segments = [_hidden(modalities, micro_batch), *segments, *_decoder(config, pretrain, modalities, micro_batch)]
     heap, mapped = ([part for part in segments if part.mapped == kind] for kind in (False, True))
     gaps = _GAPS_AGAIN if again else _GAPS
     kept, live = _most(segments, again)
@@ -222,6 +228,37 @@ def _embedding(config: ModelConfig, modality: Modality, samples: int, tokens: in
     codes = tokens * width  # of the words' times, the same for all samples
     ahead = words * width + max(3.0 * codes, codes + words * width)
     return _Segment(words * width, 0.0, kept, kept + work + ahead, kept + work + words * width)
+
+
+def _hidden(modalities: Sequence[Modality], samples: int) -> _Segment:
+    """The raw windows with gaps where words are hidden, beside the whole ones."""
+    values = float(samples * sum(modality.steps * modality.variates for modality in modalities))
+    return _Segment(values, 0.0, values, 2 * values, 0.0)
+
+
+def _decoder(
+    config: ModelConfig, pretrain: PretrainConfig, modalities: Sequence[Modality], samples: int
+) -> list[_Segment]:
+    """Cross attention of the words asked for over the tokens that enter the cross-modal layers, and that leave them."""
+    width, asked, symbols = config.width, 0, 0
+    for modality in modalities:
+        word = hidden_word_of(pretrain, modality.name, word_steps(config, modality.name))
+        most = min(pretrain.predict, -(-modality.steps // word))
+        asked, symbols = asked + most, symbols + most * modality.variates
+    lengths = [tokens_by_depth(config, modality) for modality in modalities]
+    depths = [config.encoder_layers, config.encoder_layers + config.fusion_layers]
+    segments = []
+    for depth in depths if config.fusion_layers else depths[:1]:
+        tokens = sum(own[depth] for own in lengths)
+        # keys and values, padded to samples, are kept; one is padded at a time, and all have gradients
+        array = float(samples * tokens * width)
+        keeps = cost.keeps_scores(config.keep_scores, width, config.heads, asked)
+        kept = 2 * array + (samples * config.heads * asked * tokens if keeps else 0) + 3.0 * samples * asked * width
+        segments.append(_Segment(array, 0.0, kept, kept + array, kept + 3 * array))
+    queries, scores = float(samples * asked * width), float(samples * symbols * config.alphabet)
+    kept = 8 * queries + 2 * scores  # norms and feed-forward; scores and the logarithms of their probabilities
+    segments.append(_Segment(queries, 0.0, kept, kept + queries + scores, kept + 3 * queries + 2 * scores))
+    return segments
 
 
 def _layer(

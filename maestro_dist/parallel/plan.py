@@ -186,6 +186,7 @@ def _plan_rank(
         experts_ranks=mesh.expert,
         swaps=mesh.sequence > 1 and config.mesh.sequence_method == "ulysses",
         states=STATES + (config.optim.ema is not None),
+        pretrain=config.task.pretrain if config.task.kind == "pretrain" else None,
     )
     return RankPlan(
         rank=mesh.rank,

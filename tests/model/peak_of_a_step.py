@@ -1,5 +1,7 @@
 """Peak memory of training steps: python peak_of_a_step.py MODEL_JSON MODALITIES STEPS SAMPLES VARIATES.
 
+With a key `pretrain` in MODEL_JSON (its value: `task.pretrain`) those of a model in pre-training.
+
 Prints bytes, in a process of its own: the most that was resident beyond what it had before the model was built (the
 libraries have done a tiny step by then, and the inputs exist), and the most that arrays held in forward and backward.
 """
@@ -13,8 +15,9 @@ from pathlib import Path
 
 import torch
 
+from maestro_dist.config.learning import PretrainConfig
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.model import Maestro
+from maestro_dist.model import Maestro, Pretraining, Trunk
 from maestro_dist.types import Batch, Modality
 
 
@@ -28,26 +31,34 @@ def modalities(count: int, steps: int, variates: int) -> list[Modality]:
     return [Modality(f"m{j}", variates, 100.0, steps, "", (0.0,) * variates, (1.0,) * variates) for j in range(count)]
 
 
-def make(config: ModelConfig, sensors: list[Modality], samples: int) -> tuple[Maestro, Batch]:
+def make(
+    config: ModelConfig, sensors: list[Modality], samples: int, pretrain: PretrainConfig | None = None
+) -> tuple[Trunk, Batch]:
     rows = torch.arange(samples)
     values = {m.name: torch.randn(samples, m.steps, m.variates) for m in sensors}
     present = torch.ones(samples, len(sensors)).bool()
     batch = Batch(values, {m.name: rows for m in sensors}, present, rows, rows % 3)
+    if pretrain is not None:
+        return Pretraining(config, sensors, pretrain, seed=0).train(), batch
     return Maestro(config, sensors, 3, seed=0).train(), batch
 
 
-def step(model: Maestro, batch: Batch, optimizer: torch.optim.Optimizer | None = None) -> None:
+def step(model: Trunk, batch: Batch, optimizer: torch.optim.Optimizer | None = None) -> None:
     optimizer = optimizer or torch.optim.AdamW(model.parameters())
     forward_backward(model, batch)
     optimizer.step()
 
 
-def forward_backward(model: Maestro, batch: Batch) -> None:
+def forward_backward(model: Trunk, batch: Batch) -> None:
     model.zero_grad(set_to_none=True)
-    torch.nn.functional.cross_entropy(model(batch, 0)["logits"], batch.target).backward()
+    output = model(batch, 0)
+    if "masked" in output:
+        output["masked"][:, 0].sum().backward()
+    else:
+        torch.nn.functional.cross_entropy(output["logits"], batch.target).backward()
 
 
-def live(model: Maestro, batch: Batch) -> int:
+def live(model: Trunk, batch: Batch) -> int:
     """Most bytes that lie in arrays at a time, beyond those that exist before."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
         forward_backward(model, batch)
@@ -59,9 +70,11 @@ def live(model: Maestro, batch: Batch) -> int:
 def main(model: str, count: int, steps: int, samples: int, variates: int) -> None:
     torch.set_num_threads(1)
     options = json.loads(model)
+    given = options.pop("pretrain", None)
+    pretrain = None if given is None else PretrainConfig.model_validate(given)
     tiny = ModelConfig.model_validate({**options, "width": 16, "heads": 2})
-    step(*make(tiny, modalities(2, 64, 1), 2))
-    made, batch = make(ModelConfig.model_validate(options), modalities(count, steps, variates), samples)
+    step(*make(tiny, modalities(2, 64, 1), 2, pretrain))
+    made, batch = make(ModelConfig.model_validate(options), modalities(count, steps, variates), samples, pretrain)
     before, optimizer = resident("VmRSS"), torch.optim.AdamW(made.parameters())
     for _ in range(3):  # the gaps between arrays are not where they will stay after one
         step(made, batch, optimizer)

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from model_samples import MODALITIES
-from peak_of_a_step import modalities
+from peak_of_a_step import make, modalities
 
+from maestro_dist.config.learning import PretrainConfig
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.memory import HUGE_PAGES
-from maestro_dist.model import Maestro, count_parameters, memory_estimate
+from maestro_dist.model import count_parameters, memory_estimate
 from maestro_dist.model.estimate import tokens_by_modality
 
 SCRIPT = Path(__file__).with_name("peak_of_a_step.py")
@@ -32,6 +33,9 @@ CASES: list[tuple[dict[str, Any], tuple[int, int, int, int]]] = [
     ({"word": 8, "stem": {"channels": 32, "layers": 4, "pool": 2}}, (2, 65536, 4, 3)),
     ({"word": 2, "attention": "dense"}, (3, 512, 64, 1)),
     ({"width": 128, "word": 2, "moe": {"experts": 8, "top_k": 2, "shared": 1}, "fusion_layers": 2}, (3, 2048, 8, 1)),
+    ({"word": 2, "pretrain": {}}, (2, 30_000, 2, 1)),
+    ({"word": 8, "pretrain": {"predict": 512}}, (4, 4096, 8, 3)),
+    ({"word": 2, "checkpoint": "layers", "tile": 16384, "pretrain": {}}, (1, 600_000, 1, 1)),
 ]
 
 
@@ -49,9 +53,12 @@ def test_estimate_is_within_a_fifth(options: dict[str, Any], shape: tuple[int, i
         return peak, arrays
 
     measured, live = measure()
-    config, sensors = ModelConfig.model_validate(options), modalities(count, steps, variates)
-    parameters = count_parameters(Maestro(config, sensors, 3, seed=0))
-    estimate = memory_estimate(config, sensors, parameters=parameters, micro_batch=samples)
+    given = options.get("pretrain")
+    pretrain = None if given is None else PretrainConfig.model_validate(given)
+    config = ModelConfig.model_validate({key: value for key, value in options.items() if key != "pretrain"})
+    sensors = modalities(count, steps, variates)
+    parameters = count_parameters(make(config, sensors, 1, pretrain)[0])
+    estimate = memory_estimate(config, sensors, parameters=parameters, micro_batch=samples, pretrain=pretrain)
     # the script starts to count when model and inputs are there
     expected = estimate.peak + estimate.parameters * 3 / 4
     if measured < expected / 1.2:  # gaps differ from process to process, and what a step may take is to be told
