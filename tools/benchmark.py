@@ -9,6 +9,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from pathlib import Path
+
+# so that it starts as a file and as a module, from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from benchmarks.common import Options, print_table, write_json
 

@@ -15,6 +15,10 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+
+# so that it starts as a file and as a module, from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from suite.cells import Cell, select
 from suite.collect import collect, keep

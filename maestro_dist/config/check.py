@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from maestro_dist.config.learning import OptimConfig
-from maestro_dist.config.load import flatten, has_credentials
+from maestro_dist.config.load import flatten
 from maestro_dist.config.model import ModelConfig
+from maestro_dist.config.places import refuse_credentials
 from maestro_dist.config.schema import Config, MeshConfig
 from maestro_dist.config.words import check_names, hidden_word_of, word_of
 from maestro_dist.errors import ConfigError, MeshError
@@ -28,19 +29,8 @@ _FREE_KEYS = frozenset(
 
 def check(config: Config) -> None:
     """Raise `ConfigError` for the first combination of values that cannot work."""
-    model, moe, run = config.model, config.model.moe, config.run
-    for key, url in (
-        ("run.storage", run.storage),
-        ("run.start", run.start),
-        ("data.url", config.data.url),
-        ("tracking.uri", config.tracking.uri),
-        *(("task.teachers", url) for url in config.task.teachers),
-    ):
-        if url and has_credentials(url):
-            raise ConfigError(
-                f"{key}: the URL holds credentials, which would end in logs and files; give them in the environment "
-                "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
-            )
+    model, moe = config.model, config.model.moe
+    refuse_credentials(config.model_dump())
     if not config.data.url:
         raise ConfigError("data.url: missing; it names the folder or URL that holds manifest.json")
     if model.width % model.heads:
