@@ -20,7 +20,7 @@ The type of a key says how its value is read, typed as section.key=value or in a
   null      null, ~ or nothing, where the key may be null: run.start=
 ~ and ~user at the start of a path are home folders. Of two values for one key the later one holds."""
 
-_NULL = {"", "~", "null", "Null", "NULL"}
+NULL = {"", "~", "null", "Null", "NULL"}
 _BOOLS = dict.fromkeys(("true", "yes", "on"), True) | dict.fromkeys(("false", "no", "off"), False)
 _INT = re.compile(r"[-+]?(0x[0-9a-f_]+|[0-9][0-9_]*)", re.IGNORECASE)
 _FLOAT = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(e[-+]?[0-9]+)?", re.IGNORECASE)
@@ -84,8 +84,10 @@ def _mapping(value: dict[str, Any], kinds: list[Any]) -> dict[str, Any]:
 def _scalar(plain: Plain, kinds: list[Any]) -> Any:
     text = str(plain)
     words = _words(kinds)
-    if types.NoneType in kinds and text in _NULL:
+    if types.NoneType in kinds and text in NULL:
         return None
+    if not text and any(is_model(kind) for kind in kinds):
+        return {}  # a section whose keys are all commented out
     if text in words:
         return text
     number = None

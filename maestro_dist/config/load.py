@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from maestro_dist.config.fit import RULES, alternatives, fitted, is_model
+from maestro_dist.config.fit import NULL, RULES, alternatives, fitted, is_model
 from maestro_dist.config.places import CREDENTIALS, at_home, has_credentials, refuse_credentials
 from maestro_dist.config.schema import Config
 from maestro_dist.config.yaml_text import Plain, Typed, child_of, from_yaml
@@ -155,10 +155,10 @@ def read_tree(path: str) -> dict[str, Any]:
         tree = from_yaml(text)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line}: {error.problem or 'not valid YAML'}") from None
+        raise ConfigError(f"{path}{line}: {(error.problem or 'not valid YAML').removeprefix('but ')}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
-    if tree == "":
+    if isinstance(tree, Plain) and tree in NULL:
         return {}
     if not isinstance(tree, dict):
         found = "a list" if isinstance(tree, list) else "text"
