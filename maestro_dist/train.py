@@ -25,7 +25,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     if {"-h", "--help"} & set(arguments):
         from maestro_dist.config.load import describe
 
-        parser.epilog = f"keys (type) = default\n{describe()}"
+        parser.epilog = describe()
     options = parser.parse_intermixed_args(arguments)
     given = [] if options.config is None else [options.config]
     options.config, options.overrides = _sorted_out([*given, *options.overrides])

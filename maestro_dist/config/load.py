@@ -68,11 +68,11 @@ def flatten(config: BaseModel, prefix: str = "") -> dict[str, Any]:
 
 def describe() -> str:
     """How values are read, and every key with its type, default and docstring."""
-    lines: list[str] = [RULES]
+    lines = [RULES, "\nkeys (type) = default"]
     for section, info in Config.model_fields.items():
         lines.append(f"\n{section}: {info.description}")
         lines += _describe_section(_section_of(info), f"{section}.")
-    return "\n".join(lines).lstrip("\n")
+    return "\n".join(lines)
 
 
 def _describe_section(model: type[BaseModel] | None, prefix: str) -> list[str]:
@@ -84,7 +84,7 @@ def _describe_section(model: type[BaseModel] | None, prefix: str) -> list[str]:
             lines += _describe_section(inner, f"{prefix}{name}.")
         else:
             lines.append(f"  {prefix}{name} ({_type_name(info.annotation)}){default_of(info)}")
-            lines.append(f"      {info.description}")
+            lines += [f"      {line}" for line in (info.description or "").splitlines()]
     return lines
 
 

@@ -130,6 +130,4 @@ def test_a_file_at_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "x.yaml").write_text("run: {name: at_home}")
     assert load_config("~/x.yaml").run.name == "at_home"
-    assert re.search(
-        r"~no-such-user/x.yaml: no home folder is known for ~no-such-user", refused("~no-such-user/x.yaml")
-    )
+    assert "no home folder is known for ~no-such-user" in refused("~no-such-user/x.yaml")
