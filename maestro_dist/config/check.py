@@ -9,7 +9,7 @@ from typing import Any
 from maestro_dist.config.learning import OptimConfig
 from maestro_dist.config.load import flatten
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.config.places import refuse_credentials
+from maestro_dist.config.places import absolute_path, refuse_credentials
 from maestro_dist.config.schema import Config, MeshConfig
 from maestro_dist.config.words import check_names, hidden_word_of, word_of
 from maestro_dist.errors import ConfigError, MeshError
@@ -33,6 +33,8 @@ def check(config: Config) -> None:
     refuse_credentials(config.model_dump())
     if not config.data.url:
         raise ConfigError("data.url: missing; it names the folder or URL that holds manifest.json")
+    if config.tracking.uri is None:
+        _check_database(config)
     if model.width % model.heads:
         raise ConfigError(f"model.heads: {model.heads} heads do not divide model.width {model.width}")
     if moe.experts and moe.top_k > moe.experts:
@@ -75,6 +77,17 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"engine.micro_batch: {config.engine.micro_batch} is more than optim.global_batch "
             f"{config.optim.global_batch}"
+        )
+
+
+def _check_database(config: Config) -> None:
+    """By default MLflow's database lies beside the runs; in its URL `?` and `%` do not stand for themselves."""
+    storage = config.run.storage
+    folder = absolute_path("runs" if "://" in storage else storage, "run.storage")
+    if "?" in folder or "%" in folder:
+        raise ConfigError(
+            f"run.storage: MLflow finds no database in {folder}, because of the ? or % in its name; set tracking.uri, "
+            "or choose another folder"
         )
 
 

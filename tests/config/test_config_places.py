@@ -144,3 +144,17 @@ def test_a_database_may_lie_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_home_that_nobody_has_is_named() -> None:
     with pytest.raises(ConfigError, match=r"run\.storage: ~no-such-user/x: no home folder is known for ~no-such-user"):
         absolute(load_config(None, ["run.storage=~no-such-user/x"]))
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b"])
+def test_a_storage_that_the_database_of_mlflow_cannot_lie_in_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).mkdir()
+    for overrides in ([f"run.storage=/{name}"], [f"run.storage={name}/runs"]):
+        with pytest.raises(ConfigError, match=r"run\.storage: MLflow finds no database in /.*; set tracking.uri"):
+            check(load_config(None, ["data.url=d", *overrides]))
+        check(load_config(None, ["data.url=d", "tracking.uri=http://h", *overrides]))
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(ConfigError, match=r"run\.storage: MLflow finds no database"):
+        check(load_config(None, ["data.url=d", "run.storage=s3://b/x"]))
