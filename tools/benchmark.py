@@ -11,8 +11,9 @@ import importlib
 import sys
 from pathlib import Path
 
-# so that it starts as a file and as a module, from any folder
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+# it starts as a file and as a module, from any folder, with the package that lies beside it
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[0]))
 
 from benchmarks.common import Options, print_table, write_json
 

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-# so that it starts as a file and as a module, from any folder
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+# it starts as a file and as a module, from any folder, with the package that lies beside it
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[0]))
 
 from suite.cells import Cell, select
 from suite.collect import collect, keep

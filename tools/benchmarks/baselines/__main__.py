@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# so that it starts as a file and as a module, from any folder
+# it starts as a file and as a module, from any folder, with the package that lies beside it
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.baselines.settings import describe_baseline, load_settings
