@@ -9,7 +9,7 @@ from typing import Any
 from maestro_dist.config.learning import OptimConfig
 from maestro_dist.config.load import flatten
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.config.places import absolute_path, refuse_credentials
+from maestro_dist.config.places import absolute_path, refuse_credentials, texts
 from maestro_dist.config.schema import Config, MeshConfig
 from maestro_dist.config.words import check_names, hidden_word_of, word_of
 from maestro_dist.errors import ConfigError, MeshError
@@ -30,7 +30,11 @@ _FREE_KEYS = frozenset(
 def check(config: Config) -> None:
     """Raise `ConfigError` for the first combination of values that cannot work."""
     model, moe = config.model, config.model.moe
-    refuse_credentials(config.model_dump())
+    content = config.model_dump()
+    refuse_credentials(content)
+    for key, text in texts(content):
+        if "\0" in text:
+            raise ConfigError(f"{key}: {text!r} holds a character that no name of a file has")
     if not config.data.url:
         raise ConfigError("data.url: missing; it names the folder or URL that holds manifest.json")
     if config.tracking.uri is None:

@@ -43,10 +43,11 @@ def parse(tree: dict[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        problems: dict[str, str] = {}  # one a key: a union reports each alternative
+        problems: dict[str, str] = {}
         for item in error.errors():
-            problems.setdefault(*_problem(item, tree))
-        raise ConfigError(f"{where}: {'; '.join(f'{key}: {text}' for key, text in problems.items())}") from None
+            problems.setdefault(*_problem(item, values, tree))
+        deepest = {key: text for key, text in problems.items() if not any(k.startswith(f"{key}.") for k in problems)}
+        raise ConfigError(f"{where}: {'; '.join(f'{key}: {text}' for key, text in deepest.items())}") from None
 
 
 def to_yaml(config: Config) -> str:
@@ -232,13 +233,17 @@ def _suggest(name: str, model: type[BaseModel], prefix: str) -> str:
     return f"; there are {', '.join(model.model_fields)}"
 
 
-def _problem(item: Any, tree: Any) -> tuple[str, str]:
-    # pydantic appends a list's index and the tried alternative of a union ("constrained-int", "dict[...]")
-    parts = [str(part) for part in item["loc"]]
-    while len(parts) > 1 and (not parts[-1].isidentifier() or parts[-1] in {"int", "str", "float"}):
-        parts.pop()
+def _problem(item: Any, values: Any, tree: Any) -> tuple[str, str]:
+    """One error of pydantic as (key, text). Of a union there is one for each alternative, which it names in between."""
+    keys, node = [], values
+    for part in item["loc"]:
+        if isinstance(node, dict) and (part in node or item["type"] == "missing"):
+            keys.append(str(part))
+            node = node.get(part)
+        elif isinstance(node, list) and isinstance(part, int):
+            node = node[part] if part < len(node) else None
     message = item["msg"].removeprefix("Value error, ")
-    return ".".join(parts), f"{message[:1].lower()}{message[1:]}{_given(item, tree)}"
+    return ".".join(keys), f"{message[:1].lower()}{message[1:]}{_given(item, tree)}"
 
 
 def _given(item: Any, tree: Any) -> str:

@@ -158,3 +158,8 @@ def test_a_storage_that_the_database_of_mlflow_cannot_lie_in_is_refused(
     monkeypatch.chdir(tmp_path / name)
     with pytest.raises(ConfigError, match=r"run\.storage: MLflow finds no database"):
         check(load_config(None, ["data.url=d", "run.storage=s3://b/x"]))
+
+
+def test_a_name_that_no_file_can_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"run\.storage: 'a\\x00b' holds a character that no name of a file has"):
+        check(Config.model_validate({"data": {"url": "d"}, "run": {"storage": "a\0b"}}))

@@ -159,6 +159,10 @@ def test_numbers(tmp_path: Path, key: str, text: str, value: Any) -> None:
         ("a\nb=3", r"'a\nb': unknown key"),
         ("optim.lr=fast\nfaster", r"(got 'fast faster')"),
         ("evaluation.predictions=maybe", "(got 'maybe')"),
+        ("model.word={a: 8, no: x}", "overrides: model.word.no: input should be a valid integer"),
+        ("model.word={no:8}", "model.word.no:8: input should be a valid integer"),
+        ("optim.betas=[.9]", "optim.betas: field required"),
+        ("data.source.options.fold=3", "data.source.converter: field required; data.source.path: field required"),
     ],
 )
 def test_what_does_not_fit_is_shown_as_it_was_typed(override: str, said: str) -> None:
