@@ -17,13 +17,13 @@ The type of a key says how its value is read, typed as section.key=value or in a
   number    decimal, or 0x and hexadecimal digits: 1e-3, .5, 1_000; a whole one may be written 1e3
   true      true, yes or on; false, no or off
   list, ... as in YAML: [a, b], {a: 8, b: 4}; what is in them, by its type again
-  null      null, ~ or nothing, where the key may be null: run.start=
+  null      null, None, ~ or nothing, where the key may be null: run.start=
 ~ and ~user at the start of a path are home folders. Of two values for one key the later one holds."""
 
-NULL = {"", "~", "null", "Null", "NULL"}
+NULL = {"", "~", "null", "Null", "NULL", "None"}
 _BOOLS = dict.fromkeys(("true", "yes", "on"), True) | dict.fromkeys(("false", "no", "off"), False)
 _INT = re.compile(r"[-+]?(0x[0-9a-f_]+|[0-9][0-9_]*)", re.IGNORECASE)
-_FLOAT = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(e[-+]?[0-9]+)?", re.IGNORECASE)
+_FLOAT = re.compile(r"[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)(e[-+]?[0-9]+)?", re.IGNORECASE)
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|nan)", re.IGNORECASE)
 
 
@@ -34,8 +34,6 @@ def fitted(value: Any, kind: Any) -> Any:
     """
     kinds = alternatives(kind)
     if isinstance(value, Typed):
-        if value == "None" and types.NoneType in kinds:  # as Python says it
-            return None
         value = Plain(value) if _is_text(value, kinds) else value.parsed()
     if isinstance(value, dict):
         return _mapping(value, kinds)

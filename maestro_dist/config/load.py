@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,13 @@ from maestro_dist.config.yaml_text import Plain, Typed, child_of, from_yaml
 from maestro_dist.errors import ConfigError
 
 _LONGEST = 1 << 20  # characters of a configuration file
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around all texts that would be read as null."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("None$"), ["N"])
 
 
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
@@ -52,7 +60,7 @@ def parse(tree: dict[str, Any], where: str) -> Config:
 
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML that `load_config` reads back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return str(yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False))
 
 
 def flatten(config: BaseModel, prefix: str = "") -> dict[str, Any]:

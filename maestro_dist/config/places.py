@@ -17,13 +17,12 @@ CREDENTIALS = (
     "MLFLOW_TRACKING_TOKEN, PGPASSWORD)"
 )
 _NO_PATH = re.compile(r"databricks|uc\b|[\w+.-]+:(?!///)")  # of tracking URIs: names of services, and servers
-_SCHEME = re.compile(r"([\w+.-]+)://")
-_CHAIN = re.compile(r"::(?=[\w+.-]+://)")  # zip://a.csv::s3://bucket/b.zip
-_CONTAINER_AT_ACCOUNT = {"abfs", "abfss", "wasb", "wasbs", "az", "adl"}  # Azure: no user stands before its @
+_CHAIN = re.compile(r"::(?=[\w+.-]{1,40}://)")  # zip://a.csv::s3://bucket/b.zip
+_CONTAINER_AT_ACCOUNT = ("abfs", "abfss", "wasb", "wasbs", "az", "adl")  # Azure: no user stands before its @
 _USER = re.compile(r"[^/@?#]+@")
 _PORT = re.compile(r"\[|[^/@:]*:\d*([/?#]|$)")  # of host:80/..., or of an IPv6 address
 _PASSWORD = re.compile(r"[^/@?#]*:[^@]*@")  # a password may hold / and ? (and @, of which the first is found)
-_SETTING = re.compile(r"[?&;#]\s*([^=?&;#]+)=[^&;#]")
+_SETTING = re.compile(r"[?&;#]([^=?&;#]+)=[^&;#]")
 _CONNECTION = re.compile(r"(?:^|;)\s*(AccountKey|Shared\w*|Password|Pwd)\s*=\s*[^;\s]", re.IGNORECASE)
 _SECRET = re.compile(
     r"passw|passphrase|secret|token|signature|credential|(api|access|account|private|shared)[-_.]?key"
@@ -39,13 +38,14 @@ def has_credentials(text: str) -> bool:
     """
     if _CONNECTION.search(text):
         return True
-    for match in _SCHEME.finditer(text):
+    for match in re.finditer("://", text):
         rest = _CHAIN.split(text[match.end() :], maxsplit=1)[0]
         if any(_SECRET.search(unquote(name)) for name in _SETTING.findall(rest)):
             return True
         if _PORT.match(rest):
             continue
-        if _PASSWORD.match(rest) or (_USER.match(rest) and match[1].lower() not in _CONTAINER_AT_ACCOUNT):
+        azure = text[: match.start()].lower().endswith(_CONTAINER_AT_ACCOUNT)
+        if _PASSWORD.match(rest) or (_USER.match(rest) and not azure):
             return True
     return False
 
