@@ -7,10 +7,10 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 from maestro_dist.callbacks.final_test import RESULT_FILE
 from maestro_dist.config.check import check_modalities
+from maestro_dist.config.places import absolute
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.storage import Storage, redact
@@ -37,26 +37,6 @@ def launch(config: Config) -> int:
             return _run(config, manifest, run, lease)
     finally:
         lease.release()
-
-
-def absolute(config: Config) -> Config:
-    """The configuration with local paths made absolute: workers may have another current folder."""
-
-    def full(path: str) -> str:
-        return path if "://" in path else str(Path(path).expanduser().absolute())
-
-    data, uri = config.data, config.tracking.uri
-    source = data.source and data.source.model_copy(update={"path": full(data.source.path)})
-    data = data.model_copy(
-        update={"url": full(data.url), "source": source, "cache": full(data.cache) if data.cache else None}
-    )
-    if uri and uri.startswith("sqlite:///"):
-        uri = f"sqlite:///{full(uri.removeprefix('sqlite:///'))}"
-    start = full(config.run.start) if config.run.start else None
-    run = config.run.model_copy(update={"storage": full(config.run.storage), "start": start})
-    tracking = config.tracking.model_copy(update={"uri": uri})
-    task = config.task.model_copy(update={"teachers": [full(url) for url in config.task.teachers]})
-    return config.model_copy(update={"data": data, "run": run, "task": task, "tracking": tracking})
 
 
 def prepare_data(config: Config, *, bare: bool = False) -> tuple[Manifest, bool]:

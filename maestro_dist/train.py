@@ -25,12 +25,19 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     if {"-h", "--help"} & set(arguments):
         from maestro_dist.config.load import describe
 
-        parser.epilog = f"keys (type) = default\n{describe()}"
+        parser.epilog = describe()
     options = parser.parse_intermixed_args(arguments)
-    if options.config and "=" in options.config:
-        options.overrides.insert(0, options.config)
-        options.config = None
+    given = [] if options.config is None else [options.config]
+    options.config, options.overrides = _sorted_out([*given, *options.overrides])
     return options
+
+
+def _sorted_out(given: list[str]) -> tuple[str | None, list[str]]:
+    """The configuration file, wherever it stands, and the overrides."""
+    from maestro_dist.config.load import is_file
+
+    place = next((place for place, argument in enumerate(given) if is_file(argument)), None)
+    return (None, given) if place is None else (given[place], given[:place] + given[place + 1 :])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

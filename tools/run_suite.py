@@ -15,6 +15,11 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+
+# it starts as a file and as a module, from any folder, with the package that lies beside it
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[0]))
 
 from suite.cells import Cell, select
 from suite.collect import collect, keep

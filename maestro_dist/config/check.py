@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from maestro_dist.config.learning import OptimConfig
-from maestro_dist.config.load import flatten, has_credentials
+from maestro_dist.config.load import flatten
 from maestro_dist.config.model import ModelConfig
+from maestro_dist.config.places import absolute_path, refuse_credentials, texts
 from maestro_dist.config.schema import Config, MeshConfig
 from maestro_dist.config.words import check_names, hidden_word_of, word_of
 from maestro_dist.errors import ConfigError, MeshError
@@ -28,21 +29,16 @@ _FREE_KEYS = frozenset(
 
 def check(config: Config) -> None:
     """Raise `ConfigError` for the first combination of values that cannot work."""
-    model, moe, run = config.model, config.model.moe, config.run
-    for key, url in (
-        ("run.storage", run.storage),
-        ("run.start", run.start),
-        ("data.url", config.data.url),
-        ("tracking.uri", config.tracking.uri),
-        *(("task.teachers", url) for url in config.task.teachers),
-    ):
-        if url and has_credentials(url):
-            raise ConfigError(
-                f"{key}: the URL holds credentials, which would end in logs and files; give them in the environment "
-                "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
-            )
+    model, moe = config.model, config.model.moe
+    content = config.model_dump()
+    refuse_credentials(content)
+    for key, text in texts(content):
+        if "\0" in text:
+            raise ConfigError(f"{key}: {text!r} holds a character that no name of a file has")
     if not config.data.url:
         raise ConfigError("data.url: missing; it names the folder or URL that holds manifest.json")
+    if config.tracking.uri is None:
+        _check_database(config)
     if model.width % model.heads:
         raise ConfigError(f"model.heads: {model.heads} heads do not divide model.width {model.width}")
     if moe.experts and moe.top_k > moe.experts:
@@ -85,6 +81,17 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"engine.micro_batch: {config.engine.micro_batch} is more than optim.global_batch "
             f"{config.optim.global_batch}"
+        )
+
+
+def _check_database(config: Config) -> None:
+    """By default MLflow's database lies beside the runs; in its URL `?` and `%` do not stand for themselves."""
+    storage = config.run.storage
+    folder = absolute_path("runs" if "://" in storage else storage, "run.storage")
+    if "?" in folder or "%" in folder:
+        raise ConfigError(
+            f"run.storage: MLflow finds no database in {folder}, because of the ? or % in its name; set tracking.uri, "
+            "or choose another folder"
         )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -13,25 +15,20 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from maestro_dist.config.fit import NULL, RULES, alternatives, fitted, is_model
+from maestro_dist.config.places import CREDENTIALS, at_home, has_credentials, refuse_credentials
 from maestro_dist.config.schema import Config
+from maestro_dist.config.yaml_text import Plain, Typed, child_of, from_yaml
 from maestro_dist.errors import ConfigError
 
-
-class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, which plain YAML would settle silently."""
+_LONGEST = 1 << 20  # characters of a configuration file
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if key in seen:
-            raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around all texts that would be read as null."""
 
 
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("None$"), ["N"])
 
 
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
@@ -39,29 +36,31 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
 
     Raises `ConfigError` with one line that names the file or override and the key, and suggests what was meant.
     """
-    tree = read_tree(path) if path else {}
+    tree = {} if path is None else read_tree(path)
     for override in overrides:
         apply_override(tree, override)
     return parse(tree, path or "overrides")
 
 
 def parse(tree: dict[str, Any], where: str) -> Config:
-    """Validate a tree of plain values; `where` names its source in errors."""
-    unknown = list(_unknown_keys(tree, Config))
+    """Validate a tree of plain values, or of words as they were written; `where` names its source in errors."""
+    values = fitted(tree, Config)
+    unknown = list(_unknown_keys(values, Config))
     if unknown:
         raise ConfigError(f"{where}: {'; '.join(unknown)}")
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(values)
     except ValidationError as error:
-        problems: dict[str, str] = {}  # one a key: a union reports each alternative
+        problems: dict[str, str] = {}
         for item in error.errors():
-            problems.setdefault(*_problem(item))
-        raise ConfigError(f"{where}: {'; '.join(f'{key}: {text}' for key, text in problems.items())}") from None
+            problems.setdefault(*_problem(item, values, tree))
+        deepest = {key: text for key, text in problems.items() if not any(k.startswith(f"{key}.") for k in problems)}
+        raise ConfigError(f"{where}: {'; '.join(f'{key}: {text}' for key, text in deepest.items())}") from None
 
 
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML that `load_config` reads back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return str(yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False))
 
 
 def flatten(config: BaseModel, prefix: str = "") -> dict[str, Any]:
@@ -77,12 +76,12 @@ def flatten(config: BaseModel, prefix: str = "") -> dict[str, Any]:
 
 
 def describe() -> str:
-    """Every key with its type, default and docstring."""
-    lines: list[str] = []
+    """How values are read, and every key with its type, default and docstring."""
+    lines = [RULES, "\nkeys (type) = default"]
     for section, info in Config.model_fields.items():
         lines.append(f"\n{section}: {info.description}")
         lines += _describe_section(_section_of(info), f"{section}.")
-    return "\n".join(lines).lstrip("\n")
+    return "\n".join(lines)
 
 
 def _describe_section(model: type[BaseModel] | None, prefix: str) -> list[str]:
@@ -93,14 +92,17 @@ def _describe_section(model: type[BaseModel] | None, prefix: str) -> list[str]:
             lines.append(f"  {prefix}{name}: {info.description}")
             lines += _describe_section(inner, f"{prefix}{name}.")
         else:
-            lines.append(f"  {prefix}{name} ({_type_name(info.annotation)}){_default(info)}")
-            lines.append(f"      {info.description}")
+            lines.append(f"  {prefix}{name} ({_type_name(info.annotation)}){default_of(info)}")
+            lines += [f"      {line}" for line in (info.description or "").splitlines()]
     return lines
 
 
-def _default(info: FieldInfo) -> str:
+def default_of(info: FieldInfo) -> str:
+    """` = default` of a key, as one would type it."""
     if info.is_required():
         return ", required"
+    if isinstance(info.default, str):
+        return f" = {info.default}".rstrip()
     value = list(info.default) if isinstance(info.default, tuple) else info.default
     return " = " + yaml.safe_dump(value, default_flow_style=True).replace("\n...", "").strip()
 
@@ -120,71 +122,101 @@ def _type_name(annotation: Any) -> str:
 
 def _section_of(info: FieldInfo) -> type[BaseModel] | None:
     """The model class of a field that is a section, also an optional one."""
-    options = typing.get_args(info.annotation) or (info.annotation,)
-    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+    return next((kind for kind in alternatives(info.annotation) if is_model(kind)), None)
 
 
-def has_credentials(url: str) -> bool:
-    """Whether a URL holds a user name or password (`scheme://user:password@host`)."""
-    _, separator, rest = url.partition("://")
-    return bool(separator) and "@" in rest.partition("/")[0]
+def is_file(argument: str) -> bool:
+    """Whether an argument of the command line names a configuration file, though it may hold `=`.
+
+    `run.name=x.yaml` is an override: what stands before its `=` is a key.
+    """
+    key, equals, _ = argument.partition("=")
+    if not equals:
+        return True
+    if key.partition(".")[0] in Config.model_fields:
+        return False
+    return "/" in key or argument.endswith((".yaml", ".yml")) or os.path.exists(argument)
+
+
+def read_tree(path: str) -> dict[str, Any]:
+    """A YAML file or URL as it was written: dicts, lists, and texts whose meaning `fitted` knows.
+
+    Raises `ConfigError`, which names the file, and the line where it is no YAML.
+    """
+    if has_credentials(path):
+        raise ConfigError(f"the configuration's URL {CREDENTIALS}")
+    if not path:
+        raise ConfigError("the name of the configuration file is empty")
+    path = at_home(path, "the configuration")
+    try:
+        text = _text(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file{_what_is_there(path)}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: a folder; name a file in it{_what_is_there(os.path.join(path, ''))}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text in UTF-8, so no configuration") from None
+    except Exception as error:  # each fsspec backend has its own classes
+        raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from None
+    if len(text) > _LONGEST:
+        raise ConfigError(f"{path}: more than {_LONGEST:,} characters, so no configuration")
+    try:
+        tree = from_yaml(text)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{line}: {(error.problem or 'not valid YAML').removeprefix('but ')}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
+    if isinstance(tree, Plain) and tree in NULL:
+        return {}
+    if not isinstance(tree, dict):
+        found = "a list" if isinstance(tree, list) else "text"
+        raise ConfigError(f"{path}: expected sections (run:, data:, model: ...), found {found}")
+    refuse_credentials(tree, f"{path}: ")
+    return tree
 
 
 def _text(path: str) -> str:
     if "://" not in path:
-        return Path(path).read_text(encoding="utf-8")
+        with Path(path).open(encoding="utf-8-sig") as local:
+            return local.read(_LONGEST + 1)
     import fsspec
 
-    with fsspec.open(path, encoding="utf-8", mode="r") as file:
-        return str(file.read())
+    with fsspec.open(path, encoding="utf-8-sig", mode="r") as file:
+        return str(file.read(_LONGEST + 1))
 
 
-def read_tree(path: str) -> dict[str, Any]:
-    """The plain values of a YAML file or URL. Raises `ConfigError`, which names it."""
-    if has_credentials(path):
-        raise ConfigError("the configuration's URL holds credentials; give them in the environment")
-    try:
-        text = _text(path)
-    except FileNotFoundError:
-        near = (
-            []
-            if "://" in path
-            else difflib.get_close_matches(path, [str(p) for p in Path(path).parent.glob("*.yaml")], n=1)
-        )
-        raise ConfigError(f"{path}: no such file{f'; did you mean {near[0]}?' if near else ''}") from None
-    except Exception as error:  # each fsspec backend has its own classes
-        raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from None
-    try:
-        tree = yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line}: {error.problem or 'not valid YAML'}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected sections (run:, data:, model: ...), found {type(tree).__name__}")
-    return tree
+def _what_is_there(path: str) -> str:
+    """The name of a file like this one in its folder, or those of all."""
+    folder, name = os.path.split(path)
+    if "://" in path or not os.path.isdir(folder or "."):
+        return ""
+    names = {file.stem: file.name for file in sorted(Path(folder).iterdir()) if file.suffix in (".yaml", ".yml")}
+    near = difflib.get_close_matches(Path(name).stem, names, n=1, cutoff=0.7)
+    if near:
+        return f"; did you mean {os.path.join(folder, names[near[0]])}?"
+    shown = ", ".join(list(names.values())[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    return f"; there are {shown}" if names else "; there is no *.yaml"
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Put `section.key=value` into a tree of plain values. Raises `ConfigError` where it has not that form."""
+    """Put `section.key=value` into a tree, the value as it was typed.
+
+    Raises `ConfigError` where it has not that form, or holds credentials.
+    """
     key, equals, text = override.partition("=")
+    if has_credentials(override) or has_credentials(text):
+        raise ConfigError(f"{'an override' if has_credentials(key) else key}: {CREDENTIALS}")
     if not equals or not key:
         raise ConfigError(f"{override!r}: overrides have the form section.key=value")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise ConfigError(f"{override!r}: the value is not valid YAML") from None
     *path, last = key.split(".")
     node = tree
     for part in path:
-        child = node.get(part)
+        child = child_of(node, part)
         if not isinstance(child, dict):
             child = node[part] = {}
         node = child
-    node[last] = value
+    node[last] = Typed(text, key)
 
 
 def _unknown_keys(tree: Any, model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -193,7 +225,8 @@ def _unknown_keys(tree: Any, model: type[BaseModel], prefix: str = "") -> Iterat
     for name, value in tree.items():
         info = model.model_fields.get(name) if isinstance(name, str) else None
         if info is None:
-            yield f"{prefix}{name}: unknown key{_suggest(str(name), model, prefix)}"
+            shown = str(name) if str(name).isprintable() else repr(name)
+            yield f"{prefix}{shown[:100]}: unknown key{_suggest(str(name), model, prefix)}"
         elif inner := _section_of(info):
             yield from _unknown_keys(value, inner, f"{prefix}{name}.")
 
@@ -208,12 +241,31 @@ def _suggest(name: str, model: type[BaseModel], prefix: str) -> str:
     return f"; there are {', '.join(model.model_fields)}"
 
 
-def _problem(item: Any) -> tuple[str, str]:
-    # pydantic appends a list's index and the tried alternative of a union ("constrained-int", "dict[...]")
-    parts = [str(part) for part in item["loc"]]
-    while len(parts) > 1 and (not parts[-1].isidentifier() or parts[-1] in {"int", "str", "float"}):
-        parts.pop()
+def _problem(item: Any, values: Any, tree: Any) -> tuple[str, str]:
+    """One error of pydantic as (key, text). Of a union there is one for each alternative, which it names in between."""
+    keys, node = [], values
+    for part in item["loc"]:
+        if isinstance(node, dict) and (part in node or item["type"] == "missing"):
+            keys.append(str(part))
+            node = node.get(part)
+        elif isinstance(node, list) and isinstance(part, int):
+            node = node[part] if part < len(node) else None
     message = item["msg"].removeprefix("Value error, ")
+    return ".".join(keys), f"{message[:1].lower()}{message[1:]}{_given(item, tree)}"
+
+
+def _given(item: Any, tree: Any) -> str:
+    """What was given for a key, as it was written in `tree`."""
     given = item.get("input")
-    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool | type(None)) else ""
-    return ".".join(parts), f"{message[:1].lower()}{message[1:]}{shown}"
+    if not isinstance(given, str | int | float | bool | type(None)):
+        return ""
+    node = tree
+    for part in item["loc"]:
+        if not (part in node if isinstance(node, dict) else isinstance(node, list) and part in range(len(node))):
+            break
+        node = node[part]
+    inner = str(node).lstrip().startswith(("[", "{"))  # one of several values that were typed together
+    shown = str(node).strip() if isinstance(node, Plain) and not inner and not isinstance(given, str) else repr(given)
+    if has_credentials(shown):
+        return " (not shown: it holds credentials)"
+    return f" (got {shown[:100]}{'...' if len(shown) > 100 else ''})"

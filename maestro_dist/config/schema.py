@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from maestro_dist.config.learning import AugmentConfig, MissingConfig, OptimConfig, TaskConfig
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.config.sections import Count, Positive, Section, Share
+from maestro_dist.config.sections import Count, Positive, Section, Share, Text
 
 _LOG = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ class RunConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     """Name of the run. The same name and storage continue the same run."""
-    storage: str = "runs"
+    storage: Text = "runs"
     """Folder or fsspec URL that holds runs, checkpoints and models. Relative paths start at the current folder."""
     seed: int = 2711
     """Seed of every draw of the run."""
@@ -66,7 +66,7 @@ class SourceConfig(Section):
 
     converter: Literal["uci_hapt", "stress_predict", "physionet2012"]
     """Converter that reads the raw files."""
-    path: str
+    path: Text
     """Folder or archive with the raw files."""
     options: dict[str, str | int | float] = {}
     """Options of the converter, named as those of `tools/pack_dataset.py`."""
@@ -81,11 +81,11 @@ class DataConfig(Section):
     """Raw files that are packed to `data.url` first where it holds no manifest; none by default."""
     modalities: list[str] | None = None
     """Modalities to use; by default all of the manifest."""
-    train: str = "train"
+    train: Text = "train"
     """Split to train on."""
-    validation: str = "validation"
+    validation: Text = "validation"
     """Split that chooses the best weights."""
-    test: str = "test"
+    test: Text = "test"
     """Split of the one final test."""
     label_share: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)] = 1.0
     """Share of the training samples that are trained on (which ones: `run.seed` says; a smaller share is part of a
@@ -162,7 +162,7 @@ class TrackingConfig(Section):
 
     uri: str | None = None
     """Tracking URI; by default SQLite in `run.storage` (or in `runs/` when the storage is remote)."""
-    experiment: str = "maestro_dist"
+    experiment: Text = "maestro_dist"
     """Experiment name."""
     every_steps: Positive = 10
     """Steps between two records of the training metrics, and between progress lines."""

@@ -13,6 +13,7 @@ from benchmarks.baselines.__main__ import main
 from benchmarks.baselines.features import QUANTILES, STATISTICS, statistics
 from benchmarks.baselines.kernels import KERNELS, LENGTH, MiniRocket
 from benchmarks.baselines.ridge import fit_ridge
+from benchmarks.baselines.settings import load_settings
 from benchmarks.baselines.windows import Windows, evaluated, masked_copies, normalised
 
 from maestro_dist.data.missing import evaluation_mask
@@ -205,3 +206,13 @@ def test_what_is_wrong_is_named(
         pytest.skip("needs lightgbm")
     assert main(["lightgbm", f"data.url={synthetic}", f"run.storage={tmp_path}", *arguments]) != 0
     assert said in capsys.readouterr().err
+
+
+def test_settings_mean_what_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "a=b.yaml"
+    path.write_text("tracking: {experiment: 0042}")
+    typed = ["run.storage=~/exp #3", "baseline.rate=1e-2", "baseline.leaves=[7, 1_5]", "baseline.trees=1e2"]
+    config, baseline = load_settings([*typed, str(path)])
+    assert (config.run.storage, config.tracking.experiment) == (f"{tmp_path}/exp #3", "0042")
+    assert (baseline.rate, baseline.leaves, baseline.trees) == (0.01, (7, 15), 100)

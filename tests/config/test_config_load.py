@@ -82,12 +82,6 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_is_guessed(tmp_path: Path) -> None:
-    write(tmp_path, "")
-    with pytest.raises(ConfigError, match=r"y\.yaml: no such file; did you mean .*x\.yaml"):
-        load_config(str(tmp_path / "y.yaml"))
-
-
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

@@ -140,3 +140,34 @@ def test_what_is_wrong_is_named(change: Any, said: str, tmp_path: Path) -> None:
         load_plan(changed(tmp_path, change))
     assert "suite.yaml: " in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_suite_means_what_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    typed = [
+        "storage=/data/exp #3",
+        "experiment=0042",
+        "data.excerpt.url=~/no: 1",
+        "about=# 2026-01-15",
+        "tracking_uri=",
+    ]
+    plan = load_plan(SMOKE, [*typed, "entries.lightgbm.label=off", "entries.lightgbm.minutes=1e-1", "seeds=[1_0]"])
+    assert (plan.storage, plan.experiment, plan.suite.about) == ("/data/exp #3", "0042", "# 2026-01-15")
+    assert plan.tracking == "sqlite:////data/exp #3/mlflow.db"
+    assert {cell.url for cell in plan.cells} == {f"{tmp_path}/no: 1"}
+    assert [(entry.label, entry.minutes) for entry in plan.suite.entries][1] == ("off", 0.1)
+    config = load_config(str(ROOT / plan.cells[1].arguments[1]), plan.cells[1].arguments[2:])
+    assert (config.run.storage, config.run.seed) == ("/data/exp #3", 10)
+    assert load_plan(SMOKE, ["tracking_uri=sqlite:///~/x.db"]).tracking == f"sqlite:///{tmp_path}/x.db"
+    with pytest.raises(ConfigError, match=r"^tracking_uri: holds credentials") as caught:
+        load_plan(SMOKE, ["tracking_uri=postgresql://h/db?password=hunter2"])
+    assert "hunter2" not in str(caught.value)
+    items = load_plan(
+        SMOKE,
+        [
+            "figures=[{name: no, count: [a, b]}, {name: a, value: {entry: lightgbm, data: excerpt}},"
+            "{name: b, value: {entry: lightgbm, data: excerpt}}]",
+            "figures.no.reach=1e0",
+        ],
+    )
+    assert [(figure.name, figure.reach) for figure in items.suite.figures] == [("no", 1.0), ("a", None), ("b", None)]

@@ -12,8 +12,11 @@ from benchmarks.baselines.settings import load_settings
 from pydantic import ValidationError
 
 from maestro_dist.config.check import check, identity
+from maestro_dist.config.fit import fitted
 from maestro_dist.config.load import apply_override, load_config, read_tree
+from maestro_dist.config.places import absolute_path, at_home
 from maestro_dist.config.schema import Config, SourceConfig
+from maestro_dist.config.yaml_text import child_of
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import ConfigError
 from maestro_dist.tracking.run import tracking_uri
@@ -56,6 +59,7 @@ def load_plan(path: str, overrides: Sequence[str] = ()) -> Plan:
     tree = read_tree(path)
     for override in overrides:
         _override(tree, override)
+    tree = fitted(tree, Suite)
     try:
         suite = Suite.model_validate(tree)
     except ValidationError as error:
@@ -69,9 +73,9 @@ def load_plan(path: str, overrides: Sequence[str] = ()) -> Plan:
 
 def plan(suite: Suite) -> Plan:
     """The cells of a suite. Raises ConfigError."""
-    storage = absolute(suite.storage)
-    tracking = absolute(suite.tracking_uri or tracking_uri(None, storage))
-    kept = None if suite.keep is None else absolute(suite.keep)
+    storage = absolute_path(suite.storage, "storage")
+    tracking = absolute_path(suite.tracking_uri or tracking_uri(None, storage), "tracking_uri")
+    kept = None if suite.keep is None else absolute_path(suite.keep, "keep")
     empty = Plan(suite, (), storage, tracking, suite.experiment or suite.name, kept)
     ablated = list(_ablated(suite))
     check_entries(suite, [*suite.entries, *ablated])
@@ -93,15 +97,8 @@ def sources(plan: Plan, cells: Iterable[Cell]) -> Iterator[tuple[str, SourceConf
         source = plan.data(cell.data).source
         if source is not None:
             options = {name: _filled(value, cell.fold) for name, value in source.options.items()}
-            source = source.model_copy(update={"options": options, "path": absolute(source.path)})
+            source = source.model_copy(update={"options": options, "path": absolute_path(source.path, "source.path")})
         yield cell.url, source
-
-
-def absolute(path: str) -> str:
-    """A local path, also in `sqlite:///`, made absolute; a URL as it is."""
-    if path.startswith("sqlite:///"):
-        return f"sqlite:///{Path(path.removeprefix('sqlite:///')).absolute()}"
-    return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
 def _override(tree: Any, override: str) -> None:
@@ -116,7 +113,7 @@ def _override(tree: Any, override: str) -> None:
             for child in (
                 [item for item in node if isinstance(item, dict) and item.get("name") == part]
                 if isinstance(node, list)
-                else [node[part]]
+                else [child_of(node, part)]
                 if isinstance(node, dict) and part in node
                 else []
             )
@@ -179,7 +176,7 @@ def _cell(plan: Plan, entry: Entry, data: DataSet, fold: int | None, seed: int, 
     needs = {other: _name(data, fold, *entry_and_seed(other, seed)) for other in needed(entry.set)}
     places = {other: Storage(plan.storage).join(cell).url for other, cell in needs.items()}
     changes = [filled(override, lambda other: places[other]) for override in entry.set]
-    url = absolute(data.url if fold is None else data.url.replace("{fold}", str(fold)))
+    url = absolute_path(data.url if fold is None else data.url.replace("{fold}", str(fold)), f"data.{data.name}.url")
     common = {
         "run.name": name,
         "run.storage": plan.storage,
@@ -191,7 +188,7 @@ def _cell(plan: Plan, entry: Entry, data: DataSet, fold: int | None, seed: int, 
         "evaluation.test_rates": rates,
         "evaluation.draws": plan.suite.draws,
     }
-    last = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in common.items()]
+    last = [_typed(key, value) for key, value in common.items()]
     file = _config_file(entry.config)
     given = [file] if file else []
     own = {}
@@ -250,6 +247,7 @@ def _deciding(config: Config, kind: str) -> dict[str, Any]:
 
 def _config_file(config: str | None) -> str | None:
     """Relative to the repository where it lies in it, else absolute: a job works in a copy of the repository."""
+    config = config and at_home(config, "config")
     if config is None or "://" in config or Path(config).is_absolute():
         return config
     path = (ROOT / config).resolve()
@@ -264,10 +262,17 @@ def _absolute_places(config: Config) -> list[str]:
         "task.teachers": config.task.teachers,
     }
     found = {
-        key: [absolute(place) for place in value] if isinstance(value, list) else value and absolute(value)
+        key: [absolute_path(place, key) for place in value]
+        if isinstance(value, list)
+        else value and absolute_path(value, key)
         for key, value in places.items()
     }
-    return [f"{key}={json.dumps(value)}" for key, value in found.items() if value and value != places[key]]
+    return [_typed(key, value) for key, value in found.items() if value and value != places[key]]
+
+
+def _typed(key: str, value: Any) -> str:
+    """The override as one types it: text as it is."""
+    return f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
 
 
 def _found(config: str | None) -> str:

@@ -1,7 +1,8 @@
 """Fit a conventional model: `python -m benchmarks.baselines minirocket|lightgbm [CONFIG] [key=value ...]`.
 
 CONFIG and the keys are those of `maestro_dist.train`, of which the sections data, run, evaluation and tracking count,
-and `baseline.*` for the model itself.
+and `baseline.*` for the model itself. With `tools` among the paths of Python; `python -m tools.benchmarks.baselines`
+from the project's folder, and `python tools/benchmarks/baselines` from any, do without.
 """
 
 from __future__ import annotations
@@ -9,6 +10,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+# it starts as a file and as a module, from any folder, with the package that lies beside it
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.baselines.settings import describe_baseline, load_settings
 from maestro_dist.errors import run_main

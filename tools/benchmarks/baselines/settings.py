@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
-from maestro_dist.config.load import load_config
+from maestro_dist.config.fit import fitted
+from maestro_dist.config.load import apply_override, default_of, is_file, load_config
+from maestro_dist.config.places import absolute
 from maestro_dist.config.schema import Config
 from maestro_dist.config.sections import Count, Positive, PositiveFloat, Section, Share
 from maestro_dist.errors import ConfigError
@@ -51,25 +52,23 @@ def load_settings(arguments: Sequence[str]) -> tuple[Config, BaselineConfig]:
     Raises:
         ConfigError: a key or value is wrong; the message names it.
     """
-    files = [text for text in arguments if "=" not in text]
+    own = [text for text in arguments if text.startswith(_PREFIX)]
+    files = [text for text in arguments if text not in own and is_file(text)]
     if len(files) > 1:
         raise ConfigError(f"one CONFIG at most, not {', '.join(files)}")
-    own = [text for text in arguments if text.startswith(_PREFIX)]
-    shared = [text for text in arguments if "=" in text and not text.startswith(_PREFIX)]
-    return load_config(files[0] if files else None, shared), parse_baseline(own)
+    shared = [text for text in arguments if text not in own and text not in files]
+    return absolute(load_config(files[0] if files else None, shared)), parse_baseline(own)
 
 
 def parse_baseline(overrides: Sequence[str]) -> BaselineConfig:
     """`baseline.key=value` texts -> the configuration. Raises ConfigError, which names the key."""
-    values = {}
+    tree: dict[str, Any] = {}
     for text in overrides:
-        key, _, value = text.removeprefix(_PREFIX).partition("=")
+        key = text.removeprefix(_PREFIX).partition("=")[0]
         if key not in BaselineConfig.model_fields:
             raise ConfigError(f"{_PREFIX}{key}: unknown key; there are {', '.join(BaselineConfig.model_fields)}")
-        try:
-            values[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"{text!r}: the value is not valid YAML") from None
+        apply_override(tree, text.removeprefix(_PREFIX))
+    values = fitted(tree, BaselineConfig)
     try:
         return BaselineConfig.model_validate(values)
     except ValidationError as error:
@@ -81,5 +80,5 @@ def describe_baseline() -> str:
     """Help: every key with its default and docstring."""
     lines = []
     for name, info in BaselineConfig.model_fields.items():
-        lines += [f"  {_PREFIX}{name} = {info.default}", f"      {info.description}"]
+        lines += [f"  {_PREFIX}{name}{default_of(info)}", f"      {info.description}"]
     return "\n".join(lines)

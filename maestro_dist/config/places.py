@@ -1,0 +1,116 @@
+"""Paths and URLs in a configuration: home folders, absolute paths, and no credentials."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from maestro_dist.config.schema import Config
+from maestro_dist.errors import ConfigError
+
+CREDENTIALS = (
+    "holds credentials, which would end in logs and files; give them in the environment (AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY, AZURE_STORAGE_SAS_TOKEN, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or "
+    "MLFLOW_TRACKING_TOKEN, PGPASSWORD)"
+)
+_NO_PATH = re.compile(r"databricks|uc\b|[\w+.-]+:(?!///)")  # of tracking URIs: names of services, and servers
+_CHAIN = re.compile(r"::(?=[\w+.-]{1,40}://)")  # zip://a.csv::s3://bucket/b.zip
+_CONTAINER_AT_ACCOUNT = ("abfs", "abfss", "wasb", "wasbs", "az", "adl")  # Azure: no user stands before its @
+_USER = re.compile(r"[^/@?#]+@")
+_PORT = re.compile(r"\[|[^/@:]*:\d*([/?#]|$)")  # of host:80/..., or of an IPv6 address
+_PASSWORD = re.compile(r"[^/@?#]*:[^@]*@")  # a password may hold / and ? (and @, of which the first is found)
+_SETTING = re.compile(r"[?&;#]([^=?&;#]+)=[^&;#]")
+_CONNECTION = re.compile(r"(?:^|;)\s*(AccountKey|Shared\w*|Password|Pwd)\s*=\s*[^;\s]", re.IGNORECASE)
+_SECRET = re.compile(
+    r"passw|passphrase|secret|token|signature|credential|(api|access|account|private|shared)[-_.]?key"
+    r"|(^|[-_.])(pass|pwd|sig|sas|auth|authorization|key|jwt|cred|creds)($|[-_.])",
+    re.IGNORECASE,
+)
+
+
+def has_credentials(text: str) -> bool:
+    """Whether a text holds a URL with a user, a password, a key or a token: before the host, or as a setting (`?sig=`).
+
+    Names of files that hold `@` or `?` are no such thing, nor is Azure's `abfs://container@account...`.
+    """
+    if _CONNECTION.search(text):
+        return True
+    for match in re.finditer("://", text):
+        rest = _CHAIN.split(text[match.end() :], maxsplit=1)[0]
+        if any(_SECRET.search(unquote(name)) for name in _SETTING.findall(rest)):
+            return True
+        if _PORT.match(rest):
+            continue
+        azure = text[: match.start()].lower().endswith(_CONTAINER_AT_ACCOUNT)
+        if _PASSWORD.match(rest) or (_USER.match(rest) and not azure):
+            return True
+    return False
+
+
+def texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """All (key, text) in a tree of plain values, names of keys among the texts."""
+    if isinstance(value, dict):
+        for name, child in value.items():
+            yield key, str(name)
+            yield from texts(child, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for child in value:
+            yield from texts(child, key)
+    elif isinstance(value, str):
+        yield key, value
+
+
+def refuse_credentials(tree: Any, where: str = "") -> None:
+    """Raise `ConfigError`, which names the key and nothing of the text, where one of a tree's texts has credentials.
+
+    `where` begins the message.
+    """
+    for key, text in texts(tree):
+        if has_credentials(text):
+            raise ConfigError(f"{where}{key or 'a key'}: {CREDENTIALS}")
+
+
+def at_home(path: str, key: str) -> str:
+    """A local path with `~` and `~user` as the folders that they stand for. Raises `ConfigError`, which names `key`."""
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:
+        raise ConfigError(
+            f"{key}: {path}: no home folder is known for {path.partition('/')[0]}; write the path out, or ./{path} for "
+            "a folder of that name"
+        ) from None
+
+
+def absolute_path(path: str, key: str) -> str:
+    """A local path made absolute, home folders filled in, also in `sqlite:///`; a URL as it is."""
+    begin = "sqlite:///"
+    if path.startswith(begin):
+        return begin + absolute_path(path.removeprefix(begin), key)
+    return path if "://" in path else str(Path(at_home(path, key)).absolute())
+
+
+def absolute(config: Config) -> Config:
+    """The configuration with local paths made absolute: workers may have another current folder."""
+
+    def moved(section: Any, name: str, *keys: str) -> Any:
+        new: dict[str, Any] = {}
+        for key in keys:
+            value, where = getattr(section, key), f"{name}.{key}"
+            if isinstance(value, str):
+                new[key] = absolute_path(value, where)
+            elif value:
+                new[key] = [absolute_path(item, where) for item in value]
+        return section.model_copy(update=new)
+
+    data, tracking = moved(config.data, "data", "url", "cache"), config.tracking
+    if data.source:
+        data = data.model_copy(update={"source": moved(data.source, "data.source", "path")})
+    if tracking.uri and not re.match(
+        r"databricks|uc\b|[\w+.-]+:(?!///)", tracking.uri
+    ):  # names and URLs that are no path
+        tracking = moved(tracking, "tracking", "uri")
+    run, task = moved(config.run, "run", "storage", "start"), moved(config.task, "task", "teachers")
+    return config.model_copy(update={"data": data, "run": run, "task": task, "tracking": tracking})

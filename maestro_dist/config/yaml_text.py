@@ -1,0 +1,107 @@
+"""YAML as it was written. YAML 1.1 guesses what a word without quotes means (`no` is false, `0042` is 34, `1e-3` is
+text); here such a word keeps its text, and `config/fit.py` decides by the key that it belongs to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from maestro_dist.errors import ConfigError
+
+_MOST_VALUES = 100_000
+_PLAIN, _TAG = "!plain", "tag:yaml.org,2002:"
+_SCALARS = {_PLAIN, *(f"{_TAG}{name}" for name in ("int", "float", "bool", "null"))}  # `!!float 1e-3`
+
+
+class Plain(str):
+    """A word without quotes: what it means depends on the type of its key."""
+
+
+class Typed(Plain):
+    """What stands behind `=` on the command line: text where `key` takes text, else YAML."""
+
+    key: str
+
+    def __new__(cls, text: str, key: str) -> Typed:
+        """`key` is the whole key, for messages."""
+        typed = super().__new__(cls, text)
+        typed.key = key
+        return typed
+
+    def parsed(self) -> Any:
+        """Its values as YAML. Raises `ConfigError`."""
+        try:
+            return from_yaml(self)
+        except yaml.YAMLError:
+            raise ConfigError(
+                f"{f'{self.key}={self}'!r}: the value is not valid YAML; a text in a list or mapping that holds other "
+                "than letters and digits may need quotes of its own"
+            ) from None
+
+
+class _Loader(yaml.SafeLoader):
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        if kind is yaml.ScalarNode and implicit[0]:
+            return _PLAIN
+        return super().resolve(kind, value, implicit)
+
+
+def from_yaml(text: str) -> Any:
+    """The dicts, lists and texts of a YAML document: `Plain` without quotes, `str` with them. Keys of dicts are `str`.
+
+    An alias (`*name`) becomes a copy. Raises `yaml.YAMLError`: not valid, a key given twice, a tag that makes an
+    object, or more than 100,000 values once aliases are written out.
+    """
+    left = _MOST_VALUES
+
+    def value(node: yaml.Node) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise _error(node, f"more than {_MOST_VALUES:,} values")
+        if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
+            return Plain(node.value)
+        if isinstance(node, yaml.ScalarNode) and node.tag == f"{_TAG}str":
+            return str(node.value)
+        if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
+            return [value(item) for item in node.value]
+        if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
+            return mapping(node)
+        raise _error(node, f"the tag {node.tag.replace(_TAG, '!!')} is not for configurations")
+
+    def mapping(node: yaml.MappingNode) -> dict[str, Any]:
+        own: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
+        for key, child in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _error(key, "a key is one word")
+            if (key.tag, key.value) == (_PLAIN, "<<"):
+                bases = value(child)
+                for base in bases if isinstance(bases, list) else [bases]:
+                    if not isinstance(base, dict):
+                        raise _error(key, "<< takes mappings")
+                    merged = base | merged
+            elif key.value in own:
+                raise _error(key, f"key {key.value!r} is given twice")
+            else:
+                own[str(key.value)] = value(child)
+        return merged | own
+
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+        return Plain() if root is None else value(root)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+
+
+def child_of(node: dict[str, Any], key: str) -> Any:
+    """`node[key]`, None where it is missing. What was typed there is parsed first, to be changed in place."""
+    child = node.get(key)
+    if isinstance(child, Typed):
+        child = node[key] = child.parsed()
+    return child
+
+
+def _error(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
