@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from maestro_dist.config.schema import Config
-from maestro_dist.data.manifest import Manifest
-from maestro_dist.data.storage import redact
-from maestro_dist.launch import absolute, prepare_data
+from maestro_dist.data.manifest import MANIFEST_NAME, Manifest
+from maestro_dist.data.storage import Storage, redact
+from maestro_dist.launch import absolute, interruptible, prepare_data
 from maestro_dist.memory import available
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.start import check_start
@@ -25,9 +28,38 @@ def dry_run(config: Config) -> int:
     """Everything up to the first optimizer step: data, mesh, plan, memory, one batch, its loss. Takes no device.
 
     Any number of workers can be planned, also from a manifest without its shards; the batch is then left out, as it is
-    where this machine could not take it.
+    where this machine could not take it. Nothing is left behind, also where the dry run is stopped.
     """
-    config = absolute(config)
+    with interruptible(), ExitStack() as until_the_end:
+        return _dry_run(_traceless(absolute(config), until_the_end))
+
+
+def _traceless(config: Config, until_the_end: ExitStack) -> Config:
+    """The configuration with a temporary folder for what a run would keep: the packed `data.source`, the cache."""
+
+    def folder() -> str:
+        return until_the_end.enter_context(TemporaryDirectory(prefix="maestro_dist-dry-run-"))
+
+    data, url = config.data, Storage(config.data.url)
+    if data.source and not url.exists(MANIFEST_NAME):
+        from maestro_dist.data.prepare import check_place, prepare
+
+        build_mesh(config.mesh, world=config.run.workers)  # a wrong grid is told before the minutes of packing
+        check_place(data.source, data.url)
+        print(
+            f"packing {data.source.path} ({data.source.converter}) to a temporary folder, which goes with the dry run; "
+            f"a run would pack it to {redact(data.url)}",
+            flush=True,
+        )
+        packed = str(Path(folder()) / "data")
+        prepare(data.source, packed)
+        data = data.model_copy(update={"url": packed})
+    elif url.local is None:
+        data = data.model_copy(update={"cache": folder()})
+    return config.model_copy(update={"data": data})
+
+
+def _dry_run(config: Config) -> int:
     manifest, shards = prepare_data(config, bare=True)
     print_start(config, manifest)
     if start := check_start(config, manifest):
