@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
-from pathlib import Path
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 
 from maestro_dist.config.schema import Config
@@ -18,6 +19,7 @@ from maestro_dist.summary import described, print_start
 from maestro_dist.teachers import check_teachers
 from maestro_dist.worker import first_batch
 
+_TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _OPERATIONS = 2 * 10**11
 """What one core does in about five seconds, in floating-point operations of a model's forward."""
 _TO_FILL, _BYTES_TO_FILL = 500, 40
@@ -30,16 +32,25 @@ def dry_run(config: Config) -> int:
     Any number of workers can be planned, also from a manifest without its shards; the batch is then left out, as it is
     where this machine could not take it. Nothing is left behind, also where the dry run is stopped.
     """
-    with interruptible(), ExitStack() as until_the_end:
-        return _dry_run(_traceless(absolute(config), until_the_end))
+    with interruptible(), TemporaryDirectory(prefix="maestro_dist-dry-run-") as folder, _caches_in(folder):
+        return _dry_run(_kept_in(folder, absolute(config)))
 
 
-def _traceless(config: Config, until_the_end: ExitStack) -> Config:
-    """The configuration with a temporary folder for what a run would keep: the packed `data.source`, the cache."""
+@contextmanager
+def _caches_in(folder: str) -> Iterator[None]:
+    """Torch's compiler makes its cache as it is imported, used or not."""
+    before = os.environ.get(_TORCH_CACHE)
+    os.environ[_TORCH_CACHE] = folder
+    try:
+        yield
+    finally:
+        del os.environ[_TORCH_CACHE]
+        if before is not None:
+            os.environ[_TORCH_CACHE] = before
 
-    def folder() -> str:
-        return until_the_end.enter_context(TemporaryDirectory(prefix="maestro_dist-dry-run-"))
 
+def _kept_in(folder: str, config: Config) -> Config:
+    """The configuration with what a run would keep in `folder`: the packed `data.source`, copies of remote shards."""
     data, url = config.data, Storage(config.data.url)
     if data.source and not url.exists(MANIFEST_NAME):
         from maestro_dist.data.prepare import check_place, prepare
@@ -51,11 +62,10 @@ def _traceless(config: Config, until_the_end: ExitStack) -> Config:
             f"a run would pack it to {redact(data.url)}",
             flush=True,
         )
-        packed = str(Path(folder()) / "data")
+        packed = f"{folder}/data"
         prepare(data.source, packed)
         data = data.model_copy(update={"url": packed})
-    elif url.local is None:
-        data = data.model_copy(update={"cache": folder()})
+    data = data.model_copy(update={"cache": f"{folder}/shards"})
     return config.model_copy(update={"data": data})
 
 

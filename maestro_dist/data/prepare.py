@@ -67,9 +67,9 @@ def warn(conversion: Conversion) -> None:
 
 def unknown_options(unknown: Sequence[str], known: Iterable[str]) -> str:
     """That there are no such options of a converter, and which were meant."""
-    names = sorted(known)
-    near = [name for text in unknown for name in difflib.get_close_matches(text, names, n=1, cutoff=0.5)]
-    hint = f"; did you mean {', '.join(near)}?" if near else f"; there are {', '.join(names)}"
+    names = sorted(name.removeprefix("--") for name in known)
+    near = [name for text in unknown for name in difflib.get_close_matches(text.strip("-"), names, n=1)]
+    hint = f"; did you mean --{', --'.join(near)}?" if near else f"; there are --{', --'.join(names)}"
     return f"no option {', '.join(unknown)}{hint}"
 
 
@@ -156,7 +156,7 @@ def check_typed(source: SourceConfig | None, url: str, overrides: Sequence[str])
         ConfigError: there is no packed data set at such a URL.
     """
     keys = [override.partition("=")[0] for override in overrides]
-    paired = any(key == "data" or key.partition("data.source")[:2] == ("", "data.source") for key in keys)
+    paired = any(key in ("data", "data.source") or key.startswith("data.source.") for key in keys)
     if source is None or not (paired or "data.url" in keys):
         return
     there = Storage(url).exists(MANIFEST_NAME)

@@ -135,7 +135,9 @@ def convert(source: Path, *, window_s: int = 32, stride_s: int = 16, splits: Spl
     sessions, warnings, notes = _read(source)
     short = [_name(session.subject) for session in sessions if not session.window_starts(window_s, stride_s)]
     if short:
-        warnings.append(f"{len(short)} people have no {window_s} s of labelled data, so no window: {listed(short)}")
+        warnings.append(
+            f"people with less than {window_s} s of labelled data, left out ({len(short)}): {listed(short)}"
+        )
     description = Description(
         name="stress_predict",
         licence=LICENCE,
@@ -226,14 +228,14 @@ def _read(source: Path) -> tuple[list[_Session], list[str], list[str]]:
     warnings = files.warnings()
     absent = [_name(subject) for subject in sorted(labels.keys() - streams.keys())]
     if absent:
-        warnings.append(f"{len(absent)} people have labels but no data, and are left out: {listed(absent)}")
+        warnings.append(f"people with labels but without data, left out ({len(absent)}): {listed(absent)}")
     uncovered = {s.subject: len(s.labels) - max(0, s.span()[1] - s.span()[0]) for s in sessions}
     partly = [f"{_name(subject)} ({seconds:,} s)" for subject, seconds in uncovered.items() if seconds > APART_S]
     if partly:
-        warnings.append(f"{len(partly)} people have labels beyond their data, which are left out: {listed(partly)}")
+        warnings.append(f"people with labels beyond their data, which are left out ({len(partly)}): {listed(partly)}")
     others = [_name(subject) for subject in sorted(unlabelled - {UNLABELLED})]
     if others:
-        warnings.append(f"{len(others)} people have data but no labels, and are left out: {listed(others)}")
+        warnings.append(f"people with data but without labels, left out ({len(others)}): {listed(others)}")
     notes = [f"{_name(UNLABELLED)} has no labels, as published, and is left out"] if UNLABELLED in unlabelled else []
     return sessions, warnings, notes
 

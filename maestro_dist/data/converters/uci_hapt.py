@@ -207,5 +207,5 @@ def _read(source: Path) -> tuple[dict[tuple[str, int], np.ndarray], list[_Segmen
     unlabelled = sorted(users.keys() - {experiment for experiment, _ in named})
     if unlabelled:
         which = listed([f"exp{experiment:02d} (user{users[experiment][0]:02d})" for experiment in unlabelled])
-        warnings.append(f"{len(unlabelled)} experiments without a row in labels.txt are left out: {which}")
+        warnings.append(f"experiments without a row in labels.txt, left out ({len(unlabelled)}): {which}")
     return streams, segments, warnings
