@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import shutil
 import tarfile
@@ -93,9 +94,11 @@ def test_links_are_followed_and_loops_end(kind: Kind, tmp_path: Path) -> None:
     moved = tmp_path / "disk3"
     shutil.move(folder / Path(kind.file).name, moved)
     (source / kind.file).symlink_to(moved)
+    (tmp_path / kind.file).parent.mkdir(parents=True)
+    (tmp_path / kind.file).write_text("beside the source, so no part of it")
     for place in (source, tmp_path / "disk2"):
-        (place / "loop").symlink_to(source)
-        (place / "self").symlink_to(".")
+        for name, target in {"loop": source, "self": ".", "up": "..", "all": "/"}.items():
+            (place / name).symlink_to(target)
     same_without_a_word(kind, source, expected)
 
 
@@ -254,6 +257,19 @@ def test_hapt_experiment_of_two_users_or_twice(user: str, tmp_path: Path) -> Non
     else:
         with pytest.raises(DataError, match="says that experiment 6 is of user 6"):
             uci_hapt.convert(tmp_path)
+
+
+def test_people_whom_the_splits_name_in_vain(tmp_path: Path) -> None:
+    for module, write, present in ((uci_hapt, people.hapt, 6), (stress_predict, people.stress, 5)):
+        parser = argparse.ArgumentParser()
+        module.add_arguments(parser)
+        arguments = parser.parse_args(
+            ["--window", "8"], argparse.Namespace(splits=[f"test={present},21", "validation=3"])
+        )
+        conversion = module.from_arguments(write(tmp_path / module.__name__), arguments)
+        assert conversion.warnings == ("--splits names people of whom there is no sample (2): 3, 21",)
+        arguments.splits = [f"test={present}"]
+        assert module.from_arguments(tmp_path / module.__name__, arguments).warnings == ()
 
 
 def test_hapt_labels_are_whole_numbers(tmp_path: Path) -> None:

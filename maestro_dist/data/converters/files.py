@@ -43,9 +43,9 @@ def missing(names: Sequence[str], where: str = "") -> str:
 class SourceFiles:
     """Reads the files of `source`, a folder or an archive, and collects what a person should be warned of.
 
-    Links to files and folders are followed; a folder is read once under each of its names, so that a loop of links
-    ends. Archives are streamed through memory: no member, whatever its name, is ever written to disk, and the links in
-    them are passed over. So are ghosts (`is_ghost`).
+    Links to files and folders are followed, but not to a folder around them; a folder is read once under each of its
+    names. So a loop of links ends. Archives are streamed through memory: no member, whatever its name, is ever written
+    to disk, and the links in them are passed over. So are ghosts (`is_ghost`).
     """
 
     def __init__(self, source: Path) -> None:
@@ -91,36 +91,38 @@ class SourceFiles:
         if self.source.is_file():
             yield from self._archive(self.source, role)
         elif self.source.is_dir():
-            for below, path in self._walk(self.source, PurePosixPath(), set()):
-                what = role(below)
-                if not path.exists():
-                    self._warn("a link that leads nowhere is passed over", f"{path} -> {os.readlink(path)}")
-                    if what is not None:
-                        raise self.error("a file is missing")
-                elif what is not None:
-                    yield what, str(path), _content(path)
+            for below, path in self._walk(self.source, PurePosixPath(), (), set()):
+                if (what := role(below)) is None:
+                    continue
+                if path.is_symlink() and not path.exists():
+                    raise self.error("a file is missing")
+                yield what, str(path), _content(path)
             for path in _entries(self.source):
-                if path.is_file() and _ARCHIVE.fullmatch(path.name) and not is_ghost(PurePosixPath(path.name)):
+                if path.is_file() and _ARCHIVE.fullmatch(path.name):
                     yield from self._archive(path, role)
         else:
             raise DataError(f"{self.source}: no such folder or archive; check the path of the source")
 
     def _walk(
-        self, folder: Path, below: PurePosixPath, seen: set[tuple[str, str]]
+        self, folder: Path, below: PurePosixPath, above: tuple[str, ...], seen: set[tuple[str, str]]
     ) -> Iterator[tuple[PurePosixPath, Path]]:
-        """(path below the source, path) of each file and of each link that leads nowhere."""
-        known = os.path.realpath(folder), folder.name
-        if known in seen:
+        """(path below the source, path) of each file, and of each link to nothing; `above` are the folders around."""
+        here = os.path.realpath(folder)
+        if (here, folder.name) in seen or self._around(here, above):
             return
-        seen.add(known)
+        seen.add((here, folder.name))
         for path in _entries(folder):
-            inside = below / path.name
-            if is_ghost(PurePosixPath(path.name)):
-                continue
             if path.is_dir():
-                yield from self._walk(path, inside, seen)
-            elif path.is_file() or path.is_symlink():
-                yield inside, path
+                yield from self._walk(path, below / path.name, (*above, here), seen)
+            elif path.is_file():
+                yield below / path.name, path
+            elif path.is_symlink():
+                self._warn("a link that leads nowhere is passed over", f"{path} -> {os.readlink(path)}")
+                yield below / path.name, path
+
+    def _around(self, folder: str, above: tuple[str, ...]) -> bool:
+        """Whether a folder is one of those around, or holds the whole source: a link back to it makes a loop."""
+        return folder in above or (bool(above) and Path(above[0]).is_relative_to(folder))
 
     def _archive(self, source: Path, role: Callable[[PurePosixPath], Role | None]) -> Iterator[tuple[Role, str, bytes]]:
         try:
@@ -147,8 +149,12 @@ class SourceFiles:
 
 
 def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, without ghosts."""
     try:
-        return sorted(folder.iterdir())
+        paths = [path for path in sorted(folder.iterdir()) if not is_ghost(PurePosixPath(path.name))]
+        for path in paths:
+            path.is_dir()  # not to be known where the folder may be listed, but not entered
+        return paths
     except OSError as error:
         raise DataError(f"{folder}: the folder cannot be read ({error.strerror})") from error
 

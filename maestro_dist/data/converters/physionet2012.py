@@ -139,9 +139,9 @@ def convert(source: Path, *, times: str = "hourly", fold: int = 0) -> Conversion
         total,
         _samples(found, minutes, fold),
         # without set-a nothing is for training: the statistics in the manifest are then those of the test split
-        ("train", "validation", "test") if "a" in found.stays else ("test",),
-        tuple(found.warnings),
-        tuple(_notes(found)),
+        splits=("train", "validation", "test") if "a" in found.stays else ("test",),
+        warnings=tuple(found.warnings),
+        notes=tuple(_notes(found)),
     )
 
 

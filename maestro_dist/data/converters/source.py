@@ -6,12 +6,13 @@ import argparse
 import io
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from maestro_dist.data.converters.files import listed
 from maestro_dist.data.pack import Description, RawSample
 from maestro_dist.errors import ConfigError, DataError
 
@@ -20,14 +21,16 @@ from maestro_dist.errors import ConfigError, DataError
 class Conversion:
     """A data set ready to be packed: what it is, how many samples there are, and the samples, made one at a time.
 
-    `splits` are those that the manifest will have, in this order. A line each, for a person to read: `warnings` of what
-    the source should have and has not, or has and cannot be used; `notes` of what was found and left out as it should.
+    `splits` are those that the manifest will have, in this order; `people` the numbers of those who have samples. A
+    line each, for a person to read: `warnings` of what the source should have and has not, or has and cannot be used;
+    `notes` of what was found and left out as it should.
     """
 
     description: Description
     total: int
     samples: Iterator[RawSample]
     splits: tuple[str, ...] = ("train", "validation", "test")
+    people: frozenset[int] = frozenset()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -67,6 +70,17 @@ def table(name: str, content: bytes, columns: int, **options: Any) -> np.ndarray
 def split_of(subject: int, splits: Splits) -> str:
     """The split that names the subject, else train."""
     return next((split for split, subjects in splits.items() if subject in subjects), "train")
+
+
+def name_strangers(conversion: Conversion, splits: Splits) -> Conversion:
+    """The conversion with a warning of the people whom typed `splits` name and the source does not have."""
+    strangers = sorted({person for people in splits.values() for person in people} - conversion.people)
+    if not strangers:
+        return conversion
+    warning = (
+        f"--splits names people of whom there is no sample ({len(strangers)}): {listed(list(map(str, strangers)))}"
+    )
+    return replace(conversion, warnings=(*conversion.warnings, warning))
 
 
 def parse_splits(items: Sequence[str]) -> dict[str, set[int]]:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from maestro_dist.data.converters.files import SourceFiles, listed, missing
-from maestro_dist.data.converters.source import Conversion, Splits, parse_splits, split_of, table
+from maestro_dist.data.converters.source import Conversion, Splits, name_strangers, parse_splits, split_of, table
 from maestro_dist.data.moments import causal_statistics
 from maestro_dist.data.pack import Description, RawSample
 from maestro_dist.errors import ConfigError, DataError
@@ -112,7 +112,8 @@ def from_arguments(source: Path, arguments: argparse.Namespace) -> Conversion:
         if arguments.splits or arguments.fold is None:
             raise ConfigError("--folds N goes together with --fold K, and --fold K without --splits")
         splits = fold_splits(FOLDS if arguments.folds is None else arguments.folds, arguments.fold)
-    return convert(source, window_s=arguments.window, stride_s=arguments.stride, splits=splits)
+    conversion = convert(source, window_s=arguments.window, stride_s=arguments.stride, splits=splits)
+    return name_strangers(conversion, splits) if arguments.splits else conversion
 
 
 def fold_splits(folds: int, fold: int) -> Splits:
@@ -155,7 +156,8 @@ def convert(source: Path, *, window_s: int = 32, stride_s: int = 16, splits: Spl
     )
     total = sum(len(session.window_starts(window_s, stride_s)) for session in sessions)
     samples = _samples(sessions, window_s, stride_s, splits)
-    return Conversion(description, total, samples, warnings=tuple(warnings), notes=tuple(notes))
+    people = frozenset(s.subject for s in sessions if s.window_starts(window_s, stride_s))
+    return Conversion(description, total, samples, people=people, warnings=tuple(warnings), notes=tuple(notes))
 
 
 def _samples(sessions: list[_Session], window: int, stride: int, splits: Splits) -> Iterator[RawSample]:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from maestro_dist.data.converters.files import SourceFiles, listed, missing
-from maestro_dist.data.converters.source import Conversion, Splits, parse_splits, split_of, table
+from maestro_dist.data.converters.source import Conversion, Splits, name_strangers, parse_splits, split_of, table
 from maestro_dist.data.moments import causal_statistics
 from maestro_dist.data.pack import Description, RawSample
 from maestro_dist.errors import ConfigError, DataError
@@ -73,13 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def from_arguments(source: Path, arguments: argparse.Namespace) -> Conversion:
     """Parse the source as the options say."""
-    return convert(
-        source,
-        modalities=arguments.modalities,
-        window=arguments.window,
-        stride=arguments.stride,
-        splits=parse_splits(arguments.splits) if arguments.splits else SPLITS,
+    splits = parse_splits(arguments.splits) if arguments.splits else SPLITS
+    conversion = convert(
+        source, modalities=arguments.modalities, window=arguments.window, stride=arguments.stride, splits=splits
     )
+    return name_strangers(conversion, splits) if arguments.splits else conversion
 
 
 def convert(
@@ -115,7 +113,8 @@ def convert(
         notice=NOTICE,
     )
     samples = _samples(streams, spans, modalities, window, splits)
-    return Conversion(description, len(spans), samples, warnings=tuple(warnings))
+    people = frozenset(segment.user for segment, _ in spans)
+    return Conversion(description, len(spans), samples, people=people, warnings=tuple(warnings))
 
 
 def _names(sensor: str, modalities: str) -> list[str]:
