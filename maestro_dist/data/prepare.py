@@ -131,6 +131,8 @@ def check_place(source: SourceConfig, url: str) -> None:
             f"data.url: {url}: there is no folder {place.parent}; mend data.url, or make that folder for {what}"
         )
     others = _other_files(storage.list())
+    if place is not None:  # the raw files may lie there
+        others = [name for name in others if not Path(source.path).resolve().is_relative_to((place / name).resolve())]
     if others:
         raise ConfigError(
             f"data.url: {redact(url)} holds no {MANIFEST_NAME} but other files ({listed(others, 4)}); mend data.url, "

@@ -111,6 +111,13 @@ def test_places_that_are_taken(
             check_place(source, f"{tmp_path}/{url}")
 
 
+def test_the_raw_files_may_lie_in_the_place(source: SourceConfig, tmp_path: Path) -> None:
+    check_place(source, f"{tmp_path}")
+    (tmp_path / "notes").write_text("")
+    with pytest.raises(ConfigError, match=r"other files \(notes\)"):
+        check_place(source, f"{tmp_path}")
+
+
 def test_a_place_below_the_current_folder_may_be_as_deep_as_it_likes(
     source: SourceConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

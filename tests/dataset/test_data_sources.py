@@ -198,7 +198,11 @@ def test_stress_people_without_data_or_labels_are_named(tmp_path: Path) -> None:
         ({"EDA": None, "HR": None}, r"S04/EDA.csv is missing \(2 are: S04/EDA.csv, S04/HR.csv\)"),
         ({"EDA": ""}, r"S04/EDA.csv: not a table of numbers \(it is empty\)"),
         ({"EDA": "1000\n4\n"}, r"S04/EDA.csv: 2 rows, so no sample"),
-        ({"EDA": people.stream("eda", 8)}, r"S04/EDA.csv: it ends 92 s before other streams, so it was cut short"),
+        ({"EDA": people.stream("eda", 8)}, r"S04/EDA.csv: it ends 92 s before other streams of S04: it was cut short"),
+        (
+            {"HR": people.stream("hr", 100).replace("1000\n", "9000\n")},
+            r"S04/HR.csv: it starts 8000 s after other streams",
+        ),
     ],
 )
 def test_a_person_with_a_part_of_the_streams_is_refused(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import runs
+import synthetic as generated
 import yaml
 
 from maestro_dist.config.load import load_config
@@ -95,6 +96,13 @@ def test_a_dry_run_leaves_nothing_anywhere(stopped: bool, tmp_path: Path) -> Non
     assert process.returncode == (130 if stopped else 0), said
     assert ("first micro-batch: 16 samples, loss" in said) is not stopped
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["cwd", "home", "tmpdir"]
+
+
+def test_shards_of_a_remote_place_are_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generated.write("memory://dry-run")
+    places = [*runs.arguments("", "memory://dry-run"), f"data.cache={tmp_path}/cache"]
+    assert "first micro-batch: 16 samples, loss" in dry(capsys, tmp_path / "runs", *places)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_1024_workers_from_a_manifest_alone(synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ UNLABELLED = 1
 """The one person whom the published labels leave out."""
 FOLDS = 5
 APART_S = 60
-"""Seconds: streams of a person end at most 7 s apart, and labels at most 4 s after them, in the data as published."""
+"""Seconds; as published, streams of a person start at most 10 s and end at most 7 s apart, labels end 4 s later."""
 SPLITS: Splits = {"validation": range(24, 28), "test": range(28, 36)}
 CLASSES = ("no_stress", "stress")
 LICENCE = "MIT"
@@ -221,12 +221,7 @@ def _read(source: Path) -> tuple[list[_Session], list[str], list[str]]:
         raise files.error(missing(lost))
     sessions = [_Session(subject, found, *labels[subject]) for subject, found in sorted(streams.items())]
     for session in sessions:
-        ends = {modality: stream.end(KINDS[modality].rate_hz) for modality, stream in session.streams.items()}
-        first = min(ends, key=lambda modality: ends[modality])
-        early = max(ends.values()) - ends[first]
-        if early > APART_S:
-            name = names[session.subject, first]
-            raise DataError(f"{name}: it ends {early:.0f} s before other streams, so it was cut short; fetch it again")
+        _check_together(session, names)
     warnings = files.warnings()
     absent = [_name(subject) for subject in sorted(labels.keys() - streams.keys())]
     if absent:
@@ -240,6 +235,22 @@ def _read(source: Path) -> tuple[list[_Session], list[str], list[str]]:
         warnings.append(f"people with data but without labels, left out ({len(others)}): {listed(others)}")
     notes = [f"{_name(UNLABELLED)} has no labels, as published, and is left out"] if UNLABELLED in unlabelled else []
     return sessions, warnings, notes
+
+
+def _check_together(session: _Session, names: dict[tuple[int, str], str]) -> None:
+    """Refuse a person whose streams are not of one recording, or of whose recording one stream lacks a part."""
+    for verb, edges in {
+        "starts": {modality: stream.start for modality, stream in session.streams.items()},
+        "ends": {modality: stream.end(KINDS[modality].rate_hz) for modality, stream in session.streams.items()},
+    }.items():
+        usual = float(np.median(list(edges.values())))
+        odd = max(edges, key=lambda modality: abs(edges[modality] - usual))
+        late = edges[odd] - usual
+        if abs(late) > APART_S:
+            raise DataError(
+                f"{names[session.subject, odd]}: it {verb} {abs(late):.0f} s {'after' if late > 0 else 'before'} other "
+                f"streams of {_name(session.subject)}: it was cut short or is of another recording; fetch it again"
+            )
 
 
 def _read_labels(files: SourceFiles) -> dict[int, tuple[int, np.ndarray]]:
