@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import shlex
 import sys
@@ -102,15 +103,16 @@ def check_source(path: str, *, source: str) -> None:
 
 
 def check_target(path: str, url: str, *, source: str, target: str) -> None:
-    """Refuse a place for packed data that is a file, or that of the data they are made from.
+    """Refuse a place for packed data that cannot be a folder, or that lies in what they are made from.
 
     Raises:
         ConfigError: the place does not do; `source` and `target` name the options or keys of `path` and `url`.
     """
     place, raw = Storage(url).local, Storage(path).local
     for folder in (place, *place.parents) if place else ():
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"{target}: {url}: {folder} is a file; choose a folder for what is packed from {source}")
+        if os.path.lexists(folder) and not folder.is_dir():
+            what = "a file" if folder.exists() else "a link that leads nowhere"
+            raise ConfigError(f"{target}: {url}: {folder} is {what}; choose a folder for what is packed from {source}")
     if place and raw and raw.is_dir() and place.resolve().is_relative_to(raw.resolve()):
         raise ConfigError(f"{target}: {url} lies in {source} {path}; choose a place outside of it")
 

@@ -95,6 +95,7 @@ def test_what_counts_as_typed_alone(overrides: list[str], refused: bool, source:
         ("raw/Processed_data/../packed", [], r"lies in data\.source\.path"),
         ("recipe.yaml", [], r"recipe.yaml is a file; choose a folder"),
         ("recipe.yaml/new", [], r"recipe.yaml is a file; choose a folder"),
+        ("unmounted/new", [], r"/unmounted is a link that leads nowhere; choose a folder"),
     ],
 )
 def test_places_that_are_taken(
@@ -102,6 +103,7 @@ def test_places_that_are_taken(
 ) -> None:
     (tmp_path / "used").mkdir()
     (tmp_path / "link").symlink_to("raw")
+    (tmp_path / "unmounted").symlink_to("gone")
     for name in files:
         (tmp_path / "used" / name).write_text("")
     if message is None:
