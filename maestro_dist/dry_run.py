@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 
 from maestro_dist.config.schema import Config
-from maestro_dist.data.manifest import Manifest
-from maestro_dist.data.storage import redact
-from maestro_dist.launch import absolute, prepare_data
+from maestro_dist.data.manifest import MANIFEST_NAME, Manifest
+from maestro_dist.data.storage import Storage, redact
+from maestro_dist.launch import absolute, interruptible, prepare_data
 from maestro_dist.memory import available
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.start import check_start
@@ -15,6 +19,7 @@ from maestro_dist.summary import described, print_start
 from maestro_dist.teachers import check_teachers
 from maestro_dist.worker import first_batch
 
+_TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _OPERATIONS = 2 * 10**11
 """What one core does in about five seconds, in floating-point operations of a model's forward."""
 _TO_FILL, _BYTES_TO_FILL = 500, 40
@@ -25,9 +30,46 @@ def dry_run(config: Config) -> int:
     """Everything up to the first optimizer step: data, mesh, plan, memory, one batch, its loss. Takes no device.
 
     Any number of workers can be planned, also from a manifest without its shards; the batch is then left out, as it is
-    where this machine could not take it.
+    where this machine could not take it. Nothing is left behind, also where the dry run is stopped.
     """
-    config = absolute(config)
+    with interruptible(), TemporaryDirectory(prefix="maestro_dist-dry-run-") as folder, _caches_in(folder):
+        return _dry_run(_kept_in(folder, absolute(config)))
+
+
+@contextmanager
+def _caches_in(folder: str) -> Iterator[None]:
+    """Torch's compiler makes its cache as it is imported, used or not."""
+    before = os.environ.get(_TORCH_CACHE)
+    os.environ[_TORCH_CACHE] = folder
+    try:
+        yield
+    finally:
+        del os.environ[_TORCH_CACHE]
+        if before is not None:
+            os.environ[_TORCH_CACHE] = before
+
+
+def _kept_in(folder: str, config: Config) -> Config:
+    """The configuration with what a run would keep in `folder`: the packed `data.source`, copies of remote shards."""
+    data, url = config.data, Storage(config.data.url)
+    if data.source and not url.exists(MANIFEST_NAME):
+        from maestro_dist.data.prepare import check_place, prepare
+
+        build_mesh(config.mesh, world=config.run.workers)  # a wrong grid is told before the minutes of packing
+        check_place(data.source, data.url)
+        print(
+            f"packing {data.source.path} ({data.source.converter}) to a temporary folder, which goes with the dry run; "
+            f"a run would pack it to {redact(data.url)}",
+            flush=True,
+        )
+        packed = f"{folder}/data"
+        prepare(data.source, packed)
+        data = data.model_copy(update={"url": packed})
+    data = data.model_copy(update={"cache": f"{folder}/shards"})
+    return config.model_copy(update={"data": data})
+
+
+def _dry_run(config: Config) -> int:
     manifest, shards = prepare_data(config, bare=True)
     print_start(config, manifest)
     if start := check_start(config, manifest):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -46,7 +47,8 @@ class NonFiniteError(MaestroError):
 def run_main(main: Callable[[], int | None], *, debug: bool) -> int:
     """Run `main` and turn a `MaestroError` into one line on stderr and an exit code.
 
-    With `debug` the traceback is printed too. Errors that are not ours keep their traceback: they are bugs.
+    With `debug` the traceback is printed too. Errors that are not ours keep their traceback: they are bugs. The
+    `SystemExit` of a command line that is wrong passes through.
     """
     try:
         return main() or 0
@@ -55,6 +57,8 @@ def run_main(main: Callable[[], int | None], *, debug: bool) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM into the latter
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code != signal.SIGTERM:  # Ray raises this for SIGTERM
+            raise
         print("error: interrupted", file=sys.stderr)
         return 130

@@ -52,8 +52,9 @@ def prepare_data(config: Config, *, bare: bool = False) -> tuple[Manifest, bool]
     build_mesh(config.mesh, world=config.run.workers)
     source = config.data.source
     if source and not Storage(config.data.url).exists("manifest.json"):
-        from maestro_dist.data.prepare import prepare
+        from maestro_dist.data.prepare import check_place, prepare
 
+        check_place(source, config.data.url)
         print(f"packing {source.path} ({source.converter}) to {redact(config.data.url)}", flush=True)
         prepare(source, config.data.url)
     manifest = load_manifest(config.data.url)

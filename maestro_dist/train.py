@@ -53,12 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(to_yaml(config), end="")
             return 0
         check(config)
+        from maestro_dist.data.prepare import check_typed
+        from maestro_dist.launch import absolute, launch
+
+        check_typed(config.data.source, absolute(config).data.url, options.overrides)
         if options.dry_run:
             from maestro_dist.dry_run import dry_run
 
             return dry_run(config)
-        from maestro_dist.launch import launch
-
         return launch(config)
 
     return run_main(run, debug=options.debug)

@@ -21,46 +21,67 @@ from rich.table import Table
 
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.data.converters import CONVERTERS
-from maestro_dist.data.manifest import Manifest, SymbolSpec, load_manifest
-from maestro_dist.data.pack import check_room, pack
-from maestro_dist.data.storage import redact
+from maestro_dist.data.manifest import MANIFEST_NAME, Manifest, SymbolSpec, load_manifest
+from maestro_dist.data.pack import pack
+from maestro_dist.data.prepare import OptionParser, check_source, check_target, from_home, unknown_options, warn
+from maestro_dist.data.storage import Storage, redact
 from maestro_dist.data.symbols import add_symbols
-from maestro_dist.errors import ConfigError, run_main
+from maestro_dist.errors import ConfigError, DataError, run_main
 from maestro_dist.model.embedding import Symboliser, word_steps
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, convert, pack, and print what there is now."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parsed(argv)
     console = Console(stderr=True)
-    if not arguments.overwrite:
-        check_room(arguments.out)
+    source, out = arguments.source, arguments.out
+    if arguments.name != "packed":
+        check_source(source, source="--source")
+    check_target(source, out, source="--source", target="--out")
+    if not arguments.overwrite and Storage(out).exists(MANIFEST_NAME):
+        raise DataError(f"{redact(out)}: a packed data set is there already; --overwrite replaces it")
     if arguments.name == "packed":
-        with console.status(f"making symbols of {redact(arguments.source)}"):
-            manifest = _symbols(arguments.source, arguments)
-        _summary(manifest, arguments.out, "")
+        with console.status(f"making symbols of {redact(source)}"):
+            manifest = _symbols(source, arguments)
+        _summary(manifest, out, "")
         return 0
-    with console.status(f"reading {arguments.source}"):
-        conversion = CONVERTERS[arguments.name].from_arguments(Path(arguments.source), arguments)
+    with console.status(f"reading {source}"):
+        conversion = CONVERTERS[arguments.name].from_arguments(Path(source), arguments)
+    warn(conversion)
     columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TextColumn("windows"), TimeRemainingColumn())
     with TemporaryDirectory() as folder, Progress(*columns, console=console) as progress:
         manifest = pack(
-            folder if arguments.symbols else arguments.out,
+            folder if arguments.symbols else out,
             conversion.description,
             progress.track(conversion.samples, total=conversion.total),
+            splits=conversion.splits,
             shard_bytes=arguments.shard_mb << 20,
             overwrite=arguments.overwrite,
         )
         if arguments.symbols:  # they need the statistics of the whole training split, known only now
             manifest = _symbols(folder, arguments)
-    _summary(manifest, arguments.out, conversion.description.notice)
+    _summary(manifest, out, conversion.description.notice)
     for note in conversion.notes:
         Console().print(note, highlight=False, markup=False)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def _parsed(argv: list[str] | None) -> argparse.Namespace:
+    """The command line, with local paths from home (`~`) and the values of symbols checked."""
+    parser, children = _parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        child = children[arguments.name]
+        options = [text.partition("=")[0] for text in unknown if text.startswith("-")]
+        child.error(unknown_options(options, child.names) if options else f"no place for {' '.join(unknown)}")
+    arguments.source, arguments.out = (from_home(path) for path in (arguments.source, arguments.out))
+    _model(arguments)
+    return arguments
+
+
+def _parser() -> tuple[OptionParser, dict[str, OptionParser]]:
+    """The parser, and those of the names by name."""
+    parser = OptionParser(description=__doc__.splitlines()[0] if __doc__ else None)
     names = parser.add_subparsers(
         dest="name", required=True, metavar="NAME", help=", ".join([*sorted(CONVERTERS), "packed"])
     )
@@ -73,13 +94,13 @@ def _parser() -> argparse.ArgumentParser:
     child = names.add_parser("packed", help="Add SAX symbols to a packed data set.")
     child.add_argument("--source", required=True, help="folder or fsspec URL of the packed data set")
     _add_arguments(child, symbols_needed=True)
-    return parser
+    return parser, dict(names.choices)
 
 
 def _add_arguments(child: argparse.ArgumentParser, *, symbols_needed: bool) -> None:
     model = ModelConfig()
     child.add_argument("--out", required=True, help="folder or fsspec URL for the packed data set")
-    child.add_argument("--shard-mb", type=int, default=32, help="size of a shard in MiB (default 32)")
+    child.add_argument("--shard-mb", type=_positive, default=32, help="size of a shard in MiB (default 32)")
     child.add_argument("--overwrite", action="store_true", help="replace a packed data set")
     child.add_argument(
         "--symbols",
@@ -92,6 +113,13 @@ def _add_arguments(child: argparse.ArgumentParser, *, symbols_needed: bool) -> N
         "--word", nargs="+", default=[str(model.word)], metavar="STEPS", help="steps a word, or MODALITY=STEPS for each"
     )
     child.add_argument("--normalize", choices=("window", "recording", "dataset"), default=model.normalize)
+
+
+def _positive(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1")
+    return int(text)
 
 
 def _symbols(source: str, arguments: argparse.Namespace) -> Manifest:

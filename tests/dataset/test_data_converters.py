@@ -69,6 +69,7 @@ def test_hapt_excerpt_counts() -> None:
         split[name] += count
     assert split == {"train": 4311, "validation": 727, "test": 971}
     assert conversion.total == 6009
+    assert conversion.warnings == ()
     assert {u for s, u in found if s == "test"} == {"user02", "user04", "user09"}
     assert {u for s, u in found if s == "validation"} == {"user01", "user03"}
 
@@ -185,6 +186,7 @@ def test_stress_excerpt_counts() -> None:
     conversion = stress_predict.convert(STRESS)
     samples = list(conversion.samples)
     assert len(samples) == conversion.total == 438
+    assert conversion.warnings == ()
     assert Counter(s.split for s in samples) == {"train": 219, "validation": 73, "test": 146}
     assert {s.subject for s in samples if s.split == "test"} == {"S29", "S31"}
     assert {s.label for s in samples if s.split == "train"} == {0, 1}

@@ -222,6 +222,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Manifest]:
 def test_the_excerpt_against_its_text(packed: tuple[str, Manifest]) -> None:
     url, manifest = packed
     conversion = physionet2012.convert(EXCERPT, fold=1)
+    assert conversion.warnings == ()
     samples = {s.key: s for s in conversion.samples}
     counts = {name: (split.samples, split.class_counts[1]) for name, split in manifest.splits.items()}
     assert counts == {"train": (32, 8), "validation": (8, 2), "test": (20, 5)}

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import runs
+import synthetic as generated
+import yaml
 
 from maestro_dist.config.load import load_config
 from maestro_dist.dry_run import trial_samples
@@ -49,12 +55,54 @@ def test_shipped_grids_are_planned_without_a_gpu(
     monkeypatch.chdir(CONFIGS.parent)  # the files name the raw data from there
     path = CONFIGS / f"gpu_{gpus}.yaml"
     assert "has not been run on" in path.read_text().split("run:")[0]
-    said = dry(capsys, tmp_path / "runs", str(path), f"data.url={tmp_path / 'data'}")
+    raw = yaml.safe_load(path.read_text())["data"]["source"]["path"]
+    said = dry(capsys, tmp_path / "runs", str(path), f"data.url={tmp_path / 'data'}", f"data.source.path={raw}")
+    assert not (tmp_path / "data").exists()
     for word in [*words, "memory ", "first micro-batch: ", "ray on cuda"]:
         assert word in said
     assert ("(on the CPU, in fp32)" in said) or ("left out" in said)
     items = ["attention ", "experts: tokens", "gradients: dense", "parameters: dense", "tokens move; a layer"]
     assert all((item in said.partition("plan ")[2]) == (gpus > 1) for item in items)
+
+
+def started(folder: Path) -> subprocess.Popen[str]:
+    """A dry run with raw files to pack, in a process whose places are all below `folder`, the current one too."""
+    places = {name: folder / name.lower() for name in ("HOME", "TMPDIR", "CWD")}
+    for place in places.values():
+        place.mkdir(parents=True)
+    excerpt = CONFIGS.parent / "tests" / "data" / "stress_predict"
+    source = f"data.source={{converter: stress_predict, path: {excerpt}}}"
+    options = [*runs.arguments(folder / "runs", "packed", source, "run.launcher=ray"), f"data.cache={folder}/cache"]
+    return subprocess.Popen(
+        [sys.executable, "-B", "-m", "maestro_dist.train", *options, "--dry-run"],
+        cwd=places["CWD"],
+        env={**os.environ, **{name: str(place) for name, place in places.items()}, "PYTHONPATH": str(CONFIGS.parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_dry_run_leaves_nothing_anywhere(stopped: bool, tmp_path: Path) -> None:
+    process = started(tmp_path)
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    assert "stress_predict) to a temporary folder, which goes with the dry run; a run would pack it to" in first
+    assert f"{tmp_path}/cwd/packed" in first
+    if stopped:  # while it packs
+        process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == (130 if stopped else 0), said
+    assert ("first micro-batch: 16 samples, loss" in said) is not stopped
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["cwd", "home", "tmpdir"]
+
+
+def test_shards_of_a_remote_place_are_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generated.write("memory://dry-run")
+    places = [*runs.arguments("", "memory://dry-run"), f"data.cache={tmp_path}/cache"]
+    assert "first micro-batch: 16 samples, loss" in dry(capsys, tmp_path / "runs", *places)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_1024_workers_from_a_manifest_alone(synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,11 @@
 """PhysioNet/CinC Challenge 2012: 8,000 intensive-care stays, 36 irregular series of 48 hours, survived or died.
 
-Source: `set-a` and `set-b` (folders or archives) with one `<RecordID>.txt` a stay, rows Time (HH:MM), Parameter, Value,
-and `Outcomes-a.txt`, `Outcomes-b.txt`. The rows at 00:00 begin with descriptors: RecordID, Age, Gender, Height,
-ICUType, Weight. A negative number means unknown, everywhere. Weights that come later are left out: 36 series remain.
+Source: `set-a`, `set-b`, `set-c` or some of them (folders or archives) with one `<RecordID>.txt` a stay, rows Time
+(HH:MM), Parameter, Value, and `Outcomes-a.txt` and so on. The rows at 00:00 begin with descriptors: RecordID, Age,
+Gender, Height, ICUType, Weight. A negative number means unknown, everywhere. Weights that come later are left out: 36
+series remain.
+
+set-a is for training and validation, set-b for the test; set-c is the test where there is no set-b, and else left out.
 """
 
 from __future__ import annotations
@@ -10,7 +13,6 @@ from __future__ import annotations
 import argparse
 import math
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +20,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from maestro_dist.data.converters.source import Conversion, members
+from maestro_dist.data.converters.files import SourceFiles, missing
+from maestro_dist.data.converters.source import Conversion
 from maestro_dist.data.pack import Description, RawSample
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.types import Modality
@@ -48,7 +51,7 @@ STATIC = "static"
 the unit's type is 1 (coronary care, cardiac surgery recovery, medical, surgical)."""
 
 _COLUMN = {parameter: column for column, parameter in enumerate(UNITS)}
-_FILE = re.compile(r"(?:^|[/:\\])(?:set-([ab])[/\\](\d+)|Outcomes-([ab]))\.txt$")
+_FILE = re.compile(r"(?:^|/)(?:set-([abc])/(\d+)|Outcomes-([abc]))\.txt\Z", re.ASCII)
 _TIME = re.compile(r"(\d\d):([0-5]\d)")
 _OUTCOME_COLUMNS = "RecordID,SAPS-I,SOFA,Length_of_stay,Survival,In-hospital_death"
 
@@ -76,11 +79,12 @@ class _Stay:
 
 @dataclass(frozen=True)
 class _Source:
-    """Stays and labels (1: died) by set and RecordID; what was left out while reading, by reason."""
+    """Stays and labels (1: died) by set and RecordID; what was left out while reading, by reason; warnings."""
 
     stays: dict[str, dict[int, _Stay]]
     died: dict[str, dict[int, int]]
     left_out: Counter[str]
+    warnings: list[str]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,8 +107,8 @@ def from_arguments(source: Path, arguments: argparse.Namespace) -> Conversion:
 def convert(source: Path, *, times: str = "hourly", fold: int = 0) -> Conversion:
     """One sample a stay: 36 series on a grid of hours ("hourly") or minutes ("native"), NaN where not observed.
 
-    set-b is the test split; stay i of set-a, by RecordID, is for validation where i mod 5 = `fold`, else for training.
-    There are no recording statistics: a stay is one window, so they would be those of the window.
+    set-b (or set-c) is the test split; stay i of set-a, by RecordID, is for validation where i mod 5 = `fold`, else for
+    training. There are no recording statistics: a stay is one window, so they would be those of the window.
 
     Raises:
         DataError: a file is missing or damaged; the message names it and the line.
@@ -121,7 +125,8 @@ def convert(source: Path, *, times: str = "hourly", fold: int = 0) -> Conversion
         name="physionet2012",
         licence=LICENCE,
         citation=CITATION,
-        source="physionet.org/content/challenge-2012/1.0.0, sets a and b",
+        source=f"physionet.org/content/challenge-2012/1.0.0, set{'s' if len(found.stays) > 1 else ''} "
+        + " and ".join(found.stays),
         task="classification",
         classes=CLASSES,
         target="death in hospital",
@@ -129,7 +134,15 @@ def convert(source: Path, *, times: str = "hourly", fold: int = 0) -> Conversion
         modalities=(*(Modality(name.lower(), 1, 1 / seconds, steps, unit) for name, unit in UNITS.items()), static),
     )
     total = sum(len(stays) for stays in found.stays.values())
-    return Conversion(description, total, _samples(found, minutes, fold), tuple(_notes(found)))
+    return Conversion(
+        description,
+        total,
+        _samples(found, minutes, fold),
+        # without set-a nothing is for training: the statistics in the manifest are then those of the test split
+        splits=("train", "validation", "test") if "a" in found.stays else ("test",),
+        warnings=tuple(found.warnings),
+        notes=tuple(_notes(found)),
+    )
 
 
 def _samples(found: _Source, minutes: int, fold: int) -> Iterator[RawSample]:
@@ -162,36 +175,60 @@ def _notes(found: _Source) -> Iterator[str]:
     yield from (f"{count:,} {reason}" for reason, count in sorted(found.left_out.items()) if count)
 
 
+def _role(path: PurePosixPath) -> tuple[str, int | None] | None:
+    """(set, RecordID) of a stay's file, (set, None) of the outcomes."""
+    match = _FILE.search(str(path))
+    if match is None:
+        return None
+    return (match[3], None) if match[3] else (match[1], int(match[2]))
+
+
 def _read(source: Path) -> _Source:
-    found = _Source({"a": {}, "b": {}}, {}, Counter())
-    checksums: dict[tuple[str | None, ...], int] = {}
-
-    def wanted(path: PurePosixPath) -> bool:
-        return bool(_FILE.search(str(path)))
-
-    for name, content in members(source, wanted):
-        match = _FILE.search(name)
-        assert match is not None
-        # A folder often holds a set twice, as archive and unpacked: fine while both say the same.
-        if checksums.setdefault(match.groups(), zlib.crc32(content)) != zlib.crc32(content):
-            raise DataError(f"{name}: there is another file of that name with other content; leave one of them")
-        if match[3]:
-            found.died[match[3]] = _read_outcomes(name, content)
-        elif int(match[2]) not in found.stays[match[1]]:
-            found.stays[match[1]][int(match[2])] = _read_stay(name, int(match[2]), content, found.left_out)
-    for part, stays in found.stays.items():
-        if part not in found.died or not stays:
-            missing = f"Outcomes-{part}.txt" if stays else f"set-{part}/RECORD.txt"
-            raise DataError(f"{source}: no {missing}; --source holds set-a, set-b (or archives of them) and Outcomes")
-        for record in sorted(stays.keys() ^ found.died[part].keys()):
-            where = f"Outcomes-{part}.txt" if record in stays else f"set-{part}"
-            raise DataError(f"{source}: stay {record} is missing in {where}; fetch set-{part} again")
+    """The sets that are used; all of the source is read before it is known which they are."""
+    files = SourceFiles(source)
+    texts: dict[str, dict[int, tuple[str, bytes]]] = {}
+    answers: dict[str, tuple[str, bytes]] = {}
+    for (part, record), name, content in files.read(_role):
+        if record is None:
+            answers[part] = name, content
+        else:
+            texts.setdefault(part, {})[record] = name, content
+    if not texts:
+        sets = " or ".join(f"set-{part}/RECORD.txt" for part in sorted(answers or "abc"))
+        raise files.error(f"no {sets}; the source holds set-a, set-b or set-c (or archives of them) and Outcomes")
+    left = {"c"} if "b" in texts else set()
+    used = sorted(texts.keys() - left)
+    outcomes = {part: _read_outcomes(*answers[part]) for part in sorted(answers.keys() - left)}
+    warnings = files.warnings()
+    for part in sorted(texts.keys() & left):
+        warnings.append(f"set-{part}, {len(texts[part]):,} stays, is left out: set-b is the test split; pack it alone")
+    for part in sorted(outcomes.keys() - texts.keys()):
+        warnings.append(f"Outcomes-{part}.txt names {len(outcomes[part]):,} stays, but there is no set-{part}")
+    where: dict[int, str] = {}
+    for part in used:
+        if part not in outcomes:
+            raise files.error(f"no Outcomes-{part}.txt, but there is set-{part}; fetch it too")
+        for place, lost in (
+            (f"set-{part}", outcomes[part].keys() - texts[part].keys()),
+            (f"Outcomes-{part}.txt", texts[part].keys() - outcomes[part].keys()),
+        ):
+            if lost:
+                stays = missing([f"stay {record}" for record in sorted(lost)], f" in {place}")
+                raise files.error(f"{stays}; fetch set-{part} again")
+        for record, (name, _) in texts[part].items():
+            if where.setdefault(record, name) != name:
+                raise DataError(f"{name}: stay {record} is in another set too, {where[record]}; fetch both again")
+    found = _Source({}, {part: outcomes[part] for part in used}, Counter(), warnings)
+    for part in used:
+        found.stays[part] = {
+            record: _read_stay(name, record, content, found.left_out) for record, (name, content) in texts[part].items()
+        }
     return found
 
 
 def _read_stay(name: str, record: int, content: bytes, left_out: Counter[str]) -> _Stay:
     """A stay from the text of its file."""
-    rows = content.decode("utf-8", errors="replace").splitlines()
+    rows = content.decode("utf-8-sig", errors="replace").splitlines()
     if not rows or rows[0].strip() != "Time,Parameter,Value":
         raise DataError(f"{name}, line 1: it is not 'Time,Parameter,Value'; fetch it again")
     known: dict[str, float] = {}
@@ -260,7 +297,7 @@ def _static(name: str, record: int, known: dict[str, float]) -> np.ndarray:
 
 def _read_outcomes(name: str, content: bytes) -> dict[int, int]:
     """RecordID -> 1 where the person died in hospital, else 0."""
-    rows = content.decode("utf-8", errors="replace").splitlines()
+    rows = content.decode("utf-8-sig", errors="replace").splitlines()
     if not rows or rows[0].strip() != _OUTCOME_COLUMNS:
         raise DataError(f"{name}, line 1: its columns are not {_OUTCOME_COLUMNS}; fetch it again")
     died: dict[int, int] = {}

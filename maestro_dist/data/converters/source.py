@@ -1,21 +1,18 @@
-"""What converters share: reading source files from a folder or archive, splits by subject, the result's shape."""
+"""What converters share: tables of numbers, splits by subject, the result's shape."""
 
 from __future__ import annotations
 
 import argparse
 import io
-import lzma
 import re
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from maestro_dist.data.converters.files import listed
 from maestro_dist.data.pack import Description, RawSample
 from maestro_dist.errors import ConfigError, DataError
 
@@ -24,12 +21,17 @@ from maestro_dist.errors import ConfigError, DataError
 class Conversion:
     """A data set ready to be packed: what it is, how many samples there are, and the samples, made one at a time.
 
-    `notes`: what was found in the source and what was left out of it, a line each, for a person to read.
+    `splits` are those that the manifest will have, in this order; `people` the numbers of those who have samples. A
+    line each, for a person to read: `warnings` of what the source should have and has not, or has and cannot be used;
+    `notes` of what was found and left out as it should.
     """
 
     description: Description
     total: int
     samples: Iterator[RawSample]
+    splits: tuple[str, ...] = ("train", "validation", "test")
+    people: frozenset[int] = frozenset()
+    warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -46,49 +48,6 @@ class Converter(Protocol):
 Splits = Mapping[str, Collection[int]]  # split -> numbers of its subjects; every other subject is for training
 
 
-def members(source: Path, wanted: Callable[[PurePosixPath], bool]) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of each wanted file of a folder, of the archives in it, or of one archive.
-
-    Archives are streamed through memory: no member, whatever its name, is ever written to disk; links are passed over.
-
-    Raises:
-        DataError: the source is missing or an archive is damaged.
-    """
-    if source.is_dir():
-        for path in sorted(source.rglob("*")):
-            if path.is_file() and wanted(PurePosixPath(path.relative_to(source).as_posix())):
-                yield str(path), path.read_bytes()
-        for path in sorted(source.iterdir()):
-            if _is_archive(path):
-                yield from _archive(path, wanted)
-    elif source.is_file():
-        yield from _archive(source, wanted)
-    else:
-        raise DataError(f"{source}: no such folder or archive; check --source")
-
-
-def _is_archive(path: Path) -> bool:
-    return path.is_file() and (".tar" in path.suffixes or path.suffix in (".tgz", ".zip"))
-
-
-def _archive(path: Path, wanted: Callable[[PurePosixPath], bool]) -> Iterator[tuple[str, bytes]]:
-    try:
-        if path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                for entry in archive.infolist():
-                    if not entry.is_dir() and wanted(PurePosixPath(entry.filename)):
-                        yield f"{path}:{entry.filename}", archive.read(entry)
-            return
-        with tarfile.open(path, mode="r|*") as tar:
-            for info in tar:
-                if info.isreg() and wanted(PurePosixPath(info.name)):
-                    content = tar.extractfile(info)
-                    assert content is not None
-                    yield f"{path}:{info.name}", content.read()
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error, OSError, RuntimeError) as error:
-        raise DataError(f"{path}: damaged or unreadable archive ({error}); fetch it again") from error
-
-
 def table(name: str, content: bytes, columns: int, **options: Any) -> np.ndarray:
     """Numbers of a text file as float64 [rows, columns].
 
@@ -96,7 +55,7 @@ def table(name: str, content: bytes, columns: int, **options: Any) -> np.ndarray
         DataError: empty, not numbers, or another number of columns.
     """
     try:
-        if not content.strip():
+        if len(content.strip().splitlines()) <= options.get("skiprows", 0):
             raise ValueError("it is empty")
         numbers = np.loadtxt(io.BytesIO(content), ndmin=2, **options)
     except ValueError as error:
@@ -111,6 +70,17 @@ def table(name: str, content: bytes, columns: int, **options: Any) -> np.ndarray
 def split_of(subject: int, splits: Splits) -> str:
     """The split that names the subject, else train."""
     return next((split for split, subjects in splits.items() if subject in subjects), "train")
+
+
+def name_strangers(conversion: Conversion, splits: Splits) -> Conversion:
+    """The conversion with a warning of the people whom typed `splits` name and the source does not have."""
+    strangers = sorted({person for people in splits.values() for person in people} - conversion.people)
+    if not strangers:
+        return conversion
+    warning = (
+        f"--splits names people of whom there is no sample ({len(strangers)}): {listed(list(map(str, strangers)))}"
+    )
+    return replace(conversion, warnings=(*conversion.warnings, warning))
 
 
 def parse_splits(items: Sequence[str]) -> dict[str, set[int]]:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from maestro_dist.data.converters.source import Conversion, Splits, members, parse_splits, split_of, table
+from maestro_dist.data.converters.files import SourceFiles, listed, missing
+from maestro_dist.data.converters.source import Conversion, Splits, name_strangers, parse_splits, split_of, table
 from maestro_dist.data.moments import causal_statistics
 from maestro_dist.data.pack import Description, RawSample
 from maestro_dist.errors import ConfigError, DataError
@@ -23,7 +25,11 @@ from maestro_dist.types import Modality
 
 LABELS = "Improved_All_Combined_hr_rsp_binary.csv"
 SUBJECTS = range(2, 36)
+UNLABELLED = 1
+"""The one person whom the published labels leave out."""
 FOLDS = 5
+APART_S = 60
+"""Seconds; as published, streams of a person start at most 10 s and end at most 7 s apart, labels end 4 s later."""
 SPLITS: Splits = {"validation": range(24, 28), "test": range(28, 36)}
 CLASSES = ("no_stress", "stress")
 LICENCE = "MIT"
@@ -59,6 +65,10 @@ class _Stream:
     start: float
     values: np.ndarray
 
+    def end(self, rate_hz: int) -> float:
+        """The moment after the last sample, in unix seconds."""
+        return self.start + len(self.values) / rate_hz
+
 
 @dataclass(frozen=True)
 class _Session:
@@ -69,11 +79,15 @@ class _Session:
     first: int
     labels: np.ndarray
 
-    def window_starts(self, window: int, stride: int) -> range:
-        """Starts of the windows, in unix seconds: from the first second where labels and all streams exist."""
+    def span(self) -> tuple[int, int]:
+        """First unix second where labels and all streams exist, and that after the last; the end may come first."""
         begin = max(self.first, *(math.ceil(stream.start) for stream in self.streams.values()))
-        ends = [stream.start + len(stream.values) / KINDS[name].rate_hz for name, stream in self.streams.items()]
-        end = min(self.first + len(self.labels), *(math.floor(end) for end in ends))
+        ends = [stream.end(KINDS[name].rate_hz) for name, stream in self.streams.items()]
+        return begin, min(self.first + len(self.labels), *(math.floor(end) for end in ends))
+
+    def window_starts(self, window: int, stride: int) -> range:
+        """Starts of the windows, in unix seconds."""
+        begin, end = self.span()
         return range(begin, end - window + 1, stride)
 
 
@@ -98,7 +112,8 @@ def from_arguments(source: Path, arguments: argparse.Namespace) -> Conversion:
         if arguments.splits or arguments.fold is None:
             raise ConfigError("--folds N goes together with --fold K, and --fold K without --splits")
         splits = fold_splits(FOLDS if arguments.folds is None else arguments.folds, arguments.fold)
-    return convert(source, window_s=arguments.window, stride_s=arguments.stride, splits=splits)
+    conversion = convert(source, window_s=arguments.window, stride_s=arguments.stride, splits=splits)
+    return name_strangers(conversion, splits) if arguments.splits else conversion
 
 
 def fold_splits(folds: int, fold: int) -> Splits:
@@ -118,7 +133,12 @@ def convert(source: Path, *, window_s: int = 32, stride_s: int = 16, splits: Spl
     """
     if window_s < 1 or stride_s < 1:
         raise ConfigError(f"--window {window_s} --stride {stride_s}: both are 1 or more seconds")
-    sessions = _read(source)
+    sessions, warnings, notes = _read(source)
+    short = [_name(session.subject) for session in sessions if not session.window_starts(window_s, stride_s)]
+    if short:
+        warnings.append(
+            f"people with less than {window_s} s of labelled data, left out ({len(short)}): {listed(short)}"
+        )
     description = Description(
         name="stress_predict",
         licence=LICENCE,
@@ -135,7 +155,9 @@ def convert(source: Path, *, window_s: int = 32, stride_s: int = 16, splits: Spl
         recording=True,
     )
     total = sum(len(session.window_starts(window_s, stride_s)) for session in sessions)
-    return Conversion(description, total, _samples(sessions, window_s, stride_s, splits))
+    samples = _samples(sessions, window_s, stride_s, splits)
+    people = frozenset(s.subject for s in sessions if s.window_starts(window_s, stride_s))
+    return Conversion(description, total, samples, people=people, warnings=tuple(warnings), notes=tuple(notes))
 
 
 def _samples(sessions: list[_Session], window: int, stride: int, splits: Splits) -> Iterator[RawSample]:
@@ -154,10 +176,10 @@ def _samples(sessions: list[_Session], window: int, stride: int, splits: Splits)
             stress = session.labels[t - session.first : t - session.first + window].sum()
             yield RawSample(
                 split=split_of(session.subject, splits),
-                key=f"S{session.subject:02d}-{t - session.first:05d}",
+                key=f"{_name(session.subject)}-{t - session.first:05d}",
                 label=int(2 * stress > window),
-                subject=f"S{session.subject:02d}",
-                recording=f"S{session.subject:02d}",
+                subject=_name(session.subject),
+                recording=_name(session.subject),
                 start_s=t - opening,
                 duration_s=float(window),
                 values={
@@ -168,48 +190,90 @@ def _samples(sessions: list[_Session], window: int, stride: int, splits: Splits)
             )
 
 
-def _read(source: Path) -> list[_Session]:
-    labels = _read_labels(source)
+def _name(subject: int) -> str:
+    return f"S{subject:02d}"
+
+
+def _role(path: PurePosixPath) -> tuple[int, str] | None:
+    """(subject, modality) of a file `SXX/EDA.csv`."""
+    folder = re.fullmatch(r"S(\d+)", path.parent.name, re.ASCII)
+    modality = path.stem.lower()
+    return (int(folder[1]), modality) if folder and path.suffix.lower() == ".csv" and modality in KINDS else None
+
+
+def _read(source: Path) -> tuple[list[_Session], list[str], list[str]]:
+    """Sessions by subject, warnings and notes."""
+    files = SourceFiles(source)
+    labels = _read_labels(files)
     streams: dict[int, dict[str, _Stream]] = {}
-
-    def wanted(path: PurePosixPath) -> bool:
-        return _subject(path) in labels and path.suffix == ".csv" and path.stem.lower() in KINDS
-
-    for name, content in members(source, wanted):
-        path = PurePosixPath(name.replace(":", "/"))
-        streams.setdefault(_subject(path), {})[path.stem.lower()] = _read_stream(name, content, path.stem.lower())
+    names: dict[tuple[int, str], str] = {}
+    unlabelled: set[int] = set()
+    for (subject, modality), name, content in files.read(_role):
+        if subject in labels:
+            streams.setdefault(subject, {})[modality] = _read_stream(name, content, modality)
+            names[subject, modality] = name
+        else:
+            unlabelled.add(subject)
     if not streams:
-        raise DataError(f"{source}: no SXX/ACC.csv; --source is the folder or archive that holds Raw_data")
-    for subject, found in sorted(streams.items()):
-        for kind in KINDS:
-            if kind not in found:
-                raise DataError(f"{source}: S{subject:02d}/{kind.upper()}.csv is missing")
-    return [_Session(subject, found, *labels[subject]) for subject, found in sorted(streams.items())]
+        raise files.error("no SXX/ACC.csv; the source is the folder or archive that holds Raw_data")
+    lost = [f"{_name(s)}/{kind.upper()}.csv" for s in sorted(streams) for kind in KINDS if kind not in streams[s]]
+    if lost:
+        raise files.error(missing(lost))
+    sessions = [_Session(subject, found, *labels[subject]) for subject, found in sorted(streams.items())]
+    for session in sessions:
+        _check_together(session, names)
+    warnings = files.warnings()
+    absent = [_name(subject) for subject in sorted(labels.keys() - streams.keys())]
+    if absent:
+        warnings.append(f"people with labels but without data, left out ({len(absent)}): {listed(absent)}")
+    uncovered = {s.subject: len(s.labels) - max(0, s.span()[1] - s.span()[0]) for s in sessions}
+    partly = [f"{_name(subject)} ({seconds:,} s)" for subject, seconds in uncovered.items() if seconds > APART_S]
+    if partly:
+        warnings.append(f"people with labels beyond their data, which are left out ({len(partly)}): {listed(partly)}")
+    others = [_name(subject) for subject in sorted(unlabelled - {UNLABELLED})]
+    if others:
+        warnings.append(f"people with data but without labels, left out ({len(others)}): {listed(others)}")
+    notes = [f"{_name(UNLABELLED)} has no labels, as published, and is left out"] if UNLABELLED in unlabelled else []
+    return sessions, warnings, notes
 
 
-def _subject(path: PurePosixPath) -> int:
-    """Number of the folder SXX that a file is in; -1 if it is in none."""
-    folder = path.parent.name
-    return int(folder[1:]) if folder[:1] == "S" and folder[1:].isdigit() else -1
+def _check_together(session: _Session, names: dict[tuple[int, str], str]) -> None:
+    """Refuse a person whose streams are not of one recording, or of whose recording one stream lacks a part."""
+    for verb, edges in {
+        "starts": {modality: stream.start for modality, stream in session.streams.items()},
+        "ends": {modality: stream.end(KINDS[modality].rate_hz) for modality, stream in session.streams.items()},
+    }.items():
+        usual = float(np.median(list(edges.values())))
+        odd = max(edges, key=lambda modality: abs(edges[modality] - usual))
+        late = edges[odd] - usual
+        if abs(late) > APART_S:
+            raise DataError(
+                f"{names[session.subject, odd]}: it {verb} {abs(late):.0f} s {'after' if late > 0 else 'before'} other "
+                f"streams of {_name(session.subject)}: it was cut short or is of another recording; fetch it again"
+            )
 
 
-def _read_labels(source: Path) -> dict[int, tuple[int, np.ndarray]]:
+def _read_labels(files: SourceFiles) -> dict[int, tuple[int, np.ndarray]]:
     """First second and labels by the second, for each participant."""
-    for name, content in members(source, lambda path: path.name == LABELS):
-        rows = table(name, content, 3, delimiter=",", skiprows=1, usecols=(0, 3, 4))
-        sessions = {}
-        for subject in np.unique(rows[:, 0]).astype(int).tolist():
-            seconds, values = rows[rows[:, 0] == subject, 1], rows[rows[:, 0] == subject, 2]
-            if (np.diff(seconds) != 1).any() or not np.isin(values, (0, 1)).all():
-                raise DataError(f"{name}: participant {subject} needs one label, 0 or 1, for every second in turn")
-            sessions[subject] = int(seconds[0]), values.astype(np.int64)
-        return sessions
-    raise DataError(f"{source}: {LABELS} is missing; --source is what holds Raw_data and Processed_data")
+    found = list(files.read(lambda path: True if path.name == LABELS else None))
+    if not found:
+        raise files.error(f"{LABELS} is missing; the source is what holds Raw_data and Processed_data")
+    _, name, content = found[0]
+    rows = table(name, content, 3, delimiter=",", skiprows=1, usecols=(0, 3, 4))
+    sessions = {}
+    for subject in np.unique(rows[:, 0]).tolist():
+        seconds, values = rows[rows[:, 0] == subject, 1], rows[rows[:, 0] == subject, 2]
+        if subject % 1 or seconds[0] % 1 or (np.diff(seconds) != 1).any() or not np.isin(values, (0, 1)).all():
+            raise DataError(f"{name}: participant {subject:g} needs one label, 0 or 1, for every second in turn")
+        sessions[int(subject)] = int(seconds[0]), values.astype(np.int64)
+    return sessions
 
 
 def _read_stream(name: str, content: bytes, modality: str) -> _Stream:
     kind = KINDS[modality]
     rows = table(name, content, kind.variates, delimiter=",")
-    if len(rows) < 3 or (rows[1] != kind.rate_hz).any() or (rows[0] != rows[0, 0]).any():
+    if len(rows) < 3:
+        raise DataError(f"{name}: {len(rows)} rows, so no sample; fetch it again")
+    if (rows[1] != kind.rate_hz).any() or (rows[0] != rows[0, 0]).any():
         raise DataError(f"{name}: the first rows are not a start time and a rate of {kind.rate_hz} Hz; fetch it again")
     return _Stream(float(rows[0, 0]), rows[2:] * kind.scale)

@@ -10,11 +10,12 @@ import argparse
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from maestro_dist.data.converters.source import Conversion, Splits, members, parse_splits, split_of, table
+from maestro_dist.data.converters.files import SourceFiles, listed, missing
+from maestro_dist.data.converters.source import Conversion, Splits, name_strangers, parse_splits, split_of, table
 from maestro_dist.data.moments import causal_statistics
 from maestro_dist.data.pack import Description, RawSample
 from maestro_dist.errors import ConfigError, DataError
@@ -46,7 +47,8 @@ NOTICE = (
     'The original authors\' notice on the parent data set says "any commercial use is prohibited": use it for research.'
 )
 
-_STREAM = re.compile(r"(acc|gyro)_exp(\d+)_user(\d+)\.txt")
+_STREAM = re.compile(r"(acc|gyro)_exp(\d+)_user(\d+)\.txt", re.ASCII)
+_LABELS = "labels", 0  # stands beside (sensor, experiment)
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def from_arguments(source: Path, arguments: argparse.Namespace) -> Conversion:
     """Parse the source as the options say."""
-    return convert(
-        source,
-        modalities=arguments.modalities,
-        window=arguments.window,
-        stride=arguments.stride,
-        splits=parse_splits(arguments.splits) if arguments.splits else SPLITS,
+    splits = parse_splits(arguments.splits) if arguments.splits else SPLITS
+    conversion = convert(
+        source, modalities=arguments.modalities, window=arguments.window, stride=arguments.stride, splits=splits
     )
+    return name_strangers(conversion, splits) if arguments.splits else conversion
 
 
 def convert(
@@ -93,7 +93,7 @@ def convert(
     """
     if window < 1 or stride < 1:
         raise ConfigError(f"--window {window} --stride {stride}: both are 1 or more steps")
-    streams, segments = _read(source)
+    streams, segments, warnings = _read(source)
     spans = [(s, start) for s in segments for start in range(s.start, s.end - window + 1, stride)]
     names = [name for sensor in UNITS for name in _names(sensor, modalities)]
     description = Description(
@@ -112,7 +112,9 @@ def convert(
         recording=True,
         notice=NOTICE,
     )
-    return Conversion(description, len(spans), _samples(streams, spans, modalities, window, splits))
+    samples = _samples(streams, spans, modalities, window, splits)
+    people = frozenset(segment.user for segment, _ in spans)
+    return Conversion(description, len(spans), samples, people=people, warnings=tuple(warnings))
 
 
 def _names(sensor: str, modalities: str) -> list[str]:
@@ -153,30 +155,56 @@ def _samples(
             )
 
 
-def _read(source: Path) -> tuple[dict[tuple[str, int], np.ndarray], list[_Segment]]:
+def _role(path: PurePosixPath) -> tuple[str, int] | None:
+    """What a file is: the labels, or (sensor, experiment)."""
+    if path.name == "labels.txt":
+        return _LABELS
+    match = _STREAM.fullmatch(path.name)
+    return (match[1], int(match[2])) if match else None
+
+
+def _read(source: Path) -> tuple[dict[tuple[str, int], np.ndarray], list[_Segment], list[str]]:
+    """Streams [T, 3] by sensor and experiment, the labelled segments, and warnings."""
     streams: dict[tuple[str, int], np.ndarray] = {}
-    users: dict[int, int] = {}
+    users: dict[int, tuple[int, str]] = {}
     labels: tuple[str, np.ndarray] | None = None
-    for name, content in members(source, lambda path: path.name == "labels.txt" or bool(_STREAM.fullmatch(path.name))):
-        match = _STREAM.fullmatch(re.split("[/:]", name)[-1])
-        if match is None:
+    files = SourceFiles(source)
+    for role, name, content in files.read(_role):
+        if role == _LABELS:
             labels = name, table(name, content, 5)
-        else:
-            streams[match[1], int(match[2])] = table(name, content, 3)
-            users[int(match[2])] = int(match[3])
+            continue
+        streams[role] = table(name, content, 3)
+        match = _STREAM.fullmatch(re.split("[/:]", name)[-1])
+        assert match is not None
+        user, other = users.setdefault(role[1], (int(match[3]), name))
+        if user != int(match[3]):
+            raise DataError(f"{name}: {other} says that experiment {role[1]} is of user {user}; leave one of them")
     if labels is None:
-        raise DataError(f"{source}: no labels.txt; --source is the folder or archive that holds RawData")
+        raise files.error("no labels.txt; the source is the folder or archive that holds RawData")
     name, rows = labels
+    if (rows % 1).any():
+        raise DataError(f"{name}: row {int(np.argmax((rows % 1).any(axis=1))) + 1} is not of whole numbers")
+    named = {(row[0], row[1]) for row in rows.astype(np.int64).tolist()}
+    lost = [
+        f"{sensor}_exp{experiment:02d}_user{user:02d}.txt"
+        for experiment, user in sorted(named)
+        for sensor in UNITS
+        if (sensor, experiment) not in streams
+    ]
+    if lost:
+        raise files.error(f"{missing(lost)}, but labels.txt has rows of it; fetch it again")
     segments = []
     for number, (experiment, user, activity, first, last) in enumerate(rows.astype(np.int64).tolist(), start=1):
-        for sensor in UNITS:
-            if (sensor, experiment) not in streams:
-                raise DataError(f"{source}: {sensor}_exp{experiment:02d}_user{user:02d}.txt is missing")
         steps = {len(streams[sensor, experiment]) for sensor in UNITS}
         if len(steps) > 1:
             raise DataError(f"{source}: acc and gyro of experiment {experiment} differ in length; fetch them again")
-        fits = 0 <= first <= last < steps.pop() and 1 <= activity <= len(CLASSES) and users[experiment] == user
+        fits = 0 <= first <= last < steps.pop() and 1 <= activity <= len(CLASSES) and users[experiment][0] == user
         if not fits:
             raise DataError(f"{name}: row {number} does not fit experiment {experiment} (user, activity or rows)")
         segments.append(_Segment(experiment, user, activity - 1, first, last + 1))
-    return streams, segments
+    warnings = files.warnings()
+    unlabelled = sorted(users.keys() - {experiment for experiment, _ in named})
+    if unlabelled:
+        which = listed([f"exp{experiment:02d} (user{users[experiment][0]:02d})" for experiment in unlabelled])
+        warnings.append(f"experiments without a row in labels.txt, left out ({len(unlabelled)}): {which}")
+    return streams, segments, warnings
