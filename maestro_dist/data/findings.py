@@ -27,12 +27,15 @@ class Findings:
         variates = {modality.name: modality.variates for modality in self.modalities}
         self.moments = {split: {name: Moments(count) for name, count in variates.items()} for split in splits}
         self.spreads = {split: {name: Spread(count) for name, count in variates.items()} for split in splits}
+        self._train = False
         self.people: dict[str, set[str]] = {split: set() for split in splits}
 
     def add(self, sample: Checked) -> None:
         """Take notice of a sample."""
+        self._train = self._train or sample.split == TRAIN
         for name, array in sample.arrays.items():
-            self.moments[sample.split][name].add(array)
+            if sample.split == TRAIN or not self._train:  # without a training split those of another one are needed
+                self.moments[sample.split][name].add(array)
             self.spreads[sample.split][name].add(array)
         if sample.subject:
             self.people[sample.split].add(sample.subject)
