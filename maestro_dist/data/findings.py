@@ -6,11 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
+import numpy as np
+
 from maestro_dist.data.description import Description
 from maestro_dist.data.intake import Checked
 from maestro_dist.data.manifest import Manifest, ManifestModality, Outliers, SharedPeople, Split
 from maestro_dist.data.moments import Moments
-from maestro_dist.data.spread import Bulk, Spread
+from maestro_dist.data.spread import Absurd, Bulk, Spread
 from maestro_dist.errors import DataError
 from maestro_dist.types import Modality
 
@@ -28,6 +30,7 @@ class Findings:
         self.moments = {split: {name: Moments(count) for name, count in variates.items()} for split in splits}
         self.spreads = {split: {name: Spread(count) for name, count in variates.items()} for split in splits}
         self._train = False
+        self.targets = {split: Spread(1) for split in splits}
         self.people: dict[str, set[str]] = {split: set() for split in splits}
 
     def add(self, sample: Checked) -> None:
@@ -37,6 +40,8 @@ class Findings:
             if sample.split == TRAIN or not self._train:  # without a training split those of another one are needed
                 self.moments[sample.split][name].add(array)
             self.spreads[sample.split][name].add(array)
+        if self.description.task == "regression":
+            self.targets[sample.split].add(np.array([[sample.label]], dtype=np.float32))
         if sample.subject:
             self.people[sample.split].add(sample.subject)
 
@@ -57,6 +62,7 @@ class Findings:
             for modality in self.modalities
             for found in self._outliers(split, modality, bulks[modality.name])
         ]
+        outliers += [found for split in having for found in self._absurd_targets(source, split)]
         return Manifest(
             format="maestro_dist/1",
             name=about.name,
@@ -83,14 +89,13 @@ class Findings:
         for variate, bulk in enumerate(bulks):
             found = self.spreads[split][modality.name].absurd(variate, bulk) if bulk is not None else None
             if found is not None:
-                yield Outliers(
-                    split=split,
-                    modality=modality.name,
-                    variate=variate,
-                    samples=found.windows,
-                    values=found.numbers,
-                    largest=found.largest,
-                )
+                yield _outliers_of(split, modality.name, variate, found)
+
+    def _absurd_targets(self, source: str, split: str) -> Iterator[Outliers]:
+        bulk = self.targets[source].bulk(0)
+        found = self.targets[split].absurd(0, bulk) if bulk is not None else None
+        if found is not None:
+            yield _outliers_of(split, None, 0, found)
 
     def _described(self, split: str, modality: Modality, bulks: Sequence[Bulk | None]) -> ManifestModality:
         moments, spread = self.moments[split][modality.name], self.spreads[split][modality.name]
@@ -116,6 +121,17 @@ class Findings:
                 yield SharedPeople(splits=[one, other], people=len(both), some=sorted(both)[:_SOME])
 
 
+def _outliers_of(split: str, modality: str | None, variate: int, found: Absurd) -> Outliers:
+    return Outliers(
+        split=split,
+        modality=modality,
+        variate=variate,
+        samples=found.windows,
+        values=found.numbers,
+        largest=found.largest,
+    )
+
+
 def said(manifest: Manifest, splits: Sequence[str] | None = None, modalities: Sequence[str] | None = None) -> list[str]:
     """What a person should know of a data set, a line each; of these splits and modalities, by default of all."""
     splits = list(manifest.splits) if splits is None else splits
@@ -127,7 +143,12 @@ def said(manifest: Manifest, splits: Sequence[str] | None = None, modalities: Se
             f"'{manifest.statistics_of}'"
         )
     for found in manifest.outliers:
-        if found.split in splits and found.modality in names:
+        if found.split in splits and found.modality is None:
+            lines.append(
+                f"targets of {_counted(found.samples, 'sample')} of split '{found.split}' lie far from all others, up "
+                f"to {found.largest:.6g}, and decide what is learned; leave out samples that have no target"
+            )
+        elif found.split in splits and found.modality in names:
             absurd[found.split, found.modality].append(found)
     for (split, name), group in absurd.items():
         worst = max(group, key=lambda found: abs(found.largest))

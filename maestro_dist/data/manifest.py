@@ -107,10 +107,11 @@ class SymbolSpec(_Model):
 
 class Outliers(_Model):
     """Numbers of one variate (from 0) that lie absurdly far from all others: `values` of them in `samples` samples of a
-    split, and the one that is largest in size. The manifest's mean and std leave them out."""
+    split, and the one that is largest in size. The modality's mean and std leave them out; where `modality` is not
+    given they are targets, and nothing leaves them out."""
 
     split: str
-    modality: Name
+    modality: Name | None
     variate: Count
     samples: Count
     values: Count

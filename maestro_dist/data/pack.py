@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +23,7 @@ from maestro_dist.data.index import META, index_tar, member_name
 from maestro_dist.data.intake import Intake, RawSample
 from maestro_dist.data.manifest import MANIFEST_NAME, Manifest, Shard, Split
 from maestro_dist.data.moments import Moments
-from maestro_dist.data.plain import shown, whole
+from maestro_dist.data.plain import kind_of, shown, whole
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import DataError, StorageError
 
@@ -36,7 +37,7 @@ def _warn(line: str) -> None:
 
 
 def pack(
-    url: str,
+    url: str | os.PathLike[str],
     description: Description,
     samples: Iterable[RawSample],
     *,
@@ -61,7 +62,9 @@ def pack(
     size = whole(shard_bytes)
     if size is None or size < 1:
         raise DataError(f"pack: shard_bytes {shown(shard_bytes)} is not a whole number from 1")
-    storage = make_room(url, overwrite=overwrite)
+    if not isinstance(samples, Iterable):
+        raise DataError(f"pack: samples is {kind_of(samples)}, not an iterable of RawSample")
+    storage = make_room(os.fspath(url), overwrite=overwrite)
     intake, found = Intake(description, names), Findings(description, names)
     with ExitStack() as stack:
         classes = len(description.classes)

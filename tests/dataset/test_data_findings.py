@@ -68,6 +68,18 @@ def test_absurd_numbers_are_told_and_left_out(tmp_path: Path) -> None:
     assert "acc, variate 1: 64 values in 1 sample of split 'train' lie far from all others, up to -9999" in said[0]
 
 
+def test_absurd_targets_are_told(tmp_path: Path) -> None:
+    def target(sample: RawSample, number: int) -> RawSample:
+        return dataclasses.replace(sample, label=-9999.0 if number == 7 else 36.5 + number / 10)
+
+    said: list[str] = []
+    about = describe(**describe_acc(), task="regression", classes=())
+    pack(str(tmp_path), about, samples(target, train=60), warn=said.append)
+    assert len(said) == 1
+    assert "targets of 1 sample of split 'train' lie far from all others, up to -9999, and decide" in said[0]
+    assert load_manifest(str(tmp_path)).outliers[0].modality is None
+
+
 def test_people_in_two_splits_are_told(tmp_path: Path) -> None:
     def shared(sample: RawSample, number: int) -> RawSample:
         who = {"train": number, "validation": str(number + 50), "test": ""}[sample.split]
@@ -107,6 +119,16 @@ def test_statistics_are_those_of_train_wherever_it_stands(tmp_path: Path) -> Non
     other, _ = packed(tmp_path / "other", samples(), splits=("test", "validation", "train"))
     assert other.modalities == one.modalities
     assert other.statistics_of is None
+
+
+def test_a_path_is_a_place_too(tmp_path: Path) -> None:
+    manifest = pack(tmp_path / "here", describe(**describe_acc()), list(samples(train=3)))
+    assert load_manifest(str(tmp_path / "here")) == manifest
+
+
+def test_something_that_is_no_list_of_samples(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="samples is of type NoneType, not an iterable"):
+        pack(str(tmp_path), describe(), None)  # type: ignore[arg-type]
 
 
 def test_no_sample_at_all(tmp_path: Path) -> None:
