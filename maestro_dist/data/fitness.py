@@ -10,9 +10,9 @@ from maestro_dist.data.manifest import Manifest
 from maestro_dist.errors import ConfigError
 
 _USES = {
-    "train": "a model cannot learn it",
-    "validation": "weights are chosen without it",
-    "test": "nothing is measured on it",
+    "train": "not learned",
+    "validation": "not looked at when weights are chosen",
+    "test": "not tested",
 }
 _SOME = 5  # names that stand for all
 

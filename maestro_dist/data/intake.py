@@ -25,7 +25,7 @@ class RawSample:
 
     label        number of the class, or the target; not looked at where the task is none
     subject      whose sample it is; "" where that is not known. A number and its text (0 and "0") are one person
-    values       real numbers [T_j, D_j] by modality, NaN (or masked) = gap; an absent modality has no entry
+    values       real numbers [T_j, D_j] by modality, NaN (or masked) = gap; an absent modality has no entry, or None
     statistics   float [D_j, 2] by modality: mean and std of the recording up to the window's end
     start_s      start of the window in its recording, in seconds (for people; never given to a model)
     """
@@ -134,6 +134,8 @@ class Intake:
         arrays = {}
         for name, value in _mapped(given, "values", where).items():
             modality = self._modality(name, where)
+            if value is None:
+                continue
             array = windowed(value, f"{where}: {name}")
             if array.shape != (modality.steps, modality.variates):
                 wanted = f"{modality.steps} steps x {modality.variates} variates"

@@ -138,6 +138,10 @@ def test_arrays_of_real_numbers(array: Any) -> None:
     assert np.array_equal(found, TEMP)
 
 
+def test_none_is_an_absent_modality() -> None:
+    assert intake().checked(sample(values={"temp": None, "ecg": np.zeros((128, 1))}), 0).arrays.keys() == {"ecg"}
+
+
 def test_truth_values_are_0_and_1() -> None:
     assert intake().checked(sample(values={"temp": TEMP > 3}), 0).arrays["temp"].sum() == 4
 
@@ -169,7 +173,6 @@ def test_what_is_masked_is_missing(array: Any) -> None:
         ([[1.0], [None]] * 4, "temp is an array of object"),
         ([[1.0], [1.0, 2.0]], "temp is of type list and no array of numbers"),
         (torch.zeros(8, 1, requires_grad=True), "temp is of type Tensor and no array of numbers"),
-        (None, "temp is an array of object"),
         (TEMP * 1e39, r"temp has 1e\+39, which is more than float32 holds"),
         (TEMP - np.inf, "temp has an infinite value"),
         (TEMP[:, 0], r"temp has shape \(8,\), not 8 steps x 1"),
