@@ -46,6 +46,7 @@ def prepare_data(config: Config, *, bare: bool = False) -> tuple[Manifest, bool]
     """
     from maestro_dist.data.augment import check_augment
     from maestro_dist.data.check import check_shards, has_shards
+    from maestro_dist.data.fitness import check_metric, check_splits
     from maestro_dist.data.symbols import reads_symbols
     from maestro_dist.worker import build_task
 
@@ -58,6 +59,7 @@ def prepare_data(config: Config, *, bare: bool = False) -> tuple[Manifest, bool]
         print(f"packing {source.path} ({source.converter}) to {redact(config.data.url)}", flush=True)
         prepare(source, config.data.url)
     manifest = load_manifest(config.data.url)
+    check_splits(config.data, manifest)
     check_modalities(config, manifest.select(config.data.modalities))
     if config.model.normalize == "recording" and not manifest.recording:
         raise ConfigError(
@@ -65,7 +67,8 @@ def prepare_data(config: Config, *, bare: bool = False) -> tuple[Manifest, bool]
         )
     reads_symbols(manifest, config.model, manifest.select(config.data.modalities), config.augment)
     check_augment(config.augment, manifest.select(config.data.modalities))
-    build_task(config, manifest).metric(config.evaluation.metric)
+    task = build_task(config, manifest)
+    check_metric(config.data, manifest, task.metric(config.evaluation.metric), task.defined)
     splits = [config.data.train, config.data.validation, config.data.test]
     shards = not bare or has_shards(config.data.url, manifest, splits)
     if shards:

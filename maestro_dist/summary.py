@@ -13,6 +13,7 @@ from maestro_dist import __version__
 from maestro_dist.callbacks.final_test import RESULT_FILE
 from maestro_dist.config.schema import Config
 from maestro_dist.data.augment import wanted_kinds
+from maestro_dist.data.fitness import warnings_of
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.storage import ObjectMissing, Storage, redact
 from maestro_dist.errors import RunError
@@ -83,6 +84,8 @@ def print_start(config: Config, manifest: Manifest) -> None:
         )
     for name, text in rows.items():
         print(f"{name:11}{text}")
+    for text in warnings_of(config, manifest):
+        print(f"{'warning':11}{text}")
     sys.stdout.flush()
 
 

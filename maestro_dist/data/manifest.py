@@ -105,10 +105,33 @@ class SymbolSpec(_Model):
         return -(-modality.steps // self.word[modality.name])
 
 
+class Outliers(_Model):
+    """Numbers of one variate (from 0) that lie absurdly far from all others: `values` of them in `samples` samples of a
+    split, and the one that is largest in size. The modality's mean and std leave them out; where `modality` is not
+    given they are targets, and nothing leaves them out."""
+
+    split: str
+    modality: Name | None
+    variate: Count
+    samples: Count
+    values: Count
+    largest: Finite
+
+
+class SharedPeople(_Model):
+    """How many people have samples in both of two splits, and some of them."""
+
+    splits: Annotated[list[str], Field(min_length=2, max_length=2)]
+    people: Annotated[int, Field(ge=1)]
+    some: list[str]
+
+
 class Manifest(_Model):
     """A packed data set. `task` is none where nothing is labelled (for pre-training); `target` says what is predicted,
     with its unit; `recording` whether samples carry the causal mean and standard deviation of their recording (what
-    `normalize: recording` needs); `symbols` how its symbols were made, where it has any."""
+    `normalize: recording` needs); `symbols` how its symbols were made, where it has any; `statistics_of` the split that
+    means and standard deviations are of, where it is not train; `outliers` and `shared_people` what a person should
+    know before training, where there is any."""
 
     format: Literal["maestro_dist/1"]
     name: str
@@ -123,6 +146,9 @@ class Manifest(_Model):
     modalities: Annotated[list[ManifestModality], Field(min_length=1)]
     splits: dict[str, Split]
     symbols: SymbolSpec | None = None
+    statistics_of: str | None = None
+    outliers: list[Outliers] = []
+    shared_people: list[SharedPeople] = []
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
@@ -169,8 +195,9 @@ class Manifest(_Model):
         return self.splits[name]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; without `symbols` where there are none, and without `always` where a modality is not so."""
-        body = self.model_dump(mode="json", exclude={"symbols"} if self.symbols is None else None)
+        """Plain JSON; without `symbols` and what else is not there, and without `always` where a modality is not so."""
+        optional = ("symbols", "statistics_of", "outliers", "shared_people")
+        body = self.model_dump(mode="json", exclude={name for name in optional if not getattr(self, name)})
         for modality in body["modalities"]:
             if not modality["always"]:
                 del modality["always"]

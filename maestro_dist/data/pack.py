@@ -8,127 +8,77 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
+import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from contextlib import ExitStack, suppress
+from typing import Any
 
 import numpy as np
 
+from maestro_dist.data.description import Description, checked_description, checked_splits
+from maestro_dist.data.findings import Findings, said
 from maestro_dist.data.index import META, index_tar, member_name
-from maestro_dist.data.manifest import MANIFEST_NAME, Manifest, ManifestModality, Shard, Split
+from maestro_dist.data.intake import Intake, RawSample
+from maestro_dist.data.manifest import MANIFEST_NAME, Manifest, Shard, Split
 from maestro_dist.data.moments import Moments
+from maestro_dist.data.plain import kind_of, shown, whole
 from maestro_dist.data.storage import Storage
-from maestro_dist.errors import DataError
-from maestro_dist.types import Modality
+from maestro_dist.errors import DataError, StorageError
 
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,50}")  # no dots: webdataset splits there; short: a plain tar header holds 100 bytes
+__all__ = ["Description", "RawSample", "SplitWriter", "check_room", "make_room", "npy", "pack", "write_manifest"]
 
-_SHARD = re.compile(r"[a-z0-9_]+-\d{6}\.(tar|index\.json)")
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a converter knows of a data set; the fields are those of `Manifest`. `notice`: terms a person must read."""
-
-    name: str
-    licence: str
-    citation: str
-    source: str
-    task: Literal["classification", "regression", "none"]
-    classes: tuple[str, ...]
-    target: str
-    window_s: float
-    modalities: tuple[Modality, ...]
-    recording: bool = False
-    notice: str = ""
+_SHARD = re.compile(r"[A-Za-z0-9_-]+-\d{6}\.(tar|index\.json)")
 
 
-@dataclass(frozen=True)
-class RawSample:
-    """One sample on its way into a shard.
-
-    label        number of the class, or the target; not looked at where the task is none
-    values       float [T_j, D_j] by modality, NaN = gap; an absent modality has no entry
-    statistics   float [D_j, 2] by modality: mean and std of the recording up to the window's end
-    start_s      start of the window in its recording, in seconds (for people; never given to a model)
-    """
-
-    split: str
-    key: str
-    label: int | float
-    subject: str
-    recording: str
-    start_s: float
-    duration_s: float
-    values: dict[str, np.ndarray]
-    statistics: dict[str, np.ndarray] = field(default_factory=dict)
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def pack(
-    url: str,
+    url: str | os.PathLike[str],
     description: Description,
     samples: Iterable[RawSample],
     *,
     splits: Sequence[str] = ("train", "validation", "test"),
     shard_bytes: int = 32 << 20,
     overwrite: bool = False,
+    warn: Callable[[str], None] = _warn,
 ) -> Manifest:
     """Write all samples below `url` and return the manifest.
 
-    `splits` are always in the manifest, in this order, even when empty; the first is the training split, whose means
-    and standard deviations the manifest keeps. A shard ends with the sample that fills `shard_bytes`.
+    `splits` are always in the manifest, in this order, even when empty. It keeps the means and standard deviations of
+    `train`, or, where that has no sample, of the first split that has some (then it can be evaluated on, not trained
+    on). A shard ends with the sample that fills `shard_bytes`. `warn` is told, a line each, what a person should know:
+    absurd numbers, people in two splits. Where packing fails, no shard is left behind.
 
     Raises:
-        DataError: a data set is there already (and not `overwrite`), or a sample does not fit the description.
+        DataError: a data set is there already (and not `overwrite`), the description is wrong (told before the first
+            sample is read), or a sample does not fit it.
+        StorageError: it cannot be written.
     """
-    storage = make_room(url, overwrite=overwrite)
-    moments = {modality.name: Moments(modality.variates) for modality in description.modalities}
+    description, names = checked_description(description), checked_splits(splits)
+    size = whole(shard_bytes)
+    if size is None or size < 1:
+        raise DataError(f"pack: shard_bytes {shown(shard_bytes)} is not a whole number from 1")
+    if not isinstance(samples, Iterable):
+        raise DataError(f"pack: samples is {kind_of(samples)}, not an iterable of RawSample")
+    storage = make_room(os.fspath(url), overwrite=overwrite)
+    intake, found = Intake(description, names), Findings(description, names)
     with ExitStack() as stack:
-        classes, checks = len(description.classes), _Checks(description)
-        writers = {name: stack.enter_context(SplitWriter(storage, name, classes, shard_bytes)) for name in splits}
-        for sample in samples:
-            if sample.split not in writers:
-                raise DataError(f"sample {sample.key}: split '{sample.split}' is not one of {', '.join(splits)}")
-            arrays = checks.checked(sample)
-            members = {member_name(name): npy(array) for name, array in arrays.items()}
-            label = _LABEL[description.task](sample.label)
-            writers[sample.split].add(sample.key, label, _meta(sample, description, label), members)
-            for name, values in arrays.items():
-                if sample.split == splits[0]:
-                    moments[name].add(values)
+        classes = len(description.classes)
+        writers = {name: stack.enter_context(SplitWriter(storage, name, classes, size)) for name in names}
+        for place, sample in enumerate(samples):
+            checked = intake.checked(sample, place)
+            members = {member_name(name): npy(array) for name, array in checked.arrays.items()}
+            writers[checked.split].add(checked.key, checked.label, checked.meta, members)
+            found.add(checked)
         finished = {name: writer.finish() for name, writer in writers.items()}
-    if not finished[splits[0]].samples:
-        raise DataError(f"{description.name}: no sample for split '{splits[0]}'; check source and splits")
-    manifest = Manifest(
-        format="maestro_dist/1",
-        name=description.name,
-        licence=description.licence,
-        citation=description.citation,
-        source=description.source,
-        task=description.task,
-        classes=list(description.classes),
-        target=description.target,
-        window_s=description.window_s,
-        recording=description.recording,
-        modalities=[
-            ManifestModality(
-                name=m.name,
-                variates=m.variates,
-                unit=m.unit,
-                rate_hz=m.rate_hz,
-                steps=m.steps,
-                mean=moments[m.name].mean.tolist(),
-                std=moments[m.name].std.tolist(),
-                always=m.always,
-            )
-            for m in sorted(description.modalities, key=lambda m: m.name)
-        ],
-        splits=finished,
-    )
-    write_manifest(storage, manifest)
+        manifest = found.manifest(finished)
+        write_manifest(storage, manifest)
+    for line in said(manifest):
+        warn(line)
     return manifest
 
 
@@ -153,7 +103,10 @@ def check_room(url: str) -> None:
     """Raise `DataError` where a data set is at `url`."""
     if Storage(url).exists(MANIFEST_NAME):
         name = Storage(url).name()
-        raise DataError(f"{name}: a packed data set is there already; remove it or choose another place")
+        raise DataError(
+            f"{name}: a packed data set is there already; replace it with overwrite=True (--overwrite on the command "
+            "line), or choose another place"
+        )
 
 
 def write_manifest(storage: Storage, manifest: Manifest) -> None:
@@ -164,7 +117,7 @@ def write_manifest(storage: Storage, manifest: Manifest) -> None:
 class SplitWriter:
     """The shards of one split of `classes` classes (0: regression).
 
-    A context manager: when packing fails, the shard being written vanishes.
+    A context manager: when packing fails, what was written of the split is removed.
     """
 
     def __init__(self, storage: Storage, split: str, classes: int, shard_bytes: int) -> None:
@@ -173,6 +126,7 @@ class SplitWriter:
         self.targets = Moments(1)
         self.class_counts = [0] * classes
         self.keys: set[str] = set()
+        self._written: list[str] = []
         self._open: ExitStack | None = None
         self._file: Any = None
         self._tar: Any = None
@@ -180,19 +134,27 @@ class SplitWriter:
     def __enter__(self) -> SplitWriter:
         return self
 
-    def __exit__(self, *exc: Any) -> None:
-        if self._open is not None:
-            self._open.__exit__(*exc)
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None:
+            return
+        with suppress(StorageError):  # the first failure is the one to be told
+            if self._open is not None:
+                self._open.__exit__(kind, error, trace)
+        with suppress(StorageError):
+            for path in self._written:
+                self.storage.remove(path)
 
     def add(self, key: str, label: float, meta: bytes, members: dict[str, bytes]) -> None:
         """Write a sample: its json and its other members by name.
 
         Raises:
-            DataError: the key does not do.
+            DataError: the shard has a sample of that key already.
         """
-        if not _KEY.fullmatch(key) or key in self.keys:
-            where = f"{self.split}, sample {key}"
-            raise DataError(f"{where}: a key has up to 50 letters, digits, - or _, and is used once in a shard")
+        if key in self.keys:
+            shard = f"{self.split}-{len(self.shards):06d}"
+            raise DataError(
+                f"{self.split}, sample {key}: this key is used twice in shard {shard}; give each sample its own"
+            )
         if self._open is None:
             self._begin()
         self._tar.write({"__key__": key, META: meta, **members})
@@ -220,6 +182,7 @@ class SplitWriter:
         import webdataset
 
         self._path = f"{self.split}-{len(self.shards):06d}"
+        self._written += [f"{self._path}.tar", f"{self._path}.index.json"]
         self._open = ExitStack()
         self._file = self._open.enter_context(self.storage.writer(f"{self._path}.tar"))
         self._tar = webdataset.TarWriter(self._file, user="", group="", mode=0o444, mtime=0, encoder=False)
@@ -247,62 +210,8 @@ class SplitWriter:
         self.shards.append(shard)
 
 
-class _Checks:
-    """What a description asks of each sample."""
-
-    def __init__(self, description: Description) -> None:
-        self.description = description
-        self.modalities = {modality.name: modality for modality in description.modalities}
-
-    def checked(self, sample: RawSample) -> dict[str, np.ndarray]:
-        """The arrays of a sample as they are stored."""
-        where = f"{self.description.name}, {sample.split}, sample {sample.key}"
-        if self.description.task == "classification":
-            if sample.label not in range(len(self.description.classes)):
-                raise DataError(f"{where}: label {sample.label} is not one of 0..{len(self.description.classes) - 1}")
-        elif self.description.task == "regression" and not math.isfinite(sample.label):
-            raise DataError(f"{where}: target {sample.label} is not finite")
-        values = {}
-        for name, array in sample.values.items():
-            modality = self.modalities.get(name)
-            if modality is None:
-                raise DataError(f"{where}: modality '{name}' is not in the description")
-            stored = np.ascontiguousarray(array, dtype="<f4")
-            if stored.shape != (modality.steps, modality.variates):
-                wanted = f"{modality.steps} steps x {modality.variates} variates"
-                raise DataError(f"{where}: {name} has shape {stored.shape}, not {wanted}")
-            if np.isinf(stored).any():
-                raise DataError(f"{where}: {name} has an infinite value")
-            if self.description.recording and sample.statistics[name].shape != (modality.variates, 2):
-                raise DataError(f"{where}: {name} has no recording statistics of shape ({modality.variates}, 2)")
-            if not np.isnan(stored).all():  # a stream without one observed step is an absent one
-                values[name] = stored
-        return values
-
-
 def npy(array: np.ndarray) -> bytes:
     """An array as an npy file."""
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
-
-
-_LABEL: dict[str, Callable[[int | float], int | float]] = {
-    "classification": int,
-    "regression": float,
-    "none": lambda label: 0,
-}
-
-
-def _meta(sample: RawSample, description: Description, label: int | float) -> bytes:
-    body: dict[str, Any] = {
-        "label": label,
-        "subject": sample.subject,
-        "recording": sample.recording,
-        "start_s": sample.start_s,
-        "duration_s": sample.duration_s,
-    }
-    if description.recording:  # nine digits tell any two float32 numbers apart
-        body["recording_mean"] = {n: [float(f"{x:.9g}") for x in s[:, 0]] for n, s in sample.statistics.items()}
-        body["recording_std"] = {n: [float(f"{x:.9g}") for x in s[:, 1]] for n, s in sample.statistics.items()}
-    return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()

@@ -7,6 +7,7 @@ one request. A `Storage` holds only its URL, so it can be pickled and used from 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -162,16 +163,42 @@ class Storage:
 
     @contextmanager
     def writer(self, path: str) -> Iterator[IO[bytes]]:
-        """A local, seekable file that becomes the object when the block ends well, and vanishes when it does not."""
+        """A local, seekable file that becomes the object when the block ends well, and vanishes when it does not.
+
+        Its own failures (a full disk) are `StorageError` too; what the block raises comes through unchanged.
+        """
         local = self.local_path(path)
         if local is not None:
-            self._locally(path, "write", lambda: local.parent.mkdir(parents=True, exist_ok=True))
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=local.parent if local else None) as folder:
+            self._locally(path, "write", lambda: _make_folder(local.parent))
+        # the object itself is beside it, or far away: then it is this machine's own disk that may be full
+        where = "" if local is not None else f" in {tempfile.gettempdir()} (TMPDIR names another place)"
+
+        def failed(error: OSError) -> StorageError:
+            return StorageError(f"cannot write {self.name(path)}: {error.strerror or error}{where}")
+
+        try:
+            made = tempfile.TemporaryDirectory(
+                prefix=".writing-", dir=local.parent if local else None, ignore_cleanup_errors=True
+            )
+        except OSError as error:
+            raise failed(error) from error
+        with made as folder:
             spool = Path(folder) / "object"
-            with spool.open("w+b") as file:
+            try:
+                raw = _Spool(spool, failed)
+            except OSError as error:
+                raise failed(error) from error
+            file = io.BufferedRandom(raw)
+            try:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                try:
+                    os.fsync(file.fileno())
+                except OSError as error:
+                    raise failed(error) from error
+            finally:
+                with suppress(StorageError):  # what could not be written was told by then
+                    file.close()
             if local is not None:
                 self._locally(path, "write", lambda: os.replace(spool, local))
             else:
@@ -246,11 +273,29 @@ def _read_local(path: Path, start: int, length: int) -> bytes:
         return file.read(length)
 
 
-def _write_local(path: Path, data: bytes, create: bool) -> None:
+class _Spool(io.FileIO):
+    """A new file whose failed writes become the error that `failed` makes of them, wherever they are noticed."""
+
+    def __init__(self, path: Path, failed: Callable[[OSError], StorageError]) -> None:
+        super().__init__(path, "w+")
+        self._failed = failed
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise self._failed(error) from error
+
+
+def _make_folder(path: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise NotADirectoryError(errno.ENOTDIR, "a file is where its folder should be") from error
+
+
+def _write_local(path: Path, data: bytes, create: bool) -> None:
+    _make_folder(path.parent)
     if create and path.exists():
         raise FileExistsError(str(path))
     spool = path.parent / f".{path.name}.{uuid.uuid4().hex}"

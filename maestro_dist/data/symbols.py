@@ -102,8 +102,8 @@ def add_symbols(
     if Storage(source).url == Storage(url).url:
         raise DataError(f"{Storage(url).name()}: choose another place than the source")
     storage, modalities, splits = make_room(url, overwrite=overwrite), tuple(manifest.select(None)), {}
-    for name, split in manifest.splits.items():
-        with ExitStack() as stack:
+    with ExitStack() as stack:
+        for name, split in manifest.splits.items():
             writer = stack.enter_context(SplitWriter(storage, name, len(manifest.classes), shard_bytes))
             if split.samples:
                 reader = SplitSource(source, manifest, DataConfig(url=source), modalities, name).open()
@@ -117,6 +117,6 @@ def add_symbols(
                     members[member_name(modality, symbols=True)] = npy(symbols)
                 writer.add(sample.key, sample.target, stored.meta, members)
             splits[name] = writer.finish()
-    packed = Manifest.model_validate({**manifest.to_json(), "splits": splits, "symbols": spec})
-    write_manifest(storage, packed)
+        packed = Manifest.model_validate({**manifest.to_json(), "splits": splits, "symbols": spec})
+        write_manifest(storage, packed)
     return packed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,25 @@ class Linear(nn.Linear):
         rng.fill_linear_(self.weight, self.in_features, key("weight"))
         if self.bias is not None:
             rng.fill_linear_(self.bias, self.in_features, key("bias"))
+
+
+class ByModality(nn.ModuleDict):
+    """A module a modality, by its name, whatever that is.
+
+    Torch refuses the names that a module has as attributes (`cpu`, `type`, `items`), because it also finds modules as
+    attributes. These are found as `modules["cpu"]` alone, never as attributes, so that none is taken for anything else
+    (`training`, `fill`). Their parameters have the names that they would have in a `ModuleDict`.
+    """
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Keep a module by the name of its modality."""
+        self._modules[name] = cast(nn.Module, module)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}; modules are found as items")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
 
 class Windowed(Linear):

@@ -21,7 +21,7 @@ from maestro_dist.model.context import ExpertsFactory, OneProcess, SequenceConte
 from maestro_dist.model.embedding import Embedding, Prepared, TimeCode, prepare_together, word_steps
 from maestro_dist.model.encoder import Encoder, fusion_layer
 from maestro_dist.model.head import AttentionPool, DeepHead, ModalityHeads, pool
-from maestro_dist.model.layers import Key, Linear, checkpointed
+from maestro_dist.model.layers import ByModality, Key, Linear, checkpointed
 from maestro_dist.model.layout import Layout, Part, Plan
 from maestro_dist.model.moe import LocalExperts, MixtureOfExperts
 from maestro_dist.types import Batch, Modality, Output
@@ -96,7 +96,7 @@ class Trunk(nn.Module):
         self.time = TimeCode(config.width, modalities, self.words)
         count, width = len(modalities), config.width
 
-        self.embeddings = nn.ModuleDict(
+        self.embeddings = ByModality(
             {modality.name: Embedding(config, modality, self.time, sequence) for modality in modalities}
         )
         self.gate: BudgetGate | None = None
@@ -106,7 +106,7 @@ class Trunk(nn.Module):
             reallocate = config.budget == "reallocate"
             self.gate = BudgetGate(count, content, reallocate=reallocate, beta=config.beta)
             factor = config.beta * count if reallocate else config.beta
-        self.encoders = nn.ModuleDict(
+        self.encoders = ByModality(
             {name: Encoder(f"encoders.{name}", config, factor, seed, sequence) for name in self.names}
         )
         self.modality_embedding = ModalityEmbedding(count, width)

@@ -27,7 +27,7 @@ from maestro_dist.errors import DataError
 from maestro_dist.model import cost, sparse
 from maestro_dist.model.context import ExpertsFactory, SequenceContext
 from maestro_dist.model.embedding import Embedding, TimeCode
-from maestro_dist.model.layers import FeedForward, Key, Linear, ResidualNorm
+from maestro_dist.model.layers import ByModality, FeedForward, Key, Linear, ResidualNorm
 from maestro_dist.model.layout import Layout, pack
 from maestro_dist.model.maestro import Trunk
 from maestro_dist.types import Batch, Modality, Output
@@ -120,7 +120,7 @@ class Decoder(nn.Module):
         self.attention_norm = ResidualNorm(config.width)
         self.feed = FeedForward(config.width, 2 * config.width)
         self.feed_norm = ResidualNorm(config.width)
-        self.outputs = nn.ModuleDict({m.name: Linear(config.width, m.variates * config.alphabet) for m in modalities})
+        self.outputs = ByModality({m.name: Linear(config.width, m.variates * config.alphabet) for m in modalities})
 
     def fill(self, key: Key) -> None:
         """N(0, 1): as large as the time's code, so that words of one time in two modalities are told apart."""

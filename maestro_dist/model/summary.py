@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from maestro_dist.model.context import SequenceContext
 from maestro_dist.model.layers import Key, Linear
-from maestro_dist.model.sax import Moments
+from maestro_dist.model.sax import FARTHEST, Moments
 
 LEVEL, STATISTICS = 2, 18
 """Features F a variate: mean, log std; and minimum, maximum, first, last and their difference, slope, observed share,
@@ -99,7 +99,8 @@ class Summary(nn.Module):
         unit: one unit, float64 [D] or [R, D]; start: global number of the first step; steps: how many there are over
         all ranks.
         """
-        spread = (window.m2 / window.n.clamp_min(1)).sqrt() / unit
+        mean = mean.clamp(-FARTHEST, FARTHEST)
+        spread = ((window.m2 / window.n.clamp_min(1)).sqrt() / unit).clamp_max(FARTHEST)
         features = [mean.asinh(), _log(spread)]
         if self.full or self.bands:
             features += self._statistics(samples, mean, spread, window.n, start, steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from maestro_dist.errors import ConfigError
@@ -96,6 +97,11 @@ class Task(ABC):
             known = ", ".join(self.metric_names)
             raise ConfigError(f"evaluation.metric={name}: this {self.kind} task has {known}")
         return name
+
+    def defined(self, name: str, class_counts: Sequence[int]) -> bool:
+        """Whether the metric `name` can be computed on a split with so many samples of each class (none given: the
+        task has no classes)."""
+        return True
 
     @abstractmethod
     def sample_loss(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -81,6 +81,10 @@ class Classification(Task):
         one, other = F.log_softmax(logits.float(), dim=1), F.log_softmax(others.float(), dim=1)
         return (one.exp() * (one - other)).sum(1)
 
+    def defined(self, name: str, class_counts: Sequence[int]) -> bool:
+        """The areas under curves need samples of two classes."""
+        return name not in ("auroc", "auprc") or sum(count > 0 for count in class_counts) > 1
+
     def metrics(self, logits: np.ndarray, target: np.ndarray) -> dict[str, float]:
         """Metrics of logits [N, C] against target int [N].
 

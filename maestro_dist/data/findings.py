@@ -1,0 +1,173 @@
+"""What is found out about a data set while it is packed: its manifest, and what a person should know of it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+import numpy as np
+
+from maestro_dist.data.description import Description
+from maestro_dist.data.intake import Checked
+from maestro_dist.data.manifest import Manifest, ManifestModality, Outliers, SharedPeople, Split
+from maestro_dist.data.moments import Moments
+from maestro_dist.data.spread import Absurd, Bulk, Spread
+from maestro_dist.errors import DataError
+from maestro_dist.types import Modality
+
+TRAIN = "train"
+_SOME = 5  # names that stand for all
+
+
+class Findings:
+    """Moments, spreads and people of each split, gathered sample by sample."""
+
+    def __init__(self, description: Description, splits: Sequence[str]) -> None:
+        self.description, self.splits = description, splits
+        self.modalities = sorted(description.modalities, key=lambda modality: modality.name)
+        variates = {modality.name: modality.variates for modality in self.modalities}
+        self.moments = {split: {name: Moments(count) for name, count in variates.items()} for split in splits}
+        self.spreads = {split: {name: Spread(count) for name, count in variates.items()} for split in splits}
+        self._train = False
+        self.targets = {split: Spread(1) for split in splits}
+        self.people: dict[str, set[str]] = {split: set() for split in splits}
+
+    def add(self, sample: Checked) -> None:
+        """Take notice of a sample."""
+        self._train = self._train or sample.split == TRAIN
+        for name, array in sample.arrays.items():
+            if sample.split == TRAIN or not self._train:  # without a training split those of another one are needed
+                self.moments[sample.split][name].add(array)
+            self.spreads[sample.split][name].add(array)
+        if self.description.task == "regression":
+            self.targets[sample.split].add(np.array([[sample.label]], dtype=np.float32))
+        if sample.subject:
+            self.people[sample.split].add(sample.subject)
+
+    def manifest(self, splits: dict[str, Split]) -> Manifest:
+        """The manifest of what was written.
+
+        Raises:
+            DataError: there was no sample.
+        """
+        about, having = self.description, [name for name, split in splits.items() if split.samples]
+        if not having:
+            raise DataError(f"{about.name}: there was no sample for any of the splits {', '.join(splits)}")
+        source = TRAIN if TRAIN in having else having[0]
+        bulks = {modality.name: self._bulks(source, modality) for modality in self.modalities}
+        outliers = [
+            found
+            for split in having
+            for modality in self.modalities
+            for found in self._outliers(split, modality, bulks[modality.name])
+        ]
+        outliers += [found for split in having for found in self._absurd_targets(source, split)]
+        return Manifest(
+            format="maestro_dist/1",
+            name=about.name,
+            licence=about.licence,
+            citation=about.citation,
+            source=about.source,
+            task=about.task,
+            classes=list(about.classes),
+            target=about.target,
+            window_s=about.window_s,
+            recording=about.recording,
+            modalities=[self._described(source, modality, bulks[modality.name]) for modality in self.modalities],
+            splits=splits,
+            statistics_of=None if source == TRAIN else source,
+            outliers=outliers,
+            shared_people=list(self._shared(having)),
+        )
+
+    def _bulks(self, split: str, modality: Modality) -> list[Bulk | None]:
+        """Of each variate; None where there are no values."""
+        return [self.spreads[split][modality.name].bulk(variate) for variate in range(modality.variates)]
+
+    def _outliers(self, split: str, modality: Modality, bulks: Sequence[Bulk | None]) -> Iterator[Outliers]:
+        for variate, bulk in enumerate(bulks):
+            found = self.spreads[split][modality.name].absurd(variate, bulk) if bulk is not None else None
+            if found is not None:
+                yield _outliers_of(split, modality.name, variate, found)
+
+    def _absurd_targets(self, source: str, split: str) -> Iterator[Outliers]:
+        bulk = self.targets[source].bulk(0)
+        found = self.targets[split].absurd(0, bulk) if bulk is not None else None
+        if found is not None:
+            yield _outliers_of(split, None, 0, found)
+
+    def _described(self, split: str, modality: Modality, bulks: Sequence[Bulk | None]) -> ManifestModality:
+        moments, spread = self.moments[split][modality.name], self.spreads[split][modality.name]
+        mean, std = moments.mean.tolist(), moments.std.tolist()
+        for variate, bulk in enumerate(bulks):
+            if bulk is not None and spread.absurd(variate, bulk) is not None:
+                mean[variate], std[variate] = bulk.mean, bulk.std
+        return ManifestModality(
+            name=modality.name,
+            variates=modality.variates,
+            unit=modality.unit,
+            rate_hz=modality.rate_hz,
+            steps=modality.steps,
+            mean=mean,
+            std=std,
+            always=modality.always,
+        )
+
+    def _shared(self, splits: Sequence[str]) -> Iterator[SharedPeople]:
+        for one, other in combinations(splits, 2):
+            both = self.people[one] & self.people[other]
+            if both:
+                yield SharedPeople(splits=[one, other], people=len(both), some=sorted(both)[:_SOME])
+
+
+def _outliers_of(split: str, modality: str | None, variate: int, found: Absurd) -> Outliers:
+    return Outliers(
+        split=split,
+        modality=modality,
+        variate=variate,
+        samples=found.windows,
+        values=found.numbers,
+        largest=found.largest,
+    )
+
+
+def said(manifest: Manifest, splits: Sequence[str] | None = None, modalities: Sequence[str] | None = None) -> list[str]:
+    """What a person should know of a data set, a line each; of these splits and modalities, by default of all."""
+    splits = list(manifest.splits) if splits is None else splits
+    names = [m.name for m in manifest.modalities] if modalities is None else modalities
+    lines, absurd = [], defaultdict(list)
+    if manifest.statistics_of is not None:
+        lines.append(
+            f"'{manifest.name}' has no split '{TRAIN}': its means and standard deviations are those of "
+            f"'{manifest.statistics_of}'"
+        )
+    for found in manifest.outliers:
+        if found.split in splits and found.modality is None:
+            lines.append(
+                f"targets of {_counted(found.samples, 'sample')} of split '{found.split}' lie far from all others, up "
+                f"to {found.largest:.6g}, and decide what is learned; leave out samples that have no target"
+            )
+        elif found.split in splits and found.modality in names:
+            absurd[found.split, found.modality].append(found)
+    for (split, name), group in absurd.items():
+        worst = max(group, key=lambda found: abs(found.largest))
+        more = f", and {len(group) - 1} more of its variates" if len(group) > 1 else ""
+        lines.append(
+            f"{name}, variate {worst.variate}{more}: {_counted(worst.values, 'value')} in "
+            f"{_counted(worst.samples, 'sample')} of split '{split}' lie far from all others, up to "
+            f"{worst.largest:.6g}; mean and std leave them out. Where they stand for 'no value', pack NaN instead"
+        )
+    for shared in manifest.shared_people:
+        if set(shared.splits) <= set(splits):
+            more = ", ..." if shared.people > len(shared.some) else ""
+            people = f"{shared.people:,} {'person has' if shared.people == 1 else 'people have'}"
+            lines.append(
+                f"{people} samples in both '{shared.splits[0]}' and '{shared.splits[1]}' "
+                f"({', '.join(shared.some)}{more}): what is measured there says little about people never seen"
+            )
+    return lines
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count:,} {word}{'' if count == 1 else 's'}"

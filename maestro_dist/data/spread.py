@@ -1,0 +1,174 @@
+"""Values by sign and octave: in one pass and little memory, what tells the bulk of a stream from absurd numbers in it.
+
+A placeholder for "no value" (-9999) or a broken reading (1e30) in a few samples may make a standard deviation a
+thousand times too large, and then no model sees the rest. Heavy tails and rare bursts are signal and are left alone:
+they lie close to the bulk, or numbers in between lead there. Between the bulk and absurd numbers there is nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+
+_MIDDLE = 255  # the bin of 0; negative numbers are below it, the largest first
+_BINS = 2 * _MIDDLE + 1
+_MANTISSA_BITS = 23  # of a float32 number; above them are 8 bits of exponent and the sign
+
+_AT_ONCE = 1 << 14  # numbers that wait before they are counted: a small window is not worth the calls
+
+_FEW = 0.1
+"""The bulk begins as what lies between the first and the last tenth of the values."""
+
+_SMALL_GAP, _GAP = 20.0, 1000.0
+"""How many times the bulk's width must lie empty before what comes next is absurd: the small one is enough for one
+repeated number (a placeholder), and for numbers that inflate the deviation hugely."""
+
+_INFLATION, _HUGE = 10.0, 1e4
+"""Absurd numbers are of consequence where they make the standard deviation so many times that of the bulk."""
+
+
+class Bulk(NamedTuple):
+    """The ends of a bulk, its mean and its (population) standard deviation."""
+
+    low: float
+    high: float
+    mean: float
+    std: float
+
+
+class Absurd(NamedTuple):
+    """Numbers far outside a bulk: in how many windows, how many, and the one that is largest in size."""
+
+    windows: int
+    numbers: int
+    largest: float
+
+
+class Spread:
+    """Count, mean, M2 and ends of each bin of each variate, and the ends of each window. Order does not matter."""
+
+    def __init__(self, variates: int) -> None:
+        shape = (variates, _BINS)
+        self.count = np.zeros(shape, dtype=np.int64)
+        self.mean, self.m2 = np.zeros(shape), np.zeros(shape)
+        self.low, self.high = np.full(shape, np.inf), np.full(shape, -np.inf)
+        self.windows: list[Counter[tuple[int, int]]] = [Counter() for _ in range(variates)]
+        self._waiting: list[np.ndarray] = []
+        self._size = 0
+
+    def add(self, window: np.ndarray) -> None:
+        """Add a window float32 [T, D]; NaN is no value."""
+        self._waiting.append(window.copy())  # who made it may use its memory again
+        self._size += window.size
+        if self._size >= max(_AT_ONCE, self.count.size):
+            self._count()
+
+    def bulk(self, variate: int) -> Bulk | None:
+        """Where the values of a variate are, without absurd ones; None where there are no values."""
+        self._count()
+        count = self.count[variate]
+        if not count.any():
+            return None
+        ranks = np.cumsum(count)
+        edge = int(_FEW * ranks[-1])
+        first, last = np.searchsorted(ranks, [edge, ranks[-1] - edge - 1], side="right")
+        return self._around(variate, self.low[variate, first], self.high[variate, last])
+
+    def absurd(self, variate: int, bulk: Bulk) -> Absurd | None:
+        """Values of a variate that are far outside `bulk`, of these or of other windows; None where there are none, or
+        where they do not matter."""
+        self._count()
+        around = self._around(variate, bulk.low, bulk.high)
+        there = self.count[variate] > 0
+        low, high = self.low[variate], self.high[variate]
+        outside = there & ((low < around.low) | (high > around.high))
+        if not outside.any() or self._of(variate, there).std < _INFLATION * bulk.std:
+            return None
+        ends = np.concatenate((low[outside], high[outside]))
+        inside = np.flatnonzero(there & ~outside)
+        first, last = (inside[0], inside[-1]) if len(inside) else (_BINS, -1)
+        windows = sum(n for (a, b), n in self.windows[variate].items() if a < first or b > last)
+        return Absurd(windows, int(self.count[variate, outside].sum()), float(ends[np.abs(ends).argmax()]))
+
+    def _around(self, variate: int, low: float, high: float) -> Bulk:
+        """The range from `low` to `high`, and what belongs to it."""
+        near = self._grown(variate, low, high, _SMALL_GAP)
+        whole = self._of(variate, self.count[variate] > 0)
+        return near if whole.std >= _HUGE * near.std > 0 else self._grown(variate, low, high, _GAP)
+
+    def _grown(self, variate: int, low: float, high: float, gap: float) -> Bulk:
+        """The range, and what lies within `gap` of its widths; the nearest comes first."""
+        there = np.flatnonzero(self.count[variate])
+        lows, highs = self.low[variate, there], self.high[variate, there]
+        repeated = (lows == highs) & (self.count[variate, there] > 1)
+        allowed = np.where(repeated, _SMALL_GAP, gap)
+        while True:
+            gaps = np.maximum(low - highs, lows - high)  # negative inside
+            outside = (lows < low) | (highs > high)
+            # values that are all the same have no width to measure by: what is next to them is a signal that is rare
+            near = outside & ((gaps <= allowed * (high - low)) | (low == high))
+            if not near.any():
+                break
+            place = np.where(near, gaps, np.inf).argmin()
+            low, high = min(low, lows[place]), max(high, highs[place])
+        inside = np.zeros(_BINS, dtype=bool)
+        inside[there[(lows >= low) & (highs <= high)]] = True
+        _, _, mean, std = self._of(variate, inside)
+        return Bulk(float(low), float(high), mean, std)
+
+    def _of(self, variate: int, bins: np.ndarray) -> Bulk:
+        """The values of some bins, bool [_BINS]."""
+        count, mean = self.count[variate, bins], self.mean[variate, bins]
+        total = max(1, int(count.sum()))
+        centre = float((count * mean).sum() / total)
+        m2 = float((self.m2[variate, bins] + count * (mean - centre) ** 2).sum())
+        low, high = self.low[variate, bins].min(initial=np.inf), self.high[variate, bins].max(initial=-np.inf)
+        return Bulk(float(low), float(high), centre, float(np.sqrt(m2 / total)))
+
+    def _count(self) -> None:
+        """Count the windows that wait."""
+        windows, self._waiting, self._size = self._waiting, [], 0
+        if not windows:
+            return
+        variates, shape = len(self.count), self.count.shape
+        for variate, ends in enumerate(_ends(windows)):
+            self.windows[variate].update(ends)
+        values = np.concatenate(windows)
+        observed = ~np.isnan(values)
+        place = (_bin_of(values) + np.arange(variates) * _BINS)[observed]
+        values = values[observed].astype(np.float64)
+        count = np.bincount(place, minlength=self.count.size)
+        divisor = np.maximum(count, 1)
+        mean = np.bincount(place, values, minlength=self.count.size) / divisor
+        m2 = np.bincount(place, (values - mean[place]) ** 2, minlength=self.count.size)
+        count, mean, m2 = count.reshape(shape), mean.reshape(shape), m2.reshape(shape)
+        total = np.maximum(self.count + count, 1)
+        shift = mean - self.mean
+        self.mean = self.mean + shift * count / total
+        self.m2 = self.m2 + m2 + shift**2 * self.count * count / total
+        self.count = self.count + count
+        np.minimum.at(self.low.reshape(-1), place, values)
+        np.maximum.at(self.high.reshape(-1), place, values)
+
+
+_BIN_OF = np.concatenate((_MIDDLE + np.arange(256), _MIDDLE - np.arange(256)))
+"""Bin by sign and exponent bits."""
+
+
+def _bin_of(values: np.ndarray) -> np.ndarray:
+    """Number of the bin of each float32 value, int64; that of a NaN means nothing."""
+    return _BIN_OF[np.ascontiguousarray(values, dtype=np.float32).view(np.uint32) >> _MANTISSA_BITS]
+
+
+def _ends(windows: list[np.ndarray]) -> list[list[tuple[int, int]]]:
+    """By variate, the bins of the smallest and the largest value of each window that has any."""
+    lows = np.stack([np.fmin.reduce(window, axis=0) for window in windows])
+    highs = np.stack([np.fmax.reduce(window, axis=0) for window in windows])
+    there = ~np.isnan(lows)
+    first, last = _bin_of(lows), _bin_of(highs)
+    return [
+        list(zip(first[there[:, v], v].tolist(), last[there[:, v], v].tolist(), strict=True))
+        for v in range(lows.shape[1])
+    ]
