@@ -8,8 +8,11 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from maestro_dist.data.reader import Request, SplitReader, SplitSource
 from maestro_dist.data.reader_process import ReaderProcess
+from maestro_dist.data.storage import Storage
 from maestro_dist.errors import DataError, ReaderError
 from maestro_dist.types import Batch
 
@@ -25,6 +28,7 @@ _LOOK_S = 0.5
 _SAY_S = 30.0  # between two words on what is waited for
 _JOIN_S = 5.0  # a reader that is in the middle of a system call is left to end by itself
 _TRIES = 3  # of a request whose reader process was lost
+_REMEDY = "was memory short? Lower data.loader_workers or data.prefetch"
 _END = object()
 
 
@@ -80,15 +84,17 @@ class _Lane:
         reader = self._reader
         return reader.name if isinstance(reader, ReaderProcess) else self._name
 
-    def arrays(self, request: Request) -> Batch:
+    def arrays(self, request: Request, asked: str) -> Batch:
         for attempt in range(_TRIES):
             try:
-                return self._opened().arrays(request)
+                reader = self._opened()
+                self.hear(asked)
+                return reader.arrays(request)
             except ReaderError as error:
                 self.close()
                 if self._ended or attempt == _TRIES - 1:
-                    raise
-                self._say(f"warning: {error}; a new one reads on")
+                    raise ReaderError(f"{error}; it was {self.doing}; {_REMEDY}") from error
+                self._say(f"warning: {error}; it was {self.doing}; a new one reads on")
         raise AssertionError("unreachable")
 
     def end(self) -> None:
@@ -110,12 +116,13 @@ class _Lane:
                 raise ReaderError(f"{self._name} was ended")
             if self._reader is None:
                 if self._in_process:
-                    self._reader = self._source.open(self._tell)
+                    self._reader = self._source.open(self.hear)
                 else:
-                    self._reader = ReaderProcess(self._source, self._name, self._tell)
+                    self._reader = ReaderProcess(self._source, self._name, self.hear)
             return self._reader
 
-    def _tell(self, what: str) -> None:
+    def hear(self, what: str) -> None:
+        """A sign of life of the reader."""
         self.doing = what
         self.steps += 1
 
@@ -137,11 +144,17 @@ class _Ahead:
         self._ended = False
         names = [f"reader {number} of {workers}" for number in range(1, workers + 1)] or ["the reader thread"]
         self._lanes = [_Lane(source, name, say, process=workers > 0) for name in names]
-        self._threads = [
-            threading.Thread(target=self._serve, args=[lane], name="read-ahead", daemon=True) for lane in self._lanes
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._storage, self._shards = Storage(source.url), source.manifest.split(source.split).shards
+        self._ends = np.cumsum([shard.samples for shard in self._shards])
+        self._threads: list[threading.Thread] = []
+        try:
+            for lane in self._lanes:
+                thread = threading.Thread(target=self._serve, args=[lane], name="read-ahead", daemon=True)
+                thread.start()
+                self._threads.append(thread)
+        except RuntimeError as error:
+            self.close()
+            raise ReaderError(f"no thread can be started ({error}); lower data.loader_workers") from error
 
     def take(self, number: int) -> Batch | None:
         """The answer to a request; None where there are no more requests."""
@@ -177,13 +190,13 @@ class _Ahead:
             silent = silent + _LOOK_S if now == steps else 0.0
             waited, steps = waited + _LOOK_S, now
             lane = next((lane for lane in self._lanes if lane.serving == number), self._lanes[0])
-            if silent >= self._patience_s or not any(thread.is_alive() for thread in self._threads):
+            if silent >= self._patience_s:
                 raise ReaderError(
-                    f"{lane.name} has given no sign of life for {silent:.0f} s, last seen {lane.doing}; see whether "
-                    "that can be read there, or raise data.timeout_s if it is only slow"
+                    f"{lane.name} has given no sign of life for {silent:.0f} s; it was {lane.doing}; see whether "
+                    "that can be read from here, or raise data.timeout_s if it is only slow"
                 )
             if waited % _SAY_S < _LOOK_S:
-                self._say(f"waiting for data for {waited:.0f} s: {lane.name}, last seen {lane.doing}")
+                self._say(f"waiting for data for {waited:.0f} s: {lane.name} is {lane.doing}")
 
     def _serve(self, lane: _Lane) -> None:
         """A lane's thread, until there are no more requests, or one failed."""
@@ -193,7 +206,6 @@ class _Ahead:
                 with self._dealing:
                     lane.serving, answer = self._deal()
                 if isinstance(answer, Request):
-                    lane.doing, lane.steps = "at its beginning", lane.steps + 1
                     answer = self._answer(lane, answer)
                 with self._change:
                     self._answers[lane.serving] = answer
@@ -215,11 +227,18 @@ class _Ahead:
         except Exception as error:
             return number, error
 
+    def _asked(self, request: Request) -> str:
+        """In words, for messages."""
+        if not len(request.numbers):
+            return "asked for no samples"
+        first = self._shards[int(np.searchsorted(self._ends, request.numbers[0], side="right"))]
+        return f"asked for {len(request.numbers)} samples, the first of {self._storage.name(first.path)}"
+
     def _answer(self, lane: _Lane, request: Request) -> Batch | BaseException:
         import torch
 
         try:
-            batch = lane.arrays(request).tensors()
+            batch = lane.arrays(request, self._asked(request)).tensors()
             if self._device is None:
                 return batch
             with torch.cuda.device(self._device):  # it belongs to a thread: the first GPU would be taken otherwise

@@ -103,6 +103,8 @@ class SplitReader:
     def arrays(self, request: Request) -> Batch:
         """The same with numpy's arrays in the place of tensors, without loading torch."""
         numbers, mixing, step = request.numbers, request.mixing, request.fields.get("step", 0)
+        involved = numbers if mixing is None else np.concatenate([numbers, mixing.partners])
+        self._shards.keep(len(np.unique(np.searchsorted(self.starts, involved, side="right"))))
         own = self._presence(numbers)
         there = own if mixing is None else own | self._presence(mixing.partners)
         keep = there if request.keep is None else there & request.keep
@@ -195,7 +197,7 @@ class SplitReader:
         shard, row = self._locate(number)
         wanted = shard.sizes[row, 1:] > 0 if wanted is None else wanted
         where = f"{shard.name}, sample {shard.keys[row]}"
-        self._tell(where)
+        self._tell(f"reading {where}")
         arrays = {
             modality.name: self._member(shard, row, column, where)
             for column, modality in enumerate(self.layout.modalities, start=1)

@@ -49,7 +49,7 @@ class ReaderProcess:
     """
 
     def __init__(self, source: SplitSource, name: str, tell: Tell) -> None:
-        self._tell, self._doing = tell, "starting"
+        self._tell = tell
         self._connection, theirs = Pipe()
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -83,7 +83,6 @@ class ReaderProcess:
                     return batch
                 if kind != "doing":
                     break
-                self._doing = content
                 self._tell(content)
         except (EOFError, OSError) as error:
             raise ReaderError(self._obituary()) from error
@@ -115,11 +114,10 @@ class ReaderProcess:
         try:
             code = self._process.wait(_END_S)
         except subprocess.TimeoutExpired:
-            return f"{self.name} has closed its connection, last seen {self._doing}"
+            return f"{self.name} has closed its connection"
         if code >= 0:
-            return f"{self.name} ended by itself with code {code}, last seen {self._doing}"
-        hint = "; was memory short? Lower data.loader_workers or data.prefetch" if -code == signal.SIGKILL else ""
-        return f"{self.name} was killed ({signal.strsignal(-code)}), last seen {self._doing}{hint}"
+            return f"{self.name} ended with code {code}"
+        return f"{self.name} was killed by signal {-code} ({signal.strsignal(-code)})"
 
 
 def serve(file: int) -> None:
@@ -139,7 +137,7 @@ def serve(file: int) -> None:
             except MaestroError as error:
                 answer = next(c.__name__ for c in type(error).__mro__ if c.__module__ == errors.__name__), str(error)
             except MemoryError:
-                answer = "ReaderError", "a reader process has no memory left; lower data.loader_workers"
+                answer = "ReaderError", "a reader has no memory left"
             except Exception:
                 answer = "other", traceback.format_exc()
             with teller.alone:

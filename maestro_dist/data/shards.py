@@ -7,6 +7,7 @@ import os
 import resource
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,8 +52,8 @@ class OpenShards:
         self, storage: Storage, shards: Sequence[Shard], members: Sequence[str], config: DataConfig, tell: Tell
     ) -> None:
         self._storage, self._shards, self._members, self._config, self._tell = storage, shards, members, config, tell
-        # Where one window of shards ends and the next one begins, a batch has samples of both.
-        self._fewest = 2 * config.shuffle_shards
+        self._fewest = 0
+        self.keep(config.shuffle_shards)
         self._opened: OrderedDict[int, OpenShard] = OrderedDict()
         self._bytes = 0
         self._files: OrderedDict[int, int] = OrderedDict()
@@ -62,6 +63,13 @@ class OpenShards:
         """Close all files."""
         while self._files:
             os.close(self._files.popitem()[1])
+
+    def keep(self, shards: int) -> None:
+        """Say that a batch has samples of this many shards, so that these stay.
+
+        Besides those of a window: where one ends and the next one begins, a batch has samples of both.
+        """
+        self._fewest = max(self._fewest, shards + self._config.shuffle_shards)
 
     def get(self, position: int) -> OpenShard:
         """A shard by its position in the split.
@@ -146,13 +154,20 @@ class OpenShards:
             return self._files[position]
         while len(self._files) >= self._most_files:
             os.close(self._files.popitem(last=False)[1])
-        opened = self._opened_file(shard.path)
-        if identity(os.fstat(opened)) != shard.file:
-            os.close(opened)
+        opened = self._same_file(shard)
+        if opened is None:
             self._verify(shard)
             opened = self._opened_file(shard.path)
         self._files[position] = opened
         return opened
+
+    def _same_file(self, shard: OpenShard) -> int | None:
+        with suppress(FileNotFoundError):
+            opened = self._opened_file(shard.path)
+            if identity(os.fstat(opened)) == shard.file:
+                return opened
+            os.close(opened)
+        return None
 
     def _opened_file(self, path: Path) -> int:
         try:

@@ -112,7 +112,11 @@ class Storage:
         local = self.local_path(path)
         if local is not None:
             return local.exists()
-        return bool(self._retried(path, "look for", lambda fs, key: fs.exists(key)))
+        try:
+            self._retried(path, "look for", lambda fs, key: fs.info(key))  # to `fs.exists` any failure is a no
+        except ObjectMissing:
+            return False
+        return True
 
     def list(self, path: str = "") -> list[str]:
         """Sorted names of the files and folders directly below, without hidden ones; empty where there is nothing."""
