@@ -117,7 +117,7 @@ def _problem(path: Path, shard: Shard, verify: str) -> str | None:
 def _locked(target: Path, tell: Tell) -> Iterator[None]:
     """The right to fetch `target`. Whoever fetches it already is waited for as long as its part file grows."""
     with target.with_suffix(".lock").open("w") as file:
-        waited, seen = 0.0, -1
+        waited, seen = 0.0, -2  # -1: no part file yet
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the kernel when a process dies
