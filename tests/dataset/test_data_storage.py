@@ -11,9 +11,13 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from maestro_dist.config.schema import DataConfig
 from maestro_dist.data import storage as module
+from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.data.stream import evaluation_batches
 from maestro_dist.errors import StorageError
+from maestro_dist.parallel.failure import report_of
 
 
 class FlakyFileSystem(MemoryFileSystem):
@@ -33,6 +37,10 @@ class FlakyFileSystem(MemoryFileSystem):
         if cls.failures:
             cls.failures -= 1
             raise TimeoutError("connection lost at http://user:secret@host/x")
+
+    def info(self, path: str, **kwargs: Any) -> Any:
+        self._fail()
+        return super().info(path, **kwargs)
 
     def cat_file(self, path: str, start: Any = None, end: Any = None, **kwargs: Any) -> Any:
         self._fail()
@@ -206,3 +214,31 @@ def test_a_range_that_comes_short_is_asked_for_again(
     store.download("x", tmp_path / "copy", lambda *there: told.append(there))
     assert (tmp_path / "copy").read_bytes() == b"0123456789" * 10
     assert told == [(40, 100), (80, 100), (100, 100)]
+
+
+def test_an_outage_while_a_data_set_is_read_is_worth_another_start(
+    packed: str, flaky: type[FlakyFileSystem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ATTEMPTS", 2)
+    url = f"flaky://{uuid.uuid4()}"
+    for file in Path(packed).iterdir():
+        Storage(url).write(file.name, file.read_bytes())
+
+    def read() -> None:
+        data = DataConfig(url=url, cache=packed)
+        list(evaluation_batches(url, manifest, data, manifest.select(None), "train", batch=8, rank=0, ranks=1))
+
+    manifest = load_manifest(url)
+    for call in (lambda: load_manifest(url), read):
+        flaky.failures = 2
+        with pytest.raises(StorageError, match=r"connection lost .* \(after 2 attempts") as caught:
+            call()
+        assert not report_of(0, caught.value).final
+
+
+def test_an_outage_is_not_taken_for_an_object_that_is_missing(flaky: type[FlakyFileSystem]) -> None:
+    store = Storage(f"flaky://{uuid.uuid4()}")
+    store.write("folder/x", b"1")
+    flaky.failures = 2
+    assert store.exists("folder/x")
+    assert (store.exists("folder"), store.exists("folder/y"), flaky.failures) == (True, False, 0)
