@@ -135,7 +135,7 @@ def test_a_server_that_is_restarted_is_waited_for(packed_manifest: bytes, monkey
 
     def pause(seconds: float) -> None:
         pauses.append(seconds)
-        if len(pauses) == 3:
+        if len(pauses) == 1:
             server.server_activate()
             threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
 
@@ -145,7 +145,7 @@ def test_a_server_that_is_restarted_is_waited_for(packed_manifest: bytes, monkey
     assert load_manifest("s3://bucket/data").name == "synthetic"
     server.shutdown()
     server.server_close()
-    assert len(pauses) > 3
+    assert pauses
     assert _Restarting.overloaded < 0
 
 
