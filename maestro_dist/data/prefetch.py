@@ -76,7 +76,6 @@ class _Lane:
         self.doing = "starting"
         self._source, self._name, self._say, self._in_process = source, name, say, not process
         self._reader: SplitReader | ReaderProcess | None = None
-        self._lock = threading.Lock()
         self._ended = False
 
     @property
@@ -98,28 +97,26 @@ class _Lane:
         raise AssertionError("unreachable")
 
     def end(self) -> None:
-        """Keep from starting another process, and end the one there is if it is busy."""
-        with self._lock:
-            self._ended = True
-            if isinstance(self._reader, ReaderProcess) and self.serving >= 0:
-                self._reader.kill()
+        """Keep from starting another process, and end the one there is if it is busy. From any thread."""
+        self._ended = True
+        reader = self._reader
+        if isinstance(reader, ReaderProcess) and self.serving >= 0:
+            reader.kill()
 
     def close(self) -> None:
-        with self._lock:
-            reader, self._reader = self._reader, None
+        reader, self._reader = self._reader, None
         if reader is not None:
             reader.close()
 
     def _opened(self) -> SplitReader | ReaderProcess:
-        with self._lock:
-            if self._ended:
-                raise ReaderError(f"{self._name} was ended")
-            if self._reader is None:
-                if self._in_process:
-                    self._reader = self._source.open(self.hear)
-                else:
-                    self._reader = ReaderProcess(self._source, self._name, self.hear)
-            return self._reader
+        if self._reader is None:
+            if self._in_process:
+                self._reader = self._source.open(self.hear)
+            else:
+                self._reader = ReaderProcess(self._source, self._name, self.hear)
+        if self._ended:  # looked at last: whoever sets it looks for a process afterwards
+            raise ReaderError(f"{self._name} was ended")
+        return self._reader
 
     def hear(self, what: str) -> None:
         """A sign of life of the reader."""
@@ -202,7 +199,7 @@ class _Ahead:
         """A lane's thread, until there are no more requests, or one failed."""
         answer: Any = None
         try:
-            while self._has_room() and (answer is None or isinstance(answer, Batch)):
+            while (answer is None or isinstance(answer, Batch)) and self._has_room():
                 with self._dealing:
                     lane.serving, answer = self._deal()
                 if isinstance(answer, Request):

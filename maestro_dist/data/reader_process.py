@@ -49,13 +49,14 @@ class ReaderProcess:
     """
 
     def __init__(self, source: SplitSource, name: str, tell: Tell) -> None:
+        self._source: SplitSource | None = source
         self._tell = tell
         self._connection, theirs = Pipe()
-        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         try:
+            paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, str(theirs.fileno())],
+                [sys.executable, "-P", "-c", _START, str(theirs.fileno())],
                 env={**os.environ, **one_thread, "PYTHONPATH": paths},
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
@@ -66,7 +67,6 @@ class ReaderProcess:
         finally:
             theirs.close()
         self.name = f"{name} (process {self._process.pid})"
-        self._send(source)
 
     def arrays(self, request: Request) -> Batch:
         """See `SplitReader.arrays`; errors of ours come as they are.
@@ -74,6 +74,9 @@ class ReaderProcess:
         Raises:
             ReaderError: the process has ended.
         """
+        if self._source is not None:  # not when it is started: a large one is taken only once the process reads
+            self._send(self._source)
+            self._source = None
         self._send(request)
         try:
             while True:
