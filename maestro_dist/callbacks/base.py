@@ -118,9 +118,9 @@ class StepRecord:
     optimizer_s: float
     keys: list[str]
     bad: list[str]
-    bad_samples: list[int] = field(default_factory=list)
     load_by_set: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     handed: int = 0
+    bad_samples: list[int] = field(default_factory=list)
 
 
 class Callback:

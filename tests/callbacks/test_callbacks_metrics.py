@@ -10,10 +10,7 @@ import torch
 from callback_states import ALONE, make_record, make_state
 from torch import multiprocessing
 
-from maestro_dist.callbacks.base import Callbacks
-from maestro_dist.callbacks.health import Health
 from maestro_dist.callbacks.metrics import Metrics
-from maestro_dist.errors import DataError
 from maestro_dist.parallel.mesh import Mesh
 from maestro_dist.tracking import MetricLog, read_history
 from maestro_dist.tracking.history import History
@@ -95,6 +92,10 @@ def _rank(rank: int, folder: str) -> None:
 
 def count_bad(rank: int, limit: int) -> tuple[list[int], str]:
     """Two of two ranks meet a bad sample of their own and one that both meet, in different steps."""
+    from maestro_dist.callbacks.base import Callbacks
+    from maestro_dist.callbacks.health import Health
+    from maestro_dist.errors import DataError
+
     state = make_state({**CONFIG, "data": {"max_bad_samples": limit}}, Mesh(rank=rank, world=2, data=2))
     metrics = Metrics(None)
     callbacks = Callbacks([metrics, Health(metrics, lambda line: None)])
