@@ -32,6 +32,10 @@ class StorageError(MaestroError):
     """An object cannot be read or written; the message names its URL."""
 
 
+class ReaderError(MaestroError):
+    """A process or thread that reads samples was lost, or does not get on; another start may help."""
+
+
 class RunError(MaestroError):
     """The run is held by another driver, or cannot be resumed as asked."""
 

@@ -53,6 +53,7 @@ class Lease:
     def __init__(self, run_url: str, *, otherwise: str = "run.name") -> None:
         """`otherwise`: the setting that leads elsewhere, for the message."""
         self._storage = Storage(run_url)
+        self._beats = Storage(run_url, patience_s=HEARTBEAT_S)  # the next beat tries again
         newest = _newest(self._storage)
         if newest:
             _refuse_if_held(self._storage, newest, otherwise)
@@ -94,7 +95,7 @@ class Lease:
 
     def _write(self) -> None:
         self._record["heartbeat"] = time.time()
-        self._storage.write(_path(self.attempt), _encode(self._record))
+        self._beats.write(_path(self.attempt), _encode(self._record))
 
 
 def _refuse_if_held(storage: Storage, attempt: int, otherwise: str) -> None:

@@ -75,6 +75,7 @@ def train_step(state: State, stream: Generator[Batch, None, None]) -> StepRecord
         optimizer_s=clock["optimizer"],
         keys=seen.keys,
         bad=seen.bad,
+        bad_samples=seen.bad_samples,
     )
     state.step += 1
     state.position = batch.position
@@ -100,6 +101,7 @@ class _Seen:
         self.load_by_set: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.keys: list[str] = []
         self.bad: list[str] = []
+        self.bad_samples: list[int] = []
 
     def add(self, batch: Batch, output: Output, losses: torch.Tensor) -> None:
         self.loss = self.loss + losses.detach().sum()
@@ -113,6 +115,7 @@ class _Seen:
         self.tokens += sum(rows.shape[0] * self._words[name] for name, rows in batch.rows.items())
         self.keys += batch.keys
         self.bad += batch.bad
+        self.bad_samples += batch.bad_samples
 
 
 class _Clock(dict[str, float]):

@@ -88,6 +88,7 @@ def _ask(url: str, config: Config, manifest: Manifest, mesh: Mesh, device: torch
     found = evaluate_with(
         lambda batch: teacher(batch.to(device)),
         own, mesh, manifest, pieces.modalities, pieces.task, config.data.train, rates=[0.0], draws=[0],
+        device=device,
     )  # fmt: skip
     return pieces.task.predictions(found.logits) if found.logits is not None else np.zeros(0)
 

@@ -6,7 +6,7 @@ modality j, T_j steps, D_j variates, W_j words, L tokens, C outputs, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -55,6 +55,7 @@ class Batch:
     views          2 where each sample is there twice: rows 0 .. B/2 - 1 of what is [B] here are whole, the others the
                    same samples in the same order with modalities dropped; `keys` names each once. Else 1
     bad            bad samples skipped here under `data.max_bad_samples`, each as one line that names it and says why
+    bad_samples    the numbers of those, as `sample` has them
     last           whether this is the last micro-batch of its global batch
     global_samples samples in the whole global batch, over all ranks and micro-batches (smaller at an epoch's tail)
     position       samples consumed since the start of the run once this global batch is done
@@ -71,6 +72,7 @@ class Batch:
     symbols: dict[str, Tensor] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
+    bad_samples: list[int] = field(default_factory=list)
     views: int = 1
     last: bool = True
     global_samples: int = 0
@@ -97,11 +99,12 @@ class Batch:
             return None
         return [self.rows[name].tolist() for name in names]
 
-    def _map(self, change: Any) -> Batch:
+    def map(self, change: Callable[[Any], Any]) -> Batch:
+        """The same batch with each of its tensors changed, in one order."""
         moved: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
-            if hasattr(value, "data_ptr"):
+            if hasattr(value, "dtype"):
                 moved[item.name] = change(value)
             elif isinstance(value, dict) and item.name != "on_host":
                 moved[item.name] = {name: change(tensor) for name, tensor in value.items()}
@@ -109,14 +112,20 @@ class Batch:
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device; pinned memory is copied without waiting."""
-        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        moved = self.map(lambda tensor: tensor.to(device, non_blocking=True))
         known = self.host_rows(list(self.rows)) if moved.sample.device.type != "cpu" else None
         moved.on_host = None if known is None else dict(zip(self.rows, known, strict=True))
         return moved
 
+    def tensors(self) -> Batch:
+        """The same batch with tensors where a reader has put numpy's arrays; they share their memory."""
+        import torch
+
+        return self.map(torch.from_numpy)
+
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (CUDA only)."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        return self.map(lambda tensor: tensor.pin_memory())
 
 
 class Output(TypedDict, total=False):

@@ -15,12 +15,15 @@ from maestro_dist.config.load import parse
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.order import labelled_count
+from maestro_dist.data.prefetch import Say, by_log
 from maestro_dist.data.storage import Storage, redact
 from maestro_dist.lease import Fence
 from maestro_dist.memory import HUGE_PAGES, keep_freed_memory
 from maestro_dist.parallel.mesh import Mesh, build_mesh
 
 if TYPE_CHECKING:
+    import torch
+
     from maestro_dist.checkpoint import CheckpointInfo, Saver
     from maestro_dist.data.stream import TrainStream
     from maestro_dist.evaluation import Evaluation
@@ -29,9 +32,6 @@ if TYPE_CHECKING:
     from maestro_dist.task.base import Task
     from maestro_dist.tracking import MetricLog
     from maestro_dist.types import Batch, Modality, Output
-
-Say = Callable[[str], None]
-"""Shows a line to the person who started the run."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,15 @@ def build_task(config: Config, manifest: Manifest) -> Task:
     )
 
 
-def build_stream(config: Config, pieces: Pieces, mesh: Mesh, total_steps: int) -> TrainStream:
-    """This rank's training samples."""
+def build_stream(
+    config: Config,
+    pieces: Pieces,
+    mesh: Mesh,
+    total_steps: int,
+    say: Say = by_log,
+    device: torch.device | None = None,
+) -> TrainStream:
+    """This rank's training samples, on their way to `device`; `say` hears what is waited for."""
     from maestro_dist.data.stream import TrainStream
     from maestro_dist.data.symbols import reads_symbols
 
@@ -152,7 +159,13 @@ def build_stream(config: Config, pieces: Pieces, mesh: Mesh, total_steps: int) -
         slices=time_slices(config, pieces.modalities, mesh),
         symbols=reads_symbols(pieces.manifest, config.model, pieces.modalities, config.augment),
         augment=config.augment,
+        say=_of_rank(say, mesh),
+        device=device,
     )
+
+
+def _of_rank(say: Say, mesh: Mesh) -> Say:
+    return say if mesh.world == 1 else lambda line: say(f"worker {mesh.rank}: {line}")
 
 
 def count_steps(config: Config, manifest: Manifest) -> tuple[int, int, int]:
@@ -194,7 +207,7 @@ def first_batch(config: Config) -> tuple[float, int]:
 
 
 def evaluate_on(
-    state: State, split: str, rates: Sequence[float], draws: Sequence[int], *, keep: bool = False
+    state: State, split: str, rates: Sequence[float], draws: Sequence[int], *, keep: bool = False, say: Say = by_log
 ) -> Evaluation:
     """Evaluate the engine's weights on a split, over all ranks; the averaged ones where the run keeps such.
 
@@ -208,7 +221,7 @@ def evaluate_on(
             return evaluate_with(
                 lambda batch: state.engine(state.engine.place(batch), state.step),
                 state.config, state.mesh, state.manifest, state.modalities, state.task, split,
-                rates=rates, draws=draws, keep=keep,
+                rates=rates, draws=draws, keep=keep, say=say, device=state.engine.device,
             )  # fmt: skip
     finally:
         state.engine.train()
@@ -226,6 +239,8 @@ def evaluate_with(
     rates: Sequence[float],
     draws: Sequence[int],
     keep: bool = False,
+    say: Say = by_log,
+    device: torch.device | None = None,
 ) -> Evaluation:
     """Evaluate a model, in evaluation mode, on a split, over all ranks. `config` says how it reads its windows."""
     from maestro_dist.data.stream import evaluation_batches, presence
@@ -240,6 +255,7 @@ def evaluate_with(
             config.data.url, manifest, config.data, modalities, split,
             batch=config.evaluation.batch, rank=mesh.data_rank, ranks=mesh.data, keep=mask,
             symbols=symbols, slices=time_slices(config, modalities, mesh),
+            say=_of_rank(say, mesh), device=device,
         ),
         presence(config.data.url, manifest, modalities, split, symbols=symbols),
         rates=rates, draws=draws, mesh=mesh, split=split, keep=keep, always=[m.always for m in modalities],
@@ -247,7 +263,10 @@ def evaluate_with(
 
 
 def assemble(
-    config: Config, mesh: Mesh, prepare: Callable[[Trunk, Manifest], None] = lambda model, manifest: None
+    config: Config,
+    mesh: Mesh,
+    prepare: Callable[[Trunk, Manifest], None] = lambda model, manifest: None,
+    say: Say = by_log,
 ) -> tuple[State, TrainStream]:
     """The state of a run at its start, with model and engine, and its training stream. A process group must exist.
 
@@ -274,7 +293,7 @@ def assemble(
         tokens_by_modality=tokens_by_modality(config.model, pieces.modalities),
         groups=pieces.groups,
     )
-    return state, build_stream(config, pieces, mesh, total)
+    return state, build_stream(config, pieces, mesh, total, say, engine.device)
 
 
 def run_worker(job: Job, say: Say, failed: Callable[[Exception], None] = lambda error: None) -> None:
@@ -314,7 +333,7 @@ def _train(job: Job, say: Say, stack: ExitStack) -> None:
             if mesh.rank == 0:
                 say(f"starts with {taken} of {of} parameters from {redact(job.start)}")
 
-    state, stream = assemble(config, mesh, begin)
+    state, stream = assemble(config, mesh, begin, say)
     stack.callback(state.engine.close)
     if found:
         restore(state.engine, found)
@@ -385,11 +404,11 @@ def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None, say:
     evaluation, data = state.config.evaluation, state.config.data
 
     def validate() -> Evaluation:
-        return evaluate_on(state, data.validation, evaluation.rates, evaluation.draws[:1])
+        return evaluate_on(state, data.validation, evaluation.rates, evaluation.draws[:1], say=say)
 
     def test() -> Evaluation:
         keep = evaluation.predictions and state.task.kind != "pretrain"  # which answers nothing
-        return evaluate_on(state, data.test, evaluation.test_rates, evaluation.draws, keep=keep)
+        return evaluate_on(state, data.test, evaluation.test_rates, evaluation.draws, keep=keep, say=say)
 
     metrics, validation = Metrics(log), Validation(validate, log)
     fence = Fence(job.run_url, job.attempt).check

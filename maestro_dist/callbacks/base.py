@@ -26,6 +26,7 @@ class State:
 
     `step` and `position` count what is done: optimizer steps, and samples consumed since the start of the run.
     `best_step` and `best_score` are those of the validation that chose the best weights so far.
+    `bad_samples` are the numbers of training samples that were skipped as bad, over all ranks, as of the last record.
     `tokens_by_modality` is the number of tokens a modality has in one sample; `groups` are those whose ranks share
     sequences or experts with this one.
     """
@@ -46,6 +47,7 @@ class State:
     best_step: int | None = None
     best_score: float | None = None
     validations_since_best: int = 0
+    bad_samples: list[int] = field(default_factory=list)
     stop: bool = False
     results: dict[str, float] = field(default_factory=dict)
 
@@ -67,7 +69,7 @@ class State:
     def resume(self, step: int, position: int, kept: dict[str, Any]) -> None:
         """Go on from a checkpoint; `kept` is what `resumable` gave when it was written."""
         self.step, self.position = step, position
-        for name in self.resumable():
+        for name in self.resumable().keys() & kept.keys():  # an older checkpoint lacks what is newer
             setattr(self, name, kept[name])
 
     def resumable(self) -> dict[str, Any]:
@@ -77,6 +79,7 @@ class State:
             "best_score": self.best_score,
             "validations_since_best": self.validations_since_best,
             "stop": self.stop,
+            "bad_samples": self.bad_samples,
         }
 
 
@@ -96,7 +99,7 @@ class StepRecord:
     load_by_set   for each micro-batch what its samples had, bool [B, M], and their tokens by expert [layers, B, E]
     data_s        seconds that this rank waited for data; forward_s, backward_s, optimizer_s likewise (host time)
     handed        bytes that this rank handed to collectives meanwhile (see `State.handed`)
-    keys, bad     names of this rank's samples, and of those that were skipped as bad
+    keys, bad     names of this rank's samples, and of those that were skipped as bad; `bad_samples` are their numbers
     """
 
     step: int
@@ -118,6 +121,7 @@ class StepRecord:
     bad: list[str]
     load_by_set: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     handed: int = 0
+    bad_samples: list[int] = field(default_factory=list)
 
 
 class Callback:

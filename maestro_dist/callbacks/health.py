@@ -7,20 +7,23 @@ from typing import TYPE_CHECKING
 
 from maestro_dist.callbacks.base import Callback, State, StepRecord
 from maestro_dist.callbacks.progress import Say, say_line
-from maestro_dist.errors import NonFiniteError
+from maestro_dist.errors import DataError, NonFiniteError
 
 if TYPE_CHECKING:
+    import torch
+
     from maestro_dist.callbacks.metrics import Metrics, Window
 
 _NAMED = 8
 
 
 class Health(Callback):
-    """Counts steps that are not finite and stops past `optim.max_skipped`; names bad samples.
+    """Counts steps that are not finite and stops past `optim.max_skipped`; names and counts bad samples likewise.
 
     A gradient that is not finite is seen at once: the engine skipped the step on all ranks. A loss that is not finite
     although its gradient was is seen when `Metrics`, which comes before, has summed the losses: no step waits for the
-    device to be read. Both are the same on all ranks, so all stop together.
+    device to be read. Both are the same on all ranks, so all stop together. Bad samples are counted there too: ranks
+    tell one another which ones they met only where that sum says that there were any.
     """
 
     def __init__(self, metrics: Metrics, say: Say = say_line) -> None:
@@ -29,21 +32,25 @@ class Health(Callback):
         self._seen: Window | None = None
         self._recent: dict[int, StepRecord] = {}
         self._skipped = 0
+        self._bad: set[int] = set()  # this rank's, since bad samples were last counted
+        self._last_bad = ""
 
     def on_step(self, state: State, record: StepRecord) -> None:
-        """Look at the step, and at those that were summed since. Raises NonFiniteError."""
+        """Look at the step, and at those that were summed since. Raises NonFiniteError, DataError."""
+        self._bad.update(record.bad_samples)
         for line in record.bad:
+            self._last_bad = f", at last {line}"
             self._say(f"warning: bad sample skipped: {line}")
         self._recent[record.step + 1] = record
         if not record.applied:
             self._count(state, record)
-        self._look_at_losses(state)
+        self._look_at_sums(state)
 
     def on_end(self, state: State) -> None:
-        """Look at the last losses. Raises NonFiniteError."""
-        self._look_at_losses(state)
+        """Look at the last sums. Raises NonFiniteError, DataError."""
+        self._look_at_sums(state)
 
-    def _look_at_losses(self, state: State) -> None:
+    def _look_at_sums(self, state: State) -> None:
         window = self._metrics.latest
         if window is None or window is self._seen:
             return
@@ -52,6 +59,19 @@ class Health(Callback):
             record = self._recent.pop(step)
             if record.applied and not math.isfinite(loss):
                 self._count(state, record)
+        if window.bad:
+            self._count_bad(state, window.bad, record.loss.device)
+
+    def _count_bad(self, state: State, most: int, device: torch.device) -> None:
+        """Add what all ranks met, `most` at most by each, to the run's bad samples."""
+        own, self._bad = self._bad, set()
+        state.bad_samples = sorted({*state.bad_samples, *_of_all_ranks(own, most, state, device)})
+        limit, found = state.config.data.max_bad_samples, len(state.bad_samples)
+        if found > limit:
+            raise DataError(
+                f"{found} different bad samples in this run, data.max_bad_samples is {limit}{self._last_bad}; mend the "
+                "data, or raise the limit"
+            )
 
     def _count(self, state: State, record: StepRecord) -> None:
         self._skipped += 1
@@ -69,3 +89,16 @@ class Health(Callback):
             f"{where}: {what} ({allowed} such steps allowed by optim.max_skipped); on rank {state.mesh.rank} "
             f"the loss is {float(record.loss):.4g} and the samples are {names}; look at them, or lower optim.lr"
         )
+
+
+def _of_all_ranks(numbers: set[int], most: int, state: State, device: torch.device) -> set[int]:
+    """The numbers that any rank has, none of which has more than `most`."""
+    import torch
+    from torch import distributed as dist
+
+    if state.mesh.world == 1:
+        return numbers
+    own = torch.tensor([*numbers, *[-1] * (most - len(numbers))], device=device)
+    parts = [torch.empty_like(own) for _ in range(state.mesh.world)]
+    dist.all_gather(parts, own)
+    return set(torch.cat(parts).tolist()) - {-1}

@@ -19,6 +19,7 @@ class Window:
     """The steps since the last record, over all ranks; the same on all ranks but for `rates` and `memory`.
 
     steps, losses  optimizer steps done (1-based) and the mean loss of each one's global batch
+    bad            samples that were skipped as bad, those of ranks that share sequences counted by each
     rates          throughput (see `Meter.read`), `memory` in bytes: as rank 0 saw them
     """
 
@@ -27,6 +28,7 @@ class Window:
     lr: float
     rates: dict[str, float]
     memory: int
+    bad: int = 0
 
 
 class Metrics(Callback):
@@ -78,7 +80,7 @@ class Metrics(Callback):
         bad, (tokens, data_s), rest = sums[count : 2 * count], sums[2 * count : 2 * count + 2], sums[2 * count + 2 :]
         rates = self._meter.read(tokens / state.mesh.sequence, data_s / state.mesh.world)
         memory = memory_bytes(records[-1].loss.device)
-        self.latest = Window([r.step + 1 for r in records], losses, records[-1].lr, rates, memory)
+        self.latest = Window([r.step + 1 for r in records], losses, records[-1].lr, rates, memory, int(sum(bad)))
         if self._log is None:
             return
         for record, loss, lost in zip(records, losses, bad, strict=True):

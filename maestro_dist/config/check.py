@@ -21,7 +21,8 @@ _FREE_KEYS = frozenset(
     {
         "run.storage", "run.launcher", "run.workers", "run.device", "run.cpus_per_worker", "run.keep_memory",
         "run.max_failures", "run.timeout_s", "data.url", "data.source", "data.loader_workers", "data.prefetch",
-        "data.cache", "data.verify", "engine.zero_stage", "engine.micro_batch", "engine.overlap_comm", "engine.offload",
+        "data.cache", "data.verify", "data.max_bad_samples", "data.timeout_s", "engine.zero_stage",
+        "engine.micro_batch", "engine.overlap_comm", "engine.offload",
         "evaluation.batch", "evaluation.predictions", "model.checkpoint", "model.tile",
     }
 )  # fmt: skip

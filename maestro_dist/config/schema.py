@@ -101,7 +101,12 @@ class DataConfig(Section):
     verify: Literal["size", "sha256"] = "sha256"
     """How a shard is checked against the manifest when it is first opened."""
     max_bad_samples: Count = 0
-    """Bad samples (wrong shape, type or label) that are skipped, counted and logged before the run stops."""
+    """Bad samples (wrong shape, type or label) of the training split that a run skips and names before it stops:
+    different ones, over all ranks, epochs and restarts. A rank knows its own at once; all are counted where metrics are
+    summed (every `tracking.every_steps`, at the end of an epoch, before a checkpoint)."""
+    timeout_s: Positive = 240
+    """How long a reader may show no progress, in seconds, until that becomes an error. Below `run.timeout_s`: else the
+    other ranks give up first, without knowing why."""
 
 
 class EngineConfig(Section):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from maestro_dist.data.storage import ObjectMissing, Storage
-from maestro_dist.errors import ConfigError, DataError, StorageError
+from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.types import Modality
 
 FORMAT = "maestro_dist/1"
@@ -219,7 +219,8 @@ def load_manifest(url: str) -> Manifest:
     """Read `manifest.json` below `url` (a folder or an fsspec URL).
 
     Raises:
-        DataError: missing, unreadable, not JSON, of another format, or inconsistent; one line that names the file.
+        DataError: missing, not JSON, of another format, or inconsistent; one line that names the file.
+        StorageError: it cannot be read, which may pass.
     """
     storage = Storage(url)
     name = storage.name(MANIFEST_NAME)
@@ -227,8 +228,6 @@ def load_manifest(url: str) -> Manifest:
         raw = json.loads(storage.read(MANIFEST_NAME))
     except ObjectMissing as error:
         raise DataError(f"{name}: no manifest there; pack the data set first, or mend data.url") from error
-    except StorageError as error:
-        raise DataError(str(error)) from error
     except ValueError as error:
         raise DataError(f"{name}: not valid JSON ({error}); pack the data set again") from error
     found = raw.get("format") if isinstance(raw, dict) else None

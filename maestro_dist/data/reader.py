@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,17 +11,20 @@ import numpy as np
 from maestro_dist.config.learning import AugmentConfig
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.augment import augment
-from maestro_dist.data.cache import local_shard
+from maestro_dist.data.cache import Tell
 from maestro_dist.data.collate import collate
 from maestro_dist.data.index import HEADER, META, load_index, member_name
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.missing import drop_modalities
 from maestro_dist.data.mixup import Mixing, mix
 from maestro_dist.data.sample import BadSample, Layout, Sample, decode_sample
+from maestro_dist.data.shards import OpenShard, OpenShards
 from maestro_dist.data.storage import Storage
 from maestro_dist.types import Batch, Modality
 
-_OPEN_SHARDS = 64  # files and indexes a reader keeps open
+
+def _nobody(what: str) -> None:
+    """Nobody listens."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,9 @@ class SplitSource:
     slices: Mapping[str, tuple[int, int]] | None = None
     augment: AugmentConfig | None = None
 
-    def open(self) -> SplitReader:
-        """A reader; its files are opened when they are first needed."""
-        return SplitReader(self)
+    def open(self, tell: Tell = _nobody) -> SplitReader:
+        """A reader; its files are opened when they are first needed. `tell` hears what it is at, sample by sample."""
+        return SplitReader(self, tell)
 
 
 @dataclass(frozen=True)
@@ -79,37 +80,31 @@ class Stored:
     arrays: dict[str, bytes]
 
 
-@dataclass
-class _OpenShard:
-    """A shard's file; for each of its samples, offset and size of the json [:, 0] and each modality [:, 1 + m]."""
-
-    name: str
-    descriptor: int
-    keys: list[str]
-    offsets: np.ndarray
-    sizes: np.ndarray
-
-
 class SplitReader:
     """Reads micro-batches of one split. Not for use by several threads at a time."""
 
-    def __init__(self, source: SplitSource) -> None:
+    def __init__(self, source: SplitSource, tell: Tell = _nobody) -> None:
         self.source = source
         self.layout = Layout.of(source.manifest, source.modalities, symbols=source.symbols, slices=source.slices)
-        self.storage = Storage(source.url)
-        self.shards = source.manifest.split(source.split).shards
-        self.starts = np.cumsum([0] + [shard.samples for shard in self.shards])
+        shards = source.manifest.split(source.split).shards
+        self.starts = np.cumsum([0] + [shard.samples for shard in shards])
         self.members = [META] + [member_name(m.name, symbols=source.symbols) for m in source.modalities]
-        self._opened: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._tell = tell
+        self._shards = OpenShards(Storage(source.url), shards, self.members, source.config, tell)
 
     def close(self) -> None:
         """Close all files."""
-        while self._opened:
-            os.close(self._opened.popitem()[1].descriptor)
+        self._shards.close()
 
     def batch(self, request: Request) -> Batch:
         """Read a micro-batch; bad samples are left out and named in `Batch.bad`."""
+        return self.arrays(request).tensors()
+
+    def arrays(self, request: Request) -> Batch:
+        """The same with numpy's arrays in the place of tensors, without loading torch."""
         numbers, mixing, step = request.numbers, request.mixing, request.fields.get("step", 0)
+        involved = numbers if mixing is None else np.concatenate([numbers, mixing.partners])
+        self._shards.keep(len(np.unique(np.searchsorted(self.starts, involved, side="right"))))
         own = self._presence(numbers)
         there = own if mixing is None else own | self._presence(mixing.partners)
         keep = there if request.keep is None else there & request.keep
@@ -118,12 +113,12 @@ class SplitReader:
         left = drop_modalities(keep, numbers, names, p=request.drop, seed=request.seed, step=step, always=always)
         keep = keep if request.both else left
         found, bad = self._decoded(numbers, own & keep, request)
-        changes: dict[str, Any] = request.fields | {"bad": bad}
+        changes: dict[str, Any] = request.fields | {"bad": list(bad.values()), "bad_samples": list(bad)}
         if mixing is not None:
             changes |= self._mix(found, mixing, keep, request)
         samples = list(found.values())
         if request.both:
-            changes |= {name: changes[name].repeat(2) for name in ("mix", "partner_target") if name in changes}
+            changes |= {name: np.tile(changes[name], 2) for name in ("mix", "partner_target") if name in changes}
             changes |= {"views": 2, "keys": [sample.key for sample in samples]}
             samples += [_some(sample, names, left[place]) for place, sample in found.items()]
         return replace(collate(samples, self.layout), **changes)
@@ -135,15 +130,15 @@ class SplitReader:
 
     def _decoded(
         self, numbers: np.ndarray, wanted: np.ndarray, request: Request
-    ) -> tuple[dict[int, Sample], list[str]]:
-        """The samples by their place among `numbers`, augmented, and what is wrong with those that are not there."""
+    ) -> tuple[dict[int, Sample], dict[int, str]]:
+        """The samples by their place among `numbers`, augmented; by number, what is wrong with those not there."""
         found: dict[int, Sample] = {}
-        bad: list[str] = []
+        bad: dict[int, str] = {}
         for place, number in enumerate(numbers.tolist()):
             try:
-                found[place] = self.decode(number, self.stored(number, wanted[place]))
+                found[place] = self._sample(number, wanted[place])
             except BadSample as error:
-                bad.append(str(error))
+                bad[number] = str(error)
         source = self.source
         if source.augment is None:
             return found, bad
@@ -162,54 +157,47 @@ class SplitReader:
 
         A bad partner leaves its sample unmixed; the rank whose own sample it is names it.
         """
-        import torch
-
         places = list(found)
         numbers = mixing.partners[places]
         partners, _ = self._decoded(numbers, self._presence(numbers) & keep[places], request)
-        shares = torch.ones(len(places))
+        shares = np.ones(len(places), dtype=np.float32)
         targets = [found[place].target for place in places]
         for at, partner in partners.items():
             place = places[at]
             shares[at] = float(mixing.shares[place])
             targets[at] = partner.target
             found[place] = mix(found[place], partner, float(mixing.shares[place]))
-        dtype = torch.int64 if self.layout.classes else torch.float32
-        return {"mix": shares, "partner_target": torch.tensor(targets, dtype=dtype)}
+        dtype = np.int64 if self.layout.classes else np.float32
+        return {"mix": shares, "partner_target": np.array(targets, dtype=dtype)}
 
-    def _locate(self, number: int) -> tuple[_OpenShard, int]:
+    def _sample(self, number: int, wanted: np.ndarray) -> Sample:
+        """A sample, read anew where it is bad and its file has changed since it was verified."""
+        try:
+            return self.decode(number, self.stored(number, wanted))
+        except BadSample:
+            if not self._shards.renewed(self._locate(number)[0]):
+                raise
+        return self.decode(number, self.stored(number, wanted))
+
+    def _locate(self, number: int) -> tuple[OpenShard, int]:
         position = int(np.searchsorted(self.starts, number, side="right")) - 1
-        return self._open(position), int(number - self.starts[position])
+        return self._shards.get(position), int(number - self.starts[position])
 
     def _present(self, number: int) -> np.ndarray:
         shard, row = self._locate(number)
         return shard.sizes[row, 1:] > 0
-
-    def _open(self, position: int) -> _OpenShard:
-        if position in self._opened:
-            self._opened.move_to_end(position)
-            return self._opened[position]
-        shard = self.shards[position]
-        index = load_index(self.storage, shard)
-        config = self.source.config
-        path = local_shard(self.storage, shard, config.cache, config.verify)
-        offsets, sizes = index.columns(self.members)
-        name = self.storage.name(shard.path)
-        opened = _OpenShard(name, os.open(path, os.O_RDONLY), index.keys, offsets, sizes)
-        self._opened[position] = opened
-        if len(self._opened) > _OPEN_SHARDS:
-            os.close(self._opened.popitem(last=False)[1].descriptor)
-        return opened
 
     def stored(self, number: int, wanted: np.ndarray | None = None) -> Stored:
         """A sample as it is stored; `wanted`, bool [M], says which of its modalities (by default those it has).
 
         Raises:
             BadSample: the index does not point at its members.
+        DataError, StorageError: its shard is wrong, or cannot be read.
         """
         shard, row = self._locate(number)
         wanted = shard.sizes[row, 1:] > 0 if wanted is None else wanted
         where = f"{shard.name}, sample {shard.keys[row]}"
+        self._tell(f"reading {where}")
         arrays = {
             modality.name: self._member(shard, row, column, where)
             for column, modality in enumerate(self.layout.modalities, start=1)
@@ -221,10 +209,10 @@ class SplitReader:
         """Its content, checked. Raises BadSample."""
         return decode_sample(number, stored.key, stored.meta, stored.arrays, self.layout, stored.where)
 
-    def _member(self, shard: _OpenShard, row: int, column: int, where: str) -> bytes:
+    def _member(self, shard: OpenShard, row: int, column: int, where: str) -> bytes:
         """Content of a member, after a look at its tar header: an index of another shard must not go unnoticed."""
         size = int(shard.sizes[row, column])
-        data = os.pread(shard.descriptor, HEADER + size, int(shard.offsets[row, column]) - HEADER) if size else b""
+        data = self._shards.read(shard, row, column) if size else b""
         name = f"{shard.keys[row]}.{self.members[column]}"
         if data[:100].rstrip(b"\0") != name.encode() or len(data) != HEADER + size:
             raise BadSample(f"{where}: the index does not point at {name}; pack the data set again")

@@ -8,23 +8,34 @@ from __future__ import annotations
 
 import errno
 import io
+import json
+import logging
 import os
-import re
+import random
 import shutil
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from maestro_dist.data.redact import holds_password, redact
 from maestro_dist.errors import StorageError
+
+__all__ = ["ObjectMissing", "Storage", "redact"]
 
 T = TypeVar("T")
 
-_ATTEMPTS = 4
+_LOG = logging.getLogger(__name__)
+_PATIENCE_S = 60.0
+_ATTEMPTS = 20  # more than that time is enough for, where an attempt takes none
 _FIRST_DELAY_S = 0.2
+_LONGEST_DELAY_S = 5.0
+_QUIET_S = 2.0  # a failure that has not passed by then is said
+_JITTER = random.Random()  # of its own: many ranks must not come back at once, and no draw of a run may change
 _RANGE = 16 << 20  # bytes of one ranged read: what s3fs is fastest with, and what one retry costs
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
@@ -32,31 +43,28 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 2}},
     }
 }
-_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "wasb", "wasbs", "memory"}
+_ALIASES = {"wasb": "abfs", "wasbs": "abfs"}  # names that fsspec does not know
 
 
 class ObjectMissing(StorageError):
     """There is no object of that name."""
 
 
-def redact(text: str) -> str:
-    """`text` without the credentials that its URLs may hold (`user:password@`, query strings)."""
-    text = re.sub(r"(\w+://)(?:[^\s@/:]*:[^\s@]*|[^/\s@]+)@", r"\1", text)  # a secret may hold a slash
-    return re.sub(r"(\w+://[^\s?]+)\?\S+", r"\1", text)
-
-
 class Storage:
     """A folder (or one object) named by a path or an fsspec URL.
 
     All methods take a path relative to it ("" = itself). Failures raise `StorageError`, a missing object its subclass
-    `ObjectMissing`; only a lost create raises `FileExistsError`.
+    `ObjectMissing`; only a lost create raises `FileExistsError`. What a remote store refuses to do is asked again for
+    `patience_s` seconds: servers restart, networks fail for a while.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, patience_s: float = _PATIENCE_S) -> None:
+        self.patience_s = patience_s
         self.url = url.rstrip("/") if url.rstrip("/") else "/"
         protocol, separator, rest = self.url.partition("://")
         self.protocol = protocol if separator else "file"
-        if self.protocol in _OBJECT_STORES and re.match(r"\w+://[^/@]*:[^@]*@", self.url):
+        if self.protocol in _OBJECT_STORES and holds_password(self.url):
             raise StorageError(
                 f"{redact(self.url)}: keys do not belong in a URL; set AWS_ACCESS_KEY_ID and the like instead"
             )
@@ -67,7 +75,7 @@ class Storage:
 
     def join(self, *parts: str) -> Storage:
         """The storage below this one."""
-        return Storage(self._url("/".join(parts)))
+        return Storage(self._url("/".join(parts)), patience_s=self.patience_s)
 
     def name(self, path: str = "") -> str:
         """The URL of `path` as it may be shown to a person."""
@@ -105,7 +113,11 @@ class Storage:
         local = self.local_path(path)
         if local is not None:
             return local.exists()
-        return bool(self._retried(path, "look for", lambda fs, key: fs.exists(key)))
+        try:
+            self._retried(path, "look for", lambda fs, key: fs.info(key))  # to `fs.exists` any failure is a no
+        except ObjectMissing:
+            return False
+        return True
 
     def list(self, path: str = "") -> list[str]:
         """Sorted names of the files and folders directly below, without hidden ones; empty where there is nothing."""
@@ -119,12 +131,17 @@ class Storage:
         folder, names = found[0].strip("/"), [str(name).strip("/") for name in found[1]]
         return sorted({name.rsplit("/", 1)[-1] for name in names if name != folder})
 
-    def download(self, path: str, target: Path) -> None:
-        """Copy the object to a local file, in ranges that are retried one by one."""
+    def download(self, path: str, target: Path, tell: Callable[[int, int], None] = lambda done, size: None) -> None:
+        """Copy the object to a local file, in ranges that are retried one by one.
+
+        `tell` hears after each how many bytes are there, and of how many.
+        """
         size = self.size(path)
         with target.open("wb") as file:
             for start in range(0, size, _RANGE):
-                file.write(self.read_range(path, start, min(_RANGE, size - start)))
+                end = min(start + _RANGE, size)
+                file.write(self._retried(path, "read", partial(_whole_range, start=start, end=end)))
+                tell(end, size)
 
     # writing
 
@@ -235,7 +252,8 @@ class Storage:
 
     def _retried(self, path: str, verb: str, call: Callable[[Any, str], T]) -> T:
         """`call(file system, key)`, again after a growing pause where the failure may be passing."""
-        for attempt in range(_ATTEMPTS):
+        attempt, waited, begun = 0, 0.0, time.monotonic()
+        while True:
             try:
                 fs, key = _file_system(self._url(path))
                 return call(fs, key)
@@ -245,22 +263,40 @@ class Storage:
                 raise ObjectMissing(f"{self.name(path)}: no such object") from error
             except PermissionError as error:
                 raise StorageError(f"cannot {verb} {self.name(path)}: access denied; check the credentials") from error
-            except (ImportError, ValueError) as error:  # unknown protocol, its package is not installed, malformed URL
-                raise StorageError(f"cannot {verb} {self.name(path)}: {_one_line(error)}") from error
             except Exception as error:  # each backend has its own classes for network errors
-                if attempt == _ATTEMPTS - 1:
-                    reason = f"{_one_line(error)} (after {_ATTEMPTS} attempts)"
-                    raise StorageError(f"cannot {verb} {self.name(path)}: {reason}") from error
-                time.sleep(_FIRST_DELAY_S * 2**attempt)
-        raise AssertionError("unreachable")
+                problem, attempt = f"cannot {verb} {self.name(path)}: {_one_line(error)}", attempt + 1
+                if _is_lasting(error):
+                    raise StorageError(problem) from error
+                spent = max(waited, time.monotonic() - begun)
+                if spent >= self.patience_s or attempt == _ATTEMPTS:
+                    raise StorageError(f"{problem} (after {attempt} attempts in {spent:.0f} s)") from error
+                if waited > _QUIET_S:
+                    _LOG.warning("%s; asked again for another %.0f s", problem, self.patience_s - spent)
+                pause = min(_FIRST_DELAY_S * 2 ** (attempt - 1), _LONGEST_DELAY_S) * _JITTER.uniform(0.75, 1.0)
+                waited += pause
+                time.sleep(pause)
 
 
 def _file_system(url: str) -> tuple[Any, str]:
     import fsspec
 
-    protocol = url.partition("://")[0]
-    fs, key = fsspec.core.url_to_fs(url, **_OPTIONS.get(protocol, {}))
+    protocol, separator, rest = url.partition("://")
+    protocol = _ALIASES.get(protocol, protocol)
+    fs, key = fsspec.core.url_to_fs(f"{protocol}{separator}{rest}", **_OPTIONS.get(protocol, {}))
     return fs, str(key)
+
+
+def _whole_range(fs: Any, key: str, start: int, end: int) -> bytes:
+    data: bytes = fs.cat_file(key, start=start, end=end)
+    if len(data) != end - start:
+        raise OSError(f"{len(data)} bytes came instead of {end - start}, the connection was cut")
+    return data
+
+
+def _is_lasting(error: Exception) -> bool:
+    """An unknown protocol, its package that is not installed, a malformed URL; but not an answer that is no JSON."""
+    garbled = isinstance(error, json.JSONDecodeError | UnicodeError)
+    return isinstance(error, ImportError | ValueError | IsADirectoryError | NotADirectoryError) and not garbled
 
 
 def _one_line(error: Exception) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,11 +19,14 @@ from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.missing import drop_probability
 from maestro_dist.data.mixup import mixing_of
 from maestro_dist.data.order import epoch_order, labelled, labelled_count, steps_per_epoch
-from maestro_dist.data.prefetch import read_ahead
+from maestro_dist.data.prefetch import Say, by_log, read_ahead
 from maestro_dist.data.reader import Request, SplitSource, presence
 from maestro_dist.data.sample import BadSample
 from maestro_dist.errors import DataError
 from maestro_dist.types import Batch, Modality
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["TrainStream", "evaluation_batches", "presence"]
 
@@ -38,6 +42,7 @@ class TrainStream:
 
     `symbols`: read SAX symbols instead of raw windows, where `reads_symbols` says so. `slices`: this rank's steps of
     each modality, [first, end), where ranks share the time axis; by default all. `augment` changes the windows.
+    `say` and `device` are those of `read_ahead`.
     """
 
     def __init__(
@@ -57,7 +62,10 @@ class TrainStream:
         symbols: bool = False,
         slices: Mapping[str, tuple[int, int]] | None = None,
         augment: AugmentConfig | None = None,
+        say: Say = by_log,
+        device: torch.device | None = None,
     ) -> None:
+        self._say, self._device = say, device
         self._source = SplitSource(url, manifest, config, tuple(modalities), config.train, symbols, slices, augment)
         split = manifest.split(config.train)
         self.samples = labelled_count(split.samples, config.label_share)
@@ -78,7 +86,8 @@ class TrainStream:
         """
         if position % self.samples % self._global_batch:
             raise DataError(f"position {position} is not at the start of a global batch of {self._global_batch}")
-        return read_ahead(self._source, self._requests(position, end), self._source.config.loader_workers)
+        workers, requests = self._source.config.loader_workers, self._requests(position, end)
+        return read_ahead(self._source, requests, workers, say=self._say, device=self._device)
 
     def warnings(self) -> list[str]:
         """What a person should know: classes of which `data.label_share` leaves no training sample.
@@ -154,12 +163,14 @@ def evaluation_batches(
     keep: np.ndarray | None = None,
     symbols: bool = False,
     slices: Mapping[str, tuple[int, int]] | None = None,
+    say: Say = by_log,
+    device: torch.device | None = None,
 ) -> Generator[Batch, None, None]:
     """Every sample of a split exactly once over all ranks: this rank's are `rank::ranks`, `batch` at a time.
 
     `keep`, bool [N, M], says which modalities of each sample are left (M = `modalities`, sorted by name); `symbols`
     whether SAX symbols are read instead of raw windows (`reads_symbols` says when they may be); `slices` which steps
-    of each modality, as in `TrainStream`. Every rank
+    of each modality, `say` and `device` are as in `TrainStream`. Every rank
     yields the same number of batches; the last may be empty. `global_samples` counts all ranks' samples of a round.
     A thread reads, whatever `data.loader_workers`: starting processes anew for each mask would take longer.
     """
@@ -178,4 +189,4 @@ def evaluation_batches(
                 fields={"global_samples": end - first, "position": end},
             )
 
-    return read_ahead(source, requests(), workers=0)
+    return read_ahead(source, requests(), workers=0, say=say, device=device)

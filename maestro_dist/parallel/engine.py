@@ -88,9 +88,8 @@ class Engine:
         return {name: _full_precision(tensor) for name, tensor in output.items()}  # type: ignore[return-value]
 
     def place(self, batch: Batch) -> Batch:
-        """The batch on this rank's device; through pinned memory, so that the copy overlaps with what runs there."""
-        if self.device.type == "cuda":
-            batch = batch.pin_memory()
+        """The batch on this rank's device. What a stream was told this device for lies in page-locked memory: its copy
+        overlaps with what runs there."""
         return batch.to(self.device)
 
     def scale_loss(self, per_sample: Tensor, batch: Batch) -> Tensor:

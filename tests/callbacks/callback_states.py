@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,7 +36,14 @@ def make_state(config: dict[str, Any], mesh: Mesh = ALONE, *, engine: Any = None
 
 
 def make_record(
-    step: int, *, rank: int = 0, applied: bool = True, loss: float | None = None, bad: int = 0
+    step: int,
+    *,
+    rank: int = 0,
+    applied: bool = True,
+    loss: float | None = None,
+    bad: int = 0,
+    bad_samples: Sequence[int] = (),
+    bad_lines: Sequence[str] = (),
 ) -> StepRecord:
     """What rank `rank` saw in 0-based step `step`; numbers that differ by step and rank."""
     value = 1 / (3 + step + rank) if loss is None else loss
@@ -56,5 +64,6 @@ def make_record(
         backward_s=0.06,
         optimizer_s=0.01,
         keys=[f"r{rank}s{step}n{number}" for number in range(10)],
-        bad=[f"shard 1 sample {number}: wrong shape" for number in range(bad)],
+        bad=list(bad_lines) or [f"shard 1 sample {number}: wrong shape" for number in range(bad)],
+        bad_samples=list(bad_samples),
     )

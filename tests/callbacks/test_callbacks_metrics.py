@@ -86,7 +86,28 @@ def _rank(rank: int, folder: str) -> None:
         metrics = drive(Path(folder, name), 0, 6, mesh=mesh)
         assert metrics.latest is not None
         Path(folder, f"{name}-{rank}.json").write_text(json.dumps(metrics.latest.losses))
+    Path(folder, f"bad-{rank}.json").write_text(json.dumps([count_bad(rank, limit) for limit in (2, 3)]))
     dist.destroy_process_group()
+
+
+def count_bad(rank: int, limit: int) -> tuple[list[int], str]:
+    """Two of two ranks meet a bad sample of their own and one that both meet, in different steps."""
+    from maestro_dist.callbacks.base import Callbacks
+    from maestro_dist.callbacks.health import Health
+    from maestro_dist.errors import DataError
+
+    state = make_state({**CONFIG, "data": {"max_bad_samples": limit}}, Mesh(rank=rank, world=2, data=2))
+    metrics = Metrics(None)
+    callbacks = Callbacks([metrics, Health(metrics, lambda line: None)])
+    try:
+        for step in range(5):
+            state.step = step + 1
+            bad = [20 + rank, 5] if step == rank else []
+            lines = [f"sample {number} is bad" for number in bad]
+            callbacks.on_step(state, make_record(step, rank=rank, bad_samples=bad, bad_lines=lines))
+    except DataError as error:
+        return state.bad_samples, str(error)
+    return state.bad_samples, ""
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -102,5 +123,12 @@ def test_ranks_sum_what_they_saw(tmp_path: Path) -> None:
     sequence = deterministic(read_history(tmp_path / "sequence"))
     assert sequence["train/loss"] == [(step + 1, single[step]) for step in range(6)], "both saw the same samples"
     assert sequence["data/bad_samples"] == [(3, 1.0)]
+    for rank in range(2):
+        (over, error), (within, nothing) = json.loads((tmp_path / f"bad-{rank}.json").read_text())
+        assert over == within == [5, 20, 21]
+        assert error.startswith(
+            "3 different bad samples in this run, data.max_bad_samples is 2, at last sample 5 is bad;"
+        )
+        assert nothing == ""
     for name in ("data", "sequence"):
         assert (tmp_path / f"{name}-0.json").read_text() == (tmp_path / f"{name}-1.json").read_text()

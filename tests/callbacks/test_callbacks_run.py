@@ -12,7 +12,7 @@ from maestro_dist.callbacks.health import Health
 from maestro_dist.callbacks.metrics import Metrics
 from maestro_dist.callbacks.progress import Progress, duration, short_number
 from maestro_dist.callbacks.validation import Validation
-from maestro_dist.errors import NonFiniteError
+from maestro_dist.errors import DataError, NonFiniteError
 from maestro_dist.evaluation import Evaluation, Scenario
 
 
@@ -113,6 +113,38 @@ def test_bad_samples_are_said() -> None:
     metrics = Metrics(None)
     drive(make_state({}), Callbacks([metrics, Health(metrics, said.append)]), bad={4: 2})
     assert said == [f"warning: bad sample skipped: shard 1 sample {number}: wrong shape" for number in range(2)]
+
+
+def bad_at(steps: dict[int, list[int]], limit: int, state: State | None = None, last: int = 20) -> State:
+    """Drive a run with these bad samples, from where `state` is to `last`."""
+    metrics = Metrics(None)
+    state = state or make_state({"data": {"max_bad_samples": limit}, "tracking": {"every_steps": 10}})
+    state.total_steps = last
+    lines = {step: [f"shard 1 sample {number}: wrong" for number in bad] for step, bad in steps.items()}
+    drive(state, Callbacks([metrics, Health(metrics, lambda line: None)]), bad_samples=steps, bad_lines=lines)
+    return state
+
+
+def test_a_bad_sample_that_is_met_again_counts_once() -> None:
+    state = bad_at({1: [7, 9], 6: [9], 12: [7], 17: [9, 7]}, limit=2)
+    assert (state.step, state.bad_samples) == (20, [7, 9])
+
+
+def test_bad_samples_are_counted_over_restarts() -> None:
+    first = bad_at({1: [7], 6: [9]}, limit=2, last=10)
+    second = make_state({"data": {"max_bad_samples": 2}})
+    second.resume(10, 76, first.resumable())
+    with pytest.raises(
+        DataError, match=r"^3 different bad samples .*data\.max_bad_samples is 2, at last shard 1 sample 8"
+    ):
+        bad_at({12: [9], 13: [8]}, limit=2, state=second)
+    assert second.step == 15, "where the ranks sum their metrics next, at the end of the epoch"
+
+
+def test_a_checkpoint_from_before_bad_samples_were_counted_is_resumed() -> None:
+    state = make_state({})
+    state.resume(10, 76, {name: value for name, value in state.resumable().items() if name != "bad_samples"})
+    assert state.bad_samples == []
 
 
 def test_progress_lines() -> None:

@@ -29,13 +29,13 @@ def read_all(url: str, **config: Any) -> list:
     return list(evaluation_batches(url, manifest, data, manifest.select(None), "train", batch=8, rank=0, ranks=1))
 
 
-def train_epoch(url: str, **config: Any) -> list:
+def train_epoch(url: str, epochs: int = 1, **config: Any) -> list:
     manifest = load_manifest(url)
     stream = TrainStream(
         url, manifest, DataConfig(url=url, **config), manifest.select(None), seed=1, global_batch=8, micro_batch=None,
         rank=0, ranks=1, curriculum=MissingConfig(p_max=0.0), total_steps=10,
     )  # fmt: skip
-    return list(stream.batches(0, stream.samples))
+    return list(stream.batches(0, epochs * stream.samples))
 
 
 def fails(error: type[Exception], url: str, *parts: str, **config: Any) -> None:
@@ -245,6 +245,8 @@ def test_some_bad_samples_may_be_borne(fresh: str) -> None:
     assert not set(bad) & {key for batch in batches for key in batch.keys}
     with pytest.raises(DataError, match=r"3 bad samples, data.max_bad_samples is 2"):
         train_epoch(fresh, max_bad_samples=2)
+    # one that is met again counts once
+    assert sum(len(batch.bad) for batch in train_epoch(fresh, epochs=3, max_bad_samples=3)) == 9
     # an evaluation bears none: a score over what is left would look like the split's
     fails(DataError, fresh, "sample train-003: its json", max_bad_samples=3)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import pickle
 import threading
 import uuid
@@ -10,9 +11,13 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from maestro_dist.config.schema import DataConfig
 from maestro_dist.data import storage as module
-from maestro_dist.data.storage import ObjectMissing, Storage, redact
+from maestro_dist.data.manifest import load_manifest
+from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.data.stream import evaluation_batches
 from maestro_dist.errors import StorageError
+from maestro_dist.parallel.failure import report_of
 
 
 class FlakyFileSystem(MemoryFileSystem):
@@ -32,6 +37,10 @@ class FlakyFileSystem(MemoryFileSystem):
         if cls.failures:
             cls.failures -= 1
             raise TimeoutError("connection lost at http://user:secret@host/x")
+
+    def info(self, path: str, **kwargs: Any) -> Any:
+        self._fail()
+        return super().info(path, **kwargs)
 
     def cat_file(self, path: str, start: Any = None, end: Any = None, **kwargs: Any) -> Any:
         self._fail()
@@ -161,6 +170,75 @@ def test_wrong_urls(tmp_path: Path) -> None:
         Storage(str(tmp_path / "file")).write("x", b"1")
 
 
-def test_redact() -> None:
-    assert redact("sftp://me:pa/ss@host/x?token=1 and http://k@h/y") == "sftp://host/x and http://h/y"
-    assert redact("s3://bucket/a@b:c") == "s3://bucket/a@b:c"
+@pytest.mark.parametrize(
+    "url",
+    ["abfs://container@account.dfs.core.windows.net/path", "abfss://c@a.dfs.core.windows.net", "wasbs://c@a.net/x"],
+)
+def test_a_container_at_an_account_is_no_password(url: str) -> None:
+    assert Storage(url).name("x@y") == f"{url}/x@y"
+    with pytest.raises(StorageError, match="keys do not belong in a URL"):
+        Storage(url.replace("@", ":key/@1@"))
+
+
+def test_an_outage_is_waited_for_as_long_as_is_allowed(flaky: type[FlakyFileSystem]) -> None:
+    url = f"flaky://{uuid.uuid4()}"
+    Storage(url).write("x", b"1")
+    flaky.failures = 3
+    with pytest.raises(StorageError, match=r"connection lost .* \(after 1 attempts"):
+        Storage(url, patience_s=0.0).join("a").read("x")
+    assert flaky.failures == 2
+    assert Storage(url).read("x") == b"1"
+
+
+@pytest.mark.parametrize("error", [UnicodeDecodeError("utf-8", b"", 0, 1, "x"), json.JSONDecodeError("x", "<html>", 0)])
+def test_a_garbled_answer_is_asked_for_again(
+    error: Exception, flaky: type[FlakyFileSystem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, errors = Storage(f"flaky://{uuid.uuid4()}"), [error]
+    store.write("x", b"1")
+    read = flaky.cat_file
+    monkeypatch.setattr(
+        flaky, "cat_file", lambda *a, **k: read(*a, **k) if not errors else (_ for _ in ()).throw(errors.pop())
+    )
+    assert store.read("x") == b"1"
+
+
+def test_a_range_that_comes_short_is_asked_for_again(
+    flaky: type[FlakyFileSystem], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, lost, told = Storage(f"flaky://{uuid.uuid4()}"), [1, 7], []
+    store.write("x", b"0123456789" * 10)
+    monkeypatch.setattr(module, "_RANGE", 40)
+    read = flaky.cat_file
+    monkeypatch.setattr(flaky, "cat_file", lambda *a, **k: read(*a, **k)[: -lost.pop() if lost else None])
+    store.download("x", tmp_path / "copy", lambda *there: told.append(there))
+    assert (tmp_path / "copy").read_bytes() == b"0123456789" * 10
+    assert told == [(40, 100), (80, 100), (100, 100)]
+
+
+def test_an_outage_while_a_data_set_is_read_is_worth_another_start(
+    packed: str, flaky: type[FlakyFileSystem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ATTEMPTS", 2)
+    url = f"flaky://{uuid.uuid4()}"
+    for file in Path(packed).iterdir():
+        Storage(url).write(file.name, file.read_bytes())
+
+    def read() -> None:
+        data = DataConfig(url=url, cache=packed)
+        list(evaluation_batches(url, manifest, data, manifest.select(None), "train", batch=8, rank=0, ranks=1))
+
+    manifest = load_manifest(url)
+    for call in (lambda: load_manifest(url), read):
+        flaky.failures = 2
+        with pytest.raises(StorageError, match=r"connection lost .* \(after 2 attempts") as caught:
+            call()
+        assert not report_of(0, caught.value).final
+
+
+def test_an_outage_is_not_taken_for_an_object_that_is_missing(flaky: type[FlakyFileSystem]) -> None:
+    store = Storage(f"flaky://{uuid.uuid4()}")
+    store.write("folder/x", b"1")
+    flaky.failures = 2
+    assert store.exists("folder/x")
+    assert (store.exists("folder"), store.exists("folder/y"), flaky.failures) == (True, False, 0)

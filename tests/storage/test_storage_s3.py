@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import signal
 import threading
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import runs
 import synthetic
 
+from maestro_dist.data import storage
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import RunError, StorageError
@@ -91,3 +93,63 @@ def test_a_killed_run_on_a_store_ends_as_one_on_disk(s3: str, tmp_path: Path) ->
 
     assert main([f"{s3}/runs/tiny", "--rates", "0", "--threads", "1"]) == 0
     assert runs.train(f"{s3}/runs", remote, *extra) == 0  # finished
+
+
+class _Restarting(http.server.BaseHTTPRequestHandler):
+    """An S3 server with one object for every name, which is overloaded at first."""
+
+    overloaded = 2
+    body = b""
+
+    def do_GET(self) -> None:
+        cls = type(self)
+        fails, cls.overloaded = cls.overloaded > 0, cls.overloaded - 1
+        error = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+        content = error if fails else self.body
+        self.send_response(503 if fails else 200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", '"1"')
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+def test_a_server_that_is_restarted_is_waited_for(packed_manifest: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses connections at first, then answers 503; the manifest is read all the same."""
+    import s3fs
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Restarting, bind_and_activate=False)
+    server.server_bind()  # so that nobody else takes the port; connections are refused until it listens
+    monkeypatch.setattr(_Restarting, "body", packed_manifest)
+    for name, value in {"ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", "ACCESS_KEY_ID": "k"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 1:
+            server.server_activate()
+            threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
+
+    monkeypatch.setattr(storage.time, "sleep", pause)
+    with pytest.raises(StorageError, match=r"cannot read s3://bucket/data/manifest\.json: .*\(after 1 attempts"):
+        Storage("s3://bucket/data", patience_s=0).read("manifest.json")
+    assert load_manifest("s3://bucket/data").name == "synthetic"
+    server.shutdown()
+    server.server_close()
+    assert pauses
+    assert _Restarting.overloaded < 0
+
+
+@pytest.fixture
+def packed_manifest(tmp_path: Path) -> bytes:
+    synthetic.write(str(tmp_path))
+    return (tmp_path / "manifest.json").read_bytes()

@@ -1,0 +1,179 @@
+"""The cache of remote shards: full, read-only, shared, damaged, or without a home."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import describe
+
+from maestro_dist.data import cache
+from maestro_dist.data.cache import local_shard
+from maestro_dist.data.home import own_folder
+from maestro_dist.data.manifest import Shard
+from maestro_dist.data.pack import RawSample, pack
+from maestro_dist.data.storage import Storage
+from maestro_dist.errors import DataError, StorageError
+
+
+@pytest.fixture
+def remote(samples: list[RawSample]) -> tuple[Storage, Shard]:
+    """A store and a shard that it holds."""
+    storage = Storage(f"memory://{uuid.uuid4()}/set")
+    return storage, pack(storage.url, describe(), samples, shard_bytes=20_000).splits["train"].shards[0]
+
+
+def target_of(folder: Path, shard: Shard) -> Path:
+    return folder / shard.sha256[:2] / f"{shard.sha256}.tar"
+
+
+def fetch(remote: tuple[Storage, Shard], folder: Path | None) -> Path:
+    return local_shard(*remote, str(folder) if folder else None, "sha256")
+
+
+def test_a_copy_that_is_there_needs_no_right_to_write(
+    remote: tuple[Storage, Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = fetch(remote, tmp_path)
+    assert copy.read_bytes() == remote[0].read(remote[1].path)
+    really = Path.open
+
+    def read_only(self: Path, mode: str = "r", **options: Any) -> Any:
+        if mode != "rb":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+        return really(self, mode, **options)
+
+    monkeypatch.setattr(Path, "open", read_only)
+    monkeypatch.setattr(cache, "_checked", set())
+    assert fetch(remote, tmp_path) == copy
+    copy.unlink()
+    with pytest.raises(
+        StorageError, match=r"cannot use the shard cache \S+\.tar: Read-only file system; set data\.cache"
+    ):
+        fetch(remote, tmp_path)
+
+
+def test_a_full_disk_gets_its_room_back(
+    remote: tuple[Storage, Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Storage, path: str, target: Path, tell: Any) -> None:
+        target.write_bytes(b"x" * 100)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Storage, "download", full)
+    with pytest.raises(StorageError, match=r"\.tar: No space left on device; set data\.cache"):
+        fetch(remote, tmp_path)
+    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
+
+
+@pytest.mark.parametrize("cut", [1, 2])
+def test_a_download_that_is_not_the_shard_is_tried_once_more(
+    remote: tuple[Storage, Shard], tmp_path: Path, cut: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really, calls = Storage.download, []
+
+    def download(self: Storage, path: str, target: Path, tell: Any) -> None:
+        really(self, path, target, tell)
+        calls.append(path)
+        if len(calls) <= cut:
+            os.truncate(target, 1000)
+
+    monkeypatch.setattr(Storage, "download", download)
+    if cut == 1:
+        assert fetch(remote, tmp_path).read_bytes() == remote[0].read(remote[1].path)
+    else:
+        with pytest.raises(DataError, match=r"^memory://\S+\.tar: 1000 bytes instead of \d+; upload or pack"):
+            fetch(remote, tmp_path)
+    assert not list(tmp_path.rglob("*.part"))
+
+
+class Other:
+    """Another process that holds the lock of a shard; `at_look` is called whenever it is waited for."""
+
+    def __init__(self, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        target.parent.mkdir(parents=True)
+        self.part, self.looks, self._file = target.with_suffix(".part"), 0, target.with_suffix(".lock").open("w")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        monkeypatch.setattr(cache.time, "sleep", self._look)
+
+    def _look(self, seconds: float) -> None:
+        self.looks += 1
+        self.at_look()
+
+    def at_look(self) -> None:
+        """Hangs."""
+
+    def end(self) -> None:
+        self._file.close()
+
+
+def test_one_that_fetches_the_shard_is_waited_for_as_long_as_it_gets_on(
+    remote: tuple[Storage, Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_PATIENCE_S", 10 * cache._LOOK_S)
+    other, told = Other(target_of(tmp_path, remote[1]), monkeypatch), []
+
+    def at_look() -> None:
+        if other.looks % 9 == 0:
+            other.part.write_bytes(b"x" * (other.looks << 20))
+        if other.looks == 40:  # killed, with a part left behind
+            other.end()
+
+    monkeypatch.setattr(other, "at_look", at_look)
+    copy = local_shard(*remote, str(tmp_path), "sha256", told.append)
+    assert copy.read_bytes() == remote[0].read(remote[1].path)
+    assert not other.part.exists()
+    assert [line.rpartition(", ")[2] for line in told[:3]] == ["0 MiB so far", "9 MiB so far", "18 MiB so far"]
+
+
+def test_one_that_hangs_while_it_fetches_the_shard_is_an_error(
+    remote: tuple[Storage, Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Other(target_of(tmp_path, remote[1]), monkeypatch)
+    with pytest.raises(
+        StorageError, match=r"another process began to fetch .* no progress for 240 s; end it, or set data"
+    ):
+        fetch(remote, tmp_path)
+    other.end()
+
+
+def test_a_home_that_cannot_be_written_to(
+    remote: tuple[Storage, Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("HOME", "/proc/none")
+    own_folder.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        copies = {fetch(remote, None) for _ in range(2)}
+    assert copies == {target_of(tmp_path / f"maestro_dist-{os.getuid()}" / "shards", remote[1])}
+    assert [
+        record.message.endswith(f"; using {tmp_path}/maestro_dist-{os.getuid()}/shards instead")
+        for record in caplog.records
+    ] == [True]
+    assert (tmp_path / f"maestro_dist-{os.getuid()}").stat().st_mode & 0o777 == 0o700
+    own_folder.cache_clear()
+
+
+def test_a_name_that_somebody_else_has_taken_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("HOME", "/proc/none")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / f"maestro_dist-{os.getuid()}").symlink_to(tmp_path / "theirs")
+    own_folder.cache_clear()
+    assert own_folder("shards").parent.name.startswith("maestro_dist-")
+    assert not list((tmp_path / "theirs").iterdir())
+    own_folder.cache_clear()
+
+
+def test_no_folder_at_all_is_one_line(remote: tuple[Storage, Shard], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/proc/none")
+    monkeypatch.setenv("HOME", "/proc/none")
+    own_folder.cache_clear()
+    with pytest.raises(StorageError, match=r"cannot use the shard cache .*; set data\.cache"):
+        fetch(remote, None)

@@ -1,0 +1,224 @@
+"""Readers that are lost, stopped, stuck or wrong: the same batches, or one error; and nothing is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from tiny import SIZES
+
+from maestro_dist.config.learning import MissingConfig
+from maestro_dist.config.schema import DataConfig
+from maestro_dist.data import prefetch, reader_process
+from maestro_dist.data.manifest import load_manifest
+from maestro_dist.data.prefetch import read_ahead
+from maestro_dist.data.reader import Request, SplitReader, SplitSource
+from maestro_dist.data.stream import TrainStream
+from maestro_dist.errors import MaestroError, ReaderError
+from maestro_dist.parallel.failure import report_of
+from maestro_dist.types import Batch
+
+N = SIZES["train"]
+
+
+def stream(url: str, said: list[str] | None = None, workers: int = 1, **config: Any) -> TrainStream:
+    manifest = load_manifest(url)
+    data = DataConfig(url=url, loader_workers=workers, **config)
+    return TrainStream(
+        url, manifest, data, manifest.select(None), seed=3, global_batch=4, micro_batch=None, rank=0, ranks=1,
+        curriculum=MissingConfig(p_max=0.0), total_steps=20, say=[].append if said is None else said.append,
+    )  # fmt: skip
+
+
+def numbers(batches: Iterator[Batch]) -> list[list[int]]:
+    return [batch.sample.tolist() for batch in batches]
+
+
+def readers() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "reader_process" in " ".join(child.cmdline())]
+
+
+def instead(monkeypatch: pytest.MonkeyPatch, arrays: str) -> None:
+    """Have reader processes run these lines as the body of `SplitReader.arrays(self, request)`."""
+    code = "import os, signal, sys, time; from maestro_dist.data import reader, reader_process\n"
+    code += f"read = reader.SplitReader.arrays\ndef arrays(self, request):\n    {arrays}\n"
+    code += "reader.SplitReader.arrays = arrays\nreader_process.serve(int(sys.argv[1]))"
+    monkeypatch.setattr(reader_process, "_START", code)
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on a look at what is waited for takes 10 ms, whatever it counts as."""
+    wait = threading.Condition.wait
+    monkeypatch.setattr(threading.Condition, "wait", lambda self, timeout=None: wait(self, timeout and 0.01))
+
+
+def test_a_killed_reader_is_replaced(packed: str) -> None:
+    said: list[str] = []
+    expected = numbers(stream(packed, workers=0).batches(0, 4 * N))
+    batches = stream(packed, said, workers=2, prefetch=2).batches(0, 4 * N)
+    found = numbers(next(batches) for _ in range(3))
+    for child in readers():
+        child.kill()
+    assert found + numbers(batches) == expected
+    assert len(said) == 2
+    assert re.search(r"was killed by signal 9 \(Killed\); it was (asked for|reading|opening) .*\.tar", said[0])
+    assert not readers()
+
+
+@pytest.mark.parametrize(
+    ("line", "message", "tries"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "was killed by signal 11 (Segmentation fault)", 2),
+        ("os._exit(3)", "ended with code 3", 1),
+        ("raise MemoryError", "has no memory left", 1),
+    ],
+)
+def test_a_reader_that_is_lost_again_and_again_is_worth_another_start(
+    packed: str, line: str, message: str, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instead(monkeypatch, line)
+    monkeypatch.setattr(prefetch, "_TRIES", tries)
+    said: list[str] = []
+    with pytest.raises(ReaderError, match=r"data\.prefetch$") as caught:
+        numbers(stream(packed, said).batches(0, N))
+    assert message in str(caught.value)
+    assert len(said) == tries - 1
+    assert not report_of(0, caught.value).final
+    assert not readers()
+
+
+def test_a_process_that_cannot_be_started_is_said(packed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(ReaderError, match=r"reader 1 of 1 cannot be started .*; lower data\.loader_workers"):
+        numbers(stream(packed).batches(0, N))
+
+
+def test_an_exception_that_does_not_travel_comes_as_text(packed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    instead(monkeypatch, "raise type('Odd', (Exception,), {'__reduce__': None})('a strange thing')")
+    with pytest.raises(RuntimeError, match=r"(?s)reader 1 of 1 \(process \d+\) failed:.*Odd: a strange thing"):
+        numbers(stream(packed).batches(0, N))
+    assert not readers()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_exceptions_of_the_asker_come_out_in_their_place(packed: str, workers: int) -> None:
+    manifest = load_manifest(packed)
+    source = SplitSource(packed, manifest, DataConfig(url=packed), tuple(manifest.select(None)), "train")
+
+    def requests() -> Iterator[Request]:
+        yield Request(torch.arange(3).numpy())
+        raise KeyError("of the asker")
+
+    batches = read_ahead(source, requests(), workers)
+    assert next(batches).sample.tolist() == [0, 1, 2]
+    with pytest.raises(KeyError, match="of the asker"):
+        next(batches)
+
+
+def test_a_stopped_reader_is_an_error_after_a_while(packed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    batches = stream(packed, said, prefetch=1, timeout_s=40).batches(0, 4 * N)
+    next(batches)
+    (child,) = readers()
+    child.send_signal(signal.SIGSTOP)
+    hurry(monkeypatch)
+    name = rf"reader 1 of 1 \(process {child.pid}\)"
+    with pytest.raises(ReaderError, match=f"^{name} has given no sign of life for 40 s; it was .*train-0"):
+        numbers(batches)
+    assert len(said) == 1
+    assert said[0].startswith(f"waiting for data for 30 s: reader 1 of 1 (process {child.pid}) is ")
+    assert not readers()
+
+
+def test_a_stuck_thread_is_named_with_what_it_reads(packed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetch, "_JOIN_S", 0.01)
+    free = threading.Event()
+    monkeypatch.setattr(SplitReader, "decode", lambda *_: free.wait())
+    hurry(monkeypatch)
+    with pytest.raises(
+        ReaderError, match=r"the reader thread .*; it was reading \S+\.tar, sample train-\d+; .*timeout_s"
+    ):
+        numbers(stream(packed, workers=0, timeout_s=5).batches(0, N))
+    free.set()
+
+
+def test_a_reader_that_gets_on_may_be_slow(packed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than the limit in all, but with a sign of life in between."""
+    looks = threading.Semaphore(0)
+    wait, read = threading.Condition.wait, SplitReader.arrays
+
+    def look(self: threading.Condition, timeout: float | None = None) -> bool:
+        if timeout != prefetch._LOOK_S:
+            return wait(self, timeout)
+        looks.release()
+        return wait(self, 0.001)
+
+    def slow(self: SplitReader, request: Request) -> Batch:
+        for _ in range(3):
+            for _ in range(6):  # 3 of 5 seconds
+                looks.acquire()
+            self._tell("at it")
+        return read(self, request)
+
+    monkeypatch.setattr(SplitReader, "arrays", slow)
+    monkeypatch.setattr(threading.Condition, "wait", look)
+    with contextlib.closing(stream(packed, workers=0, timeout_s=5, prefetch=1).batches(0, N)) as batches:
+        assert len(next(batches)) == 4
+        looks.release(100)
+
+
+def test_an_idle_reader_ends_with_the_one_that_it_serves(packed: str) -> None:
+    manifest = load_manifest(packed)
+    source = SplitSource(packed, manifest, DataConfig(url=packed), tuple(manifest.select(None)), "train")
+    reader = reader_process.ReaderProcess(source, "a reader", lambda what: None)
+    assert reader.arrays(Request(torch.arange(3).numpy())).keys == ["train-000", "train-001", "train-002"]
+    reader._connection.close()  # as the kernel does for a killed process
+    assert reader._process.wait(60) == 0
+
+
+def test_closing_early_ends_a_busy_process(packed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    instead(monkeypatch, "return read(self, request) if 'train' in str(request) else time.sleep(600)")
+    batches = stream(packed, prefetch=2).batches(0, N)
+    with contextlib.closing(batches):
+        monkeypatch.setattr(prefetch._Ahead, "_await", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            next(batches)
+    assert not readers()
+
+
+def test_reader_processes_load_neither_torch_nor_the_main_module() -> None:
+    code = "import sys, maestro_dist.data.reader_process; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_for_a_gpu_are_pinned_by_the_readers_thread(
+    packed: str, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by: list[str] = []
+    monkeypatch.setattr(Batch, "pin_memory", lambda batch: by.append(threading.current_thread().name) or batch)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    manifest = load_manifest(packed)
+    source = SplitSource(packed, manifest, DataConfig(url=packed), tuple(manifest.select(None)), "train")
+    requests = [Request(torch.arange(3).numpy())] * 2
+    list(read_ahead(source, requests, workers, device=torch.device("cuda", 1)))
+    assert by == ["read-ahead"] * 2
+    list(read_ahead(source, requests, workers, device=torch.device("cpu")))
+    assert len(by) == 2
+
+
+def test_errors_of_ours_keep_their_kind(packed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("ConfigError", "StorageError", "DataError"):
+        instead(monkeypatch, f"from maestro_dist import errors; raise errors.{kind}('in one line')")
+        with pytest.raises(MaestroError, match=r"^in one line$") as caught:
+            numbers(stream(packed).batches(0, N))
+        assert type(caught.value).__name__ == kind
