@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from maestro_dist.model import Maestro
+    from maestro_dist.task import Task
 
 FORMAT = "maestro_dist/model/1"
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
@@ -100,6 +101,22 @@ def read_weights(storage: Storage) -> dict[str, Tensor]:
     return load(data)
 
 
+def model_config(description: Mapping[str, Any]) -> ModelConfig:
+    """The configuration of an exported model."""
+    return ModelConfig.model_validate(description["model"])
+
+
+def task_of(task: TaskDescription) -> Task:
+    """What turns a model's logits into answers and metrics."""
+    return make_task(
+        TaskConfig(),
+        kind=task.kind,
+        classes=task.classes,
+        target_mean=task.target_mean,
+        target_std=task.target_std,
+    )
+
+
 def load_model(folder: str, *, device: str = "cpu") -> Predictor:
     """Load a model from a folder or URL.
 
@@ -120,7 +137,7 @@ def load_model(folder: str, *, device: str = "cpu") -> Predictor:
         Modality(**{**modality, "mean": tuple(modality["mean"]), "std": tuple(modality["std"])})
         for modality in description["modalities"]
     ]
-    config = ModelConfig.model_validate(description["model"])
+    config = model_config(description)
     model = Maestro(config, modalities, len(task.classes) or 1, seed=0)
     model.load_state_dict(weights)
     return Predictor(model.eval().to(device), task, device=device)
@@ -135,13 +152,7 @@ class Predictor:
         self.task = task
         self.device = device
         self.wants_recording = model.config.normalize == "recording"
-        self._task = make_task(
-            TaskConfig(),
-            kind=task.kind,
-            classes=task.classes,
-            target_mean=task.target_mean,
-            target_std=task.target_std,
-        )
+        self._task = task_of(task)
 
     @property
     def classes(self) -> tuple[str, ...]:

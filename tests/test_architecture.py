@@ -30,6 +30,7 @@ SAME_ROOM = {
     "standardise": "worker",
     "teachers": "worker",
     "summary": "launch",
+    "evaluate_target": "evaluate",
     "pyfunc_model": "predict",
 }
 MODEL_MAY_IMPORT = {"torch", "numpy", "pydantic", "maestro_dist", "__future__"}
