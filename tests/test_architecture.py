@@ -31,6 +31,7 @@ SAME_ROOM = {
     "teachers": "worker",
     "summary": "launch",
     "evaluate_target": "evaluate",
+    "predict_input": "predict",
     "pyfunc_model": "predict",
 }
 MODEL_MAY_IMPORT = {"torch", "numpy", "pydantic", "maestro_dist", "__future__"}
