@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -299,3 +300,9 @@ class Predictor:
             target=torch.zeros(len(samples)),
             recording=stored,
         )
+
+
+if __name__ == "__main__":
+    from maestro_dist.predict_command import main
+
+    sys.exit(main())

@@ -19,7 +19,7 @@ LEVELS = [
     {"loop"},
     {"worker"},
     {"launch"},
-    {"train", "evaluate"},
+    {"train", "evaluate", "__main__"},
 ]
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 SAME_ROOM = {
@@ -31,6 +31,7 @@ SAME_ROOM = {
     "teachers": "worker",
     "summary": "launch",
     "evaluate_target": "evaluate",
+    "predict_command": "predict",
     "predict_input": "predict",
     "pyfunc_model": "predict",
 }
