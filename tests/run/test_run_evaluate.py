@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +17,16 @@ import synthetic as synthetic_data
 
 from maestro_dist.data.pack import RawSample, pack
 from maestro_dist.evaluate import main
+from maestro_dist.summary import commands
+
+SHORT = ["optim.max_steps=2", "evaluation.test_rates=[0]"]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, synthetic: str) -> Path:
     """Storage of a short run, in a folder with an awkward name."""
     storage = tmp_path_factory.mktemp("a b='c") / "runs"
-    assert runs.train(storage, synthetic, "optim.max_steps=2", "evaluation.test_rates=[0]") == 0
+    assert runs.train(storage, synthetic, *SHORT) == 0
     return storage
 
 
@@ -81,6 +87,35 @@ def test_run_checkpoint_and_exported_model_give_the_same_table(
     code, _, said = evaluate(elsewhere)
     assert code == 2
     assert said.endswith("an exported model does not say where its data is; add --data URL (a packed data set)")
+
+
+def test_the_commands_at_the_end_of_a_run_are_for_a_shell(
+    whole: Path, synthetic: str, monkeypatch: pytest.MonkeyPatch, evaluate: Evaluate, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(whole)
+    assert runs.train(whole, synthetic, *SHORT) == 0  # it is finished, and tells again
+    printed = capfd.readouterr().out
+    shown = {line[:13].strip(): line[13:] for line in printed.splitlines()}
+    typed = {name: shlex.split(shown[name]) for name in ("open the UI", "resume", "evaluate", "serve")}
+    uri = f"sqlite:///{whole}/mlflow.db"
+    assert typed["resume"][1:] == ["-m", "maestro_dist.train", "tiny/config.yaml"]
+    assert evaluate(*typed["evaluate"][3:])[0] == 0
+    assert typed["open the UI"][1:] == ["ui", "--host", "127.0.0.1", "--backend-store-uri", uri]
+    path, tracking, _, *serve = typed["serve"]
+    assert path == f"PATH={Path(sys.executable).parent}:$PATH"
+    assert tracking == f"MLFLOW_TRACKING_URI={uri}"
+    assert serve[:3] == ["models", "serve", "-m"]
+    assert serve[3] == json.loads((whole / "tiny" / "result.json").read_text())["mlflow_model"]
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/my runs/it's", "file:///a b/runs;x", "s3://bucket/$HOME"])
+def test_urls_are_quoted_too_and_servers_have_a_ui(url: str) -> None:
+    found = commands(url, "http://127.0.0.1:5000", None)
+    assert shlex.split(found["evaluate"])[3:] == [url]
+    assert shlex.split(found["resume"])[3:] == [f"{url}/config.yaml"]
+    assert found["open the UI"] == "http://127.0.0.1:5000"
+    assert "serve" not in found, "nothing was logged"
+    assert shlex.split(commands(url, "postgresql://h/it's", None)["open the UI"])[-1] == "postgresql://h/it's"
 
 
 def test_a_set_of_one_split_that_lacks_a_modality_and_has_another(
