@@ -128,9 +128,8 @@ def _configuration(target: Target, options: argparse.Namespace) -> Config:
         )
     if "://" not in data["url"]:
         data["url"] = str(Path(data["url"]).expanduser().absolute())
-    evaluation["test_rates"] = options.rates or evaluation["test_rates"]
-    evaluation["draws"] = options.draws or evaluation["draws"]
-    evaluation["batch"] = options.batch or evaluation["batch"]
+    given = {"test_rates": options.rates, "draws": options.draws, "batch": options.batch}
+    evaluation.update({name: value for name, value in given.items() if value})
     config = parse(tree, Storage(target.url).name("config.yaml"))
     if target.exported:
         from maestro_dist.predict import model_config, read_description

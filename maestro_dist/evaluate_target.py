@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maestro_dist.config.schema import Config
 from maestro_dist.data.storage import ObjectMissing, Storage
-from maestro_dist.errors import CheckpointError, ConfigError, DataError, StorageError
+from maestro_dist.errors import CheckpointError, ConfigError, DataError
+from maestro_dist.places import CONFIG, place_of, what_may_be_meant
+from maestro_dist.predict import DESCRIPTION, RUN_FOLDER, load_model, task_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from maestro_dist.model import Trunk
     from maestro_dist.task.base import Task
     from maestro_dist.types import Modality
-
-_CONFIG, _DESCRIPTION = "config.yaml", "model.json"
-_LOOKED_AT = 200  # neighbours among which a run of a similar name is looked for
 
 
 @dataclass(frozen=True)
@@ -62,76 +60,54 @@ def find_target(text: str) -> Target:
 
     Raises `ConfigError` where it is none of these, with what may have been meant.
     """
-    url = text.rstrip("/").removesuffix(f"/{_CONFIG}")
-    if "://" not in url:
-        path = Path(url).expanduser()
-        if not path.exists() and (Path("runs") / url).exists():
-            path = Path("runs") / url
-        url = str(path.absolute())
+    url = place_of(text.rstrip("/").removesuffix(f"/{CONFIG}")).url
     match = re.fullmatch(r"(.+)/checkpoints/step-(\d+)", url)
     run_url, step = (match[1], int(match[2])) if match else (url, None)
     here = Storage(run_url)
-    if here.exists(_CONFIG):
+    if here.exists(CONFIG):
         return Target(run_url, step)
-    if here.exists(_DESCRIPTION):
+    if here.exists(DESCRIPTION):
         return Target(run_url, exported=True)
     if here.exists("run.json"):
         raise ConfigError(
-            f"{here.name()}: this run ended before its training began (it has no {_CONFIG}); train it first"
+            f"{here.name()}: this run ended before its training began (it has no {CONFIG}); train it first"
         )
     raise ConfigError(
-        f"{here.name()}: not a run (it has no {_CONFIG}) nor a checkpoint of one, nor an exported model "
-        f"(it has no {_DESCRIPTION}){_hint(here)}"
+        f"{here.name()}: not a run (it has no {CONFIG}) nor a checkpoint of one, nor an exported model "
+        f"(it has no {DESCRIPTION}){what_may_be_meant(here)}"
     )
-
-
-def _hint(here: Storage) -> str:
-    """Runs that may have been meant: those in this folder, or one of a similar name beside it, or in `runs/`."""
-    inside = _runs_in(here)
-    if inside:
-        return (
-            f"; it holds the runs {', '.join(inside[:8])}{' and others' if len(inside) > 8 else ''}: name one of them"
-        )
-    folder, _, name = here.url.rpartition("/")
-    places = [Storage(folder)] if folder and not folder.endswith(":/") else []
-    places += [Storage("runs")] if here.local is not None else []
-    for place in places:
-        near = difflib.get_close_matches(name, _runs_in(place), n=1, cutoff=0.5)
-        if near:
-            return f"; did you mean {place.name(near[0])}?"
-    return ""
-
-
-def _runs_in(folder: Storage) -> list[str]:
-    try:
-        return [name for name in folder.list()[:_LOOKED_AT] if folder.exists(f"{name}/{_CONFIG}")]
-    except (StorageError, OSError):  # a hint is not worth an error of its own
-        return []
 
 
 def read_config(target: Target) -> dict[str, Any]:
     """The plain values of the configuration that a target was trained with, with `data` and `evaluation` in it.
 
-    For an exported model that lies in its run they are the run's; else the defaults, and `data.url` is empty.
-    Raises ConfigError where `config.yaml` is damaged.
+    An exported model that lies in its run has these two sections from there, else the defaults: `data.url` is empty.
+    Raises ConfigError where a run's `config.yaml` is damaged.
     """
+    if not target.exported:
+        return _read(Storage(target.url))
+    folder, _, name = target.url.rpartition("/")
+    tree = Config().model_dump(mode="json")
+    if name == RUN_FOLDER and Storage(folder or "/").exists(CONFIG):
+        with contextlib.suppress(ConfigError):  # the model does not need it
+            run = _read(Storage(folder or "/"))
+            tree |= {"data": run["data"], "evaluation": run["evaluation"]}
+    return tree
+
+
+def _read(run: Storage) -> dict[str, Any]:
     import yaml
 
-    place = Storage(target.url)
-    if target.exported:
-        place = Storage(target.url.rpartition("/")[0] or "/")
-        if target.url.rpartition("/")[2] != "model" or not place.exists(_CONFIG):
-            return Config().model_dump(mode="json")
     try:
-        tree = yaml.safe_load(place.read(_CONFIG))
+        tree = yaml.safe_load(run.read(CONFIG))
         sections = {name: dict(tree[name]) for name in ("data", "evaluation")}
-        for section, key in (("data", "url"), ("data", "test")):
-            if not isinstance(sections[section][key], str):
-                raise TypeError(f"{section}.{key} is not text")
+        for key in ("url", "test"):
+            if not isinstance(sections["data"][key], str):
+                raise TypeError(f"data.{key} is not text")
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(
-            f"{place.name(_CONFIG)} is damaged ({type(error).__name__}); mend it, or evaluate the run's exported model "
-            "elsewhere with --data"
+            f"{run.name(CONFIG)} is damaged ({type(error).__name__}); mend it, or evaluate the run's exported model "
+            f"({RUN_FOLDER}/) with --data"
         ) from None
     return {**tree, **sections}
 
@@ -146,8 +122,6 @@ def load(target: Target, config: Config) -> Loaded:
     from maestro_dist.data.compare import Answer
 
     if target.exported:
-        from maestro_dist.predict import load_model, task_of
-
         predictor = load_model(target.url)
         told, task = predictor.task, task_of(predictor.task)
         answer = Answer(told.kind, told.classes, told.target, told.target_mean, told.target_std)
@@ -188,6 +162,6 @@ def _fill(model: Trunk, weights: Mapping[str, Tensor], url: str) -> None:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(
-            f"{url} is of another model than {_CONFIG} says: {' '.join(str(error).split())[:200]}"
+            f"{url} is of another model than {CONFIG} says: {' '.join(str(error).split())[:200]}"
         ) from None
     model.eval()

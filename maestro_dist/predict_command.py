@@ -16,6 +16,7 @@ import numpy as np
 
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import ConfigError, DataError, StorageError, run_main
+from maestro_dist.places import place_of, what_may_be_meant
 
 if TYPE_CHECKING:
     from maestro_dist.predict import Predictor
@@ -93,9 +94,16 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _model_place(text: str) -> str:
-    if "://" in text or Path(text).expanduser().exists() or not (Path("runs") / text).exists():
-        return text
-    return str(Path("runs") / text)
+    """The URL of an exported model, or of a run that has left one."""
+    from maestro_dist.predict import DESCRIPTION, RUN_FOLDER
+
+    place = place_of(text)
+    if not any(place.exists(path) for path in (DESCRIPTION, f"{RUN_FOLDER}/{DESCRIPTION}")):
+        raise ConfigError(
+            f"{place.name()}: neither an exported model (it has no {DESCRIPTION}) nor a run that has left one"
+            f"{what_may_be_meant(place)}"
+        )
+    return place.url
 
 
 def _of_file(predictor: Predictor, place: str, suffix: str, options: argparse.Namespace) -> Iterator[Row]:

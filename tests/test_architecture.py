@@ -31,6 +31,7 @@ SAME_ROOM = {
     "teachers": "worker",
     "summary": "launch",
     "evaluate_target": "evaluate",
+    "places": "predict",
     "predict_command": "predict",
     "predict_input": "predict",
     "pyfunc_model": "predict",

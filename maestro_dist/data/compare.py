@@ -83,7 +83,9 @@ def check_target(manifest: Manifest, split: str, own: Answer, *, any_units: bool
             are named.
     """
     if manifest.task == "none":
-        raise DataError(f"{manifest.name!r} has no labels to compare the model's answers with")
+        raise DataError(
+            f"{manifest.name!r} has no labels to compare the model's answers with; `predict` prints these answers"
+        )
     if manifest.task != own.kind:
         other = f"classes {_list(manifest.classes)}" if manifest.classes else repr(manifest.target)
         raise DataError(

@@ -203,6 +203,7 @@ def test_what_is_no_run_is_told_with_what_may_be_meant(
         ("config.yaml", "config.yaml is damaged (ScannerError)"),
         ("empty", "config.yaml is damaged (TypeError)"),
         ("no url", "config.yaml is damaged (KeyError)"),
+        ("sections", "config.yaml is damaged (TypeError)"),
         ("unknown key", "model.widht: unknown key"),
         ("not begun", "this run ended before its training began"),
         ("no checkpoint", "no complete checkpoint yet"),
@@ -213,13 +214,14 @@ def test_what_is_no_run_is_told_with_what_may_be_meant(
         ("other data", "name a data set with --data"),
     ],
 )
-def test_a_damaged_run_is_one_line(run: Path, damage: str, said: str, evaluate: Evaluate) -> None:
+def test_a_damaged_run_is_one_line(run: Path, damage: str, said: str, synthetic: str, evaluate: Evaluate) -> None:
     config = run / "config.yaml"
     text, manifest = config.read_text(), run / "data" / "manifest.json"
     changes: dict[str, Callable[[], Any]] = {
         "config.yaml": lambda: config.write_text("a: b: {"),
         "empty": lambda: config.write_text(""),
         "no url": lambda: config.write_text("data: {test: test}\nevaluation: {}\n"),
+        "sections": lambda: config.write_text("data: [1]\nevaluation: 3\n"),
         "unknown key": lambda: config.write_text(text.replace("width:", "widht:")),
         "not begun": config.unlink,
         "no checkpoint": lambda: next(run.rglob("checkpoint.json")).unlink(),
@@ -235,6 +237,7 @@ def test_a_damaged_run_is_one_line(run: Path, damage: str, said: str, evaluate: 
     assert printed == ""
     assert said in line
     assert line.count("\n") == 0
+    assert evaluate(run / "model", "--data", synthetic)[0] == 0, "the exported model needs none of this"
 
 
 def test_a_run_that_goes_on_is_evaluated_as_it_is(run: Path, evaluate: Evaluate) -> None:

@@ -137,6 +137,22 @@ def test_what_cannot_be_answered_is_one_line(place: Path, tmp_path: Path, capsys
         assert line.count("\n") == 1, name
 
 
+def test_a_run_that_is_not_there_is_told(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "runs" / "mine" / "config.yaml").touch()
+    (place / "runs" / "begun").mkdir()
+    (place / "runs" / "begun" / "config.yaml").touch()
+    monkeypatch.chdir(place)
+    for model, said in (
+        ("mime", "; did you mean runs/mine?"),
+        ("runs", "; it holds the runs begun, mine"),
+        ("begun", ""),
+    ):
+        assert main([model, "data"]) == 2
+        assert f"nor a run that has left one{said}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("module", ["maestro_dist", "maestro_dist.predict"])
 def test_the_commands_say_what_they_are(module: str) -> None:
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
