@@ -70,7 +70,7 @@ def _array(given: Any, shape: tuple[int, int], where: str, axes: str) -> np.ndar
     wanted = f"[{shape[0]}, {shape[1]}]"
     try:
         array = _numbers(given, shape[1])
-    except (TypeError, ValueError, RuntimeError) as error:  # torch's are RuntimeErrors
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # torch's are RuntimeErrors
         why = " ".join(str(error).split())[:120]
         raise DataError(f"{where}: not an array of numbers {wanted} ({why})") from error
     if array.ndim < 2 and 1 in shape and array.size == shape[0] * shape[1]:

@@ -102,6 +102,8 @@ def test_one_sample_is_a_list_of_one(predictor: Predictor) -> None:
         ({"eda": [["1.5"]] * 16}, "(dtype <U3)"),
         ({"eda": [["NaN"]] + [[1.0]] * 15}, "not an array of numbers"),
         ({"eda": [[None]] + [[{}]] * 15}, "(dict in it)"),
+        ({"eda": [[10**400]] * 16}, "(int too large to convert to float)"),
+        ({"eda": {"0": 1.0}}, "not an array of numbers"),
         ({"eda": 5.0}, "sample 0, eda: shape [] should be [16, 1]"),
     ],
 )
