@@ -142,7 +142,8 @@ def _fitting(
     loaded: Loaded, manifest: Manifest, config: Config, options: argparse.Namespace
 ) -> tuple[Manifest, list[str]]:
     """The data set as the model reads it, and what to tell of it. Raises an error where it does not fit."""
-    from maestro_dist.data.compare import check_target, fit_modalities
+    from maestro_dist.data.compare import check_target, check_values, fit_modalities
+    from maestro_dist.data.reader import SplitSource
 
     own, split, any_units = loaded.manifest, config.data.test, options.any_units
     if own is not None and not options.data and own.fingerprint() != manifest.fingerprint():
@@ -160,7 +161,11 @@ def _fitting(
     if loaded.task.kind != "pretrain":
         notes = check_target(manifest, split, loaded.answer, any_units=any_units)
     manifest, more = fit_modalities(manifest, loaded.modalities, config.model, any_units=any_units)
-    return manifest, notes + more
+    notes += more
+    if config.model.needs_statistics:
+        source = SplitSource(config.data.url, manifest, config.data, tuple(loaded.modalities), split)
+        notes += check_values(source, any_units=any_units)
+    return manifest, notes
 
 
 def _unfinished(target: Target) -> list[str]:

@@ -146,8 +146,9 @@ def _of_split(predictor: Predictor, url: str, options: argparse.Namespace) -> It
     import torch
 
     from maestro_dist.config.schema import DataConfig
-    from maestro_dist.data.compare import fit_modalities
+    from maestro_dist.data.compare import check_values, fit_modalities
     from maestro_dist.data.manifest import MANIFEST_NAME, load_manifest
+    from maestro_dist.data.reader import SplitSource
     from maestro_dist.data.stream import evaluation_batches
     from maestro_dist.data.symbols import reads_symbols
 
@@ -162,12 +163,16 @@ def _of_split(predictor: Predictor, url: str, options: argparse.Namespace) -> It
     except ConfigError as error:
         raise ConfigError(f"{error} (--split names another)") from None
     manifest, notes = fit_modalities(manifest, modalities, model, any_units=options.any_units)
+    config = DataConfig(url=url)
+    if model.needs_statistics:
+        source = SplitSource(url, manifest, config, tuple(modalities), options.split)
+        notes += check_values(source, any_units=options.any_units)
     for note in notes:
         print(note, file=sys.stderr)
     symbols = reads_symbols(manifest, model, modalities)
     with torch.no_grad():
         for batch in evaluation_batches(
-            url, manifest, DataConfig(url=url), modalities, options.split,
+            url, manifest, config, modalities, options.split,
             batch=options.batch, rank=0, ranks=1, symbols=symbols,
         ):  # fmt: skip
             logits = predictor.model(batch)["logits"].float().numpy()

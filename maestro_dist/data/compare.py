@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
+
+import numpy as np
 
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.words import word_of
 from maestro_dist.data.manifest import Manifest, ManifestModality
+from maestro_dist.data.reader import SplitSource
 from maestro_dist.errors import DataError
 from maestro_dist.types import Modality
 
@@ -18,6 +22,8 @@ _GROSS, _LARGE = 100.0, 10.0
 which on a person is warned. Other people and devices differ by less; units differ by 1,000 or so."""
 _ROUNDING = 1e-6
 """A spread below this share of the mean's size is the rounding of float32: the channel is constant."""
+_MOST_SAMPLES, _LEAST_SAMPLES, _MOST_NUMBERS = 256, 8, 1 << 24
+"""How much of a split is looked at before a model answers for it: so many samples, fewer where they are long."""
 _SHOWN = 30  # names of a list that an error shows
 
 ANY_UNITS = "--any-units takes the numbers as they are"
@@ -73,6 +79,46 @@ def fit_modalities(
     if extra:
         notes.append(f"note: {_list(extra)} of {name!r} are not among the model's modalities: not used")
     return _with(manifest, lacking, model), notes
+
+
+def check_values(source: SplitSource, *, any_units: bool = False) -> list[str]:
+    """Look at some samples of the split itself, whose units need not be those of the data set's statistics.
+
+    Where most of them lie grossly elsewhere than the model's training data it raises `DataError`, or with `any_units`
+    returns a warning. For models that need the training data's statistics. A few absurd values decide nothing.
+    """
+    if source.manifest.symbols is not None and not source.manifest.symbols.raw:
+        return []
+    samples = source.manifest.split(source.split).samples
+    numbers_each = sum(modality.steps * modality.variates for modality in source.modalities)
+    count = min(samples, _MOST_SAMPLES, max(_LEAST_SAMPLES, _MOST_NUMBERS // numbers_each))
+    distances: dict[tuple[str, int], list[float]] = {}
+    with closing(source.open()) as reader, np.errstate(over="ignore"):
+        for number in np.unique(np.linspace(0, samples - 1, count).astype(int)).tolist():
+            sample = reader.decode(number, reader.stored(number))
+            for own in source.modalities:
+                for variate in _with_unit(own) if own.name in sample.values else ():
+                    values = sample.values[own.name][:, variate].astype(np.float64)
+                    z = (values[~np.isnan(values)] - own.mean[variate]) / own.std[variate]
+                    if len(z):
+                        distances.setdefault((own.name, variate), []).append(float(np.sqrt(np.square(z).mean())))
+    findings = []
+    for (name, variate), found in distances.items():
+        typical, large = float(np.median(found)), float(np.quantile(found, 0.95))
+        where = f"variate {variate} of modality {name!r}, split {source.split!r} of {source.manifest.name!r}"
+        if typical > _LARGE:
+            text = f"{where}: half of the samples are {_number(typical)} standard deviations or more from the"
+            findings.append(_Finding(f"{text} training data's mean", typical))
+        elif large * _GROSS < 1.0:  # a signal may be quiet: this is told, not refused
+            text = f"{where}: nearly all samples are within {_number(large)} standard deviations of the"
+            findings.append(_Finding(f"{text} training data's mean", _GROSS))
+    return _told(findings, any_units=any_units)
+
+
+def _with_unit(own: Modality) -> list[int]:
+    """The variates that have a scale to compare with."""
+    pairs = list(zip(own.mean, own.std, strict=True))
+    return [n for n, (mean, std) in enumerate(pairs) if std > _ROUNDING * abs(mean) and not _binary(mean, std)]
 
 
 def check_target(manifest: Manifest, split: str, own: Answer, *, any_units: bool = False) -> list[str]:

@@ -169,6 +169,26 @@ def test_other_units_and_scales_are_refused_unless_wanted(whole: Path, tmp_path:
     assert "test: 37 samples" in printed
 
 
+@pytest.mark.parametrize(("factor", "share", "code"), [(1000.0, 1.0, 1), (1e-3, 1.0, 0), (1e6, 0.1, 0), (20.0, 1.0, 0)])
+def test_the_evaluated_split_may_differ_from_its_set(
+    factor: float, share: float, code: int, whole: Path, tmp_path: Path, evaluate: Evaluate
+) -> None:
+    """The statistics of a data set are those of its training split; a few absurd samples are no other unit."""
+
+    def change(number: int, sample: RawSample) -> RawSample:
+        if sample.split != "test" or number % 10 >= 10 * share:
+            return sample
+        return replace(sample, values={n: v * factor if n == "acc" else v for n, v in sample.values.items()})
+
+    samples = [change(number, sample) for number, sample in enumerate(synthetic_data.samples())]
+    pack(str(tmp_path), replace(synthetic_data.describe(), name="other"), samples)
+    found, _, said = evaluate(whole / "tiny", "--data", tmp_path)
+    assert found == code
+    assert ("standard deviations" in said) == (share == 1.0)
+    if share == 1.0:
+        assert said.startswith(("error: " if code else "warning: ") + "variate 0 of modality 'acc', split 'test'")
+
+
 def test_another_split_is_named_with_those_there_are(whole: Path, tmp_path: Path, evaluate: Evaluate) -> None:
     samples = [replace(sample, split="new") for sample in synthetic_data.samples() if sample.split == "test"]
     pack(str(tmp_path), replace(synthetic_data.describe(), name="other"), samples, splits=("new",))
