@@ -67,7 +67,6 @@ def evaluate(options: argparse.Namespace) -> int:
 
     import torch
 
-    from maestro_dist.data.manifest import load_manifest
     from maestro_dist.data.stream import evaluation_batches, presence
     from maestro_dist.data.symbols import reads_symbols
     from maestro_dist.evaluation import evaluate_split
@@ -77,7 +76,7 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     loaded, split = load(target, config), config.data.test
-    manifest, notes = _fitting(loaded, load_manifest(config.data.url), config, options)
+    manifest, notes = _fitting(loaded, config, options)
     modalities, symbols = loaded.modalities, reads_symbols(manifest, config.model, loaded.modalities)
     present = presence(config.data.url, manifest, modalities, split, symbols=symbols)
     for note in [*_unfinished(target), *notes, *_unobserved(present, manifest.name, split)]:
@@ -138,14 +137,17 @@ def _configuration(target: Target, options: argparse.Namespace) -> Config:
     return config
 
 
-def _fitting(
-    loaded: Loaded, manifest: Manifest, config: Config, options: argparse.Namespace
-) -> tuple[Manifest, list[str]]:
+def _fitting(loaded: Loaded, config: Config, options: argparse.Namespace) -> tuple[Manifest, list[str]]:
     """The data set as the model reads it, and what to tell of it. Raises an error where it does not fit."""
     from maestro_dist.data.compare import check_target, check_values, fit_modalities
+    from maestro_dist.data.manifest import load_manifest
     from maestro_dist.data.reader import SplitSource
 
     own, split, any_units = loaded.manifest, config.data.test, options.any_units
+    try:
+        manifest = load_manifest(config.data.url)
+    except DataError as error:
+        raise error if options.data else DataError(f"{error} (--data names another place)") from None
     if own is not None and not options.data and own.fingerprint() != manifest.fingerprint():
         raise DataError(
             f"the data at the run's data.url is not what {own.name!r} was when the run began; "

@@ -60,7 +60,7 @@ def find_target(text: str) -> Target:
 
     Raises `ConfigError` where it is none of these, with what may have been meant.
     """
-    url = place_of(text.rstrip("/").removesuffix(f"/{CONFIG}")).url
+    url = place_of(text.rstrip("/")).url.removesuffix(f"/{CONFIG}")
     match = re.fullmatch(r"(.+)/checkpoints/step-(\d+)", url)
     run_url, step = (match[1], int(match[2])) if match else (url, None)
     here = Storage(run_url)

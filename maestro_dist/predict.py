@@ -280,7 +280,7 @@ class Predictor:
             arrays, pairs = [], []
             for row, sample in enumerate(samples):
                 where = f"sample {first + row}, {name}"
-                array = None if sample.get(name) is None else window(sample[name], shape, where)
+                array = None if sample.get(name) is None else window(sample[name], modality, where)
                 if array is None:
                     continue
                 present[row, column] = True

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from maestro_dist.errors import DataError
+from maestro_dist.types import Modality
 
 RECORDING = "_recording"
 """What follows a modality's name in the key of its recording's statistics, where both come in one mapping."""
@@ -43,12 +44,13 @@ def split_recordings(row: Mapping[Any, Any], known: Sequence[str]) -> tuple[dict
     return windows, {statistics[key]: value for key, value in row.items() if key in statistics}
 
 
-def window(given: Any, shape: tuple[int, int], where: str) -> np.ndarray | None:
-    """A window float32 [T, D]; None where nothing was observed in it, as if there were no such sensor.
+def window(given: Any, modality: Modality, where: str) -> np.ndarray | None:
+    """A window float32 [T, D] of a modality; None where nothing was observed in it, as if there were no such sensor.
 
     Raises `DataError` for what is not numbers, has another shape, or an infinite value.
     """
-    array = _array(given, shape, where, "(steps, variates)")
+    meaning = f"(steps, variates): {modality.seconds:g} s at {modality.rate_hz:g} Hz"
+    array = _array(given, (modality.steps, modality.variates), where, meaning)
     if np.isinf(array).any():
         raise DataError(f"{where}: has an infinite value; NaN marks a step that was not observed")
     return None if np.isnan(array).all() else array

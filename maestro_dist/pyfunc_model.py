@@ -4,6 +4,9 @@ Input: a DataFrame, a dict of columns or a list of dicts, one row a sample. Ther
 arrays or nested lists [T_j][D_j] (None or NaN where a step was not observed), or None where the sample has no such
 sensor; columns of sensors that are not there may be left out. Models that normalise by recording also take columns
 `<modality>_recording` with [D_j][2]. Output: one column a class with its probability, or `value`.
+
+A row in which nothing was observed is refused as one that does not fit is, and the whole request with it. Columns of
+other names never reach the model: MLflow drops them, with a warning in the server's output.
 """
 
 from __future__ import annotations

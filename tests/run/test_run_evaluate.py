@@ -200,6 +200,8 @@ def test_another_split_is_named_with_those_there_are(whole: Path, tmp_path: Path
 def test_what_is_no_run_is_told_with_what_may_be_meant(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluate: Evaluate
 ) -> None:
+    monkeypatch.chdir(whole / "tiny")
+    assert evaluate("config.yaml")[0] == evaluate(".")[0] == 0
     monkeypatch.chdir(whole.parent)
     for target, said in (
         ("tiny", ""),
@@ -232,6 +234,7 @@ def test_what_is_no_run_is_told_with_what_may_be_meant(
         ("other model", "is of another model than config.yaml says"),
         ("cut part", "is damaged"),
         ("other data", "name a data set with --data"),
+        ("moved data", "no manifest there; pack the data set first, or mend data.url (--data names another place)"),
     ],
 )
 def test_a_damaged_run_is_one_line(run: Path, damage: str, said: str, synthetic: str, evaluate: Evaluate) -> None:
@@ -249,6 +252,7 @@ def test_a_damaged_run_is_one_line(run: Path, damage: str, said: str, synthetic:
         "cut manifest": lambda: manifest.write_text("{"),
         "other model": lambda: config.write_text(text.replace("width: 16", "width: 32")),
         "cut part": lambda: next(run.rglob("rank-*.safetensors")).write_bytes(b"nothing"),
+        "moved data": lambda: config.write_text(text.replace(f"url: {synthetic}", "url: /nowhere")),
         "other data": lambda: manifest.write_text(manifest.read_text().replace("CC0", "CC1")),
     }
     changes[damage]()

@@ -88,7 +88,7 @@ def test_one_sample_is_a_list_of_one(predictor: Predictor) -> None:
         ([FULL, None], "sample 1: NoneType is not a dict"),
         ([FULL, {"EDA": EDA}], "sample 1: no modality 'EDA' (did you mean 'eda'?); the model has acc, eda"),
         ({3: EDA, "eda": EDA}, "sample 0: no modality 3; the model has acc, eda"),
-        ({"eda": EDA[1:]}, "sample 0, eda: shape [15, 1] should be [16, 1] (steps, variates)"),
+        ({"eda": EDA[1:]}, "sample 0, eda: shape [15, 1] should be [16, 1] (steps, variates): 4 s at 4 Hz"),
         ({"acc": FULL["acc"].T}, "sample 0, acc: shape [3, 32] should be [32, 3]"),
         ({"acc": FULL["acc"].ravel()}, "sample 0, acc: shape [96] should be [32, 3]"),
         ({"eda": [[1.0], [2.0, 3.0]]}, "sample 0, eda: not an array of numbers [16, 1]"),
