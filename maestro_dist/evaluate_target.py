@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from maestro_dist.config.schema import Config
+from maestro_dist.data.compare import Answer
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.errors import CheckpointError, ConfigError, DataError
 from maestro_dist.places import CONFIG, place_of, what_may_be_meant
@@ -17,7 +18,6 @@ from maestro_dist.predict import DESCRIPTION, RUN_FOLDER, load_model, task_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from maestro_dist.data.compare import Answer
     from maestro_dist.data.manifest import Manifest
     from maestro_dist.model import Trunk
     from maestro_dist.task.base import Task
@@ -119,8 +119,6 @@ def load(target: Target, config: Config) -> Loaded:
         CheckpointError: there are no weights yet, they are damaged, or of another model than `config.yaml` says.
         DataError: the run's copy of its manifest is missing or damaged.
     """
-    from maestro_dist.data.compare import Answer
-
     if target.exported:
         predictor = load_model(target.url)
         told, task = predictor.task, task_of(predictor.task)
