@@ -1,36 +1,31 @@
-"""Evaluate a trained model: `python -m maestro_dist.evaluate RUN_OR_CHECKPOINT`.
+"""Evaluate a trained model: `python -m maestro_dist.evaluate MODEL`.
 
-RUN is a run's folder or URL (its best checkpoint is taken), or the name of a run in `runs/`; CHECKPOINT is one of its
-`checkpoints/step-*` folders. Prints the metrics of the split, complete and with modalities missing.
+MODEL is a run's folder or URL (its best checkpoint is taken) or the name of a run in `runs/`; one of its
+`checkpoints/step-*` folders; or an exported model (`runs/NAME/model`, or a copy of it anywhere, then with `--data`).
+Prints the metrics of the split, complete and with modalities missing.
+
+Another data set (`--data`) may lack some of the model's modalities. Its classes, the shapes, rates and units of what it
+has, and by and large its scales must be those of the training data.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from maestro_dist.errors import CheckpointError, ConfigError, DataError, run_main
+from maestro_dist.errors import ConfigError, DataError, StorageError, run_main
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
 
+    from maestro_dist.config.schema import Config
     from maestro_dist.data.manifest import Manifest
-    from maestro_dist.model import Trunk
-    from maestro_dist.types import Modality
-
-
-@dataclass(frozen=True)
-class Target:
-    """A run and, where one was named, the step of a checkpoint."""
-
-    run_url: str
-    step: int | None
+    from maestro_dist.evaluate_target import Loaded, Target
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -40,9 +35,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("target", metavar="RUN_OR_CHECKPOINT")
+    parser.add_argument("target", metavar="MODEL")
     parser.add_argument("--split", help="split to evaluate; by default the run's test split")
     parser.add_argument("--data", metavar="URL", help="data set to evaluate on; by default the run's own")
+    parser.add_argument(
+        "--any-units", action="store_true", help="evaluate also where units or scales of --data do not fit the model"
+    )
     parser.add_argument("--rates", type=_share, nargs="+", metavar="RATE", help="missing rates; by default the run's")
     parser.add_argument("--draws", type=_count, nargs="+", metavar="N", help="mask draws; by default the run's")
     parser.add_argument("--batch", type=_positive, metavar="N", help="samples at a time; by default the run's")
@@ -59,43 +57,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    """Load the weights into one process, evaluate, print the table."""
-    if options.json and not Path(options.json).absolute().parent.is_dir():
-        raise ConfigError(f"--json {options.json}: no such folder")
+    """Load the weights into one process, evaluate, print the table. Writes nothing but `--json`."""
+    from maestro_dist.evaluate_target import find_target, load
+
+    if options.json:
+        _check_writable(Path(options.json).expanduser())
     target = find_target(options.target)
     config = _configuration(target, options)
 
     import torch
 
-    from maestro_dist.checkpoint import best, find, full_weights
-    from maestro_dist.data.manifest import load_manifest
     from maestro_dist.data.stream import evaluation_batches, presence
     from maestro_dist.data.symbols import reads_symbols
     from maestro_dist.evaluation import evaluate_split
     from maestro_dist.evaluation.table import results_table
     from maestro_dist.parallel.mesh import Mesh
-    from maestro_dist.run_record import DATA_FOLDER
-    from maestro_dist.worker import build
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    checkpoint = best(target.run_url) if target.step is None else find(target.run_url, target.step)
-    # The run's own manifest says what the model was made for; another data set gives samples only.
-    pieces = build(config, load_manifest(f"{target.run_url}/{DATA_FOLDER}"))
-    manifest = load_manifest(config.data.url)
-    labelled = pieces.task.kind != "pretrain"
-    _check_same(pieces.manifest, manifest, pieces.modalities, named=bool(options.data), labelled=labelled)
-    _load(pieces.model, full_weights(checkpoint), checkpoint.url)
-    mesh = Mesh(rank=0, world=1, data=1)
-    split, symbols = config.data.test, reads_symbols(manifest, config.model, pieces.modalities)
+    loaded, split = load(target, config), config.data.test
+    manifest, notes = _fitting(loaded, config, options)
+    modalities, symbols = loaded.modalities, reads_symbols(manifest, config.model, loaded.modalities)
+    present = presence(config.data.url, manifest, modalities, split, symbols=symbols)
+    for note in [*_unfinished(target), *notes, *_unobserved(present, manifest.name, split)]:
+        print(note, file=sys.stderr)
     found = evaluate_split(
-        pieces.model,
-        pieces.task,
+        loaded.model,
+        loaded.task,
         lambda keep: evaluation_batches(
             config.data.url,
             manifest,
             config.data,
-            pieces.modalities,
+            modalities,
             split,
             batch=config.evaluation.batch,
             rank=0,
@@ -103,88 +96,116 @@ def evaluate(options: argparse.Namespace) -> int:
             keep=keep,
             symbols=symbols,
         ),
-        presence(config.data.url, manifest, pieces.modalities, split, symbols=symbols),
+        present,
         rates=config.evaluation.test_rates,
         draws=config.evaluation.draws,
-        mesh=mesh,
+        mesh=Mesh(rank=0, world=1, data=1),
         split=split,
-        always=[modality.always for modality in pieces.modalities],
+        always=[modality.always for modality in modalities],
         progress=True,
     )
-    print(f"{checkpoint.url}: {'averaged ' if checkpoint.averaged else ''}weights of step {checkpoint.step}")
-    print(results_table(found))
+    print(loaded.about)
+    print(results_table(found), flush=True)
     if options.json:
-        Path(options.json).write_text(json.dumps(found.to_json(), indent=1), encoding="utf-8")
+        _keep(Path(options.json).expanduser(), json.dumps(found.to_json(), indent=1))
     return 0
 
 
-def find_target(text: str) -> Target:
-    """What `RUN_OR_CHECKPOINT` means. Raises `ConfigError` where it names neither."""
-    from maestro_dist.data.storage import Storage
-
-    url = text.rstrip("/")
-    if "://" not in url:
-        path = Path(url).expanduser()
-        if not path.exists() and (Path("runs") / url).exists():
-            path = Path("runs") / url
-        url = str(path.absolute())
-    match = re.fullmatch(r"(.+)/checkpoints/step-(\d+)", url)
-    run_url, step = (match[1], int(match[2])) if match else (url, None)
-    if not Storage(run_url).exists("config.yaml"):
-        raise ConfigError(f"{Storage(run_url).name()}: not a run (it has no config.yaml) nor a checkpoint of one")
-    return Target(run_url, step)
-
-
-def _configuration(target: Target, options: argparse.Namespace) -> Any:
-    import yaml
-
+def _configuration(target: Target, options: argparse.Namespace) -> Config:
+    """The configuration that a target was trained with, as far as there is one, with what the command line says."""
     from maestro_dist.config.load import parse
     from maestro_dist.data.storage import Storage
+    from maestro_dist.evaluate_target import read_config
 
-    run = Storage(target.run_url)
-    try:
-        tree = yaml.safe_load(run.read("config.yaml"))
-        data, evaluation = dict(tree["data"]), dict(tree["evaluation"])
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{run.name('config.yaml')} is damaged ({type(error).__name__})") from None
+    tree = read_config(target)
+    data, evaluation = tree["data"], tree["evaluation"]
     data["test"] = options.split or data["test"]
     data["url"] = options.data or data["url"]
+    if not data["url"]:
+        raise ConfigError(
+            f"{target.name}: an exported model does not say where its data is; add --data URL (a packed data set)"
+        )
     if "://" not in data["url"]:
         data["url"] = str(Path(data["url"]).expanduser().absolute())
-    evaluation["test_rates"] = options.rates or evaluation["test_rates"]
-    evaluation["draws"] = options.draws or evaluation["draws"]
-    evaluation["batch"] = options.batch or evaluation["batch"]
-    return parse({**tree, "data": data, "evaluation": evaluation}, run.name("config.yaml"))
+    given = {"test_rates": options.rates, "draws": options.draws, "batch": options.batch}
+    evaluation.update({name: value for name, value in given.items() if value})
+    config = parse(tree, Storage(target.url).name("config.yaml"))
+    if target.exported:
+        from maestro_dist.predict import model_config, read_description
+
+        config = config.model_copy(update={"model": model_config(read_description(Storage(target.url)))})
+    return config
 
 
-def _check_same(own: Manifest, other: Manifest, modalities: Sequence[Modality], *, named: bool, labelled: bool) -> None:
-    """The data must mean the same to the model: its classes in order, its modalities with their shapes and rates."""
-    if not named and own.fingerprint() != other.fingerprint():
+def _fitting(loaded: Loaded, config: Config, options: argparse.Namespace) -> tuple[Manifest, list[str]]:
+    """The data set as the model reads it, and what to tell of it. Raises an error where it does not fit."""
+    from maestro_dist.data.compare import check_target, check_values, fit_modalities
+    from maestro_dist.data.manifest import load_manifest
+    from maestro_dist.data.reader import SplitSource
+
+    own, split, any_units = loaded.manifest, config.data.test, options.any_units
+    try:
+        manifest = load_manifest(config.data.url)
+    except DataError as error:
+        raise error if options.data else DataError(f"{error} (--data names another place)") from None
+    if own is not None and not options.data and own.fingerprint() != manifest.fingerprint():
         raise DataError(
             f"the data at the run's data.url is not what {own.name!r} was when the run began; "
             "name a data set with --data to evaluate on it all the same"
         )
-    if labelled and (own.task, own.classes) != (other.task, other.classes):
-        raise DataError(f"--data: task and classes of {other.name!r} are not those that the model was trained for")
-    shapes = {m.name: (m.variates, m.steps, m.rate_hz) for m in other.modalities}
-    for modality in modalities:
-        wanted = (modality.variates, modality.steps, modality.rate_hz)
-        if shapes.get(modality.name) != wanted:
-            found = shapes.get(modality.name, "not there")
-            raise DataError(
-                f"--data: modality {modality.name!r} of {other.name!r} is {found}, the model needs {wanted} "
-                "(variates, steps, Hz)"
-            )
-
-
-def _load(model: Trunk, weights: dict[str, Tensor], url: str) -> None:
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{url} is of another model than config.yaml says: {' '.join(str(error).split())[:200]}"
-        ) from None
-    model.eval()
+        manifest.split(split)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (--split names another)") from None
+    if own is not None and own.fingerprint() == manifest.fingerprint():
+        return manifest, []
+    notes = []
+    if loaded.task.kind != "pretrain":
+        notes = check_target(manifest, split, loaded.answer, any_units=any_units)
+    manifest, more = fit_modalities(manifest, loaded.modalities, config.model, any_units=any_units)
+    notes += more
+    if config.model.needs_statistics:
+        source = SplitSource(config.data.url, manifest, config.data, tuple(loaded.modalities), split)
+        notes += check_values(source, any_units=any_units)
+    return manifest, notes
+
+
+def _unfinished(target: Target) -> list[str]:
+    from maestro_dist.data.storage import Storage
+
+    if target.exported or Storage(target.url).exists("result.json"):
+        return []
+    return ["note: the run has not ended; its best checkpoint so far is not its last word"]
+
+
+def _unobserved(present: np.ndarray, name: str, split: str) -> list[str]:
+    """Say how many samples have nothing that the model knows. Raises `DataError` where no sample has anything."""
+    count = int((~present.any(axis=1)).sum())
+    if count == len(present):
+        raise DataError(f"split {split!r} of {name!r}: no sample has any of the model's modalities")
+    if not count:
+        return []
+    return [
+        f"warning: {count:,} of {len(present):,} samples of split {split!r} have none of the model's modalities; they "
+        "count, with the answer that is usual in training"
+    ]
+
+
+def _check_writable(path: Path) -> None:
+    """Find out before a long evaluation, not after it."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"--json {path}: no such folder")
+    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise ConfigError(f"--json {path}: nothing can be written there; name another file")
+
+
+def _keep(path: Path, content: str) -> None:
+    """Write the results. The table is printed already; where they cannot be kept, that is what is said."""
+    try:
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"the results were not kept: cannot write --json {path}: {error.strerror}") from error
 
 
 def _positive(text: str) -> int:

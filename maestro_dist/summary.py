@@ -123,8 +123,6 @@ def print_end(config: Config, run: Storage, record: RunRecord) -> None:
     except (ObjectMissing, ValueError):
         raise RunError(f"{run.name(RESULT_FILE)}: missing or damaged; `evaluate` finds the results again") from None
     uri = record.tracking_uri
-    python, where = _shown(sys.executable), _shown(run.url)
-    mlflow = _shown(str(Path(sys.executable).parent / "mlflow"))
     print()
     print(results_table(Evaluation.from_json(result["evaluation"])))
     print()
@@ -134,11 +132,7 @@ def print_end(config: Config, run: Storage, record: RunRecord) -> None:
         "model": _shown(result["model"]),
         "pictures": _shown(str(work_folder(run.url) / "figures")),
         "MLflow run": f"{record.mlflow_run} in {redact(uri)}",
-        "open the UI": f"{mlflow} ui --host 127.0.0.1 --backend-store-uri {shlex.quote(redact(uri))}"
-        if uri.startswith("sqlite:")
-        else redact(uri),
-        "resume": f"{python} -m maestro_dist.train {_shown(run.url + '/config.yaml')}",
-        "evaluate": f"{python} -m maestro_dist.evaluate {where}",
+        **commands(run.url, uri, result.get("mlflow_model")),
     }
     for name, text in rows.items():
         print(f"{name:13}{text}")
@@ -150,14 +144,40 @@ def print_end(config: Config, run: Storage, record: RunRecord) -> None:
     sys.stdout.flush()
 
 
+def commands(run_url: str, tracking_uri: str, mlflow_model: str | None) -> dict[str, str]:
+    """What can be done with a finished run: commands that a shell takes as they are, in the folder that it is now in.
+
+    `mlflow_model`: URI of the logged model; without one there is none to serve.
+    """
+    python, tracked = _shown(sys.executable), shlex.quote(redact(tracking_uri))
+    mlflow = _shown(str(Path(sys.executable).parent / "mlflow"))
+    server = tracking_uri.startswith(("http://", "https://"))
+    found = {
+        "open the UI": redact(tracking_uri)
+        if server
+        else f"{mlflow} ui --host 127.0.0.1 --backend-store-uri {tracked}",
+        "resume": f"{python} -m maestro_dist.train {_shown(run_url + '/config.yaml')}",
+        "evaluate": f"{python} -m maestro_dist.evaluate {_shown(run_url)}",
+    }
+    if mlflow_model:  # MLflow starts its server by name, from the PATH; the UI has port 5000 already
+        path = _shown(str(Path(sys.executable).parent))
+        found["serve"] = (
+            f'PATH={path}:"$PATH" MLFLOW_TRACKING_URI={tracked} {mlflow} models serve -m {shlex.quote(mlflow_model)} '
+            "--env-manager local --port 5001"
+        )
+    return found
+
+
 def _in_job_folder(path: str) -> bool:
     """Whether a path lies in the folder that Ray unpacked for a submitted job."""
     return "/runtime_resources/working_dir_files/" in path
 
 
 def _shown(path: str) -> str:
-    """A local path as short as it can be typed from here; a URL without credentials."""
+    """A local path as short as it can be typed from here; a URL without credentials. Quoted for a shell."""
     if "://" in path:
-        return redact(path)
+        return shlex.quote(redact(path))
     relative = os.path.relpath(path)
-    return shlex.quote(path if relative.startswith("..") or _in_job_folder(path) else relative)
+    if relative.startswith("..") or _in_job_folder(path):
+        return shlex.quote(path)
+    return shlex.quote(relative if os.sep in relative else f".{os.sep}{relative}")  # a bare name is sought in the PATH

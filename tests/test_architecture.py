@@ -19,7 +19,7 @@ LEVELS = [
     {"loop"},
     {"worker"},
     {"launch"},
-    {"train", "evaluate"},
+    {"train", "evaluate", "__main__"},
 ]
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 SAME_ROOM = {
@@ -30,6 +30,10 @@ SAME_ROOM = {
     "standardise": "worker",
     "teachers": "worker",
     "summary": "launch",
+    "evaluate_target": "evaluate",
+    "places": "predict",
+    "predict_command": "predict",
+    "predict_input": "predict",
     "pyfunc_model": "predict",
 }
 MODEL_MAY_IMPORT = {"torch", "numpy", "pydantic", "maestro_dist", "__future__"}

@@ -27,7 +27,7 @@ TASK = TaskDescription("classification", CLASSES, "stress")
 draws = np.random.default_rng(0)
 FULL = {m.name: draws.normal(size=(m.steps, m.variates)).astype(np.float32) for m in MODALITIES}
 FULL["acc"][3:9, 1] = np.nan
-SAMPLES = [FULL, {"acc": FULL["acc"]}, {"eda": FULL["eda"], "acc": None}, {}]
+SAMPLES = [FULL, {"acc": FULL["acc"]}, {"eda": FULL["eda"], "acc": None}]
 
 
 def make_config(**changes: object) -> ModelConfig:
@@ -164,5 +164,14 @@ def test_pyfunc_gives_the_same_answers(
         loaded.predict({**only_eda, "eda": [[[1.0], [2.0]]]})
     with pytest.raises(mlflow.MlflowException, match="no column is one of the sensors acc, eda"):
         loaded.predict({"edaa": [[[1.0]]]})
-    with pytest.raises(mlflow.MlflowException, match="sample 1: it has none of the sensors acc, eda"):
-        loaded.predict([{"eda": columns["eda"][2]}, {"edaa": [[1.0]]}])
+    full = {name: cells[0] for name, cells in columns.items()}
+    for bad, said in (
+        ({"edaa": [[1.0]]}, "sample 1: none of acc, eda was observed"),
+        ({"eda": [[None]] * 16}, "sample 1: none of acc, eda was observed"),
+        ({**full, "eda": 5.0}, r"sample 1, eda: shape \[\] should be \[16, 1\]"),
+        ({**full, "eda": "high"}, r"sample 1, eda: not an array of numbers \[16, 1\]"),
+        ({**full, "eda": [[1e300]] * 16}, "sample 1, eda: has an infinite value"),
+    ):
+        with pytest.raises(mlflow.MlflowException, match=said) as caught:
+            loaded.predict([full, bad])
+        assert caught.value.get_http_status_code() == 400

@@ -1,0 +1,256 @@
+"""Whether another data set means to a model what its own did: task and classes, shapes and rates, units and scales."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+
+from maestro_dist.config.model import ModelConfig
+from maestro_dist.config.words import word_of
+from maestro_dist.data.manifest import Manifest, ManifestModality
+from maestro_dist.data.reader import SplitSource
+from maestro_dist.errors import DataError
+from maestro_dist.types import Modality
+
+_GROSS, _LARGE = 100.0, 10.0
+"""Factors between standard deviations, or standard deviations between means, from which on a set is refused, and from
+which on a person is warned. Other people and devices differ by less; units differ by 1,000 or so."""
+_ROUNDING = 1e-6
+"""A spread below this share of the mean's size is the rounding of float32: the channel is constant."""
+_MOST_SAMPLES, _LEAST_SAMPLES, _MOST_NUMBERS = 256, 8, 1 << 24
+"""How much of a split is looked at before a model answers for it: so many samples, fewer where they are long."""
+_SHOWN = 30  # names of a list that an error shows
+
+ANY_UNITS = "--any-units takes the numbers as they are"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model was trained to tell: `kind` of task, its classes, or the target's name, mean and deviation."""
+
+    kind: str
+    classes: tuple[str, ...] = ()
+    name: str = ""
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """A difference of units or scales; `factor` says how large it is."""
+
+    text: str
+    factor: float
+
+
+def fit_modalities(
+    manifest: Manifest, modalities: Sequence[Modality], model: ModelConfig, *, any_units: bool = False
+) -> tuple[Manifest, list[str]]:
+    """The data set as a model of `modalities` reads it, and what a person should know of it, one line each.
+
+    What the data set lacks is added to its manifest: then it is absent from all samples, which the model is made for.
+    What the model does not know is left alone. `any_units`: units and scales that do not fit are told, not refused.
+
+    Raises:
+        DataError: no modality is shared, or a shared one has another shape, rate, unit or a grossly other scale; the
+            message names both values.
+    """
+    name, theirs = manifest.name, {modality.name: modality for modality in manifest.modalities}
+    known = [modality.name for modality in modalities]
+    shared = [modality for modality in modalities if modality.name in theirs]
+    if not shared:
+        raise DataError(f"{name!r} has none of the model's modalities ({_list(known)}); it has {_list(theirs)}")
+    _check_shapes(name, shared, theirs)
+    if model.normalize == "recording" and not manifest.recording:
+        raise DataError(f"the model normalises by recording, but {name!r} has no statistics of recordings")
+    findings = [finding for own in shared for finding in _units(name, own, theirs[own.name])]
+    if model.needs_statistics:
+        findings += [finding for own in shared for finding in _scales(name, own, theirs[own.name])]
+    notes = _told(findings, any_units=any_units or not model.needs_statistics)
+    lacking = [modality for modality in modalities if modality.name not in theirs]
+    extra = [other for other in theirs if other not in known]
+    if lacking:
+        notes.append(f"note: {name!r} has no {_list([m.name for m in lacking])}: absent from all samples")
+    if extra:
+        notes.append(f"note: {_list(extra)} of {name!r} are not among the model's modalities: not used")
+    return _with(manifest, lacking, model), notes
+
+
+def check_values(source: SplitSource, *, any_units: bool = False) -> list[str]:
+    """Look at some samples of the split itself, whose units need not be those of the data set's statistics.
+
+    Where most of them lie grossly elsewhere than the model's training data it raises `DataError`, or with `any_units`
+    returns a warning. For models that need the training data's statistics. A few absurd values decide nothing.
+    """
+    if source.manifest.symbols is not None and not source.manifest.symbols.raw:
+        return []
+    samples = source.manifest.split(source.split).samples
+    numbers_each = sum(modality.steps * modality.variates for modality in source.modalities)
+    count = min(samples, _MOST_SAMPLES, max(_LEAST_SAMPLES, _MOST_NUMBERS // numbers_each))
+    distances: dict[tuple[str, int], list[float]] = {}
+    with closing(source.open()) as reader, np.errstate(over="ignore"):
+        for number in np.unique(np.linspace(0, samples - 1, count).astype(int)).tolist():
+            sample = reader.decode(number, reader.stored(number))
+            for own in source.modalities:
+                for variate in _with_unit(own) if own.name in sample.values else ():
+                    values = sample.values[own.name][:, variate].astype(np.float64)
+                    z = (values[~np.isnan(values)] - own.mean[variate]) / own.std[variate]
+                    if len(z):
+                        distances.setdefault((own.name, variate), []).append(float(np.sqrt(np.square(z).mean())))
+    findings = []
+    for (name, variate), found in distances.items():
+        typical, large = float(np.median(found)), float(np.quantile(found, 0.95))
+        where = f"variate {variate} of modality {name!r}, split {source.split!r} of {source.manifest.name!r}"
+        if typical > _LARGE:
+            text = f"{where}: half of the samples are {_number(typical)} standard deviations or more from the"
+            findings.append(_Finding(f"{text} training data's mean", typical))
+        elif large * _GROSS < 1.0:  # a signal may be quiet: this is told, not refused
+            text = f"{where}: nearly all samples are within {_number(large)} standard deviations of the"
+            findings.append(_Finding(f"{text} training data's mean", _GROSS))
+    return _told(findings, any_units=any_units)
+
+
+def _with_unit(own: Modality) -> list[int]:
+    """The variates that have a scale to compare with."""
+    pairs = list(zip(own.mean, own.std, strict=True))
+    return [n for n, (mean, std) in enumerate(pairs) if std > _ROUNDING * abs(mean) and not _binary(mean, std)]
+
+
+def check_target(manifest: Manifest, split: str, own: Answer, *, any_units: bool = False) -> list[str]:
+    """Compare what a split is labelled with to what the model tells. Returns what a person should know, a line each.
+
+    Raises:
+        DataError: another task, other classes or another order of them, or a target of a grossly other scale; both
+            are named.
+    """
+    if manifest.task == "none":
+        raise DataError(
+            f"{manifest.name!r} has no labels to compare the model's answers with; `predict` prints these answers"
+        )
+    if manifest.task != own.kind:
+        other = f"classes {_list(manifest.classes)}" if manifest.classes else repr(manifest.target)
+        raise DataError(
+            f"the model is for {own.kind} ({_list(own.classes) if own.classes else own.name}), "
+            f"{manifest.name!r} for {manifest.task} ({other})"
+        )
+    if own.classes != tuple(manifest.classes):
+        order = "the same classes in another order" if set(own.classes) == set(manifest.classes) else "other classes"
+        raise DataError(
+            f"{manifest.name!r} has {order}: {_list(manifest.classes)}; the model was trained on {_list(own.classes)}"
+        )
+    if own.kind != "regression":
+        return []
+    notes = []
+    if _plain(own.name) != _plain(manifest.target):
+        notes.append(f"warning: the model tells {own.name!r}, the target of {manifest.name!r} is {manifest.target!r}")
+    found = manifest.split(split)
+    if found.target_mean is not None and found.target_std is not None:
+        numbers = (own.mean, own.std, found.target_mean, found.target_std)
+        notes += _told(_scale(manifest.name, "the target", *numbers), any_units=any_units)
+    return notes
+
+
+def _check_shapes(name: str, shared: Sequence[Modality], theirs: dict[str, ManifestModality]) -> None:
+    different = []
+    for own in shared:
+        other = theirs[own.name]
+        same_rate = math.isclose(own.rate_hz, other.rate_hz, rel_tol=1e-6)
+        if (own.variates, own.steps) != (other.variates, other.steps) or not same_rate:
+            has, wants = (f"{m.variates} x {m.steps} @ {m.rate_hz:g} Hz" for m in (other, own))
+            different.append(f"modality {own.name!r} of {name!r} is {has}, the model needs {wants}")
+    if different:
+        more = f"; and {len(different) - 8} more" if len(different) > 8 else ""
+        raise DataError("; ".join(different[:8]) + f"{more} (variates x steps @ rate)")
+
+
+def _units(name: str, own: Modality, other: ManifestModality) -> list[_Finding]:
+    if _plain(own.unit) == _plain(other.unit):
+        return []
+    return [_Finding(f"modality {own.name!r} is in {other.unit!r} in {name!r}, in {own.unit!r} in training", math.inf)]
+
+
+def _plain(text: str) -> str:
+    """The same text for what looks the same: two characters stand for micro, say."""
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+def _scales(name: str, own: Modality, other: ManifestModality) -> list[_Finding]:
+    """The largest difference between the statistics of a modality's variates, if it is worth a word."""
+    found: list[_Finding] = []
+    for number, values in enumerate(zip(own.mean, own.std, other.mean, other.std, strict=False)):
+        where = f"variate {number} of modality {own.name!r}" if own.variates > 1 else f"modality {own.name!r}"
+        found += _scale(name, where, *values)
+    return [max(found, key=lambda finding: finding.factor)] if found else []
+
+
+def _scale(name: str, what: str, mean: float, std: float, other_mean: float, other_std: float) -> list[_Finding]:
+    if _binary(mean, std) and _binary(other_mean, other_std):
+        return []  # flags have no unit, and a rare one has a small deviation
+    varies, other_varies = std > _ROUNDING * abs(mean), other_std > _ROUNDING * abs(other_mean)
+    unseen = other_mean == 0.0 and not other_varies  # nothing observed there, or zeros alone
+    texts = f"{_number(mean)} +- {_number(std)} in training, {_number(other_mean)} +- {_number(other_std)} in {name!r}"
+    # a channel that was constant in training has no unit of its own (the model takes plain differences), and what was
+    # never observed looks alike: a person is told, that is all
+    apart = abs(other_mean - mean) / (std if varies else 1.0)
+    if not varies:
+        largest = min(max(apart, other_std), _GROSS)
+    elif unseen:
+        largest = 0.0
+    else:
+        largest = max(apart, std / other_std, other_std / std) if other_varies else apart
+    return [_Finding(f"{what} is {texts} (mean +- standard deviation)", largest)] if largest > _LARGE else []
+
+
+def _binary(mean: float, std: float) -> bool:
+    """Whether these are the statistics of zeros and ones (of zeros, or ones, alone too)."""
+    return 0.0 <= mean <= 1.0 and math.isclose(std * std, mean * (1.0 - mean), rel_tol=1e-3, abs_tol=1e-12)
+
+
+def _told(findings: Sequence[_Finding], *, any_units: bool) -> list[str]:
+    """Warnings of these findings. Raises DataError for the gross ones, unless `any_units`."""
+    gross = [finding for finding in findings if finding.factor > _GROSS]
+    if gross and not any_units:
+        more = f"; and {len(gross) - 8} more" if len(gross) > 8 else ""
+        raise DataError(
+            "; ".join(finding.text for finding in gross[:8])
+            + f"{more}; convert the data set to the units of the training data, or: {ANY_UNITS}"
+        )
+    return [f"warning: {finding.text}" for finding in findings]
+
+
+def _with(manifest: Manifest, lacking: Sequence[Modality], model: ModelConfig) -> Manifest:
+    """The manifest with modalities that no sample has."""
+    if not lacking:
+        return manifest
+    empty = [
+        ManifestModality(
+            name=m.name,
+            variates=m.variates,
+            unit=m.unit,
+            rate_hz=m.rate_hz,
+            steps=m.steps,
+            mean=list(m.mean) or [0.0] * m.variates,
+            std=list(m.std) or [1.0] * m.variates,
+            always=m.always,
+        )
+        for m in lacking
+    ]
+    symbols = manifest.symbols
+    if symbols is not None:
+        words = {m.name: word_of(model.word, m.name) for m in lacking}
+        symbols = symbols.model_copy(update={"word": symbols.word | words})
+    return manifest.model_copy(update={"modalities": [*manifest.modalities, *empty], "symbols": symbols})
+
+
+def _list(names: Sequence[str] | dict[str, ManifestModality]) -> str:
+    shown = list(names)[:_SHOWN]
+    return ", ".join(shown) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
