@@ -13,6 +13,7 @@ import sys
 from benchmarks.common import Options, print_table, write_json
 
 from maestro_dist.memory import keep_freed_memory
+from maestro_dist.terminal import never_fail_to_print
 
 NAMES = {
     "step": "where a training step's time goes: data wait, forward, backward, optimizer, tracking",
@@ -32,6 +33,7 @@ _KEPT = {
 
 def main() -> int:
     """Returns the exit code."""
+    never_fail_to_print()
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
