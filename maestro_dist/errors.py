@@ -99,7 +99,7 @@ def _line(error: Exception) -> str | None:
         what, remedy = f"not enough memory ({text or type(error).__name__})", "ask for less at a time, or free some"
     elif isinstance(error, OSError):
         names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-        what = f"{' -> '.join(names)}: {error.strerror or text}" if names else text or type(error).__name__
+        what = ": ".join([*([" -> ".join(names)] if names else []), error.strerror or text or type(error).__name__])
         remedy = _REMEDIES.get(error.errno or 0, "")
     else:
         return None

@@ -61,22 +61,20 @@ def _tolerant(stream: TextIO) -> TextIO:
 def interruptible() -> Iterator[None]:
     """SIGTERM and the hang-up of a terminal (SIGHUP) end what runs inside as Ctrl-C does: by `KeyboardInterrupt`.
 
-    A signal that comes while an earlier one is being dealt with does not disturb the closing, and one that this process
-    was told to ignore (`nohup`) stays ignored. In a thread other than the main one nothing is changed.
+    A signal that comes while an earlier one is being dealt with does not disturb the closing. A hang-up that this
+    process was told to ignore (`nohup`) stays ignored. In a thread other than the main one nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in _STOPS}
-    # None: a handler of a C library, which could not be put back
-    taken = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
-    for number in taken:
-        signal.signal(number, _stop)
+    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    before = [(number, signal.signal(number, _stop)) for number in _STOPS if not (nohup and number == signal.SIGHUP)]
     try:
         yield
     finally:
-        for number, handler in taken.items():
-            signal.signal(number, handler)
+        for number, handler in before:
+            if handler is not None:  # a C library's, which cannot be put back
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager
