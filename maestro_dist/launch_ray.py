@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from maestro_dist.config.schema import Config
@@ -18,8 +18,8 @@ from maestro_dist.worker import Job, environment, run_worker
 _WORKER_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true"}
 _POLL_S = 0.3
 _SAY_S = 30.0
-_CONSOLE_S = 60.0
-"""How long the console may take to answer, which has nothing else to do."""
+_CONSOLE_S = 600.0
+"""How long the console may take to answer; it has little to do, but on a busy machine its process is slow to start."""
 # A group of workers that cannot start for lack of room is waited for, an hour at a time, for a week; one that fails to
 # start fails in seconds, and ends the run after so many times.
 _START_S, _STARTS = 3600, 168
@@ -154,7 +154,8 @@ def _work(handed: dict[str, Any]) -> None:
 
     def failed(error: Exception) -> None:
         report = report_of(rank, error)
-        ray.get(console.fail.remote(group, report))
+        with suppress(ray.exceptions.RayError):  # without a console the run ends anyway
+            ray.get(console.fail.remote(group, report), timeout=_CONSOLE_S)
         leave_groups()
         if report.lost:
             time.sleep(_HEAR_OUT_S)

@@ -142,15 +142,15 @@ def _connect(shown: str, host: str, port: int) -> None:
         try:
             socket.create_connection((host, port), timeout=_ANSWER_S).close()
             return
-        except (socket.gaierror, UnicodeError):
-            raise RunError(f"{shown}: there is no host {host!r}; correct the address, or {_ELSEWHERE}") from None
-        except OSError as error:
-            if time.monotonic() > deadline:
-                problem = error.strerror or str(error) or type(error).__name__
-                raise RunError(
-                    f"{shown}: no Ray cluster answers there ({problem}); is it still running? Start it, or {_ELSEWHERE}"
-                ) from None
+        except (OSError, UnicodeError) as error:  # the latter: no name of a host
+            problem = error
+        if time.monotonic() > deadline:
+            break
         time.sleep(0.5)
+    if isinstance(problem, socket.gaierror | UnicodeError):
+        raise RunError(f"{shown}: there is no host {host!r}; correct the address, or {_ELSEWHERE}")
+    reason = problem.strerror or str(problem) or type(problem).__name__
+    raise RunError(f"{shown}: no Ray cluster answers there ({reason}); is it still running? Start it, or {_ELSEWHERE}")
 
 
 def _sentence(error: object) -> str:

@@ -25,6 +25,11 @@ def never_fail_to_print() -> None:
     Characters that the output's encoding lacks are escaped (`\\xb1`). What cannot be written because the reader has
     gone (`| head`), the terminal is closed or the disk of a log file is full, is dropped.
     """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed (`>&-`): the next file to be opened would take its place, and what is printed
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout, sys.stderr = _tolerant(sys.stdout), _tolerant(sys.stderr)
 
 
@@ -40,11 +45,13 @@ class _Raw(io.FileIO):
             return len(data)
 
 
-def _tolerant(stream: TextIO) -> TextIO:
+def _tolerant(stream: TextIO | None) -> TextIO:
+    if stream is None:
+        return open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
     buffer = getattr(stream, "buffer", None)
     raw = getattr(buffer, "raw", buffer)  # `python -u` has no buffer between
     if type(stream) is not io.TextIOWrapper or type(raw) is not io.FileIO:
-        return stream  # closed, or not the process's own (a notebook's, a test's), or made tolerant before
+        return stream  # not the process's own (a notebook's, a test's), or made tolerant before
     with contextlib.suppress(OSError):
         stream.flush()
     tolerant: Any = _Raw(stream.fileno(), "wb", closefd=False)

@@ -134,7 +134,7 @@ def test_a_worker_that_hangs_ends_the_run_after_the_timeout(synthetic: str, tmp_
 def test_a_hang_up_and_a_sigterm_end_the_driver_cleanly(
     synthetic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With no home, and temporary files in a folder whose name is too long for Ray's sockets, as batch systems set it."""
+    """With no home, and with the folder for temporary files that a batch system sets: too long for Ray's sockets."""
     temporary = tmp_path / ("t" * 100)
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))

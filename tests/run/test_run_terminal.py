@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -177,7 +178,7 @@ sys.exit(run_main(main, debug=False))
         ("full disk", "utf-8", ["-u"]),
     ],
 )
-def test_printing_never_ends_a_command(output: str, encoding: str, buffering: list[str], tmp_path: object) -> None:
+def test_printing_never_ends_a_command(output: str, encoding: str, buffering: list[str], tmp_path: Path) -> None:
     done = f"{tmp_path}/done"
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     environment.pop("PYTHONUNBUFFERED", None)
@@ -207,6 +208,15 @@ def test_printing_never_ends_a_command(output: str, encoding: str, buffering: li
                 "utf-8": "0.5 ± 0.1 日本 \\udcff 4999",
             }[encoding]
         )
+
+
+def test_a_closed_output_is_no_place_for_files(tmp_path: Path) -> None:
+    """Descriptors that are closed at the start would be given to the next files that are opened."""
+    program = PRINTS.replace("def main():", "def main():\n    sys.kept = open(sys.argv[2], 'w'); sys.stdout.flush()")
+    command = [sys.executable, "-c", program, str(tmp_path / "done"), str(tmp_path / "file")]
+    found = subprocess.run(command, preexec_fn=lambda: os.closerange(0, 3), timeout=120, check=False)
+    assert (found.returncode, (tmp_path / "done").exists()) == (0, True)
+    assert (tmp_path / "file").read_bytes() == b""
 
 
 @pytest.mark.parametrize("module", ["maestro_dist.train", "maestro_dist.evaluate"])
