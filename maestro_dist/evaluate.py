@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maestro_dist.errors import ConfigError, DataError, StorageError, run_main
+from maestro_dist.terminal import never_fail_to_print
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +53,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
+    never_fail_to_print()
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     return run_main(lambda: evaluate(options), debug=options.debug)
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import threading
-from collections.abc import Iterator
 
 from maestro_dist.callbacks.final_test import RESULT_FILE
 from maestro_dist.config.check import check_modalities
@@ -17,7 +13,8 @@ from maestro_dist.data.storage import Storage, redact
 from maestro_dist.errors import ConfigError
 from maestro_dist.lease import Lease
 from maestro_dist.parallel.mesh import build_mesh
-from maestro_dist.run_record import RunRecord, begin, write
+from maestro_dist.run_record import RunRecord, begin, finished, is_finished, write
+from maestro_dist.terminal import interruptible, shielded
 from maestro_dist.worker import Job, environment
 
 
@@ -28,15 +25,23 @@ def launch(config: Config) -> int:
     config = absolute(config)
     for name, value in environment(config).items():
         os.environ.setdefault(name, value)  # an inline run trains in this process
-    manifest, _ = prepare_data(config)
-    print_start(config, manifest)
     run = Storage(config.run.storage).join(config.run.name)
-    lease = Lease(run.url)
-    try:
-        with interruptible():
+    with interruptible():
+        if config.run.launcher == "ray" and not is_finished(run):
+            from maestro_dist.ray_cluster import check_cluster
+
+            check_cluster()  # in seconds, before anything is packed or begun
+        manifest, _ = prepare_data(config)
+        print_start(config, manifest)
+        record = finished(config, manifest, run)  # before a lease, which would have to be written
+        if record:
+            return _say_finished(config, run, record)
+        lease = Lease(run.url)
+        try:
             return _run(config, manifest, run, lease)
-    finally:
-        lease.release()
+        finally:
+            with shielded():
+                lease.release()
 
 
 def prepare_data(config: Config, *, bare: bool = False) -> tuple[Manifest, bool]:
@@ -76,17 +81,25 @@ def prepare_data(config: Config, *, bare: bool = False) -> tuple[Manifest, bool]
     return manifest, shards
 
 
+def _say_finished(config: Config, run: Storage, record: RunRecord) -> int:
+    from maestro_dist.summary import print_end
+
+    print(f"run {config.run.name!r} is finished; nothing to do (choose another run.name to train again)")
+    print_end(config, run, record)
+    return 0
+
+
 def _run(config: Config, manifest: Manifest, run: Storage, lease: Lease) -> int:
     from maestro_dist.summary import print_end
     from maestro_dist.tracking.run import close_run
 
-    record = begin(config, manifest, run)
-    if record.status == "finished":
-        print(f"run {config.run.name!r} is finished; nothing to do (choose another run.name to train again)")
-        print_end(config, run, record)
-        return 0
+    record: RunRecord | None = None
     status = "FAILED"
     try:
+        with shielded():  # stopped in between, a run would be open that nobody closes
+            record = begin(config, manifest, run)
+        if record.status == "finished":  # by a driver that has let go of it in the meantime
+            return _say_finished(config, run, record)
         if not run.exists(RESULT_FILE):  # it is there where a driver died after all was done
             (_inline if config.run.launcher == "inline" else _ray)(config, _job(config, run, lease, record))
         status = "FINISHED"
@@ -94,7 +107,9 @@ def _run(config: Config, manifest: Manifest, run: Storage, lease: Lease) -> int:
         status = "KILLED"
         raise
     finally:
-        close_run(record.tracking_uri, str(record.mlflow_run), status)
+        if record is not None and record.status != "finished":
+            with shielded():
+                close_run(record.tracking_uri, str(record.mlflow_run), status)
     lease.fence.check()
     write(run, record.model_copy(update={"status": "finished"}))
     print_end(config, run, record)
@@ -128,22 +143,4 @@ def _inline(config: Config, job: Job) -> None:
 def _ray(config: Config, job: Job) -> None:
     from maestro_dist import launch_ray
 
-    launch_ray.train(config, job, interruptible)
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM ends what runs inside as Ctrl-C does: MLflow run closed, lease given back."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = [(number, signal.signal(number, interrupt)) for number in (signal.SIGTERM, signal.SIGINT)]
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
+    launch_ray.train(config, job)

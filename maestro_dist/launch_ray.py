@@ -2,62 +2,54 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import tempfile
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from maestro_dist.config.schema import Config
-from maestro_dist.errors import ConfigError, RunError
+from maestro_dist.errors import RunError
 from maestro_dist.parallel.failure import Report, explain, leave_groups, report_of
+from maestro_dist.ray_cluster import cluster, lacks, prepare_environment, train_folder
 from maestro_dist.worker import Job, environment, run_worker
 
-# Before Ray is imported: no doubled or decorated prints, no metrics agent, workers keep this process's folder,
-# a lost worker is noticed within a second.
-_DRIVER_ENVIRONMENT = {
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
 _WORKER_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true"}
-# Ray's controller reads it, which has the environment of the cluster's processes, not that of the workers.
-_CLUSTER_ENVIRONMENT = {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2"}
-_LOCAL_OBJECT_STORE = 128 * 2**20  # bytes; nothing large goes through it
 _POLL_S = 0.3
+_SAY_S = 30.0
+_CONSOLE_S = 600.0
+"""How long the console may take to answer; it has little to do, but on a busy machine its process is slow to start."""
+# A group of workers that cannot start for lack of room is waited for, an hour at a time, for a week; one that fails to
+# start fails in seconds, and ends the run after so many times.
+_START_S, _STARTS = 3600, 168
 _HEAR_OUT_S = 3.0
 """How long a rank that has only lost another one keeps back its error, so that the other's is heard first."""
 
 
-def train(config: Config, job: Job, interruptible: Callable[[], AbstractContextManager[None]]) -> None:
+def train(config: Config, job: Job) -> None:
     """Run the worker function on `run.workers` workers until it ends.
 
     Workers that fail are started again by Ray, up to `run.max_failures` times, and go on from the newest checkpoint.
     An error that would only come again (bad data, a NaN) ends the run at once.
-    `interruptible` sets this process's signal handlers; Ray sets its own when it starts.
 
     Raises:
         MaestroError: the error of the worker that failed first, with its rank, whatever the others say.
     """
-    for name, value in _DRIVER_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    import ray
-
-    with _cluster(config), interruptible(), _console(config) as console:
+    prepare_environment()
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_S))
+    with cluster(config), _console(config) as console, train_folder() as folder:
+        import ray
         from ray.train import TrainingFailedError
 
         failure: BaseException | None = None
         try:
-            _fit(_trainer(config, job, console), console)
+            _fit(_trainer(config, job, console, folder), config, console)
         except TrainingFailedError as error:
             failure = error
-        reports: list[Report] = ray.get(console.reports.remote())
+        except ray.exceptions.RayError as error:
+            raise RunError(f"Ray gave up: {_text(error)}") from error
+        reports: list[Report] = _asked(console.reports)
         dead = _dead(failure)
         if reports and not (dead and all(report.lost for report in reports)):
             raise explain(reports, config.run.workers, config.run.timeout_s) from failure
@@ -65,10 +57,11 @@ def train(config: Config, job: Job, interruptible: Callable[[], AbstractContextM
             raise RunError(dead or f"Ray Train gave up: {_text(failure)}") from failure
 
 
-def _fit(trainer: Any, console: Any) -> None:
+def _fit(trainer: Any, config: Config, console: Any) -> None:
     """`trainer.fit()` in a thread: in the main thread Ray Train would take the signals and not let go of them.
 
-    Returns early when an error is final: Ray would start the workers once more only to see them return.
+    Says now and then that workers are waited for. Returns early when an error is final: Ray would start the workers
+    once more only to see them return.
     """
     import ray
 
@@ -82,20 +75,52 @@ def _fit(trainer: Any, console: Any) -> None:
 
     thread = threading.Thread(target=run, name="fit", daemon=True)
     thread.start()
+    since = said = time.monotonic()
     while thread.is_alive():
         thread.join(_POLL_S)
-        if ray.get(console.is_final.remote()):
+        final, begun = _asked(console.state)
+        if final:
             return
+        now = time.monotonic()
+        if begun == config.run.workers:
+            since = said = now
+        elif now - said >= _SAY_S:
+            said = now
+            lack = lacks(config, ray.cluster_resources())
+            wanted = f"{config.run.workers - begun} of {config.run.workers} workers to start"
+            print(
+                f"waiting for {wanted}, for {now - since:.0f} s now{': they need ' if lack else ''}{lack}", flush=True
+            )
     if outcome:
         raise outcome[0]
 
 
-def _trainer(config: Config, job: Job, console: Any) -> Any:
+def _asked(method: Any) -> Any:
+    """The console's answer."""
+    import ray
+
+    try:
+        return ray.get(method.remote(), timeout=_CONSOLE_S)
+    except ray.exceptions.RayError as error:
+        raise RunError(
+            f"the process that carries the workers' reports to this one is gone ({_text(error)}); was it killed, or "
+            "its node? Start the same command again to go on"
+        ) from error
+
+
+def _trainer(config: Config, job: Job, console: Any, folder: str) -> Any:
     import ray.train.torch
 
     # Which generation of the API these names are is decided when they are imported; type checkers see the older one.
     api: Any = ray.train
     run = config.run
+
+    class Failures(api.UserCallback):  # type: ignore[misc]
+        """Tells the console of a failure of which no worker could: the controller calls it."""
+
+        def after_exception(self, run_context: Any, worker_exceptions: Any) -> None:
+            console.over.remote()
+
     return api.torch.TorchTrainer(
         _work,
         train_loop_config={"job": job.as_dict(), "console": console},
@@ -106,9 +131,10 @@ def _trainer(config: Config, job: Job, console: Any) -> Any:
         ),
         # Ray's own records of the run are not used: checkpoints are ours, in the run's storage.
         run_config=api.RunConfig(
-            name=f"{run.name}-{job.attempt}-{uuid.uuid4().hex[:8]}",
-            storage_path=os.path.join(tempfile.gettempdir(), "maestro_dist-ray"),
-            failure_config=api.FailureConfig(max_failures=run.max_failures),
+            name=f"{run.name[:50]}-{job.attempt}",
+            storage_path=folder,
+            failure_config=api.FailureConfig(max_failures=run.max_failures, controller_failure_limit=_STARTS),
+            callbacks=[Failures()],
             logging_config=api.LoggingConfig(log_level="ERROR"),
             worker_runtime_env={"env_vars": {**_WORKER_ENVIRONMENT, **environment(config)}},
         ),
@@ -128,7 +154,8 @@ def _work(handed: dict[str, Any]) -> None:
 
     def failed(error: Exception) -> None:
         report = report_of(rank, error)
-        ray.get(console.fail.remote(group, report))
+        with suppress(ray.exceptions.RayError):  # without a console the run ends anyway
+            ray.get(console.fail.remote(group, report), timeout=_CONSOLE_S)
         leave_groups()
         if report.lost:
             time.sleep(_HEAR_OUT_S)
@@ -143,6 +170,7 @@ class _Console:
         self._ranks, self._timeout_s = ranks, timeout_s
         self._lines: list[str] = []
         self._group: str | None = None
+        self._begun = 0
         self._reports: list[Report] = []
         self._final: Report | None = None
 
@@ -158,8 +186,13 @@ class _Console:
         if group != self._group:
             if self._reports and not self._final:
                 self.say(f"started again: {explain(self._reports, self._ranks, self._timeout_s)}")
-            self._group, self._reports = group, []
+            self._group, self._reports, self._begun = group, [], 0
+        self._begun += 1
         return self._final is None
+
+    def over(self) -> None:
+        """The group of workers is given up."""
+        self._begun = 0
 
     def fail(self, group: str, report: Report) -> None:
         if group == self._group:
@@ -167,8 +200,9 @@ class _Console:
             if report.final:
                 self._final = self._final or report
 
-    def is_final(self) -> bool:
-        return self._final is not None
+    def state(self) -> tuple[bool, int]:
+        """Whether nothing is left to do, and how many workers have begun."""
+        return self._final is not None, self._begun
 
     def reports(self) -> list[Report]:
         """In the order of arrival; none of groups before the last one."""
@@ -207,44 +241,6 @@ def _console(config: Config) -> Iterator[Any]:
     finally:
         done.set()
         printer.join(timeout=10)
-
-
-@contextmanager
-def _cluster(config: Config) -> Iterator[None]:
-    """The cluster that RAY_ADDRESS names (a submitted job has it), or a local one for as long as the run takes."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    address = os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address:
-        ray.init(address=address, runtime_env={"env_vars": _CLUSTER_ENVIRONMENT}, **quiet)
-    else:
-        os.environ |= _CLUSTER_ENVIRONMENT
-        cpus = max(os.cpu_count() or 1, config.run.workers * config.run.cpus_per_worker)
-        ray.init(address="local", num_cpus=cpus, object_store_memory=_LOCAL_OBJECT_STORE, **quiet)
-    try:
-        _check_resources(config, wait=bool(address))
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_resources(config: Config, *, wait: bool) -> None:
-    """Say what a cluster lacks, which may grow; refuse what a local Ray will never have."""
-    import ray
-
-    has, run = ray.cluster_resources(), config.run
-    needs = {"CPU": run.workers * run.cpus_per_worker, "GPU": run.workers if run.device == "cuda" else 0}
-    for name, amount in needs.items():
-        if has.get(name, 0) >= amount:
-            continue
-        lack = f"{run.workers} workers need {amount} {name}s, but Ray has {has.get(name, 0):.0f} here"
-        if not wait:
-            raise ConfigError(f"run.device, run.workers: {lack}; use fewer workers, run.device=cpu, or a cluster")
-        print(f"waiting for the cluster to grow: {lack}", flush=True)
 
 
 def _dead(failure: BaseException | None) -> str | None:

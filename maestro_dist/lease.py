@@ -24,6 +24,7 @@ from maestro_dist.errors import RunError, StorageError
 HEARTBEAT_S = 5.0
 STALE_S = 20.0
 _FOLDER = "leases"
+_FIELDS = ("released", "host", "machine", "process", "process_start")
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,14 @@ class Lease:
     def release(self) -> None:
         """Give the run back; the attempt's number stays used."""
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(STALE_S)  # it may be waiting for a dead store
         self._record["released"] = True
         with contextlib.suppress(StorageError):  # a dead store: the lease goes stale by itself
             self._write()
 
     def _beat(self) -> None:
         while not self._stopped.wait(HEARTBEAT_S):
-            with contextlib.suppress(StorageError):  # retried at the next beat; a long silence is what the lease is for
+            with contextlib.suppress(Exception):  # retried at the next beat; a long silence is what the lease is for
                 self._write()
 
     def _write(self) -> None:
@@ -99,27 +100,47 @@ class Lease:
 
 
 def _refuse_if_held(storage: Storage, attempt: int, otherwise: str) -> None:
-    try:
-        record = json.loads(storage.read(_path(attempt)))
-        if record["released"]:
-            return
-        age = time.time() - record["heartbeat"]
-        host, machine, process, start = (record[name] for name in ("host", "machine", "process", "process_start"))
-    except ObjectMissing:
+    record = _read(storage, attempt)
+    if record is None or record["released"]:
         return
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"{storage.name(_path(attempt))} is damaged ({error}); remove it if no driver is running"
-        ) from None
-    here = host == socket.gethostname() and machine == _machine_id()
-    if here and _process_start(process) != start:
+    host, process, age = record["host"], record["process"], time.time() - record["heartbeat"]
+    here = bool(_machine_id()) and (host, record["machine"]) == (socket.gethostname(), _machine_id())
+    if here and _process_start(process) != record["process_start"]:
         return  # that process of this machine is gone: killed
-    if here or age < STALE_S:
+    # elsewhere a clock may be wrong: what looks like long silence is taken for it only where no heartbeat comes
+    if here or 0 <= age < STALE_S or _beats(storage, attempt, record["heartbeat"]):
         raise RunError(
             f"{storage.name()}: held by another driver (host {host}, process {process}, last "
             f"sign of life {max(age, 0):.0f} s ago); stop it, wait until it is silent for {STALE_S:.0f} s, or choose "
             f"another {otherwise}"
         )
+
+
+def _read(storage: Storage, attempt: int) -> dict[str, Any] | None:
+    """The record of an attempt; None where it has been removed."""
+    try:
+        record = json.loads(storage.read(_path(attempt)))
+        return {name: record[name] for name in _FIELDS} | {"heartbeat": float(record["heartbeat"])}
+    except ObjectMissing:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{storage.name(_path(attempt))} is damaged ({error}); remove it if no driver is running"
+        ) from None
+
+
+def _beats(storage: Storage, attempt: int, heartbeat: float) -> bool:
+    """Whether the holder writes a heartbeat within the time of two."""
+    print(f"{storage.name()}: looking for {2 * HEARTBEAT_S:.0f} s whether its last driver is still at work", flush=True)
+    end = time.monotonic() + 2 * HEARTBEAT_S
+    while time.monotonic() < end:
+        time.sleep(HEARTBEAT_S / 5)
+        record = _read(storage, attempt)
+        if record is None or record["released"]:
+            return False
+        if record["heartbeat"] != heartbeat:
+            return True
+    return False
 
 
 def _newest(storage: Storage) -> int:

@@ -57,13 +57,35 @@ def begin(config: Config, manifest: Manifest, run: Storage) -> RunRecord:
         record = RunRecord(identity=identity(config), data=manifest.fingerprint(), token=uuid.uuid4().hex, start=start)
         write(run, record)
         run.write(f"{DATA_FOLDER}/{MANIFEST_NAME}", manifest.model_dump_json(indent=1).encode())
+    _check_same(config, manifest, record)
+    return record if record.status == "finished" else _tracked(config, run, record)
+
+
+def is_finished(run: Storage) -> bool:
+    """Whether the run's record says so, whatever it was begun as."""
+    record = _read(run)
+    return record is not None and record.status == "finished"
+
+
+def finished(config: Config, manifest: Manifest, run: Storage) -> RunRecord | None:
+    """The record of a run that is finished, of this configuration and data; None where there is still work to do.
+
+    Reads only. Raises what `begin` does where they are others.
+    """
+    record = _read(run)
+    if record is None or record.status != "finished":
+        return None
+    _check_same(config, manifest, record)
+    return record
+
+
+def _check_same(config: Config, manifest: Manifest, record: RunRecord) -> None:
     if record.data != manifest.fingerprint():
         raise RunError(
             f"run {config.run.name!r} was begun on other data than {redact(config.data.url)} holds now; "
             "choose another run.name or the old data"
         )
     check_resume(config, record.identity)
-    return record if record.status == "finished" else _tracked(config, run, record)
 
 
 def write(run: Storage, record: RunRecord) -> None:

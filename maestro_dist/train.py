@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from maestro_dist.errors import run_main
+from maestro_dist.terminal import never_fail_to_print
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -42,6 +43,7 @@ def _sorted_out(given: list[str]) -> tuple[str | None, list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read, check, and hand over to `launch`. Returns the exit code."""
+    never_fail_to_print()
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
 
     def run() -> int:

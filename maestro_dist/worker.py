@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from maestro_dist.callbacks.base import Callbacks, State
 from maestro_dist.config.load import parse
 from maestro_dist.config.schema import Config
+from maestro_dist.data.home import own_folder
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.order import labelled_count
 from maestro_dist.data.prefetch import Say, by_log
@@ -388,7 +389,7 @@ def work_folder(run_url: str) -> Path:
     if local is not None:
         return local
     digest = hashlib.sha256(run_url.encode()).hexdigest()[:12]
-    return Path.home() / ".cache" / "maestro_dist" / "runs" / f"{run_url.rsplit('/', 1)[-1]}-{digest}"
+    return own_folder("runs") / f"{run_url.rsplit('/', 1)[-1]}-{digest}"
 
 
 def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None, say: Say) -> Callbacks:

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[0]))
 from benchmarks.common import Options, print_table, write_json
 
 from maestro_dist.memory import keep_freed_memory
+from maestro_dist.terminal import never_fail_to_print
 
 NAMES = {
     "step": "where a training step's time goes: data wait, forward, backward, optimizer, tracking",
@@ -37,6 +38,7 @@ _KEPT = {
 
 def main() -> int:
     """Returns the exit code."""
+    never_fail_to_print()
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

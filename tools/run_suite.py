@@ -29,14 +29,15 @@ from suite.report import REPORT_FILE, check_loss, check_place, write_report
 
 from maestro_dist.data.storage import redact
 from maestro_dist.errors import MaestroError, run_main
-from maestro_dist.launch import interruptible
 from maestro_dist.lease import Lease
+from maestro_dist.terminal import interruptible, never_fail_to_print, shielded
 
 _STAGE_HOURS = 100 / 60
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
+    never_fail_to_print()
     given = _parse(arguments)
     return run_main(lambda: _run(given), debug=given.debug)
 
@@ -89,7 +90,8 @@ def _run(given: argparse.Namespace) -> int:
         _report(plan, given)
         return code
     finally:
-        lease.release()
+        with shielded():
+            lease.release()
 
 
 def _work(plan: Plan, cells: Sequence[Cell], given: argparse.Namespace, deadline: float | None) -> int:

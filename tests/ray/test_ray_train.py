@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -130,14 +131,27 @@ def test_a_worker_that_hangs_ends_the_run_after_the_timeout(synthetic: str, tmp_
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
 
 
-def test_sigterm_ends_the_driver_cleanly(synthetic: str, tmp_path: Path) -> None:
+def test_a_hang_up_and_a_sigterm_end_the_driver_cleanly(
+    synthetic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no home, and with the folder for temporary files that a batch system sets: too long for Ray's sockets."""
+    temporary = tmp_path / ("t" * 100)
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setenv("HOME", "/proc/none")
     process = start(tmp_path, synthetic)
     runs.wait_for((tmp_path / "tiny" / "checkpoints" / "step-000000004" / "checkpoint.json").exists, process)
     workers = workers_of(process)
+    # the end of a terminal goes to all processes that were started from it
+    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=STOPS_S)
     assert (process.returncode, printed.rstrip().splitlines()[-1]) == (130, "error: interrupted")
+    assert "Traceback" not in printed
     assert runs.tracked(tmp_path)[0] == "KILLED"
     lease = json.loads((tmp_path / "tiny" / "leases" / "attempt-000001.json").read_text())
     assert lease["released"] is True
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+    assert not list(temporary.glob("maestro*"))

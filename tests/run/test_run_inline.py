@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,9 @@ import pytest
 import runs
 import synthetic as synthetic_data
 
+from maestro_dist.data.home import own_folder
 from maestro_dist.data.pack import pack
+from maestro_dist.worker import work_folder
 
 STEPS = 21  # 3 epochs of ceil(101 / 16)
 
@@ -52,6 +56,57 @@ def test_a_finished_run_says_so(whole: Path, synthetic: str, capsys: pytest.Capt
     assert runs.train(whole, synthetic) == 0
     assert "is finished; nothing to do" in capsys.readouterr().out
     assert runs.tracked(whole) == before
+
+
+def test_a_finished_run_needs_neither_a_cluster_nor_a_place_to_write(
+    whole: Path, synthetic: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from maestro_dist.data.storage import Storage
+    from maestro_dist.errors import StorageError
+
+    def read_only(storage: Storage, *_: object, **__: object) -> None:
+        raise StorageError(f"cannot write {storage.url}: Read-only file system")
+
+    monkeypatch.setattr(Storage, "write", read_only)
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    assert runs.train(whole, synthetic, "run.launcher=ray") == 0
+    assert "is finished; nothing to do" in capsys.readouterr().out
+    assert runs.train(whole, synthetic, "model.width=32") == 2
+    assert "model.width 16 -> 32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("home", ["/proc/none", None], ids=str)
+def test_no_home_is_needed(
+    home: str | None,
+    synthetic: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("HOME", home or "")
+    if home is None:
+        monkeypatch.delenv("HOME")
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where the password file lacks this user
+    own_folder.cache_clear()
+    try:
+        folder = work_folder("memory://runs/tiny")
+        assert folder == work_folder("memory://runs/tiny")
+        assert folder.parent.is_relative_to(tmp_path)
+        assert (
+            runs.train(
+                "memory://runs",
+                synthetic,
+                f"run.name=r{home is None}",
+                f"tracking.uri=sqlite:///{tmp_path}/m.db",
+                "optim.epochs=1",
+                "evaluation.draws=[0]",
+            )
+            == 0
+        )
+        assert str(folder.parent) in capsys.readouterr().out
+    finally:
+        own_folder.cache_clear()
 
 
 def test_evaluate_prints_what_the_run_found(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

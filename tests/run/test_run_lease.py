@@ -50,7 +50,8 @@ def test_a_killed_driver_frees_the_run_at_once(tmp_path: Path) -> None:
     held.release()
 
 
-def test_a_silent_driver_on_another_machine_goes_stale(tmp_path: Path) -> None:
+def test_a_silent_driver_on_another_machine_goes_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "HEARTBEAT_S", 0.01)  # so long it is looked for once more
     held = Lease(str(tmp_path))
     held.release()
     content = {**record(tmp_path, 1), "released": False, "host": "elsewhere"}
@@ -62,6 +63,29 @@ def test_a_silent_driver_on_another_machine_goes_stale(tmp_path: Path) -> None:
     again = Lease(str(tmp_path))
     assert again.attempt == 2
     again.release()
+
+
+@pytest.mark.parametrize("behind_s", [3600, -3600])
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_wrong_clock_elsewhere_neither_frees_nor_blocks_a_run(
+    behind_s: float, alive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Lease(str(tmp_path)).release()
+    path = tmp_path / "leases" / "attempt-000001.json"
+
+    def beat(seconds: float) -> None:
+        if alive or not seconds:
+            there = {"released": False, "host": "elsewhere", "heartbeat": time.time() - behind_s}
+            path.write_text(json.dumps({**record(tmp_path, 1), **there}))
+
+    beat(0)
+    monkeypatch.setattr(lease_module, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(lease_module.time, "sleep", beat)
+    if alive:
+        with pytest.raises(RunError, match="host elsewhere"):
+            Lease(str(tmp_path))
+    else:
+        Lease(str(tmp_path)).release()
 
 
 def test_the_heartbeat_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,10 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.baselines.settings import describe_baseline, load_settings
 from maestro_dist.errors import run_main
+from maestro_dist.terminal import never_fail_to_print
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
+    never_fail_to_print()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.baselines",
         description=__doc__,
