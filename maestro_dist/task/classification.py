@@ -171,6 +171,12 @@ class Classification(Task):
         np.add.at(counts, (target.astype(np.int64), logits.argmax(axis=1)), 1)
         return counts
 
+    def confused(self, logits: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """`confusion` where there are many classes, int64 [P, 3]: true class, predicted class, samples of each pair."""
+        pairs = target.astype(np.int64) * self.outputs + logits.argmax(axis=1)
+        found, samples = np.unique(pairs, return_counts=True)
+        return np.stack([found // self.outputs, found % self.outputs, samples], axis=1)
+
     def predictions(self, logits: np.ndarray) -> np.ndarray:
         """Class probabilities, float64 [N, C]."""
         return np.exp(log_softmax(logits))
