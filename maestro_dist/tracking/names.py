@@ -33,7 +33,7 @@ class Letters:
 
     def title(self, text: str) -> str:
         """A title, without the letters that no font has."""
-        return shortened("".join(letter for letter in one_line(text) if letter not in self._missing), _MOST_TITLE)
+        return shortened(one_line("".join(letter for letter in text if letter not in self._missing)), _MOST_TITLE)
 
     def _shown(self, name: str, otherwise: str) -> str:
         line = one_line(name)
