@@ -67,7 +67,6 @@ def train_step(state: State, stream: Generator[Batch, None, None]) -> StepRecord
         budgets=seen.budgets,
         present=seen.present,
         expert_load=seen.expert_load,
-        load_by_set=seen.load_by_set,
         handed=state.handed - handed,
         data_s=clock["data"],
         forward_s=clock["forward"],
@@ -98,7 +97,6 @@ class _Seen:
         self.budgets = self.present = torch.zeros(len(state.modalities), device=state.engine.device)
         self.expert_load = torch.zeros((), dtype=torch.int64, device=state.engine.device)
         self.tokens = 0
-        self.load_by_set: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.keys: list[str] = []
         self.bad: list[str] = []
         self.bad_samples: list[int] = []
@@ -110,8 +108,6 @@ class _Seen:
             self.budgets = self.budgets + output["budgets"].sum(0)
         if "expert_load" in output:
             self.expert_load = self.expert_load + output["expert_load"]
-        if "expert_load_by_sample" in output:
-            self.load_by_set.append((batch.present, output["expert_load_by_sample"]))
         self.tokens += sum(rows.shape[0] * self._words[name] for name, rows in batch.rows.items())
         self.keys += batch.keys
         self.bad += batch.bad

@@ -303,7 +303,11 @@ def run_worker(job: Job, say: Say, failed: Callable[[Exception], None] = lambda 
     A process group must exist. Raises `MaestroError` for what a person can mend. `failed` hears of any error first:
     before what is open is closed, which may take a while, as other ranks may be waiting for this one.
     """
-    with ExitStack() as stack:
+    from maestro_dist.callbacks.progress import never_raising
+    from maestro_dist.tracking.extras import lines_to
+
+    say = never_raising(say)
+    with lines_to(say), ExitStack() as stack:
         try:
             _train(job, say, stack)
         except Exception as error:
@@ -411,7 +415,7 @@ def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None, say:
         keep = evaluation.predictions and state.task.kind != "pretrain"  # which answers nothing
         return evaluate_on(state, data.test, evaluation.test_rates, evaluation.draws, keep=keep, say=say)
 
-    metrics, validation = Metrics(log), Validation(validate, log)
+    metrics, validation = Metrics(log), Validation(validate, log, say)
     fence = Fence(job.run_url, job.attempt).check
     return Callbacks(
         [

@@ -96,7 +96,6 @@ class StepRecord:
     budgets       [M] sum of budgets over this rank's samples, and present [M]: how many of them had an observed step of
                   the modality
     expert_load   [layers, M, E] tokens of this rank by expert
-    load_by_set   for each micro-batch what its samples had, bool [B, M], and their tokens by expert [layers, B, E]
     data_s        seconds that this rank waited for data; forward_s, backward_s, optimizer_s likewise (host time)
     handed        bytes that this rank handed to collectives meanwhile (see `State.handed`)
     keys, bad     names of this rank's samples, and of those that were skipped as bad; `bad_samples` are their numbers
@@ -119,7 +118,6 @@ class StepRecord:
     optimizer_s: float
     keys: list[str]
     bad: list[str]
-    load_by_set: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     handed: int = 0
     bad_samples: list[int] = field(default_factory=list)
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from maestro_dist.callbacks.base import Callback, State, StepRecord
 from maestro_dist.evaluation.table import metric_label
-from maestro_dist.tracking.figures import Story, draw, log_figures
+from maestro_dist.tracking.extras import Extras, warn
+from maestro_dist.tracking.figures import Story, log_story
 from maestro_dist.tracking.panels import MissingCurve
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def story_of(state: State, history: History, evaluation: Evaluation) -> Story:
         label=metric_label(metric),
         classes=state.manifest.classes,
         confusion=evaluation.confusion,
+        confused=evaluation.confused,
         missing=missing_curve(evaluation, metric),
         sets=[load.label(names) for load in evaluation.loads or ()],
         set_loads=np.array([load.tokens for load in evaluation.loads]).swapaxes(0, 1) if evaluation.loads else None,
@@ -62,20 +64,27 @@ class Figures(Callback):
         self._shown: Evaluation | None = None
         self._next = time.monotonic() + _EVERY_S
         self._thread: threading.Thread | None = None
+        self._warned = False
 
     def on_step(self, state: State, record: StepRecord) -> None:
-        """Start drawing when there is something new and the last drawing is long enough ago."""
-        evaluation = self._validation.latest
-        if self._log is None or evaluation is None or evaluation is self._shown or time.monotonic() < self._next:
+        """Start drawing when there is something new and the last drawing is done and long enough ago."""
+        evaluation, log = self._validation.latest, self._log
+        if log is None or evaluation is None or evaluation is self._shown or time.monotonic() < self._next:
+            return
+        if self._thread is not None and self._thread.is_alive():
             return
         self._shown, self._next = evaluation, time.monotonic() + _EVERY_S
-        self.close()
-        story, folder = story_of(state, self._log.history(), evaluation), self._log.folder
-        self._thread = threading.Thread(
-            target=lambda: log_figures(draw(story), folder, self._uri, self._run_id, story.tables()),
-            name="figures",
-            daemon=True,
-        )
+        extras = Extras()
+        story = extras.attempt("pictures", lambda: story_of(state, log.history(), evaluation))
+        if story is None:
+            self._warn(extras)
+            return
+
+        def show() -> None:
+            log_story(story, log.folder, self._uri, self._run_id, extras)
+            self._warn(extras)
+
+        self._thread = threading.Thread(target=show, name="figures", daemon=True)
         self._thread.start()
 
     def on_end(self, state: State) -> None:
@@ -87,3 +96,9 @@ class Figures(Callback):
         if self._thread is not None:
             self._thread.join(timeout=30.0)
             self._thread = None
+
+    def _warn(self, extras: Extras) -> None:
+        """Say once what does not work: it will not work in a minute either."""
+        if extras.left_out and not self._warned:
+            self._warned = True
+            warn(f"left out: {extras.text()}; training goes on")

@@ -1,4 +1,4 @@
-"""At the end: the best weights, the one test, the pictures, the exported model."""
+"""At the end: the best weights, the one test, the exported model, the pictures."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from maestro_dist.checkpoint import CheckpointInfo, best, full_weights, restore
 from maestro_dist.data.reader import SplitSource
 from maestro_dist.data.roster import roster
 from maestro_dist.data.storage import Storage
-from maestro_dist.tracking.figures import draw, log_figures
+from maestro_dist.predict import TaskDescription, export_model
+from maestro_dist.tracking.extras import Extras, warn
+from maestro_dist.tracking.figures import log_story
 from maestro_dist.tracking.run import tag_run
 
 if TYPE_CHECKING:
     from maestro_dist.evaluation import Evaluation
-    from maestro_dist.predict import TaskDescription
     from maestro_dist.tracking import MetricLog
 
 RESULT_FILE = "result.json"
@@ -31,8 +32,10 @@ MODEL_FOLDER = "model"
 class FinalTest(Callback):
     """Tests the best checkpoint once, on all ranks; rank 0 then writes what a person takes away.
 
-    It comes last among the callbacks: the best checkpoint must be on storage. `result.json` is written last, so a run
-    that died in between tests again, with the same outcome.
+    It comes last among the callbacks: the best checkpoint must be on storage. First comes what the run is for: the
+    exported model, the answers and then `result.json`; an error there is an error of the run, and a run that died in
+    between tests again, with the same outcome. Pictures, tables and uploads come after, and whatever goes wrong with
+    them is a warning.
     """
 
     def __init__(
@@ -67,13 +70,9 @@ class FinalTest(Callback):
             return
         self._fence()
         self._log.log(state.step, evaluation.flat("test"))
-        story = story_of(state, self._log.history(), evaluation)
-        log_figures(draw(story), self._log.folder, self._tracking_uri, self._mlflow_run, story.tables())
-        model = self._export(state, chosen, evaluation, self._log.folder)
+        model = self._model(state, chosen, evaluation)
+        export_model(self._run.join(MODEL_FOLDER).url, **model)
         self._keep(state, evaluation)
-        pointers = {"checkpoint.best": chosen.url, "checkpoint.step": str(chosen.step)}
-        pointers |= {"model": self._run.name(MODEL_FOLDER), "model.mlflow": model or "not logged"}
-        tag_run(self._tracking_uri, self._mlflow_run, pointers)
         result = {
             "evaluation": evaluation.to_json(),
             "metric": state.task.metric(state.config.evaluation.metric),
@@ -81,9 +80,52 @@ class FinalTest(Callback):
             "best_score": state.best_score,
             "checkpoint": chosen.url,
             "model": self._run.name(MODEL_FOLDER),
-            "mlflow_model": model,
+            "mlflow_model": None,
         }
+        self._write(result)
+        self._extras(state, evaluation, model, result, self._log)
+
+    def _write(self, result: dict[str, Any]) -> None:
         self._run.write(RESULT_FILE, json.dumps(result, indent=1).encode())
+
+    def _extras(
+        self, state: State, evaluation: Evaluation, model: dict[str, Any], result: dict[str, Any], log: MetricLog
+    ) -> None:
+        """Pictures, tables and uploads: each as far as it goes, and one warning that names and counts what did not."""
+        extras = Extras()
+        story = extras.attempt("pictures", lambda: story_of(state, log.history(), evaluation))
+        if story is not None:
+            log_story(story, log.folder, self._tracking_uri, self._mlflow_run, extras)
+        uri: str | bool | None = None
+        if state.task.kind != "pretrain":  # which cannot answer
+            uri = extras.attempt("upload of the model", lambda: self._upload(state, model, log.folder) or False)
+        if isinstance(uri, str):
+            named = {**result, "mlflow_model": uri}
+            extras.attempt("the uploaded model's name in result.json", lambda: self._write_again(named))
+        pointers = {"checkpoint.best": result["checkpoint"], "checkpoint.step": str(result["best_step"])}
+        pointers |= {"model": result["model"], "model.mlflow": str(uri or "not logged")}
+        extras.attempt("tags", lambda: tag_run(self._tracking_uri, self._mlflow_run, pointers))
+        if extras.left_out:
+            warn(f"the result is complete, {len(extras.left_out)} other things were left out: {extras.text()}")
+
+    def _write_again(self, result: dict[str, Any]) -> None:
+        self._fence()
+        self._write(result)
+
+    def _upload(self, state: State, model: dict[str, Any], folder: Path) -> str | None:
+        """Log the model in MLflow. Returns its URI there; None, after a warning, where MLflow does not take it."""
+        from maestro_dist.tracking.model import log_model
+
+        if self._run.local is None:
+            export_model(str(folder / MODEL_FOLDER), **model)
+        return log_model(
+            self._tracking_uri,
+            self._mlflow_run,
+            folder / MODEL_FOLDER,
+            modalities=state.modalities,
+            classes=state.manifest.classes,
+            recording=state.config.model.normalize == "recording",
+        )
 
     def _keep(self, state: State, evaluation: Evaluation) -> None:
         """Write the answers of every scenario, with the names of samples and people."""
@@ -95,12 +137,9 @@ class FinalTest(Callback):
         names = np.array([modality.name for modality in state.modalities])
         replace(evaluation.predictions, key=keys, subject=subjects, modalities=names).write(self._run)
 
-    def _export(self, state: State, chosen: CheckpointInfo, evaluation: Evaluation, folder: Path) -> str | None:
-        """Write the model to the run and log it in MLflow, unless it was pre-trained only. Returns its MLflow URI."""
-        from maestro_dist.predict import export_model
-        from maestro_dist.tracking.model import log_model
-
-        content: dict[str, Any] = {
+    def _model(self, state: State, chosen: CheckpointInfo, evaluation: Evaluation) -> dict[str, Any]:
+        """What `export_model` takes."""
+        return {
             "config": state.config.model,
             "modalities": state.modalities,
             "task": self._task(state),
@@ -112,25 +151,9 @@ class FinalTest(Callback):
                 "test": evaluation.flat("test"),
             },
         }
-        export_model(self._run.join(MODEL_FOLDER).url, **content)
-        local = folder / MODEL_FOLDER
-        if self._run.local is None:
-            export_model(str(local), **content)
-        if state.task.kind == "pretrain":
-            return None  # it cannot answer
-        return log_model(
-            self._tracking_uri,
-            self._mlflow_run,
-            local,
-            modalities=state.modalities,
-            classes=state.manifest.classes,
-            recording=state.config.model.normalize == "recording",
-        )
 
     @staticmethod
     def _task(state: State) -> TaskDescription:
-        from maestro_dist.predict import TaskDescription
-
         split = state.manifest.split(state.config.data.train)
         return TaskDescription(
             kind=state.task.kind,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from maestro_dist.callbacks.base import Callback, State, StepRecord
 from maestro_dist.tracking.metrics import Meter, memory_bytes
 
@@ -12,6 +14,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from maestro_dist.tracking import MetricLog
+
+
+_MOST_TRACKED = 64
+"""Modalities, or experts of a layer, that have a metric each in MLflow."""
+_MOST_TRACKED_TABLE = 512
+"""Experts by modality, over all layers, that have a metric each in MLflow."""
+_MOST_LOCAL = 20_000
+"""Experts by modality, over all layers, that are kept at all."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,7 @@ class Metrics(Callback):
         if self._log is None:
             return
         for record, loss, lost in zip(records, losses, bad, strict=True):
+            local: dict[str, float] = {}
             metrics = {"train/loss": loss, "train/grad_norm": record.norm, "train/lr": record.lr}
             if not record.applied:
                 metrics["train/skipped"] = 1.0
@@ -93,8 +104,10 @@ class Metrics(Callback):
                 metrics |= rates | {"system/memory_gb": memory / 1e9, "train/epoch": state.step / state.steps_per_epoch}
                 if state.groups:
                     metrics["system/collectives_mb"] = record.handed / 1e6
-                metrics |= _details(rest, record, state) if details else {}
-            self._log.log(record.step + 1, metrics)
+                if details:
+                    tracked, local = _details(rest, record, state)
+                    metrics |= tracked
+            self._log.log(record.step + 1, metrics, local)
 
 
 def _sum_over_ranks(records: list[StepRecord], details: bool, data_s: float, state: State) -> list[float]:
@@ -116,28 +129,50 @@ def _sum_over_ranks(records: list[StepRecord], details: bool, data_s: float, sta
     return vector.tolist()
 
 
-def _details(sums: list[float], record: StepRecord, state: State) -> dict[str, float]:
+def _details(sums: list[float], record: StepRecord, state: State) -> tuple[dict[str, float], dict[str, float]]:
     """Mean budget of each modality where it is present; share of its tokens that went to each expert.
 
-    Shares over all modalities come with every record, by modality only at the end of an epoch.
+    Shares over all modalities come with every record, by modality only at the end of an epoch. Returns what goes to
+    MLflow, and what is too much for it (a chart a number) and stays in the metrics file, for pictures.
     """
     names = [modality.name for modality in state.modalities]
-    found: dict[str, float] = {}
-    for index, name in enumerate(names):
-        present = sums[len(names) + index]
-        if present:
-            found[f"budgets/{name}"] = sums[index] / present
+    budgets, present = np.split(np.array(sums[: 2 * len(names)]), 2)
+    there = np.flatnonzero(present)
+    found = {f"budgets/{names[index]}": float(budgets[index] / present[index]) for index in there}
+    many = _Many()
+    many.add(found, "budgets", few=len(names) <= _MOST_TRACKED)
     if record.expert_load.dim() != 3:
-        return found
+        return many.tracked, many.local
     layers, modalities, experts = record.expert_load.shape
-    load = iter(sums[2 * len(names) :])
+    load = np.array(sums[2 * len(names) :]).reshape(layers, modalities, experts)
     for layer in range(layers):
-        table = [[next(load) for _ in range(experts)] for _ in range(modalities)]
-        rows = {f"experts/layer{layer}": [sum(column) for column in zip(*table, strict=True)]}
-        if state.at_epoch_end:
-            rows |= {f"experts/layer{layer}/{name}": row for name, row in zip(names, table, strict=True)}
-        for prefix, row in rows.items():
-            total = sum(row)
-            if total:
-                found |= {f"{prefix}/{expert}": tokens / total for expert, tokens in enumerate(row)}
-    return found
+        prefix = f"experts/layer{layer}"
+        many.add(_shares(prefix, load[layer].sum(axis=0)), prefix, few=experts <= _MOST_TRACKED)
+        if state.at_epoch_end and load.size <= _MOST_LOCAL:
+            by_name = zip(names, load[layer], strict=True)
+            rows = {key: share for name, row in by_name for key, share in _shares(f"{prefix}/{name}", row).items()}
+            many.add(rows, few=load.size <= _MOST_TRACKED_TABLE)
+    return many.tracked, many.local
+
+
+class _Many:
+    """Numbers that are told one by one where they are few, and by their extremes where they are many."""
+
+    def __init__(self) -> None:
+        self.tracked: dict[str, float] = {}
+        self.local: dict[str, float] = {}
+
+    def add(self, found: dict[str, float], name: str = "", *, few: bool) -> None:
+        """`few` must be the same at each step. `name`: what their extremes are called; none: these are not told."""
+        if few:
+            self.tracked |= found
+            return
+        self.local |= found
+        if name and found:
+            self.tracked |= {f"{name}/least": min(found.values()), f"{name}/most": max(found.values())}
+
+
+def _shares(prefix: str, tokens: np.ndarray) -> dict[str, float]:
+    """Each expert's share of the tokens; nothing where there are none."""
+    total = tokens.sum()
+    return {f"{prefix}/{expert}": float(share) for expert, share in enumerate(tokens / total)} if total else {}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from maestro_dist.callbacks.base import Callback, State, StepRecord
+from maestro_dist.tracking.client import short
+from maestro_dist.tracking.extras import warn
 
 if TYPE_CHECKING:
     from maestro_dist.callbacks.metrics import Metrics
@@ -21,14 +25,32 @@ def say_line(text: str) -> None:
     print(text, flush=True)
 
 
+def never_raising(say: Say) -> Say:
+    """`say`, whose errors are dropped: a terminal that is gone or a full disk under a log must not end a run."""
+
+    def quiet(text: str) -> None:
+        try:
+            say(text)
+        except BrokenPipeError:  # nobody reads any more; Python would try again when it ends, and fail
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        except Exception:
+            return
+
+    return quiet
+
+
 class Progress(Callback):
-    """Says how training goes; on rank 0. It comes after `Metrics` and `Validation`, whose numbers it shows."""
+    """Says how training goes; on rank 0. It comes after `Metrics` and `Validation`, whose numbers it shows.
+
+    A line that cannot be made or shown is left out; the first one is warned of.
+    """
 
     def __init__(self, metrics: Metrics, say: Say = say_line) -> None:
         self._metrics = metrics
         self._say = say
         self._start = (0, time.monotonic())
         self._results: dict[str, float] = {}
+        self._failed = False
 
     def on_start(self, state: State) -> None:
         """Start the clock of the estimate."""
@@ -38,6 +60,14 @@ class Progress(Callback):
         """Say what is new."""
         if state.mesh.rank > 0:
             return
+        try:
+            self._say_what_is_new(state)
+        except Exception as error:
+            if not self._failed:
+                warn(f"a line of progress could not be shown ({short(error)}); training goes on")
+            self._failed = True
+
+    def _say_what_is_new(self, state: State) -> None:
         window = self._metrics.latest
         due = state.step % state.config.tracking.every_steps == 0 or state.step == state.total_steps
         if due and window is not None and window.steps[-1] == state.step:
@@ -70,9 +100,12 @@ def validation_line(state: State) -> str:
         value = state.results.get(f"validation/{metric}" + (f"_missing_{100 * rate:.4g}" if rate else ""))
         if value is not None:
             parts.append(f"{value:.4f} " + (f"with {100 * rate:.4g} % missing" if rate else "complete"))
-    earlier = f"best {state.best_score:.4f} at step {state.best_step:,}"
-    best = "best so far" if state.best_step == state.step else earlier
-    line = f"validation  {metric} {', '.join(parts)}; score {state.results['validation/score']:.4f} ({best})"
+    score = state.results.get("validation/score")
+    line = f"validation  {metric} {', '.join(parts) or 'undefined'}; "
+    line += "no score" if score is None else f"score {score:.4f}"
+    if state.best_step is not None and state.best_score is not None:
+        earlier = f"best {state.best_score:.4f} at step {state.best_step:,}"
+        line += f" ({'best so far' if state.best_step == state.step else earlier})"
     return line + (f"; stops: no better one in {state.validations_since_best}" if state.stop else "")
 
 

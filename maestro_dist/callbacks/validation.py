@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from maestro_dist.callbacks.base import Callback, State, StepRecord
+from maestro_dist.callbacks.progress import Say, say_line
+from maestro_dist.errors import DataError
 from maestro_dist.task import higher_is_better
 
 if TYPE_CHECKING:
@@ -28,14 +31,16 @@ class Validation(Callback):
     """Evaluates every `evaluation.every_epochs` epochs and after the last step.
 
     Sets `state.results` (`validation/...`), `best_step` and `best_score`; a tie keeps the earlier weights. After
-    `evaluation.patience` validations without a better one it sets `state.stop`.
+    `evaluation.patience` validations without a better one it sets `state.stop`. Where the metric is undefined or
+    infinite these weights are neither better nor worse than others: a warning says so, and training goes on.
     """
 
-    def __init__(self, evaluate: Callable[[], Evaluation], log: MetricLog | None) -> None:
+    def __init__(self, evaluate: Callable[[], Evaluation], log: MetricLog | None, say: Say = say_line) -> None:
         """`evaluate` is called on all ranks together and returns the same on all; `log` on rank 0, None elsewhere."""
         self.latest: Evaluation | None = None
         self._evaluate = evaluate
         self._log = log
+        self._say = say
 
     def on_step(self, state: State, record: StepRecord) -> None:
         """Validate when it is time."""
@@ -44,13 +49,30 @@ class Validation(Callback):
         self.latest = self._evaluate()
         config = state.config.evaluation
         metric = state.task.metric(config.metric)
-        score = self.latest.score(metric)
-        if state.best_score is None or better(metric, score, state.best_score):
-            state.best_step, state.best_score, state.validations_since_best = state.step, score, 0
-        else:
-            state.validations_since_best += 1
+        score = self._score(state, self.latest, metric)
+        if score is not None:
+            if state.best_score is None or better(metric, score, state.best_score):
+                state.best_step, state.best_score, state.validations_since_best = state.step, score, 0
+            else:
+                state.validations_since_best += 1
         if config.patience is not None and state.validations_since_best >= config.patience:
             state.stop = True
-        state.results = self.latest.flat("validation") | {"validation/score": score}
+        state.results = self.latest.flat("validation") | ({} if score is None else {"validation/score": score})
         if self._log is not None:
             self._log.log(state.step, state.results)
+
+    def _score(self, state: State, evaluation: Evaluation, metric: str) -> float | None:
+        """The score, the same on all ranks; None, with a warning on rank 0, where it says nothing."""
+        try:
+            score = evaluation.score(metric)
+            problem = "" if math.isfinite(score) else f"{metric} is {score}"
+        except DataError as error:
+            problem = str(error)
+        if not problem:
+            return score
+        if state.mesh.rank == 0:
+            best = (
+                "none are best yet" if state.best_step is None else f"the best stay those of step {state.best_step:,}"
+            )
+            self._say(f"warning: the validation of step {state.step:,} chooses no weights ({problem}); {best}")
+        return None

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+MOST_CLASSES = 256
+"""Up to so many classes their confusion is kept as a square of counts."""
+
+
 def percent(rate: float) -> str:
     """A share as people write it: 0.4 -> "40 %"."""
     return f"{100 * rate:.4g} %"
@@ -37,6 +41,8 @@ class Evaluation:
     metrics        names of the task's metrics, in the order of tables
     class_counts   samples of each class in the split (classification)
     confusion      counts [C][C] of the complete scenario, true class by predicted class (classification)
+    confused       instead of it, where there are more than `MOST_CLASSES` classes: true class, predicted class and
+                   samples of each pair that occurs
     loads          what the experts took by missing set, over all scenarios (a model with experts)
     logits, target float32 [N, C] and [N] of the complete scenario in manifest order; on rank 0 only, not in the JSON
     predictions    the answers of every scenario, where they were asked for; on rank 0 only, not in the JSON
@@ -48,6 +54,7 @@ class Evaluation:
     scenarios: list[Scenario]
     class_counts: list[int] | None = None
     confusion: list[list[int]] | None = None
+    confused: list[list[int]] | None = None
     loads: list[SetLoad] | None = None
     logits: np.ndarray | None = None
     target: np.ndarray | None = None
@@ -112,7 +119,7 @@ class Evaluation:
             "class_counts": self.class_counts,
             "confusion": self.confusion,
             "loads": None if self.loads is None else [load.to_json() for load in self.loads],
-        }
+        } | ({} if self.confused is None else {"confused": self.confused})
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Evaluation:

@@ -15,7 +15,7 @@ from maestro_dist.evaluation.gather import all_rows, broadcast, in_order
 from maestro_dist.evaluation.keep import Keeper
 from maestro_dist.evaluation.loads import SetLoad, SetLoads
 from maestro_dist.evaluation.predictions import Predictions
-from maestro_dist.evaluation.result import Evaluation, Scenario, percent
+from maestro_dist.evaluation.result import MOST_CLASSES, Evaluation, Scenario, percent
 
 if TYPE_CHECKING:
     import torch
@@ -132,12 +132,15 @@ def _evaluation(
 ) -> Evaluation:
     from maestro_dist.task.classification import Classification
 
-    counts = confusion = logits = target = None
+    counts = confusion = confused = logits = target = None
     if complete is not None:
         logits, target = complete
         if isinstance(task, Classification):
-            matrix = task.confusion(logits, target)
-            counts, confusion = matrix.sum(axis=1).tolist(), matrix.tolist()
+            counts = np.bincount(target, minlength=task.outputs).tolist()
+            if task.outputs <= MOST_CLASSES:
+                confusion = task.confusion(logits, target).tolist()
+            else:
+                confused = task.confused(logits, target).tolist()
     return Evaluation(
         split=split,
         samples=samples,
@@ -145,6 +148,7 @@ def _evaluation(
         scenarios=results,
         class_counts=counts,
         confusion=confusion,
+        confused=confused,
         loads=loads,
         logits=logits if mesh.rank == 0 else None,
         target=target if mesh.rank == 0 else None,

@@ -42,6 +42,9 @@ def client(uri: str) -> MlflowClient:
 
 
 def short(error: Exception) -> str:
-    """The first line of an error's text, without credentials."""
-    lines = str(error).strip().splitlines()
+    """The first line of an error's text, without credentials. Never raises."""
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # an error that cannot tell what it is
+        lines = []
     return redact(lines[0] if lines else type(error).__name__)[:200]

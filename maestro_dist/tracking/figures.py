@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from maestro_dist.tracking import panels
+from maestro_dist.tracking.extras import Extras
 from maestro_dist.tracking.history import History
+from maestro_dist.tracking.names import Letters
 from maestro_dist.tracking.panels import MissingCurve
 from maestro_dist.tracking.run import log_files
 
@@ -22,9 +27,13 @@ if TYPE_CHECKING:
 
 FOLDER = "figures"
 _COLUMNS = 3
+_MOST_LAYERS = 6
 _DPI = 150
 
 Panel = Callable[["Axes"], None]
+Table = Callable[[], str]
+_DRAWING = threading.Lock()
+"""matplotlib's settings belong to the process: one thread draws at a time."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,8 @@ class Story:
     history     metrics so far (`MetricLog.history`)
     modalities  names, in the model's order
     metric      the metric that chooses the weights, and `label`, its name for people
-    confusion   counts [C, C] of true by predicted class, and the `classes`
+    confusion   counts [C, C] of true by predicted class, or `confused` [P, 3], (true, predicted, samples) of the pairs
+                that occur; and the `classes`
     missing     the metric against the missing rate
     sets        names of missing sets, and `set_loads`, their tokens by expert [layers, sets, E]
     """
@@ -46,94 +56,178 @@ class Story:
     label: str
     classes: Sequence[str] = ()
     confusion: Sequence[Sequence[int]] | None = None
+    confused: Sequence[Sequence[int]] | None = None
     missing: MissingCurve | None = None
     sets: Sequence[str] = ()
     set_loads: np.ndarray | None = None
 
-    def panels(self) -> dict[str, Panel]:
+    def letters(self) -> Letters:
+        """The fonts that its names need."""
+        return Letters([self.title, self.metric, self.label, *self.modalities, *self.classes, *self.sets])
+
+    def panels(self, letters: Letters) -> dict[str, Panel]:
         """Each picture's name and how it is drawn."""
         found: dict[str, Panel] = {}
-        history = self.history
+        history, label = self.history, letters.title(self.label)
+        modalities = letters.labels(self.modalities, "modality")
         if "train/loss" in history:
             found["loss"] = lambda axes: panels.loss_panel(axes, history)
         if panels.validation_names(history, self.metric):
-            found["validation"] = lambda axes: panels.validation_panel(axes, history, self.metric, self.label)
+            found["validation"] = lambda axes: panels.validation_panel(axes, history, self.metric, label)
         missing = self.missing
         if missing is not None and len(missing.rates) > 1:
-            found["missing"] = lambda axes: panels.missing_panel(axes, missing)
-        if any(name.startswith("budgets/") for name in history):
-            found["budgets"] = lambda axes: panels.budgets_panel(axes, history, self.modalities)
-        layer = 0
-        while (load := panels.expert_load(history, self.modalities, layer)) is not None:
-            several = f"experts/layer{layer + 1}/0" in history or layer > 0
-            found["experts" + (f"_{layer}" if several else "")] = self._experts(load, layer if several else None)
-            layer += 1
-        for layer, tokens in enumerate(() if self.set_loads is None else self.set_loads):
-            several = self.set_loads is not None and len(self.set_loads) > 1
-            found["sets" + (f"_{layer}" if several else "")] = self._sets(tokens, layer if several else None)
-        if self.confusion is not None:
-            counts = np.asarray(self.confusion)
-            found["confusion"] = lambda axes: panels.confusion_panel(axes, counts, self.classes)
+            curve = replace(missing, label=letters.title(missing.label))
+            found["missing"] = lambda axes: panels.missing_panel(axes, curve)
+        if any(f"budgets/{name}" in history for name in self.modalities):
+            found["budgets"] = lambda axes: panels.budgets_panel(axes, history, self.modalities, modalities)
+        loads: list[np.ndarray] = []
+        while (load := panels.expert_load(history, self.modalities, len(loads))) is not None:
+            loads.append(load)
+        found |= _by_layer("experts", loads, modalities, "modality")
+        if self.set_loads is not None:
+            shares = [tokens / np.maximum(tokens.sum(1, keepdims=True), 1) for tokens in self.set_loads]
+            found |= _by_layer("sets", shares, letters.labels(self.sets, "set"), "missing set")
+        pairs = self._pairs()
+        if pairs is not None:
+            classes = letters.labels(self.classes, "class")
+            unnamed = any(shown == f"class {number}" != self.classes[number] for number, shown in enumerate(classes))
+            where = "confusion.csv" if unnamed else ""
+            found["confusion"] = lambda axes: panels.confusion_panel(axes, pairs, classes, names_in=where)
         return found
 
-    def _experts(self, load: np.ndarray, layer: int | None) -> Panel:
-        return lambda axes: panels.experts_panel(axes, load, self.modalities, layer)
+    def _pairs(self) -> np.ndarray | None:
+        """int64 [P, 3]: true class, predicted class, samples, of the pairs that occur."""
+        if self.confused is not None:
+            return np.array(self.confused, dtype=np.int64).reshape(-1, 3)
+        if self.confusion is None:
+            return None
+        counts = np.asarray(self.confusion)
+        true, predicted = np.nonzero(counts)
+        return np.stack([true, predicted, counts[true, predicted]], axis=1)
 
-    def _sets(self, tokens: np.ndarray, layer: int | None) -> Panel:
-        shares = tokens / np.maximum(tokens.sum(1, keepdims=True), 1)
-        return lambda axes: panels.experts_panel(axes, shares, self.sets, layer, by="missing set")
+    def tables(self) -> dict[str, Table]:
+        """Tables by name, each made as CSV text when it is called."""
+        found: dict[str, Table] = {}
+        if self.set_loads is not None:
+            loads = self.set_loads
+            found["experts_by_missing_set"] = lambda: _csv(
+                ["layer", "missing set", "expert", "tokens"],
+                (
+                    [layer, self.sets[row], expert, int(tokens)]
+                    for (layer, row, expert), tokens in np.ndenumerate(loads)
+                ),
+            )
+        pairs = self._pairs()
+        if pairs is not None:
+            found["confusion"] = lambda: _csv(
+                ["true", "predicted", "samples"],
+                ([self.classes[true], self.classes[predicted], samples] for true, predicted, samples in pairs.tolist()),
+            )
+        return found
 
-    def tables(self) -> dict[str, str]:
-        """Tables by name, as CSV text."""
-        if self.set_loads is None:
-            return {}
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["layer", "missing set", "expert", "tokens"])
-        for (layer, number, expert), tokens in np.ndenumerate(self.set_loads):
-            writer.writerow([layer, self.sets[number], expert, int(tokens)])
-        return {"experts_by_missing_set": text.getvalue()}
+
+def _by_layer(kind: str, loads: Sequence[np.ndarray], rows: Sequence[str], by: str) -> dict[str, Panel]:
+    """A picture of the experts of each layer; of many layers, of the first and the last ones."""
+    found: dict[str, Panel] = {}
+    chosen = list(range(len(loads)))
+    if len(loads) > _MOST_LAYERS:
+        chosen = chosen[: _MOST_LAYERS // 2] + chosen[-_MOST_LAYERS // 2 :]
+    for number in chosen:
+        layer = number if len(loads) > 1 else None
+        found[kind + ("" if layer is None else f"_{layer}")] = partial(
+            panels.experts_panel, load=loads[number], rows=rows, layer=layer, by=by
+        )
+    return found
 
 
-def draw(story: Story) -> dict[str, Figure]:
-    """Every picture of the story by name, and `overview` with all of them. No display and no global state is used."""
-    import matplotlib
+def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def draw(story: Story, extras: Extras | None = None) -> dict[str, Figure]:
+    """Every picture of the story by name, and `overview` with all of them. No display and no global state is used.
+
+    A picture that cannot be drawn is left out, and counted in `extras`.
+    """
     from matplotlib.figure import Figure
 
-    found = story.panels()
+    extras = Extras() if extras is None else extras
     figures: dict[str, Figure] = {}
-    with matplotlib.rc_context(panels.STYLE):  # type: ignore[arg-type]
-        for name, panel in found.items():
+    drawn: list[Panel] = []
+    rows = min(max(len(story.modalities), len(story.sets), len(story.classes), 1), panels.MOST_ROWS)
+    letters = story.letters()
+    with _style(letters.families):
+        for name, panel in story.panels(letters).items():
             heat = name.startswith(("experts", "sets", "confusion"))
-            rows = max(len(story.modalities), len(story.sets), len(story.classes), 1)
-            figures[name] = Figure(figsize=(6.4, max(4.2, 0.22 * rows) if heat else 4.2), layout="constrained")
-            panel(figures[name].subplots())
-        if found:
-            figures["overview"] = _overview(story.title, list(found.values()))
+            figure = Figure(figsize=(6.4, max(4.2, 0.22 * rows) if heat else 4.2), layout="constrained")
+            if extras.attempt(f"picture {name}", lambda figure=figure, panel=panel: _fill(figure, panel)):  # type: ignore[misc]
+                figures[name] = figure
+                drawn.append(panel)
+        if drawn:
+            overview = extras.attempt("picture overview", lambda: _overview(letters.title(story.title), drawn))
+            figures |= {} if overview is None else {"overview": overview}
     return figures
 
 
-def save(figures: dict[str, Figure], folder: Path) -> list[Path]:
-    """Write PNG files into `<folder>/figures` and return their paths."""
-    target = folder / FOLDER
-    target.mkdir(parents=True, exist_ok=True)
+def save(figures: dict[str, Figure], folder: Path, extras: Extras | None = None) -> list[Path]:
+    """Write PNG files into `<folder>/figures` and return their paths, without those that could not be written."""
+    extras = Extras() if extras is None else extras
     paths = []
     for name, figure in figures.items():
-        path = target / f"{name}.png"
-        figure.savefig(path, dpi=_DPI, metadata={"Software": None})
-        paths.append(path)
+        path = folder / FOLDER / f"{name}.png"
+        if extras.attempt(f"picture {name}", lambda path=path, figure=figure: _write(path, _png(figure))):  # type: ignore[misc]
+            paths.append(path)
     return paths
 
 
-def log_figures(
-    figures: dict[str, Figure], folder: Path, uri: str, run_id: str, tables: Mapping[str, str] | None = None
-) -> bool:
-    """Write pictures and tables to `<folder>/figures` and to the MLflow run. False when the server took them not."""
-    paths = save(figures, folder)
-    for name, text in (tables or {}).items():
-        paths.append(folder / FOLDER / f"{name}.csv")
-        paths[-1].write_text(text, encoding="utf-8")
-    return log_files(uri, run_id, paths, FOLDER)
+def _fill(figure: Figure, panel: Panel) -> bool:
+    panel(figure.subplots())
+    return True
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    with _style(figure.axes[0].title.get_fontfamily()):  # some labels are made only now
+        figure.savefig(file, dpi=_DPI, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+def _write(path: Path, content: bytes | str) -> bool:
+    """Write a file whole, or leave none."""
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.write_bytes(data)
+    except OSError:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise
+    return True
+
+
+@contextmanager
+def _style(families: Sequence[str]) -> Iterator[None]:
+    """The look of the pictures, for one thread at a time."""
+    import matplotlib
+
+    style: Any = {**panels.STYLE, "font.family": list(families)}
+    with _DRAWING, matplotlib.rc_context(style):
+        yield
+
+
+def log_story(story: Story, folder: Path, uri: str, run_id: str, extras: Extras) -> None:
+    """Write pictures and tables to `<folder>/figures` and to the MLflow run, as far as it goes: never raises."""
+    figures = extras.attempt("pictures", lambda: draw(story, extras)) or {}
+    paths = save(figures, folder, extras)
+    for name, table in story.tables().items():
+        path = folder / FOLDER / f"{name}.csv"
+        if extras.attempt(f"table {name}", lambda path=path, table=table: _write(path, table())):  # type: ignore[misc]
+            paths.append(path)
+    extras.attempt("upload of pictures", lambda: log_files(uri, run_id, paths, FOLDER))
 
 
 def _overview(title: str, drawn: list[Panel]) -> Figure:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import threading
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from maestro_dist.data.storage import redact
 from maestro_dist.tracking.client import client, short
+from maestro_dist.tracking.extras import tell, warn
 from maestro_dist.tracking.history import History, MetricFile, read_history
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _LONGEST_PAUSE_S = 30.0
 
 
 class MetricLog:
-    """Logs metrics of one run: never blocks, never loses, never sends a step twice.
+    """Logs metrics of one run: never blocks, never raises, never sends a step twice, loses nothing while there is disk.
 
     `log` appends to `<folder>/metrics.jsonl`. A thread reads the file and sends what MLflow does not have. What it has
     is asked once, as the last step of each metric: steps are sent in order, so everything up to there is known. While
@@ -49,18 +49,28 @@ class MetricLog:
         self._client: MlflowClient | None = None
         self._sent: dict[str, int] = {}
         self._offset = 0
-        self._failing = False
+        self._failing = self._losing = False
         self._all_sent = False
         self._deadline = math.inf
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="metrics", daemon=True)
         self._thread.start()
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Record metrics of a step, which must not go back within an attempt. NaN and infinite values are left out."""
-        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-        if finite:
-            self._file.append(step, finite)
+    def log(self, step: int, metrics: dict[str, float], local: dict[str, float] | None = None) -> None:
+        """Record metrics of a step, which must not go back within an attempt. NaN and infinite values are left out.
+
+        `local` are numbers for pictures, too many for MLflow: they stay in the file.
+        """
+        kept = _finite(metrics), _finite(local or {})
+        if not any(kept):
+            return
+        self._file.append(step, *kept)
+        if self._file.problem is not None and not self._losing:
+            warn(
+                f"metrics cannot be written to {self._file.path} ({short(self._file.problem)}); training goes on "
+                "without them until they can"
+            )
+        self._losing = self._file.problem is not None
 
     def history(self) -> History:
         """Everything recorded so far that counts, earlier attempts in this folder included."""
@@ -72,6 +82,8 @@ class MetricLog:
         self._closing.set()
         self._thread.join(timeout_s)
         self._file.close()
+        if self._file.lost:
+            warn(f"{self._file.lost:,} records of metrics could not be written to {self._file.path} and are lost")
         return self._all_sent
 
     def _work(self) -> None:
@@ -133,14 +145,16 @@ class MetricLog:
         if self._failing:
             return
         self._failing = True
-        print(
-            f"warning: tracking at {redact(self._uri)} does not answer ({short(error)}); "
-            f"training goes on, metrics are kept in {self._file.path} and sent later",
-            file=sys.stderr,
-            flush=True,
+        warn(
+            f"tracking at {redact(self._uri)} does not answer ({short(error)}); "
+            f"training goes on, metrics are kept in {self._file.path} and sent later"
         )
 
     def _recovered(self) -> None:
         if self._failing:
             self._failing = False
-            print(f"tracking at {redact(self._uri)} answers again", file=sys.stderr, flush=True)
+            tell(f"tracking at {redact(self._uri)} answers again")
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}

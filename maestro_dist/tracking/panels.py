@@ -28,12 +28,17 @@ BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BROWN = COLOURS = (
 INK, FAINT = "#333333", "#9A9A9A"
 _MOST_LINES = len(COLOURS)
 _MOST_POINTS = 4000
+_MOST_GREY_LINES = 100
 _MOST_NUMBERED = 24
-_MOST_LETTERS = 30
+_MOST_COLUMNS = 64
+_MOST_LEVEL = 30
+MOST_ROWS = 40
+"""Rows of a heat map: more cannot be read, and take minutes to draw."""
 
 STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
     "font.size": 10,
+    "text.parse_math": False,  # names are text, whatever dollars they hold
+    "text.usetex": False,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
@@ -87,7 +92,8 @@ def loss_panel(axes: Axes, history: History) -> None:
         axes.plot(at, found, color=colour, marker="o", markersize=4, linewidth=1.0)
         ends.append((float(found[-1]), validation_label(name), colour))
     low, high = np.min([*smooth, *(end for end, _, _ in ends)]), np.quantile(values, 0.995)
-    axes.set_ylim(max(0.0, low - 0.08 * (high - low)), high + 0.05 * (high - low))
+    span = max(high - low, 1e-3 * abs(high), 1e-9)
+    axes.set_ylim(max(0.0, low - 0.08 * span) if low >= 0.0 else low - 0.08 * span, high + 0.05 * span)
     axes.set(title="Loss", xlabel="optimizer step", ylabel="mean loss of a sample")
     label_ends(axes, ends)
 
@@ -103,21 +109,28 @@ def validation_panel(axes: Axes, history: History, metric: str, label: str) -> N
     label_ends(axes, ends)
 
 
-def budgets_panel(axes: Axes, history: History, modalities: Sequence[str]) -> None:
+def budgets_panel(axes: Axes, history: History, modalities: Sequence[str], labels: Sequence[str]) -> None:
     """Mean budget of each modality, where it is present, over training. With many modalities the extremes are named."""
-    lines = {name: history[f"budgets/{name}"] for name in modalities if f"budgets/{name}" in history}
+    lines = {
+        label: history[f"budgets/{name}"]
+        for name, label in zip(modalities, labels, strict=True)
+        if f"budgets/{name}" in history
+    }
     order = sorted(lines, key=lambda name: float(lines[name][1][-1]), reverse=True)
     named = order if len(order) <= _MOST_LINES else order[:4] + order[-3:]
+    drawn = set(order[:: -(-len(order) // _MOST_GREY_LINES)]) | set(named)
     ends = []
     for name in order:
+        if name not in drawn:
+            continue
         colour = COLOURS[named.index(name)] if name in named else "#CFCFCF"
-        steps, values = lines[name]
+        steps, values = (part[:: max(1, len(part) // _MOST_POINTS)] for part in lines[name])
         axes.plot(
             steps, values, color=colour, linewidth=1.6 if name in named else 0.8, zorder=3 if name in named else 2
         )
         if name in named:
             ends.append((float(values[-1]), name, colour))
-    title = "Attention budget by modality"
+    title = "Attention budget by modality" + _part(len(drawn), len(order))
     axes.set(title=title, xlabel="optimizer step", ylabel="budget u (u ln L queries)")
     axes.margins(y=0.08)
     label_ends(axes, ends)
@@ -126,26 +139,58 @@ def budgets_panel(axes: Axes, history: History, modalities: Sequence[str]) -> No
 def experts_panel(
     axes: Axes, load: np.ndarray, rows: Sequence[str], layer: int | None = None, *, by: str = "modality"
 ) -> None:
-    """Share that each expert takes of the tokens of a modality (or missing set): `load` [rows, E], rows sum to 1."""
+    """Share that each expert takes of the tokens of a modality (or missing set): `load` [rows, E], rows sum to 1.
+
+    Of many rows those are shown whose load is least like the mean: the most specialised.
+    """
+    total = len(rows)
+    if total > MOST_ROWS:
+        unlike = np.abs(load - load.mean(axis=0)).sum(axis=1)
+        kept = np.sort(np.argsort(-unlike, kind="stable")[:MOST_ROWS])
+        load, rows = load[kept], [rows[number] for number in kept]
     axes.imshow(load, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
     _cells(axes, load, [[f"{100 * share:.0f}" for share in row] for row in load])
-    axes.set_xticks(range(load.shape[1]), [str(expert) for expert in range(load.shape[1])])
-    axes.set_yticks(range(len(rows)), [shortened(name) for name in rows], fontsize=_fit(len(rows)))
+    shown = range(0, load.shape[1], -(-load.shape[1] // _MOST_NUMBERED))
+    axes.set_xticks(shown, [str(expert) for expert in shown])
+    axes.set_yticks(range(len(rows)), rows, fontsize=_fit(len(rows)))
     where = "" if layer is None else f", layer {layer}"
-    axes.set(title=f"Expert load by {by}{where}", xlabel=f"expert (% of the {by}'s tokens)")
+    title = f"Expert load by {by}{where}{_part(len(rows), total, 'the most specialised')}"
+    axes.set(title=title, xlabel=f"expert (% of the {by}'s tokens)")
 
 
-def confusion_panel(axes: Axes, counts: np.ndarray, classes: Sequence[str]) -> None:
-    """Confusion matrix: shade is the share of the true class (rows), numbers are samples."""
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+def confusion_panel(axes: Axes, pairs: np.ndarray, classes: Sequence[str], *, names_in: str = "") -> None:
+    """Confusion matrix: shade is the share of the true class (rows), numbers are samples.
+
+    `pairs` int [P, 3]: true class, predicted class, samples. Of many classes those most often confused are shown, and
+    after them the most frequent. `names_in`: where the names are that could not be written.
+    """
+    kept, counts, of_class = most_confused(pairs, len(classes))
+    shares = counts / np.maximum(of_class[:, None], 1)
     axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
     _cells(axes, shares, [[f"{count:,}" if count else "" for count in row] for row in counts])
-    size = _fit(len(classes))
-    axes.set_xticks(range(len(classes)), classes, fontsize=size)
-    if sum(len(name) for name in classes) > _MOST_LETTERS:
-        axes.set_xticks(range(len(classes)), classes, fontsize=size, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(classes)), classes, fontsize=size)
-    axes.set(title="Confusion, complete samples", xlabel="predicted (number of samples)", ylabel="true")
+    size, names = _fit(len(kept)), [classes[number] for number in kept]
+    axes.set_xticks(range(len(kept)), names, fontsize=size)
+    if sum(len(name) for name in names) > _MOST_LEVEL:
+        axes.set_xticks(range(len(kept)), names, fontsize=size, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(kept)), names, fontsize=size)
+    title = "Confusion, complete samples" + _part(len(kept), len(classes), "the most confused")
+    note = f"; names in {names_in}" if names_in else ""
+    axes.set(title=title, xlabel=f"predicted (number of samples{note})", ylabel="true")
+
+
+def most_confused(pairs: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """At most `MOST_ROWS` classes, ascending; their counts [n, n] of true by predicted; their samples in all [n]."""
+    true, predicted, samples = pairs.T
+    of_class = np.bincount(true, samples, classes)
+    wrong = np.where(true != predicted, samples, 0)
+    confused = np.bincount(true, wrong, classes) + np.bincount(predicted, wrong, classes)
+    kept = np.sort(np.lexsort((np.arange(classes), -of_class, -confused))[:MOST_ROWS])
+    place = np.full(classes, -1)
+    place[kept] = np.arange(len(kept))
+    both = (place[true] >= 0) & (place[predicted] >= 0)
+    counts = np.zeros((len(kept), len(kept)), np.int64)
+    counts[place[true[both]], place[predicted[both]]] = samples[both]
+    return kept, counts, of_class[kept]
 
 
 def missing_panel(axes: Axes, curve: MissingCurve) -> None:
@@ -162,7 +207,7 @@ def missing_panel(axes: Axes, curve: MissingCurve) -> None:
         low, high = min(low, curve.baseline), max(high, curve.baseline)
     span = max(high - low, 1e-3)
     axes.set_ylim(low - 0.1 * span, high + 0.18 * span)
-    axes.set_xticks(100 * rates)
+    axes.set_xticks(100 * rates[:: -(-len(rates) // 12)])
     axes.set(title=f"{capitalised(curve.label)}, sensors missing", xlabel="modalities missing (%)", ylabel=curve.label)
 
 
@@ -178,11 +223,6 @@ def expert_load(history: History, modalities: Sequence[str], layer: int) -> np.n
     if width == 0:
         return None
     return np.array([row or [0.0] * width for row in rows])
-
-
-def shortened(text: str) -> str:
-    """The text, cut where it is longer than a label may be."""
-    return text if len(text) <= _MOST_LETTERS else text[: _MOST_LETTERS - 1] + "\u2026"
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
@@ -223,6 +263,11 @@ def label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
         axes.text(1.015, height - excess, name, color=colour, transform=axes.transAxes, va="center", fontsize=9)
 
 
+def _part(shown: int, total: int, which: str = "") -> str:
+    """What a title says, on a line of its own, where not everything is shown."""
+    return "" if shown == total else f"\n{shown} of {total:,}" + (f", {which}" if which else "")
+
+
 def _note(axes: Axes, text: str, point: tuple[float, float], above: float, side: str) -> None:
     """A small text that ends or starts at a point, `above` points over it."""
     axes.annotate(text, point, xytext=(0, above), textcoords="offset points", ha=side, fontsize=9)
@@ -231,6 +276,10 @@ def _note(axes: Axes, text: str, point: tuple[float, float], above: float, side:
 def _cells(axes: Axes, shade: np.ndarray, texts: list[list[str]]) -> None:
     """Numbers in the cells of a heat map, white on dark, and white lines between the cells."""
     rows, columns = shade.shape
+    axes.grid(visible=False, which="major")
+    axes.spines[:].set_visible(False)
+    if columns > _MOST_COLUMNS:
+        return
     size = _fit(max(rows, columns))
     for row in range(rows if max(rows, columns) <= _MOST_NUMBERED else 0):
         for column in range(columns):
@@ -238,10 +287,8 @@ def _cells(axes: Axes, shade: np.ndarray, texts: list[list[str]]) -> None:
             axes.text(column, row, texts[row][column], ha="center", va="center", color=colour, fontsize=size)
     axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
-    axes.grid(visible=False, which="major")
     axes.grid(which="minor", color="white", linewidth=1.2)
     axes.tick_params(which="minor", length=0)
-    axes.spines[:].set_visible(False)
 
 
 def _fit(count: int) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from maestro_dist.data.storage import Storage, redact
 from maestro_dist.errors import RunError
 from maestro_dist.tracking.client import client, short
+from maestro_dist.tracking.extras import warn
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -113,9 +113,9 @@ def close_run(uri: str, run_id: str, status: str) -> bool:
 
 def tag_run(uri: str, run_id: str, tags: Mapping[str, str]) -> bool:
     """Set tags of a run, without credentials. Returns False, with a warning, when the server does not answer."""
-    from mlflow.entities import RunTag
-
     try:
+        from mlflow.entities import RunTag
+
         marks = [RunTag(key, value[:_TAG_LENGTH]) for key, value in flatten(tags).items()]
         client(uri).log_batch(run_id, tags=marks, synchronous=True)
     except Exception as error:
@@ -134,11 +134,6 @@ def log_files(uri: str, run_id: str, paths: list[Path], folder: str) -> bool:
         warn(f"{folder} were not uploaded to tracking ({short(error)})")
         return False
     return True
-
-
-def warn(text: str) -> None:
-    """Say on stderr that something about tracking went wrong."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def _prepare(uri: str) -> MlflowClient:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
-from callback_states import NAMES, make_state
+from dataclasses import replace
+from pathlib import Path
 
-from maestro_dist.callbacks.figures import missing_curve, story_of
+import pytest
+from callback_states import NAMES, make_record, make_state
+
+from maestro_dist.callbacks import figures as figures_module
+from maestro_dist.callbacks.figures import Figures, missing_curve, story_of
+from maestro_dist.callbacks.validation import Validation
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.evaluation import Evaluation, Scenario
 from maestro_dist.evaluation.loads import SetLoad
+from maestro_dist.tracking import MetricLog
+from maestro_dist.tracking.extras import Extras
+from maestro_dist.tracking.figures import Story
 
 EVALUATION = Evaluation(
     "test",
@@ -35,6 +43,31 @@ def test_story_of_a_run() -> None:
     assert story.missing.means == pytest.approx([0.9, 0.7])
     assert story.missing.spreads == pytest.approx([0.0, 0.1])
     assert story.missing.baseline == 0.7
+
+
+def test_pictures_that_fail_while_training_are_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried: list[str] = []
+
+    def fails(story: Story, folder: Path, uri: str, run_id: str, extras: Extras) -> None:
+        tried.append(story.title)
+        extras.attempt("upload of pictures", lambda: {}["none"])
+
+    monkeypatch.setattr(figures_module, "_EVERY_S", 0.0)
+    monkeypatch.setattr(figures_module, "log_story", fails)
+    log = MetricLog(tmp_path, "http://127.0.0.1:9", "run", 0, 0, interval_s=60.0)
+    state, validation = make_state({}), Validation(lambda: EVALUATION, None)
+    figures = Figures(validation, log, "http://127.0.0.1:9", "run")
+    untold, told = Manifest.model_construct(name="wesad"), Manifest.model_construct(name="wesad", classes=["a"])
+    for state.manifest in (untold, told, told):  # the first has no classes, so that nothing can be told of it
+        validation.latest = replace(EVALUATION)
+        figures.on_step(state, make_record(0))
+        figures.close()
+    log.close(0)
+    assert len(tried) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert said == ["warning: left out: pictures ('Manifest' object has no attribute 'classes'); training goes on"]
 
 
 def test_a_metric_that_is_undefined_has_no_curve() -> None:

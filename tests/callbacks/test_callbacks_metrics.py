@@ -10,6 +10,7 @@ import torch
 from callback_states import ALONE, make_record, make_state
 from torch import multiprocessing
 
+from maestro_dist.callbacks import metrics as metrics_module
 from maestro_dist.callbacks.metrics import Metrics
 from maestro_dist.parallel.mesh import Mesh
 from maestro_dist.tracking import MetricLog, read_history
@@ -53,6 +54,28 @@ def test_every_step_is_logged_and_some_with_details(tmp_path: Path) -> None:
     assert "budgets/eda" not in found, "eda was never present"
     assert found["experts/layer0/0"] == [(step, (2 + step) / (3 + step)) for step in recorded]
     assert [step for step, _ in found["experts/layer0/acc/1"]] == [5, 10]
+
+
+def test_what_is_too_much_for_mlflow_stays_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_module, "_MOST_TRACKED", 1)
+    monkeypatch.setattr(metrics_module, "_MOST_TRACKED_TABLE", 3)
+    sent: list[set[str]] = []
+    monkeypatch.setattr(MetricLog, "log", lambda log, step, metrics, local: sent.append(set(metrics)))
+    drive(tmp_path / "sent", 0, 5)
+    monkeypatch.undo()
+    assert {name for name in sent[-1] if name.startswith(("budgets", "experts"))} == {
+        "budgets/least", "budgets/most", "experts/layer0/least", "experts/layer0/most"
+    }  # fmt: skip
+    monkeypatch.setattr(metrics_module, "_MOST_TRACKED", 1)
+    drive(tmp_path / "kept", 0, 5)
+    kept = deterministic(read_history(tmp_path / "kept"))
+    assert kept["budgets/acc"] == [(4, 4.5 / 3), (5, 5.5 / 3)]
+    assert kept["experts/layer0/0"] == [(4, 6 / 7), (5, 7 / 8)]
+    assert kept["experts/layer0/least"] == [(4, 1 / 7), (5, 1 / 8)]
+    monkeypatch.setattr(metrics_module, "_MOST_LOCAL", 3)
+    drive(tmp_path / "huge", 0, 5)
+    assert "experts/layer0/acc/0" in kept
+    assert "experts/layer0/acc/0" not in read_history(tmp_path / "huge")
 
 
 def test_throughput_is_that_of_the_steps(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from callback_states import make_record, make_state
@@ -10,7 +13,7 @@ from callback_states import make_record, make_state
 from maestro_dist.callbacks.base import Callback, Callbacks, State
 from maestro_dist.callbacks.health import Health
 from maestro_dist.callbacks.metrics import Metrics
-from maestro_dist.callbacks.progress import Progress, duration, short_number
+from maestro_dist.callbacks.progress import Progress, duration, never_raising, short_number
 from maestro_dist.callbacks.validation import Validation
 from maestro_dist.errors import DataError, NonFiniteError
 from maestro_dist.evaluation import Evaluation, Scenario
@@ -159,6 +162,71 @@ def test_progress_lines() -> None:
     assert said[1] == "validation  accuracy 0.6000 complete, 0.5000 with 40 % missing; score 0.5500 (best so far)"
     assert said[4].endswith("score 0.4500 (best 0.5500 at step 5)")
     assert "ETA 0:00" in said[3]
+
+
+def test_a_line_of_progress_that_fails_costs_one_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    def say(text: str) -> None:
+        raise ValueError("I/O operation on closed file")
+
+    metrics, state = Metrics(None), make_state({"tracking": {"every_steps": 2}})
+    drive(state, Callbacks([metrics, Validation(scored([0.6] * 4), None, say), Progress(metrics, say)]))
+    assert state.step == state.total_steps
+    told = "warning: a line of progress could not be shown (I/O operation on closed file); training goes on"
+    assert capsys.readouterr().err.splitlines() == [told]
+
+
+def test_a_step_without_samples_or_time_has_a_line() -> None:
+    said: list[str] = []
+    metrics, state = Metrics(None), make_state({"tracking": {"every_steps": 2}}, steps=2)
+    callback = Callbacks([metrics, Progress(metrics, said.append)])
+    callback.on_start(state)
+    for step in range(2):
+        state.step += 1
+        nothing = {"samples": 0, "tokens": 0, "data_s": 0.0, "forward_s": 0.0, "backward_s": 0.0, "optimizer_s": 0.0}
+        callback.on_step(state, replace(make_record(step, loss=float("nan")), **nothing))  # type: ignore[arg-type]
+    assert len(said) == 1
+    assert "loss     nan       0 samples/s" in said[0]
+
+
+def test_lines_never_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoding = UnicodeEncodeError("ascii", "é", 0, 1, "ordinal not in range")
+    errors = iter([OSError(errno.ENOSPC, "No space left on device"), encoding, BrokenPipeError()])
+
+    def say(text: str) -> None:
+        raise next(errors)
+
+    before = sys.stdout
+    monkeypatch.setattr(sys, "stdout", before)
+    quiet = never_raising(say)
+    quiet("full disk")
+    quiet("é")
+    assert sys.stdout is before, "what may pass"
+    quiet("nobody reads")
+    assert sys.stdout is not before
+    print("into the void", flush=True)
+    sys.stdout.close()
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("place", ["first", "later"])
+def test_a_validation_that_is_undefined_chooses_nothing(value: float | None, place: str) -> None:
+    said: list[str] = []
+    scores = [value, 0.5, value, 0.6] if place == "first" else [0.5, value, value, 0.6]
+    left = iter(scores)
+
+    def evaluate() -> Evaluation:
+        score = next(left)
+        found = {} if score is None else {"accuracy": score}
+        return Evaluation("validation", 10, ["accuracy"], [Scenario(0.0, 0, found)])
+
+    metrics, state = Metrics(None), make_state({"evaluation": {"patience": 2, "rates": [0.0]}})
+    drive(state, Callbacks([metrics, Validation(evaluate, None, said.append), Progress(metrics, said.append)]))
+    assert (state.step, state.best_step, state.best_score) == (20, 20, 0.6), "neither chosen nor counted as worse"
+    warnings = [line for line in said if line.startswith("warning: ")]
+    assert len(warnings) == 2
+    assert "accuracy" in warnings[0]
+    assert warnings[0].endswith("none are best yet" if place == "first" else "the best stay those of step 5")
+    assert state.results["validation/score"] == 0.6
 
 
 def test_numbers_for_people() -> None:

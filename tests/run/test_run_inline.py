@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -15,8 +16,12 @@ import pytest
 import runs
 import synthetic as synthetic_data
 
+from maestro_dist.data import storage as storage_module
 from maestro_dist.data.home import own_folder
 from maestro_dist.data.pack import pack
+from maestro_dist.tracking import model as model_module
+from maestro_dist.tracking import panels
+from maestro_dist.tracking import run as run_module
 from maestro_dist.worker import work_folder
 
 STEPS = 21  # 3 epochs of ceil(101 / 16)
@@ -107,6 +112,56 @@ def test_no_home_is_needed(
         assert str(folder.parent) in capsys.readouterr().out
     finally:
         own_folder.cache_clear()
+
+
+def test_the_result_comes_first_and_alone_is_needed(
+    whole: Path, synthetic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The end of a run again: first on a disk without room for the result, then with nothing but its result."""
+    place, write, client = tmp_path / "all" / "tiny", storage_module._write_local, run_module.client
+    shutil.copytree(whole, tmp_path / "all")
+    runs.rewind(place)
+    for folder in ("model", "figures"):
+        shutil.rmtree(place / folder)
+
+    def full(path: Path, data: bytes, create: bool) -> None:
+        if path.name == "result.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, data, create)
+
+    monkeypatch.setattr(storage_module, "_write_local", full)
+    assert runs.train(tmp_path / "all", synthetic) == 1
+    error = capsys.readouterr().err.splitlines()
+    assert error == [f"error: cannot write {place / 'result.json'}: No space left on device"]
+    assert (place / "model" / "model.json").exists()
+    assert not (place / "figures").exists()
+
+    def dies(uri: str) -> object:
+        if (place / "result.json").exists():
+            raise TypeError("an error inside MLflow")
+        return client(uri)
+
+    def fails(*_: object) -> None:
+        raise ValueError("an error inside matplotlib")
+
+    monkeypatch.setattr(storage_module, "_write_local", write)
+    monkeypatch.setattr(panels, "loss_panel", fails)
+    for module in (run_module, model_module):
+        monkeypatch.setattr(module, "client", dies)
+    assert runs.train(tmp_path / "all", synthetic) == 0
+    said = capsys.readouterr()
+    warnings = [line for line in (said.out + said.err).splitlines() if line.startswith("warning: ")]
+    assert [line for line in warnings if "other things" in line] == [
+        "warning: the result is complete, 4 other things were left out: picture loss (an error inside matplotlib); "
+        "upload of pictures, upload of the model, tags"
+    ]
+    assert "warning: could not set the tracked run to FINISHED (an error inside MLflow)" in warnings
+    assert "Traceback" not in said.out + said.err
+    assert json.loads((place / "run.json").read_text())["status"] == "finished"
+    assert json.loads((place / "result.json").read_text())["mlflow_model"] is None
+    pictures = {path.name for path in (place / "figures").iterdir()}
+    assert {"validation.png", "overview.png", "confusion.csv"} <= pictures
+    assert "loss.png" not in pictures
 
 
 def test_evaluate_prints_what_the_run_found(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,8 +7,9 @@ import pytest
 from sklearn import metrics as sk
 
 from maestro_dist.config.learning import TaskConfig
+from maestro_dist.task import classification as module
 from maestro_dist.task import higher_is_better, make_task
-from maestro_dist.task.classification import Classification
+from maestro_dist.task.classification import Classification, auroc, log_odds
 
 
 def classification(outputs: int) -> Classification:
@@ -60,6 +61,42 @@ def test_auroc_is_the_mean_over_the_classes_that_occur() -> None:
     shares = softmax(logits)
     expected = np.mean([sk.roc_auc_score(target == c, shares[:, c]) for c in (0, 2)])
     assert classification(4).metrics(logits, target)["auroc"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("step", [0.0, 0.5, 4.0], ids=["no ties", "ties", "nearly all tied"])
+def test_auroc_is_scikit_learns_to_the_last_bit(step: float) -> None:
+    draws = np.random.default_rng(3)
+    for samples in (2, 3, 10, 500):
+        score, positive = draws.normal(size=samples), draws.permutation(samples) < max(1, samples // 3)
+        score = np.round(score / step) * step if step else score
+        assert auroc(positive, score) == sk.roc_auc_score(positive, score)
+
+
+def test_many_classes_are_scored_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = np.random.default_rng(4)
+    logits, columns = draws.normal(scale=30.0, size=(40, 7)).astype(np.float32), [6, 0, 3]
+    logits[0] = [0, 900, 0, 0, 0, 0, 0]
+    few = log_odds(logits, columns)
+    monkeypatch.setattr(module, "_FEW", 2)
+    monkeypatch.setattr(module, "_BLOCK", 3 * 7)  # the last block is a part of one
+    assert log_odds(logits, columns) == pytest.approx(few, rel=1e-12)
+    assert log_odds(logits, columns[:1]) == pytest.approx(few[:, :1], rel=1e-12)
+
+
+def test_metrics_of_many_classes_need_little_more_memory_than_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tracemalloc
+
+    draws, many = np.random.default_rng(5), 500
+    logits, target, task = draws.normal(size=(many, many)).astype(np.float32), np.arange(many), classification(many)
+    monkeypatch.setattr(module, "_BLOCK", 10 * many)
+    task.metrics(logits[:10], target[:10])  # imports
+    tracemalloc.start()
+    found = task.metrics(logits, target)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * logits.nbytes
+    shares = softmax(logits)
+    assert found["auroc"] == pytest.approx(np.mean([auroc(target == c, shares[:, c]) for c in range(many)]))
 
 
 def test_confusion_rows_are_the_truth() -> None:

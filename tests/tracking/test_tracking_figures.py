@@ -10,7 +10,8 @@ import pytest
 from mlflow import MlflowClient
 
 from maestro_dist.tracking import open_run
-from maestro_dist.tracking.figures import Story, draw, log_figures
+from maestro_dist.tracking.extras import Extras
+from maestro_dist.tracking.figures import Story, draw, log_story
 from maestro_dist.tracking.history import History
 from maestro_dist.tracking.panels import MissingCurve, expert_load, label_ends, smoothed
 
@@ -47,13 +48,15 @@ STORY = Story(
 
 def test_pictures_are_files_in_the_run_folder_and_in_mlflow(uri: str, tmp_path: Path) -> None:
     run = open_run(uri, "study", "one")
-    assert log_figures(draw(STORY), tmp_path / "run", uri, run.run_id)
+    extras = Extras()
+    log_story(STORY, tmp_path / "run", uri, run.run_id, extras)
+    assert extras.left_out == {}
     expected = {"loss", "validation", "missing", "budgets", "experts", "confusion", "overview"}
-    files = list((tmp_path / "run" / "figures").iterdir())
+    files = list((tmp_path / "run" / "figures").glob("*.png"))
     assert {file.stem for file in files} == expected
     assert all(file.read_bytes()[:4] == b"\x89PNG" for file in files)
     uploaded = MlflowClient(uri).list_artifacts(run.run_id, "figures")
-    assert {file.path for file in uploaded} == {f"figures/{name}.png" for name in expected}
+    assert {file.path for file in uploaded} == {f"figures/{name}.png" for name in expected} | {"figures/confusion.csv"}
 
 
 def test_what_is_not_known_is_left_out() -> None:
@@ -72,7 +75,7 @@ def test_missing_sets_have_a_picture_and_a_table(uri: str, tmp_path: Path) -> No
     figures = draw(story)
     assert {"75", "25"} <= {text.get_text() for text in figures["sets"].axes[0].texts}
     run = open_run(uri, "study", "sets")
-    assert log_figures({"sets": figures["sets"]}, tmp_path, uri, run.run_id, story.tables())
+    log_story(replace(story, history={}, missing=None, confusion=None), tmp_path, uri, run.run_id, Extras())
     rows = (tmp_path / "figures" / "experts_by_missing_set.csv").read_text().splitlines()
     assert rows == [
         "layer,missing set,expert,tokens",
@@ -82,7 +85,7 @@ def test_missing_sets_have_a_picture_and_a_table(uri: str, tmp_path: Path) -> No
         "0,without acc,1,3",
     ]
     uploaded = {file.path for file in MlflowClient(uri).list_artifacts(run.run_id, "figures")}
-    assert uploaded == {"figures/sets.png", "figures/experts_by_missing_set.csv"}
+    assert uploaded == {f"figures/{name}" for name in ("sets.png", "overview.png", "experts_by_missing_set.csv")}
 
 
 def test_panels_show_the_numbers() -> None:

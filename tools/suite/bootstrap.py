@@ -47,7 +47,8 @@ def weighted_metric(
     columns = [1] if classes == 2 else range(classes)
     curve = _auroc if metric == "auroc" else _auprc
     with np.errstate(invalid="ignore"):
-        values = [_ranked(log_odds(logits, c), target == c, subject, weights, curve) for c in columns]
+        odds = zip(columns, log_odds(logits, columns).T, strict=True)
+        values = [_ranked(score, target == c, subject, weights, curve) for c, score in odds]
     defined = ~np.isnan(values)
     return np.where(defined, values, 0.0).sum(0) / np.where(defined.any(0), defined.sum(0), np.nan)
 
