@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from maestro_dist import __version__
+from maestro_dist.terminal import never_fail_to_print
 
 COMMANDS = {
     "python -m maestro_dist.train CONFIG [section.key=value ...]": "train a model, or go on with a run",
@@ -20,6 +21,7 @@ TOOLS = {
 
 def main(arguments: list[str]) -> int:
     """Print the commands. Returns the exit code: 0, or 2 where something else was asked for."""
+    never_fail_to_print()
     lines = [f"maestro_dist {__version__}: trains MAESTRO on many unreliable sensors, at any scale", ""]
     lines += [f"  {command:62}{what}" for command, what in COMMANDS.items()]
     lines += ["", "and in the project's folder", ""]

@@ -17,6 +17,7 @@ import numpy as np
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import ConfigError, DataError, StorageError, run_main
 from maestro_dist.places import place_of, what_may_be_meant
+from maestro_dist.terminal import never_fail_to_print
 
 if TYPE_CHECKING:
     from maestro_dist.predict import Predictor
@@ -45,6 +46,7 @@ Row = tuple[str, list[float | None]]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
+    never_fail_to_print()
     options = _parser().parse_args(arguments)
     return run_main(lambda: _predict(options), debug=options.debug)
 
