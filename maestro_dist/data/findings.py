@@ -133,15 +133,13 @@ def _outliers_of(split: str, modality: str | None, variate: int, found: Absurd) 
 
 
 def said(manifest: Manifest, splits: Sequence[str] | None = None, modalities: Sequence[str] | None = None) -> list[str]:
-    """What a person should know of a data set, a line each; of these splits and modalities, by default of all."""
+    """What a person should know of a data set, a line each; of these splits, the one to train on first, and modalities,
+    by default of all."""
     splits = list(manifest.splits) if splits is None else splits
     names = [m.name for m in manifest.modalities] if modalities is None else modalities
     lines, absurd = [], defaultdict(list)
-    if manifest.statistics_of is not None:
-        lines.append(
-            f"'{manifest.name}' has no split '{TRAIN}': its means and standard deviations are those of "
-            f"'{manifest.statistics_of}'"
-        )
+    if manifest.statistics_of not in (None, splits[0]):
+        lines.append(f"means and standard deviations are those of split '{manifest.statistics_of}', not '{splits[0]}'")
     for found in manifest.outliers:
         if found.split in splits and found.modality is None:
             lines.append(
