@@ -150,7 +150,10 @@ def serve(file: int) -> None:
 
 
 class _Teller:
-    """Tells the other side what this process is at, from a thread: also of what it is stuck in."""
+    """Tells the other side what this process is at, from a thread: also of what it is stuck in.
+
+    Ends this process where the one that it serves is gone, also in the middle of a download.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self.alone = threading.Lock()  # held by whoever sends
@@ -161,9 +164,11 @@ class _Teller:
         self._doing = what
 
     def _run(self) -> None:
-        told = ""
+        told, parent = "", os.getppid()
         with suppress(OSError):
             while not self._pause.wait(_TELL_S):
+                if os.getppid() != parent:
+                    os._exit(0)
                 if self._doing != told:
                     told = self._doing
                     with self.alone:
