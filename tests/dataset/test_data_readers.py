@@ -51,7 +51,7 @@ def instead(monkeypatch: pytest.MonkeyPatch, arrays: str) -> None:
     """Have reader processes run these lines as the body of `SplitReader.arrays(self, request)`."""
     code = "import os, signal, sys, time; from maestro_dist.data import reader, reader_process\n"
     code += f"read = reader.SplitReader.arrays\ndef arrays(self, request):\n    {arrays}\n"
-    code += "reader.SplitReader.arrays = arrays\nreader_process.serve(int(sys.argv[1]))"
+    code += "reader.SplitReader.arrays = arrays\nreader_process.serve(*map(int, sys.argv[1:]))"
     monkeypatch.setattr(reader_process, "_START", code)
 
 
@@ -183,6 +183,15 @@ def test_an_idle_reader_ends_with_the_one_that_it_serves(packed: str) -> None:
     assert reader.arrays(Request(torch.arange(3).numpy())).keys == ["train-000", "train-001", "train-002"]
     reader._connection.close()  # as the kernel does for a killed process
     assert reader._process.wait(60) == 0
+
+
+def test_a_busy_reader_ends_with_the_one_that_it_serves(packed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    instead(monkeypatch, "time.sleep(600)")
+    elsewhere = reader_process._START.replace("*map(int, sys.argv[1:])", "int(sys.argv[1]), 0")
+    monkeypatch.setattr(reader_process, "_START", elsewhere)
+    monkeypatch.setattr(prefetch, "_TRIES", 1)
+    with pytest.raises(ReaderError, match="ended with code 0"):
+        numbers(stream(packed).batches(0, N))
 
 
 def test_closing_early_ends_a_busy_process(packed: str, monkeypatch: pytest.MonkeyPatch) -> None:
