@@ -95,9 +95,10 @@ class DataConfig(Section):
     loader_workers: Count = 0
     """Reader processes a rank; 0 reads in a thread of the worker itself."""
     prefetch: Positive = 4
-    """Micro-batches that a reader prepares ahead."""
+    """Micro-batches that a rank's readers prepare ahead, all together; at least one each."""
     cache: str | None = None
-    """Local folder for shards of remote data; by default `~/.cache/maestro_dist/shards`."""
+    """Local folder for shards of remote data; by default `~/.cache/maestro_dist/shards`, or one of the user below the
+    temporary folder where that cannot be written to."""
     verify: Literal["size", "sha256"] = "sha256"
     """How a shard is checked against the manifest when it is first opened."""
     max_bad_samples: Count = 0

@@ -28,7 +28,7 @@ from maestro_dist.data.reader import Request, SplitReader, SplitSource
 from maestro_dist.errors import MaestroError, ReaderError
 from maestro_dist.types import Batch
 
-_START = "import sys; from maestro_dist.data.reader_process import serve; serve(int(sys.argv[1]))"
+_START = "import sys; from maestro_dist.data.reader_process import serve; serve(*map(int, sys.argv[1:]))"
 _TELL_S = 1.0  # between two words of a reader on what it is at
 _END_S = 5.0
 
@@ -56,7 +56,7 @@ class ReaderProcess:
         try:
             paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _START, str(theirs.fileno())],
+                [sys.executable, "-P", "-c", _START, str(theirs.fileno()), str(os.getpid())],
                 env={**os.environ, **one_thread, "PYTHONPATH": paths},
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
@@ -123,12 +123,12 @@ class ReaderProcess:
         return f"{self.name} was killed by signal {-code} ({signal.strsignal(-code)})"
 
 
-def serve(file: int) -> None:
-    """The process: answer requests on the socket `file` until the other side has closed it."""
+def serve(file: int, parent: int) -> None:
+    """The process: answer requests on the socket `file` until the other side, process `parent`, has closed it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the training process ends this one
     with suppress(EOFError, OSError), Connection(file) as connection:
         source: SplitSource = connection.recv()
-        teller = _Teller(connection)
+        teller = _Teller(connection, parent)
         reader: SplitReader | None = None
         while True:
             request: Request = connection.recv()
@@ -150,10 +150,14 @@ def serve(file: int) -> None:
 
 
 class _Teller:
-    """Tells the other side what this process is at, from a thread: also of what it is stuck in."""
+    """Tells the other side what this process is at, from a thread: also of what it is stuck in.
 
-    def __init__(self, connection: Connection) -> None:
+    Ends this process where the one that it serves is gone, also in the middle of a download.
+    """
+
+    def __init__(self, connection: Connection, parent: int) -> None:
         self.alone = threading.Lock()  # held by whoever sends
+        self._parent = parent
         self._connection, self._doing, self._pause = connection, "", threading.Event()
         threading.Thread(target=self._run, name="teller", daemon=True).start()
 
@@ -164,6 +168,8 @@ class _Teller:
         told = ""
         with suppress(OSError):
             while not self._pause.wait(_TELL_S):
+                if os.getppid() != self._parent:
+                    os._exit(0)
                 if self._doing != told:
                     told = self._doing
                     with self.alone:
