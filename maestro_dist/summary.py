@@ -119,7 +119,8 @@ def print_end(config: Config, run: Storage, record: RunRecord) -> None:
         result = json.loads(run.read(RESULT_FILE))
     except (ObjectMissing, ValueError):
         raise RunError(f"{run.name(RESULT_FILE)}: missing or damaged; `evaluate` finds the results again") from None
-    uri = record.tracking_uri
+    uri, best = record.tracking_uri, result["best_score"]
+    score = "undefined" if best is None else f"{best:.3f}"
     python, where = _shown(sys.executable), _shown(run.url)
     mlflow = _shown(str(Path(sys.executable).parent / "mlflow"))
     print()
@@ -127,7 +128,7 @@ def print_end(config: Config, run: Storage, record: RunRecord) -> None:
     print()
     rows = {
         "checkpoint": f"{_shown(result['checkpoint'])} (step {result['best_step']}, validation {result['metric']} "
-        f"{result['best_score']:.3f}: mean over missing rates {config.evaluation.rates})",
+        f"{score}: mean over missing rates {config.evaluation.rates})",
         "model": _shown(result["model"]),
         "pictures": _shown(str(work_folder(run.url) / "figures")),
         "MLflow run": f"{record.mlflow_run} in {redact(uri)}",
