@@ -122,13 +122,14 @@ def print_end(config: Config, run: Storage, record: RunRecord) -> None:
         result = json.loads(run.read(RESULT_FILE))
     except (ObjectMissing, ValueError):
         raise RunError(f"{run.name(RESULT_FILE)}: missing or damaged; `evaluate` finds the results again") from None
-    uri = record.tracking_uri
+    uri, best = record.tracking_uri, result["best_score"]
+    score = "undefined" if best is None else f"{best:.3f}"
     print()
     print(results_table(Evaluation.from_json(result["evaluation"])))
     print()
     rows = {
         "checkpoint": f"{_shown(result['checkpoint'])} (step {result['best_step']}, validation {result['metric']} "
-        f"{result['best_score']:.3f}: mean over missing rates {config.evaluation.rates})",
+        f"{score}: mean over missing rates {config.evaluation.rates})",
         "model": _shown(result["model"]),
         "pictures": _shown(str(work_folder(run.url) / "figures")),
         "MLflow run": f"{record.mlflow_run} in {redact(uri)}",

@@ -364,7 +364,7 @@ def _train(job: Job, say: Say, stack: ExitStack) -> None:
 
 def _close_log(log: MetricLog, say: Say) -> None:
     if not log.close():
-        say("warning: tracking has not taken all metrics; they are kept on disk and sent when this run goes on")
+        say(f"warning: tracking has not taken all metrics; they are kept in {log.folder}, and sent if this run goes on")
 
 
 def _agreed(found: CheckpointInfo | None, run_url: str) -> CheckpointInfo | None:

@@ -145,6 +145,9 @@ class MetricLog:
         if self._failing:
             return
         self._failing = True
+        if isinstance(error, OSError) and error.filename == str(self._file.path):
+            warn(f"metrics are not sent to tracking, their file cannot be read ({short(error)}); training goes on")
+            return
         warn(
             f"tracking at {redact(self._uri)} does not answer ({short(error)}); "
             f"training goes on, metrics are kept in {self._file.path} and sent later"

@@ -189,7 +189,7 @@ def most_confused(pairs: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarr
     place[kept] = np.arange(len(kept))
     both = (place[true] >= 0) & (place[predicted] >= 0)
     counts = np.zeros((len(kept), len(kept)), np.int64)
-    counts[place[true[both]], place[predicted[both]]] = samples[both]
+    np.add.at(counts, (place[true[both]], place[predicted[both]]), samples[both])
     return kept, counts, of_class[kept]
 
 

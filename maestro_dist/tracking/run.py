@@ -73,9 +73,11 @@ def open_run(
     except RunError:
         raise
     except Exception as error:
-        problem = f"tracking at {redact(uri)} does not answer ({short(error)})"
+        refused = getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE"
+        problem = f"tracking at {redact(uri)} {'refuses this run' if refused else 'does not answer'} ({short(error)})"
         if run_id is None:
-            raise RunError(f"{problem}; start it or set tracking.uri") from error
+            remedy = "choose another tracking.experiment or run.name" if refused else "start it or set tracking.uri"
+            raise RunError(f"{problem}; {remedy}") from error
         warn(problem)
         return TrackedRun(run_id, None)
 

@@ -12,6 +12,7 @@ from maestro_dist.config.learning import TaskConfig
 from maestro_dist.data.missing import evaluation_mask
 from maestro_dist.errors import DataError, NonFiniteError
 from maestro_dist.evaluation import Evaluation, evaluate_split
+from maestro_dist.evaluation import split as split_module
 from maestro_dist.evaluation.table import results_table
 from maestro_dist.parallel.mesh import Mesh
 from maestro_dist.task import make_task
@@ -92,6 +93,21 @@ def test_loads_by_missing_set_are_those_of_all_scenarios() -> None:
         mine = [(mask == has).all(1) for mask in masks]
         assert load.samples == sum(rows.sum() for rows in mine)
         assert load.tokens == sum(LOADS[:, rows].sum(1) * has.sum() for rows in mine).tolist()
+
+
+def test_confusion_of_many_classes_is_kept_as_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    square = evaluate()
+    assert "confused" not in square.to_json()
+    monkeypatch.setattr(split_module, "MOST_CLASSES", CLASSES - 1)
+    pairs = evaluate()
+    assert pairs.confusion is None
+    assert square.confusion is not None
+    assert pairs.class_counts == square.class_counts
+    found = np.zeros((CLASSES, CLASSES), int)
+    for true, predicted, samples in pairs.confused or ():
+        found[true, predicted] = samples
+    assert found.tolist() == square.confusion
+    assert Evaluation.from_json(pairs.to_json()).confused == pairs.confused
 
 
 def test_json_there_and_back() -> None:

@@ -13,7 +13,15 @@ from maestro_dist.tracking import open_run
 from maestro_dist.tracking.extras import Extras
 from maestro_dist.tracking.figures import Story, draw, log_story
 from maestro_dist.tracking.history import History
-from maestro_dist.tracking.panels import MissingCurve, expert_load, label_ends, smoothed
+from maestro_dist.tracking.panels import (
+    MissingCurve,
+    budgets_panel,
+    expert_load,
+    experts_panel,
+    label_ends,
+    most_confused,
+    smoothed,
+)
 
 NAMES = ["acc", "bvp", "eda"]
 
@@ -95,6 +103,68 @@ def test_panels_show_the_numbers() -> None:
     assert {"25", "75"} <= {text.get_text() for text in figures["experts"].axes[0].texts}
     assert {"0.900", "0.800", "most frequent class"} <= {text.get_text() for text in figures["missing"].axes[0].texts}
     assert set(NAMES) <= {text.get_text() for text in figures["budgets"].axes[0].texts}
+
+
+def test_of_many_classes_the_most_confused_are_drawn() -> None:
+    classes = 2000
+    right = [[number, number, 5] for number in range(classes)]
+    pairs = np.array([*right, [7, 1500, 3], [1500, 8, 1], [9, 9, 4]])
+    kept, counts, samples = most_confused(pairs, classes)
+    assert len(kept) == 40
+    assert set(kept) == {*range(39), 1500}, "the confused 7, 8, 1500, the frequent 9, and then the first ones"
+    place = {number: index for index, number in enumerate(kept.tolist())}
+    assert counts[place[7], place[1500]] == 3
+    assert counts[place[9], place[9]] == 9
+    assert samples[place[7]] == 8, "the share is of all samples of the class, those shown or not"
+    codes = [f"code {number}" for number in range(classes)]
+    story = replace(STORY, history={}, missing=None, classes=codes, confusion=None, confused=pairs.tolist())
+    axes = draw(story)["confusion"].axes[0]
+    assert axes.get_title(loc="left") == "Confusion, complete samples\n40 of 2,000, the most confused"
+    assert axes.images[0].get_array().shape == (40, 40)
+    assert len(axes.texts) == 0
+    assert len(story.tables()["confusion"]().splitlines()) == 1 + 2003
+
+
+def test_confusion_as_pairs_is_drawn_as_that_of_a_square() -> None:
+    pairs = [[0, 0, 5], [0, 1, 1], [1, 0, 2], [1, 1, 7]]
+    one, other = draw(STORY)["confusion"], draw(replace(STORY, confusion=None, confused=pairs))["confusion"]
+    assert np.array_equal(one.axes[0].images[0].get_array(), other.axes[0].images[0].get_array())
+
+
+def test_of_many_modalities_experts_and_layers_some_are_drawn() -> None:
+    from matplotlib.figure import Figure
+
+    names = [f"m{number}" for number in range(300)]
+    load = np.full((300, 1000), 1e-3)
+    load[250] = 0.0
+    load[250, 3] = 1.0
+    axes = Figure().subplots()
+    experts_panel(axes, load, names)
+    assert axes.images[0].get_array().shape == (40, 1000)
+    assert "m250" in {label.get_text() for label in axes.get_yticklabels()}
+    assert axes.get_title().endswith("\n40 of 300, the most specialised")
+    assert len(axes.get_xticks()) <= 24
+    axes = Figure().subplots()
+    steps = np.arange(3)
+    history: History = {f"budgets/{name}": (steps, np.full(3, place)) for place, name in enumerate(names)}
+    budgets_panel(axes, history, names, names)
+    assert len(axes.lines) <= 110
+    assert {text.get_text() for text in axes.texts} == {"m299", "m298", "m297", "m296", "m2", "m1", "m0"}
+    sets = np.ones((50, 2, 4))
+    drawn = draw(replace(STORY, history={}, missing=None, confusion=None, sets=["a", "b"], set_loads=sets))
+    assert set(drawn) == {"overview", *(f"sets_{layer}" for layer in (0, 1, 2, 47, 48, 49))}
+
+
+@pytest.mark.parametrize("value", [0.0, 2.0, -3.0, 1e-300, 1e300])
+def test_a_loss_that_never_changes_has_a_picture(value: float) -> None:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures = draw(Story("run", {"train/loss": (np.array([1, 2]), np.full(2, value))}, NAMES, "mae", "MAE"))
+    low, high = figures["loss"].axes[0].get_ylim()
+    assert low <= value <= high
+    assert low < high
 
 
 def test_expert_load_of_a_modality_that_never_came_is_zero() -> None:

@@ -41,6 +41,22 @@ def test_params_once_tags_each_time_artifacts_beside_the_database(uri: str, tmp_
     assert [file.path for file in MlflowClient(uri).list_artifacts(first.run_id, "notes")] == ["notes/note.txt"]
 
 
+def test_more_metrics_than_one_request_takes_and_longer_params(uri: str, tmp_path: Path) -> None:
+    classes = [f"class $_{number}^" for number in range(1200)]
+    run = open_run(uri, "study", "one", params={"classes": classes}, tags={"classes": classes})
+    log = MetricLog(tmp_path / "run", uri, run.run_id, run.start_ms)
+    log.log(1, {f"budgets/{'m' * 40}_{number}": 1.0 for number in range(1100)})
+    assert log.close(60)
+    found = MlflowClient(uri).get_run(run.run_id).data
+    assert len(found.metrics) == 1100
+    assert len(found.params["classes"]) == 6000
+
+
+def test_an_experiment_that_mlflow_refuses_is_told_as_such(uri: str) -> None:
+    with pytest.raises(RunError, match=r"refuses this run \(.*\); choose another tracking\.experiment or run\.name"):
+        open_run(uri, "x" * 600, "one")
+
+
 def test_a_continued_run_that_is_gone_is_started_anew(uri: str) -> None:
     run = open_run(uri, "study", "one", run_id="0" * 32)
     assert MlflowClient(uri).get_run(run.run_id).info.run_name == "one"
