@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,8 +93,6 @@ def test_pretraining_does_not_ask_for_classes(tmp_path: Path, capsys: pytest.Cap
 def test_what_cannot_work_is_refused_before_it_begins(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Change, extra: list[str], message: str
 ) -> None:
-    import re
-
     data = packed(tmp_path / "data", change)
     for options in (extra, [*extra, "--dry-run"]):
         assert runs.train(tmp_path / "runs", data, *options) == 2
