@@ -19,7 +19,7 @@ from maestro_dist.data.storage import Storage
 from maestro_dist.predict import TaskDescription, export_model
 from maestro_dist.tracking.extras import Extras, warn
 from maestro_dist.tracking.figures import log_story
-from maestro_dist.tracking.run import tag_run
+from maestro_dist.tracking.run import answers, tag_run
 
 if TYPE_CHECKING:
     from maestro_dist.evaluation import Evaluation
@@ -92,21 +92,25 @@ class FinalTest(Callback):
         self, state: State, evaluation: Evaluation, model: dict[str, Any], result: dict[str, Any], log: MetricLog
     ) -> None:
         """Pictures, tables and uploads: each as far as it goes, and one warning that names and counts what did not."""
-        extras = Extras()
+        extras, at = Extras(), (self._tracking_uri, self._mlflow_run)
+        reached = bool(
+            extras.attempt("uploads to tracking", lambda: answers(*at))
+        )  # one wait for a server that is gone
         story = extras.attempt("pictures", lambda: story_of(state, log.history(), evaluation))
         if story is not None:
-            log_story(story, log.folder, self._tracking_uri, self._mlflow_run, extras)
+            log_story(story, log.folder, *at, extras, upload=reached)
         uri: str | bool | None = None
-        if state.task.kind != "pretrain":  # which cannot answer
+        if reached and state.task.kind != "pretrain":  # which cannot answer
             uri = extras.attempt("upload of the model", lambda: self._upload(state, model, log.folder) or False)
         if isinstance(uri, str):
             named = {**result, "mlflow_model": uri}
             extras.attempt("the uploaded model's name in result.json", lambda: self._write_again(named))
         pointers = {"checkpoint.best": result["checkpoint"], "checkpoint.step": str(result["best_step"])}
         pointers |= {"model": result["model"], "model.mlflow": str(uri or "not logged")}
-        extras.attempt("tags", lambda: tag_run(self._tracking_uri, self._mlflow_run, pointers))
+        if reached:
+            extras.attempt("tags", lambda: tag_run(*at, pointers))
         if extras.left_out:
-            warn(f"the result is complete, {len(extras.left_out)} other things were left out: {extras.text()}")
+            warn(f"the result is complete; left out ({len(extras.left_out)}): {extras.text()}")
 
     def _write_again(self, result: dict[str, Any]) -> None:
         self._fence()

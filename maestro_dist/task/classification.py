@@ -86,6 +86,14 @@ def auroc(positive: np.ndarray, score: np.ndarray) -> float:
     return float(np.trapezoid(found / found[-1], wrong / wrong[-1]))
 
 
+def macro_f1(target: np.ndarray, predicted: np.ndarray, classes: int) -> float:
+    """Mean F1 of the classes that occur in targets or predictions, both int [N]; scikit-learn's number, bit for bit."""
+    right = np.bincount(target[target == predicted], minlength=classes)
+    either = np.bincount(target, minlength=classes) + np.bincount(predicted, minlength=classes)
+    occurs = either > 0
+    return float((2.0 * right[occurs] / either[occurs]).mean())
+
+
 def balanced_weights(class_counts: Sequence[int]) -> list[float]:
     """Weight of each class, inverse to its frequency, with mean 1 over the samples counted.
 
@@ -149,12 +157,10 @@ class Classification(Task):
         class against the rest over the classes that occur; auprc: average precision of class 1 (binary only);
         loss: plain mean cross-entropy.
         """
-        from sklearn.metrics import average_precision_score, f1_score
-
         predicted = logits.argmax(axis=1)
         result = {
             "accuracy": float((predicted == target).mean()),
-            "macro_f1": float(f1_score(target, predicted, average="macro", zero_division=0)),
+            "macro_f1": macro_f1(target, predicted, self.outputs),
         }
         counts = np.bincount(target, minlength=self.outputs)
         columns = [1] if self.outputs == 2 else range(self.outputs)
@@ -164,6 +170,8 @@ class Classification(Task):
             areas = [auroc(target == c, odds[:, place]) for place, c in enumerate(split)]
             result["auroc"] = float(np.mean(areas))
             if self.outputs == 2:
+                from sklearn.metrics import average_precision_score  # a second or two to import
+
                 result["auprc"] = float(average_precision_score(target == 1, odds[:, 0]))
         right = [log_softmax(logits[rows])[np.arange(len(target[rows])), target[rows]] for rows in _blocks(logits)]
         result["loss"] = float(-np.concatenate(right).mean())

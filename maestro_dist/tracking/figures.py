@@ -219,15 +219,16 @@ def _style(families: Sequence[str]) -> Iterator[None]:
         yield
 
 
-def log_story(story: Story, folder: Path, uri: str, run_id: str, extras: Extras) -> None:
+def log_story(story: Story, folder: Path, uri: str, run_id: str, extras: Extras, *, upload: bool = True) -> None:
     """Write pictures and tables to `<folder>/figures` and to the MLflow run, as far as it goes: never raises."""
     figures = extras.attempt("pictures", lambda: draw(story, extras)) or {}
     paths = save(figures, folder, extras)
-    for name, table in story.tables().items():
+    for name, table in (extras.attempt("tables", story.tables) or {}).items():
         path = folder / FOLDER / f"{name}.csv"
         if extras.attempt(f"table {name}", lambda path=path, table=table: _write(path, table())):  # type: ignore[misc]
             paths.append(path)
-    extras.attempt("upload of pictures", lambda: log_files(uri, run_id, paths, FOLDER))
+    if upload:
+        extras.attempt("upload of pictures", lambda: log_files(uri, run_id, paths, FOLDER))
 
 
 def _overview(title: str, drawn: list[Panel]) -> Figure:

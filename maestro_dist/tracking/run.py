@@ -103,6 +103,16 @@ def find_run(uri: str, experiment: str, token: str) -> str | None:
     return runs[0].info.run_id if runs else None
 
 
+def answers(uri: str, run_id: str) -> bool:
+    """Whether the server knows the run now. False, with a warning, when it does not answer: ask before much is sent."""
+    try:
+        client(uri).get_run(run_id)
+    except Exception as error:
+        warn(f"tracking at {redact(uri)} does not answer ({short(error)})")
+        return False
+    return True
+
+
 def close_run(uri: str, run_id: str, status: str) -> bool:
     """Set a run's final status (FINISHED, FAILED or KILLED). Returns False when the server does not answer."""
     try:

@@ -9,7 +9,7 @@ from sklearn import metrics as sk
 from maestro_dist.config.learning import TaskConfig
 from maestro_dist.task import classification as module
 from maestro_dist.task import higher_is_better, make_task
-from maestro_dist.task.classification import Classification, auroc, log_odds
+from maestro_dist.task.classification import Classification, auroc, log_odds, macro_f1
 
 
 def classification(outputs: int) -> Classification:
@@ -70,6 +70,15 @@ def test_auroc_is_scikit_learns_to_the_last_bit(step: float) -> None:
         score, positive = draws.normal(size=samples), draws.permutation(samples) < max(1, samples // 3)
         score = np.round(score / step) * step if step else score
         assert auroc(positive, score) == sk.roc_auc_score(positive, score)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 40])
+def test_macro_f1_is_scikit_learns_to_the_last_bit(classes: int) -> None:
+    draws = np.random.default_rng(classes)
+    for samples in (1, 5, 300):
+        target, predicted = draws.integers(0, classes, samples), draws.integers(0, max(2, classes // 2), samples)
+        expected = sk.f1_score(target, predicted, average="macro", zero_division=0)
+        assert macro_f1(target, predicted, classes) == expected
 
 
 def test_many_classes_are_scored_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from maestro_dist.tracking import run as run_module
 from maestro_dist.tracking.extras import Extras, lines_to, warn
 from maestro_dist.tracking.figures import draw, log_story, save
 from maestro_dist.tracking.panels import MissingCurve
-from maestro_dist.tracking.run import tag_run
+from maestro_dist.tracking.run import answers, tag_run
 
 DEAD = "http://127.0.0.1:9"
 
@@ -73,7 +73,8 @@ def test_any_error_of_the_tracking_library_is_a_warning(
     assert not tag_run(DEAD, "run", {"a": "b"})
     assert not log_files(DEAD, "run", [tmp_path / "a.png"], "figures")
     assert not close_run(DEAD, "run", "FINISHED")
-    assert capsys.readouterr().err.count("warning: ") == 3
+    assert not answers(DEAD, "run")
+    assert capsys.readouterr().err.count("warning: ") == 4
 
 
 def test_a_picture_that_fails_leaves_the_others(tmp_path: Path) -> None:
