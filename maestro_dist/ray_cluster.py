@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import secrets
@@ -110,6 +111,7 @@ def _own(config: Config) -> Iterator[None]:
 
     os.environ |= _CLUSTER_ENVIRONMENT
     folder = _short_folder()
+    atexit.register(_remove, folder)  # after Ray's own end of its processes, also of a start that was interrupted
     try:
         with _own_token(), _started("Ray to start on this machine"):
             ray.init(
@@ -121,13 +123,9 @@ def _own(config: Config) -> Iterator[None]:
             )
         yield
     except Exception as error:
+        atexit.unregister(_remove)
         error.add_note(f"Ray's logs are in {folder}")
         raise
-    except BaseException:
-        _remove(folder)
-        raise
-    else:
-        _remove(folder)
 
 
 class Head:
