@@ -12,7 +12,7 @@ from typing import Any
 from maestro_dist.config.schema import Config
 from maestro_dist.errors import RunError
 from maestro_dist.parallel.failure import Report, explain, leave_groups, report_of
-from maestro_dist.ray_cluster import cluster, lacks, prepare_environment, train_folder
+from maestro_dist.ray_cluster import Head, cluster, lacks, prepare_environment, train_folder
 from maestro_dist.worker import Job, environment, run_worker
 
 _WORKER_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -44,7 +44,8 @@ def train(config: Config, job: Job) -> None:
 
         failure: BaseException | None = None
         try:
-            _fit(_trainer(config, job, console, folder), config, console)
+            head = Head(ray.get_runtime_context().gcs_address)
+            _fit(_trainer(config, job, console, folder), config, console, head)
         except TrainingFailedError as error:
             failure = error
         except ray.exceptions.RayError as error:
@@ -57,7 +58,7 @@ def train(config: Config, job: Job) -> None:
             raise RunError(dead or f"Ray Train gave up: {_text(failure)}") from failure
 
 
-def _fit(trainer: Any, config: Config, console: Any) -> None:
+def _fit(trainer: Any, config: Config, console: Any, head: Head) -> None:
     """`trainer.fit()` in a thread: in the main thread Ray Train would take the signals and not let go of them.
 
     Says now and then that workers are waited for. Returns early when an error is final: Ray would start the workers
@@ -78,6 +79,7 @@ def _fit(trainer: Any, config: Config, console: Any) -> None:
     since = said = time.monotonic()
     while thread.is_alive():
         thread.join(_POLL_S)
+        head.check()
         final, begun = _asked(console.state)
         if final:
             return

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -34,6 +36,8 @@ _DRIVER_ENVIRONMENT = {
 _CLUSTER_ENVIRONMENT = {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2"}
 _LOCAL_OBJECT_STORE = 128 * 2**20  # bytes; nothing large goes through it
 _SAY_S = 30.0
+_LOOK_S, _GONE_S = 5.0, 30.0
+"""How often the cluster's head is looked for, and for how long it may be away; Ray gives up after 60 s."""
 _SOCKET_PATH = 107
 """Bytes that the path of a Unix socket may have."""
 _BELOW = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/dash_MetricsHead")
@@ -107,6 +111,7 @@ def _own(config: Config) -> Iterator[None]:
 
     os.environ |= _CLUSTER_ENVIRONMENT
     folder = _short_folder()
+    atexit.register(_remove, folder)  # after Ray's own end of its processes, also of a start that was interrupted
     try:
         with _own_token(), _started("Ray to start on this machine"):
             ray.init(
@@ -118,13 +123,35 @@ def _own(config: Config) -> Iterator[None]:
             )
         yield
     except Exception as error:
+        atexit.unregister(_remove)
         error.add_note(f"Ray's logs are in {folder}")
         raise
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Head:
+    """Watches the cluster's control server: a minute after its loss Ray ends this process, and nothing is closed."""
+
+    def __init__(self, address: str) -> None:
+        """`address`: HOST:PORT of the control server."""
+        self._address = address
+        self._seen = self._asked = time.monotonic()
+
+    def check(self) -> None:
+        """Raise `RunError` where nobody has answered there for so long that it will not come back in time."""
+        now = time.monotonic()
+        if now - self._asked < _LOOK_S:
+            return
+        self._asked = now
+        host, _, port = self._address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_LOOK_S).close()
+            self._seen = now
+        except OSError as error:
+            if now - self._seen >= _GONE_S:
+                raise RunError(
+                    f"the head of the Ray cluster ({self._address}) is gone ({error.strerror or error}); when there is "
+                    "a cluster again, the same command goes on"
+                ) from None
 
 
 @contextmanager
@@ -204,6 +231,14 @@ def _own_token() -> Iterator[None]:
         yield
     finally:
         del os.environ["RAY_AUTH_TOKEN"]
+
+
+def _remove(folder: Path) -> None:
+    for _ in range(20):  # helpers of Ray live, and write, a little longer than it does
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.2)
 
 
 def _short_folder() -> Path:

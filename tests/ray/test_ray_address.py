@@ -275,11 +275,26 @@ def test_a_wait_for_workers_says_what_is_lacking(
     monkeypatch.setattr(launch_ray, "_POLL_S", 0.01)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
     config = Config.model_validate({"run": {"workers": 2}})
-    launch_ray._fit(SimpleNamespace(fit=over.wait), config, SimpleNamespace(state=None))
+    head = SimpleNamespace(check=lambda: None)
+    launch_ray._fit(SimpleNamespace(fit=over.wait), config, SimpleNamespace(state=None), head)
     assert capsys.readouterr().out.splitlines() == [
         f"waiting for {count} of 2 workers to start, for 0 s now: they need 2 CPUs, but Ray has 1 here"
         for count in (2, 1)
     ]
+
+
+def test_a_head_that_is_gone_ends_the_run_before_ray_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster, "_LOOK_S", 0.001)
+    monkeypatch.setattr(ray_cluster.time, "monotonic", iter(range(0, 1000, 10)).__next__)
+    with listening(None) as address:
+        head = ray_cluster.Head(address)  # at 0 s
+        for _ in range(5):
+            head.check()  # to 50 s
+        head._address = "127.0.0.1:1"
+        head.check()
+        head.check()
+        with pytest.raises(RunError, match=r"head of the Ray cluster \(127.0.0.1:1\) is gone \(Connection refused\)"):
+            head.check()  # after 30 s
 
 
 def test_a_console_that_has_died_ends_the_run_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
