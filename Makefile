@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true
 RUNS := runs
 
-.PHONY: install dev demo test lint format ui clean
+.PHONY: install dev demo test test-slow lint format ui clean
 
 install: $(VENV)/.installed
 dev: $(VENV)/.dev
@@ -28,8 +28,14 @@ $(VENV)/.dev: $(VENV)/.installed
 demo: install
 	$(BIN)/python -m maestro_dist.train configs/quickstart.yaml
 
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# one test of each promise, in ten minutes on two cores; the long ones are `make test-slow`
 test: dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+test-slow: dev
+	$(PYTEST) -m slow
 
 lint: dev
 	$(BIN)/ruff check .

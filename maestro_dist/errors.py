@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from maestro_dist.redact import redact
 from maestro_dist.terminal import interruptible, never_fail_to_print
 
 
@@ -107,7 +108,7 @@ def _line(error: Exception) -> str | None:
         remedy = _REMEDIES.get(error.errno or 0, "")
     else:
         return None
-    return " ".join(f"{what}{'; ' if remedy else ''}{remedy} (in {_place(error)})".split())
+    return " ".join(redact(f"{what}{'; ' if remedy else ''}{remedy} (in {_place(error)})").split())
 
 
 def _place(error: Exception) -> str:

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maestro_dist.errors import ConfigError, DataError, StorageError, run_main
-from maestro_dist.terminal import never_fail_to_print
+from maestro_dist.places import check_writable
+from maestro_dist.terminal import lost, never_fail_to_print
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +63,7 @@ def evaluate(options: argparse.Namespace) -> int:
     from maestro_dist.evaluate_target import find_target, load
 
     if options.json:
-        _check_writable(Path(options.json).expanduser())
+        check_writable(Path(options.json).expanduser(), "--json")
     target = find_target(options.target)
     config = _configuration(target, options)
 
@@ -110,6 +110,8 @@ def evaluate(options: argparse.Namespace) -> int:
     print(results_table(found), flush=True)
     if options.json:
         _keep(Path(options.json).expanduser(), json.dumps(found.to_json(), indent=1))
+    if error := lost(sys.stdout):
+        raise StorageError(f"the table was not written whole: {error.strerror}")
     return 0
 
 
@@ -173,9 +175,10 @@ def _fitting(loaded: Loaded, config: Config, options: argparse.Namespace) -> tup
 
 
 def _unfinished(target: Target) -> list[str]:
+    from maestro_dist.callbacks.final_test import RESULT_FILE
     from maestro_dist.data.storage import Storage
 
-    if target.exported or Storage(target.url).exists("result.json"):
+    if target.exported or Storage(target.url).exists(RESULT_FILE):
         return []
     return ["note: the run has not ended; its best checkpoint so far is not its last word"]
 
@@ -191,15 +194,6 @@ def _unobserved(present: np.ndarray, name: str, split: str) -> list[str]:
         f"warning: {count:,} of {len(present):,} samples of split {split!r} have none of the model's modalities; they "
         "count, with the answer that is usual in training"
     ]
-
-
-def _check_writable(path: Path) -> None:
-    """Find out before a long evaluation, not after it."""
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise ConfigError(f"--json {path}: no such folder")
-    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise ConfigError(f"--json {path}: nothing can be written there; name another file")
 
 
 def _keep(path: Path, content: str) -> None:

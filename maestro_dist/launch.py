@@ -13,7 +13,7 @@ from maestro_dist.data.storage import Storage, redact
 from maestro_dist.errors import ConfigError
 from maestro_dist.lease import Lease
 from maestro_dist.parallel.mesh import build_mesh
-from maestro_dist.run_record import RunRecord, begin, finished, is_finished, write
+from maestro_dist.run_record import RUN_FILE, RunRecord, begin, finished, is_finished, write
 from maestro_dist.terminal import interruptible, shielded
 from maestro_dist.worker import Job, environment
 
@@ -31,23 +31,27 @@ def launch(config: Config) -> int:
             from maestro_dist.ray_cluster import check_cluster
 
             check_cluster()  # in seconds, before anything is packed or begun
-        manifest, _ = prepare_data(config)
+        manifest, _ = prepare_data(config, begun=run.exists(RUN_FILE))
         print_start(config, manifest)
         record = finished(config, manifest, run)  # before a lease, which would have to be written
         if record:
             return _say_finished(config, run, record)
-        lease = Lease(run.url)
+        lease: Lease | None = None
         try:
+            with shielded():  # stopped in between, a lease would be held that nobody gives back
+                lease = Lease(run.url)
             return _run(config, manifest, run, lease)
         finally:
-            with shielded():
-                lease.release()
+            if lease is not None:
+                with shielded():
+                    lease.release()
 
 
-def prepare_data(config: Config, *, bare: bool = False) -> tuple[Manifest, bool]:
+def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> tuple[Manifest, bool]:
     """Pack `data.source` where `data.url` holds nothing yet; check what a run will need before it takes any worker.
 
-    Returns the manifest and whether there are shards; with `bare` it may come without any.
+    Returns the manifest and whether there are shards; with `bare` it may come without any. `begun`: the run is no
+    new one.
     """
     from maestro_dist.data.augment import check_augment
     from maestro_dist.data.check import check_shards, has_shards
@@ -64,7 +68,7 @@ def prepare_data(config: Config, *, bare: bool = False) -> tuple[Manifest, bool]
         print(f"packing {source.path} ({source.converter}) to {redact(config.data.url)}", flush=True)
         prepare(source, config.data.url)
     manifest = load_manifest(config.data.url)
-    check_splits(config.data, manifest)
+    check_splits(config.data, manifest, begun=begun)
     check_modalities(config, manifest.select(config.data.modalities))
     if config.model.normalize == "recording" and not manifest.recording:
         raise ConfigError(

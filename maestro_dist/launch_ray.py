@@ -20,6 +20,8 @@ _POLL_S = 0.3
 _SAY_S = 30.0
 _CONSOLE_S = 600.0
 """How long the console may take to answer; it has little to do, but on a busy machine its process is slow to start."""
+_TOLD_S = 30.0
+"""How long a failed worker may take to tell the console why, while other ranks wait for it."""
 # A group of workers that cannot start for lack of room is waited for, an hour at a time, for a week; one that fails to
 # start fails in seconds, and ends the run after so many times.
 _START_S, _STARTS = 3600, 168
@@ -38,7 +40,7 @@ def train(config: Config, job: Job) -> None:
     """
     prepare_environment()
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_S))
-    with cluster(config), _console(config) as console, train_folder() as folder:
+    with train_folder() as folder, cluster(config), _console(config) as console:
         import ray
         from ray.train import TrainingFailedError
 
@@ -157,7 +159,7 @@ def _work(handed: dict[str, Any]) -> None:
     def failed(error: Exception) -> None:
         report = report_of(rank, error)
         with suppress(ray.exceptions.RayError):  # without a console the run ends anyway
-            ray.get(console.fail.remote(group, report), timeout=_CONSOLE_S)
+            ray.get(console.fail.remote(group, report), timeout=_TOLD_S)
         leave_groups()
         if report.lost:
             time.sleep(_HEAR_OUT_S)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 from maestro_dist.data.storage import Storage
-from maestro_dist.errors import StorageError
+from maestro_dist.errors import ConfigError, StorageError
 
 RUNS = "runs"
 """Where runs are by default (`run.storage`), below the current folder."""
@@ -23,6 +24,16 @@ def place_of(text: str) -> Storage:
     if not path.exists() and (Path(RUNS) / text).exists():
         path = Path(RUNS) / text
     return Storage(str(path.absolute()))
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Raise `ConfigError`, which names the `option`, where no file can be written at `path`: before long work, not
+    after it."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"{option} {path}: no such folder")
+    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise ConfigError(f"{option} {path}: nothing can be written there; name another file")
 
 
 def what_may_be_meant(here: Storage) -> str:

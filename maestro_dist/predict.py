@@ -245,11 +245,15 @@ class Predictor:
                 logits.append(self.model(made.to(self.device))["logits"].float().cpu().numpy())
         return self.answers(np.concatenate(logits), np.concatenate(observed))
 
-    def answers(self, logits: np.ndarray, observed: np.ndarray) -> np.ndarray:
-        """What `predict` returns, from logits [N, C] of samples in which something was observed, bool [N], or not."""
+    def answers(self, logits: np.ndarray, observed: np.ndarray, names: Sequence[str] | None = None) -> np.ndarray:
+        """What `predict` returns, from logits [N, C] of samples in which something was observed, bool [N], or not.
+
+        `names` are the samples' names for messages; by default their numbers.
+        """
         bad = np.flatnonzero(observed & ~np.isfinite(logits).all(axis=1))
         if len(bad):
-            raise NonFiniteError(f"sample {bad[0]}: the model's answer is not a finite number; are its values sound?")
+            name = names[bad[0]] if names else bad[0]
+            raise NonFiniteError(f"sample {name}: the model's answer is not a finite number; are its values sound?")
         answers = self._task.predictions(logits)
         answers[~observed] = np.nan
         return answers

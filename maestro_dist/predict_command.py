@@ -6,9 +6,12 @@ import argparse
 import csv
 import io
 import json
+import os
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -16,8 +19,8 @@ import numpy as np
 
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import ConfigError, DataError, StorageError, run_main
-from maestro_dist.places import place_of, what_may_be_meant
-from maestro_dist.terminal import never_fail_to_print
+from maestro_dist.places import check_writable, place_of, what_may_be_meant
+from maestro_dist.terminal import lost, never_fail_to_print
 
 if TYPE_CHECKING:
     from maestro_dist.predict import Predictor
@@ -73,8 +76,8 @@ def _predict(options: argparse.Namespace) -> int:
     if options.batch < 1:
         raise ConfigError(f"--batch: {options.batch} is not 1 or more")
     out = Path(options.out).expanduser() if options.out else None
-    if out and (out.is_dir() or not out.absolute().parent.is_dir()):
-        raise ConfigError(f"--out {out}: no such folder, or a folder")
+    if out:
+        check_writable(out, "--out")
     predictor = load_model(_model_place(options.model))
     data = options.data.removeprefix("data.url=")  # as it is typed for `train`
     suffix = Path(data).suffix.lower()
@@ -86,13 +89,28 @@ def _predict(options: argparse.Namespace) -> int:
     columns = list(predictor.classes) or ["value"]
     if out is None:
         _write_csv(sys.stdout, columns, kept)
+        if error := lost(sys.stdout):
+            raise StorageError(f"the answers were not written whole: {error.strerror}")
         return 0
-    try:
-        with out.open("w", encoding="utf-8", newline="") as file:
-            (_write_json if out.suffix.lower() == ".jsonl" else _write_csv)(file, columns, kept)
-    except OSError as error:
-        raise StorageError(f"cannot write --out {out}: {error.strerror}") from error
+    text = io.StringIO(newline="")
+    (_write_json if out.suffix.lower() == ".jsonl" else _write_csv)(text, columns, kept)
+    _write_whole(out, text.getvalue())
     return 0
+
+
+def _write_whole(out: Path, text: str) -> None:
+    """Replace a file by `text`, or leave it as it was. What is no regular file (a pipe) is written directly."""
+    part = out.with_name(f".{out.name}.part")
+    try:
+        if out.exists() and not out.is_file():
+            out.write_text(text, encoding="utf-8", newline="")
+            return
+        part.write_text(text, encoding="utf-8", newline="")
+        os.replace(part, out)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise StorageError(f"cannot write --out {out}: {error.strerror}") from error
 
 
 def _model_place(text: str) -> str:
@@ -121,7 +139,16 @@ def _of_file(predictor: Predictor, place: str, suffix: str, options: argparse.Na
             given = json.loads(content)
         else:
             given = [json.loads(line) for line in content.decode().splitlines() if line.strip()]
-    except (ValueError, TypeError, AttributeError, OSError, RecursionError, zipfile.BadZipFile) as error:
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        OSError,
+        EOFError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:  # a RuntimeError is one of too deep a nesting, of an unknown compression, or of a password
         raise DataError(f"{storage.name()}: damaged ({' '.join(str(error).split())[:200]})") from error
     pairs = [split_recordings(sample, predictor.names) for sample in as_list(given)]
     answers = predictor.predict(
@@ -178,7 +205,7 @@ def _of_split(predictor: Predictor, url: str, options: argparse.Namespace) -> It
             batch=options.batch, rank=0, ranks=1, symbols=symbols,
         ):  # fmt: skip
             logits = predictor.model(batch)["logits"].float().numpy()
-            yield from _rows(batch.keys, predictor.answers(logits, batch.present.any(dim=1).numpy()))
+            yield from _rows(batch.keys, predictor.answers(logits, batch.present.any(dim=1).numpy(), batch.keys))
 
 
 def _rows(keys: Any, answers: np.ndarray) -> Iterator[Row]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import os
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -19,7 +21,7 @@ from typing import Any
 
 from maestro_dist.config.schema import Config
 from maestro_dist.data.storage import redact
-from maestro_dist.errors import ConfigError, MaestroError, RunError
+from maestro_dist.errors import ConfigError, DataError, MaestroError, RunError
 from maestro_dist.ray_address import check_address, cluster_address
 from maestro_dist.terminal import handlers_kept
 
@@ -111,7 +113,8 @@ def _own(config: Config) -> Iterator[None]:
 
     os.environ |= _CLUSTER_ENVIRONMENT
     folder = _short_folder()
-    atexit.register(_remove, folder)  # after Ray's own end of its processes, also of a start that was interrupted
+    remove = functools.partial(_remove, folder)
+    atexit.register(remove)  # after Ray's own end of its processes, also of a start that was interrupted
     try:
         with _own_token(), _started("Ray to start on this machine"):
             ray.init(
@@ -122,9 +125,11 @@ def _own(config: Config) -> Iterator[None]:
                 **_QUIET,
             )
         yield
-    except Exception as error:
-        atexit.unregister(_remove)
-        error.add_note(f"Ray's logs are in {folder}")
+    except (ConfigError, DataError):  # of which Ray's logs say nothing
+        raise
+    except Exception:
+        atexit.unregister(remove)
+        print(f"Ray's logs are kept in {folder}", file=sys.stderr, flush=True)
         raise
 
 

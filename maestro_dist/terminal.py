@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import select
@@ -13,10 +14,13 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_NOTE = b"stopping as soon as all is closed\n"
+_PATIENCE = 8
+"""Requests to stop after which a closing that takes too long is given up."""
+_NOTE = b"stopping as soon as all is closed; to give that up, ask again a few times\n"
 
 _shields = 0
 _held_back = False
+_requests = 0
 
 
 def never_fail_to_print() -> None:
@@ -34,15 +38,30 @@ def never_fail_to_print() -> None:
 
 
 class _Raw(io.FileIO):
-    """A file descriptor that takes all that is written to it, whether or not it can hand it on."""
+    """A file descriptor that takes all that is written to it, whether or not it can pass it on.
+
+    `lost` says why something could not be passed on; a reader or a terminal that has gone is no loss.
+    """
+
+    lost: OSError | None = None
 
     def write(self, data: Any, /) -> int:
         try:
             while (written := super().write(data)) is None:  # a pipe that does not block, and is full
                 select.select([], [self], [])
             return written
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                self.lost = error
             return len(data)
+
+
+def lost(stream: TextIO) -> OSError | None:
+    """Why what was printed to `stream` has not arrived whole; None where it has, or where nobody reads any more."""
+    stream.flush()
+    buffer = getattr(stream, "buffer", None)
+    found: OSError | None = getattr(getattr(buffer, "raw", buffer), "lost", None)
+    return found
 
 
 def _tolerant(stream: TextIO | None) -> TextIO:
@@ -68,14 +87,18 @@ def _tolerant(stream: TextIO | None) -> TextIO:
 def interruptible() -> Iterator[None]:
     """SIGTERM and the hang-up of a terminal (SIGHUP) end what runs inside as Ctrl-C does: by `KeyboardInterrupt`.
 
-    A signal that comes while an earlier one is being dealt with does not disturb the closing. A hang-up that this
-    process was told to ignore (`nohup`) stays ignored. In a thread other than the main one nothing is changed.
+    A signal that comes while an earlier one is being dealt with does not disturb the closing; after many of them the
+    closing itself is given up. A hang-up that this process was told to ignore (`nohup`) stays ignored, and so does
+    Ctrl-C (`train ... &` in a script). In a thread other than the main one nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    before = [(number, signal.signal(number, _stop)) for number in _STOPS if not (nohup and number == signal.SIGHUP)]
+    global _requests
+    ignored = [n for n in (signal.SIGHUP, signal.SIGINT) if signal.getsignal(n) == signal.SIG_IGN]
+    before = [(number, signal.signal(number, _stop)) for number in _STOPS if number not in ignored]
+    if all(handler is not _stop for _, handler in before):
+        _requests = 0
     try:
         yield
     finally:
@@ -120,8 +143,9 @@ def handlers_kept() -> Iterator[None]:
 
 
 def _stop(*_: object) -> None:
-    global _held_back
-    if not (_shields or _is_stopping()):
+    global _held_back, _requests
+    _requests += 1
+    if not (_shields or _is_stopping()) or _requests > _PATIENCE:
         raise KeyboardInterrupt
     _held_back = _shields > 0
     with contextlib.suppress(OSError):

@@ -324,7 +324,7 @@ def _train(job: Job, say: Say, stack: ExitStack) -> None:
     from maestro_dist.start import take
     from maestro_dist.teachers import answers
 
-    config = parse(job.config, "the driver's configuration")
+    config = _patient(parse(job.config, "the driver's configuration"))
     prepare_process(config)
     mesh = build_mesh(config.mesh, world=dist.get_world_size(), rank=dist.get_rank())
     found = _agreed(newest(job.run_url) if mesh.rank == 0 else None, job.run_url)
@@ -360,6 +360,12 @@ def _train(job: Job, say: Say, stack: ExitStack) -> None:
     callbacks = _callbacks(job, state, saver, log, say)
     stack.callback(callbacks.close)
     fit(state, stream.batches, callbacks)
+
+
+def _patient(config: Config) -> Config:
+    """Readers give up before the other ranks do, which would not know why they wait."""
+    limit = max(1, min(config.data.timeout_s, config.run.timeout_s * 4 // 5))
+    return config.model_copy(update={"data": config.data.model_copy(update={"timeout_s": limit})})
 
 
 def _close_log(log: MetricLog, say: Say) -> None:

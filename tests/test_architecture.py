@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "maestro_dist"
 LEVELS = [
-    {"terminal"},
+    {"terminal", "redact"},
     {"errors", "types", "rng", "memory"},
     {"config"},
     {"model", "data", "task", "optim"},

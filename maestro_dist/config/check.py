@@ -204,13 +204,14 @@ def check_modalities(config: Config, modalities: Sequence[Modality]) -> None:
                 )
 
 
-def _decides(key: str) -> bool:
+def decides(key: str) -> bool:
+    """Whether a key, `section.key`, decides the result of a run: it may not change when the run is resumed."""
     return key not in _FREE_KEYS and not key.startswith(_FREE_SECTIONS)
 
 
 def identity(config: Config) -> dict[str, Any]:
     """The flattened values that decide the result of a run (plain JSON)."""
-    flat = {key: value for key, value in flatten(config).items() if _decides(key)}
+    flat = {key: value for key, value in flatten(config).items() if decides(key)}
     return json.loads(json.dumps(flat, default=lambda model: model.model_dump(mode="json")))
 
 
@@ -219,7 +220,7 @@ def check_resume(config: Config, saved: dict[str, Any]) -> None:
 
     A key that `saved` lacks is newer than the run: its default stands for what was done then.
     """
-    now, saved = identity(config), {key: value for key, value in saved.items() if _decides(key)}
+    now, saved = identity(config), {key: value for key, value in saved.items() if decides(key)}
     saved = identity(Config()) | saved
     changed = [
         f"{key} {saved.get(key)!r} -> {now.get(key)!r}"

@@ -25,7 +25,7 @@ _PASSWORD = re.compile(r"[^/@?#]*:[^@]*@")  # a password may hold / and ? (and @
 _SETTING = re.compile(r"[?&;#]([^=?&;#]+)=[^&;#]")
 _CONNECTION = re.compile(r"(?:^|;)\s*(AccountKey|Shared\w*|Password|Pwd)\s*=\s*[^;\s]", re.IGNORECASE)
 _SECRET = re.compile(
-    r"passw|passphrase|secret|token|signature|credential|(api|access|account|private|shared)[-_.]?key"
+    r"passw|passphrase|secret(?!ar)|token(?!s)|signature|credential|(api|access|account|private|shared)[-_.]?key"
     r"|(^|[-_.])(pass|pwd|sig|sas|auth|authorization|key|jwt|cred|creds)($|[-_.])",
     re.IGNORECASE,
 )
@@ -108,9 +108,7 @@ def absolute(config: Config) -> Config:
     data, tracking = moved(config.data, "data", "url", "cache"), config.tracking
     if data.source:
         data = data.model_copy(update={"source": moved(data.source, "data.source", "path")})
-    if tracking.uri and not re.match(
-        r"databricks|uc\b|[\w+.-]+:(?!///)", tracking.uri
-    ):  # names and URLs that are no path
+    if tracking.uri and not _NO_PATH.match(tracking.uri):
         tracking = moved(tracking, "tracking", "uri")
     run, task = moved(config.run, "run", "storage", "start"), moved(config.task, "task", "teachers")
     return config.model_copy(update={"data": data, "run": run, "task": task, "tracking": tracking})

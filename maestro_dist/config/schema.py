@@ -106,8 +106,8 @@ class DataConfig(Section):
     different ones, over all ranks, epochs and restarts. A rank knows its own at once; all are counted where metrics are
     summed (every `tracking.every_steps`, at the end of an epoch, before a checkpoint)."""
     timeout_s: Positive = 240
-    """How long a reader may show no progress, in seconds, until that becomes an error. Below `run.timeout_s`: else the
-    other ranks give up first, without knowing why."""
+    """How long a reader may show no progress, in seconds, until that becomes an error. Never more than
+    four fifths of `run.timeout_s` is used: else the other ranks would give up first, without knowing why."""
 
 
 class EngineConfig(Section):

@@ -18,6 +18,7 @@ from maestro_dist.errors import DataError, StorageError
 
 _TRIES = 2  # of a download whose content is wrong: a cut connection is not always noticed
 _LOOK_S = 0.2
+_PIECE = 16 << 20  # bytes that are hashed between two signs of life
 _PATIENCE_S = 240.0  # for another process that fetches a shard, from its last sign of life on
 
 Tell = Callable[[str], None]
@@ -26,7 +27,7 @@ Tell = Callable[[str], None]
 Identity = tuple[int, int, int, int]
 """Of a file as it is now: another one, or one that was written to, has another."""
 
-_checked: set[Identity] = set()  # files whose hash this process has seen to be right
+_checked: set[tuple[Identity, str]] = set()  # files, and the hash that this process has seen them to have
 
 
 def local_shard(
@@ -49,7 +50,7 @@ def local_shard(
     local = storage.local_path(shard.path)
     if local is not None:
         try:
-            problem = _problem(local, shard, verify)
+            problem = _problem(local, shard, verify, tell)
         except OSError as error:
             raise StorageError(f"cannot read {local}: {error.strerror}") from error
         if problem:
@@ -59,10 +60,10 @@ def local_shard(
     try:
         folder = Path(cache).expanduser() if cache else own_folder("shards")
         target = folder / shard.sha256[:2] / f"{shard.sha256}.tar"
-        if _problem(target, shard, verify):
+        if _problem(target, shard, verify, tell):
             target.parent.mkdir(parents=True, exist_ok=True)
             with _locked(target, tell):
-                if _problem(target, shard, verify):
+                if _problem(target, shard, verify, tell):
                     _fetch(storage, shard, target, verify, tell)
     except ObjectMissing as error:
         raise DataError(f"{storage.name(shard.path)}: the shard is missing; pack the data set again") from error
@@ -81,7 +82,7 @@ def _fetch(storage: Storage, shard: Shard, target: Path, verify: str, tell: Tell
             storage.download(
                 shard.path, part, lambda done, size: tell(f"fetching {name}, {done >> 20:,} of {size >> 20:,} MiB")
             )
-            problem = _problem(part, shard, verify)
+            problem = _problem(part, shard, verify, tell)
             if not problem:
                 os.replace(part, target)
                 return
@@ -95,7 +96,7 @@ def identity(found: os.stat_result) -> Identity:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _problem(path: Path, shard: Shard, verify: str) -> str | None:
+def _problem(path: Path, shard: Shard, verify: str, tell: Tell) -> str | None:
     """What is wrong with a file, in words; None when it is the shard. A hash is computed once a process."""
     try:
         found = path.stat()
@@ -103,12 +104,17 @@ def _problem(path: Path, shard: Shard, verify: str) -> str | None:
         return "the shard is missing"
     if found.st_size != shard.bytes:
         return f"{found.st_size} bytes instead of {shard.bytes}"
-    known = identity(found)
+    known = identity(found), shard.sha256
     if verify == "size" or known in _checked:
         return None
+    digest, done = hashlib.sha256(), 0
     with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-            return "its sha256 is not that of the manifest"
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+            done += len(piece)
+            tell(f"checking {path}, {done >> 20:,} of {shard.bytes >> 20:,} MiB")
+    if digest.hexdigest() != shard.sha256:
+        return "its sha256 is not that of the manifest"
     _checked.add(known)
     return None
 

@@ -138,8 +138,10 @@ def said(manifest: Manifest, splits: Sequence[str] | None = None, modalities: Se
     splits = list(manifest.splits) if splits is None else splits
     names = [m.name for m in manifest.modalities] if modalities is None else modalities
     lines, absurd = [], defaultdict(list)
-    if manifest.statistics_of not in (None, splits[0]):
-        lines.append(f"means and standard deviations are those of split '{manifest.statistics_of}', not '{splits[0]}'")
+    train = manifest.splits.get(TRAIN)
+    source = manifest.statistics_of or (TRAIN if train and train.samples else splits[0])
+    if source != splits[0]:
+        lines.append(f"means and standard deviations are those of split '{source}', not '{splits[0]}'")
     for found in manifest.outliers:
         if found.split in splits and found.modality is None:
             lines.append(

@@ -17,15 +17,18 @@ _USES = {
 _SOME = 5  # names that stand for all
 
 
-def check_splits(config: DataConfig, manifest: Manifest) -> None:
-    """Raise `ConfigError` where a split is not there or empty, or where choices would be made on the test split."""
+def check_splits(config: DataConfig, manifest: Manifest, *, begun: bool = False) -> None:
+    """Raise `ConfigError` where a split is not there or empty, or where choices would be made on the test split.
+
+    A run that has `begun` goes on, whatever choices it makes.
+    """
     for key in _USES:
         try:
             manifest.split(getattr(config, key))
         except ConfigError as error:
             having = [f"{name} ({split.samples:,})" for name, split in manifest.splits.items() if split.samples]
             raise ConfigError(f"data.{key}: {error}; splits with samples: {', '.join(having) or 'none'}") from error
-    if config.validation == config.test:
+    if config.validation == config.test and not begun:
         raise ConfigError(
             f"data.validation and data.test are both '{config.test}': weights would be chosen by what they are tested "
             "on; use two splits"
@@ -51,6 +54,8 @@ def check_metric(
 def warnings_of(config: Config, manifest: Manifest) -> Iterator[str]:
     """What a person should know of the data before a run, a line each."""
     data = config.data
+    if data.validation == data.test:
+        yield f"data.validation and data.test are both '{data.test}': weights are chosen by what they are tested on"
     for key in ("validation", "test"):
         if getattr(data, key) == data.train:
             yield (

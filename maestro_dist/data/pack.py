@@ -76,6 +76,7 @@ def pack(
             found.add(checked)
         finished = {name: writer.finish() for name, writer in writers.items()}
         manifest = found.manifest(finished)
+        _check_whole(storage, manifest)
         write_manifest(storage, manifest)
     for line in said(manifest):
         warn(line)
@@ -107,6 +108,16 @@ def check_room(url: str) -> None:
             f"{name}: a packed data set is there already; replace it with overwrite=True (--overwrite on the command "
             "line), or choose another place"
         )
+
+
+def _check_whole(storage: Storage, manifest: Manifest) -> None:
+    """Raise `DataError` where another process, which packed to the same place and failed, has removed a shard."""
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            if not storage.exists(shard.path) or not storage.exists(shard.index):
+                raise DataError(
+                    f"{storage.name(shard.path)} is gone: another process packs to this place; pack again, alone"
+                )
 
 
 def write_manifest(storage: Storage, manifest: Manifest) -> None:
@@ -141,6 +152,8 @@ class SplitWriter:
             if self._open is not None:
                 self._open.__exit__(kind, error, trace)
         with suppress(StorageError):
+            if self.storage.exists(MANIFEST_NAME):
+                return  # another process has packed here in the meantime: these are its shards now
             for path in self._written:
                 self.storage.remove(path)
 

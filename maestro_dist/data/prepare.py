@@ -48,18 +48,6 @@ def prepare(source: SourceConfig, url: str) -> Manifest:
     return pack(url, conversion.description, conversion.samples, splits=conversion.splits)
 
 
-def from_home(path: str) -> str:
-    """A local path with `~` as the home folder; a URL as it is.
-
-    Raises:
-        ConfigError: there is no such user's home.
-    """
-    try:
-        return path if "://" in path else str(Path(path).expanduser())
-    except RuntimeError as error:
-        raise ConfigError(f"{path}: {error}") from None
-
-
 def warn(conversion: Conversion) -> None:
     """Print what is odd about a source to stderr."""
     for text in conversion.warnings:

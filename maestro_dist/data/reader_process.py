@@ -28,7 +28,11 @@ from maestro_dist.data.reader import Request, SplitReader, SplitSource
 from maestro_dist.errors import MaestroError, ReaderError
 from maestro_dist.types import Batch
 
-_START = "import sys; from maestro_dist.data.reader_process import serve; serve(*map(int, sys.argv[1:]))"
+# Ctrl-C goes to all processes of a terminal, also while they start; the training process ends this one.
+_START = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "from maestro_dist.data.reader_process import serve; serve(*map(int, sys.argv[1:]))"
+)
 _TELL_S = 1.0  # between two words of a reader on what it is at
 _END_S = 5.0
 
@@ -125,7 +129,6 @@ class ReaderProcess:
 
 def serve(file: int, parent: int) -> None:
     """The process: answer requests on the socket `file` until the other side, process `parent`, has closed it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the training process ends this one
     with suppress(EOFError, OSError), Connection(file) as connection:
         source: SplitSource = connection.recv()
         teller = _Teller(connection, parent)

@@ -57,15 +57,16 @@ class MetricFile:
         found: list[tuple[int, dict[str, float]]] = []
         if not self.path.exists():  # the disk has not taken a line yet
             return found, offset
-        if self._limits is None:
-            self._limits = _limits(self.path)
+        limits = self._limits  # another thread that writes may forget them meanwhile
+        if limits is None:
+            limits = self._limits = _limits(self.path)
         with self.path.open("rb") as file:
             file.seek(offset)
             for _ in range(lines):
                 raw = file.readline()
                 if not raw.endswith(b"\n"):
                     break
-                found.extend((step, metrics) for step, metrics, _ in _counting(raw, offset, self._limits))
+                found.extend((step, metrics) for step, metrics, _ in _counting(raw, offset, limits))
                 offset += len(raw)
         return found, offset
 

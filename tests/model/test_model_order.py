@@ -74,7 +74,7 @@ def test_the_host_reads_and_copies_nothing_in_a_step(monkeypatch: pytest.MonkeyP
         model, task = model_and_task(draw, sensors)
         model.to("meta")
         given = random_batch(draw, sensors)
-        given = given._map(lambda tensor: tensor.to("meta"))
+        given = given.map(lambda tensor: tensor.to("meta"))
         for step in range(2):  # what is kept on the device is copied there once
             with _Lifted() as lifted:
                 task.loss(model(given, step), given).sum().backward()
@@ -89,6 +89,8 @@ def test_a_modality_that_is_hidden_whole_does_not_count_in_the_auxiliary_loss() 
         model, task = model_and_task(random.Random(seed), sensors)
         if getattr(model, "modality_heads", None) is not None:
             break
+    else:
+        raise AssertionError("no model with heads among the seeds")
     present = np.ones((3, len(sensors)), bool)
     hidden = batch(sensors, present, 0.0, 1)
     hidden.values[sensors[0].name][1] = torch.nan

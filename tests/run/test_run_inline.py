@@ -406,7 +406,7 @@ def test_a_second_driver_is_refused(synthetic: str, tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("tracking.uri=http://bob:hidden@127.0.0.1:9", "tracking.uri: the URL holds credentials"),
+        ("tracking.uri=http://bob:hidden@127.0.0.1:9", "tracking.uri: holds credentials"),
         ("tracking.uri=http://127.0.0.1:9", "tracking at http://127.0.0.1:9 does not answer"),
         ("evaluation.metric=rmse", "evaluation.metric=rmse: this classification task has"),
         ("run.device=cuda", "no CUDA device"),

@@ -101,7 +101,7 @@ def test_a_run_that_died_goes_on_without_them(
         ("model.alphabet=10", "model.alphabet 20 there, 10 here"),
         ("data.modalities=[acc, temp]", "was trained on acc, bvp, temp, this run is on acc, temp"),
         ("run.start=/nowhere", "is neither a run (it has no config.yaml), nor a checkpoint of one"),
-        ("run.start=s3://me:secret@bucket/run", "run.start: the URL holds credentials"),
+        ("run.start=s3://me:secret@bucket/run", "run.start: holds credentials"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_before_a_worker_starts(

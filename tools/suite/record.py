@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.baselines.settings import BaselineConfig
 from benchmarks.common import machine
 
-from maestro_dist.config.check import identity
+from maestro_dist.config.check import decides, identity
 from maestro_dist.config.model import ModelConfig, StemConfig
 from maestro_dist.config.schema import Config
 from maestro_dist.data.storage import ObjectMissing, Storage
@@ -147,7 +147,8 @@ def _differences(record: Record | None, cell: Cell) -> list[str]:
     now = json.loads(json.dumps(cell.settings))
     # A key that the record lacks is newer than the run: its default stands for what was done then.
     old = {key: _DEFAULTS[_plain(key)] for key in now if _plain(key) in _DEFAULTS and not _absent(key, record)}
-    old |= record.settings
+    # A key that no longer decides a result is no difference.
+    old |= {key: value for key, value in record.settings.items() if decides(_plain(key))}
     return [
         f"{key} {old.get(key)!r} -> {now.get(key)!r}" for key in sorted({*old, *now}) if old.get(key) != now.get(key)
     ]

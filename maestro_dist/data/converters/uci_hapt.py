@@ -174,7 +174,7 @@ def _read(source: Path) -> tuple[dict[tuple[str, int], np.ndarray], list[_Segmen
             labels = name, table(name, content, 5)
             continue
         streams[role] = table(name, content, 3)
-        match = _STREAM.fullmatch(re.split("[/:]", name)[-1])
+        match = _STREAM.fullmatch(re.split(r"[/:\\]", name)[-1])
         assert match is not None
         user, other = users.setdefault(role[1], (int(match[3]), name))
         if user != int(match[3]):

@@ -67,8 +67,8 @@ def parse_baseline(overrides: Sequence[str]) -> BaselineConfig:
         key = text.removeprefix(_PREFIX).partition("=")[0]
         if key not in BaselineConfig.model_fields:
             raise ConfigError(f"{_PREFIX}{key}: unknown key; there are {', '.join(BaselineConfig.model_fields)}")
-        apply_override(tree, text.removeprefix(_PREFIX))
-    values = fitted(tree, BaselineConfig)
+        apply_override(tree, text)
+    values = fitted(tree.get(_PREFIX.rstrip("."), {}), BaselineConfig)
     try:
         return BaselineConfig.model_validate(values)
     except ValidationError as error:
