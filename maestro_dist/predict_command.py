@@ -8,8 +8,6 @@ import io
 import json
 import os
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -139,16 +137,7 @@ def _of_file(predictor: Predictor, place: str, suffix: str, options: argparse.Na
             given = json.loads(content)
         else:
             given = [json.loads(line) for line in content.decode().splitlines() if line.strip()]
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-        OSError,
-        EOFError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:  # a RuntimeError is one of too deep a nesting, of an unknown compression, or of a password
+    except Exception as error:  # zipfile, zlib, numpy and Python's own parser each have errors of their own
         raise DataError(f"{storage.name()}: damaged ({' '.join(str(error).split())[:200]})") from error
     pairs = [split_recordings(sample, predictor.names) for sample in as_list(given)]
     answers = predictor.predict(

@@ -177,3 +177,20 @@ def test_no_folder_at_all_is_one_line(remote: tuple[Storage, Shard], monkeypatch
     own_folder.cache_clear()
     with pytest.raises(StorageError, match=r"cannot use the shard cache .*; set data\.cache"):
         fetch(remote, None)
+
+
+def test_a_file_is_checked_against_each_hash_and_says_how_far_it_is(
+    remote: tuple[Storage, Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = remote[1]
+    path = fetch(remote, tmp_path / "cache")
+    folder = tmp_path / "plain"
+    (folder / shard.path).parent.mkdir(parents=True)
+    (folder / shard.path).write_bytes(path.read_bytes())
+    monkeypatch.setattr(cache, "_PIECE", 4096)
+    told: list[str] = []
+    local_shard(Storage(str(folder)), shard, None, "sha256", told.append)
+    assert len(told) >= shard.bytes // 4096
+    other = shard.model_copy(update={"sha256": "0" * 64})
+    with pytest.raises(DataError, match="its sha256 is not that of the manifest"):
+        local_shard(Storage(str(folder)), other, None, "sha256")

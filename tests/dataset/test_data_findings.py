@@ -169,6 +169,28 @@ def test_what_the_samples_raise_comes_through_and_nothing_is_left(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_a_stopped_packing_leaves_the_shards_of_another_alone(tmp_path: Path) -> None:
+    def overtaken() -> Iterator[RawSample]:
+        yield from samples()
+        packed(tmp_path, samples(), shard_bytes=2_000)
+        raise Stop
+
+    with pytest.raises(Stop):
+        packed(tmp_path, overtaken(), shard_bytes=2_000)
+    manifest = load_manifest(str(tmp_path))
+    assert all((tmp_path / shard.path).exists() for split in manifest.splits.values() for shard in split.shards)
+
+
+def test_shards_that_another_packing_removed_are_missed_in_time(tmp_path: Path) -> None:
+    def robbed() -> Iterator[RawSample]:
+        yield from samples()
+        (tmp_path / "train-000000.tar").unlink()
+
+    with pytest.raises(DataError, match=r"train-000000\.tar is gone: another process packs to this place"):
+        packed(tmp_path, robbed(), shard_bytes=2_000)
+    assert not (tmp_path / "manifest.json").exists()
+
+
 def test_a_failure_at_the_end_leaves_nothing_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import maestro_dist.data.pack as module
 

@@ -150,6 +150,18 @@ def test_a_file_cut_in_its_last_line_is_named(kind: Kind, tmp_path: Path) -> Non
     assert warning == f"the last line is not ended (was the file cut short?): {source / kind.file}"
 
 
+def test_a_zip_that_windows_wrote(kind: Kind, tmp_path: Path) -> None:
+    source = kind.write(tmp_path / "source")
+    target = tmp_path / "windows" / "all.zip"
+    target.parent.mkdir()
+    with zipfile.ZipFile(target, "w") as archive:
+        for path in sorted(source.rglob("*")):
+            if path.is_file():
+                name = "\\".join(path.relative_to(source).parts)
+                archive.writestr(zipfile.ZipInfo(name), path.read_bytes())
+    same_without_a_word(kind, target.parent, contents(kind.convert(source)))
+
+
 def test_a_link_in_an_archive_is_named(kind: Kind, tmp_path: Path) -> None:
     source = kind.write(tmp_path / "source")
     (source / "old").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -105,3 +106,19 @@ def test_what_cannot_work_is_refused_before_it_begins(
 def test_a_metric_that_needs_no_two_classes_is_fine(tmp_path: Path) -> None:
     data = packed(tmp_path / "data", relabelled("validation", 2))
     assert dry(tmp_path, data, "evaluation.metric=macro_f1") == 0
+
+
+def test_a_run_that_chose_on_its_test_split_goes_on_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """New runs may not; one that was begun before that was refused is finished as it is."""
+    data = packed(tmp_path / "data", alone)
+    assert runs.train(tmp_path / "runs", data, "optim.max_steps=1", "evaluation.draws=[0]") == 0
+    run = tmp_path / "runs" / "tiny"
+    record = json.loads((run / "run.json").read_text())
+    record["identity"]["data.validation"] = "test"
+    (run / "run.json").write_text(json.dumps(record))
+    capsys.readouterr()
+    assert runs.train(tmp_path / "runs", data, "optim.max_steps=1", "evaluation.draws=[0]", "data.validation=test") == 0
+    assert "weights are chosen by what they are tested on" in capsys.readouterr().out
+    assert dry(tmp_path / "other", data, "data.validation=test") == 2

@@ -105,6 +105,25 @@ def test_nohup_is_respected() -> None:
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
+def test_what_a_script_ignores_for_its_jobs_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interruptible():
+        send(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def test_a_closing_that_takes_too_long_can_be_given_up() -> None:
+    asked = 0
+    with contextlib.suppress(KeyboardInterrupt), interruptible():
+        try:
+            send(signal.SIGTERM)
+        finally:
+            while asked < 100:
+                asked += 1
+                send(signal.SIGINT)
+    assert 4 < asked < 20
+
+
 def raising(error: BaseException) -> Callable[[], int]:
     def main() -> int:
         raise error
@@ -124,6 +143,7 @@ def raising(error: BaseException) -> Callable[[], int]:
         (OSError(errno.ETXTBSY, "Text file busy", "/a", None, "/b"), 1, "/a -> /b: Text file busy (in "),
         (ConnectionResetError("lost\nit"), 1, "lost it (in test_run_terminal.py:"),
         (BrokenPipeError(), 1, "BrokenPipeError (in "),
+        (OSError("url: https://me:hunter2@host/x?X-Amz-Signature=abc"), 1, "url: https://host/x (in "),
         (MemoryError(), 1, "not enough memory (MemoryError)"),
         (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you"), 1, "not enough memory ([enforce"),
         (KeyboardInterrupt(), 130, "interrupted"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -103,6 +104,11 @@ def bad_files(folder: Path) -> dict[str, tuple[list[str], str]]:
         "cut.npz": b"PK\x03\x04nothing",
         "text.npz": "nothing",
     }
+    packed_arrays = io.BytesIO()
+    np.savez_compressed(packed_arrays, eda=np.arange(4096.0))
+    damaged = bytearray(packed_arrays.getvalue())
+    damaged[200:260] = bytes(60)
+    contents["damaged.npz"] = bytes(damaged)
     for name, content in contents.items():
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     np.savez(folder / "uneven.npz", acc=np.zeros((2, 32, 3)), eda=np.zeros((3, 16, 1)))
@@ -114,6 +120,7 @@ def bad_files(folder: Path) -> dict[str, tuple[list[str], str]]:
         "other.json": "sample 0: no modality 'edaa' (did you mean 'eda'?)",
         "cut.npz": "cut.npz: damaged (",
         "text.npz": "text.npz: damaged (",
+        "damaged.npz": "damaged.npz: damaged (",
         "pickled.npz": "pickled.npz: damaged (",
         "uneven.npz": "not of the same number of samples: acc [2, 32, 3], eda [3, 16, 1]",
         "missing.json": "missing.json: no such file",
@@ -122,7 +129,7 @@ def bad_files(folder: Path) -> dict[str, tuple[list[str], str]]:
     }
     cases = {name: ([str(folder / name)], text) for name, text in said.items()}
     cases["split"] = ([str(folder / "micro"), "--split", "train"], "no split 'train' in 'some'; it has test (--split")
-    cases["out"] = ([str(folder / "micro"), "--out", str(folder)], f"--out {folder}: no such folder, or a folder")
+    cases["out"] = ([str(folder / "micro"), "--out", str(folder)], f"--out {folder}: nothing can be written there")
     cases["batch"] = ([str(folder / "micro"), "--batch", "0"], "--batch: 0 is not 1 or more")
     return cases
 
@@ -166,3 +173,31 @@ def test_the_commands_say_what_they_are(module: str) -> None:
     wrong = call("nonsense")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "error: " in wrong.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_answers_that_do_not_arrive_are_an_error(place: Path, tmp_path: Path) -> None:
+    packed(tmp_path / "data", 1.0)
+    command = [sys.executable, "-m", "maestro_dist.predict", str(place / "runs" / "mine"), str(tmp_path / "data")]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "error: the answers were not written whole: No space left on device" in done.stderr
+
+
+def test_a_table_is_replaced_whole(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed(tmp_path / "data", 1.0)
+    out = tmp_path / "answers.csv"
+    out.write_text("before")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    arguments = [str(place / "runs" / "mine"), str(tmp_path / "data"), "--out", str(out)]
+    assert main(arguments) == 1
+    assert out.read_text() == "before"
+    monkeypatch.undo()
+    assert main(arguments) == 0
+    assert out.read_text().startswith("sample,")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.csv", "data"]
