@@ -27,6 +27,10 @@ three log energies, the means of the window's quarters, the times of the first a
 
 QUARTERS = 4
 
+EXTREMES, SUMS = 4, 8 + 2 * QUARTERS
+"""Numbers of a variate, in float64, that ranks which share the time axis combine: by their maximum, and by their sum
+(to these come the powers of the bands)."""
+
 _FLOOR = 1e-4
 """Smallest spread, in units, that a logarithm still tells from zero."""
 

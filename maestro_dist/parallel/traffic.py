@@ -15,8 +15,10 @@ from typing import Literal
 
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.schema import Config
+from maestro_dist.config.words import word_of
 from maestro_dist.model.estimate import expert_parameters, tokens_by_depth
 from maestro_dist.model.sampling import cap
+from maestro_dist.model.summary import EXTREMES, SUMS, spectral_bands
 from maestro_dist.parallel.sequence import model_cuts
 from maestro_dist.types import Modality
 
@@ -117,10 +119,19 @@ def sequence_traffic(
 
     gated = model.budget != "fixed" and model.encoder_layers > 0
     pools = 1 + count * ((model.head == "additive") + (gated and model.budget_inputs == "content"))
-    variates = sum(modality.variates for modality in modalities)
-    moments = 24 * (model.normalize == "window" or model.summary != "none") + 104 * (model.summary == "statistics")
-    sums = 2 * pools * (model.width + 1) * FLOAT + 16 * count * (layers + 1) + forwards * moments * variates
+    moments = sum(modality.variates * _moments(model, modality) for modality in modalities)
+    sums = 2 * pools * (model.width + 1) * FLOAT + 16 * count * (layers + 1) + forwards * moments
     return _merged([*found, Traffic("sums", "reduce", ranks, sums)])
+
+
+def _moments(model: ModelConfig, modality: Modality) -> int:
+    """Bytes of a window's count, mean and squares, and of what its summary token is made from, for each variate."""
+    if model.summary == "none":
+        return 24 if model.normalize == "window" else 0
+    bands = len(spectral_bands(word_of(model.word, modality.name), model.summary_bands))
+    if model.summary != "statistics" and not bands:
+        return 24
+    return 24 + 8 * (EXTREMES + SUMS + bands)
 
 
 def expert_traffic(model: ModelConfig, slices: Sequence[Modality], ranks: int, movement: Movement) -> list[Traffic]:

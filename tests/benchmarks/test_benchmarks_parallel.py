@@ -12,6 +12,8 @@ from benchmarks.common import Options
 from benchmarks.ranks import run_ranks
 from benchmarks.ways import GATHERED, NATIVE, ULYSSES, WAYS, Handed, Shape
 
+pytestmark = pytest.mark.slow
+
 
 def test_it_runs_and_its_rows_say_what_they_should() -> None:
     rows = parallel.run(Options(quick=True))

@@ -17,6 +17,8 @@ from benchmarks.common import Options, Setting, at_least, at_most, size_name
 from benchmarks.memory import peak_memory
 from benchmarks.timing import Case, Rates, Times, compare
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 ONE = Setting("one thread", 1, "cpu")
 

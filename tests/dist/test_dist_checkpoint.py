@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from ranks import run_ranks
 from test_dist_engine import accumulate, make_config, make_engine
@@ -23,6 +24,8 @@ from maestro_dist.parallel.engine import Engine
 from maestro_dist.parallel.expert import spread_experts
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.parallel.partition import buffers, optimizer_state, owned_slices
+
+pytestmark = pytest.mark.slow
 
 Slices = dict[tuple[str, str], list[tuple[int, np.ndarray]]]
 Route = tuple[str, int, str]  # source, ZeRO stage, target

@@ -13,6 +13,8 @@ from maestro_dist.config.learning import OptimConfig
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.schema import Config, EngineConfig, MeshConfig
 
+pytestmark = pytest.mark.slow
+
 EXPERT_GRIDS: dict[int, list[tuple[int, int, str]]] = {
     2: [(1, 2, "tokens"), (1, 2, "weights"), (2, 2, "tokens")],
     4: [(1, 2, "tokens"), (2, 4, "tokens"), (2, 2, "weights"), (4, 4, "weights")],

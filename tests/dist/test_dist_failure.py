@@ -27,6 +27,8 @@ from maestro_dist.parallel.group import sequence_group
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.parallel.sequence import SequenceRanks, model_cuts
 
+pytestmark = pytest.mark.slow
+
 BROKEN = 1
 STAYS_S = 8.0
 """How long the broken rank lives on: its end alone would free the others too."""

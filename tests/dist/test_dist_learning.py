@@ -23,6 +23,8 @@ from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.parallel.partition import owned_slices
 from maestro_dist.worker import assemble, evaluate_on
 
+pytestmark = pytest.mark.slow
+
 LEARNING = [
     "optim.max_steps=9", "optim.ema=0.9", "optim.schedule=one_cycle", "optim.warmup=0.3", "augment.jitter=0.1",
     "augment.scaling=0.1", "augment.time_warp=0.2", "augment.time_mask=0.1", "augment.mixup=0.4",

@@ -30,6 +30,8 @@ from maestro_dist.parallel.ulysses import UlyssesRanks
 from maestro_dist.task import Task, make_task
 from maestro_dist.types import Batch, Modality, Output
 
+pytestmark = pytest.mark.slow
+
 MODALITIES = [
     Modality("acc", 3, 16.0, 64, mean=(0.0,) * 3, std=(1.0,) * 3),
     Modality("bvp", 1, 32.0, 128, mean=(0.0,), std=(1.0,)),

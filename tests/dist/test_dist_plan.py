@@ -22,6 +22,8 @@ from maestro_dist.parallel.sequence import SequenceRanks, model_cuts
 from maestro_dist.parallel.traffic import Movement, engine_traffic, expert_traffic, held_slices, sequence_traffic
 from maestro_dist.types import Batch
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = 3
 OPTIONS: list[dict[str, Any]] = [
     {},

@@ -20,6 +20,8 @@ from maestro_dist.model.layout import Part, modality_layout, plan
 from maestro_dist.model.sampling import cap
 from maestro_dist.parallel.sequence import SequenceRanks, model_cuts, time_cuts
 
+pytestmark = pytest.mark.slow
+
 PRESENT = torch.tensor([[1, 1, 1], [0, 1, 0], [1, 0, 1], [0, 0, 0], [0, 1, 1]]).bool()
 DEEP: dict[str, Any] = {"head_hidden": 2, "pooling": "attention"}
 OPTIONS: list[dict[str, Any]] = [
@@ -30,7 +32,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"distil": False, "embedding": "table", "moe": {"experts": 0}, "dropout": 0.3, "attention_form": "rows"},
     {"attention_form": "absorbed", "dropout": 0.2, "attention_dropout": 0.0, "heads": 2},
     {"checkpoint": "layers", "tile": 8, "keep_scores": False, "dropout": 0.2},
-    {"embedding": "table", "normalize": "window"},
+    {"embedding": "table", "summary": "none", "normalize": "window"},
 ]
 SYMBOLS = OPTIONS[-1]
 """With these the batch holds symbols instead of raw windows."""

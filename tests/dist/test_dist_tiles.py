@@ -10,6 +10,8 @@ from test_dist_maestro import MODEL, plain, sharded, stream
 from maestro_dist.config.learning import OptimConfig
 from maestro_dist.config.schema import Config, EngineConfig
 
+pytestmark = pytest.mark.slow
+
 
 def check_stage(rank: int, ranks: int, stage: int) -> dict[str, float]:
     """Largest differences of losses, gradients and weights after three steps, one with accumulation."""

@@ -25,6 +25,8 @@ from maestro_dist.model.sampling import cap
 from maestro_dist.parallel.sequence import model_cuts, time_cuts
 from maestro_dist.parallel.ulysses import UlyssesRanks
 
+pytestmark = pytest.mark.slow
+
 DENSE: dict[str, Any] = {"attention": "dense"}
 OPTIONS: list[dict[str, Any]] = [
     {"stem": {"channels": 4, "kernel": 5}, "summary": "statistics", "summary_bands": 3, "normalize": "window"},

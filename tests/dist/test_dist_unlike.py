@@ -99,6 +99,7 @@ def test_two_unlike_ranks_equal_one_process(bucket: int) -> None:
     within(run_ranks(check, 2, [{}], bucket))
 
 
+@pytest.mark.slow
 def test_four_unlike_ranks_equal_one_process() -> None:
     within(run_ranks(check, 4, [{}, {"sequence": 2}, {"expert": 2}], SMALL_BUCKET))
 

@@ -20,6 +20,8 @@ from maestro_dist.memory import HUGE_PAGES
 from maestro_dist.model import count_parameters, memory_estimate
 from maestro_dist.model.estimate import tokens_by_modality
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("peak_of_a_step.py")
 CASES: list[tuple[dict[str, Any], tuple[int, int, int, int]]] = [
     ({"width": 32, "heads": 4, "word": 2, "embedding": "ordinal"}, (8, 256, 128, 1)),

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import runs
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 OPTIONS = [
     "configs/stress_predict.yaml", "model.dropout=0.1", "model.moe.top_k=2", "optim.optimizer=sgd", "optim.lr=0.05",

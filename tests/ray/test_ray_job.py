@@ -18,6 +18,8 @@ import psutil
 import pytest
 import runs
 
+pytestmark = pytest.mark.slow
+
 BIN = Path(sys.executable).parent
 
 

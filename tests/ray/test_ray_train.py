@@ -64,6 +64,7 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(whole: Path, synthetic:
     assert len(list((tmp_path / "tiny" / "leases").iterdir())) == 1  # one driver all along
 
 
+@pytest.mark.slow
 def test_a_killed_driver_leaves_no_workers_and_goes_on(whole: Path, synthetic: str, tmp_path: Path) -> None:
     process = start(tmp_path, synthetic)
     middle = tmp_path / "tiny" / "checkpoints" / "step-000000006" / "checkpoint.json"
@@ -101,6 +102,7 @@ def spoil_a_sample_of_rank_1(data: Path, step: int) -> str:
     return path.name
 
 
+@pytest.mark.slow
 def test_bad_data_of_one_worker_ends_the_run_in_one_line(synthetic: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(synthetic, data)
@@ -116,6 +118,7 @@ def test_bad_data_of_one_worker_ends_the_run_in_one_line(synthetic: str, tmp_pat
     assert runs.tracked(tmp_path / "runs", "train/loss")[0] == "FAILED"
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_ends_the_run_after_the_timeout(synthetic: str, tmp_path: Path) -> None:
     # long enough for two workers of a busy machine to start within it of each other
     process = start(tmp_path, synthetic, "run.timeout_s=20", "run.max_failures=0")
@@ -131,6 +134,7 @@ def test_a_worker_that_hangs_ends_the_run_after_the_timeout(synthetic: str, tmp_
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
 
 
+@pytest.mark.slow
 def test_a_hang_up_and_a_sigterm_end_the_driver_cleanly(
     synthetic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
