@@ -107,16 +107,21 @@ def _problem(path: Path, shard: Shard, verify: str, tell: Tell) -> str | None:
     known = identity(found), shard.sha256
     if verify == "size" or known in _checked:
         return None
+    if _sha256(path, shard.bytes, tell) != shard.sha256:
+        return "its sha256 is not that of the manifest"
+    _checked.add(known)
+    return None
+
+
+def _sha256(path: Path, size: int, tell: Tell) -> str:
+    """The hash of a file; says how far it is."""
     digest, done = hashlib.sha256(), 0
     with path.open("rb") as file:
         while piece := file.read(_PIECE):
             digest.update(piece)
             done += len(piece)
-            tell(f"checking {path}, {done >> 20:,} of {shard.bytes >> 20:,} MiB")
-    if digest.hexdigest() != shard.sha256:
-        return "its sha256 is not that of the manifest"
-    _checked.add(known)
-    return None
+            tell(f"checking {path}, {done >> 20:,} of {size >> 20:,} MiB")
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         monkeypatch.setattr(module, name, lambda *a, **k: (count.update([name]), call(*a, **k))[1])
 
     counting(shards, "load_index")
-    counting(cache.hashlib, "file_digest")
+    counting(cache, "_sha256")
     return count
 
 
@@ -77,7 +77,7 @@ def test_an_index_is_loaded_and_a_shard_verified_once(
     monkeypatch.setattr(shards, "_INDEX_BYTES", 0)
     monkeypatch.setattr(shards, "_files_allowed", lambda: 8)
     assert len(list(stream(many, shuffle_shards=window).batches(0, SHARDS))) == 13
-    assert counted == {"load_index": SHARDS, "file_digest": SHARDS}
+    assert counted == {"load_index": SHARDS, "_sha256": SHARDS}
 
 
 def test_indexes_stay_for_the_next_epoch_where_there_is_room(many: str, counted: Counter[str]) -> None:

@@ -52,7 +52,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, line: str) -> int | str | None:
         ("uci_hapt --source raw --out raw", 2, "error: --out: raw lies in --source raw"),
         ("uci_hapt --source raw --out ~/raw/new", 2, "raw/new lies in --source raw"),
         ("uci_hapt --source raw --out raw/RawData/labels.txt/x", 2, "labels.txt is a file; choose a folder"),
-        ("uci_hapt --source raw --out ~nobody-of-that-name/x", 2, "error: ~nobody-of-that-name/x"),
+        ("uci_hapt --source raw --out ~nobody-of-that-name/x", 2, "error: --out: ~nobody-of-that-name/x: no h"),
         ("packed --source raw --out raw", 2, "error: --out: raw lies in --source raw"),
     ],
 )
