@@ -120,7 +120,7 @@ def _trainer(config: Config, job: Job, console: Any, folder: str) -> Any:
     run = config.run
 
     class Failures(api.UserCallback):  # type: ignore[misc]
-        """Tells the console of a failure of which no worker could: the controller calls it."""
+        """Tells the console that a group of workers has failed, where no worker could. The controller calls it."""
 
         def after_exception(self, run_context: Any, worker_exceptions: Any) -> None:
             console.over.remote()

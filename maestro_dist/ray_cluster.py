@@ -125,7 +125,7 @@ def _own(config: Config) -> Iterator[None]:
                 **_QUIET,
             )
         yield
-    except (ConfigError, DataError):  # of which Ray's logs say nothing
+    except (ConfigError, DataError):  # Ray's logs say nothing about these
         raise
     except Exception:
         atexit.unregister(remove)

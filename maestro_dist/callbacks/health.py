@@ -92,7 +92,7 @@ class Health(Callback):
 
 
 def _of_all_ranks(numbers: set[int], most: int, state: State, device: torch.device) -> set[int]:
-    """The numbers that any rank has, none of which has more than `most`."""
+    """The union of all ranks' numbers. No rank has more than `most` of them."""
     import torch
     from torch import distributed as dist
 

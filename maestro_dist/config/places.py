@@ -21,7 +21,7 @@ _CHAIN = re.compile(r"::(?=[\w+.-]{1,40}://)")  # zip://a.csv::s3://bucket/b.zip
 _CONTAINER_AT_ACCOUNT = ("abfs", "abfss", "wasb", "wasbs", "az", "adl")  # Azure: no user stands before its @
 _USER = re.compile(r"[^/@?#]+@")
 _PORT = re.compile(r"\[|[^/@:]*:\d*([/?#]|$)")  # of host:80/..., or of an IPv6 address
-_PASSWORD = re.compile(r"[^/@?#]*:[^@]*@")  # a password may hold / and ? (and @, of which the first is found)
+_PASSWORD = re.compile(r"[^/@?#]*:[^@]*@")  # a password may hold /, ? and @; the first @ is enough to tell
 _SETTING = re.compile(r"[?&;#]([^=?&;#]+)=[^&;#]")
 _CONNECTION = re.compile(r"(?:^|;)\s*(AccountKey|Shared\w*|Password|Pwd)\s*=\s*[^;\s]", re.IGNORECASE)
 _SECRET = re.compile(

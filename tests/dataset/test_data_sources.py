@@ -283,7 +283,7 @@ def test_people_whom_the_splits_name_in_vain(tmp_path: Path) -> None:
             ["--window", "8"], argparse.Namespace(splits=[f"test={present},21", "validation=3"])
         )
         conversion = module.from_arguments(write(tmp_path / module.__name__), arguments)
-        assert conversion.warnings == ("--splits names people of whom there is no sample (2): 3, 21",)
+        assert conversion.warnings == ("--splits names people without any sample (2): 3, 21",)
         arguments.splits = [f"test={present}"]
         assert module.from_arguments(tmp_path / module.__name__, arguments).warnings == ()
 

@@ -20,9 +20,10 @@ from maestro_dist.data.storage import Storage
 from maestro_dist.evaluation import Predictions
 from maestro_dist.task.classification import Classification
 
-pytestmark = pytest.mark.slow
-
-pytestmark = pytest.mark.skipif(find_spec("lightgbm") is None, reason="needs the packages of the extra 'bench'")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("lightgbm") is None, reason="needs the packages of the extra 'bench'"),
+]
 
 
 def command(folder: Path, *extra: str) -> list[str]:

@@ -73,12 +73,12 @@ def split_of(subject: int, splits: Splits) -> str:
 
 
 def name_strangers(conversion: Conversion, splits: Splits) -> Conversion:
-    """The conversion with a warning of the people whom typed `splits` name and the source does not have."""
+    """The conversion, with a warning where typed `splits` name people that the source does not have."""
     strangers = sorted({person for people in splits.values() for person in people} - conversion.people)
     if not strangers:
         return conversion
     warning = (
-        f"--splits names people of whom there is no sample ({len(strangers)}): {listed(list(map(str, strangers)))}"
+        f"--splits names people without any sample ({len(strangers)}): {listed(list(map(str, strangers)))}"
     )
     return replace(conversion, warnings=(*conversion.warnings, warning))
 
