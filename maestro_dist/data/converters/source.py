@@ -77,9 +77,7 @@ def name_strangers(conversion: Conversion, splits: Splits) -> Conversion:
     strangers = sorted({person for people in splits.values() for person in people} - conversion.people)
     if not strangers:
         return conversion
-    warning = (
-        f"--splits names people without any sample ({len(strangers)}): {listed(list(map(str, strangers)))}"
-    )
+    warning = f"--splits names people without any sample ({len(strangers)}): {listed(list(map(str, strangers)))}"
     return replace(conversion, warnings=(*conversion.warnings, warning))
 
 
