@@ -196,7 +196,7 @@ class Manifest(_Model):
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; without `symbols` and what else is not there, and without `always` where a modality is not so."""
-        optional = ("symbols", "statistics_of", "outliers", "shared_people")
+        optional = ("symbols", *_FINDINGS)
         body = self.model_dump(mode="json", exclude={name for name in optional if not getattr(self, name)})
         for modality in body["modalities"]:
             if not modality["always"]:
@@ -204,9 +204,16 @@ class Manifest(_Model):
         return body
 
     def fingerprint(self) -> str:
-        """sha256 of the canonical JSON: the same data set packed twice has the same one."""
-        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        """sha256 of the canonical JSON: the same data set packed twice has the same one.
+
+        What a person is told of the data does not count: releases that did not yet look for it packed the same data.
+        """
+        body = {name: value for name, value in self.to_json().items() if name not in _FINDINGS}
+        text = json.dumps(body, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+_FINDINGS = ("statistics_of", "outliers", "shared_people")
 
 
 def _hint(name: str, have: Iterable[str]) -> str:

@@ -94,6 +94,14 @@ def test_people_in_two_splits_are_told(tmp_path: Path) -> None:
     ]
 
 
+def test_what_is_told_of_a_set_does_not_make_it_another(tmp_path: Path) -> None:
+    """A run that was begun on a set packed by an earlier release goes on where the set was packed again."""
+    manifest, said = packed(tmp_path, samples(lambda sample, number: dataclasses.replace(sample, subject="one")))
+    assert said
+    assert manifest.shared_people
+    assert manifest.fingerprint() == manifest.model_copy(update={"shared_people": []}).fingerprint()
+
+
 def test_a_number_and_its_text_are_one_person(tmp_path: Path) -> None:
     def numbered(sample: RawSample, number: int) -> RawSample:
         return dataclasses.replace(sample, subject=[0, "0", 0.0, np.int64(0), "", None][number % 6])
