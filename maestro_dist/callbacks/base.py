@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from maestro_dist.config.schema import Config
     from maestro_dist.data.manifest import Manifest
+    from maestro_dist.engine.engine import Engine
     from maestro_dist.parallel.collectives import Group
-    from maestro_dist.parallel.engine import Engine
     from maestro_dist.parallel.mesh import Mesh
     from maestro_dist.task.base import Task
     from maestro_dist.types import Modality

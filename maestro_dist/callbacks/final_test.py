@@ -16,7 +16,7 @@ from maestro_dist.checkpoint import CheckpointInfo, best, full_weights, restore
 from maestro_dist.data.reader import SplitSource
 from maestro_dist.data.roster import roster
 from maestro_dist.data.storage import Storage
-from maestro_dist.predict import TaskDescription, export_model
+from maestro_dist.inference.exported_model import TaskDescription, export_model
 from maestro_dist.tracking.extras import Extras, warn
 from maestro_dist.tracking.figures import log_story
 from maestro_dist.tracking.run import answers, tag_run

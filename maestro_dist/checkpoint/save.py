@@ -25,14 +25,14 @@ from maestro_dist.checkpoint.load import sha256_of
 from maestro_dist.checkpoint.reshard import Range, check_tiling
 from maestro_dist.checkpoint.retain import apply_retention
 from maestro_dist.data.storage import Storage
+from maestro_dist.engine.partition import buffers, optimizer_name, optimizer_state, owned_slices, parameter_shapes
 from maestro_dist.errors import CheckpointError, MaestroError
 from maestro_dist.parallel.mesh import Mesh
-from maestro_dist.parallel.partition import buffers, optimizer_name, optimizer_state, owned_slices, parameter_shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from maestro_dist.parallel.engine import Engine
+    from maestro_dist.engine.engine import Engine
 
 _POLL_S = (0.05, 2.0)  # first and longest pause between looks for the other ranks' parts
 

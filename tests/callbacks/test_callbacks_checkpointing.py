@@ -15,9 +15,9 @@ from maestro_dist.callbacks.checkpointing import Checkpointing
 from maestro_dist.callbacks.validation import Validation
 from maestro_dist.checkpoint import Saver, newest
 from maestro_dist.config.schema import Config
+from maestro_dist.engine.engine import Engine, destroy_process_group, init_process_group
 from maestro_dist.errors import RunError
 from maestro_dist.evaluation import Evaluation, Scenario
-from maestro_dist.parallel.engine import Engine, destroy_process_group, init_process_group
 
 
 class Model(nn.Module):

@@ -17,11 +17,12 @@ from maestro_dist.callbacks.base import Callback, State, StepRecord
 from maestro_dist.checkpoint import Saver, find, restore
 from maestro_dist.config.load import load_config
 from maestro_dist.config.schema import Config
-from maestro_dist.loop import fit
-from maestro_dist.parallel.engine import destroy_process_group, init_process_group
+from maestro_dist.engine.engine import destroy_process_group, init_process_group
+from maestro_dist.engine.partition import owned_slices
 from maestro_dist.parallel.mesh import build_mesh
-from maestro_dist.parallel.partition import owned_slices
-from maestro_dist.worker import assemble, evaluate_on
+from maestro_dist.training.builder import assemble
+from maestro_dist.training.evaluation import evaluate_on
+from maestro_dist.training.loop import fit
 
 pytestmark = pytest.mark.slow
 

@@ -16,10 +16,10 @@ import synthetic as generated
 import yaml
 
 from maestro_dist.config.load import load_config
-from maestro_dist.dry_run import trial_samples
-from maestro_dist.launch import absolute, prepare_data
 from maestro_dist.model.estimate import count_parameters, forward_operations
-from maestro_dist.summary import described
+from maestro_dist.run.dry_run import trial_samples
+from maestro_dist.run.launch import absolute, prepare_data
+from maestro_dist.run.summary import described
 from maestro_dist.train import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -173,7 +173,7 @@ def test_a_grid_that_does_not_fit_the_data_is_refused(
 def test_a_batch_that_is_too_much_is_cut_or_left_out(
     synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import maestro_dist.dry_run as module
+    import maestro_dist.run.dry_run as module
 
     config = absolute(load_config(None, runs.arguments(tmp_path, synthetic)))
     manifest, shards = prepare_data(config)
