@@ -66,6 +66,11 @@ class FinalTest(Callback):
         chosen = best(self._run.url)
         restore(state.engine, chosen)
         evaluation = self._evaluate()
+        self._finish(state, chosen, evaluation)
+        state.results = evaluation.flat("test")
+        state.callbacks.on_test(state, evaluation)
+
+    def _finish(self, state: State, chosen: CheckpointInfo, evaluation: Evaluation) -> None:
         if self._log is None:
             return
         self._fence()

@@ -23,7 +23,7 @@ _FREE_KEYS = frozenset(
         "run.max_failures", "run.timeout_s", "data.url", "data.source", "data.loader_workers", "data.prefetch",
         "data.cache", "data.verify", "data.max_bad_samples", "data.timeout_s", "engine.zero_stage",
         "engine.micro_batch", "engine.overlap_comm", "engine.offload",
-        "evaluation.batch", "evaluation.predictions", "model.checkpoint", "model.tile",
+        "callbacks", "evaluation.batch", "evaluation.predictions", "model.checkpoint", "model.tile",
     }
 )  # fmt: skip
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from maestro_dist.config.callbacks import CallbackConfig
 from maestro_dist.config.learning import AugmentConfig, MissingConfig, OptimConfig, TaskConfig
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.sections import Count, Positive, Section, Share, Text
@@ -201,3 +202,5 @@ class Config(Section):
     """Checkpoints."""
     tracking: TrackingConfig = TrackingConfig()
     """MLflow."""
+    callbacks: list[CallbackConfig] = []
+    """Callbacks of your own: `[{class: "package.module:Name", options: {...}, secrets: {url: WEBHOOK_URL}}]`."""

@@ -54,6 +54,7 @@ def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> 
     Returns the manifest and whether there are shards; with `bare` it may come without any. `begun`: the run is no
     new one.
     """
+    from maestro_dist.callbacks.configured import check_callbacks
     from maestro_dist.data.augment import check_augment
     from maestro_dist.data.check import check_shards, has_shards
     from maestro_dist.data.fitness import check_metric, check_splits
@@ -61,6 +62,7 @@ def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> 
     from maestro_dist.training.builder import build_task
 
     build_mesh(config.mesh, world=config.run.workers)
+    check_callbacks(config)
     source = config.data.source
     if source and not Storage(config.data.url).exists("manifest.json"):
         from maestro_dist.data.prepare import check_place, prepare

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maestro_dist.callbacks.base import Callbacks, State
+from maestro_dist.callbacks.checkpointing import callback_states, resume
 from maestro_dist.checkpoint.fence import Fence
 from maestro_dist.config.load import parse
 from maestro_dist.config.schema import Config
@@ -32,22 +34,27 @@ if TYPE_CHECKING:
 def run_worker(job: Job, say: Say, failed: Callable[[Exception], None] = lambda error: None) -> None:
     """Train, test, export. Called on every rank, and again from the top after a failure.
 
-    A process group must exist. Raises `MaestroError` for what a person can mend. `failed` hears of any error first:
-    before what is open is closed, which may take a while, as other ranks may be waiting for this one.
+    A process group must exist. `failed` is called with any error first, because other ranks may be waiting for this
+    one; the callbacks' `on_exception` comes next, and then everything that is open is closed.
+
+    Raises:
+        MaestroError: for what a person can mend.
     """
     from maestro_dist.callbacks.progress import never_raising
     from maestro_dist.tracking.extras import lines_to
 
     say = never_raising(say)
+    listeners: list[Callable[[Exception], None]] = [failed]
     with lines_to(say), ExitStack() as stack:
         try:
-            _train(job, say, stack)
+            _train(job, say, stack, listeners)
         except Exception as error:
-            failed(error)
+            for listener in listeners:
+                listener(error)
             raise
 
 
-def _train(job: Job, say: Say, stack: ExitStack) -> None:
+def _train(job: Job, say: Say, stack: ExitStack, listeners: list[Callable[[Exception], None]]) -> None:
     import torch.distributed as dist
 
     from maestro_dist.checkpoint import Saver, newest, restore
@@ -74,7 +81,7 @@ def _train(job: Job, say: Say, stack: ExitStack) -> None:
     stack.callback(state.engine.close)
     if found:
         restore(state.engine, found)
-        state.resume(found.step, found.position, found.metadata)
+        resume(state, found.step, found.position, found.metadata)
         if mesh.rank == 0:
             say(f"goes on at step {state.step:,} of {state.total_steps:,}, from {found.url}")
     if config.task.teachers:
@@ -91,6 +98,9 @@ def _train(job: Job, say: Say, stack: ExitStack) -> None:
         stack.callback(_close_log, log, say)
     callbacks = _callbacks(job, state, saver, log, say)
     stack.callback(callbacks.close)
+    if found:
+        callbacks.load_state_dict(callback_states(found.metadata))
+    listeners.append(partial(callbacks.on_exception, state))
     fit(state, stream.batches, callbacks)
 
 
@@ -137,6 +147,7 @@ def work_folder(run_url: str) -> Path:
 def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None, say: Say) -> Callbacks:
     """In the order in which they depend on one another."""
     from maestro_dist.callbacks.checkpointing import Checkpointing
+    from maestro_dist.callbacks.configured import configured_callbacks
     from maestro_dist.callbacks.figures import Figures
     from maestro_dist.callbacks.final_test import FinalTest
     from maestro_dist.callbacks.health import Health
@@ -160,7 +171,8 @@ def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None, say:
             metrics,
             Health(metrics, say),
             validation,
-            Figures(validation, log, job.tracking_uri, job.mlflow_run),
+            Figures(log, job.tracking_uri, job.mlflow_run),
+            *configured_callbacks(state.config),  # before Checkpointing, which saves their states
             Checkpointing(saver, fence),
             Progress(metrics, say),
             FinalTest(
