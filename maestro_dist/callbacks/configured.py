@@ -24,11 +24,11 @@ def check_callbacks(config: Config, environment: Mapping[str, str] = os.environ)
     for number, settings in enumerate(config.callbacks):
         where = f"callbacks[{number}]"
         found = _class_of(settings, where)
+        _secrets_of(settings, where, environment)
         try:
             inspect.signature(found).bind(**settings.options, **dict.fromkeys(settings.secrets))
         except TypeError as error:
             raise ConfigError(f"{where}.options: {settings.class_name} does not take them: {error}") from None
-        _secrets_of(settings, where, environment)
 
 
 def configured_callbacks(config: Config, environment: Mapping[str, str] = os.environ) -> list[Callback]:

@@ -79,8 +79,10 @@ def describe() -> str:
     """How values are read, and every key with its type, default and docstring."""
     lines = [RULES, "\nkeys (type) = default"]
     for section, info in Config.model_fields.items():
-        lines.append(f"\n{section}: {info.description}")
-        lines += _describe_section(_section_of(info), f"{section}.")
+        items = _items_of(info)
+        kind = f" ({_type_name(info.annotation)}){default_of(info)}" if items else ""
+        lines.append(f"\n{section}{kind}: {info.description}")
+        lines += _describe_section(items or _section_of(info), f"{section}[]." if items else f"{section}.")
     return "\n".join(lines)
 
 
@@ -123,6 +125,12 @@ def _type_name(annotation: Any) -> str:
 def _section_of(info: FieldInfo) -> type[BaseModel] | None:
     """The model class of a field that is a section, also an optional one."""
     return next((kind for kind in alternatives(info.annotation) if is_model(kind)), None)
+
+
+def _items_of(info: FieldInfo) -> type[BaseModel] | None:
+    """The model class of the items of a field that is a list of sections."""
+    inside = [item for kind in alternatives(info.annotation) for item in typing.get_args(kind)]
+    return next((kind for kind in inside if is_model(kind)), None)
 
 
 def is_file(argument: str) -> bool:
