@@ -24,6 +24,7 @@ import numpy as np
 
 from maestro_dist.config.learning import TaskConfig
 from maestro_dist.config.model import ModelConfig
+from maestro_dist.config.renamed import current
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from maestro_dist.predict_input import as_list, check_names, statistics, window
@@ -113,7 +114,7 @@ def read_description(storage: Storage) -> dict[str, Any]:
 
 def model_config(description: Mapping[str, Any]) -> ModelConfig:
     """The configuration that `model.json` holds."""
-    return ModelConfig.model_validate(description["model"])
+    return ModelConfig.model_validate(current(description["model"], "model"))
 
 
 def modalities_of(description: Mapping[str, Any]) -> list[Modality]:
@@ -171,7 +172,7 @@ def load_model(folder: str | Path, *, device: str = "cpu") -> Predictor:
     if task.kind == "pretrain":
         raise CheckpointError(
             f"{storage.name()}: this model was pre-trained only and has no head to answer with; fine-tune it first "
-            "(run.start)"
+            "(run.init_from)"
         )
     weights = read_weights(storage)
     model = Maestro(model_config(description), modalities_of(description), len(task.classes) or 1, seed=0)

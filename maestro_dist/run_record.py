@@ -26,7 +26,7 @@ class RunRecord(BaseModel):
     """The record of a run, written before anything else and updated only by the driver that holds the lease.
 
     `token` marks the MLflow run: a driver that died before it could write the run's id down finds it again. `start` is
-    the place of the weights that it began with (`run.start` may name a run that goes on).
+    the place of the weights that it began with (`run.init_from` may name a run that goes on).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,7 +47,7 @@ def begin(config: Config, manifest: Manifest, run: Storage) -> RunRecord:
 
     Raises:
         ConfigError: the run was begun with another configuration; the differences are listed. Or it is new, and
-            `run.start` or `task.teachers` names a model that does not fit.
+            `run.init_from` or `task.teachers` names a model that does not fit.
         RunError: it was begun on other data, the record is damaged, or a first start finds no tracking server.
     """
     record = _read(run)

@@ -1,4 +1,4 @@
-"""Weights that a run begins with: those of another run, pre-trained perhaps, or of an exported model (`run.start`)."""
+"""Weights that a run begins with (`run.init_from`): of another run, pre-trained perhaps, or of an exported model."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from maestro_dist.config.model import ModelConfig
+from maestro_dist.config.renamed import current
 from maestro_dist.config.schema import Config
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.errors import ConfigError
-from maestro_dist.predict import DESCRIPTION, read_description, read_weights
+from maestro_dist.predict import DESCRIPTION, model_config, read_description, read_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 HEADS = ("head.", "modality_heads.")
 """Parameters that belong to a task; they always start anew."""
-_SAME = ("heads", "alphabet", "normalize", "embedding", "stem", "summary", "summary_bands", "distil")
+_SAME = ("heads", "alphabet", "normalize", "embedding", "stem", "summary", "summary_bands", "downsample")
 """Values of the model that say what its weights mean, beside those that show in their shapes."""
 
 
@@ -49,7 +50,7 @@ class Start:
 
 
 def find_start(url: str) -> Start:
-    """What `run.start` names: a run (its best checkpoint so far), a checkpoint, or an exported model.
+    """What `run.init_from` names: a run (its best checkpoint so far), a checkpoint, or an exported model.
 
     Raises ConfigError where it is none of these, CheckpointError where it is damaged.
     """
@@ -59,7 +60,7 @@ def find_start(url: str) -> Start:
     if here.exists(DESCRIPTION):
         description = read_description(here)
         names = tuple(modality["name"] for modality in description["modalities"])
-        return Start(here.url, True, ModelConfig.model_validate(description["model"]), names, None)
+        return Start(here.url, True, model_config(description), names, None)
     run_url, step = _checkpoint(here.url)
     model = _model_of(Storage(run_url))
     found = best(run_url) if step is None else find(run_url, step)
@@ -69,7 +70,7 @@ def find_start(url: str) -> Start:
 
 
 def check_start(config: Config, manifest: Manifest) -> str:
-    """The place of the weights that `run.start` names, once it is known that they fit; "" where it names none.
+    """The place of the weights that `run.init_from` names, once it is known that they fit; "" where it names none.
 
     Raises ConfigError naming what differs. Builds the model's shapes alone; reads no weights of a checkpoint.
     """
@@ -77,9 +78,9 @@ def check_start(config: Config, manifest: Manifest) -> str:
 
     from maestro_dist.worker import build
 
-    if config.run.start is None:
+    if config.run.init_from is None:
         return ""
-    start = find_start(config.run.start)
+    start = find_start(config.run.init_from)
     with torch.device("meta"):
         model = build(config, manifest).model
     shapes = start.shapes
@@ -118,8 +119,8 @@ def _check(start: Start, model: Trunk, shapes: Mapping[str, Sequence[int]]) -> N
 
     if set(start.names) != set(model.names):
         raise ConfigError(
-            f"run.start: {Storage(start.url).name()} was trained on {', '.join(sorted(start.names))}, this run is on "
-            f"{', '.join(model.names)}; use the same modalities (data.modalities)"
+            f"run.init_from: {Storage(start.url).name()} was trained on {', '.join(sorted(start.names))}, this run is "
+            f"on {', '.join(model.names)}; use the same modalities (data.modalities)"
         )
     pairs = [(key, getattr(start.model, key), getattr(model.config, key)) for key in _SAME]
     words = zip(model.names, model.words, strict=True)
@@ -132,7 +133,7 @@ def _check(start: Start, model: Trunk, shapes: Mapping[str, Sequence[int]]) -> N
     if other:
         more = f" and {len(other) - 8} more" if len(other) > 8 else ""
         raise ConfigError(
-            f"run.start: {Storage(start.url).name()} does not fit this model: {'; '.join(other[:8])}{more}"
+            f"run.init_from: {Storage(start.url).name()} does not fit this model: {'; '.join(other[:8])}{more}"
         )
 
 
@@ -153,11 +154,11 @@ def _model_of(run: Storage) -> ModelConfig:
 
     try:
         tree: Any = yaml.safe_load(run.read("config.yaml"))
-        return ModelConfig.model_validate(tree["model"])
+        return ModelConfig.model_validate(current(tree["model"], "model"))
     except ObjectMissing:
         raise ConfigError(
-            f"run.start: {run.name()} is neither a run (it has no config.yaml), nor a checkpoint of one, nor an "
+            f"run.init_from: {run.name()} is neither a run (it has no config.yaml), nor a checkpoint of one, nor an "
             f"exported model (it has no {DESCRIPTION})"
         ) from None
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"run.start: {run.name('config.yaml')} is damaged ({type(error).__name__})") from None
+        raise ConfigError(f"run.init_from: {run.name('config.yaml')} is damaged ({type(error).__name__})") from None

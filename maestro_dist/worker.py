@@ -179,7 +179,7 @@ def count_steps(config: Config, manifest: Manifest) -> tuple[int, int, int]:
 
 def environment(config: Config) -> dict[str, str]:
     """Environment variables that torch wants to find before it is imported."""
-    return HUGE_PAGES if config.run.device == "cpu" and config.run.keep_memory != "none" else {}
+    return HUGE_PAGES if config.run.device == "cpu" and config.run.allocator_cache != "none" else {}
 
 
 def prepare_process(config: Config) -> None:
@@ -187,8 +187,8 @@ def prepare_process(config: Config) -> None:
     import torch
 
     torch.set_num_threads(config.run.cpus_per_worker)
-    if config.run.device == "cpu" and config.run.keep_memory != "none":
-        keep_freed_memory(large=config.run.keep_memory == "all")
+    if config.run.device == "cpu" and config.run.allocator_cache != "none":
+        keep_freed_memory(large=config.run.allocator_cache == "all")
 
 
 def first_batch(config: Config) -> tuple[float, int]:

@@ -10,6 +10,7 @@ from maestro_dist.config.learning import OptimConfig
 from maestro_dist.config.load import flatten
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.places import absolute_path, refuse_credentials, texts
+from maestro_dist.config.renamed import current
 from maestro_dist.config.schema import Config, MeshConfig
 from maestro_dist.config.words import check_names, hidden_word_of, word_of
 from maestro_dist.errors import ConfigError, MeshError
@@ -19,11 +20,11 @@ from maestro_dist.types import Modality
 _FREE_SECTIONS = ("mesh.", "tracking.", "checkpoint.", "data.source.")
 _FREE_KEYS = frozenset(
     {
-        "run.storage", "run.launcher", "run.workers", "run.device", "run.cpus_per_worker", "run.keep_memory",
+        "run.storage", "run.launcher", "run.workers", "run.device", "run.cpus_per_worker", "run.allocator_cache",
         "run.max_failures", "run.timeout_s", "data.url", "data.source", "data.loader_workers", "data.prefetch",
         "data.cache", "data.verify", "data.max_bad_samples", "data.timeout_s", "engine.zero_stage",
         "engine.micro_batch", "engine.overlap_comm", "engine.offload",
-        "evaluation.batch", "evaluation.predictions", "model.checkpoint", "model.tile",
+        "evaluation.batch", "evaluation.predictions", "model.activation_checkpointing", "model.tile",
     }
 )  # fmt: skip
 
@@ -48,12 +49,14 @@ def check(config: Config) -> None:
         raise ConfigError("model.moe.balance: bias, but the model has no experts; use none")
     if model.stem and model.stem.kernel % 2 == 0:
         raise ConfigError(f"model.stem.kernel: {model.stem.kernel} is even; an odd kernel keeps steps aligned")
-    if config.missing.full < config.missing.start:
-        raise ConfigError(f"missing.full: {config.missing.full} comes before missing.start {config.missing.start}")
-    if config.missing.consistency and not config.missing.p_max:
+    if config.missing.ramp_end < config.missing.ramp_start:
+        raise ConfigError(
+            f"missing.ramp_end: {config.missing.ramp_end} comes before missing.ramp_start {config.missing.ramp_start}"
+        )
+    if config.missing.consistency and not config.missing.max_rate:
         raise ConfigError(
             "missing.consistency: compares samples with what is left of them when modalities are dropped, but "
-            "missing.p_max is 0; set it, or drop the consistency"
+            "missing.max_rate is 0; set it, or drop the consistency"
         )
     if config.task.teachers and config.augment.mixup:
         raise ConfigError("augment.mixup: mixes samples of which task.teachers have answered each alone; use 0")
@@ -114,10 +117,10 @@ def _check_sequence(model: ModelConfig, mesh: MeshConfig) -> None:
                 f"{where}, but mesh.sequence_method=ulysses gives each the same number of heads, and model.heads is "
                 f"{model.heads}; use a divisor of it, or mesh.sequence_method=sparse"
             )
-        if model.attention == "sparse" and model.attention_form in ("rows", "absorbed"):
+        if model.attention == "sparse" and model.attention_algorithm in ("rows", "absorbed"):
             raise MeshError(
                 f"{where}, but mesh.sequence_method=ulysses exchanges a context of all tokens, which "
-                f"model.attention_form={model.attention_form} does not make; use auto or plain"
+                f"model.attention_algorithm={model.attention_algorithm} does not make; use auto or plain"
             )
         return
     if model.attention == "dense":
@@ -167,7 +170,7 @@ def check_mesh(config: Config) -> None:
 def _check_slices(config: Config, modalities: Sequence[Modality]) -> None:
     """Each sequence rank must hold a word. Slices are cut between words that no distilling layer joins."""
     model, ranks = config.model, config.mesh.sequence
-    joined = 2 ** (model.encoder_layers + model.fusion_layers) if model.distil else 1
+    joined = 2 ** (model.encoder_layers + model.fusion_layers) if model.downsample else 1
     words = {m.name: word_of(model.word, m.name) for m in modalities}
     pieces = {m.name: -(-m.steps // (words[m.name] * joined)) for m in modalities}
     longest = max(modalities, key=lambda modality: pieces[modality.name])
@@ -218,9 +221,9 @@ def identity(config: Config) -> dict[str, Any]:
 def check_resume(config: Config, saved: dict[str, Any]) -> None:
     """Raise `ConfigError` listing the differences where `config` is not the run that was begun as `saved`.
 
-    A key that `saved` lacks is newer than the run: its default stands for what was done then.
+    A key that `saved` lacks is newer than the run, which then used its default. Old names of keys are known.
     """
-    now, saved = identity(config), {key: value for key, value in saved.items() if decides(key)}
+    now, saved = identity(config), {key: value for key, value in current(saved).items() if decides(key)}
     saved = identity(Config()) | saved
     changed = [
         f"{key} {saved.get(key)!r} -> {now.get(key)!r}"

@@ -17,7 +17,7 @@ The type of a key says how its value is read, typed as section.key=value or in a
   number    decimal, or 0x and hexadecimal digits: 1e-3, .5, 1_000; a whole one may be written 1e3
   true      true, yes or on; false, no or off
   list, ... as in YAML: [a, b], {a: 8, b: 4}; what is in them, by its type again
-  null      null, None, ~ or nothing, where the key may be null: run.start=
+  null      null, None, ~ or nothing, where the key may be null: run.init_from=
 ~ and ~user at the start of a path are home folders. Of two values for one key the later one holds."""
 
 NULL = {"", "~", "null", "Null", "NULL", "None"}

@@ -101,12 +101,12 @@ class OptimConfig(Section):
 class MissingConfig(Section):
     """The modality-dropout curriculum (training only; never drops all of a sample)."""
 
-    p_max: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.4
+    max_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.4
     """Final probability that a modality of a sample is dropped. None is: A +.004, -.068; C -.007, -.029."""
-    start: Share = 0.2
+    ramp_start: Share = 0.2
     """Share of the steps before the first drop. 0, and .1 in place of .6 below: A -.004, -.004; C -.001, +.000."""
-    full: Share = 0.6
-    """Share of the steps from which p_max holds."""
+    ramp_end: Share = 0.6
+    """Share of the steps from which max_rate holds."""
     consistency: NotNegative = 0.0
     """Weight of a loss that draws what is predicted from what is left towards what is predicted from all. Once
     something is dropped, each sample is then seen twice in a step, whole and with modalities dropped: twice the work.

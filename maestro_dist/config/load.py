@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from maestro_dist.config.fit import NULL, RULES, alternatives, fitted, is_model
 from maestro_dist.config.places import CREDENTIALS, at_home, has_credentials, refuse_credentials
+from maestro_dist.config.renamed import RENAMED
 from maestro_dist.config.schema import Config
 from maestro_dist.config.yaml_text import Plain, Typed, child_of, from_yaml
 from maestro_dist.errors import ConfigError
@@ -224,7 +225,9 @@ def _unknown_keys(tree: Any, model: type[BaseModel], prefix: str = "") -> Iterat
         return
     for name, value in tree.items():
         info = model.model_fields.get(name) if isinstance(name, str) else None
-        if info is None:
+        if f"{prefix}{name}" in RENAMED:
+            yield f"{prefix}{name} was renamed: use {RENAMED[f'{prefix}{name}']}"
+        elif info is None:
             shown = str(name) if str(name).isprintable() else repr(name)
             yield f"{prefix}{shown[:100]}: unknown key{_suggest(str(name), model, prefix)}"
         elif inner := _section_of(info):
@@ -235,7 +238,8 @@ def _suggest(name: str, model: type[BaseModel], prefix: str) -> str:
     near = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {prefix}{near[0]}?"
-    elsewhere = [path for path in flatten(Config()) if path.rsplit(".", 1)[-1] == name]
+    keys = [*flatten(Config()), *RENAMED]
+    elsewhere = [RENAMED.get(key, key) for key in keys if key.rpartition(".")[2] == name]
     if elsewhere:
         return f"; did you mean {elsewhere[0]}?"
     return f"; there are {', '.join(model.model_fields)}"

@@ -96,16 +96,16 @@ class ModelConfig(Section):
     """Bands of the spectrum of a modality's words, of equal width in octaves, whose powers are statistics too; 0: none.
     What rhythm a signal has, pulse and breath among them, shows in words that last some of its periods. None in place
     of 8: A -.008, -.004, of 24: B -.023, -.022. 8, of hourly means: C -.005, -.003."""
-    summary_pieces: Count = 0
+    summary_bins: Count = 0
     """Pieces of a piecewise-linear encoding of each of these statistics, beside its value; 0: its value alone. 16: A
     +.005, +.008. None in place of 8: C -.006, -.008; 16: C -.003, -.003."""
     attention: Literal["sparse", "dense"] = "sparse"
     """sparse: full attention for the best queries only; dense: for all: A +.003, +.001; C +.001, -.001."""
-    attention_form: Literal["auto", "plain", "rows", "absorbed"] = "auto"
+    attention_algorithm: Literal["auto", "plain", "rows", "absorbed"] = "auto"
     """How sparse attention is computed, all equal: auto takes the cheapest by a cost model (see `model/cost.py`)."""
     attention_kernel: Literal["auto", "tiles", "fused"] = "auto"
     """Attention of the selected queries: own tiles, or torch's fused kernel (auto: where it can, on a GPU)."""
-    keep_scores: bool | None = None
+    keep_attention_weights: bool | None = None
     """Keep the selected queries' probabilities for the backward, or compute them again (less memory, more time); by
     default they are kept where they take no more room than two rows of the model's width a token."""
     sample_factor: PositiveFloat = 5.0
@@ -121,11 +121,11 @@ class ModelConfig(Section):
     """Largest budget u of a modality: up to beta ln L queries."""
     fusion_beta: PositiveFloat = 5.0
     """Fixed budget of the cross-modal layers."""
-    distil: bool = True
+    downsample: bool = True
     """Halve the tokens after each attention (inside each modality's segment). Not halved: A -.002, +.002."""
     layer_scale: PositiveFloat | None = None
     """Start value of LayerScale on the residual branches; none by default. .1: A -.001, +.006; C -.003, -.004."""
-    checkpoint: Literal["none", "layers"] = "none"
+    activation_checkpointing: Literal["none", "layers"] = "none"
     """layers: keep only what enters the layers, and compute the rest again in the backward: for long recordings."""
     tile: Positive | None = None
     """Tokens at a time in feed-forwards, whose hidden values are then not kept; by default they are. Not in experts."""

@@ -110,5 +110,5 @@ def absolute(config: Config) -> Config:
         data = data.model_copy(update={"source": moved(data.source, "data.source", "path")})
     if tracking.uri and not _NO_PATH.match(tracking.uri):
         tracking = moved(tracking, "tracking", "uri")
-    run, task = moved(config.run, "run", "storage", "start"), moved(config.task, "task", "teachers")
+    run, task = moved(config.run, "run", "storage", "init_from"), moved(config.task, "task", "teachers")
     return config.model_copy(update={"data": data, "run": run, "task": task, "tracking": tracking})

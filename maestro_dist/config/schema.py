@@ -23,7 +23,7 @@ class RunConfig(Section):
     """Folder or fsspec URL that holds runs, checkpoints and models. Relative paths start at the current folder."""
     seed: int = 2711
     """Seed of every draw of the run."""
-    start: str | None = None
+    init_from: str | None = None
     """Another run, one of its checkpoints, or an exported model (folder or URL), whose weights this run begins with.
     Heads start anew; modalities and symbols must be the same."""
     launcher: Literal["ray", "inline"] = "ray"
@@ -34,7 +34,7 @@ class RunConfig(Section):
     """Device of the workers."""
     cpus_per_worker: Positive = 1
     """CPU cores that Ray reserves for each worker, and threads that torch uses there."""
-    keep_memory: Literal["none", "small", "all"] = "small"
+    allocator_cache: Literal["none", "small", "all"] = "small"
     """Freed memory that workers on CPU keep for the next step instead of returning it: faster, the peak higher.
     `small`: arrays up to 32 MiB; `all`: the others too, for long sequences where memory is plenty (half as much again).
     """

@@ -248,7 +248,7 @@ class Embedding(nn.Module):
         self.summary: Summary | None = None
         if config.summary != "none":
             bands = spectral_bands(self.word, config.summary_bands)
-            given = modality.variates, config.summary, config.width, sequence, config.summary_pieces, bands
+            given = modality.variates, config.summary, config.width, sequence, config.summary_bins, bands
             self.summary = Summary(*given)
 
     @property

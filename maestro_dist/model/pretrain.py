@@ -77,7 +77,7 @@ class CrossAttention(nn.Module):
     def __init__(self, config: ModelConfig, sequence: SequenceContext) -> None:
         super().__init__()
         width = config.width
-        self.heads, self.keep, self.sequence = config.heads, config.keep_scores, sequence
+        self.heads, self.keep, self.sequence = config.heads, config.keep_attention_weights, sequence
         self.query, self.key = Linear(width, width), Linear(width, width, bias=False)
         self.value, self.output = Linear(width, width), Linear(width, width)
 

@@ -94,7 +94,7 @@ def sequence_traffic(
     model, count = config.model, len(modalities)
     if ranks == 1:
         return []
-    again = model.checkpoint == "layers"
+    again = model.activation_checkpointing == "layers"
     forwards = 2 if again else 1
     found: list[Traffic] = []
     for length, held, factor in _attention_layers(model, modalities, slices):
@@ -106,7 +106,7 @@ def sequence_traffic(
 
     layers = model.encoder_layers + model.fusion_layers
     ahead = back = 0.0
-    if model.distil:
+    if model.downsample:
         ends = 2 * model.width * FLOAT * layers * count
         masks = 2 * FLOAT * layers * count
         ahead, back = forwards * (ends + masks) + masks, ends * ranks
@@ -142,7 +142,7 @@ def expert_traffic(model: ModelConfig, slices: Sequence[Modality], ranks: int, m
     """
     if ranks == 1:
         return []
-    forwards = 2 if model.checkpoint == "layers" else 1
+    forwards = 2 if model.activation_checkpointing == "layers" else 1
     if movement == "tokens":
         tokens = sum(expert_tokens(model, slices))
         handed = 2 * (forwards + 1) * tokens * model.moe.top_k * model.width * FLOAT

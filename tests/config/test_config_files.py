@@ -28,7 +28,7 @@ def refused(path: Path | str) -> str:
         (["there=x"], "there=x", []),
         (["run.seed=1", "runs/a=b/config.yaml"], "runs/a=b/config.yaml", ["run.seed=1"]),
         (["s3://bucket/a=b/config.yaml"], "s3://bucket/a=b/config.yaml", []),
-        (["run.start=runs/a.yaml", "data.url=x"], None, ["run.start=runs/a.yaml", "data.url=x"]),
+        (["run.init_from=runs/a.yaml", "data.url=x"], None, ["run.init_from=runs/a.yaml", "data.url=x"]),
         (["modell.width=3"], None, ["modell.width=3"]),
         (["run.name=x", "--print-config", "y.yaml"], "y.yaml", ["run.name=x"]),
         (["x.yaml", "noequals"], "x.yaml", ["noequals"]),

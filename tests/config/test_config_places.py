@@ -61,7 +61,7 @@ FREE = [
     "ICU: sepsis @ night",
 ]
 TEXT_KEYS = [
-    "run.storage={}", "run.start={}", "run.name={}", "data.url={}", "data.cache={}", "data.test={}",
+    "run.storage={}", "run.init_from={}", "run.name={}", "data.url={}", "data.cache={}", "data.test={}",
     "data.modalities=[a, '{}']", "data.source={{converter: uci_hapt, path: '{}'}}", "data.source.path={}",
     "data.source.options.x={}", "task.teachers=['{}']", "tracking.uri={}", "tracking.experiment={}", "optim.lr={}",
     "model.word={{'{}': 8}}", "no.such={}",
@@ -112,7 +112,7 @@ def test_every_path_key_knows_home_and_where_it_was_typed(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     place = place.format(home=tmp_path / "home", here=tmp_path / "here")
     keys = ("run.storage", "data.url", "tracking.uri", "data.source.path")
-    optional = () if typed == "~" else ("run.start", "data.cache")  # ~ alone is null there
+    optional = () if typed == "~" else ("run.init_from", "data.cache")  # ~ alone is null there
     config = absolute(
         load_config(
             None,
@@ -126,7 +126,7 @@ def test_every_path_key_knows_home_and_where_it_was_typed(
     assert config.data.source is not None
     assert {config.run.storage, config.data.url, config.data.source.path, *config.task.teachers} == {place}
     if optional:
-        assert [config.run.start, config.data.cache, config.tracking.uri] == [place] * 3
+        assert [config.run.init_from, config.data.cache, config.tracking.uri] == [place] * 3
 
 
 def test_a_database_may_lie_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,13 +88,13 @@ def test_a_name_that_is_refused_is_shown_as_typed() -> None:
 
 @pytest.mark.parametrize("text", ["", "null", "~", "Null", "NULL", "None"])
 def test_nothing_and_null_are_null_where_a_key_may_be_null(tmp_path: Path, text: str) -> None:
-    for section, key in (("run", "start"), ("data", "cache"), ("data", "modalities"), ("data", "source")):
+    for section, key in (("run", "init_from"), ("data", "cache"), ("data", "modalities"), ("data", "source")):
         assert typed(f"{section}.{key}", text) is None
         assert written(tmp_path, section, key, text) is None
     assert typed("mesh.data", text) is None
     assert typed("task.pretrain.word", text) is None
     assert load_config(None, ["model.stem.kernel=3", f"model.stem={text}"]).model.stem is None
-    assert written(tmp_path, "run", "start", "'null'") == "null"
+    assert written(tmp_path, "run", "init_from", "'null'") == "null"
 
 
 @pytest.mark.parametrize("key", ["run.storage", "data.train", "data.validation", "data.test", "tracking.experiment"])
@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_shown_as_it_was_typed(override: str, said: str) ->
 @pytest.mark.parametrize("text", ["true", "True", "yes", "ON", "'yes'", "1"])
 def test_booleans(tmp_path: Path, text: str) -> None:
     opposite = {"true": "false", "True": "False", "yes": "no", "ON": "OFF", "'yes'": "'no'", "1": "0"}[text]
-    for key in ("engine.overlap_comm", "model.keep_scores"):
+    for key in ("engine.overlap_comm", "model.keep_attention_weights"):
         assert (typed(key, text), typed(key, opposite)) == (True, False)
         assert written(tmp_path, *key.split("."), text) is True
 
@@ -267,10 +267,10 @@ def test_a_printed_config_reads_back_the_same_whatever_is_in_it(texts: list[str]
     a, b, c, d, e = texts
     source = {"converter": "uci_hapt", "path": a or "x", "options": {a: b, "f" + b: real, "i" + c: whole}}
     data = {"url": a, "cache": b, "modalities": [c, d], "test": d or "x", "source": source}
-    run = {"start": e, "storage": c or "x"}
+    run = {"init_from": e, "storage": c or "x"}
     config = Config.model_validate(
         {"data": data, "run": run, "model": {"word": {a: 8, e: 4}}, "optim": {"lr": abs(real) or 1.0}}
     )
     assert parse(from_yaml(to_yaml(config)), "here") == config
     assert yaml.safe_load(to_yaml(config)) == config.model_dump(mode="json")
-    assert flatten(config)["run.start"] == e
+    assert flatten(config)["run.init_from"] == e

@@ -136,7 +136,7 @@ def test_1024_workers_with_data_give_a_first_loss_too(
 
 def test_what_learning_adds_is_said(synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["optim.ema=.99", "optim.schedule=one_cycle", "augment.jitter=.1", "augment.mixup=.2"]
-    asked += ["missing.consistency=1", "missing.start=0", "missing.full=0"]
+    asked += ["missing.consistency=1", "missing.ramp_start=0", "missing.ramp_end=0"]
     said = dry(capsys, tmp_path / "runs", *runs.arguments("", synthetic, *asked))
     assert "learning   average of the weights, decay 0.99, one cycle of learning rate and momentum, jitter 0.1" in said
     assert "first micro-batch: 16 samples, loss" in said

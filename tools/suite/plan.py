@@ -257,7 +257,7 @@ def _config_file(config: str | None) -> str | None:
 def _absolute_places(config: Config) -> list[str]:
     """Overrides for local places that a configuration names relative to the folder where the suite is started."""
     places: dict[str, str | list[str] | None] = {
-        "run.start": config.run.start,
+        "run.init_from": config.run.init_from,
         "data.cache": config.data.cache,
         "task.teachers": config.task.teachers,
     }
