@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from maestro_dist.config.fit import NULL, RULES, alternatives, fitted, is_model
 from maestro_dist.config.places import CREDENTIALS, at_home, has_credentials, refuse_credentials
-from maestro_dist.config.renamed import RENAMED
+from maestro_dist.config.renamed import RENAMED, current
 from maestro_dist.config.schema import Config
 from maestro_dist.config.yaml_text import Plain, Typed, child_of, from_yaml
 from maestro_dist.errors import ConfigError
@@ -38,6 +38,8 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
     Raises `ConfigError` with one line that names the file or override and the key, and suggests what was meant.
     """
     tree = {} if path is None else read_tree(path)
+    if path and current(tree) != tree and _belongs_to_run(path):
+        tree = current(tree)
     for override in overrides:
         apply_override(tree, override)
     return parse(tree, path or "overrides")
@@ -175,6 +177,17 @@ def read_tree(path: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: expected sections (run:, data:, model: ...), found {found}")
     refuse_credentials(tree, f"{path}: ")
     return tree
+
+
+def _belongs_to_run(path: str) -> bool:
+    """Whether a configuration file lies in the folder of a run, which wrote it, perhaps with old names of keys."""
+    record = f"{at_home(path, 'the configuration').rpartition('/')[0] or '.'}/run.json"
+    if "://" not in record:
+        return os.path.exists(record)
+    import fsspec
+
+    files, key = fsspec.url_to_fs(record)
+    return bool(files.exists(key))
 
 
 def _text(path: str) -> str:

@@ -72,3 +72,15 @@ def test_a_run_of_before_a_key_was_renamed_can_be_continued() -> None:
     check_resume(begun, saved)
     with pytest.raises(ConfigError, match=r"model\.downsample False -> True"):
         check_resume(load_config(None, ["data.url=a"]), saved)
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_the_configuration_of_an_earlier_run_is_read_whatever_its_keys_were_called(scheme: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: {distil: false}\n")
+    path = f"{scheme}{tmp_path}/config.yaml"
+    with pytest.raises(ConfigError, match=r"model\.distil was renamed"):
+        load_config(path)
+    (tmp_path / "run.json").write_text("{}")
+    assert load_config(path).model.downsample is False
+    with pytest.raises(ConfigError, match=r"model\.distil was renamed"):
+        load_config(path, ["model.distil=true"])
