@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from maestro_dist.config.metadata import DefinesWeights, marked
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.renamed import current
 from maestro_dist.config.schema import Config
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 HEADS = ("head.", "modality_heads.")
 """Parameters that belong to a task; they always start anew."""
-_SAME = ("heads", "alphabet", "normalize", "embedding", "stem", "summary", "summary_bands", "downsample")
+_SAME = tuple(marked(ModelConfig, DefinesWeights))
 """Values of the model that say what its weights mean, beside those that show in their shapes."""
 
 

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Any
 
+from maestro_dist.config.credentials import refuse_credentials, texts
 from maestro_dist.config.learning import OptimConfig
-from maestro_dist.config.load import flatten
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.config.places import absolute_path, refuse_credentials, texts
-from maestro_dist.config.renamed import current
+from maestro_dist.config.paths import absolute_path
 from maestro_dist.config.schema import Config, MeshConfig
-from maestro_dist.config.words import check_names, hidden_word_of, word_of
+from maestro_dist.config.word_length import check_word_names, hidden_word_length, word_length
 from maestro_dist.errors import ConfigError, MeshError
 from maestro_dist.types import Modality
-
-# A resume may change where and how a run executes, never what it computes.
-_FREE_SECTIONS = ("mesh.", "tracking.", "checkpoint.", "data.source.")
-_FREE_KEYS = frozenset(
-    {
-        "run.storage", "run.launcher", "run.workers", "run.device", "run.cpus_per_worker", "run.allocator_cache",
-        "run.max_failures", "run.timeout_s", "data.url", "data.source", "data.loader_workers", "data.prefetch",
-        "data.cache", "data.verify", "data.max_bad_samples", "data.timeout_s", "engine.zero_stage",
-        "engine.micro_batch", "engine.overlap_comm", "engine.offload",
-        "evaluation.batch", "evaluation.predictions", "model.activation_checkpointing", "model.tile",
-    }
-)  # fmt: skip
 
 
 def check(config: Config) -> None:
@@ -171,7 +156,7 @@ def _check_slices(config: Config, modalities: Sequence[Modality]) -> None:
     """Each sequence rank must hold a word. Slices are cut between words that no distilling layer joins."""
     model, ranks = config.model, config.mesh.sequence
     joined = 2 ** (model.encoder_layers + model.fusion_layers) if model.downsample else 1
-    words = {m.name: word_of(model.word, m.name) for m in modalities}
+    words = {m.name: word_length(model.word, m.name) for m in modalities}
     pieces = {m.name: -(-m.steps // (words[m.name] * joined)) for m in modalities}
     longest = max(modalities, key=lambda modality: pieces[modality.name])
     most = pieces[longest.name]
@@ -188,12 +173,12 @@ def check_modalities(config: Config, modalities: Sequence[Modality]) -> None:
     """Raise `ConfigError` where the model, or the mesh, does not fit the data's modalities."""
     names = [modality.name for modality in modalities]
     pretrain = config.task.pretrain
-    check_names(config.model.word, names, "model.word")
-    words = {name: word_of(config.model.word, name) for name in names}
+    check_word_names(config.model.word, names, "model.word")
+    words = {name: word_length(config.model.word, name) for name in names}
     if config.task.kind == "pretrain":
-        check_names(pretrain.word, names, "task.pretrain.word")
+        check_word_names(pretrain.word, names, "task.pretrain.word")
         for name, word in words.items():
-            hidden_word_of(pretrain, name, word)
+            hidden_word_length(pretrain, name, word)
     if config.mesh.sequence > 1:
         _check_slices(config, modalities)
     if config.model.needs_statistics:
@@ -205,33 +190,3 @@ def check_modalities(config: Config, modalities: Sequence[Modality]) -> None:
                     f"split's mean and std, but the manifest has none for modality {modality.name!r}; pack the data "
                     "again, or set model.normalize=window model.summary=none"
                 )
-
-
-def decides(key: str) -> bool:
-    """Whether a key, `section.key`, decides the result of a run: it may not change when the run is resumed."""
-    return key not in _FREE_KEYS and not key.startswith(_FREE_SECTIONS)
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """The flattened values that decide the result of a run (plain JSON)."""
-    flat = {key: value for key, value in flatten(config).items() if decides(key)}
-    return json.loads(json.dumps(flat, default=lambda model: model.model_dump(mode="json")))
-
-
-def check_resume(config: Config, saved: dict[str, Any]) -> None:
-    """Raise `ConfigError` listing the differences where `config` is not the run that was begun as `saved`.
-
-    A key that `saved` lacks is newer than the run, which then used its default. Old names of keys are known.
-    """
-    now, saved = identity(config), {key: value for key, value in current(saved).items() if decides(key)}
-    saved = identity(Config()) | saved
-    changed = [
-        f"{key} {saved.get(key)!r} -> {now.get(key)!r}"
-        for key in sorted({*saved, *now})
-        if saved.get(key) != now.get(key)
-    ]
-    if changed:
-        raise ConfigError(
-            f"run {config.run.name!r} was begun with another configuration: {'; '.join(changed)}; "
-            "choose another run.name or the old values"
-        )

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from maestro_dist.config.metadata import Location
 from maestro_dist.config.sections import Count, NotNegative, Positive, PositiveFloat, Section, Share
 
 
@@ -47,7 +48,7 @@ class TaskConfig(Section):
     auxiliary: NotNegative = 0.3
     """Weight of the loss of the modalities' own heads (additive head only). .3 in place of 1: A -.003, -.008. 1: C
     -.010, -.013."""
-    teachers: list[str] = []
+    teachers: Annotated[list[str], Location()] = []
     """Exported models or finished runs on the same data, whose mean answer for each whole training sample this run
     learns from, whatever it sees of the sample itself. None by default. Three, of other seeds, on B: AUROC .813 ->
     .817, with 40 % of the modalities missing .745 -> .752 (macro-F1 .698 -> .685, .651 -> .641). Three runs of the

@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
-import types
-import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
-from maestro_dist.config.fit import NULL, RULES, alternatives, fitted, is_model
-from maestro_dist.config.places import CREDENTIALS, at_home, has_credentials, refuse_credentials
+from maestro_dist.config.annotations import section_of
+from maestro_dist.config.coerce import NULL, coerce
+from maestro_dist.config.credentials import CREDENTIALS, has_credentials, refuse_credentials
+from maestro_dist.config.dump import flatten_config
+from maestro_dist.config.paths import expand_home
 from maestro_dist.config.renamed import RENAMED, current
 from maestro_dist.config.schema import Config
 from maestro_dist.config.yaml_text import Plain, Typed, child_of, from_yaml
 from maestro_dist.errors import ConfigError
 
 _LONGEST = 1 << 20  # characters of a configuration file
-
-
-class _Dumper(yaml.SafeDumper):
-    """Puts quotes around all texts that would be read as null."""
-
-
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("None$"), ["N"])
 
 
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
@@ -47,7 +39,7 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
 
 def parse(tree: dict[str, Any], where: str) -> Config:
     """Validate a tree of plain values, or of words as they were written; `where` names its source in errors."""
-    values = fitted(tree, Config)
+    values = coerce(tree, Config)
     unknown = list(_unknown_keys(values, Config))
     if unknown:
         raise ConfigError(f"{where}: {'; '.join(unknown)}")
@@ -59,73 +51,6 @@ def parse(tree: dict[str, Any], where: str) -> Config:
             problems.setdefault(*_problem(item, values, tree))
         deepest = {key: text for key, text in problems.items() if not any(k.startswith(f"{key}.") for k in problems)}
         raise ConfigError(f"{where}: {'; '.join(f'{key}: {text}' for key, text in deepest.items())}") from None
-
-
-def to_yaml(config: Config) -> str:
-    """The resolved configuration as YAML that `load_config` reads back to an equal one."""
-    return str(yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False))
-
-
-def flatten(config: BaseModel, prefix: str = "") -> dict[str, Any]:
-    """`{"model.width": 64, ...}`, in the schema's order."""
-    flat: dict[str, Any] = {}
-    for name in type(config).model_fields:
-        value = getattr(config, name)
-        if isinstance(value, BaseModel):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def describe() -> str:
-    """How values are read, and every key with its type, default and docstring."""
-    lines = [RULES, "\nkeys (type) = default"]
-    for section, info in Config.model_fields.items():
-        lines.append(f"\n{section}: {info.description}")
-        lines += _describe_section(_section_of(info), f"{section}.")
-    return "\n".join(lines)
-
-
-def _describe_section(model: type[BaseModel] | None, prefix: str) -> list[str]:
-    lines: list[str] = []
-    for name, info in model.model_fields.items() if model else ():
-        inner = _section_of(info)
-        if inner:
-            lines.append(f"  {prefix}{name}: {info.description}")
-            lines += _describe_section(inner, f"{prefix}{name}.")
-        else:
-            lines.append(f"  {prefix}{name} ({_type_name(info.annotation)}){default_of(info)}")
-            lines += [f"      {line}" for line in (info.description or "").splitlines()]
-    return lines
-
-
-def default_of(info: FieldInfo) -> str:
-    """` = default` of a key, as one would type it."""
-    if info.is_required():
-        return ", required"
-    if isinstance(info.default, str):
-        return f" = {info.default}".rstrip()
-    value = list(info.default) if isinstance(info.default, tuple) else info.default
-    return " = " + yaml.safe_dump(value, default_flow_style=True).replace("\n...", "").strip()
-
-
-def _type_name(annotation: Any) -> str:
-    origin = typing.get_origin(annotation)
-    if origin is typing.Annotated:
-        return _type_name(typing.get_args(annotation)[0])
-    if origin is typing.Literal:
-        return " | ".join(map(str, typing.get_args(annotation)))
-    if origin in (typing.Union, types.UnionType):
-        return " | ".join(_type_name(a) for a in typing.get_args(annotation))
-    if origin in (list, tuple, dict):
-        return f"{origin.__name__} of {', '.join(_type_name(a) for a in typing.get_args(annotation))}"
-    return "null" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
-
-
-def _section_of(info: FieldInfo) -> type[BaseModel] | None:
-    """The model class of a field that is a section, also an optional one."""
-    return next((kind for kind in alternatives(info.annotation) if is_model(kind)), None)
 
 
 def is_file(argument: str) -> bool:
@@ -142,7 +67,7 @@ def is_file(argument: str) -> bool:
 
 
 def read_tree(path: str) -> dict[str, Any]:
-    """A YAML file or URL as it was written: dicts, lists, and texts whose meaning `fitted` knows.
+    """A YAML file or URL as it was written: dicts, lists, and texts whose meaning `coerce` knows.
 
     Raises `ConfigError`, which names the file, and the line where it is no YAML.
     """
@@ -150,7 +75,7 @@ def read_tree(path: str) -> dict[str, Any]:
         raise ConfigError(f"the configuration's URL {CREDENTIALS}")
     if not path:
         raise ConfigError("the name of the configuration file is empty")
-    path = at_home(path, "the configuration")
+    path = expand_home(path, "the configuration")
     try:
         text = _text(path)
     except FileNotFoundError:
@@ -181,7 +106,7 @@ def read_tree(path: str) -> dict[str, Any]:
 
 def _belongs_to_run(path: str) -> bool:
     """Whether a configuration file lies in the folder of a run, which wrote it, perhaps with old names of keys."""
-    record = f"{at_home(path, 'the configuration').rpartition('/')[0] or '.'}/run.json"
+    record = f"{expand_home(path, 'the configuration').rpartition('/')[0] or '.'}/run.json"
     if "://" not in record:
         return os.path.exists(record)
     import fsspec
@@ -243,7 +168,7 @@ def _unknown_keys(tree: Any, model: type[BaseModel], prefix: str = "") -> Iterat
         elif info is None:
             shown = str(name) if str(name).isprintable() else repr(name)
             yield f"{prefix}{shown[:100]}: unknown key{_suggest(str(name), model, prefix)}"
-        elif inner := _section_of(info):
+        elif inner := section_of(info):
             yield from _unknown_keys(value, inner, f"{prefix}{name}.")
 
 
@@ -251,7 +176,7 @@ def _suggest(name: str, model: type[BaseModel], prefix: str) -> str:
     near = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {prefix}{near[0]}?"
-    keys = [*flatten(Config()), *RENAMED]
+    keys = [*flatten_config(Config()), *RENAMED]
     elsewhere = [RENAMED.get(key, key) for key in keys if key.rpartition(".")[2] == name]
     if elsewhere:
         return f"; did you mean {elsewhere[0]}?"

@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from maestro_dist.config.metadata import DefinesWeights, Execution
 from maestro_dist.config.sections import Count, NotNegative, Positive, PositiveFloat, Section
 
 
@@ -58,7 +59,7 @@ class ModelConfig(Section):
 
     width: Positive = 64
     """Model width d."""
-    heads: Positive = 8
+    heads: Annotated[Positive, DefinesWeights()] = 8
     """Attention heads H; H divides d."""
     encoder_layers: Count = 1
     """Layers inside each modality. None in place of one: A -.003, +.002."""
@@ -71,28 +72,28 @@ class ModelConfig(Section):
     place of .2: A -.005, -.004. .3 in place of .1: C +.001, -.001."""
     attention_dropout: Annotated[float | None, Field(ge=0.0, lt=1.0)] = None
     """Dropout on the attention of the selected queries, where it should differ from `dropout`."""
-    alphabet: Annotated[int, Field(ge=2, le=255)] = 20
+    alphabet: Annotated[int, Field(ge=2, le=255), DefinesWeights()] = 20
     """Number of SAX symbols alpha; symbol 0 means missing."""
     word: Positive | dict[str, Positive] = 8
     """Steps a word; one number, or one a modality. 8 or 32 in place of 16 (.16 s, .64 s, .32 s): A -.001, +.005; A
     +.003, +.007. 12 in place of 48 hours: C -.011, -.010."""
-    normalize: Literal["window", "recording", "dataset"] = "dataset"
+    normalize: Annotated[Literal["window", "recording", "dataset"], DefinesWeights()] = "dataset"
     """Whose mean and deviation make z-scores: the window's, the recording's so far, or the training split's. window in
     place of recording: A -.018, -.012, of dataset: C +.000, +.000; dataset in place of recording: A -.046, -.057;
     B -.069, -.056."""
-    embedding: Literal["ordinal", "table", "patch"] = "patch"
+    embedding: Annotated[Literal["ordinal", "table", "patch"], DefinesWeights()] = "patch"
     """ordinal: the symbol as a number; table: a learned row a symbol; patch: table plus the word's own samples. In
     place of patch with a stem: ordinal A +.002, +.008, table A +.003, -.001; without a stem patch A -.004, -.010,
     ordinal A -.004, -.014, table A -.008, -.011. In place of ordinal: table C -.002, -.003, patch C -.003, -.006;
     with a stem C -.003, -.005 and C -.006, -.007. On five folds of C's training people, three seeds: ordinal AUROC
     .851 and .826, patch .850 and .822."""
-    stem: StemConfig | None = None
+    stem: Annotated[StemConfig | None, DefinesWeights()] = None
     """Convolutional stem inside each modality; none by default. None in place of one: A -.004, -.010; one of 16
     channels: C +.001, -.001."""
-    summary: Literal["none", "level", "statistics"] = "statistics"
+    summary: Annotated[Literal["none", "level", "statistics"], DefinesWeights()] = "statistics"
     """One more token a present modality: window level, or window statistics; none, as published. In place of
     statistics: level A +.000, +.005; C -.034, -.030; none A -.008, -.017; B -.062, -.049; C -.127, -.139."""
-    summary_bands: Count = 0
+    summary_bands: Annotated[Count, DefinesWeights()] = 0
     """Bands of the spectrum of a modality's words, of equal width in octaves, whose powers are statistics too; 0: none.
     What rhythm a signal has, pulse and breath among them, shows in words that last some of its periods. None in place
     of 8: A -.008, -.004, of 24: B -.023, -.022. 8, of hourly means: C -.005, -.003."""
@@ -121,13 +122,13 @@ class ModelConfig(Section):
     """Largest budget u of a modality: up to beta ln L queries."""
     fusion_beta: PositiveFloat = 5.0
     """Fixed budget of the cross-modal layers."""
-    downsample: bool = True
+    downsample: Annotated[bool, DefinesWeights()] = True
     """Halve the tokens after each attention (inside each modality's segment). Not halved: A -.002, +.002."""
     layer_scale: PositiveFloat | None = None
     """Start value of LayerScale on the residual branches; none by default. .1: A -.001, +.006; C -.003, -.004."""
-    activation_checkpointing: Literal["none", "layers"] = "none"
+    activation_checkpointing: Annotated[Literal["none", "layers"], Execution()] = "none"
     """layers: keep only what enters the layers, and compute the rest again in the backward: for long recordings."""
-    tile: Positive | None = None
+    tile: Annotated[Positive | None, Execution()] = None
     """Tokens at a time in feed-forwards, whose hidden values are then not kept; by default they are. Not in experts."""
     head: Literal["pooled", "additive"] = "additive"
     """pooled: one head on the pooled tokens: A -.007, -.012; C -.010, -.011. additive: plus one small head a modality.

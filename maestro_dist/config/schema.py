@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from maestro_dist.config.learning import AugmentConfig, MissingConfig, OptimConfig, TaskConfig
+from maestro_dist.config.metadata import Execution, Location
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.sections import Count, Positive, Section, Share, Text
 
@@ -19,28 +20,28 @@ class RunConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     """Name of the run. The same name and storage continue the same run."""
-    storage: Text = "runs"
+    storage: Annotated[Text, Location(), Execution()] = "runs"
     """Folder or fsspec URL that holds runs, checkpoints and models. Relative paths start at the current folder."""
     seed: int = 2711
     """Seed of every draw of the run."""
-    init_from: str | None = None
+    init_from: Annotated[str | None, Location()] = None
     """Another run, one of its checkpoints, or an exported model (folder or URL), whose weights this run begins with.
     Heads start anew; modalities and symbols must be the same."""
-    launcher: Literal["ray", "inline"] = "ray"
+    launcher: Annotated[Literal["ray", "inline"], Execution()] = "ray"
     """ray: Ray Train workers, on a cluster or a local Ray. inline: this process alone, for debuggers and notebooks."""
-    workers: Positive = 1
+    workers: Annotated[Positive, Execution()] = 1
     """Number of workers (processes, ranks). World size = mesh.data x mesh.sequence."""
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Annotated[Literal["cpu", "cuda"], Execution()] = "cpu"
     """Device of the workers."""
-    cpus_per_worker: Positive = 1
+    cpus_per_worker: Annotated[Positive, Execution()] = 1
     """CPU cores that Ray reserves for each worker, and threads that torch uses there."""
-    allocator_cache: Literal["none", "small", "all"] = "small"
+    allocator_cache: Annotated[Literal["none", "small", "all"], Execution()] = "small"
     """Freed memory that workers on CPU keep for the next step instead of returning it: faster, the peak higher.
     `small`: arrays up to 32 MiB; `all`: the others too, for long sequences where memory is plenty (half as much again).
     """
-    max_failures: Annotated[int, Field(ge=-1)] = 3
+    max_failures: Annotated[int, Field(ge=-1), Execution()] = 3
     """How often Ray restarts the workers from the newest checkpoint before the run fails; -1: without limit."""
-    timeout_s: Positive = 300
+    timeout_s: Annotated[Positive, Execution()] = 300
     """Time limit of a collective operation, in seconds: a hung worker becomes an error."""
 
 
@@ -66,7 +67,7 @@ class SourceConfig(Section):
 
     converter: Literal["uci_hapt", "stress_predict", "physionet2012"]
     """Converter that reads the raw files."""
-    path: Text
+    path: Annotated[Text, Location()]
     """Folder or archive with the raw files."""
     options: dict[str, str | int | float] = {}
     """Options of the converter, named as those of `tools/pack_dataset.py`."""
@@ -75,9 +76,9 @@ class SourceConfig(Section):
 class DataConfig(Section):
     """Where the samples come from."""
 
-    url: str = ""
+    url: Annotated[str, Location(), Execution()] = ""
     """Folder or fsspec URL that holds `manifest.json` (for instance s3://bucket/wesad). The only URL a run needs."""
-    source: SourceConfig | None = None
+    source: Annotated[SourceConfig | None, Execution()] = None
     """Raw files that are packed to `data.url` first where it holds no manifest; none by default."""
     modalities: list[str] | None = None
     """Modalities to use; by default all of the manifest."""
@@ -92,20 +93,20 @@ class DataConfig(Section):
     larger). Epochs and steps follow; balanced class weights, means and deviations stay those of the whole split."""
     shuffle_shards: Positive = 8
     """Number of shards in the window within which samples are shuffled (shards themselves are shuffled globally)."""
-    loader_workers: Count = 0
+    loader_workers: Annotated[Count, Execution()] = 0
     """Reader processes a rank; 0 reads in a thread of the worker itself."""
-    prefetch: Positive = 4
+    prefetch: Annotated[Positive, Execution()] = 4
     """Micro-batches that a rank's readers prepare ahead, all together; at least one each."""
-    cache: str | None = None
+    cache: Annotated[str | None, Location(), Execution()] = None
     """Local folder for shards of remote data; by default `~/.cache/maestro_dist/shards`, or one of the user below the
     temporary folder where that cannot be written to."""
-    verify: Literal["size", "sha256"] = "sha256"
+    verify: Annotated[Literal["size", "sha256"], Execution()] = "sha256"
     """How a shard is checked against the manifest when it is first opened."""
-    max_bad_samples: Count = 0
+    max_bad_samples: Annotated[Count, Execution()] = 0
     """Bad samples (wrong shape, type or label) of the training split that a run skips and names before it stops:
     different ones, over all ranks, epochs and restarts. A rank knows its own at once; all are counted where metrics are
     summed (every `tracking.every_steps`, at the end of an epoch, before a checkpoint)."""
-    timeout_s: Positive = 240
+    timeout_s: Annotated[Positive, Execution()] = 240
     """How long a reader may show no progress, in seconds, until that becomes an error. Never more than
     four fifths of `run.timeout_s` is used: else the other ranks would give up first, without knowing why."""
 
@@ -113,15 +114,15 @@ class DataConfig(Section):
 class EngineConfig(Section):
     """DeepSpeed."""
 
-    zero_stage: Literal[1, 2, 3] = 1
+    zero_stage: Annotated[Literal[1, 2, 3], Execution()] = 1
     """ZeRO stage: shards optimizer state (1), gradients too (2), parameters too (3). 0 is taken as 1."""
-    micro_batch: Positive | None = None
+    micro_batch: Annotated[Positive | None, Execution()] = None
     """Samples a rank takes at a time; by default its whole share of the global batch (no accumulation)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast; parameters and gradients stay fp32."""
-    overlap_comm: bool = False
+    overlap_comm: Annotated[bool, Execution()] = False
     """Overlap gradient reduction with the backward pass."""
-    offload: Literal["none", "optimizer", "parameters"] = "none"
+    offload: Annotated[Literal["none", "optimizer", "parameters"], Execution()] = "none"
     """What lies in the host's memory instead of the GPU's: the optimizer's state; or the parameters too (ZeRO 3)."""
 
     @field_validator("zero_stage", mode="before")
@@ -146,9 +147,9 @@ class EvaluationConfig(Section):
     """Missing rates of the final test and of `evaluate`."""
     draws: list[Count] = [0, 1, 2]
     """Mask draws averaged at each rate of the final test; validation uses the first."""
-    batch: Positive = 256
+    batch: Annotated[Positive, Execution()] = 256
     """Samples a rank takes at a time."""
-    predictions: bool = True
+    predictions: Annotated[bool, Execution()] = True
     """Keep what the final test answered for each sample, in every scenario, as `predictions.npz` beside the result."""
     patience: Positive | None = None
     """Stop when the metric has not improved for this many validations; never by default."""
@@ -166,7 +167,7 @@ class CheckpointConfig(Section):
 class TrackingConfig(Section):
     """MLflow."""
 
-    uri: str | None = None
+    uri: Annotated[str | None, Location(service=True)] = None
     """Tracking URI; by default SQLite in `run.storage` (or in `runs/` when the storage is remote)."""
     experiment: Text = "maestro_dist"
     """Experiment name."""
@@ -179,7 +180,7 @@ class Config(Section):
 
     run: RunConfig = RunConfig()
     """The run and its processes."""
-    mesh: MeshConfig = MeshConfig()
+    mesh: Annotated[MeshConfig, Execution()] = MeshConfig()
     """The grid of ranks."""
     data: DataConfig = DataConfig()
     """The samples."""
@@ -197,7 +198,7 @@ class Config(Section):
     """Changes of the training windows."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Validation and test."""
-    checkpoint: CheckpointConfig = CheckpointConfig()
+    checkpoint: Annotated[CheckpointConfig, Execution()] = CheckpointConfig()
     """Checkpoints."""
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: Annotated[TrackingConfig, Execution()] = TrackingConfig()
     """MLflow."""

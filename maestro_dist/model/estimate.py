@@ -12,7 +12,7 @@ from torch import nn
 
 from maestro_dist.config.learning import PretrainConfig
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.config.words import hidden_word_of
+from maestro_dist.config.word_length import hidden_word_length
 from maestro_dist.model import cost
 from maestro_dist.model.embedding import stem_steps, word_steps
 from maestro_dist.model.sampling import cap
@@ -242,7 +242,7 @@ def _decoder(
     """Cross attention of the words asked for over the tokens that enter the cross-modal layers, and that leave them."""
     width, asked, symbols = config.width, 0, 0
     for modality in modalities:
-        word = hidden_word_of(pretrain, modality.name, word_steps(config, modality.name))
+        word = hidden_word_length(pretrain, modality.name, word_steps(config, modality.name))
         most = min(pretrain.predict, -(-modality.steps // word))
         asked, symbols = asked + most, symbols + most * modality.variates
     lengths = [tokens_by_depth(config, modality) for modality in modalities]

@@ -15,7 +15,7 @@ from typing import Literal
 
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.schema import Config
-from maestro_dist.config.words import word_of
+from maestro_dist.config.word_length import word_length
 from maestro_dist.model.estimate import expert_parameters, tokens_by_depth
 from maestro_dist.model.sampling import cap
 from maestro_dist.model.summary import EXTREMES, SUMS, spectral_bands
@@ -128,7 +128,7 @@ def _moments(model: ModelConfig, modality: Modality) -> int:
     """Bytes of a window's count, mean and squares, and of what its summary token is made from, for each variate."""
     if model.summary == "none":
         return 24 if model.normalize == "window" else 0
-    bands = len(spectral_bands(word_of(model.word, modality.name), model.summary_bands))
+    bands = len(spectral_bands(word_length(model.word, modality.name), model.summary_bands))
     if model.summary != "statistics" and not bands:
         return 24
     return 24 + 8 * (EXTREMES + SUMS + bands)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from maestro_dist.config.check import check_resume, identity
-from maestro_dist.config.load import flatten, load_config
+from maestro_dist.config.dump import flatten_config
+from maestro_dist.config.identity import check_resume, run_identity
+from maestro_dist.config.load import load_config
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.renamed import OLD_NAMES, RENAMED, current
 from maestro_dist.config.schema import Config
@@ -20,7 +21,7 @@ def with_old_names(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_table_leads_to_keys_that_exist() -> None:
-    keys = flatten(Config())
+    keys = flatten_config(Config())
     assert len(OLD_NAMES) == len(RENAMED)
     for old, new in RENAMED.items():
         assert new in keys
@@ -51,7 +52,7 @@ def test_saved_values_are_read_with_the_present_names() -> None:
     config = Config.model_validate(
         {"model": {"downsample": False, "word": {"checkpoint": 4}}, "missing": {"ramp_start": 0.5}}
     )
-    flat = flatten(config)
+    flat = flatten_config(config)
     old = with_old_names(flat)
     assert old != flat
     assert current(old) == flat
@@ -67,7 +68,7 @@ def test_saved_values_are_read_with_the_present_names() -> None:
 
 def test_a_run_of_before_a_key_was_renamed_can_be_continued() -> None:
     begun = load_config(None, ["data.url=a", "model.downsample=false"])
-    saved = with_old_names(identity(begun))
+    saved = with_old_names(run_identity(begun))
     assert "model.distil" in saved
     check_resume(begun, saved)
     with pytest.raises(ConfigError, match=r"model\.downsample False -> True"):

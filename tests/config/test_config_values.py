@@ -11,9 +11,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maestro_dist.config.fit import alternatives, is_model
-from maestro_dist.config.load import default_of, describe, flatten, load_config, parse, to_yaml
-from maestro_dist.config.places import has_credentials
+from maestro_dist.config.annotations import alternatives, is_section
+from maestro_dist.config.credentials import has_credentials
+from maestro_dist.config.dump import flatten_config, to_yaml
+from maestro_dist.config.help_text import default_of, describe_keys
+from maestro_dist.config.load import load_config, parse
 from maestro_dist.config.schema import Config
 from maestro_dist.config.yaml_text import from_yaml
 from maestro_dist.errors import ConfigError
@@ -216,7 +218,7 @@ def keys_of(model: Any, prefix: str = "") -> list[tuple[str, Any]]:
     """(key, field) of the whole schema, those of optional sections too."""
     found = []
     for name, info in model.model_fields.items():
-        inner = next((kind for kind in alternatives(info.annotation) if is_model(kind)), None)
+        inner = next((kind for kind in alternatives(info.annotation) if is_section(kind)), None)
         found += keys_of(inner, f"{prefix}{name}.") if inner else [(prefix + name, info)]
     return found
 
@@ -225,10 +227,10 @@ def keys_of(model: Any, prefix: str = "") -> list[tuple[str, Any]]:
 def test_every_default_can_be_typed_as_help_shows_it(key: str, info: Any) -> None:
     begin = ["data.source.converter=uci_hapt", "data.source.path=x"] if key.startswith("data.source.") else []
     if info.is_required():
-        assert f"{key} (" in describe()
+        assert f"{key} (" in describe_keys()
         return
     shown = default_of(info)
-    assert f"{key} (" in describe()
+    assert f"{key} (" in describe_keys()
     for text in (shown.removeprefix(" =").strip(), str(info.default).replace("(", "[").replace(")", "]")):
         assert value_of(load_config(None, [*begin, f"{key}={text}"]), key) == info.default
 
@@ -273,4 +275,4 @@ def test_a_printed_config_reads_back_the_same_whatever_is_in_it(texts: list[str]
     )
     assert parse(from_yaml(to_yaml(config)), "here") == config
     assert yaml.safe_load(to_yaml(config)) == config.model_dump(mode="json")
-    assert flatten(config)["run.init_from"] == e
+    assert flatten_config(config)["run.init_from"] == e

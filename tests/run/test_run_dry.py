@@ -16,8 +16,9 @@ import synthetic as generated
 import yaml
 
 from maestro_dist.config.load import load_config
+from maestro_dist.config.paths import with_absolute_paths
 from maestro_dist.dry_run import trial_samples
-from maestro_dist.launch import absolute, prepare_data
+from maestro_dist.launch import prepare_data
 from maestro_dist.model.estimate import count_parameters, forward_operations
 from maestro_dist.summary import described
 from maestro_dist.train import main
@@ -175,7 +176,7 @@ def test_a_batch_that_is_too_much_is_cut_or_left_out(
 ) -> None:
     import maestro_dist.dry_run as module
 
-    config = absolute(load_config(None, runs.arguments(tmp_path, synthetic)))
+    config = with_absolute_paths(load_config(None, runs.arguments(tmp_path, synthetic)))
     manifest, shards = prepare_data(config)
     assert shards
     assert trial_samples(config, manifest) == (16, 16)

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.baselines.settings import BaselineConfig
 from benchmarks.common import machine
 
-from maestro_dist.config.check import decides, identity
+from maestro_dist.config.identity import is_identity_key, run_identity
 from maestro_dist.config.model import ModelConfig, StemConfig
 from maestro_dist.config.renamed import OLD_NAMES, RENAMED
 from maestro_dist.config.schema import Config
@@ -26,8 +26,8 @@ RESULT_FILE = "result.json"
 LOG_FILE = "job.log"
 _STEM = "model.stem"  # a section that may be absent
 _DEFAULTS = {
-    **identity(Config(model=ModelConfig(stem=StemConfig()))),
-    **identity(Config()),
+    **run_identity(Config(model=ModelConfig(stem=StemConfig()))),
+    **run_identity(Config()),
     **{f"baseline.{key}": value for key, value in BaselineConfig().model_dump(mode="json").items()},
 }
 
@@ -159,7 +159,7 @@ def _differences(record: Record | None, cell: Cell) -> list[str]:
     # A key that the record lacks is newer than the run: its default stands for what was done then.
     old = {key: _DEFAULTS[_plain(key)] for key in now if _plain(key) in _DEFAULTS and not _absent(key, record)}
     # A key that no longer decides a result is no difference.
-    old |= {key: value for key, value in record.settings.items() if decides(_plain(key))}
+    old |= {key: value for key, value in record.settings.items() if is_identity_key(_plain(key))}
     return [
         f"{key} {old.get(key)!r} -> {now.get(key)!r}" for key in sorted({*old, *now}) if old.get(key) != now.get(key)
     ]

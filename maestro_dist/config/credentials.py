@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from maestro_dist.config.schema import Config
 from maestro_dist.errors import ConfigError
 
 CREDENTIALS = (
@@ -16,7 +14,6 @@ CREDENTIALS = (
     "AWS_SECRET_ACCESS_KEY, AZURE_STORAGE_SAS_TOKEN, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or "
     "MLFLOW_TRACKING_TOKEN, PGPASSWORD)"
 )
-_NO_PATH = re.compile(r"databricks|uc\b|[\w+.-]+:(?!///)")  # of tracking URIs: names of services, and servers
 _CHAIN = re.compile(r"::(?=[\w+.-]{1,40}://)")  # zip://a.csv::s3://bucket/b.zip
 _CONTAINER_AT_ACCOUNT = ("abfs", "abfss", "wasb", "wasbs", "az", "adl")  # Azure: no user stands before its @
 _USER = re.compile(r"[^/@?#]+@")
@@ -71,44 +68,3 @@ def refuse_credentials(tree: Any, where: str = "") -> None:
     for key, text in texts(tree):
         if has_credentials(text):
             raise ConfigError(f"{where}{key or 'a key'}: {CREDENTIALS}")
-
-
-def at_home(path: str, key: str) -> str:
-    """A local path with `~` and `~user` as the folders that they stand for. Raises `ConfigError`, which names `key`."""
-    try:
-        return str(Path(path).expanduser()) if path.startswith("~") else path
-    except RuntimeError:
-        raise ConfigError(
-            f"{key}: {path}: no home folder is known for {path.partition('/')[0]}; write the path out, or ./{path} for "
-            "a folder of that name"
-        ) from None
-
-
-def absolute_path(path: str, key: str) -> str:
-    """A local path made absolute, home folders filled in, also in `sqlite:///`; a URL as it is."""
-    begin = "sqlite:///"
-    if path.startswith(begin):
-        return begin + absolute_path(path.removeprefix(begin), key)
-    return path if "://" in path else str(Path(at_home(path, key)).absolute())
-
-
-def absolute(config: Config) -> Config:
-    """The configuration with local paths made absolute: workers may have another current folder."""
-
-    def moved(section: Any, name: str, *keys: str) -> Any:
-        new: dict[str, Any] = {}
-        for key in keys:
-            value, where = getattr(section, key), f"{name}.{key}"
-            if isinstance(value, str):
-                new[key] = absolute_path(value, where)
-            elif value:
-                new[key] = [absolute_path(item, where) for item in value]
-        return section.model_copy(update=new)
-
-    data, tracking = moved(config.data, "data", "url", "cache"), config.tracking
-    if data.source:
-        data = data.model_copy(update={"source": moved(data.source, "data.source", "path")})
-    if tracking.uri and not _NO_PATH.match(tracking.uri):
-        tracking = moved(tracking, "tracking", "uri")
-    run, task = moved(config.run, "run", "storage", "init_from"), moved(config.task, "task", "teachers")
-    return config.model_copy(update={"data": data, "run": run, "task": task, "tracking": tracking})

@@ -7,8 +7,7 @@ import types
 import typing
 from typing import Any
 
-from pydantic import BaseModel
-
+from maestro_dist.config.annotations import alternatives, is_section
 from maestro_dist.config.yaml_text import Plain, Typed
 
 RULES = """\
@@ -27,7 +26,7 @@ _FLOAT = re.compile(r"[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)(e[-+]?[0-9]
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|nan)", re.IGNORECASE)
 
 
-def fitted(value: Any, kind: Any) -> Any:
+def coerce(value: Any, kind: Any) -> Any:
     """`value` with each `Plain` in it as the type annotation `kind` says; one that does not fit stays text.
 
     Whether it is valid is left to pydantic. Raises `ConfigError` where something typed is no YAML.
@@ -40,28 +39,14 @@ def fitted(value: Any, kind: Any) -> Any:
     if isinstance(value, list):
         inner = next((typing.get_args(k) for k in kinds if typing.get_origin(k) in (list, tuple)), (str,))
         many = inner[:-1] if inner[-1] is Ellipsis else inner
-        return [fitted(item, many[min(number, len(many) - 1)]) for number, item in enumerate(value)]
+        return [coerce(item, many[min(number, len(many) - 1)]) for number, item in enumerate(value)]
     return _scalar(value, kinds) if isinstance(value, Plain) else value
-
-
-def alternatives(kind: Any) -> list[Any]:
-    """The members of a union, else the type alone."""
-    if typing.get_origin(kind) is typing.Annotated:
-        return alternatives(typing.get_args(kind)[0])
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return [inner for member in typing.get_args(kind) for inner in alternatives(member)]
-    return [kind]
-
-
-def is_model(kind: Any) -> bool:
-    """Whether a type is a section."""
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _is_text(typed: str, kinds: list[Any]) -> bool:
     if str not in kinds and not any(isinstance(word, str) for word in _words(kinds)):
         return False
-    holds = any(is_model(kind) or typing.get_origin(kind) in (list, tuple, dict) for kind in kinds)
+    holds = any(is_section(kind) or typing.get_origin(kind) in (list, tuple, dict) for kind in kinds)
     return not (holds and typed.lstrip()[:1] in ("[", "{"))
 
 
@@ -71,12 +56,12 @@ def _words(kinds: list[Any]) -> list[Any]:
 
 
 def _mapping(value: dict[str, Any], kinds: list[Any]) -> dict[str, Any]:
-    model = next((kind for kind in kinds if is_model(kind)), None)
+    model = next((kind for kind in kinds if is_section(kind)), None)
     if model is not None:
         fields = model.model_fields
-        return {key: fitted(v, fields[key].annotation if key in fields else str) for key, v in value.items()}
+        return {key: coerce(v, fields[key].annotation if key in fields else str) for key, v in value.items()}
     inner = next((typing.get_args(kind)[1] for kind in kinds if typing.get_origin(kind) is dict), str)
-    return {key: fitted(v, inner) for key, v in value.items()}
+    return {key: coerce(v, inner) for key, v in value.items()}
 
 
 def _scalar(plain: Plain, kinds: list[Any]) -> Any:
@@ -84,7 +69,7 @@ def _scalar(plain: Plain, kinds: list[Any]) -> Any:
     words = _words(kinds)
     if types.NoneType in kinds and text in NULL:
         return None
-    if not text and any(is_model(kind) for kind in kinds):
+    if not text and any(is_section(kind) for kind in kinds):
         return {}  # a section whose keys are all commented out
     if text in words:
         return text

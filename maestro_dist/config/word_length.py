@@ -8,7 +8,7 @@ from maestro_dist.config.learning import PretrainConfig
 from maestro_dist.errors import ConfigError
 
 
-def word_of(word: int | dict[str, int], name: str, key: str = "model.word") -> int:
+def word_length(word: int | dict[str, int], name: str, key: str = "model.word") -> int:
     """Steps of modality `name`; `key`: how the configuration calls `word`. Raises ConfigError where it has none."""
     if isinstance(word, int):
         return word
@@ -17,18 +17,18 @@ def word_of(word: int | dict[str, int], name: str, key: str = "model.word") -> i
     return word[name]
 
 
-def hidden_word_of(pretrain: PretrainConfig, name: str, word: int) -> int:
+def hidden_word_length(pretrain: PretrainConfig, name: str, word: int) -> int:
     """Steps of what is hidden as one in pre-training, given those of the model's words of modality `name`.
 
     Raises ConfigError where there is no number for it, or one that does not divide `word`.
     """
-    steps = word if pretrain.word is None else word_of(pretrain.word, name, "task.pretrain.word")
+    steps = word if pretrain.word is None else word_length(pretrain.word, name, "task.pretrain.word")
     if word % steps:
         raise ConfigError(f"task.pretrain.word: {steps} steps of modality {name!r} do not divide its model.word {word}")
     return steps
 
 
-def check_names(word: int | dict[str, int] | None, names: Sequence[str], key: str) -> None:
+def check_word_names(word: int | dict[str, int] | None, names: Sequence[str], key: str) -> None:
     """Raise `ConfigError` where `word` names a modality that is not among `names`."""
     for name in word if isinstance(word, dict) else ():
         if name not in names:
