@@ -1,4 +1,4 @@
-"""What a word in YAML or on the command line means: the type of its key decides."""
+"""From text in YAML or on the command line to a value: the type of the key decides what the text means."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from maestro_dist.config.annotations import alternatives, is_section
 from maestro_dist.config.yaml_text import Plain, Typed
 
 RULES = """\
-The type of a key says how its value is read, typed as section.key=value or in a YAML file:
-  text      as it stands: 0042, no, 2026-01-15, a: b, '/data/exp #3' (in a file, # and quotes are YAML's)
-  number    decimal, or 0x and hexadecimal digits: 1e-3, .5, 1_000; a whole one may be written 1e3
+The type of a key says how its value is read, from section.key=value or from a YAML file:
+  text      unchanged: 0042, no, 2026-01-15, a: b, '/data/exp #3' (in a file, # and quotes have their YAML meaning)
+  number    decimal, or 0x and hexadecimal digits: 1e-3, .5, 1_000; an integer may be written 1e3
   true      true, yes or on; false, no or off
-  list, ... as in YAML: [a, b], {a: 8, b: 4}; what is in them, by its type again
+  list, ... as in YAML: [a, b], {a: 8, b: 4}; the type of the items says how they are read
   null      null, None, ~ or nothing, where the key may be null: run.init_from=
-~ and ~user at the start of a path are home folders. Of two values for one key the later one holds."""
+~ and ~user at the start of a path are home folders. If a key is given twice, the last value counts."""
 
 NULL = {"", "~", "null", "Null", "NULL", "None"}
 _BOOLS = dict.fromkeys(("true", "yes", "on"), True) | dict.fromkeys(("false", "no", "off"), False)
@@ -27,9 +27,9 @@ _NOT_FINITE = re.compile(r"[-+]?\.(inf|nan)", re.IGNORECASE)
 
 
 def coerce(value: Any, kind: Any) -> Any:
-    """`value` with each `Plain` in it as the type annotation `kind` says; one that does not fit stays text.
+    """`value` with each `Plain` text in it converted to the type annotation `kind`. A text that does not fit stays.
 
-    Whether it is valid is left to pydantic. Raises `ConfigError` where something typed is no YAML.
+    pydantic then checks whether the value is valid. Raises `ConfigError` where a typed list or mapping is not YAML.
     """
     kinds = alternatives(kind)
     if isinstance(value, Typed):
@@ -76,7 +76,7 @@ def _scalar(plain: Plain, kinds: list[Any]) -> Any:
     number = None
     if any(kind in kinds for kind in (int, float)) or any(isinstance(word, int) for word in words):
         number = _number(text)
-    if str in kinds:  # text or number: 0042 and 1.10 are not what is written of a number, so they are text
+    if str in kinds:  # text or number: 0042 and 1.10 are text, because YAML writes these numbers as 42 and 1.1
         return text if number is None or _written(number) != text else number
     if number is not None:
         return number
@@ -95,6 +95,6 @@ def _number(text: str) -> int | float | None:
 
 
 def _written(number: int | float) -> str:
-    """As YAML writes it."""
+    """The number as YAML writes it."""
     text = repr(number)
     return text if "." in text else text.replace("e", ".0e")

@@ -1,4 +1,4 @@
-"""Paths and URLs in a configuration: home folders, absolute paths, and no credentials."""
+"""Credentials in a configuration are refused in the text of every key, and the errors never show them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from urllib.parse import unquote
 from maestro_dist.errors import ConfigError
 
 CREDENTIALS = (
-    "holds credentials, which would end in logs and files; give them in the environment (AWS_ACCESS_KEY_ID and "
+    "holds credentials, which would appear in logs and files; give them in the environment (AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY, AZURE_STORAGE_SAS_TOKEN, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or "
     "MLFLOW_TRACKING_TOKEN, PGPASSWORD)"
 )
 _CHAIN = re.compile(r"::(?=[\w+.-]{1,40}://)")  # zip://a.csv::s3://bucket/b.zip
-_CONTAINER_AT_ACCOUNT = ("abfs", "abfss", "wasb", "wasbs", "az", "adl")  # Azure: no user stands before its @
+_CONTAINER_AT_ACCOUNT = ("abfs", "abfss", "wasb", "wasbs", "az", "adl")  # Azure: the @ follows a container, not a user
 _USER = re.compile(r"[^/@?#]+@")
 _PORT = re.compile(r"\[|[^/@:]*:\d*([/?#]|$)")  # of host:80/..., or of an IPv6 address
-_PASSWORD = re.compile(r"[^/@?#]*:[^@]*@")  # a password may hold /, ? and @; the first @ is enough to tell
+_PASSWORD = re.compile(r"[^/@?#]*:[^@]*@")  # a password may hold /, ? and @; the first @ is enough
 _SETTING = re.compile(r"[?&;#]([^=?&;#]+)=[^&;#]")
 _CONNECTION = re.compile(r"(?:^|;)\s*(AccountKey|Shared\w*|Password|Pwd)\s*=\s*[^;\s]", re.IGNORECASE)
 _SECRET = re.compile(
@@ -29,9 +29,9 @@ _SECRET = re.compile(
 
 
 def has_credentials(text: str) -> bool:
-    """Whether a text holds a URL with a user, a password, a key or a token: before the host, or as a setting (`?sig=`).
+    """Whether a text holds a URL with a user, password, key or token, before the host or as a parameter (`?sig=`).
 
-    Names of files that hold `@` or `?` are no such thing, nor is Azure's `abfs://container@account...`.
+    File names with `@` or `?` are no credentials, nor is `abfs://container@account...` of Azure.
     """
     if _CONNECTION.search(text):
         return True
@@ -48,7 +48,7 @@ def has_credentials(text: str) -> bool:
 
 
 def texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """All (key, text) in a tree of plain values, names of keys among the texts."""
+    """All (key, text) in a tree of plain values. Names of keys are texts too."""
     if isinstance(value, dict):
         for name, child in value.items():
             yield key, str(name)
@@ -61,9 +61,9 @@ def texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def refuse_credentials(tree: Any, where: str = "") -> None:
-    """Raise `ConfigError`, which names the key and nothing of the text, where one of a tree's texts has credentials.
+    """Raise `ConfigError` where a text of the tree holds credentials. The error names the key and shows no text.
 
-    `where` begins the message.
+    where  start of the message
     """
     for key, text in texts(tree):
         if has_credentials(text):

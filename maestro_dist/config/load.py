@@ -1,4 +1,4 @@
-"""YAML file + `key=value` overrides -> `Config`; and the help text, made from the schema."""
+"""From a YAML file and `section.key=value` overrides to a `Config`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _LONGEST = 1 << 20  # characters of a configuration file
 
 
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
-    """Read `path` (YAML), apply `section.key=value` overrides in order, validate.
+    """Read the YAML file `path`, apply `section.key=value` overrides in order, validate.
 
-    Raises `ConfigError` with one line that names the file or override and the key, and suggests what was meant.
+    Raises `ConfigError`, one line that names the file or override and the key, and suggests a correction.
     """
     tree = {} if path is None else read_tree(path)
     if path and current(tree) != tree and _belongs_to_run(path):
@@ -38,7 +38,7 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
 
 
 def parse(tree: dict[str, Any], where: str) -> Config:
-    """Validate a tree of plain values, or of words as they were written; `where` names its source in errors."""
+    """Validate a tree of plain values or of texts as they were written. `where` names its source in errors."""
     values = coerce(tree, Config)
     unknown = list(_unknown_keys(values, Config))
     if unknown:
@@ -54,9 +54,9 @@ def parse(tree: dict[str, Any], where: str) -> Config:
 
 
 def is_file(argument: str) -> bool:
-    """Whether an argument of the command line names a configuration file, though it may hold `=`.
+    """Whether an argument of the command line names a configuration file. Its name may hold `=`.
 
-    `run.name=x.yaml` is an override: what stands before its `=` is a key.
+    `run.name=x.yaml` is an override, because `run.name` is a key.
     """
     key, equals, _ = argument.partition("=")
     if not equals:
@@ -67,9 +67,9 @@ def is_file(argument: str) -> bool:
 
 
 def read_tree(path: str) -> dict[str, Any]:
-    """A YAML file or URL as it was written: dicts, lists, and texts whose meaning `coerce` knows.
+    """A YAML file or URL as dicts, lists and texts as they were written, for `coerce`.
 
-    Raises `ConfigError`, which names the file, and the line where it is no YAML.
+    Raises `ConfigError`, which names the file, and the line where it is not valid YAML.
     """
     if has_credentials(path):
         raise ConfigError(f"the configuration's URL {CREDENTIALS}")
@@ -81,13 +81,15 @@ def read_tree(path: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file{_what_is_there(path)}") from None
     except IsADirectoryError:
-        raise ConfigError(f"{path}: a folder; name a file in it{_what_is_there(os.path.join(path, ''))}") from None
+        raise ConfigError(
+            f"{path}: this is a folder; give a file in it{_what_is_there(os.path.join(path, ''))}"
+        ) from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text in UTF-8, so no configuration") from None
+        raise ConfigError(f"{path}: not UTF-8 text, so not a configuration") from None
     except Exception as error:  # each fsspec backend has its own classes
         raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from None
     if len(text) > _LONGEST:
-        raise ConfigError(f"{path}: more than {_LONGEST:,} characters, so no configuration")
+        raise ConfigError(f"{path}: more than {_LONGEST:,} characters, so not a configuration")
     try:
         tree = from_yaml(text)
     except yaml.MarkedYAMLError as error:
@@ -106,7 +108,7 @@ def read_tree(path: str) -> dict[str, Any]:
 
 def _belongs_to_run(path: str) -> bool:
     """Whether a configuration file lies in the folder of a run, which wrote it, perhaps with old names of keys."""
-    record = f"{expand_home(path, 'the configuration').rpartition('/')[0] or '.'}/run.json"
+    record = os.path.join(os.path.dirname(expand_home(path, "the configuration")), "run.json")
     if "://" not in record:
         return os.path.exists(record)
     import fsspec
@@ -126,7 +128,7 @@ def _text(path: str) -> str:
 
 
 def _what_is_there(path: str) -> str:
-    """The name of a file like this one in its folder, or those of all."""
+    """A hint: the file in the same folder with a similar name, else all YAML files there."""
     folder, name = os.path.split(path)
     if "://" in path or not os.path.isdir(folder or "."):
         return ""
@@ -139,15 +141,15 @@ def _what_is_there(path: str) -> str:
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Put `section.key=value` into a tree, the value as it was typed.
+    """Put `section.key=value` into a tree. The value stays as it was typed.
 
-    Raises `ConfigError` where it has not that form, or holds credentials.
+    Raises `ConfigError` where the override has another form, or holds credentials.
     """
     key, equals, text = override.partition("=")
     if has_credentials(override) or has_credentials(text):
         raise ConfigError(f"{'an override' if has_credentials(key) else key}: {CREDENTIALS}")
     if not equals or not key:
-        raise ConfigError(f"{override!r}: overrides have the form section.key=value")
+        raise ConfigError(f"{override!r}: an override has the form section.key=value")
     *path, last = key.split(".")
     node = tree
     for part in path:
@@ -184,7 +186,10 @@ def _suggest(name: str, model: type[BaseModel], prefix: str) -> str:
 
 
 def _problem(item: Any, values: Any, tree: Any) -> tuple[str, str]:
-    """One error of pydantic as (key, text). Of a union there is one for each alternative, which it names in between."""
+    """One error of pydantic as (key, text).
+
+    A union gives an error for each alternative, whose name is in the location; the key here is without that name.
+    """
     keys, node = [], values
     for part in item["loc"]:
         if isinstance(node, dict) and (part in node or item["type"] == "missing"):
@@ -197,7 +202,7 @@ def _problem(item: Any, values: Any, tree: Any) -> tuple[str, str]:
 
 
 def _given(item: Any, tree: Any) -> str:
-    """What was given for a key, as it was written in `tree`."""
+    """The value that was given for a key, as it was written in `tree`."""
     given = item.get("input")
     if not isinstance(given, str | int | float | bool | type(None)):
         return ""
@@ -206,7 +211,7 @@ def _given(item: Any, tree: Any) -> str:
         if not (part in node if isinstance(node, dict) else isinstance(node, list) and part in range(len(node))):
             break
         node = node[part]
-    inner = str(node).lstrip().startswith(("[", "{"))  # one of several values that were typed together
+    inner = str(node).lstrip().startswith(("[", "{"))  # one item of a typed list or mapping
     shown = str(node).strip() if isinstance(node, Plain) and not inner and not isinstance(given, str) else repr(given)
     if has_credentials(shown):
         return " (not shown: it holds credentials)"

@@ -1,4 +1,4 @@
-"""How many steps a word has: one number for all modalities, or one a modality."""
+"""The number of time steps in a word: one number for all modalities, or one for each modality."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from maestro_dist.errors import ConfigError
 
 
 def word_length(word: int | dict[str, int], name: str, key: str = "model.word") -> int:
-    """Steps of modality `name`; `key`: how the configuration calls `word`. Raises ConfigError where it has none."""
+    """Number of steps in a word of modality `name`.
+
+    word  one number, or a number for each modality
+    key   the key of the configuration that holds `word`, for the error
+
+    Raises `ConfigError` where `word` has no number for the modality.
+    """
     if isinstance(word, int):
         return word
     if name not in word:
@@ -18,9 +24,11 @@ def word_length(word: int | dict[str, int], name: str, key: str = "model.word") 
 
 
 def hidden_word_length(pretrain: PretrainConfig, name: str, word: int) -> int:
-    """Steps of what is hidden as one in pre-training, given those of the model's words of modality `name`.
+    """Number of steps in a hidden word of pre-training, for modality `name`.
 
-    Raises ConfigError where there is no number for it, or one that does not divide `word`.
+    word  number of steps in the model's words of this modality
+
+    Raises `ConfigError` where there is no number for the modality, or one that does not divide `word`.
     """
     steps = word if pretrain.word is None else word_length(pretrain.word, name, "task.pretrain.word")
     if word % steps:

@@ -57,7 +57,7 @@ def test_shipped_configs_are_valid(path: Path) -> None:
         ("model.word=0", "model.word: input should be greater than or equal to 1 (got 0)"),
         ("run.name=a/b", "run.name: string should match"),
         ("data.source.converter=x", "data.source.converter: input should be"),
-        ("noequals", "overrides have the form section.key=value"),
+        ("noequals", "an override has the form section.key=value"),
     ],
 )
 def test_a_wrong_override_is_named(override: str, said: str) -> None:
@@ -90,10 +90,10 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, said: str) -> None:
     [
         ([], "data.url: missing"),
         (["data.url=d", "model.width=63"], "8 heads do not divide model.width 63"),
-        (["data.url=d", "model.moe.top_k=5"], "model.moe.top_k: 5 experts a token"),
+        (["data.url=d", "model.moe.top_k=5"], "model.moe.top_k: 5 experts per token"),
         (["data.url=d", "model.stem.kernel=4"], "model.stem.kernel: 4 is even"),
         (["data.url=d", "missing.ramp_end=0.1"], "missing.ramp_end: 0.1 comes before"),
-        (["data.url=d", "evaluation.rates=[]"], "evaluation.rates: at least one"),
+        (["data.url=d", "evaluation.rates=[]"], "evaluation.rates: the list is empty"),
         (["data.url=d", "optim.schedule=one_cycle", "optim.betas=[.8, .99]"], "0.85 is more than optim.betas.0. 0.8"),
         (["data.url=d", "missing.consistency=1", "missing.max_rate=0"], "missing.consistency: compares samples"),
         (["data.url=d", "missing.consistency=1", "task.kind=pretrain"], "missing.consistency: 1.0 needs labels"),

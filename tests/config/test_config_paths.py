@@ -73,5 +73,5 @@ def test_a_storage_that_the_database_of_mlflow_cannot_lie_in_is_refused(
 
 
 def test_a_name_that_no_file_can_have_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"run\.storage: 'a\\x00b' holds a character that no name of a file has"):
+    with pytest.raises(ConfigError, match=r"run\.storage: 'a\\x00b' holds a null character"):
         check(Config.model_validate({"data": {"url": "d"}, "run": {"storage": "a\0b"}}))
