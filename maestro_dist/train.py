@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from maestro_dist.errors import run_main
-from maestro_dist.terminal import never_fail_to_print
+from maestro_dist.system.terminal import never_fail_to_print
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -58,11 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check(config)
         from maestro_dist.config.paths import with_absolute_paths
         from maestro_dist.data.prepare import check_typed
-        from maestro_dist.launch import launch
+        from maestro_dist.run.launch import launch
 
         check_typed(config.data.source, with_absolute_paths(config).data.url, options.overrides)
         if options.dry_run:
-            from maestro_dist.dry_run import dry_run
+            from maestro_dist.run.dry_run import dry_run
 
             return dry_run(config)
         return launch(config)

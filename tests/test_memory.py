@@ -11,13 +11,13 @@ from types import MappingProxyType
 
 import pytest
 
-from maestro_dist import worker
 from maestro_dist.config.schema import Config, RunConfig
-from maestro_dist.memory import HUGE_PAGES, keep_freed_memory
+from maestro_dist.system.memory import HUGE_PAGES, keep_freed_memory
+from maestro_dist.training import worker
 
 FAULTS = """
 import resource, sys
-from maestro_dist.memory import keep_freed_memory
+from maestro_dist.system.memory import keep_freed_memory
 mode, size = sys.argv[1], int(sys.argv[2]) << 20
 if mode != "plain":
     assert keep_freed_memory(large=mode == "all")

@@ -16,7 +16,6 @@ from maestro_dist.tracking.figures import Story, log_story
 from maestro_dist.tracking.panels import MissingCurve
 
 if TYPE_CHECKING:
-    from maestro_dist.callbacks.validation import Validation
     from maestro_dist.evaluation import Evaluation
     from maestro_dist.tracking import MetricLog
     from maestro_dist.tracking.history import History
@@ -58,22 +57,26 @@ def missing_curve(evaluation: Evaluation, metric: str) -> MissingCurve | None:
 class Figures(Callback):
     """Draws the pictures again after a validation, at most once a minute, in a thread of rank 0."""
 
-    def __init__(self, validation: Validation, log: MetricLog | None, uri: str, run_id: str) -> None:
-        """It comes after `validation`; `log` on rank 0, None elsewhere."""
-        self._validation, self._log, self._uri, self._run_id = validation, log, uri, run_id
-        self._shown: Evaluation | None = None
+    def __init__(self, log: MetricLog | None, uri: str, run_id: str) -> None:
+        """`log` on rank 0, None elsewhere."""
+        self._log, self._uri, self._run_id = log, uri, run_id
+        self._latest: Evaluation | None = None
         self._next = time.monotonic() + _EVERY_S
         self._thread: threading.Thread | None = None
         self._warned = False
 
+    def on_validation(self, state: State, evaluation: Evaluation) -> None:
+        """Keep what is to be drawn."""
+        self._latest = evaluation
+
     def on_step(self, state: State, record: StepRecord) -> None:
         """Start drawing when there is something new and the last drawing is done and long enough ago."""
-        evaluation, log = self._validation.latest, self._log
-        if log is None or evaluation is None or evaluation is self._shown or time.monotonic() < self._next:
+        evaluation, log = self._latest, self._log
+        if log is None or evaluation is None or time.monotonic() < self._next:
             return
         if self._thread is not None and self._thread.is_alive():
             return
-        self._shown, self._next = evaluation, time.monotonic() + _EVERY_S
+        self._latest, self._next = None, time.monotonic() + _EVERY_S
         extras = Extras()
         story = extras.attempt("pictures", lambda: story_of(state, log.history(), evaluation))
         if story is None:

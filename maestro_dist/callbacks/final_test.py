@@ -16,7 +16,7 @@ from maestro_dist.checkpoint import CheckpointInfo, best, full_weights, restore
 from maestro_dist.data.reader import SplitSource
 from maestro_dist.data.roster import roster
 from maestro_dist.data.storage import Storage
-from maestro_dist.predict import TaskDescription, export_model
+from maestro_dist.inference.exported_model import TaskDescription, export_model
 from maestro_dist.tracking.extras import Extras, warn
 from maestro_dist.tracking.figures import log_story
 from maestro_dist.tracking.run import answers, tag_run
@@ -66,6 +66,11 @@ class FinalTest(Callback):
         chosen = best(self._run.url)
         restore(state.engine, chosen)
         evaluation = self._evaluate()
+        self._finish(state, chosen, evaluation)
+        state.results = evaluation.flat("test")
+        state.callbacks.on_test(state, evaluation)
+
+    def _finish(self, state: State, chosen: CheckpointInfo, evaluation: Evaluation) -> None:
         if self._log is None:
             return
         self._fence()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from maestro_dist.callbacks.base import Callback, State, StepRecord
 from maestro_dist.callbacks.progress import Say, say_line
@@ -33,7 +33,19 @@ class Health(Callback):
         self._recent: dict[int, StepRecord] = {}
         self._skipped = 0
         self._bad: set[int] = set()  # this rank's, since bad samples were last counted
+        self._all_bad: list[int] = []  # those of all ranks since the run began
         self._last_bad = ""
+
+    def on_start(self, state: State) -> None:
+        """Tell the state of a resumed run which samples were bad so far."""
+        state.bad_samples = list(self._all_bad)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps that were skipped, and samples that were bad, since the run began."""
+        return {"skipped": self._skipped, "bad_samples": self._all_bad}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self._skipped, self._all_bad = saved["skipped"], saved["bad_samples"]
 
     def on_step(self, state: State, record: StepRecord) -> None:
         """Look at the step, and at those that were summed since. Raises NonFiniteError, DataError."""
@@ -65,7 +77,8 @@ class Health(Callback):
     def _count_bad(self, state: State, most: int, device: torch.device) -> None:
         """Add what all ranks met, `most` at most by each, to the run's bad samples."""
         own, self._bad = self._bad, set()
-        state.bad_samples = sorted({*state.bad_samples, *_of_all_ranks(own, most, state, device)})
+        self._all_bad = sorted({*self._all_bad, *_of_all_ranks(own, most, state, device)})
+        state.bad_samples = list(self._all_bad)
         limit, found = state.config.data.max_bad_samples, len(state.bad_samples)
         if found > limit:
             raise DataError(

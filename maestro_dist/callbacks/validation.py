@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from maestro_dist.callbacks.base import Callback, State, StepRecord
 from maestro_dist.callbacks.progress import Say, say_line
@@ -37,29 +37,49 @@ class Validation(Callback):
 
     def __init__(self, evaluate: Callable[[], Evaluation], log: MetricLog | None, say: Say = say_line) -> None:
         """`evaluate` is called on all ranks together and returns the same on all; `log` on rank 0, None elsewhere."""
-        self.latest: Evaluation | None = None
+        self.best_step: int | None = None
+        self.best_score: float | None = None
+        self.since_best = 0
         self._evaluate = evaluate
         self._log = log
         self._say = say
 
+    def on_start(self, state: State) -> None:
+        """Tell the state of a resumed run which weights were the best so far."""
+        self._publish(state)
+
     def on_step(self, state: State, record: StepRecord) -> None:
-        """Validate when it is time."""
+        """Validate when it is due."""
         if not validation_due(state):
             return
-        self.latest = self._evaluate()
+        evaluation = self._evaluate()
         config = state.config.evaluation
         metric = state.task.metric(config.metric)
-        score = self._score(state, self.latest, metric)
+        score = self._score(state, evaluation, metric)
         if score is not None:
-            if state.best_score is None or better(metric, score, state.best_score):
-                state.best_step, state.best_score, state.validations_since_best = state.step, score, 0
+            if self.best_score is None or better(metric, score, self.best_score):
+                self.best_step, self.best_score, self.since_best = state.step, score, 0
             else:
-                state.validations_since_best += 1
-        if config.patience is not None and state.validations_since_best >= config.patience:
+                self.since_best += 1
+        if config.patience is not None and self.since_best >= config.patience:
             state.stop = True
-        state.results = self.latest.flat("validation") | ({} if score is None else {"validation/score": score})
+        self._publish(state)
+        state.results = evaluation.flat("validation") | ({} if score is None else {"validation/score": score})
         if self._log is not None:
             self._log.log(state.step, state.results)
+        state.callbacks.on_validation(state, evaluation)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best validation so far."""
+        return {"best_step": self.best_step, "best_score": self.best_score, "since_best": self.since_best}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.best_step, self.best_score = saved["best_step"], saved["best_score"]
+        self.since_best = saved["since_best"]
+
+    def _publish(self, state: State) -> None:
+        state.best_step, state.best_score = self.best_step, self.best_score
+        state.validations_since_best = self.since_best
 
     def _score(self, state: State, evaluation: Evaluation, metric: str) -> float | None:
         """The score, the same on all ranks; None, with a warning on rank 0, where it says nothing."""

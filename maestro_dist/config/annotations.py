@@ -27,3 +27,9 @@ def is_section(kind: Any) -> bool:
 def section_of(info: FieldInfo) -> type[BaseModel] | None:
     """The class of a field that is a section, also an optional one; None for other fields."""
     return next((kind for kind in alternatives(info.annotation) if is_section(kind)), None)
+
+
+def items_of(info: FieldInfo) -> type[BaseModel] | None:
+    """The class of the items of a field that is a list of sections; None for other fields."""
+    inside = [item for kind in alternatives(info.annotation) for item in typing.get_args(kind)]
+    return next((kind for kind in inside if is_section(kind)), None)

@@ -37,7 +37,8 @@ def coerce(value: Any, kind: Any) -> Any:
     if isinstance(value, dict):
         return _mapping(value, kinds)
     if isinstance(value, list):
-        inner = next((typing.get_args(k) for k in kinds if typing.get_origin(k) in (list, tuple)), (str,))
+        other = Any if Any in kinds else str
+        inner = next((typing.get_args(k) for k in kinds if typing.get_origin(k) in (list, tuple)), (other,))
         many = inner[:-1] if inner[-1] is Ellipsis else inner
         return [coerce(item, many[min(number, len(many) - 1)]) for number, item in enumerate(value)]
     return _scalar(value, kinds) if isinstance(value, Plain) else value
@@ -60,13 +61,18 @@ def _mapping(value: dict[str, Any], kinds: list[Any]) -> dict[str, Any]:
     if model is not None:
         fields = model.model_fields
         return {key: coerce(v, fields[key].annotation if key in fields else str) for key, v in value.items()}
-    inner = next((typing.get_args(kind)[1] for kind in kinds if typing.get_origin(kind) is dict), str)
+    other = Any if Any in kinds else str
+    inner = next((typing.get_args(kind)[1] for kind in kinds if typing.get_origin(kind) is dict), other)
     return {key: coerce(v, inner) for key, v in value.items()}
 
 
 def _scalar(plain: Plain, kinds: list[Any]) -> Any:
     text = str(plain)
     words = _words(kinds)
+    if Any in kinds:  # no type is declared: null, numbers, true and false are what they look like
+        kinds = [types.NoneType, str, int, float]
+        if text.lower() in ("true", "false"):
+            return _BOOLS[text.lower()]
     if types.NoneType in kinds and text in NULL:
         return None
     if not text and any(is_section(kind) for kind in kinds):

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from maestro_dist.config.annotations import section_of
+from maestro_dist.config.annotations import items_of, section_of
 from maestro_dist.config.coerce import RULES
 from maestro_dist.config.schema import Config
 
@@ -19,8 +19,10 @@ def describe_keys() -> str:
     """How values are read, and every key with its type, default and docstring."""
     lines = [RULES, "\nkeys (type) = default"]
     for section, info in Config.model_fields.items():
-        lines.append(f"\n{section}: {info.description}")
-        lines += _describe_section(section_of(info), f"{section}.")
+        items = items_of(info)
+        kind = f" ({_type_name(info.annotation)}){default_of(info)}" if items else ""
+        lines.append(f"\n{section}{kind}: {info.description}")
+        lines += _describe_section(items or section_of(info), f"{section}[]." if items else f"{section}.")
     return "\n".join(lines)
 
 

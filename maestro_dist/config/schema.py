@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from maestro_dist.config.callbacks import CallbackConfig
 from maestro_dist.config.learning import AugmentConfig, MissingConfig, OptimConfig, TaskConfig
 from maestro_dist.config.metadata import Execution, Location
 from maestro_dist.config.model import ModelConfig
@@ -214,3 +215,5 @@ class Config(Section):
     """When checkpoints are written, and which are kept."""
     tracking: Annotated[TrackingConfig, Execution()] = TrackingConfig()
     """MLflow."""
+    callbacks: Annotated[list[CallbackConfig], Execution()] = []
+    """Callbacks of your own: `[{class: "package.module:Name", options: {...}, secrets: {url: WEBHOOK_URL}}]`."""

@@ -277,7 +277,7 @@ def test_static_values_are_never_taken_away(packed: tuple[str, Manifest]) -> Non
 
 
 def test_the_recipe_starts(packed: tuple[str, Manifest]) -> None:
-    from maestro_dist.worker import first_batch
+    from maestro_dist.training.builder import first_batch
 
     recipe = str(ROOT / "configs" / "physionet2012.yaml")
     loss, taken = first_batch(load_config(recipe, [f"data.url={packed[0]}", "run.workers=1"]))

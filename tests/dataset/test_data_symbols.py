@@ -21,12 +21,12 @@ from maestro_dist.data.manifest import Manifest, SymbolSpec, load_manifest
 from maestro_dist.data.stream import TrainStream, evaluation_batches, presence
 from maestro_dist.data.symbols import add_symbols, reads_symbols
 from maestro_dist.errors import ConfigError, DataError
-from maestro_dist.launch import prepare_data
 from maestro_dist.model import Maestro
 from maestro_dist.model.embedding import Symboliser
 from maestro_dist.parallel.sequence import time_cuts
+from maestro_dist.run.launch import prepare_data
+from maestro_dist.training.builder import first_batch
 from maestro_dist.types import Batch
-from maestro_dist.worker import first_batch
 
 WORD = {"ecg": 5, "acc": 4, "temp": 1}
 VALUES: dict[str, Any] = {"alphabet": 12, "word": WORD, "normalize": "dataset"}

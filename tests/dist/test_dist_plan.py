@@ -136,7 +136,7 @@ def reduced(rank: int, ranks: int) -> list[dict[str, int]]:
     count("reduce_scatter_tensor", "scatter", 1)
 
     # DeepSpeed takes some of these functions as it is imported
-    from maestro_dist.parallel.engine import Engine
+    from maestro_dist.engine.engine import Engine
 
     found, rows = [], torch.arange(3)
     mesh = build_mesh(MeshConfig(), world=ranks, rank=rank)

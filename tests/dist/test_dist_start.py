@@ -11,10 +11,10 @@ from test_dist_maestro import MODALITIES, MODEL, make
 
 from maestro_dist.config.learning import TaskConfig
 from maestro_dist.config.schema import Config, MeshConfig
+from maestro_dist.inference.exported_model import TaskDescription, export_model, read_weights
 from maestro_dist.parallel.expert import spread_experts
 from maestro_dist.parallel.mesh import build_mesh
-from maestro_dist.predict import TaskDescription, export_model, read_weights
-from maestro_dist.start import HEADS, take
+from maestro_dist.training.pretrained_weights import HEADS, take
 
 
 def check_taken(rank: int, ranks: int, folder: str) -> tuple[int, int, list[str], list[str]]:

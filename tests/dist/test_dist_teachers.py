@@ -16,7 +16,7 @@ from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.storage import Storage
 from maestro_dist.evaluation.predictions import Predictions
 from maestro_dist.parallel.mesh import build_mesh
-from maestro_dist.teachers import answers
+from maestro_dist.training.teachers import answers
 
 ON_TRAINING = ["data.test=train", "evaluation.test_rates=[0]", "optim.epochs=1"]
 

@@ -16,9 +16,9 @@ from peak_of_a_step import make, modalities
 
 from maestro_dist.config.learning import PretrainConfig
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.memory import HUGE_PAGES
 from maestro_dist.model import count_parameters, memory_estimate
 from maestro_dist.model.estimate import tokens_by_modality
+from maestro_dist.system.memory import HUGE_PAGES
 
 pytestmark = pytest.mark.slow
 

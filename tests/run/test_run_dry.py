@@ -17,10 +17,10 @@ import yaml
 
 from maestro_dist.config.load import load_config
 from maestro_dist.config.paths import with_absolute_paths
-from maestro_dist.dry_run import trial_samples
-from maestro_dist.launch import prepare_data
 from maestro_dist.model.estimate import count_parameters, forward_operations
-from maestro_dist.summary import described
+from maestro_dist.run.dry_run import trial_samples
+from maestro_dist.run.launch import prepare_data
+from maestro_dist.run.summary import described
 from maestro_dist.train import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -174,7 +174,7 @@ def test_a_grid_that_does_not_fit_the_data_is_refused(
 def test_a_batch_that_is_too_much_is_cut_or_left_out(
     synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import maestro_dist.dry_run as module
+    import maestro_dist.run.dry_run as module
 
     config = with_absolute_paths(load_config(None, runs.arguments(tmp_path, synthetic)))
     manifest, shards = prepare_data(config)

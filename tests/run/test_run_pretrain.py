@@ -34,7 +34,7 @@ def test_pretraining_leaves_metrics_and_weights(
 ) -> None:
     from maestro_dist.errors import CheckpointError
     from maestro_dist.evaluate import main
-    from maestro_dist.predict import load_model
+    from maestro_dist.inference.predictor import load_model
 
     result = json.loads((pretrained / "tiny" / "result.json").read_text())
     assert result["metric"] == "loss"

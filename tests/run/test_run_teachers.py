@@ -67,7 +67,7 @@ def test_teachers_that_do_not_fit_are_refused_before_a_worker_starts(
 def test_what_stays_with_a_run_is_checked(tmp_path: Path) -> None:
     from maestro_dist.data.storage import Storage
     from maestro_dist.errors import CheckpointError
-    from maestro_dist.teachers import ANSWERS_FILE, _keep, _kept
+    from maestro_dist.training.teachers import ANSWERS_FILE, _keep, _kept
 
     run = Storage(str(tmp_path))
     assert _kept(run, (2, 3)) is None

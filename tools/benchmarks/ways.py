@@ -24,8 +24,8 @@ from maestro_dist.model.attention import Attention, Split, query_weights
 from maestro_dist.model.budget import spend
 from maestro_dist.model.context import OneProcess, SequenceContext
 from maestro_dist.model.layout import Layout, Part, modality_layout, plan
+from maestro_dist.parallel.load_deepspeed import load_deepspeed
 from maestro_dist.parallel.sequence import SequenceRanks, time_cuts
-from maestro_dist.parallel.settings import load_deepspeed
 
 NATIVE, PLAIN, ULYSSES, GATHERED = (
     "sparse-native", "sparse-native, plain form", "Ulysses", "gathered keys and values",

@@ -12,8 +12,10 @@ from typing import Any
 from maestro_dist.config.schema import Config
 from maestro_dist.errors import RunError
 from maestro_dist.parallel.failure import Report, explain, leave_groups, report_of
-from maestro_dist.ray_cluster import Head, cluster, lacks, prepare_environment, train_folder
-from maestro_dist.worker import Job, environment, run_worker
+from maestro_dist.run.ray_cluster import Head, cluster, lacks, prepare_environment, train_folder
+from maestro_dist.training.job import Job
+from maestro_dist.training.process import environment
+from maestro_dist.training.worker import run_worker
 
 _WORKER_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true"}
 _POLL_S = 0.3

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from maestro_dist.config.schema import Config
+from maestro_dist.engine.gradient_order import GradientOrder
+from maestro_dist.engine.settings import deepspeed_config
 from maestro_dist.errors import ConfigError
 from maestro_dist.parallel.group import destroy_process_group, init_process_group, new_groups_limited
+from maestro_dist.parallel.load_deepspeed import load_deepspeed
 from maestro_dist.parallel.mesh import Mesh
-from maestro_dist.parallel.order import GradientOrder
-from maestro_dist.parallel.settings import deepspeed_config, load_deepspeed
 
 if TYPE_CHECKING:
     import torch

@@ -24,6 +24,7 @@ def fit(state: State, batches: Batches, callbacks: Callback) -> None:
 
     `batches(position, end)` yields this rank's micro-batches from one position of the run to another.
     """
+    state.callbacks = callbacks
     callbacks.on_start(state)
     if state.step < state.total_steps and not state.stop:
         with closing(batches(state.position, end_position(state))) as stream:

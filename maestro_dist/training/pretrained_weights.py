@@ -13,7 +13,7 @@ from maestro_dist.config.renamed import current
 from maestro_dist.config.schema import Config
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.errors import ConfigError
-from maestro_dist.predict import DESCRIPTION, model_config, read_description, read_weights
+from maestro_dist.inference.exported_model import DESCRIPTION, model_config, read_description, read_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,7 +77,7 @@ def check_start(config: Config, manifest: Manifest) -> str:
     """
     import torch
 
-    from maestro_dist.worker import build
+    from maestro_dist.training.builder import build
 
     if config.run.init_from is None:
         return ""

@@ -17,11 +17,11 @@ import numpy as np
 
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import ConfigError, DataError, StorageError, run_main
-from maestro_dist.places import check_writable, place_of, what_may_be_meant
-from maestro_dist.terminal import lost, never_fail_to_print
+from maestro_dist.inference.find_model import check_writable, place_of, what_may_be_meant
+from maestro_dist.system.terminal import lost, never_fail_to_print
 
 if TYPE_CHECKING:
-    from maestro_dist.predict import Predictor
+    from maestro_dist.inference.predictor import Predictor
 
 HELP = """The answers of a trained model: `python -m maestro_dist.predict MODEL DATA`.
 
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from maestro_dist.predict import load_model
+    from maestro_dist.inference.predictor import load_model
 
     if options.batch < 1:
         raise ConfigError(f"--batch: {options.batch} is not 1 or more")
@@ -113,7 +113,7 @@ def _write_whole(out: Path, text: str) -> None:
 
 def _model_place(text: str) -> str:
     """The URL of an exported model, or of a run that has left one."""
-    from maestro_dist.predict import DESCRIPTION, RUN_FOLDER
+    from maestro_dist.inference.exported_model import DESCRIPTION, RUN_FOLDER
 
     place = place_of(text)
     if not any(place.exists(path) for path in (DESCRIPTION, f"{RUN_FOLDER}/{DESCRIPTION}")):
@@ -126,7 +126,7 @@ def _model_place(text: str) -> str:
 
 def _of_file(predictor: Predictor, place: str, suffix: str, options: argparse.Namespace) -> Iterator[Row]:
     """Answers for the samples of a file, numbered from 0."""
-    from maestro_dist.predict_input import as_list, split_recordings
+    from maestro_dist.inference.inputs import as_list, split_recordings
 
     storage = Storage(place if "://" in place else str(Path(place).expanduser()))
     content = storage.read()

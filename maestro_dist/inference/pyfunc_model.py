@@ -32,14 +32,14 @@ class MaestroModel(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load the weights once."""
-        from maestro_dist.predict import load_model
+        from maestro_dist.inference.predictor import load_model
 
         self.predictor = load_model(context.artifacts["model"])
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Probabilities or values of each row. What does not fit is a client's error (400 when served)."""
         from maestro_dist.errors import DataError, NonFiniteError
-        from maestro_dist.predict_input import split_recordings
+        from maestro_dist.inference.inputs import split_recordings
 
         names, samples, recordings = self.predictor.names, [], []
         for row in model_input.to_dict("records"):  # the signature makes a DataFrame of any input

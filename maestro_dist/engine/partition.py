@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from maestro_dist.engine.engine import Engine
 from maestro_dist.optim import AVERAGE
-from maestro_dist.parallel.engine import Engine
 
 if TYPE_CHECKING:
     from torch import Tensor

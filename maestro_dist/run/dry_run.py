@@ -12,13 +12,13 @@ from maestro_dist.config.paths import with_absolute_paths
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import MANIFEST_NAME, Manifest
 from maestro_dist.data.storage import Storage, redact
-from maestro_dist.launch import interruptible, prepare_data
-from maestro_dist.memory import available
 from maestro_dist.parallel.mesh import build_mesh
-from maestro_dist.start import check_start
-from maestro_dist.summary import described, print_start
-from maestro_dist.teachers import check_teachers
-from maestro_dist.worker import first_batch
+from maestro_dist.run.launch import interruptible, prepare_data
+from maestro_dist.run.summary import described, print_start
+from maestro_dist.system.memory import available
+from maestro_dist.training.builder import first_batch
+from maestro_dist.training.pretrained_weights import check_start
+from maestro_dist.training.teachers import check_teachers
 
 _TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _OPERATIONS = 2 * 10**11

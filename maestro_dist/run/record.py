@@ -14,8 +14,8 @@ from maestro_dist.data.manifest import MANIFEST_NAME, Manifest
 from maestro_dist.data.storage import ObjectMissing, Storage, redact
 from maestro_dist.errors import RunError
 from maestro_dist.parallel.mesh import build_mesh
-from maestro_dist.start import check_start
-from maestro_dist.teachers import check_teachers
+from maestro_dist.training.pretrained_weights import check_start
+from maestro_dist.training.teachers import check_teachers
 
 RUN_FILE = "run.json"
 DATA_FOLDER = "data"

@@ -17,10 +17,11 @@ from maestro_dist.data.fitness import warnings_of
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.storage import ObjectMissing, Storage, redact
 from maestro_dist.errors import RunError
-from maestro_dist.memory import available
 from maestro_dist.parallel.mesh import build_mesh
-from maestro_dist.run_record import RunRecord
-from maestro_dist.worker import Pieces, build, count_steps, work_folder
+from maestro_dist.run.record import RunRecord
+from maestro_dist.system.memory import available
+from maestro_dist.training.builder import Pieces, build, count_steps
+from maestro_dist.training.worker import work_folder
 
 
 def print_start(config: Config, manifest: Manifest) -> None:

@@ -13,8 +13,9 @@ from maestro_dist.config.schema import Config
 from maestro_dist.data.compare import Answer
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.errors import CheckpointError, ConfigError, DataError
-from maestro_dist.places import CONFIG, place_of, what_may_be_meant
-from maestro_dist.predict import DESCRIPTION, RUN_FOLDER, load_model, task_of
+from maestro_dist.inference.exported_model import DESCRIPTION, RUN_FOLDER
+from maestro_dist.inference.find_model import CONFIG, place_of, what_may_be_meant
+from maestro_dist.inference.predictor import load_model, task_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,8 +129,8 @@ def load(target: Target, config: Config) -> Loaded:
 
     from maestro_dist.checkpoint import best, find, full_weights, newest
     from maestro_dist.data.manifest import load_manifest
-    from maestro_dist.run_record import DATA_FOLDER
-    from maestro_dist.worker import build
+    from maestro_dist.run.record import DATA_FOLDER
+    from maestro_dist.training.builder import build
 
     if target.step is None and newest(target.url) is None:
         raise CheckpointError(f"{target.name}: no complete checkpoint yet; train the run up to its first validation")

@@ -11,16 +11,17 @@ from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.storage import Storage, redact
 from maestro_dist.errors import ConfigError
-from maestro_dist.lease import Lease
 from maestro_dist.parallel.mesh import build_mesh
-from maestro_dist.run_record import RUN_FILE, RunRecord, begin, finished, is_finished, write
-from maestro_dist.terminal import interruptible, shielded
-from maestro_dist.worker import Job, environment
+from maestro_dist.run.lease import Lease
+from maestro_dist.run.record import RUN_FILE, RunRecord, begin, finished, is_finished, write
+from maestro_dist.system.terminal import interruptible, shielded
+from maestro_dist.training.job import Job
+from maestro_dist.training.process import environment
 
 
 def launch(config: Config) -> int:
     """Train `config` to its end, or continue it. Returns the exit code; raises `MaestroError`."""
-    from maestro_dist.summary import print_start
+    from maestro_dist.run.summary import print_start
 
     config = with_absolute_paths(config)
     for name, value in environment(config).items():
@@ -28,7 +29,7 @@ def launch(config: Config) -> int:
     run = Storage(config.run.storage).join(config.run.name)
     with interruptible():
         if config.run.launcher == "ray" and not is_finished(run):
-            from maestro_dist.ray_cluster import check_cluster
+            from maestro_dist.run.ray_cluster import check_cluster
 
             check_cluster()  # in seconds, before anything is packed or begun
         manifest, _ = prepare_data(config, begun=run.exists(RUN_FILE))
@@ -53,13 +54,15 @@ def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> 
     Returns the manifest and whether there are shards; with `bare` it may come without any. `begun`: the run is no
     new one.
     """
+    from maestro_dist.callbacks.configured import check_callbacks
     from maestro_dist.data.augment import check_augment
     from maestro_dist.data.check import check_shards, has_shards
     from maestro_dist.data.fitness import check_metric, check_splits
     from maestro_dist.data.symbols import reads_symbols
-    from maestro_dist.worker import build_task
+    from maestro_dist.training.builder import build_task
 
     build_mesh(config.mesh, world=config.run.workers)
+    check_callbacks(config)
     source = config.data.source
     if source and not Storage(config.data.url).exists("manifest.json"):
         from maestro_dist.data.prepare import check_place, prepare
@@ -86,7 +89,7 @@ def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> 
 
 
 def _say_finished(config: Config, run: Storage, record: RunRecord) -> int:
-    from maestro_dist.summary import print_end
+    from maestro_dist.run.summary import print_end
 
     print(f"run {config.run.name!r} is finished; nothing to do (choose another run.name to train again)")
     print_end(config, run, record)
@@ -94,7 +97,7 @@ def _say_finished(config: Config, run: Storage, record: RunRecord) -> int:
 
 
 def _run(config: Config, manifest: Manifest, run: Storage, lease: Lease) -> int:
-    from maestro_dist.summary import print_end
+    from maestro_dist.run.summary import print_end
     from maestro_dist.tracking.run import close_run
 
     record: RunRecord | None = None
@@ -135,7 +138,7 @@ def _job(config: Config, run: Storage, lease: Lease, record: RunRecord) -> Job:
 def _inline(config: Config, job: Job) -> None:
     """The worker function in this process: a mesh of one, no Ray."""
     from maestro_dist.parallel.group import destroy_process_group, init_process_group
-    from maestro_dist.worker import run_worker
+    from maestro_dist.training.worker import run_worker
 
     init_process_group(config.run.device, config.run.timeout_s)
     try:
@@ -145,6 +148,6 @@ def _inline(config: Config, job: Job) -> None:
 
 
 def _ray(config: Config, job: Job) -> None:
-    from maestro_dist import launch_ray
+    from maestro_dist.run import ray_launcher as launch_ray
 
     launch_ray.train(config, job)

@@ -10,38 +10,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import socket
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maestro_dist.checkpoint.fence import LEASES, Fence, newest_attempt
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.errors import RunError, StorageError
 
 HEARTBEAT_S = 5.0
 STALE_S = 20.0
-_FOLDER = "leases"
 _FIELDS = ("released", "host", "machine", "process", "process_start")
-
-
-@dataclass(frozen=True)
-class Fence:
-    """What a worker needs to find out whether its driver still holds the run (picklable)."""
-
-    run_url: str
-    attempt: int
-
-    def check(self) -> None:
-        """Raise `RunError` where a later attempt has begun."""
-        newest = _newest(Storage(self.run_url))
-        if newest > self.attempt:
-            raise RunError(
-                f"{Storage(self.run_url).name()}: attempt {newest} has taken the run over from attempt {self.attempt}; "
-                "nothing more is written by this one"
-            )
 
 
 class Lease:
@@ -55,7 +36,7 @@ class Lease:
         """`otherwise`: the setting that leads elsewhere, for the message."""
         self._storage = Storage(run_url)
         self._beats = Storage(run_url, patience_s=HEARTBEAT_S)  # the next beat tries again
-        newest = _newest(self._storage)
+        newest = newest_attempt(self._storage)
         if newest:
             _refuse_if_held(self._storage, newest, otherwise)
         self.attempt = newest + 1
@@ -143,13 +124,8 @@ def _beats(storage: Storage, attempt: int, heartbeat: float) -> bool:
     return False
 
 
-def _newest(storage: Storage) -> int:
-    found = (re.fullmatch(r"attempt-(\d+)\.json", name) for name in storage.list(_FOLDER))
-    return max((int(match[1]) for match in found if match), default=0)
-
-
 def _path(attempt: int) -> str:
-    return f"{_FOLDER}/attempt-{attempt:06d}.json"
+    return f"{LEASES}/attempt-{attempt:06d}.json"
 
 
 def _encode(record: dict[str, Any]) -> bytes:

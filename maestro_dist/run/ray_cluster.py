@@ -22,8 +22,8 @@ from typing import Any
 from maestro_dist.config.schema import Config
 from maestro_dist.data.storage import redact
 from maestro_dist.errors import ConfigError, DataError, MaestroError, RunError
-from maestro_dist.ray_address import check_address, cluster_address
-from maestro_dist.terminal import handlers_kept
+from maestro_dist.run.ray_address import check_address, cluster_address
+from maestro_dist.system.terminal import handlers_kept
 
 # Before Ray is imported: no doubled or decorated prints, no metrics agent, workers keep this process's folder,
 # a lost worker is noticed within a second.

@@ -20,7 +20,7 @@ from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.data.symbols import reads_symbols
 from maestro_dist.errors import CheckpointError, ConfigError, MaestroError
-from maestro_dist.predict import DESCRIPTION, model_config, read_description, read_weights
+from maestro_dist.inference.exported_model import DESCRIPTION, model_config, read_description, read_weights
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +75,8 @@ def answers(
 
 def _ask(url: str, config: Config, manifest: Manifest, mesh: Mesh, device: torch.device) -> np.ndarray:
     """One teacher's answers, on rank 0; what is returned elsewhere means nothing."""
-    from maestro_dist.worker import build, evaluate_with
+    from maestro_dist.training.builder import build
+    from maestro_dist.training.evaluation import evaluate_with
 
     storage, model = _found(url, config, manifest)
     own = _own(config, model)
