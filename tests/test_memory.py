@@ -77,7 +77,7 @@ def test_torch_asks_for_huge_pages() -> None:
     ("device", "kept", "asked"), [("cpu", "small", True), ("cpu", "none", False), ("cuda", "all", False)]
 )
 def test_workers_on_cpu_ask_for_huge_pages(device: str, kept: str, asked: bool) -> None:
-    run = {"name": "x", "device": device, "keep_memory": kept}
+    run = {"name": "x", "device": device, "allocator_cache": kept}
     config = Config.model_construct(run=RunConfig.model_validate(run))
     assert (process.environment(config) == HUGE_PAGES) is asked
 

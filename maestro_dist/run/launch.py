@@ -6,7 +6,7 @@ import os
 
 from maestro_dist.callbacks.final_test import RESULT_FILE
 from maestro_dist.config.check import check_modalities
-from maestro_dist.config.places import absolute
+from maestro_dist.config.paths import with_absolute_paths
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.storage import Storage, redact
@@ -23,7 +23,7 @@ def launch(config: Config) -> int:
     """Train `config` to its end, or continue it. Returns the exit code; raises `MaestroError`."""
     from maestro_dist.run.summary import print_start
 
-    config = absolute(config)
+    config = with_absolute_paths(config)
     for name, value in environment(config).items():
         os.environ.setdefault(name, value)  # an inline run trains in this process
     run = Storage(config.run.storage).join(config.run.name)

@@ -39,7 +39,7 @@ def print_start(config: Config, manifest: Manifest) -> None:
     tokens = tokens_by_modality(config.model, pieces.modalities)
     model, swaps = config.model, mesh.sequence > 1 and config.mesh.sequence_method == "ulysses"
     if swaps:  # the one form of sparse attention whose context can be exchanged
-        model = model.model_copy(update={"attention_form": "plain"})
+        model = model.model_copy(update={"attention_algorithm": "plain"})
     plans = plan_world(config, pieces.modalities, mesh, parameters=parameters)
     fullest = max(plans, key=lambda plan: plan.total_memory)
     memory, accumulation = fullest.memory, fullest.micro_batches
@@ -81,7 +81,8 @@ def print_start(config: Config, manifest: Manifest) -> None:
     if free is not None and fullest.total_memory > free:
         rows["warning"] = (
             f"a rank needs more than the {_mib(free)} that this machine has free; what makes it less: "
-            "model.checkpoint=layers, model.tile=16384, model.keep_scores=false, a smaller engine.micro_batch"
+            "model.activation_checkpointing=layers, model.tile=16384, model.keep_attention_weights=false, "
+            "a smaller engine.micro_batch"
         )
     for name, text in rows.items():
         print(f"{name:11}{text}")

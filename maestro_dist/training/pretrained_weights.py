@@ -1,4 +1,4 @@
-"""Pretrained weights that a run starts with (`run.start`): of another run, a checkpoint, or an exported model."""
+"""Pretrained weights that a run starts with (`run.init_from`): of another run, a checkpoint, or an exported model."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from maestro_dist.config.metadata import DefinesWeights, marked
 from maestro_dist.config.model import ModelConfig
+from maestro_dist.config.renamed import current
 from maestro_dist.config.schema import Config
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.errors import ConfigError
-from maestro_dist.inference.exported_model import DESCRIPTION, read_description, read_weights
+from maestro_dist.inference.exported_model import DESCRIPTION, model_config, read_description, read_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 HEADS = ("head.", "modality_heads.")
 """Parameters of a task's head; they are always initialized anew."""
-_SAME = ("heads", "alphabet", "normalize", "embedding", "stem", "summary", "summary_bands", "distil")
+_SAME = tuple(marked(ModelConfig, DefinesWeights))
 """Settings of the model that must match although the shapes of the weights do not depend on them."""
 
 
@@ -53,7 +55,7 @@ class PretrainedModel:
 
 
 def find_pretrained(url: str) -> PretrainedModel:
-    """The model that `run.start` names: a run (its best checkpoint so far), a checkpoint, or an exported model.
+    """The model that `run.init_from` names: a run (its best checkpoint so far), a checkpoint, or an exported model.
 
     Raises:
         ConfigError: `url` is none of these.
@@ -65,7 +67,7 @@ def find_pretrained(url: str) -> PretrainedModel:
     if here.exists(DESCRIPTION):
         description = read_description(here)
         names = tuple(modality["name"] for modality in description["modalities"])
-        return PretrainedModel(here.url, True, ModelConfig.model_validate(description["model"]), names, None)
+        return PretrainedModel(here.url, True, model_config(description), names, None)
     run_url, step = _checkpoint(here.url)
     model = _model_of(Storage(run_url))
     found = best(run_url) if step is None else find(run_url, step)
@@ -75,7 +77,7 @@ def find_pretrained(url: str) -> PretrainedModel:
 
 
 def check_pretrained(config: Config, manifest: Manifest) -> str:
-    """Check that the weights of `run.start` fit, and return where they are; "" without `run.start`.
+    """Check that the weights of `run.init_from` fit, and return where they are; "" without `run.init_from`.
 
     Builds only the shapes of the model, and reads no weights of a checkpoint.
 
@@ -86,9 +88,9 @@ def check_pretrained(config: Config, manifest: Manifest) -> str:
 
     from maestro_dist.training.builder import build
 
-    if config.run.start is None:
+    if config.run.init_from is None:
         return ""
-    start = find_pretrained(config.run.start)
+    start = find_pretrained(config.run.init_from)
     with torch.device("meta"):
         model = build(config, manifest).model
     shapes = start.shapes
@@ -127,7 +129,7 @@ def _check(start: PretrainedModel, model: Trunk, shapes: Mapping[str, Sequence[i
 
     if set(start.names) != set(model.names):
         raise ConfigError(
-            f"run.start: {Storage(start.url).name()} was trained on {', '.join(sorted(start.names))}, but this "
+            f"run.init_from: {Storage(start.url).name()} was trained on {', '.join(sorted(start.names))}, but this "
             f"run uses {', '.join(model.names)}; use the same modalities (data.modalities)"
         )
     pairs = [(key, getattr(start.model, key), getattr(model.config, key)) for key in _SAME]
@@ -141,7 +143,7 @@ def _check(start: PretrainedModel, model: Trunk, shapes: Mapping[str, Sequence[i
     if other:
         more = f" and {len(other) - 8} more" if len(other) > 8 else ""
         raise ConfigError(
-            f"run.start: {Storage(start.url).name()} does not fit this model: {'; '.join(other[:8])}{more}"
+            f"run.init_from: {Storage(start.url).name()} does not fit this model: {'; '.join(other[:8])}{more}"
         )
 
 
@@ -162,11 +164,11 @@ def _model_of(run: Storage) -> ModelConfig:
 
     try:
         tree: Any = yaml.safe_load(run.read("config.yaml"))
-        return ModelConfig.model_validate(tree["model"])
+        return ModelConfig.model_validate(current(tree["model"], "model"))
     except ObjectMissing:
         raise ConfigError(
-            f"run.start: {run.name()} is neither a run (it has no config.yaml), nor a checkpoint of one, nor an "
+            f"run.init_from: {run.name()} is neither a run (it has no config.yaml), nor a checkpoint of one, nor an "
             f"exported model (it has no {DESCRIPTION})"
         ) from None
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"run.start: {run.name('config.yaml')} is damaged ({type(error).__name__})") from None
+        raise ConfigError(f"run.init_from: {run.name('config.yaml')} is damaged ({type(error).__name__})") from None

@@ -8,7 +8,7 @@ from maestro_dist.system.memory import HUGE_PAGES, keep_freed_memory
 
 def environment(config: Config) -> dict[str, str]:
     """Environment variables that must be set before torch is imported."""
-    return HUGE_PAGES if config.run.device == "cpu" and config.run.keep_memory != "none" else {}
+    return HUGE_PAGES if config.run.device == "cpu" and config.run.allocator_cache != "none" else {}
 
 
 def prepare_process(config: Config) -> None:
@@ -16,5 +16,5 @@ def prepare_process(config: Config) -> None:
     import torch
 
     torch.set_num_threads(config.run.cpus_per_worker)
-    if config.run.device == "cpu" and config.run.keep_memory != "none":
-        keep_freed_memory(large=config.run.keep_memory == "all")
+    if config.run.device == "cpu" and config.run.allocator_cache != "none":
+        keep_freed_memory(large=config.run.allocator_cache == "all")

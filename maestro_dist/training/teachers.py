@@ -20,7 +20,7 @@ from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.data.symbols import reads_symbols
 from maestro_dist.errors import CheckpointError, ConfigError, MaestroError
-from maestro_dist.inference.exported_model import DESCRIPTION, read_description, read_weights
+from maestro_dist.inference.exported_model import DESCRIPTION, model_config, read_description, read_weights
 
 if TYPE_CHECKING:
     import torch
@@ -137,7 +137,7 @@ def _open_teacher(url: str, config: Config, manifest: Manifest) -> tuple[Storage
             f"task.teachers: {here.name()} was trained on {what}, this run is on {', '.join(names[1])}; a teacher's "
             f"modalities must agree in {', '.join(_SAME)}"
         )
-    return storage, ModelConfig.model_validate(description["model"])
+    return storage, model_config(description)
 
 
 def _plain(modality: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 LEARNING = [
     "optim.max_steps=9", "optim.ema=0.9", "optim.schedule=one_cycle", "optim.warmup=0.3", "augment.jitter=0.1",
     "augment.scaling=0.1", "augment.time_warp=0.2", "augment.time_mask=0.1", "augment.mixup=0.4",
-    "missing.consistency=0.5", "missing.start=0.1", "missing.full=0.3",
+    "missing.consistency=0.5", "missing.ramp_start=0.1", "missing.ramp_end=0.3",
 ]  # fmt: skip
 SAVED, STEPS = 4, 9
 
