@@ -98,7 +98,7 @@ def _work(plan: Plan, cells: Sequence[Cell], given: argparse.Namespace, deadline
     from suite.jobs import Jobs, cluster_cores, head, snapshot
     from suite.work import sort_out, work
 
-    from maestro_dist.tracking.run import reach
+    from maestro_dist.tracking.run import check_server
 
     started = time.monotonic()
     outcome, todo = sort_out(plan, cells)
@@ -113,7 +113,7 @@ def _work(plan: Plan, cells: Sequence[Cell], given: argparse.Namespace, deadline
         with contextlib.ExitStack() as stack:
             code = stack.enter_context(snapshot(todo))
             # This makes the database once, before several cells would at a time; a dead server is told before all fail.
-            track = partial(reach, plan.tracking, plan.experiment)
+            track = partial(check_server, plan.tracking, plan.experiment)
             if given.address:
                 track()
             address = given.address or stack.enter_context(head(cpus, track))

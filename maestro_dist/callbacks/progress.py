@@ -10,8 +10,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from maestro_dist.callbacks.base import Callback, State, StepRecord
+from maestro_dist.tracking.best_effort import warn
 from maestro_dist.tracking.client import short
-from maestro_dist.tracking.extras import warn
 
 if TYPE_CHECKING:
     from maestro_dist.callbacks.metrics import Metrics

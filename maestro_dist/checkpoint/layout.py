@@ -2,7 +2,7 @@
 
 ```
 <run>/checkpoints/step-000000120/
-    checkpoint.json                                         a `Record`; written last: without it, no checkpoint
+    checkpoint.json                                         `CheckpointRecord`; written last
     rank-00000.attempt-0002.18c3a4f2d1e.0001.safetensors    slices of rank 0, and the module's buffers
     rank-00001.attempt-0002.18c3a4f2d1e.0001.safetensors
 ```
@@ -31,11 +31,11 @@ _FOLDER = re.compile(r"step-(\d{9,})")
 _PART = re.compile(r"rank-(\d{5,})\.attempt-(\d{4,})\.([0-9a-f]+)\.(\d{4,})\.(safetensors|json)")
 
 
-class _Model(BaseModel):
+class _FrozenModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Part(_Model):
+class CheckpointPart(_FrozenModel):
     """What one rank wrote. `slices` maps a parameter to (start, count) in its flattened elements."""
 
     rank: int
@@ -45,7 +45,7 @@ class Part(_Model):
     slices: dict[str, tuple[int, int]]
 
 
-class Record(_Model):
+class CheckpointRecord(_FrozenModel):
     """`checkpoint.json`.
 
     `position` is in samples, `step` the number of optimizer steps taken, `optimizer_steps` those that were not skipped.
@@ -66,7 +66,7 @@ class Record(_Model):
     moments: list[str]
     parameters: dict[str, tuple[int, ...]]
     buffers: dict[str, tuple[int, ...]]
-    parts: list[Part]
+    parts: list[CheckpointPart]
     metadata: dict[str, Any]
 
 
@@ -119,7 +119,7 @@ def dump(model: BaseModel) -> bytes:
     return json.dumps(model.model_dump()).encode()
 
 
-def read_record(folder: Storage) -> Record | None:
+def read_record(folder: Storage) -> CheckpointRecord | None:
     """The record of a step's folder; None if there is none, so no checkpoint.
 
     Raises `CheckpointError` naming the file if it is there but cannot be understood.
@@ -133,7 +133,7 @@ def read_record(folder: Storage) -> Record | None:
         found = content.get("format") if isinstance(content, dict) else None
         if found != FORMAT:
             raise CheckpointError(f"{folder.name(RECORD)}: format is {found!r}, expected {FORMAT!r}")
-        return Record.model_validate(content)
+        return CheckpointRecord.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(key) for key in first["loc"])

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 from maestro_dist.checkpoint.layout import (
     BUFFER,
     RECORD,
-    Part,
-    Record,
+    CheckpointPart,
+    CheckpointRecord,
     checkpoints,
     folder_name,
     folder_step,
     read_record,
     tensor_name,
 )
-from maestro_dist.checkpoint.reshard import check_tiling, plan
+from maestro_dist.checkpoint.reshard import check_tiling, plan_copies
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.engine.partition import (
     MASTER,
@@ -49,7 +49,7 @@ class CheckpointInfo:
     """A complete checkpoint: where it is and what its record says."""
 
     folder: Storage
-    record: Record
+    record: CheckpointRecord
 
     @property
     def url(self) -> str:
@@ -146,7 +146,7 @@ def restore(engine: Engine, info: CheckpointInfo) -> None:
     create_moments(engine, record.moments, record.optimizer_steps)
     own = {owned.name: owned for owned in owned_slices(engine)}
     here = buffers(engine)
-    copies = plan({name: (s.start, s.count) for name, s in own.items()}, [part.slices for part in record.parts])
+    copies = plan_copies({name: (s.start, s.count) for name, s in own.items()}, [part.slices for part in record.parts])
     if here:
         copies.setdefault(0, [])
     with torch.no_grad():
@@ -213,7 +213,7 @@ class _OpenPart:
 
 
 @contextmanager
-def open_part(folder: Storage, part: Part) -> Iterator[_OpenPart]:
+def open_part(folder: Storage, part: CheckpointPart) -> Iterator[_OpenPart]:
     """Check a part's size and SHA-256, then open it (in place, or in a temporary copy of a remote one)."""
     from safetensors import SafetensorError, safe_open
 

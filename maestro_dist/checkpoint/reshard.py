@@ -47,7 +47,7 @@ def check_tiling(shapes: Mapping[str, Sequence[int]], parts: Sequence[Mapping[st
             raise CheckpointError(f"parameter {name} has {size} elements, but {end} were written")
 
 
-def plan(wanted: Mapping[str, Range], parts: Sequence[Mapping[str, Range]]) -> dict[int, list[Copy]]:
+def plan_copies(wanted: Mapping[str, Range], parts: Sequence[Mapping[str, Range]]) -> dict[int, list[Copy]]:
     """What to copy from which part (by its index) so that every wanted range is filled. Parts not needed are left out.
 
     With slices that tile, every wanted element is copied exactly once.

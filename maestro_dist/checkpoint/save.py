@@ -14,9 +14,9 @@ from maestro_dist.checkpoint.layout import (
     BUFFER,
     FORMAT,
     RECORD,
-    Part,
+    CheckpointPart,
+    CheckpointRecord,
     PartName,
-    Record,
     checkpoints,
     dump,
     folder_name,
@@ -85,7 +85,7 @@ class Saver:
         self.wait()
         self._saves += 1
         moments, optimizer_steps = optimizer_state(engine)
-        record = Record(
+        record = CheckpointRecord(
             format=FORMAT,
             step=step,
             position=position,
@@ -126,7 +126,7 @@ class Saver:
         if self._thread is not None:
             self._thread.join(timeout_s)
 
-    def _write(self, snapshot: Snapshot, record: Record, fence: Callable[[], None] | None) -> None:
+    def _write(self, snapshot: Snapshot, record: CheckpointRecord, fence: Callable[[], None] | None) -> None:
         folder = self._checkpoints.join(folder_name(record.step))
         try:
             part = self._write_part(folder, snapshot)
@@ -156,7 +156,7 @@ class Saver:
     def _name(self, rank: int) -> PartName:
         return PartName(rank, self.attempt, self._session, self._saves)
 
-    def _write_part(self, folder: Storage, snapshot: Snapshot) -> Part:
+    def _write_part(self, folder: Storage, snapshot: Snapshot) -> CheckpointPart:
         from safetensors.torch import save_file
 
         file = self._name(self.mesh.rank).file()
@@ -164,12 +164,12 @@ class Saver:
             path = Path(spool.name)
             save_file(snapshot.tensors, path)
             size, digest = path.stat().st_size, sha256_of(path)
-        return Part(rank=self.mesh.rank, file=file, bytes=size, sha256=digest, slices=snapshot.slices)
+        return CheckpointPart(rank=self.mesh.rank, file=file, bytes=size, sha256=digest, slices=snapshot.slices)
 
-    def _other_parts(self, folder: Storage) -> list[Part]:
+    def _other_parts(self, folder: Storage) -> list[CheckpointPart]:
         """The notes of ranks 1, 2, ... of this very save, as they arrive."""
         missing = set(range(1, self.mesh.world))
-        parts: dict[int, Part] = {}
+        parts: dict[int, CheckpointPart] = {}
         deadline = time.monotonic() + self.timeout_s
         pause, longest = _POLL_S
         while missing:
@@ -177,7 +177,7 @@ class Saver:
             for rank in sorted(missing):
                 note = self._name(rank).file("json")
                 if note in there:
-                    parts[rank] = Part.model_validate_json(folder.read(note))
+                    parts[rank] = CheckpointPart.model_validate_json(folder.read(note))
             missing -= parts.keys()
             if missing and time.monotonic() > deadline:
                 ranks = ", ".join(str(rank) for rank in sorted(missing)[:8]) + (", ..." if len(missing) > 8 else "")

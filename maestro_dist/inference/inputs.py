@@ -28,7 +28,7 @@ def as_list(given: Any) -> list[Mapping[str, Any]]:
     return samples
 
 
-def check_names(names: Iterable[Any], known: Sequence[str], where: str) -> None:
+def check_modality_names(names: Iterable[Any], known: Sequence[str], where: str) -> None:
     """Raise `DataError` for a name that the model does not have, with the one that may have been meant."""
     for name in names:
         if name not in known:

@@ -22,7 +22,7 @@ from maestro_dist.inference.exported_model import (
     read_weights,
     task_description,
 )
-from maestro_dist.inference.inputs import as_list, check_names, statistics, window
+from maestro_dist.inference.inputs import as_list, check_modality_names, statistics, window
 from maestro_dist.task import make_task
 from maestro_dist.types import Batch, Modality
 
@@ -165,14 +165,14 @@ class Predictor:
                 f"sample ({len(samples)} samples, {len(found)} recordings)"
             )
         for number, sample in enumerate(found):
-            check_names(sample, self.names, f"recording {number}")
+            check_modality_names(sample, self.names, f"recording {number}")
         return found
 
     def _batch(self, samples: Sequence[Sample], recording: Sequence[Mapping[str, Any]] | None, first: int) -> Batch:
         import torch
 
         for number, sample in enumerate(samples, start=first):
-            check_names(sample, self.names, f"sample {number}")
+            check_modality_names(sample, self.names, f"sample {number}")
         values, rows, stored = {}, {}, {}
         present = np.zeros((len(samples), len(self.modalities)), dtype=bool)
         for column, modality in enumerate(self.modalities):

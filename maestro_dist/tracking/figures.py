@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maestro_dist.tracking import panels
-from maestro_dist.tracking.extras import Extras
-from maestro_dist.tracking.history import History
-from maestro_dist.tracking.names import Letters
-from maestro_dist.tracking.panels import MissingCurve
+from maestro_dist.tracking import plots
+from maestro_dist.tracking.best_effort import BestEffort
+from maestro_dist.tracking.labels import LabelFonts
+from maestro_dist.tracking.metric_file import History
+from maestro_dist.tracking.plots import MissingCurve
 from maestro_dist.tracking.run import log_files
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _DRAWING = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Story:
+class FigureData:
     """What the pictures of a run are drawn from. A picture whose numbers are not there is left out.
 
     history     metrics so far (`MetricLog.history`)
@@ -61,27 +61,27 @@ class Story:
     sets: Sequence[str] = ()
     set_loads: np.ndarray | None = None
 
-    def letters(self) -> Letters:
+    def letters(self) -> LabelFonts:
         """The fonts that its names need."""
-        return Letters([self.title, self.metric, self.label, *self.modalities, *self.classes, *self.sets])
+        return LabelFonts([self.title, self.metric, self.label, *self.modalities, *self.classes, *self.sets])
 
-    def panels(self, letters: Letters) -> dict[str, Panel]:
+    def panels(self, letters: LabelFonts) -> dict[str, Panel]:
         """Each picture's name and how it is drawn."""
         found: dict[str, Panel] = {}
         history, label = self.history, letters.title(self.label)
         modalities = letters.labels(self.modalities, "modality")
         if "train/loss" in history:
-            found["loss"] = lambda axes: panels.loss_panel(axes, history)
-        if panels.validation_names(history, self.metric):
-            found["validation"] = lambda axes: panels.validation_panel(axes, history, self.metric, label)
+            found["loss"] = lambda axes: plots.loss_panel(axes, history)
+        if plots.validation_names(history, self.metric):
+            found["validation"] = lambda axes: plots.validation_panel(axes, history, self.metric, label)
         missing = self.missing
         if missing is not None and len(missing.rates) > 1:
             curve = replace(missing, label=letters.title(missing.label))
-            found["missing"] = lambda axes: panels.missing_panel(axes, curve)
+            found["missing"] = lambda axes: plots.missing_panel(axes, curve)
         if any(f"budgets/{name}" in history for name in self.modalities):
-            found["budgets"] = lambda axes: panels.budgets_panel(axes, history, self.modalities, modalities)
+            found["budgets"] = lambda axes: plots.budgets_panel(axes, history, self.modalities, modalities)
         loads: list[np.ndarray] = []
-        while (load := panels.expert_load(history, self.modalities, len(loads))) is not None:
+        while (load := plots.expert_load(history, self.modalities, len(loads))) is not None:
             loads.append(load)
         found |= _by_layer("experts", loads, modalities, "modality")
         if self.set_loads is not None:
@@ -92,7 +92,7 @@ class Story:
             classes = letters.labels(self.classes, "class")
             unnamed = any(shown == f"class {number}" != self.classes[number] for number, shown in enumerate(classes))
             where = "confusion.csv" if unnamed else ""
-            found["confusion"] = lambda axes: panels.confusion_panel(axes, pairs, classes, names_in=where)
+            found["confusion"] = lambda axes: plots.confusion_panel(axes, pairs, classes, names_in=where)
         return found
 
     def _pairs(self) -> np.ndarray | None:
@@ -135,7 +135,7 @@ def _by_layer(kind: str, loads: Sequence[np.ndarray], rows: Sequence[str], by: s
     for number in chosen:
         layer = number if len(loads) > 1 else None
         found[kind + ("" if layer is None else f"_{layer}")] = partial(
-            panels.experts_panel, load=loads[number], rows=rows, layer=layer, by=by
+            plots.experts_panel, load=loads[number], rows=rows, layer=layer, by=by
         )
     return found
 
@@ -148,38 +148,38 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return text.getvalue()
 
 
-def draw(story: Story, extras: Extras | None = None) -> dict[str, Figure]:
-    """Every picture of the story by name, and `overview` with all of them. No display and no global state is used.
+def draw_figures(data: FigureData, effort: BestEffort | None = None) -> dict[str, Figure]:
+    """Every picture of the data by name, and `overview` with all of them. No display and no global state is used.
 
-    A picture that cannot be drawn is left out, and counted in `extras`.
+    A picture that cannot be drawn is left out, and counted in `effort`.
     """
     from matplotlib.figure import Figure
 
-    extras = Extras() if extras is None else extras
+    effort = BestEffort() if effort is None else effort
     figures: dict[str, Figure] = {}
     drawn: list[Panel] = []
-    rows = min(max(len(story.modalities), len(story.sets), len(story.classes), 1), panels.MOST_ROWS)
-    letters = story.letters()
+    rows = min(max(len(data.modalities), len(data.sets), len(data.classes), 1), plots.MOST_ROWS)
+    letters = data.letters()
     with _style(letters.families):
-        for name, panel in story.panels(letters).items():
+        for name, panel in data.panels(letters).items():
             heat = name.startswith(("experts", "sets", "confusion"))
             figure = Figure(figsize=(6.4, max(4.2, 0.22 * rows) if heat else 4.2), layout="constrained")
-            if extras.attempt(f"picture {name}", lambda figure=figure, panel=panel: _fill(figure, panel)):  # type: ignore[misc]
+            if effort.attempt(f"picture {name}", lambda figure=figure, panel=panel: _fill(figure, panel)):  # type: ignore[misc]
                 figures[name] = figure
                 drawn.append(panel)
         if drawn:
-            overview = extras.attempt("picture overview", lambda: _overview(letters.title(story.title), drawn))
+            overview = effort.attempt("picture overview", lambda: _overview(letters.title(data.title), drawn))
             figures |= {} if overview is None else {"overview": overview}
     return figures
 
 
-def save(figures: dict[str, Figure], folder: Path, extras: Extras | None = None) -> list[Path]:
+def save_figures(figures: dict[str, Figure], folder: Path, effort: BestEffort | None = None) -> list[Path]:
     """Write PNG files into `<folder>/figures` and return their paths, without those that could not be written."""
-    extras = Extras() if extras is None else extras
+    effort = BestEffort() if effort is None else effort
     paths = []
     for name, figure in figures.items():
         path = folder / FOLDER / f"{name}.png"
-        if extras.attempt(f"picture {name}", lambda path=path, figure=figure: _write(path, _png(figure))):  # type: ignore[misc]
+        if effort.attempt(f"picture {name}", lambda path=path, figure=figure: _write(path, _png(figure))):  # type: ignore[misc]
             paths.append(path)
     return paths
 
@@ -214,21 +214,23 @@ def _style(families: Sequence[str]) -> Iterator[None]:
     """The look of the pictures, for one thread at a time."""
     import matplotlib
 
-    style: Any = {**panels.STYLE, "font.family": list(families)}
+    style: Any = {**plots.STYLE, "font.family": list(families)}
     with _DRAWING, matplotlib.rc_context(style):
         yield
 
 
-def log_story(story: Story, folder: Path, uri: str, run_id: str, extras: Extras, *, upload: bool = True) -> None:
+def log_figures(
+    data: FigureData, folder: Path, uri: str, run_id: str, effort: BestEffort, *, upload: bool = True
+) -> None:
     """Write pictures and tables to `<folder>/figures` and to the MLflow run, as far as it goes: never raises."""
-    figures = extras.attempt("pictures", lambda: draw(story, extras)) or {}
-    paths = save(figures, folder, extras)
-    for name, table in (extras.attempt("tables", story.tables) or {}).items():
+    figures = effort.attempt("pictures", lambda: draw_figures(data, effort)) or {}
+    paths = save_figures(figures, folder, effort)
+    for name, table in (effort.attempt("tables", data.tables) or {}).items():
         path = folder / FOLDER / f"{name}.csv"
-        if extras.attempt(f"table {name}", lambda path=path, table=table: _write(path, table())):  # type: ignore[misc]
+        if effort.attempt(f"table {name}", lambda path=path, table=table: _write(path, table())):  # type: ignore[misc]
             paths.append(path)
     if upload:
-        extras.attempt("upload of pictures", lambda: log_files(uri, run_id, paths, FOLDER))
+        effort.attempt("upload of pictures", lambda: log_files(uri, run_id, paths, FOLDER))
 
 
 def _overview(title: str, drawn: list[Panel]) -> Figure:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from maestro_dist.data.storage import Storage, redact
 from maestro_dist.errors import RunError
+from maestro_dist.tracking.best_effort import warn
 from maestro_dist.tracking.client import client, short
-from maestro_dist.tracking.extras import warn
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,12 +36,12 @@ def tracking_uri(uri: str | None, storage: str) -> str:
     return f"sqlite:///{folder.expanduser().resolve()}/mlflow.db"
 
 
-def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def as_params(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings as dotted names with text values, credentials in URLs removed."""
     flat: dict[str, str] = {}
     for name, value in content.items():
         if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{prefix}{name}."))
+            flat.update(as_params(value, f"{prefix}{name}."))
         else:
             text = value if isinstance(value, str) else json.dumps(value)
             flat[f"{prefix}{name}"] = redact(text)
@@ -68,7 +68,7 @@ def open_run(
         run = _continued(server, run_id) if run_id else None
         if run is None:
             run = server.create_run(_experiment(server, uri, experiment), run_name=name)
-        _describe(server, run, flatten(params or {}), flatten(tags or {}))
+        _describe(server, run, as_params(params or {}), as_params(tags or {}))
         return TrackedRun(run.info.run_id, run.info.start_time)
     except RunError:
         raise
@@ -82,7 +82,7 @@ def open_run(
         return TrackedRun(run_id, None)
 
 
-def reach(uri: str, experiment: str) -> None:
+def check_server(uri: str, experiment: str) -> None:
     """Ask the server once; of SQLite this makes the database. Raises RunError where it does not answer."""
     try:
         _prepare(uri).get_experiment_by_name(experiment)
@@ -103,7 +103,7 @@ def find_run(uri: str, experiment: str, token: str) -> str | None:
     return runs[0].info.run_id if runs else None
 
 
-def answers(uri: str, run_id: str) -> bool:
+def is_reachable(uri: str, run_id: str) -> bool:
     """Whether the server knows the run now. False, with a warning, when it does not answer: ask before much is sent."""
     try:
         client(uri).get_run(run_id)
@@ -128,7 +128,7 @@ def tag_run(uri: str, run_id: str, tags: Mapping[str, str]) -> bool:
     try:
         from mlflow.entities import RunTag
 
-        marks = [RunTag(key, value[:_TAG_LENGTH]) for key, value in flatten(tags).items()]
+        marks = [RunTag(key, value[:_TAG_LENGTH]) for key, value in as_params(tags).items()]
         client(uri).log_batch(run_id, tags=marks, synchronous=True)
     except Exception as error:
         warn(f"tags were not set in tracking ({short(error)})")

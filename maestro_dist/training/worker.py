@@ -41,7 +41,7 @@ def run_worker(job: Job, say: Say, failed: Callable[[Exception], None] = lambda 
         MaestroError: for what a person can mend.
     """
     from maestro_dist.callbacks.progress import never_raising
-    from maestro_dist.tracking.extras import lines_to
+    from maestro_dist.tracking.best_effort import lines_to
 
     say = never_raising(say)
     listeners: list[Callable[[Exception], None]] = [failed]

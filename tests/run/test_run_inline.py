@@ -19,8 +19,8 @@ import synthetic as synthetic_data
 from maestro_dist.data import storage as storage_module
 from maestro_dist.data.home import own_folder
 from maestro_dist.data.pack import pack
-from maestro_dist.tracking import model as model_module
-from maestro_dist.tracking import panels
+from maestro_dist.tracking import logged_model as model_module
+from maestro_dist.tracking import plots
 from maestro_dist.tracking import run as run_module
 from maestro_dist.training.worker import work_folder
 
@@ -145,7 +145,7 @@ def test_the_result_comes_first_and_alone_is_needed(
         raise ValueError("an error inside matplotlib")
 
     monkeypatch.setattr(storage_module, "_write_local", write)
-    monkeypatch.setattr(panels, "loss_panel", fails)
+    monkeypatch.setattr(plots, "loss_panel", fails)
     for module in (run_module, model_module):
         monkeypatch.setattr(module, "client", dies)
     assert runs.train(tmp_path / "all", synthetic) == 0

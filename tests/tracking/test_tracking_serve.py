@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_tracking_model import CLASSES, FULL, MODALITIES, as_lists, exported
+from exported_models import CLASSES, FULL, MODALITIES, as_lists, exported
 
 from maestro_dist.inference.predictor import load_model
 from maestro_dist.run.summary import commands
 from maestro_dist.tracking import open_run, tracking_uri
-from maestro_dist.tracking.model import log_model
+from maestro_dist.tracking.logged_model import log_model
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def lines_to(say: Callable[[str], None]) -> Iterator[None]:
 
 
 @dataclass
-class Extras:
+class BestEffort:
     """Does what is wanted but not needed, and counts what did not work.
 
     left_out  what was not done, and why; "" where a warning has said it already

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maestro_dist.data.storage import redact
+from maestro_dist.tracking.best_effort import tell, warn
 from maestro_dist.tracking.client import client, short
-from maestro_dist.tracking.extras import tell, warn
-from maestro_dist.tracking.history import History, MetricFile, read_history
+from maestro_dist.tracking.metric_file import History, MetricFile, read_history
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

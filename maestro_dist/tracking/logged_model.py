@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import maestro_dist
+from maestro_dist.tracking.best_effort import warn
 from maestro_dist.tracking.client import client, short
-from maestro_dist.tracking.extras import warn
 from maestro_dist.types import Modality
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_tracking_model import FULL, MODALITIES, SAMPLES, as_lists, exported
+from exported_models import FULL, MODALITIES, SAMPLES, as_lists, exported
 
 from maestro_dist.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from maestro_dist.inference.predictor import Predictor, load_model

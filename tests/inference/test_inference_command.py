@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_tracking_model import CLASSES, FULL, MODALITIES, TASK, as_lists, exported
+from exported_models import CLASSES, FULL, MODALITIES, TASK, as_lists, exported
 
 from maestro_dist.data.pack import Description, RawSample, pack
 from maestro_dist.inference.command import main

@@ -15,7 +15,7 @@ _MOST_TITLE = 80
 _TELL_APART = "\u200c\u200d"  # joiners: invisible, but letters of some scripts look different without
 
 
-class Letters:
+class LabelFonts:
     """The fonts of this machine that are needed for some texts, and what can be drawn with them."""
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -80,7 +80,7 @@ def _families(letters: frozenset[str]) -> tuple[list[str], frozenset[str]]:
 
 
 def _lacks(family: str, letters: frozenset[str]) -> frozenset[str]:
-    """Letters that a family cannot write, be it plain or bold (as titles are)."""
+    """Letters that a family does not have, in its normal or its bold weight (titles are bold)."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     found = set(letters)

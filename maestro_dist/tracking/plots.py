@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maestro_dist.tracking.history import History
+from maestro_dist.tracking.metric_file import History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
