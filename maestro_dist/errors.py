@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from maestro_dist.system.logging_setup import configure_logging
 from maestro_dist.system.redact import redact
 from maestro_dist.system.terminal import interruptible, never_fail_to_print
 
@@ -62,6 +63,7 @@ def run_main(main: Callable[[], int | None], *, debug: bool) -> int:
     are bugs. The `SystemExit` of a command line that is wrong passes through.
     """
     never_fail_to_print()
+    configure_logging(debug=debug)
     try:
         with interruptible():
             return main() or 0

@@ -47,7 +47,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=_positive, metavar="N", help="samples at a time; by default the run's")
     parser.add_argument("--threads", type=_positive, metavar="N", help="torch threads; by default all cores")
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors and debug messages")
     return parser.parse_args(arguments)
 
 
@@ -69,6 +69,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
     import torch
 
+    from maestro_dist.data.compare import log_notes
     from maestro_dist.data.stream import evaluation_batches, presence
     from maestro_dist.data.symbols import reads_symbols
     from maestro_dist.evaluation import evaluate_split
@@ -81,8 +82,7 @@ def evaluate(options: argparse.Namespace) -> int:
     manifest, notes = _fitting(loaded, config, options)
     modalities, symbols = loaded.modalities, reads_symbols(manifest, config.model, loaded.modalities)
     present = presence(config.data.url, manifest, modalities, split, symbols=symbols)
-    for note in [*_unfinished(target), *notes, *_unobserved(present, manifest.name, split)]:
-        print(note, file=sys.stderr)
+    log_notes([*_unfinished(target), *notes, *_unobserved(present, manifest.name, split)])
     found = evaluate_split(
         loaded.model,
         loaded.task,

@@ -54,7 +54,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", default=".", metavar="DIR", help="where the report goes (default: here)")
     parser.add_argument("--list", action="store_true", help="show the cells and what is done; run nothing")
     parser.add_argument("--report", action="store_true", help="write the report; run nothing")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors and debug messages")
     given = parser.parse_args(arguments)
     if given.parallel is not None and given.parallel < 1:
         parser.error("--parallel is at least 1")

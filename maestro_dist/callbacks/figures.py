@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 
 from maestro_dist.callbacks.base import Callback, State, StepRecord
 from maestro_dist.evaluation.table import metric_label
-from maestro_dist.tracking.best_effort import BestEffort, warn
+from maestro_dist.tracking.best_effort import BestEffort
 from maestro_dist.tracking.figures import FigureData, log_figures
 from maestro_dist.tracking.plots import MissingCurve
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from maestro_dist.evaluation import Evaluation
     from maestro_dist.tracking import MetricLog
     from maestro_dist.tracking.metric_file import History
+
+_LOG = logging.getLogger(__name__)
 
 _EVERY_S = 60.0
 
@@ -104,4 +107,4 @@ class Figures(Callback):
         """Warn once: what fails now will fail again in a minute."""
         if effort.left_out and not self._warned:
             self._warned = True
-            warn(f"left out: {effort.text()}; training goes on")
+            _LOG.warning(f"left out: {effort.text()}; training goes on")

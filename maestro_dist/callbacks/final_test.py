@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,15 @@ from maestro_dist.data.reader import SplitSource
 from maestro_dist.data.roster import roster
 from maestro_dist.data.storage import Storage
 from maestro_dist.inference.exported_model import TaskDescription, export_model
-from maestro_dist.tracking.best_effort import BestEffort, warn
+from maestro_dist.tracking.best_effort import BestEffort
 from maestro_dist.tracking.figures import log_figures
 from maestro_dist.tracking.run import is_reachable, tag_run
 
 if TYPE_CHECKING:
     from maestro_dist.evaluation import Evaluation
     from maestro_dist.tracking import MetricLog
+
+_LOG = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
 MODEL_FOLDER = "model"
@@ -114,7 +117,7 @@ class FinalTest(Callback):
         if reached:
             effort.attempt("tags", lambda: tag_run(*at, pointers))
         if effort.left_out:
-            warn(f"the result is complete; left out ({len(effort.left_out)}): {effort.text()}")
+            _LOG.warning(f"the result is complete; left out ({len(effort.left_out)}): {effort.text()}")
 
     def _write_again(self, result: dict[str, Any]) -> None:
         self._fence()

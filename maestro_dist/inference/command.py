@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         "--any-units", action="store_true", help="answer also where units or scales of a data set do not fit the model"
     )
     parser.add_argument("--batch", type=int, default=256, metavar="N", help="samples at a time (default: 256)")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors and debug messages")
     return parser
 
 
@@ -164,7 +164,7 @@ def _of_split(predictor: Predictor, url: str, options: argparse.Namespace) -> It
     import torch
 
     from maestro_dist.config.schema import DataConfig
-    from maestro_dist.data.compare import check_values, fit_modalities
+    from maestro_dist.data.compare import check_values, fit_modalities, log_notes
     from maestro_dist.data.manifest import MANIFEST_NAME, load_manifest
     from maestro_dist.data.reader import SplitSource
     from maestro_dist.data.stream import evaluation_batches
@@ -185,8 +185,7 @@ def _of_split(predictor: Predictor, url: str, options: argparse.Namespace) -> It
     if model.needs_statistics:
         source = SplitSource(url, manifest, config, tuple(modalities), options.split)
         notes += check_values(source, any_units=options.any_units)
-    for note in notes:
-        print(note, file=sys.stderr)
+    log_notes(notes)
     symbols = reads_symbols(manifest, model, modalities)
     with torch.no_grad():
         for batch in evaluation_batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from maestro_dist.training.builder import first_batch
 from maestro_dist.training.pretrained_weights import check_pretrained
 from maestro_dist.training.teachers import check_teachers
 
+_LOG = logging.getLogger(__name__)
 _TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _OPERATIONS = 2 * 10**11
 """What one core does in about five seconds, in floating-point operations of a model's forward."""
@@ -57,10 +59,11 @@ def _kept_in(folder: str, config: Config) -> Config:
 
         build_mesh(config.mesh, world=config.run.workers)  # a wrong grid is told before the minutes of packing
         check_place(data.source, data.url)
-        print(
-            f"packing {data.source.path} ({data.source.converter}) to a temporary folder, which goes with the dry run; "
-            f"a run would pack it to {redact(data.url)}",
-            flush=True,
+        _LOG.info(
+            "packing %s (%s) to a temporary folder, which the dry run removes at its end; a run would pack it to %s",
+            data.source.path,
+            data.source.converter,
+            redact(data.url),
         )
         packed = f"{folder}/data"
         prepare(data.source, packed)

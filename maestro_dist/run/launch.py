@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from maestro_dist.callbacks.final_test import RESULT_FILE
@@ -17,6 +18,8 @@ from maestro_dist.run.record import RUN_FILE, RunRecord, begin, finished, is_fin
 from maestro_dist.system.terminal import interruptible, shielded
 from maestro_dist.training.job import Job
 from maestro_dist.training.process import environment
+
+_LOG = logging.getLogger(__name__)
 
 
 def launch(config: Config) -> int:
@@ -68,7 +71,7 @@ def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> 
         from maestro_dist.data.prepare import check_place, prepare
 
         check_place(source, config.data.url)
-        print(f"packing {source.path} ({source.converter}) to {redact(config.data.url)}", flush=True)
+        _LOG.info("packing %s (%s) to %s", source.path, source.converter, redact(config.data.url))
         prepare(source, config.data.url)
     manifest = load_manifest(config.data.url)
     check_splits(config.data, manifest, begun=begun)
@@ -91,7 +94,7 @@ def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> 
 def _say_finished(config: Config, run: Storage, record: RunRecord) -> int:
     from maestro_dist.run.summary import print_end
 
-    print(f"run {config.run.name!r} is finished; nothing to do (choose another run.name to train again)")
+    _LOG.info("run %r is finished; nothing to do (choose another run.name to train again)", config.run.name)
     print_end(config, run, record)
     return 0
 
@@ -142,7 +145,7 @@ def _inline(config: Config, job: Job) -> None:
 
     init_process_group(config.run.device, config.run.timeout_s)
     try:
-        run_worker(job, lambda line: print(line, flush=True))
+        run_worker(job, _LOG.info)
     finally:
         destroy_process_group()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import threading
@@ -19,6 +20,8 @@ from typing import Any
 from maestro_dist.checkpoint.fence import LEASES, Fence, newest_attempt
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.errors import RunError, StorageError
+
+_LOG = logging.getLogger(__name__)
 
 HEARTBEAT_S = 5.0
 STALE_S = 20.0
@@ -112,7 +115,7 @@ def _read(storage: Storage, attempt: int) -> dict[str, Any] | None:
 
 def _beats(storage: Storage, attempt: int, heartbeat: float) -> bool:
     """Whether the holder writes a heartbeat within the time of two."""
-    print(f"{storage.name()}: looking for {2 * HEARTBEAT_S:.0f} s whether its last driver is still at work", flush=True)
+    _LOG.info("%s: checking for %.0f s whether its last driver is still running", storage.name(), 2 * HEARTBEAT_S)
     end = time.monotonic() + 2 * HEARTBEAT_S
     while time.monotonic() < end:
         time.sleep(HEARTBEAT_S / 5)

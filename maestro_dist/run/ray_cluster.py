@@ -9,7 +9,6 @@ import os
 import secrets
 import shutil
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -23,7 +22,10 @@ from maestro_dist.config.schema import Config
 from maestro_dist.data.storage import redact
 from maestro_dist.errors import ConfigError, DataError, MaestroError, RunError
 from maestro_dist.run.ray_address import check_address, cluster_address
+from maestro_dist.system.logging_setup import NOTE
 from maestro_dist.system.terminal import handlers_kept
+
+_LOG = logging.getLogger(__name__)
 
 # Before Ray is imported: no doubled or decorated prints, no metrics agent, workers keep this process's folder,
 # a lost worker is noticed within a second.
@@ -129,7 +131,7 @@ def _own(config: Config) -> Iterator[None]:
         raise
     except Exception:
         atexit.unregister(remove)
-        print(f"Ray's logs are kept in {folder}", file=sys.stderr, flush=True)
+        _LOG.log(NOTE, "Ray's logs are kept in %s", folder)
         raise
 
 
@@ -194,7 +196,7 @@ def _check_resources(config: Config, *, wait: bool) -> None:
             "or a cluster"
         )
     if lack:
-        print(f"waiting for the cluster to grow: {config.run.workers} workers need {lack}", flush=True)
+        _LOG.info("waiting for the cluster to grow: %d workers need %s", config.run.workers, lack)
 
 
 @contextmanager
@@ -205,7 +207,7 @@ def _started(what: str) -> Iterator[None]:
     def say() -> None:
         started = time.monotonic()
         while not done.wait(_SAY_S):
-            print(f"waiting for {what}, for {time.monotonic() - started:.0f} s now", flush=True)
+            _LOG.info("waiting for %s, for %.0f s now", what, time.monotonic() - started)
 
     threading.Thread(target=say, name="waiting", daemon=True).start()
     try:

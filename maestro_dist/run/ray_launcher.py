@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -13,10 +14,12 @@ from maestro_dist.config.schema import Config
 from maestro_dist.errors import RunError
 from maestro_dist.parallel.failure import Report, leave_groups, report_of, root_cause
 from maestro_dist.run.ray_cluster import Head, cluster, lacks, prepare_environment, train_folder
+from maestro_dist.system.logging_setup import LEVEL_VARIABLE, ROOT, configure_logging
 from maestro_dist.training.job import Job
 from maestro_dist.training.process import environment
 from maestro_dist.training.worker import run_worker
 
+_LOG = logging.getLogger(__name__)
 _WORKER_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true"}
 _POLL_S = 0.3
 _SAY_S = 30.0
@@ -94,9 +97,8 @@ def _fit(trainer: Any, config: Config, console: Any, head: Head) -> None:
             said = now
             lack = lacks(config, ray.cluster_resources())
             wanted = f"{config.run.workers - begun} of {config.run.workers} workers to start"
-            print(
-                f"waiting for {wanted}, for {now - since:.0f} s now{': they need ' if lack else ''}{lack}", flush=True
-            )
+            needs = f": they need {lack}" if lack else ""
+            _LOG.info("waiting for %s, for %.0f s now%s", wanted, now - since, needs)
     if outcome:
         raise outcome[0]
 
@@ -142,10 +144,15 @@ def _trainer(config: Config, job: Job, console: Any, folder: str) -> Any:
             failure_config=api.FailureConfig(max_failures=run.max_failures, controller_failure_limit=_STARTS),
             callbacks=[Failures()],
             logging_config=api.LoggingConfig(log_level="ERROR"),
-            worker_runtime_env={"env_vars": {**_WORKER_ENVIRONMENT, **environment(config)}},
+            worker_runtime_env={"env_vars": {**_WORKER_ENVIRONMENT, **_log_level(), **environment(config)}},
         ),
         torch_config=api.torch.TorchConfig(backend="nccl" if run.device == "cuda" else "gloo", timeout_s=run.timeout_s),
     )
+
+
+def _log_level() -> dict[str, str]:
+    """The log level of this process, for the environment of its workers."""
+    return {LEVEL_VARIABLE: logging.getLevelName(logging.getLogger(ROOT).getEffectiveLevel())}
 
 
 def _work(handed: dict[str, Any]) -> None:
@@ -158,6 +165,8 @@ def _work(handed: dict[str, Any]) -> None:
     if not ray.get(console.begin.remote(group)):
         return  # started again after an error that would only come again
 
+    configure_logging(deliver=lambda level, text: console.say.remote(level, text))
+
     def failed(error: Exception) -> None:
         report = report_of(rank, error)
         with suppress(ray.exceptions.RayError):  # without a console the run ends anyway
@@ -166,7 +175,7 @@ def _work(handed: dict[str, Any]) -> None:
         if report.lost:
             time.sleep(_HEAR_OUT_S)
 
-    run_worker(Job(**handed["job"]), lambda line: console.say.remote(line), failed)
+    run_worker(Job(**handed["job"]), _LOG.info, failed)
 
 
 class _Console:
@@ -174,16 +183,16 @@ class _Console:
 
     def __init__(self, ranks: int, timeout_s: int) -> None:
         self._ranks, self._timeout_s = ranks, timeout_s
-        self._lines: list[str] = []
+        self._lines: list[tuple[int, str]] = []
         self._group: str | None = None
         self._begun = 0
         self._reports: list[Report] = []
         self._final: Report | None = None
 
-    def say(self, line: str) -> None:
-        self._lines.append(line)
+    def say(self, level: int, text: str) -> None:
+        self._lines.append((level, text))
 
-    def drain(self) -> list[str]:
+    def drain(self) -> list[tuple[int, str]]:
         lines, self._lines = self._lines, []
         return lines
 
@@ -191,7 +200,7 @@ class _Console:
         """A worker of this group of workers starts. Returns whether there is anything left to do."""
         if group != self._group:
             if self._reports and not self._final:
-                self.say(f"started again: {root_cause(self._reports, self._ranks, self._timeout_s)}")
+                self.say(logging.INFO, f"started again: {root_cause(self._reports, self._ranks, self._timeout_s)}")
             self._group, self._reports, self._begun = group, [], 0
         self._begun += 1
         return self._final is None
@@ -233,8 +242,8 @@ def _console(config: Config) -> Iterator[Any]:
         while True:
             last = done.wait(_POLL_S)
             try:
-                for line in ray.get(actor.drain.remote()):
-                    print(line, flush=True)
+                for level, text in ray.get(actor.drain.remote()):
+                    _LOG.log(level, "%s", text)
             except ray.exceptions.RayError:
                 return
             if last:

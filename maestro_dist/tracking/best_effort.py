@@ -2,41 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from maestro_dist.tracking.client import short
 
 T = TypeVar("T")
-
-_SINKS: list[Callable[[str], None]] = []
-
-
-def tell(text: str) -> None:
-    """Show a line to the person who started the run: on stderr, or as `lines_to` says. Never raises."""
-    with suppress(Exception):  # stderr may be closed
-        if _SINKS:
-            _SINKS[-1](text)
-        else:
-            print(text, file=sys.stderr, flush=True)
-
-
-def warn(text: str) -> None:
-    """Say that something which a run can do without went wrong. Never raises."""
-    tell(f"warning: {text}")
-
-
-@contextmanager
-def lines_to(say: Callable[[str], None]) -> Iterator[None]:
-    """Lines of `tell` go to `say` meanwhile: the stderr of a worker on another machine is not seen."""
-    _SINKS.append(say)
-    try:
-        yield
-    finally:
-        _SINKS.remove(say)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -9,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import maestro_dist
-from maestro_dist.tracking.best_effort import warn
 from maestro_dist.tracking.client import client, short
 from maestro_dist.types import Modality
 
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow.models import ModelSignature
+
+_LOG = logging.getLogger(__name__)
 
 NAME = "model"
 _PACKAGE = Path(maestro_dist.__file__).parent
@@ -58,7 +60,7 @@ def log_model(
             mlflow.set_tracking_uri(before)
             server.update_run(run_id, status="RUNNING")  # leaving start_run has set it to finished
     except Exception as error:
-        warn(f"the model was not uploaded to tracking ({short(error)})")
+        _LOG.warning(f"the model was not uploaded to tracking ({short(error)})")
         return None
     return str(logged.model_uri)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -9,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maestro_dist.data.storage import redact
-from maestro_dist.tracking.best_effort import tell, warn
 from maestro_dist.tracking.client import client, short
 from maestro_dist.tracking.metric_file import History, MetricFile, read_history
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+_LOG = logging.getLogger(__name__)
 
 _BATCH = 1000  # MLflow's own limit of one log_batch
 _LINES = 500
@@ -66,8 +68,8 @@ class MetricLog:
             return
         self._file.append(step, *kept)
         if self._file.problem is not None and not self._losing:
-            warn(
-                f"metrics cannot be written to {self._file.path} ({short(self._file.problem)}); training goes on "
+            _LOG.warning(
+                f"metrics cannot be written to {self._file.path} ({short(self._file.problem)}); training continues "
                 "without them until they can"
             )
         self._losing = self._file.problem is not None
@@ -83,7 +85,7 @@ class MetricLog:
         self._thread.join(timeout_s)
         self._file.close()
         if self._file.lost:
-            warn(f"{self._file.lost:,} records of metrics could not be written to {self._file.path} and are lost")
+            _LOG.warning(f"{self._file.lost:,} lines of metrics could not be written to {self._file.path} and are lost")
         return self._all_sent
 
     def _work(self) -> None:
@@ -92,7 +94,7 @@ class MetricLog:
             closing = self._closing.wait(pause)
             try:
                 self._send()
-            except Exception as error:  # whatever is wrong with tracking, training goes on
+            except Exception as error:  # whatever is wrong with tracking, training continues
                 self._warn(error)
                 pause = 0.5 if closing else min(2 * pause, _LONGEST_PAUSE_S)
                 if closing:
@@ -146,17 +148,19 @@ class MetricLog:
             return
         self._failing = True
         if isinstance(error, OSError) and error.filename == str(self._file.path):
-            warn(f"metrics are not sent to tracking, their file cannot be read ({short(error)}); training goes on")
+            _LOG.warning(
+                f"metrics are not sent to tracking, their file cannot be read ({short(error)}); training continues"
+            )
             return
-        warn(
+        _LOG.warning(
             f"tracking at {redact(self._uri)} does not answer ({short(error)}); "
-            f"training goes on, metrics are kept in {self._file.path} and sent later"
+            f"training continues, metrics are kept in {self._file.path} and sent later"
         )
 
     def _recovered(self) -> None:
         if self._failing:
             self._failing = False
-            tell(f"tracking at {redact(self._uri)} answers again")
+            _LOG.info(f"tracking at {redact(self._uri)} answers again")
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float]:

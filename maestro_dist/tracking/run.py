@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from maestro_dist.data.storage import Storage, redact
 from maestro_dist.errors import RunError
-from maestro_dist.tracking.best_effort import warn
 from maestro_dist.tracking.client import client, short
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+_LOG = logging.getLogger(__name__)
 
 _PARAM_LENGTH, _TAG_LENGTH, _PARAMS_AT_ONCE = 6000, 5000, 100
 
@@ -78,7 +80,7 @@ def open_run(
         if run_id is None:
             remedy = "choose another tracking.experiment or run.name" if refused else "start it or set tracking.uri"
             raise RunError(f"{problem}; {remedy}") from error
-        warn(problem)
+        _LOG.warning(problem)
         return TrackedRun(run_id, None)
 
 
@@ -98,7 +100,7 @@ def find_run(uri: str, experiment: str, token: str) -> str | None:
         found = server.get_experiment_by_name(experiment)
         runs = server.search_runs([found.experiment_id], f"tags.`run.token` = '{token}'") if found else []
     except Exception as error:
-        warn(f"tracking at {redact(uri)} does not answer ({short(error)})")
+        _LOG.warning(f"tracking at {redact(uri)} does not answer ({short(error)})")
         return None
     return runs[0].info.run_id if runs else None
 
@@ -108,7 +110,7 @@ def is_reachable(uri: str, run_id: str) -> bool:
     try:
         client(uri).get_run(run_id)
     except Exception as error:
-        warn(f"tracking at {redact(uri)} does not answer ({short(error)})")
+        _LOG.warning(f"tracking at {redact(uri)} does not answer ({short(error)})")
         return False
     return True
 
@@ -118,7 +120,7 @@ def close_run(uri: str, run_id: str, status: str) -> bool:
     try:
         client(uri).set_terminated(run_id, status)
     except Exception as error:
-        warn(f"could not set the tracked run to {status} ({short(error)})")
+        _LOG.warning(f"could not set the tracked run to {status} ({short(error)})")
         return False
     return True
 
@@ -131,7 +133,7 @@ def tag_run(uri: str, run_id: str, tags: Mapping[str, str]) -> bool:
         marks = [RunTag(key, value[:_TAG_LENGTH]) for key, value in as_params(tags).items()]
         client(uri).log_batch(run_id, tags=marks, synchronous=True)
     except Exception as error:
-        warn(f"tags were not set in tracking ({short(error)})")
+        _LOG.warning(f"tags were not set in tracking ({short(error)})")
         return False
     return True
 
@@ -143,7 +145,7 @@ def log_files(uri: str, run_id: str, paths: list[Path], folder: str) -> bool:
         for path in paths:
             server.log_artifact(run_id, str(path), folder)
     except Exception as error:
-        warn(f"{folder} were not uploaded to tracking ({short(error)})")
+        _LOG.warning(f"{folder} were not uploaded to tracking ({short(error)})")
         return False
     return True
 
