@@ -1,4 +1,4 @@
-"""From a checked configuration to a finished run: data, lease, MLflow run, then workers under Ray Train or inline."""
+"""Launch a run: data, lease and MLflow run, then workers under Ray Train or inline."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def launch(config: Config) -> int:
-    """Train `config` to its end, or continue it. Returns the exit code; raises `MaestroError`."""
+    """Train a run to its end, or continue it. Returns the exit code; raises `MaestroError`."""
     from maestro_dist.run.summary import print_start
 
     config = absolute(config)
@@ -34,15 +34,15 @@ def launch(config: Config) -> int:
         if config.run.launcher == "ray" and not is_finished(run):
             from maestro_dist.run.ray_cluster import check_cluster
 
-            check_cluster()  # in seconds, before anything is packed or begun
+            check_cluster()  # takes seconds; before packing
         manifest, _ = prepare_data(config, begun=run.exists(RUN_FILE))
         print_start(config, manifest)
-        record = finished(config, manifest, run)  # before a lease, which would have to be written
+        record = finished(config, manifest, run)  # before the lease, which needs write access
         if record:
             return _say_finished(config, run, record)
         lease: Lease | None = None
         try:
-            with shielded():  # stopped in between, a lease would be held that nobody gives back
+            with shielded():  # interrupted here, the lease would never be released
                 lease = Lease(run.url)
             return _run(config, manifest, run, lease)
         finally:
@@ -52,10 +52,10 @@ def launch(config: Config) -> int:
 
 
 def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> tuple[Manifest, bool]:
-    """Pack `data.source` where `data.url` holds nothing yet; check what a run will need before it takes any worker.
+    """Pack `data.source` if `data.url` has no data set yet, then check the data before any worker starts.
 
-    Returns the manifest and whether there are shards; with `bare` it may come without any. `begun`: the run is no
-    new one.
+    Returns the manifest and whether there are shards. `bare`: shards may be missing. `begun`: the run has already
+    started.
     """
     from maestro_dist.callbacks.configured import check_callbacks
     from maestro_dist.data.augment import check_augment
@@ -106,11 +106,11 @@ def _run(config: Config, manifest: Manifest, run: Storage, lease: Lease) -> int:
     record: RunRecord | None = None
     status = "FAILED"
     try:
-        with shielded():  # stopped in between, a run would be open that nobody closes
+        with shielded():  # interrupted here, the MLflow run would never be closed
             record = begin(config, manifest, run)
-        if record.status == "finished":  # by a driver that has let go of it in the meantime
+        if record.status == "finished":  # by another driver, which has just released the lease
             return _say_finished(config, run, record)
-        if not run.exists(RESULT_FILE):  # it is there where a driver died after all was done
+        if not run.exists(RESULT_FILE):  # it exists if a driver died after the end of training
             (_inline if config.run.launcher == "inline" else _ray)(config, _job(config, run, lease, record))
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
@@ -139,7 +139,7 @@ def _job(config: Config, run: Storage, lease: Lease, record: RunRecord) -> Job:
 
 
 def _inline(config: Config, job: Job) -> None:
-    """The worker function in this process: a mesh of one, no Ray."""
+    """Run the worker in this process: one rank, no Ray."""
     from maestro_dist.parallel.group import destroy_process_group, init_process_group
     from maestro_dist.training.worker import run_worker
 
@@ -151,6 +151,6 @@ def _inline(config: Config, job: Job) -> None:
 
 
 def _ray(config: Config, job: Job) -> None:
-    from maestro_dist.run import ray_launcher as launch_ray
+    from maestro_dist.run.ray_launcher import train
 
-    launch_ray.train(config, job)
+    train(config, job)

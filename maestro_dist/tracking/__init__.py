@@ -1,4 +1,4 @@
-"""Tracking: the MLflow run, metrics that survive a dead server, throughput, pictures."""
+"""Tracking: the MLflow run, metrics that survive a server failure, throughput, figures."""
 
 from maestro_dist.tracking.metric_file import read_history
 from maestro_dist.tracking.metric_log import MetricLog

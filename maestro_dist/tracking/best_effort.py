@@ -1,4 +1,4 @@
-"""What a run can do without: pictures, tables, uploads. None of them may cost its result."""
+"""Optional work: figures, tables, uploads. Its errors never end a run."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ T = TypeVar("T")
 
 @dataclass
 class BestEffort:
-    """Does what is wanted but not needed, and counts what did not work.
+    """Runs optional work and records what failed.
 
-    left_out  what was not done, and why; "" where a warning has said it already
+    left_out  what failed -> the reason; "" if a warning has already given the reason
     """
 
     left_out: dict[str, str] = field(default_factory=dict)
 
     def attempt(self, what: str, call: Callable[[], T]) -> T | None:
-        """`call()`. Whatever it raises is kept as the reason why `what` is left out, and None returned.
+        """Return `call()`, or None if it raises. The error becomes the reason why `what` is left out.
 
-        A call that returns False has failed too, and has said why.
+        A call that returns False has also failed, and has logged the reason itself.
         """
         try:
             done = call()
@@ -35,7 +35,7 @@ class BestEffort:
         return done
 
     def text(self) -> str:
-        """What was left out and why, each reason once; "" where all went well."""
+        """What was left out and why, each reason once; "" if nothing failed."""
         by_reason: dict[str, list[str]] = {}
         for what, why in self.left_out.items():
             by_reason.setdefault(why, []).append(what)

@@ -1,4 +1,4 @@
-"""The pictures of a run: one file each, and one that shows them all."""
+"""The figures of a run: one file each, and an overview of all."""
 
 from __future__ import annotations
 
@@ -33,20 +33,21 @@ _DPI = 150
 Panel = Callable[["Axes"], None]
 Table = Callable[[], str]
 _DRAWING = threading.Lock()
-"""matplotlib's settings belong to the process: one thread draws at a time."""
+"""matplotlib's settings are global to the process, so only one thread draws at a time."""
 
 
 @dataclass(frozen=True)
 class FigureData:
-    """What the pictures of a run are drawn from. A picture whose numbers are not there is left out.
+    """The data of a run's figures. A figure without data is left out.
 
     history     metrics so far (`MetricLog.history`)
     modalities  names, in the model's order
-    metric      the metric that chooses the weights, and `label`, its name for people
-    confusion   counts [C, C] of true by predicted class, or `confused` [P, 3], (true, predicted, samples) of the pairs
-                that occur; and the `classes`
+    metric      the metric that selects the best weights; `label` is its display name
+    classes     class names
+    confusion   counts [C, C], true by predicted class
+    confused    the same in sparse form: [P, 3] of (true class, predicted class, samples)
     missing     the metric against the missing rate
-    sets        names of missing sets, and `set_loads`, their tokens by expert [layers, sets, E]
+    sets        names of missing sets; `set_loads` has their tokens by expert, [layers, sets, E]
     """
 
     title: str
@@ -62,11 +63,11 @@ class FigureData:
     set_loads: np.ndarray | None = None
 
     def letters(self) -> LabelFonts:
-        """The fonts that its names need."""
+        """The fonts that the names need."""
         return LabelFonts([self.title, self.metric, self.label, *self.modalities, *self.classes, *self.sets])
 
     def panels(self, letters: LabelFonts) -> dict[str, Panel]:
-        """Each picture's name and how it is drawn."""
+        """Figure name -> the function that draws it on given axes."""
         found: dict[str, Panel] = {}
         history, label = self.history, letters.title(self.label)
         modalities = letters.labels(self.modalities, "modality")
@@ -96,7 +97,7 @@ class FigureData:
         return found
 
     def _pairs(self) -> np.ndarray | None:
-        """int64 [P, 3]: true class, predicted class, samples, of the pairs that occur."""
+        """int64 [P, 3]: (true class, predicted class, samples) of all pairs that occur; None without data."""
         if self.confused is not None:
             return np.array(self.confused, dtype=np.int64).reshape(-1, 3)
         if self.confusion is None:
@@ -106,7 +107,7 @@ class FigureData:
         return np.stack([true, predicted, counts[true, predicted]], axis=1)
 
     def tables(self) -> dict[str, Table]:
-        """Tables by name, each made as CSV text when it is called."""
+        """Table name -> a function that returns the table as CSV text."""
         found: dict[str, Table] = {}
         if self.set_loads is not None:
             loads = self.set_loads
@@ -127,7 +128,7 @@ class FigureData:
 
 
 def _by_layer(kind: str, loads: Sequence[np.ndarray], rows: Sequence[str], by: str) -> dict[str, Panel]:
-    """A picture of the experts of each layer; of many layers, of the first and the last ones."""
+    """One figure per layer; if there are many layers, only the first and last ones."""
     found: dict[str, Panel] = {}
     chosen = list(range(len(loads)))
     if len(loads) > _MOST_LAYERS:
@@ -149,9 +150,9 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def draw_figures(data: FigureData, effort: BestEffort | None = None) -> dict[str, Figure]:
-    """Every picture of the data by name, and `overview` with all of them. No display and no global state is used.
+    """All figures by name, and `overview`, which shows them all. Needs no display.
 
-    A picture that cannot be drawn is left out, and counted in `effort`.
+    A figure that cannot be drawn is left out and recorded in `effort`.
     """
     from matplotlib.figure import Figure
 
@@ -164,22 +165,22 @@ def draw_figures(data: FigureData, effort: BestEffort | None = None) -> dict[str
         for name, panel in data.panels(letters).items():
             heat = name.startswith(("experts", "sets", "confusion"))
             figure = Figure(figsize=(6.4, max(4.2, 0.22 * rows) if heat else 4.2), layout="constrained")
-            if effort.attempt(f"picture {name}", lambda figure=figure, panel=panel: _fill(figure, panel)):  # type: ignore[misc]
+            if effort.attempt(f"figure {name}", lambda figure=figure, panel=panel: _fill(figure, panel)):  # type: ignore[misc]
                 figures[name] = figure
                 drawn.append(panel)
         if drawn:
-            overview = effort.attempt("picture overview", lambda: _overview(letters.title(data.title), drawn))
+            overview = effort.attempt("figure overview", lambda: _overview(letters.title(data.title), drawn))
             figures |= {} if overview is None else {"overview": overview}
     return figures
 
 
 def save_figures(figures: dict[str, Figure], folder: Path, effort: BestEffort | None = None) -> list[Path]:
-    """Write PNG files into `<folder>/figures` and return their paths, without those that could not be written."""
+    """Write PNG files to `<folder>/figures`. Returns the paths of those that were written."""
     effort = BestEffort() if effort is None else effort
     paths = []
     for name, figure in figures.items():
         path = folder / FOLDER / f"{name}.png"
-        if effort.attempt(f"picture {name}", lambda path=path, figure=figure: _write(path, _png(figure))):  # type: ignore[misc]
+        if effort.attempt(f"figure {name}", lambda path=path, figure=figure: _write(path, _png(figure))):  # type: ignore[misc]
             paths.append(path)
     return paths
 
@@ -191,13 +192,13 @@ def _fill(figure: Figure, panel: Panel) -> bool:
 
 def _png(figure: Figure) -> bytes:
     file = io.BytesIO()
-    with _style(figure.axes[0].title.get_fontfamily()):  # some labels are made only now
+    with _style(figure.axes[0].title.get_fontfamily()):  # some labels are created while it is saved
         figure.savefig(file, dpi=_DPI, format="png", metadata={"Software": None})
     return file.getvalue()
 
 
 def _write(path: Path, content: bytes | str) -> bool:
-    """Write a file whole, or leave none."""
+    """Write a complete file, or none."""
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -211,7 +212,7 @@ def _write(path: Path, content: bytes | str) -> bool:
 
 @contextmanager
 def _style(families: Sequence[str]) -> Iterator[None]:
-    """The look of the pictures, for one thread at a time."""
+    """The style of the figures, for one thread at a time."""
     import matplotlib
 
     style: Any = {**plots.STYLE, "font.family": list(families)}
@@ -222,15 +223,15 @@ def _style(families: Sequence[str]) -> Iterator[None]:
 def log_figures(
     data: FigureData, folder: Path, uri: str, run_id: str, effort: BestEffort, *, upload: bool = True
 ) -> None:
-    """Write pictures and tables to `<folder>/figures` and to the MLflow run, as far as it goes: never raises."""
-    figures = effort.attempt("pictures", lambda: draw_figures(data, effort)) or {}
+    """Write figures and tables to `<folder>/figures` and to the MLflow run. Errors go to `effort`, none is raised."""
+    figures = effort.attempt("figures", lambda: draw_figures(data, effort)) or {}
     paths = save_figures(figures, folder, effort)
     for name, table in (effort.attempt("tables", data.tables) or {}).items():
         path = folder / FOLDER / f"{name}.csv"
         if effort.attempt(f"table {name}", lambda path=path, table=table: _write(path, table())):  # type: ignore[misc]
             paths.append(path)
     if upload:
-        effort.attempt("upload of pictures", lambda: log_files(uri, run_id, paths, FOLDER))
+        effort.attempt("upload of figures", lambda: log_files(uri, run_id, paths, FOLDER))
 
 
 def _overview(title: str, drawn: list[Panel]) -> Figure:

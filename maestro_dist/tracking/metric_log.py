@@ -1,4 +1,4 @@
-"""Metrics to disk at once, and from there to MLflow in the background."""
+"""Metrics: written to disk at once, sent to MLflow in the background."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _LONGEST_PAUSE_S = 30.0
 
 
 class MetricLog:
-    """Logs metrics of one run: never blocks, never raises, never sends a step twice, loses nothing while there is disk.
+    """Logs the metrics of one run. Never blocks, never raises, sends no step twice, loses nothing while the disk works.
 
-    `log` appends to `<folder>/metrics.jsonl`. A thread reads the file and sends what MLflow does not have. What it has
-    is asked once, as the last step of each metric: steps are sent in order, so everything up to there is known. While
-    the server does not answer the file simply grows; a later attempt on the same folder sends what is left.
+    `log` appends to `<folder>/metrics.jsonl`. A thread reads the file and sends what MLflow does not have yet. It asks
+    MLflow once for the last step of each metric: steps are sent in order, so all earlier steps are there. While the
+    server does not answer, the file grows; a later attempt in the same folder sends the rest.
 
-    The timestamp of a metric is `start_ms + step`, so sending a batch again that MLflow had stored without our hearing
-    of it changes nothing (it keeps one row for equal key, step, timestamp and value).
+    The timestamp of a metric is `start_ms + step`. If a batch was stored but the answer was lost, sending it again
+    changes nothing: MLflow keeps one row for equal key, step, timestamp and value.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class MetricLog:
         *,
         interval_s: float = 2.0,
     ) -> None:
-        """`resume_step` is the step that this attempt continues from; `start_ms` None is asked of MLflow."""
+        """`resume_step`: the step from which this attempt continues. `start_ms`: None means that MLflow is asked."""
         self.folder = Path(folder)
         self._file = MetricFile(self.folder, resume_step)
         self._uri, self._run_id, self._start_ms, self._interval_s = uri, run_id, start_ms, interval_s
@@ -59,9 +59,9 @@ class MetricLog:
         self._thread.start()
 
     def log(self, step: int, metrics: dict[str, float], local: dict[str, float] | None = None) -> None:
-        """Record metrics of a step, which must not go back within an attempt. NaN and infinite values are left out.
+        """Record the metrics of a step. Steps must not decrease within an attempt. NaN and infinity are left out.
 
-        `local` are numbers for pictures, too many for MLflow: they stay in the file.
+        `local` are numbers for figures. They are too many for MLflow and stay in the file.
         """
         kept = _finite(metrics), _finite(local or {})
         if not any(kept):
@@ -75,11 +75,11 @@ class MetricLog:
         self._losing = self._file.problem is not None
 
     def history(self) -> History:
-        """Everything recorded so far that counts, earlier attempts in this folder included."""
+        """All valid metrics so far, those of earlier attempts in this folder included."""
         return read_history(self.folder)
 
     def close(self, timeout_s: float = 10.0) -> bool:
-        """Send what is left, for at most about `timeout_s`. Returns whether MLflow has everything now."""
+        """Send the rest, for at most about `timeout_s`. Returns whether MLflow has all metrics now."""
         self._deadline = time.monotonic() + timeout_s
         self._closing.set()
         self._thread.join(timeout_s)
@@ -94,7 +94,7 @@ class MetricLog:
             closing = self._closing.wait(pause)
             try:
                 self._send()
-            except Exception as error:  # whatever is wrong with tracking, training continues
+            except Exception as error:  # no error of tracking may end training
                 self._warn(error)
                 pause = 0.5 if closing else min(2 * pause, _LONGEST_PAUSE_S)
                 if closing:
@@ -109,7 +109,7 @@ class MetricLog:
                 return
 
     def _send(self) -> None:
-        """Send the file from where it was left, up to its end."""
+        """Send the file from the last offset to its end."""
         if self._client is None:
             self._ask()
         while True:

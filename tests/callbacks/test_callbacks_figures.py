@@ -50,7 +50,7 @@ def test_pictures_that_fail_while_training_are_said_once(
 
     def fails(story: FigureData, folder: Path, uri: str, run_id: str, effort: BestEffort) -> None:
         tried.append(story.title)
-        effort.attempt("upload of pictures", lambda: {}["none"])
+        effort.attempt("upload of figures", lambda: {}["none"])
 
     monkeypatch.setattr(figures_module, "_EVERY_S", 0.0)
     monkeypatch.setattr(figures_module, "log_figures", fails)

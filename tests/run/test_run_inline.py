@@ -301,7 +301,7 @@ def test_other_data_is_not_resumed(whole: Path, tmp_path: Path, capsys: pytest.C
     kept = [sample for sample in synthetic_data.samples() if not sample.key.endswith("7")]
     pack(str(tmp_path), synthetic_data.describe(), kept)
     assert runs.train(whole, str(tmp_path)) == 1
-    assert "was begun on other data" in capsys.readouterr().err
+    assert "was started on other data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[1]"])

@@ -135,8 +135,12 @@ def raising(error: BaseException) -> Callable[[], int]:
     ("error", "code", "said"),
     [
         (ConfigError("run.name: no"), 2, "run.name: no"),
-        (PermissionError(errno.EACCES, "Permission denied", "/a/b"), 1, "/a/b: Permission denied; choose a place that"),
-        (OSError(errno.EROFS, "Read-only file system", "/a"), 1, "/a: Read-only file system; choose a place that can"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/a/b"),
+            1,
+            "/a/b: Permission denied; choose a folder that",
+        ),
+        (OSError(errno.EROFS, "Read-only file system", "/a"), 1, "/a: Read-only file system; choose a writable folder"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left on device; free some space"),
         (OSError(errno.EDQUOT, "Disk quota exceeded", b"/a"), 1, "/a: Disk quota exceeded; free some of your quota"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "n\nn"), 1, "n n: File name too long; choose a shorter"),

@@ -70,7 +70,7 @@ def test_a_picture_that_fails_leaves_the_others(tmp_path: Path) -> None:
     broken = replace(FIGURE_DATA, missing=MissingCurve("accuracy", [0.0, 0.4], ["x", None], [0.0, 0.0]))  # type: ignore[list-item]
     figures = draw_figures(broken, effort)
     assert set(figures) == {"loss", "validation", "budgets", "experts", "confusion", "overview"}
-    assert set(effort.left_out) == {"picture missing"}
+    assert set(effort.left_out) == {"figure missing"}
 
 
 def test_a_full_disk_leaves_no_half_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ def test_a_full_disk_leaves_no_half_picture(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Path, "write_bytes", half)
     assert save_figures(figures, tmp_path, effort) == []
     assert list((tmp_path / "figures").iterdir()) == []
-    assert set(effort.left_out) == {"picture confusion", "picture overview"}
+    assert set(effort.left_out) == {"figure confusion", "figure overview"}
 
 
 def test_a_story_on_a_read_only_disk_without_a_server_raises_nothing(
@@ -95,7 +95,7 @@ def test_a_story_on_a_read_only_disk_without_a_server_raises_nothing(
     monkeypatch.setattr(run_module, "client", raiser(ConnectionError("refused")))
     effort = BestEffort()
     log_figures(replace(FIGURE_DATA, history={}, missing=None), tmp_path, DEAD, "run", effort)
-    assert set(effort.left_out) == {"picture confusion", "picture overview", "table confusion", "upload of pictures"}
+    assert set(effort.left_out) == {"figure confusion", "figure overview", "table confusion", "upload of figures"}
 
 
 class Disk(io.FileIO):
