@@ -100,9 +100,8 @@ class FinalTest(Callback):
     ) -> None:
         """Try each picture, table and upload. One warning names and counts those that failed."""
         effort, at = BestEffort(), (self._tracking_uri, self._mlflow_run)
-        reached = bool(
-            effort.attempt("uploads to tracking", lambda: is_reachable(*at))
-        )  # one wait for a server that is gone
+        # one wait for a server that is gone
+        reached = bool(effort.attempt("uploads to tracking", lambda: is_reachable(*at)))
         story = effort.attempt("pictures", lambda: story_of(state, log.history(), evaluation))
         if story is not None:
             log_figures(story, log.folder, *at, effort, upload=reached)
