@@ -165,7 +165,7 @@ def _work(settings: dict[str, Any]) -> None:
     if not ray.get(console.begin.remote(group)):
         return  # restarted after an error that would occur again
 
-    configure_logging(deliver=lambda level, text: console.say.remote(level, text))
+    configure_logging(deliver=lambda *record: console.say.remote(*record))
 
     def failed(error: Exception) -> None:
         report = report_of(rank, error)
@@ -183,16 +183,16 @@ class _Console:
 
     def __init__(self, ranks: int, timeout_s: int) -> None:
         self._ranks, self._timeout_s = ranks, timeout_s
-        self._lines: list[tuple[int, str]] = []
+        self._lines: list[tuple[str, int, str]] = []
         self._group: str | None = None
         self._begun = 0
         self._reports: list[Report] = []
         self._final: Report | None = None
 
-    def say(self, level: int, text: str) -> None:
-        self._lines.append((level, text))
+    def say(self, logger: str, level: int, text: str) -> None:
+        self._lines.append((logger, level, text))
 
-    def drain(self) -> list[tuple[int, str]]:
+    def drain(self) -> list[tuple[str, int, str]]:
         lines, self._lines = self._lines, []
         return lines
 
@@ -200,7 +200,9 @@ class _Console:
         """A worker of this group starts. Returns whether there is work left."""
         if group != self._group:
             if self._reports and not self._final:
-                self.say(logging.INFO, f"started again: {root_cause(self._reports, self._ranks, self._timeout_s)}")
+                self.say(
+                    __name__, logging.INFO, f"started again: {root_cause(self._reports, self._ranks, self._timeout_s)}"
+                )
             self._group, self._reports, self._begun = group, [], 0
         self._begun += 1
         return self._final is None
@@ -242,8 +244,8 @@ def _console(config: Config) -> Iterator[Any]:
         while True:
             last = done.wait(_POLL_S)
             try:
-                for level, text in ray.get(actor.drain.remote()):
-                    _LOG.log(level, "%s", text)
+                for logger, level, text in ray.get(actor.drain.remote()):
+                    logging.getLogger(logger).log(level, "%s", text)
             except ray.exceptions.RayError:
                 return
             if last:

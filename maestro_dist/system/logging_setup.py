@@ -20,16 +20,16 @@ NOTE = 25
 _LEVELS = ("DEBUG", "INFO", "NOTE", "WARNING", "ERROR")
 logging.addLevelName(NOTE, "NOTE")
 
-Deliver = Callable[[int, str], object]
-"""Takes the level and the text of a record to where it is shown."""
+Deliver = Callable[[str, int, str], object]
+"""Sends the logger's name, the level and the text of a record to another process, which shows it."""
 
 
 def configure_logging(*, debug: bool = False, deliver: Deliver | None = None) -> None:
     """Set up the logger `maestro_dist` of this process; a later call replaces the earlier setup.
 
     Records up to INFO go to stdout as plain lines, others to stderr as `note: ...`, `warning: ...` or `error: ...`.
-    `debug` shows everything, in this process and in those that it starts. With `deliver`, records are passed on as
-    (level, text) instead: a worker on another machine sends them to the driver.
+    `debug` shows everything, in this process and in those that it starts. With `deliver`, records are passed on
+    instead: a worker on another machine sends them to the driver.
 
     A record that cannot be shown is dropped: a closed terminal or a full disk under a log file never raises.
     """
@@ -45,7 +45,7 @@ def configure_logging(*, debug: bool = False, deliver: Deliver | None = None) ->
 
 
 class _DeliveryHandler(logging.Handler):
-    """Passes records on as (level, text)."""
+    """Passes records on to another process."""
 
     def __init__(self, deliver: Deliver) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class _DeliveryHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._deliver(record.levelno, _text(record))
+            self._deliver(record.name, record.levelno, _text(record))
         except Exception:
             return
 

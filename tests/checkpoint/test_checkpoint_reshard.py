@@ -63,7 +63,7 @@ def test_the_same_tiling_needs_one_part_only() -> None:
         ([{"w": (0, 8)}, {"w": (6, 6)}], "elements 6..7 of parameter w were written twice"),
         ([{"w": (0, 12)}, {"w": (0, 12)}], "elements 0..11 of parameter w were written twice"),
         ([{"w": (0, 13)}], "parameter w has 12 elements, but 13 were written"),
-        ([{"w": (0, 12), "v": (0, 1)}], "a parameter v that the model does not have"),
+        ([{"w": (0, 12), "v": (0, 1)}], "slices of parameter v, which the model does not have"),
     ],
 )
 def test_what_does_not_tile_is_named(parts: Parts, words: str) -> None:

@@ -128,7 +128,10 @@ def bad_files(folder: Path) -> dict[str, tuple[list[str], str]]:
         "micro": "--any-units takes the numbers as they are",
     }
     cases = {name: ([str(folder / name)], text) for name, text in said.items()}
-    cases["split"] = ([str(folder / "micro"), "--split", "train"], "no split 'train' in 'some'; it has test (--split")
+    cases["split"] = (
+        [str(folder / "micro"), "--split", "train"],
+        "no split 'train' in 'some'; it has test (choose another with --split",
+    )
     cases["out"] = ([str(folder / "micro"), "--out", str(folder)], f"--out {folder}: not writable")
     cases["batch"] = ([str(folder / "micro"), "--batch", "0"], "--batch: 0 is not 1 or more")
     return cases

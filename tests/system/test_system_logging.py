@@ -44,12 +44,12 @@ def test_the_environment_sets_the_level(
 
 
 def test_a_worker_delivers_levels_and_texts() -> None:
-    found: list[tuple[int, str]] = []
-    configure_logging(deliver=lambda level, text: found.append((level, text)))
+    found: list[tuple[str, int, str]] = []
+    configure_logging(deliver=lambda *record: found.append(record))
     LOG.info("line")
     LOG.warning("bad sample %s", "a")
     LOG.debug("hidden")
-    assert found == [(logging.INFO, "line"), (logging.WARNING, "bad sample a")]
+    assert found == [(LOG.name, logging.INFO, "line"), (LOG.name, logging.WARNING, "bad sample a")]
 
 
 class Speechless:
@@ -58,7 +58,7 @@ class Speechless:
 
 
 def test_logging_never_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuses(level: int, text: str) -> None:
+    def refuses(name: str, level: int, text: str) -> None:
         raise OSError("no connection")
 
     configure_logging(deliver=refuses)

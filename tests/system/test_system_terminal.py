@@ -145,7 +145,7 @@ def raising(error: BaseException) -> Callable[[], int]:
         (OSError(errno.EDQUOT, "Disk quota exceeded", b"/a"), 1, "/a: Disk quota exceeded; free some of your quota"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "n\nn"), 1, "n n: File name too long; choose a shorter"),
         (OSError(errno.ETXTBSY, "Text file busy", "/a", None, "/b"), 1, "/a -> /b: Text file busy (in "),
-        (ConnectionResetError("lost\nit"), 1, "lost it (in test_run_terminal.py:"),
+        (ConnectionResetError("lost\nit"), 1, "lost it (in test_system_terminal.py:"),
         (BrokenPipeError(), 1, "BrokenPipeError (in "),
         (OSError("url: https://me:hunter2@host/x?X-Amz-Signature=abc"), 1, "url: https://host/x (in "),
         (MemoryError(), 1, "not enough memory (MemoryError)"),

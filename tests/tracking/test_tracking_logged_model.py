@@ -143,7 +143,7 @@ def test_pyfunc_gives_the_same_answers(
         ({"eda": [[None]] * 16}, "sample 1: none of acc, eda was observed"),
         ({**full, "eda": 5.0}, r"sample 1, eda: shape \[\] should be \[16, 1\]"),
         ({**full, "eda": "high"}, r"sample 1, eda: not an array of numbers \[16, 1\]"),
-        ({**full, "eda": [[1e300]] * 16}, "sample 1, eda: has an infinite value"),
+        ({**full, "eda": [[1e300]] * 16}, "sample 1, eda: contains an infinite value"),
     ):
         with pytest.raises(mlflow.MlflowException, match=said) as caught:
             loaded.predict([full, bad])
