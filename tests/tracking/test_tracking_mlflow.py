@@ -68,7 +68,7 @@ def test_a_dead_server_stops_a_first_start_but_not_a_resume(capsys: pytest.Captu
         RunError, match=r"tracking at http://127\.0\.0\.1:9 does not answer .*; start it or set tracking\.uri"
     ):
         open_run(dead, "study", "one")
-    with pytest.raises(RunError, match=r"http://127\.0\.0\.1:9 does not answer .*; start it or name another"):
+    with pytest.raises(RunError, match=r"http://127\.0\.0\.1:9 does not answer .*; start it or choose another"):
         check_server(dead, "study")
     assert open_run(dead, "study", "one", run_id="abc").run_id == "abc"
     assert not close_run(dead, "abc", "FINISHED")
