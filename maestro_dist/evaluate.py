@@ -166,7 +166,7 @@ def _fitting(loaded: Loaded, config: Config, options: argparse.Namespace) -> tup
         raise error if options.data else DataError(f"{error} (choose another place with --data)") from None
     if own is not None and not options.data and own.fingerprint() != manifest.fingerprint():
         raise DataError(
-            f"the data at the run's data.url has changed since the run on {own.name!r} started; "
+            f"the data at the run's data.url is not the {own.name!r} with which the run started; "
             "to evaluate on it anyway, name it with --data"
         )
     try:

@@ -109,7 +109,7 @@ def test_a_host_without_an_address_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(socket, "create_connection", unknown)
     monkeypatch.setenv("RAY_ADDRESS", "head.of.cluster:6379")
-    with pytest.raises(RunError, match=r"no host 'head.of.cluster'"):
+    with pytest.raises(RunError, match=r"host 'head.of.cluster' is not known"):
         check_cluster()
 
 
@@ -227,7 +227,7 @@ def test_no_place_for_temporary_files_is_one_line(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(tempfile, "mkdtemp", full)
-    with pytest.raises(RunError, match="name one in TMPDIR"):
+    with pytest.raises(RunError, match="set TMPDIR to one"):
         check_cluster()
 
 

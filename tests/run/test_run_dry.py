@@ -189,4 +189,4 @@ def test_a_batch_that_is_too_much_is_cut_or_left_out(
     assert "first micro-batch: 5 samples of 16, as many as this machine computes in seconds, loss" in said
     monkeypatch.setattr(module, "available", lambda: 1 << 18)
     said = dry(capsys, tmp_path / "runs", *runs.arguments("", synthetic))
-    assert "first micro-batch: left out, one sample takes more" in said
+    assert "first micro-batch: left out, one sample needs more memory" in said

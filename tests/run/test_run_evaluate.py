@@ -233,7 +233,7 @@ def test_what_is_no_run_is_told_with_what_may_be_meant(
         ("cut manifest", "the run's own copy of its manifest is damaged"),
         ("other model", "does not fit the model in config.yaml"),
         ("cut part", "is damaged"),
-        ("other data", "name a data set with --data"),
+        ("other data", "to evaluate on it anyway, name it with --data"),
         (
             "moved data",
             "no manifest there; pack the data set first, or mend data.url (choose another place with --data)",
@@ -278,7 +278,7 @@ def test_a_run_that_goes_on_is_evaluated_as_it_is(run: Path, evaluate: Evaluate)
 def test_results_that_cannot_be_kept_are_printed(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluate: Evaluate
 ) -> None:
-    for place, why in ((tmp_path, "nothing can be written"), (tmp_path / "none" / "a", "no such folder")):
+    for place, why in ((tmp_path, "not writable"), (tmp_path / "none" / "a", "no such folder")):
         code, printed, said = evaluate(whole / "tiny", "--json", place)
         assert (code, printed) == (2, "")
         assert why in said

@@ -152,7 +152,7 @@ def test_the_result_comes_first_and_alone_is_needed(
     said = capsys.readouterr()
     warnings = [line for line in (said.out + said.err).splitlines() if line.startswith("warning: ")]
     assert [line for line in warnings if "the result is complete" in line] == [
-        "warning: the result is complete; left out (2): uploads to tracking; picture loss (an error inside matplotlib)"
+        "warning: the result is complete; left out (2): uploads to tracking; figure loss (an error inside matplotlib)"
     ]
     assert "warning: could not set the tracked run to FINISHED (an error inside MLflow)" in warnings
     assert "Traceback" not in said.out + said.err
