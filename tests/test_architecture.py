@@ -32,7 +32,7 @@ TO_DO = {
     "model/sparse.py", "model/tokenwise.py", "parallel/plan.py", "parallel/traffic.py", "task/__init__.py",
     "training/evaluation.py", "model/embedding.py",
 }  # fmt: skip
-DOUBLE = {"_Model", "Part", "_Segment", "Split", "Moments", "Layout", "Symboliser", "Pretraining"}
+DOUBLE = {"_Segment", "Split", "Moments", "Layout", "Symboliser", "Pretraining"}
 MODEL_MAY_IMPORT = {"torch", "numpy", "pydantic", "maestro_dist", "__future__"}
 UNSAFE_MODULES = {"pickle", "dill", "cloudpickle", "shelve", "joblib", "marshal"}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -157,7 +157,7 @@ class Attention(nn.Module):
         choice = cost.choose(length, self.query_weight.shape[0], self.heads, *limits, training=self.training)
         if choice.form != self.told:
             self.told = choice.form
-            _LOG.info("%s, %d tokens a sample: %s", self.name, length, choice)
+            _LOG.debug("%s, %d tokens a sample: %s", self.name, length, choice)
         return choice.form
 
     def _dense(self, packed: Tensor, layout: Layout) -> Tensor:
