@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class State:
-    """A run while it trains; the same on every rank.
+    """A run while it trains. All fields but `mesh`, `engine` and `groups` are the same on every rank.
 
     step, position          optimizer steps done, and samples consumed since the start of the run
     tokens_by_modality      number of tokens of each modality in one sample
@@ -65,7 +65,7 @@ class State:
 
     @property
     def epoch(self) -> int:
-        """Epochs done (the index of the current one)."""
+        """Number of complete epochs, which is the index of the current one."""
         return self.step // self.steps_per_epoch
 
     @property
@@ -76,20 +76,20 @@ class State:
 
 @dataclass
 class StepRecord:
-    """One optimizer step, as its own rank saw it. Tensors stay on the device: reading them is up to a callback.
+    """One optimizer step, as this rank saw it. Tensors are on the device; to read one waits for the device.
 
-    loss          this rank's sum of sample losses divided by the samples of the global batch; the sum over data ranks
-                  is the global mean
+    loss          sum of this rank's sample losses divided by the number of samples of the global batch; the sum over
+                  data ranks is the mean over the global batch
     norm          global gradient norm before clipping
-    applied       False when a gradient was not finite and all ranks skipped the step
-    samples       samples of the global batch (all ranks)
-    tokens        tokens that this rank's samples had, in both views where each is seen twice
-    budgets       [M] sum of budgets over this rank's samples, and present [M]: how many of them had an observed step of
-                  the modality
-    expert_load   [layers, M, E] tokens of this rank by expert
-    data_s        seconds that this rank waited for data; forward_s, backward_s, optimizer_s likewise (host time)
+    applied       False if a gradient was not finite, so that all ranks skipped the step
+    samples       number of samples of the global batch (all ranks)
+    tokens        number of tokens of this rank's samples; with `missing.consistency` those of both views
+    budgets       [M] sum of budgets over this rank's samples
+    present       [M] number of this rank's samples that have an observed step of the modality
+    expert_load   [layers, M, E] number of this rank's tokens by expert
+    data_s        seconds of host time that this rank waited for data; likewise forward_s, backward_s, optimizer_s
     handed        bytes that this rank handed to collectives meanwhile (see `State.handed`)
-    keys, bad     names of this rank's samples, and of those that were skipped as bad; `bad_samples` are their numbers
+    keys, bad     names of this rank's samples, and of those that were skipped as bad; `bad_samples` has their numbers
     """
 
     step: int

@@ -1,4 +1,4 @@
-"""Checkpoints: when they are written."""
+"""When checkpoints are written, and what they keep besides the weights."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def callback_states(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 class Checkpointing(Callback):
-    """Saves after each validation, every `checkpoint.every_steps` steps and at the end; no step twice.
+    """Saves after each validation, every `checkpoint.every_steps` steps and at the end. No step is saved twice.
 
-    It comes after `Validation` among the callbacks, so that a checkpoint knows whether it is the best.
+    It comes after `Validation` in the list, so that a checkpoint knows which step is the best.
     """
 
     def __init__(self, saver: Saver, fence: Callable[[], None] | None = None) -> None:
@@ -50,7 +50,7 @@ class Checkpointing(Callback):
         self._saved: int | None = None
 
     def on_start(self, state: State) -> None:
-        """A resumed run starts from a step that is saved already."""
+        """The step from which a run is resumed is saved already."""
         self._saved = state.step
 
     def on_step(self, state: State, record: StepRecord) -> None:
@@ -67,11 +67,14 @@ class Checkpointing(Callback):
         self._tell(state)
 
     def close(self) -> None:
-        """Let the save under way end: nothing of this run is written once it has let go of its lease."""
+        """Wait for the current save: this run must not write after it has released its lease."""
         self._saver.close()
 
     def save(self, state: State) -> None:
-        """Save now, unless this step is saved; all ranks together. Also raises what went wrong in the last save."""
+        """Save now, unless this step is saved already. All ranks call it.
+
+        Raises also the error of the previous save.
+        """
         if self._saved == state.step:
             return
         self._saved = state.step

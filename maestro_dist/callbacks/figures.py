@@ -1,4 +1,4 @@
-"""Pictures of a run while it trains, and what they are drawn from."""
+"""Pictures of a run while it trains, and the data that they show."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _EVERY_S = 60.0
 
 
 def story_of(state: State, history: History, evaluation: Evaluation) -> Story:
-    """What the pictures of a run show: its metrics so far, and an evaluation (of validation, or the final test)."""
+    """The content of the pictures: the metrics so far, and an evaluation (a validation, or the final test)."""
     metric = state.task.metric(state.config.evaluation.metric)
     names: Sequence[str] = [modality.name for modality in state.modalities]
     count = f"{len(names)} modalit{'y' if len(names) == 1 else 'ies'}"
@@ -66,11 +66,11 @@ class Figures(Callback):
         self._warned = False
 
     def on_validation(self, state: State, evaluation: Evaluation) -> None:
-        """Keep what is to be drawn."""
+        """Keep the evaluation for the next drawing."""
         self._latest = evaluation
 
     def on_step(self, state: State, record: StepRecord) -> None:
-        """Start drawing when there is something new and the last drawing is done and long enough ago."""
+        """Start drawing if there is a new evaluation and the last drawing is finished and a minute old."""
         evaluation, log = self._latest, self._log
         if log is None or evaluation is None or time.monotonic() < self._next:
             return
@@ -91,17 +91,17 @@ class Figures(Callback):
         self._thread.start()
 
     def on_end(self, state: State) -> None:
-        """Leave the drawing to the end of the run, which draws them all."""
+        """Stop: the end of the run draws all pictures again."""
         self.close()
 
     def close(self) -> None:
-        """Wait for the drawing under way."""
+        """Wait for the current drawing."""
         if self._thread is not None:
             self._thread.join(timeout=30.0)
             self._thread = None
 
     def _warn(self, extras: Extras) -> None:
-        """Say once what does not work: it will not work in a minute either."""
+        """Warn once: what fails now will fail again in a minute."""
         if extras.left_out and not self._warned:
             self._warned = True
             warn(f"left out: {extras.text()}; training goes on")

@@ -17,7 +17,7 @@ from maestro_dist.run.launch import interruptible, prepare_data
 from maestro_dist.run.summary import described, print_start
 from maestro_dist.system.memory import available
 from maestro_dist.training.builder import first_batch
-from maestro_dist.training.pretrained_weights import check_start
+from maestro_dist.training.pretrained_weights import check_pretrained
 from maestro_dist.training.teachers import check_teachers
 
 _TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -73,7 +73,7 @@ def _kept_in(folder: str, config: Config) -> Config:
 def _dry_run(config: Config) -> int:
     manifest, shards = prepare_data(config, bare=True)
     print_start(config, manifest)
-    if start := check_start(config, manifest):
+    if start := check_pretrained(config, manifest):
         print(f"start      weights of {redact(start)}")
     check_teachers(config, manifest)
     for teacher in config.task.teachers:

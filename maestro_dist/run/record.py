@@ -14,7 +14,7 @@ from maestro_dist.data.manifest import MANIFEST_NAME, Manifest
 from maestro_dist.data.storage import ObjectMissing, Storage, redact
 from maestro_dist.errors import RunError
 from maestro_dist.parallel.mesh import build_mesh
-from maestro_dist.training.pretrained_weights import check_start
+from maestro_dist.training.pretrained_weights import check_pretrained
 from maestro_dist.training.teachers import check_teachers
 
 RUN_FILE = "run.json"
@@ -52,7 +52,7 @@ def begin(config: Config, manifest: Manifest, run: Storage) -> RunRecord:
     """
     record = _read(run)
     if record is None:
-        start = check_start(config, manifest)
+        start = check_pretrained(config, manifest)
         check_teachers(config, manifest)
         record = RunRecord(
             identity=run_identity(config), data=manifest.fingerprint(), token=uuid.uuid4().hex, start=start

@@ -246,7 +246,7 @@ def test_a_validation_that_is_undefined_chooses_nothing(value: float | None, pla
     warnings = [line for line in said if line.startswith("warning: ")]
     assert len(warnings) == 2
     assert "accuracy" in warnings[0]
-    assert warnings[0].endswith("none are best yet" if place == "first" else "the best stay those of step 5")
+    assert warnings[0].endswith("there is no best step yet" if place == "first" else "the best is still step 5")
     assert state.results["validation/score"] == 0.6
 
 

@@ -85,7 +85,7 @@ def test_a_run_that_died_goes_on_without_them(
     runs.rewind(tmp_path / "tiny", 6, 7, 8)
     assert runs.train(tmp_path, synthetic, *extra, "evaluation.test_rates=[0]") == 0
     said = capsys.readouterr().out
-    assert "goes on at step 4 of 8" in said
+    assert "resumes at step 4 of 8" in said
     assert "parameters from" not in said
     runs.assert_same_weights(runs.weights(tmp_path), whole)
     said = fails(tmp_path, synthetic, capsys, *extra[1:], "evaluation.test_rates=[0]")
