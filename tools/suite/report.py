@@ -51,7 +51,7 @@ def check_place(suite: str, out: str) -> None:
     place = Storage(out)
     if place.exists(REPORT_FILE) and not place.read(REPORT_FILE).startswith(f"# {suite}\n".encode()):
         raise ConfigError(
-            f"{place.name(REPORT_FILE)} is the report of another suite than {suite}; choose another --out"
+            f"{place.name(REPORT_FILE)} is of another suite than {suite}; choose another --out"
         )
 
 
