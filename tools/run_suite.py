@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[0]))
 
+from benchmarks.common import cores
 from suite.archive import Archive
 from suite.collect import collect, keep
 from suite.goals import GOALS
@@ -47,7 +48,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("suite", metavar="SUITE", help="YAML file; tools/suite/schema.py describes its keys")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change keys: models.lightgbm.seeds=[5]")
     parser.add_argument("--address", metavar="URL", help="job server of a cluster; by default a local Ray is started")
-    parser.add_argument("--parallel", type=int, metavar="N", help="cells at a time; by default one for each core")
+    parser.add_argument("--parallel", type=int, metavar="N", help="cells at a time; by default as many as cores here")
     parser.add_argument("--only", nargs="+", default=[], metavar="GLOB", help="cells whose name matches: 'uci_hapt.*'")
     parser.add_argument("--stage", type=int, metavar="N", help="the cells of one stage; stops after 100 minutes")
     parser.add_argument("--hours", type=float, metavar="H", help="stop after this time; run again to continue")
@@ -95,7 +96,7 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _work(plan: Plan, cells: Sequence[Cell], given: argparse.Namespace, deadline: float | None) -> int:
-    from suite.jobs import Jobs, cluster_cores, head, snapshot
+    from suite.jobs import Jobs, head, snapshot
     from suite.work import Worker, sort_out
 
     from maestro_dist.tracking.run import reach
@@ -109,7 +110,7 @@ def _work(plan: Plan, cells: Sequence[Cell], given: argparse.Namespace, deadline
     outcome.failed |= {cell.name: unpacked[cell.url] for cell in todo if cell.url in unpacked}
     todo = [cell for cell in todo if cell.url not in unpacked]
     if todo:
-        cpus = cluster_cores(given.address)
+        cpus = 1 << 20 if given.address else cores()  # a cluster starts a job when its cores are free
         with contextlib.ExitStack() as stack:
             code = stack.enter_context(snapshot(todo))
             # creates the database once, before several cells do at the same time; fails early where no server answers
@@ -118,7 +119,7 @@ def _work(plan: Plan, cells: Sequence[Cell], given: argparse.Namespace, deadline
                 track()
             address = given.address or stack.enter_context(head(cpus, track))
             worker = Worker(archive, Jobs(address, plan.storage, code), outcome, todo, _say)
-            worker.work(given.parallel or cpus, cpus, deadline)
+            worker.work(given.parallel or cores(), cpus, deadline)
     for name, reason in outcome.failed.items():
         print(f"\n{name} failed:\n  " + "\n  ".join(reason.splitlines()), file=sys.stderr, flush=True)
     for name, reason in outcome.left.items():

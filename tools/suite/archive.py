@@ -198,11 +198,8 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
 
 
 def settings_digest(cell: Cell) -> str:
-    """A short name for the settings of a cell that are not defaults; it stays the same when keys are added."""
-    settings = json.loads(json.dumps(cell.settings))
-    found = {key: value for key, value in settings.items() if _DEFAULTS.get(_plain(key), ...) != value}
-    found |= {key.rpartition(".")[0]: "there" for key in settings if _plain(key).startswith(f"{_STEM}.")}
-    return short_hash([json.dumps(found, sort_keys=True)])
+    """A short name for the settings of a cell."""
+    return short_hash([json.dumps(cell.settings, sort_keys=True)])
 
 
 def short_hash(texts: Iterable[str]) -> str:

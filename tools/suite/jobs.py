@@ -19,8 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import cores
-
 from maestro_dist.errors import RunError
 from suite.archive import settings_digest
 from suite.matrix import ROOT, Cell
@@ -139,20 +137,6 @@ def snapshot(cells: Iterable[Cell]) -> Iterator[Path]:
                 (Path(folder) / config).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / config, Path(folder) / config)
         yield Path(folder)
-
-
-def cluster_cores(address: str | None) -> int:
-    """CPU cores of the cluster at an address, or of this machine."""
-    if address is None:
-        return cores()
-    from ray.util.state import list_nodes
-
-    try:
-        nodes: list[Any] = list(list_nodes(address, detail=True))
-        return max(1, int(sum(node.resources_total.get("CPU", 0) for node in nodes if node.state == "ALIVE")))
-    except Exception as error:
-        print(f"warning: the cluster's cores are unknown ({_line(error)}): one cell at a time", file=sys.stderr)
-        return 1
 
 
 @contextmanager

@@ -50,9 +50,7 @@ def check_place(suite: str, out: str) -> None:
     """Raise ConfigError where `out` has the report of another suite."""
     place = Storage(out)
     if place.exists(REPORT_FILE) and not place.read(REPORT_FILE).startswith(f"# {suite}\n".encode()):
-        raise ConfigError(
-            f"{place.name(REPORT_FILE)} is of another suite than {suite}; choose another --out"
-        )
+        raise ConfigError(f"{place.name(REPORT_FILE)} is of another suite than {suite}; choose another --out")
 
 
 def _markdown(
