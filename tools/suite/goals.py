@@ -41,7 +41,7 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Judgement:
     """A goal and its row. Without a row, `note` says why; with one, how its target was found."""
 
     goal: Goal
@@ -61,20 +61,20 @@ class Outcome:
         return asdict(self.row) | ({} if self.aim is None else {"aim": self.aim})
 
 
-def judge(goal: Goal, results: Results) -> Outcome:
+def judge(goal: Goal, results: Results) -> Judgement:
     """Measure a goal and compare it with its target."""
     try:
         value, unit = goal.measure(results)
         target, note = goal.target(results) if callable(goal.target) else (goal.target, "")
     except NotFinished:
-        return Outcome(goal, None, "not finished")
+        return Judgement(goal, None, "not finished")
     if math.isnan(value) or (target is not None and math.isnan(target)):
-        return Outcome(goal, None, "undefined")  # a test split with one class has no AUROC
+        return Judgement(goal, None, "undefined")  # a test split with one class has no AUROC
     if target is None:
-        return Outcome(goal, Row(goal.name, value, unit), note)
+        return Judgement(goal, Row(goal.name, value, unit), note)
     holds = {"at least": value >= target, "at most": value <= target, "less than": value < target}[goal.sense]
     sense: Literal["at least", "at most"] = "at least" if goal.sense == "at least" else "at most"
-    return Outcome(goal, Row(goal.name, value, unit, target, holds, sense), note)
+    return Judgement(goal, Row(goal.name, value, unit, target, holds, sense), note)
 
 
 def mean(model: str, data: str, metric: str, rate: float = 0.0) -> Measure:

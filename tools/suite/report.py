@@ -17,7 +17,7 @@ from maestro_dist.evaluation.table import metric_label
 from maestro_dist.tracking.panels import COLOURS, STYLE
 from suite.archive import Record
 from suite.collect import Results
-from suite.goals import Goal, Outcome, judge
+from suite.goals import Goal, Judgement, judge
 from suite.matrix import Plan
 from suite.tables import (
     ablation_table,
@@ -36,14 +36,14 @@ _DPI = 110
 def write_report(results: Results, goals: Sequence[Goal], out: str, command: str) -> None:
     """Write all files below `out`."""
     place = Storage(out)
-    outcomes = [judge(goal, results) for goal in goals]
+    judgements = [judge(goal, results) for goal in goals]
     pictures = {data: content for data in results.plan.suite.data if (content := _picture(results, data))}
     for data, content in pictures.items():
         place.write(f"{data}.png", content)
     found = [item.record for item in results.finished.values()]
     records = [record for record in found if record is not None]
-    place.write(REPORT_FILE, _markdown(results, outcomes, list(pictures), records, command).encode())
-    place.write(ROWS_FILE, (json.dumps(_rows(results.plan, outcomes, records), indent=1) + "\n").encode())
+    place.write(REPORT_FILE, _markdown(results, judgements, list(pictures), records, command).encode())
+    place.write(ROWS_FILE, (json.dumps(_rows(results.plan, judgements, records), indent=1) + "\n").encode())
 
 
 def check_place(suite: str, out: str) -> None:
@@ -54,26 +54,26 @@ def check_place(suite: str, out: str) -> None:
 
 
 def _markdown(
-    results: Results, outcomes: Sequence[Outcome], pictures: Sequence[str], records: Sequence[Record], command: str
+    results: Results, judgements: Sequence[Judgement], pictures: Sequence[str], records: Sequence[Record], command: str
 ) -> str:
     suite = results.plan.suite
     lines = [f"# {suite.name}", ""]
     lines += [suite.about.strip(), ""] if suite.about else []
     lines += [f"Written by `{command}` from the files of the runs; do not edit.", ""]
     lines += _summary(results, records)
-    lines += ["## Goals", "", *goal_table(outcomes), ""] if outcomes else []
+    lines += ["## Goals", "", *goal_table(judgements), ""] if judgements else []
     for data in suite.data:
         lines += [f"## {data}", "", *_test_split(results, data), ""]
         scores = score_tables(results, data)
-        worth = ablation_table(results, data)
-        if worth:
-            said = "Worth: the unchanged model minus the changed one. Above 0 the change costs, below 0 it gains."
-            worth = [said, "", *worth]
+        ablations = ablation_table(results, data)
+        if ablations:
+            said = "Difference: the unchanged model minus the changed one. Above 0 the change makes it worse."
+            ablations = [said, "", *ablations]
         tables = {
             **scores,
             "": [f"![{data}]({data}.png)"] if data in pictures else [],
             "Ensembles (the seeds' probabilities averaged)": ensemble_table(results, data),
-            "What parts are worth": worth,
+            "Ablations": ablations,
             "Experts and missing sets": expert_table(results, data),
         }
         for title, rows in tables.items() if scores else ():
@@ -119,11 +119,11 @@ def _test_split(results: Results, data: str) -> list[str]:
     ]
 
 
-def _rows(plan: Plan, outcomes: Sequence[Outcome], records: Sequence[Record]) -> dict[str, Any]:
+def _rows(plan: Plan, judgements: Sequence[Judgement], records: Sequence[Record]) -> dict[str, Any]:
     newest = max(records, key=lambda record: record.finished, default=None)
     machine = {} if newest is None else newest.machine | {"date": _time(newest.finished).isoformat(timespec="seconds")}
-    notes = [f"{item.note}: {item.goal.name}" for item in outcomes if item.row is None]
-    rows = [item.to_json() for item in outcomes if item.row is not None]
+    notes = [f"{item.note}: {item.goal.name}" for item in judgements if item.row is None]
+    rows = [item.to_json() for item in judgements if item.row is not None]
     return {"benchmark": plan.suite.name, "machine": machine, "notes": notes, "rows": rows}
 
 

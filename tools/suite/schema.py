@@ -14,13 +14,13 @@ Metric = Literal["accuracy", "macro_f1", "auroc", "auprc", "loss"]
 Seeds = Annotated[list[int], Field(min_length=1)]
 
 
-class Part(BaseModel):
+class SuitePart(BaseModel):
     """Base of all parts: frozen, unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class DataSet(Part):
+class DataSet(SuitePart):
     """One data set."""
 
     url: str
@@ -41,7 +41,7 @@ class DataSet(Part):
         return self
 
 
-class Variant(Part):
+class Variant(SuitePart):
     """What is different for a model on one data set."""
 
     set: list[str] = []
@@ -52,7 +52,7 @@ class Variant(Part):
     """Minutes of a cell; by default those of the model."""
 
 
-class Model(Part):
+class Model(SuitePart):
     """One model on some data sets."""
 
     kind: Literal["maestro", "minirocket", "lightgbm"] = "maestro"
@@ -73,7 +73,7 @@ class Model(Part):
     """Data sets, each with what is different there."""
 
 
-class Ablation(Part):
+class Ablation(SuitePart):
     """A model with a change, compared with that model on its first seed."""
 
     name: Name
@@ -88,7 +88,7 @@ class Ablation(Part):
     """Minutes of a cell; by default those of the model."""
 
 
-class Suite(Part):
+class Suite(SuitePart):
     """The whole comparison."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "suite"

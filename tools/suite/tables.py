@@ -13,7 +13,7 @@ from maestro_dist.evaluation.table import metric_label
 from maestro_dist.task.base import higher_is_better
 from suite.bootstrap import interval
 from suite.collect import Results, metric_key
-from suite.goals import Outcome
+from suite.goals import Judgement
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -21,10 +21,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [_line(head), "|" + "---|" * len(head), *map(_line, rows)] if rows else []
 
 
-def goal_table(outcomes: Sequence[Outcome]) -> list[str]:
+def goal_table(judgements: Sequence[Judgement]) -> list[str]:
     """What was to be reached and what was measured; then why goals are missed."""
     rows, missed = [], []
-    for found in outcomes:
+    for found in judgements:
         goal, row = found.goal, found.row
         if row is None:
             rows.append([goal.name, "", found.note, ""])
@@ -108,8 +108,8 @@ def ablation_table(results: Results, data: str) -> list[str]:
             effect = sign * (fmean(values[0]) - fmean(values[1]))
             row.append(f"{_number(effect, signed=True)} ({_interval(sign * (drawn[0] - drawn[1]), signed=True)})")
         rows.append(row)
-    head = ["changed", "from", "seeds", *(f"{metric_label(metric)}, {_rate(rate)}" for rate in ends)]
-    return table([*head, *(f"worth, {_rate(rate)} (95 % interval)" for rate in ends)], rows)
+    head = ["change", "model", "seeds", *(f"{metric_label(metric)}, {_rate(rate)}" for rate in ends)]
+    return table([*head, *(f"difference, {_rate(rate)} (95 % interval)" for rate in ends)], rows)
 
 
 def expert_table(results: Results, data: str) -> list[str]:
@@ -124,7 +124,7 @@ def expert_table(results: Results, data: str) -> list[str]:
                 run = f"{model}, seed {seed}" + ("" if item.cell.fold is None else f", fold {item.cell.fold}")
                 rows.append([run, str(found.sets), f"{found.bits:.4f}", f"{found.control:.4f}", f"{found.p:.3f}"])
     rate = _rate(results.plan.suite.ends[-1])
-    return table(["run", f"missing sets, {rate}", "bits", "bits, sets permuted", "p"], rows)
+    return table(["run", f"missing sets, {rate}", "bits", "bits, permuted sets", "p"], rows)
 
 
 def duration_table(results: Results) -> list[str]:
