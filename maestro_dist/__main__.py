@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from maestro_dist import __version__
-from maestro_dist.terminal import never_fail_to_print
+from maestro_dist.system.terminal import never_fail_to_print
 
 COMMANDS = {
     "python -m maestro_dist.train CONFIG [section.key=value ...]": "train a model, or go on with a run",

@@ -10,8 +10,8 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from maestro_dist.redact import redact
-from maestro_dist.terminal import interruptible, never_fail_to_print
+from maestro_dist.system.redact import redact
+from maestro_dist.system.terminal import interruptible, never_fail_to_print
 
 
 class MaestroError(Exception):

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maestro_dist.errors import ConfigError, DataError, StorageError, run_main
-from maestro_dist.places import check_writable
-from maestro_dist.terminal import lost, never_fail_to_print
+from maestro_dist.inference.find_model import check_writable
+from maestro_dist.system.terminal import lost, never_fail_to_print
 
 if TYPE_CHECKING:
     import numpy as np
 
     from maestro_dist.config.schema import Config
     from maestro_dist.data.manifest import Manifest
-    from maestro_dist.evaluate_target import Loaded, Target
+    from maestro_dist.run.target import Loaded, Target
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Load the weights into one process, evaluate, print the table. Writes nothing but `--json`."""
-    from maestro_dist.evaluate_target import find_target, load
+    from maestro_dist.run.target import find_target, load
 
     if options.json:
         check_writable(Path(options.json).expanduser(), "--json")
@@ -119,7 +119,7 @@ def _configuration(target: Target, options: argparse.Namespace) -> Config:
     """The configuration that a target was trained with, as far as there is one, with what the command line says."""
     from maestro_dist.config.load import parse
     from maestro_dist.data.storage import Storage
-    from maestro_dist.evaluate_target import read_config
+    from maestro_dist.run.target import read_config
 
     tree = read_config(target)
     data, evaluation = tree["data"], tree["evaluation"]
@@ -135,7 +135,7 @@ def _configuration(target: Target, options: argparse.Namespace) -> Config:
     evaluation.update({name: value for name, value in given.items() if value})
     config = parse(tree, Storage(target.url).name("config.yaml"))
     if target.exported:
-        from maestro_dist.predict import model_config, read_description
+        from maestro_dist.inference.exported_model import model_config, read_description
 
         config = config.model_copy(update={"model": model_config(read_description(Storage(target.url)))})
     return config

@@ -1,4 +1,4 @@
-"""The walls of the house: imports run one way, rooms of one level do not know one another, nothing unpickles."""
+"""The structure of the package: imports run one way, names are unique, files are small, nothing unpickles."""
 
 from __future__ import annotations
 
@@ -9,47 +9,37 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "maestro_dist"
-LEVELS = [
-    {"terminal", "redact"},
-    {"errors", "types", "rng", "memory"},
+ROOT_MODULES = {"__init__", "__main__", "train", "evaluate", "predict", "types", "rng", "errors"}
+LAYERS = [
+    {"system"},
+    {"errors", "types", "rng"},
     {"config"},
     {"model", "data", "task", "optim"},
     {"parallel"},
-    {"checkpoint", "tracking", "evaluation", "lease", "predict"},
+    {"engine"},
+    {"checkpoint", "tracking", "evaluation", "inference"},
     {"callbacks"},
-    {"loop"},
-    {"worker"},
-    {"launch"},
-    {"train", "evaluate", "__main__"},
+    {"training"},
+    {"run"},
+    {"train", "evaluate", "predict", "__main__"},
 ]
-LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-SAME_ROOM = {
-    "launch_ray": "launch",
-    "ray_cluster": "launch",
-    "ray_address": "launch",
-    "dry_run": "launch",
-    "run_record": "launch",
-    "start": "worker",
-    "standardise": "worker",
-    "teachers": "worker",
-    "summary": "launch",
-    "evaluate_target": "evaluate",
-    "places": "predict",
-    "predict_command": "predict",
-    "predict_input": "predict",
-    "pyfunc_model": "predict",
-}
+"""A module imports from its own folder and from lower layers only; folders of one layer do not import one another."""
+LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
+MOST_LINES = 400
+MOST_PARAMETERS = 6
+TO_DO = {
+    "data/missing.py", "data/pack.py", "data/stream.py", "evaluation/split.py", "model/estimate.py", "model/layout.py",
+    "model/sparse.py", "model/tokenwise.py", "parallel/plan.py", "parallel/traffic.py", "task/__init__.py",
+    "training/evaluation.py", "model/embedding.py",
+}  # fmt: skip
+DOUBLE = {"_Model", "Part", "_Segment", "Split", "Moments", "Layout", "Symboliser", "Pretraining"}
 MODEL_MAY_IMPORT = {"torch", "numpy", "pydantic", "maestro_dist", "__future__"}
 UNSAFE_MODULES = {"pickle", "dill", "cloudpickle", "shelve", "joblib", "marshal"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def room_of(name: str) -> str:
-    return SAME_ROOM.get(name, name)
-
-
 def imports_of(tree: ast.AST) -> Iterator[str]:
-    """Full dotted names of everything imported, at the top and inside functions alike."""
+    """Full dotted names of everything imported: at the top, inside functions and for type checking alike."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -58,34 +48,127 @@ def imports_of(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def violations(source: str, room: str) -> list[str]:
-    """Imports of `maestro_dist` in `source` that a file of `room` may not have."""
+def top_of(path: Path) -> str:
+    """The folder, or the module of the root, that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def upward_imports(source: str, top: str) -> list[str]:
+    """Imports of `maestro_dist` in `source` that a file of `top` may not have."""
     found = []
     for name in imports_of(ast.parse(source)):
         parts = name.split(".")
         if parts[0] != "maestro_dist" or len(parts) < 2 or parts[1] == "__version__":
             continue
-        other = room_of(parts[1])
-        if other != room and not LEVEL_OF[other] < LEVEL_OF[room]:
+        if parts[1] != top and not LAYER_OF[parts[1]] < LAYER_OF[top]:
             found.append(name)
     return found
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_run_in_one_direction(path: Path) -> None:
-    room = room_of(path.relative_to(PACKAGE).parts[0].removesuffix(".py"))
-    if room == "__init__":
-        assert violations(path.read_text(), "terminal") == []
+    top = top_of(path)
+    if top == "__init__":
+        assert upward_imports(path.read_text(), "system") == []
         return
-    assert room in LEVEL_OF, f"{path.name}: a new room; give it its level here"
-    assert violations(path.read_text(), room) == []
+    assert top in LAYER_OF, f"{path.name}: a new folder; give it its layer here"
+    assert upward_imports(path.read_text(), top) == []
 
 
 def test_the_check_sees_a_wrong_import() -> None:
-    assert violations("from maestro_dist.worker import Job", "callbacks") == ["maestro_dist.worker.Job"]
-    assert violations("def f():\n    import maestro_dist.data.stream", "model") == ["maestro_dist.data.stream"]
-    assert violations("from maestro_dist import launch", "data") == ["maestro_dist.launch"]
-    assert violations("from maestro_dist.rng import key", "model") == []
+    assert upward_imports("from maestro_dist.training.job import Job", "callbacks") == ["maestro_dist.training.job.Job"]
+    assert upward_imports("def f():\n    import maestro_dist.data.stream", "model") == ["maestro_dist.data.stream"]
+    assert upward_imports("from maestro_dist import run", "data") == ["maestro_dist.run"]
+    assert upward_imports("from maestro_dist.rng import key", "model") == []
+
+
+def test_the_root_holds_what_users_call_and_the_shared_words() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} == ROOT_MODULES
+
+
+def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Module -> modules of the package that it imports anywhere in it."""
+    graph: dict[str, set[str]] = {}
+    for module, source in sources.items():
+        graph[module] = set()
+        for name in imports_of(ast.parse(source)):
+            while name and name not in sources:
+                name = name.rpartition(".")[0]
+            graph[module] |= {name} - {"", module, PACKAGE.name}
+    return graph
+
+
+def circle_in(graph: dict[str, set[str]]) -> list[str]:
+    """The modules of one circle of imports; empty where there is none."""
+    left = dict(graph)
+    while free := [module for module, others in left.items() if not others & left.keys()]:
+        for module in free:
+            del left[module]
+    if not left:
+        return []
+    walk = [next(iter(left))]
+    while walk[-1] not in walk[:-1]:
+        walk.append(min(left[walk[-1]] & left.keys()))
+    return walk[walk.index(walk[-1]) :]
+
+
+def test_no_circle_of_imports() -> None:
+    names = {path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in FILES}
+    sources = {name.removesuffix(".__init__"): path.read_text() for path, name in names.items()}
+    assert circle_in(import_graph(sources)) == []
+
+
+def test_the_check_sees_a_circle() -> None:
+    sources = {
+        "m": "",
+        "m.a": "def f():\n    from m.b import x",
+        "m.b": "import m.c",
+        "m.c": "from m import a",
+        "m.d": "import m.a",
+    }
+    assert circle_in(import_graph(sources)) == ["m.a", "m.b", "m.c", "m.a"]
+    assert circle_in(import_graph(sources | {"m.c": "import json"})) == []
+
+
+def public_functions(source: str) -> Iterator[tuple[str, int]]:
+    """Public functions and methods with their numbers of parameters, without `self` and `cls`."""
+
+    def visit(node: ast.AST, inside: str) -> Iterator[tuple[str, int]]:
+        for child in ast.iter_child_nodes(node):
+            private = getattr(child, "name", "").startswith("_") and getattr(child, "name", "") != "__init__"
+            if private:
+                continue
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                given = child.args.posonlyargs + child.args.args + child.args.kwonlyargs
+                bound = bool(inside) and bool(given) and given[0].arg in ("self", "cls")
+                yield inside + child.name, len(given) - bound
+            elif isinstance(child, ast.ClassDef):
+                yield from visit(child, f"{inside}{child.name}.")
+            elif isinstance(child, ast.If | ast.Try):
+                yield from visit(child, inside)
+
+    return visit(ast.parse(source), "")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_public_function_has_many_parameters(path: Path) -> None:
+    many = [(name, count) for name, count in public_functions(path.read_text()) if count > MOST_PARAMETERS]
+    assert str(path.relative_to(PACKAGE)) in TO_DO or many == []
+
+
+def test_the_check_counts_parameters() -> None:
+    method = "class A:\n    def __init__(self, a, b, *, c): ...\n    def _b(self): ...\n"
+    source = method + "def f(a, /, b): ...\nclass _P:\n    def g(self, a): ..."
+    assert list(public_functions(source)) == [("A.__init__", 3), ("f", 2)]
+
+
+def test_class_names_are_unique() -> None:
+    places: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    assert {name: found for name, found in places.items() if len(found) > 1}.keys() <= DOUBLE
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "model").glob("*.py")), ids=lambda path: path.name)
@@ -132,4 +215,4 @@ def test_the_check_sees_unsafe_calls() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_files_stay_small(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 450
+    assert str(path.relative_to(PACKAGE)) in TO_DO or len(path.read_text().splitlines()) <= MOST_LINES

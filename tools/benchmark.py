@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[0]))
 
 from benchmarks.common import Options, print_table, write_json
 
-from maestro_dist.memory import keep_freed_memory
-from maestro_dist.terminal import never_fail_to_print
+from maestro_dist.system.memory import keep_freed_memory
+from maestro_dist.system.terminal import never_fail_to_print
 
 NAMES = {
     "step": "where a training step's time goes: data wait, forward, backward, optimizer, tracking",

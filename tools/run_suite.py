@@ -30,8 +30,8 @@ from suite.report import REPORT_FILE, check_place, write_report
 
 from maestro_dist.data.storage import Storage, redact
 from maestro_dist.errors import MaestroError, run_main
-from maestro_dist.lease import Lease
-from maestro_dist.terminal import interruptible, never_fail_to_print, shielded
+from maestro_dist.run.lease import Lease
+from maestro_dist.system.terminal import interruptible, never_fail_to_print, shielded
 
 _STAGE_HOURS = 100 / 60
 

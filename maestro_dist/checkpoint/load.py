@@ -24,9 +24,7 @@ from maestro_dist.checkpoint.layout import (
 )
 from maestro_dist.checkpoint.reshard import check_tiling, plan
 from maestro_dist.data.storage import ObjectMissing, Storage
-from maestro_dist.errors import CheckpointError
-from maestro_dist.optim import AVERAGE
-from maestro_dist.parallel.partition import (
+from maestro_dist.engine.partition import (
     MASTER,
     buffers,
     create_moments,
@@ -35,11 +33,13 @@ from maestro_dist.parallel.partition import (
     parameter_shapes,
     publish_master,
 )
+from maestro_dist.errors import CheckpointError
+from maestro_dist.optim import AVERAGE
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from maestro_dist.parallel.engine import Engine
+    from maestro_dist.engine.engine import Engine
 
 _CHUNK = 1 << 24
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from maestro_dist.errors import StorageError
-from maestro_dist.redact import holds_password, redact
+from maestro_dist.system.redact import holds_password, redact
 
 __all__ = ["ObjectMissing", "Storage", "redact"]
 

@@ -97,7 +97,11 @@ class Attention(nn.Module):
         self.sequence = sequence if self.swap is None else OneProcess()
         self.own = range(config.heads) if self.swap is None else self.swap.heads(config.heads)
         self.heads, self.dense = config.heads, config.attention == "dense"
-        self.form, self.kernel, self.keep = config.attention_form, config.attention_kernel, config.keep_scores
+        self.form, self.kernel, self.keep = (
+            config.attention_algorithm,
+            config.attention_kernel,
+            config.keep_attention_weights,
+        )
         self.sample_factor, self.factor, self.band = config.sample_factor, factor, config.budget_band
         self.dropout = config.dropout if config.attention_dropout is None else config.attention_dropout
         self.told = ""
@@ -108,8 +112,8 @@ class Attention(nn.Module):
             )
         if self.swap is not None and not self.dense and self.form in ("rows", "absorbed"):
             raise ConfigError(
-                f"model.attention_form {self.form} makes no context for all tokens, which mesh.sequence_method ulysses "
-                "exchanges; choose auto or plain"
+                f"model.attention_algorithm {self.form} makes no context for all tokens, which "
+                "mesh.sequence_method ulysses exchanges; choose auto or plain"
             )
         self.query_weight = nn.Parameter(torch.empty(width, width))
         self.query_bias = nn.Parameter(torch.empty(width))

@@ -64,7 +64,7 @@ def choose(length: int, width: int, heads: int, sampled: int, selected: int, *, 
 
 def explain(config: ModelConfig, tokens: Sequence[int], *, training: bool = True) -> str:
     """Which form the layers take for samples with `tokens` in each modality, and what the others would cost."""
-    halvings = config.encoder_layers if config.distil else 0
+    halvings = config.encoder_layers if config.downsample else 0
     joint = sum(-(-count // 2**halvings) for count in tokens)
     told = []
     for name, length, factor, layers in (
@@ -74,11 +74,14 @@ def explain(config: ModelConfig, tokens: Sequence[int], *, training: bool = True
         if layers:
             limits = (cap(config.sample_factor, length), cap(factor, length))
             choice = choose(length, config.width, config.heads, *limits, training=training)
-            fixed = config.attention_form != "auto"
-            told.append(f"{name} ({length:,} tokens) {config.attention_form + ', as set' if fixed else choice}")
+            fixed = config.attention_algorithm != "auto"
+            told.append(f"{name} ({length:,} tokens) {config.attention_algorithm + ', as set' if fixed else choice}")
     return "; ".join(told)
 
 
 def keeps_scores(given: bool | None, width: int, heads: int, selected: int) -> bool:
-    """Whether the probabilities of `selected` queries a head are kept for the backward (`model.keep_scores`)."""
+    """Whether the probabilities of `selected` queries a head are kept for the backward.
+
+    given  `model.keep_attention_weights`
+    """
     return heads * selected <= 2 * width if given is None else given

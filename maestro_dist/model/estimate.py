@@ -12,7 +12,7 @@ from torch import nn
 
 from maestro_dist.config.learning import PretrainConfig
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.config.words import hidden_word_of
+from maestro_dist.config.word_length import hidden_word_length
 from maestro_dist.model import cost
 from maestro_dist.model.embedding import stem_steps, word_steps
 from maestro_dist.model.sampling import cap
@@ -28,8 +28,8 @@ _GAPS, _GAPS_AGAIN, _GAPS_MAPPED = 1.55, 1.9, 1.1
 
 Measured after several steps. The C library maps arrays of 32 MiB and more by themselves, so they leave no gaps. Smaller
 ones lie on a heap that keeps the most it ever held, with gaps, most of them where layers are computed again. Freed
-memory that is kept (`run.keep_memory: small`) and huge pages move the peak, from one process to the next, by up to a
-fifth either way.
+memory that is kept (`run.allocator_cache: small`) and huge pages move the peak, from one process to the next, by up
+to a fifth either way.
 """
 
 
@@ -114,7 +114,7 @@ def forward_operations(config: ModelConfig, modalities: Sequence[Modality]) -> i
             before, after = (sum(own[at] for own in group) for at in (depth, depth + 1))
             attended = before if config.attention == "dense" else cap(config.beta, before)
             total += before * width * (8 * width + 4 * attended + 2 * cap(config.sample_factor, before))
-            total += after * width * (4 * hidden * times + 6 * width * config.distil)
+            total += after * width * (4 * hidden * times + 6 * width * config.downsample)
     if config.stem is not None:
         channels, kernel = config.stem.channels, config.stem.kernel
         for modality in modalities:
@@ -155,7 +155,7 @@ def memory_estimate(
     arrays pile up in the forward and go one by one in the backward, and to both comes the work inside the segment at
     hand. With checkpoints a segment keeps its input alone, and its backward starts with its forward.
     """
-    again = config.checkpoint == "layers"
+    again = config.activation_checkpointing == "layers"
     segments = _segments(config, modalities, micro_batch, swaps)
     if pretrain is not None:
         segments = [_hidden(modalities, micro_batch), *segments, *_decoder(config, pretrain, modalities, micro_batch)]
@@ -242,7 +242,7 @@ def _decoder(
     """Cross attention of the words asked for over the tokens that enter the cross-modal layers, and that leave them."""
     width, asked, symbols = config.width, 0, 0
     for modality in modalities:
-        word = hidden_word_of(pretrain, modality.name, word_steps(config, modality.name))
+        word = hidden_word_length(pretrain, modality.name, word_steps(config, modality.name))
         most = min(pretrain.predict, -(-modality.steps // word))
         asked, symbols = asked + most, symbols + most * modality.variates
     lengths = [tokens_by_depth(config, modality) for modality in modalities]
@@ -252,7 +252,7 @@ def _decoder(
         tokens = sum(own[depth] for own in lengths)
         # keys and values, padded to samples, are kept; one is padded at a time, and all have gradients
         array = float(samples * tokens * width)
-        keeps = cost.keeps_scores(config.keep_scores, width, config.heads, asked)
+        keeps = cost.keeps_scores(config.keep_attention_weights, width, config.heads, asked)
         kept = 2 * array + (samples * config.heads * asked * tokens if keeps else 0) + 3.0 * samples * asked * width
         segments.append(_Segment(array, 0.0, kept, kept + array, kept + 3 * array))
     queries, scores = float(samples * asked * width), float(samples * symbols * config.alphabet)
@@ -267,9 +267,9 @@ def _layer(
     """Attention with residual, norm and distilling of `before` tokens a sample; then what follows on `after`."""
     width, entering, leaving = float(config.width), float(samples * before), float(samples * after)
     small = 6.0  # of a token: statistics of the norm, keys of draws
-    halves = after / before * width if config.distil and before else 0.0
+    halves = after / before * width if config.downsample and before else 0.0
     # the residual sum; for distilling its norm too
-    kept = attention.kept + small + width * (2 if config.distil else 1)
+    kept = attention.kept + small + width * (2 if config.downsample else 1)
     normed = attention.kept + small + 3 * width  # branch, sum and norm
     attend = _Segment(
         entering * width,
@@ -317,12 +317,12 @@ def attention_floats(config: ModelConfig, length: int, factor: float, *, swaps: 
     """Floats of attention over `length` tokens; with `swaps` the slice of a rank, exchanged for some of the heads."""
     width, heads = config.width, config.heads
     sampled, selected = cap(config.sample_factor, length), cap(factor, length)
-    form: str = "dense" if config.attention == "dense" else config.attention_form
+    form: str = "dense" if config.attention == "dense" else config.attention_algorithm
     if form == "auto" and swaps:
         form = "plain"
     elif form == "auto":
         form = cost.choose(length, width, heads, sampled, selected, training=True).form
-    keeps = form != "dense" and cost.keeps_scores(config.keep_scores, width, heads, selected)
+    keeps = form != "dense" and cost.keeps_scores(config.keep_attention_weights, width, heads, selected)
     scores = heads * (selected + 1.0) if keeps else 0.0
     kept, ahead, back = (arrays * width + scores + heads for arrays in (_SWAPPED if swaps else _FORMS)[form])
     return AttentionFloats(kept, ahead, back)
@@ -338,5 +338,5 @@ def tokens_by_depth(config: ModelConfig, modality: Modality) -> list[int]:
     lead = int(config.summary != "none")
     words = [-(-modality.steps // word_steps(config, modality.name))]
     for _ in range(config.encoder_layers + config.fusion_layers):
-        words.append(-(-words[-1] // 2) if config.distil else words[-1])
+        words.append(-(-words[-1] // 2) if config.downsample else words[-1])
     return [lead + count for count in words]

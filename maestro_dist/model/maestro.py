@@ -170,7 +170,7 @@ class Trunk(nn.Module):
         """Flat tokens of each modality at depth 0, and the masks and counts of all depths."""
         tokens, parts, words, summaries = [], [], [], []
         lead = int(self.config.summary != "none")
-        again = self.config.checkpoint == "layers"
+        again = self.config.activation_checkpointing == "layers"
         prepared: dict[str, Prepared] = {}
         if not again and self.sequence.size == 1:  # recordings so long that this is on are worth a call each
             embeddings = cast(dict[str, Embedding], dict(self.embeddings.items()))
@@ -188,7 +188,7 @@ class Trunk(nn.Module):
             tokens.append(embedded.flatten(0, 1))
             words.append(observed)
             summaries.append(summary)
-        distils = [self.config.distil] * (self.config.encoder_layers + self.config.fusion_layers)
+        distils = [self.config.downsample] * (self.config.encoder_layers + self.config.fusion_layers)
         return tokens, layout.plan(parts, words, summaries, rows, len(batch), distils, self.sequence)
 
     def _budgets(
@@ -207,7 +207,7 @@ class Trunk(nn.Module):
 
     def _times(self, joint: Layout) -> list[Tensor]:
         """Time codes [L_j, d] of the columns that enter the cross-modal layers; zeros for summary tokens."""
-        distilled = 2**self.config.encoder_layers if self.config.distil else 1
+        distilled = 2**self.config.encoder_layers if self.config.downsample else 1
         codes = []
         for part, word, modality in zip(joint.parts, self.words, self.modalities, strict=True):
             index = (part.words, part.first, distilled)

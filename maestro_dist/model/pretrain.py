@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from maestro_dist import rng
 from maestro_dist.config.learning import PretrainConfig
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.config.words import hidden_word_of
+from maestro_dist.config.word_length import hidden_word_length
 from maestro_dist.errors import DataError
 from maestro_dist.model import cost, sparse
 from maestro_dist.model.context import ExpertsFactory, SequenceContext
@@ -77,7 +77,7 @@ class CrossAttention(nn.Module):
     def __init__(self, config: ModelConfig, sequence: SequenceContext) -> None:
         super().__init__()
         width = config.width
-        self.heads, self.keep, self.sequence = config.heads, config.keep_scores, sequence
+        self.heads, self.keep, self.sequence = config.heads, config.keep_attention_weights, sequence
         self.query, self.key = Linear(width, width), Linear(width, width, bias=False)
         self.value, self.output = Linear(width, width), Linear(width, width)
 
@@ -160,7 +160,9 @@ class Pretraining(Trunk):
         """`seed` keys initial values and masks; the rest as for `Maestro`."""
         super().__init__(config, modalities, seed=seed, sequence=sequence, experts=experts)
         self.pretrain, self.seed = pretrain, seed
-        self.steps = [hidden_word_of(pretrain, name, word) for name, word in zip(self.names, self.words, strict=True)]
+        self.steps = [
+            hidden_word_length(pretrain, name, word) for name, word in zip(self.names, self.words, strict=True)
+        ]
         self.asked_time = TimeCode(config.width, self.modalities, self.steps)
         lengths = [-(-m.steps // word) for m, word in zip(self.modalities, self.steps, strict=True)]
         self.spans = [max(1, min(pretrain.span, length // 4)) for length in lengths]

@@ -24,8 +24,8 @@ from maestro_dist.model.layers import Key
 from maestro_dist.model.moe import Dispatch, sort_by_expert
 from maestro_dist.parallel.collectives import Group
 from maestro_dist.parallel.group import backend, neighbours, new_groups_limited
+from maestro_dist.parallel.load_deepspeed import load_deepspeed
 from maestro_dist.parallel.mesh import Mesh
-from maestro_dist.parallel.settings import load_deepspeed
 
 MOVEMENTS = ("tokens", "weights")
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.schema import Config
-from maestro_dist.config.words import word_of
+from maestro_dist.config.word_length import word_length
 from maestro_dist.model.estimate import expert_parameters, tokens_by_depth
 from maestro_dist.model.sampling import cap
 from maestro_dist.model.summary import EXTREMES, SUMS, spectral_bands
@@ -94,7 +94,7 @@ def sequence_traffic(
     model, count = config.model, len(modalities)
     if ranks == 1:
         return []
-    again = model.checkpoint == "layers"
+    again = model.activation_checkpointing == "layers"
     forwards = 2 if again else 1
     found: list[Traffic] = []
     for length, held, factor in _attention_layers(model, modalities, slices):
@@ -106,7 +106,7 @@ def sequence_traffic(
 
     layers = model.encoder_layers + model.fusion_layers
     ahead = back = 0.0
-    if model.distil:
+    if model.downsample:
         ends = 2 * model.width * FLOAT * layers * count
         masks = 2 * FLOAT * layers * count
         ahead, back = forwards * (ends + masks) + masks, ends * ranks
@@ -128,7 +128,7 @@ def _moments(model: ModelConfig, modality: Modality) -> int:
     """Bytes of a window's count, mean and squares, and of what its summary token is made from, for each variate."""
     if model.summary == "none":
         return 24 if model.normalize == "window" else 0
-    bands = len(spectral_bands(word_of(model.word, modality.name), model.summary_bands))
+    bands = len(spectral_bands(word_length(model.word, modality.name), model.summary_bands))
     if model.summary != "statistics" and not bands:
         return 24
     return 24 + 8 * (EXTREMES + SUMS + bands)
@@ -142,7 +142,7 @@ def expert_traffic(model: ModelConfig, slices: Sequence[Modality], ranks: int, m
     """
     if ranks == 1:
         return []
-    forwards = 2 if model.checkpoint == "layers" else 1
+    forwards = 2 if model.activation_checkpointing == "layers" else 1
     if movement == "tokens":
         tokens = sum(expert_tokens(model, slices))
         handed = 2 * (forwards + 1) * tokens * model.moe.top_k * model.width * FLOAT

@@ -20,8 +20,8 @@ from torch.autograd.function import once_differentiable
 from maestro_dist.errors import MeshError
 from maestro_dist.model.context import Blocks
 from maestro_dist.parallel.collectives import Group
+from maestro_dist.parallel.load_deepspeed import load_deepspeed
 from maestro_dist.parallel.sequence import SequenceRanks
-from maestro_dist.parallel.settings import load_deepspeed
 
 
 class UlyssesRanks(SequenceRanks):

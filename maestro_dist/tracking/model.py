@@ -46,7 +46,7 @@ def log_model(
             with mlflow.start_run(run_id=run_id):
                 logged = mlflow.pyfunc.log_model(
                     name=NAME,
-                    python_model=str(_PACKAGE / "pyfunc_model.py"),
+                    python_model=str(_PACKAGE / "inference" / "pyfunc_model.py"),
                     artifacts={"model": str(folder)},
                     code_paths=[str(_PACKAGE)],
                     signature=signature(modalities, classes, recording=recording),

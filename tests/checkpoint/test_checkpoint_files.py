@@ -23,11 +23,11 @@ from maestro_dist.checkpoint.retain import surplus
 from maestro_dist.checkpoint.save import take_snapshot
 from maestro_dist.config.learning import OptimConfig
 from maestro_dist.config.schema import Config, MeshConfig
+from maestro_dist.engine.engine import Engine, destroy_process_group, init_process_group
+from maestro_dist.engine.partition import buffers, owned_slices
 from maestro_dist.errors import CheckpointError, MaestroError, RunError
 from maestro_dist.optim import build_optimizer
-from maestro_dist.parallel.engine import Engine, destroy_process_group, init_process_group
 from maestro_dist.parallel.mesh import Mesh, build_mesh
-from maestro_dist.parallel.partition import buffers, owned_slices
 from maestro_dist.types import Batch, Output
 
 BATCH = Batch(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from maestro_dist.redact import holds_password, redact
+from maestro_dist.system.redact import holds_password, redact
 
 SECRET = st.text(string.ascii_letters + string.digits + "/@:%+=.-_~!$*#[]", min_size=1, max_size=12).map("Zq".__add__)
 USER = st.text(string.ascii_letters + string.digits + ".%-_", min_size=1, max_size=8)

@@ -19,7 +19,7 @@ from maestro_dist.data.order import epoch_order, labelled, labelled_count
 from maestro_dist.data.pack import RawSample, pack
 from maestro_dist.data.stream import TrainStream, evaluation_batches
 from maestro_dist.errors import ConfigError
-from maestro_dist.worker import count_steps
+from maestro_dist.training.builder import count_steps
 
 G, N = 6, SIZES["train"]
 NAMES = ["acc", "bvp", "eda", "static"]

@@ -21,12 +21,12 @@ from maestro_dist.data.manifest import Manifest, SymbolSpec, load_manifest
 from maestro_dist.data.stream import TrainStream, evaluation_batches, presence
 from maestro_dist.data.symbols import add_symbols, reads_symbols
 from maestro_dist.errors import ConfigError, DataError
-from maestro_dist.launch import prepare_data
 from maestro_dist.model import Maestro
 from maestro_dist.model.embedding import Symboliser
 from maestro_dist.parallel.sequence import time_cuts
+from maestro_dist.run.launch import prepare_data
+from maestro_dist.training.builder import first_batch
 from maestro_dist.types import Batch
-from maestro_dist.worker import first_batch
 
 WORD = {"ecg": 5, "acc": 4, "temp": 1}
 VALUES: dict[str, Any] = {"alphabet": 12, "word": WORD, "normalize": "dataset"}
@@ -110,7 +110,7 @@ def test_training_reads_symbols_as_it_reads_windows(packed: str, tmp_path: Path)
     for symbols in (False, True):
         stream = TrainStream(
             url, manifest, DataConfig(url=url), modalities, seed=1, global_batch=8, micro_batch=None, rank=0, ranks=1,
-            curriculum=MissingConfig(p_max=0.5, start=0.0, full=0.1), total_steps=10, symbols=symbols,
+            curriculum=MissingConfig(max_rate=0.5, ramp_start=0.0, ramp_end=0.1), total_steps=10, symbols=symbols,
         )  # fmt: skip
         logits.append(torch.cat([maestro(batch, batch.step)["logits"] for batch in stream.batches(0, stream.samples)]))
     assert len(logits[0]) == SIZES["train"]

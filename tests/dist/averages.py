@@ -12,8 +12,8 @@ from torch import Tensor
 from toy import stream
 
 from maestro_dist.checkpoint import Saver, find, full_weights, restore
-from maestro_dist.parallel.engine import Engine
-from maestro_dist.parallel.partition import averaged, optimizer_state, owned_slices
+from maestro_dist.engine.engine import Engine
+from maestro_dist.engine.partition import averaged, optimizer_state, owned_slices
 from maestro_dist.types import Batch
 
 DECAY, SAVED = 0.3, 4

@@ -18,12 +18,12 @@ from maestro_dist.checkpoint import Saver, find, full_weights, newest, restore
 from maestro_dist.config.learning import OptimConfig
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.schema import Config, EngineConfig, MeshConfig
+from maestro_dist.engine.engine import Engine
+from maestro_dist.engine.partition import buffers, optimizer_state, owned_slices
 from maestro_dist.model import Maestro
 from maestro_dist.optim import build_optimizer
-from maestro_dist.parallel.engine import Engine
 from maestro_dist.parallel.expert import spread_experts
 from maestro_dist.parallel.mesh import build_mesh
-from maestro_dist.parallel.partition import buffers, optimizer_state, owned_slices
 
 pytestmark = pytest.mark.slow
 

@@ -14,10 +14,10 @@ from toy import Toy, losses, make_batch, micro_batches, stream
 
 from maestro_dist.config.learning import OptimConfig
 from maestro_dist.config.schema import Config, EngineConfig, MeshConfig
+from maestro_dist.engine.engine import Engine
+from maestro_dist.engine.partition import owned_slices
 from maestro_dist.optim import build_optimizer
-from maestro_dist.parallel.engine import Engine
 from maestro_dist.parallel.mesh import build_mesh
-from maestro_dist.parallel.partition import owned_slices
 from maestro_dist.types import Batch
 
 

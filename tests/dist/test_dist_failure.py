@@ -18,9 +18,9 @@ from toy import Toy, losses
 from toy import make_batch as toy_batch
 
 from maestro_dist.config.schema import Config, EngineConfig, MeshConfig, RunConfig
+from maestro_dist.engine.engine import Engine
 from maestro_dist.errors import DataError, RunError
 from maestro_dist.optim import build_optimizer
-from maestro_dist.parallel.engine import Engine
 from maestro_dist.parallel.expert import spread_experts
 from maestro_dist.parallel.failure import Report, explain, leave_groups, report_of
 from maestro_dist.parallel.group import sequence_group

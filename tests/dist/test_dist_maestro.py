@@ -18,10 +18,10 @@ from toy import micro_batches
 from maestro_dist.config.learning import OptimConfig, TaskConfig
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.schema import Config, EngineConfig, MeshConfig
+from maestro_dist.engine.engine import Engine
 from maestro_dist.model import Maestro, Pretraining, Trunk
 from maestro_dist.model.context import ExpertsFactory
 from maestro_dist.optim import build_optimizer
-from maestro_dist.parallel.engine import Engine
 from maestro_dist.parallel.expert import spread_experts
 from maestro_dist.parallel.group import sequence_group
 from maestro_dist.parallel.mesh import build_mesh

@@ -12,8 +12,8 @@ from maestro_dist.config.load import load_config
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.parallel.mesh import Mesh, build_mesh
-from maestro_dist.standardise import first_samples, standardise
-from maestro_dist.worker import build
+from maestro_dist.training.builder import build
+from maestro_dist.training.feature_scaling import first_samples, standardise
 
 SUMMARY = ["model.summary=statistics", "model.summary_bands=3", "run.launcher=inline"]
 
@@ -77,8 +77,8 @@ def test_few_of_the_numbers_of_long_recordings_are_read(synthetic: str, monkeypa
     config, manifest = settings(synthetic), load_manifest(synthetic)
     modalities = manifest.select(None)
     numbers = sum(modality.steps * modality.variates for modality in modalities)
-    monkeypatch.setattr("maestro_dist.standardise.NUMBERS", 7 * numbers + 1)
-    monkeypatch.setattr("maestro_dist.standardise._AT_ONCE", 2 * numbers)
+    monkeypatch.setattr("maestro_dist.training.feature_scaling.NUMBERS", 7 * numbers + 1)
+    monkeypatch.setattr("maestro_dist.training.feature_scaling._AT_ONCE", 2 * numbers)
     assert [len(batch) for batch in first_samples(config, manifest, modalities)] == [2, 2, 2, 1]
-    monkeypatch.setattr("maestro_dist.standardise.NUMBERS", 1)
+    monkeypatch.setattr("maestro_dist.training.feature_scaling.NUMBERS", 1)
     assert [len(batch) for batch in first_samples(config, manifest, modalities)] == [1]

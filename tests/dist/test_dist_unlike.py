@@ -20,10 +20,10 @@ from toy import make_batch as make_toy_batch
 from maestro_dist.config.learning import OptimConfig
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.schema import Config, EngineConfig, MeshConfig
+from maestro_dist.engine import settings
+from maestro_dist.engine.engine import Engine
 from maestro_dist.errors import RunError
 from maestro_dist.optim import build_optimizer
-from maestro_dist.parallel import settings
-from maestro_dist.parallel.engine import Engine
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.types import Batch, Modality, Output
 

@@ -11,8 +11,9 @@ from torch import nn
 
 from maestro_dist.config.learning import PretrainConfig
 from maestro_dist.config.model import ModelConfig
+from maestro_dist.inference.exported_model import TaskDescription, export_model
+from maestro_dist.inference.predictor import load_model
 from maestro_dist.model import Maestro, Pretraining
-from maestro_dist.predict import TaskDescription, export_model, load_model
 from maestro_dist.types import Batch, Modality
 
 TAKEN = sorted(name for name in dir(nn.ModuleDict()) if re.fullmatch(r"[a-z0-9_]{1,40}", name))

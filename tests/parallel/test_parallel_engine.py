@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from maestro_dist.config.schema import Config, MeshConfig, RunConfig
+from maestro_dist.engine.engine import Engine, loss_scale
 from maestro_dist.errors import ConfigError
 from maestro_dist.optim import build_optimizer
-from maestro_dist.parallel.engine import Engine, loss_scale
 from maestro_dist.parallel.mesh import Mesh, build_mesh
 
 SILENT = """
@@ -22,7 +22,7 @@ SILENT = """
     import torch
     from maestro_dist.config.schema import Config, EngineConfig, MeshConfig
     from maestro_dist.optim import build_optimizer
-    from maestro_dist.parallel.engine import Engine, destroy_process_group, init_process_group
+    from maestro_dist.engine.engine import Engine, destroy_process_group, init_process_group
     from maestro_dist.parallel.mesh import build_mesh
     from maestro_dist.types import Batch
 

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 import runs
 
-from maestro_dist import launch_ray, ray_address, ray_cluster
 from maestro_dist.config.schema import Config
 from maestro_dist.errors import ConfigError, MaestroError, RunError
-from maestro_dist.ray_cluster import check_cluster
+from maestro_dist.run import ray_address, ray_cluster
+from maestro_dist.run import ray_launcher as launch_ray
+from maestro_dist.run.ray_cluster import check_cluster
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ import synthetic as synthetic_data
 
 from maestro_dist.data.pack import RawSample, pack
 from maestro_dist.evaluate import main
-from maestro_dist.summary import commands
+from maestro_dist.run.summary import commands
 
 SHORT = ["optim.max_steps=2", "evaluation.test_rates=[0]"]
 

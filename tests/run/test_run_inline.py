@@ -22,7 +22,7 @@ from maestro_dist.data.pack import pack
 from maestro_dist.tracking import model as model_module
 from maestro_dist.tracking import panels
 from maestro_dist.tracking import run as run_module
-from maestro_dist.worker import work_folder
+from maestro_dist.training.worker import work_folder
 
 STEPS = 21  # 3 epochs of ceil(101 / 16)
 
@@ -394,7 +394,7 @@ def test_world_sizes_that_do_not_fit_are_refused(
 
 
 def test_a_second_driver_is_refused(synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from maestro_dist.lease import Lease
+    from maestro_dist.run.lease import Lease
 
     lease = Lease(str(tmp_path / "tiny"))
     try:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from maestro_dist import lease as lease_module
 from maestro_dist.errors import RunError
-from maestro_dist.lease import Lease
+from maestro_dist.run import lease as lease_module
+from maestro_dist.run.lease import Lease
 
 HOLD = """
 import sys, time
-from maestro_dist.lease import Lease
+from maestro_dist.run.lease import Lease
 lease = Lease(sys.argv[1])
 print("held", flush=True)
 time.sleep(60)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from maestro_dist.errors import ConfigError, run_main
-from maestro_dist.terminal import interruptible, shielded
+from maestro_dist.system.terminal import interruptible, shielded
 
 STOPS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 

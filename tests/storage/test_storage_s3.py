@@ -15,7 +15,7 @@ from maestro_dist.data import storage
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import RunError, StorageError
-from maestro_dist.lease import Lease
+from maestro_dist.run.lease import Lease
 
 
 def test_one_of_many_creates_wins(s3: str) -> None:

@@ -232,7 +232,7 @@ def test_a_run_that_another_starts_from_runs_again(tmp_path: Path) -> None:
 
 
 def test_a_whole_chain_runs_again(tmp_path: Path) -> None:
-    further = {**TUNED, "set": ["run.start={run:tuned}", "run.workers=1"]}
+    further = {**TUNED, "set": ["run.init_from={run:tuned}", "run.workers=1"]}
     models = {"further": further, "tuned": TUNED, "pretrain": PRETRAIN}
     plan = needing(tmp_path / "runs", models, results=str(tmp_path / "kept"), seeds=[1])
     put(plan, "set.f0.pretrain.s1", "set.f0.tuned.s1")

@@ -31,7 +31,7 @@ def test_cells_of_the_smoke_suite(tmp_path: Path) -> None:
     pretrain, maestro, lightgbm, minirocket = plan.cells
     assert maestro.name == "excerpt.maestro.s1"
     assert maestro.command.startswith("python -m maestro_dist.train configs/quickstart.yaml run.launcher=inline ")
-    assert f" run.start={tmp_path}/excerpt.pretrain.s1 " in maestro.command
+    assert f" run.init_from={tmp_path}/excerpt.pretrain.s1 " in maestro.command
     assert (pretrain.name, pretrain.scored) == ("excerpt.pretrain.s1", False)
     assert lightgbm.command.startswith("python -m benchmarks.baselines lightgbm evaluation.metric=accuracy ")
     assert (maestro.cpus, maestro.inline) == (1, True)
@@ -196,9 +196,9 @@ def test_places_are_relative_to_the_folder_where_the_suite_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (cell,) = made(tmp_path, "run.start=runs/pre", "data.cache=cache").cells
+    (cell,) = made(tmp_path, "run.init_from=runs/pre", "data.cache=cache").cells
     config = load_config(str(ROOT / cell.arguments[1]), cell.arguments[2:])
-    assert (config.run.start, config.data.cache) == (f"{tmp_path}/runs/pre", f"{tmp_path}/cache")
+    assert (config.run.init_from, config.data.cache) == (f"{tmp_path}/runs/pre", f"{tmp_path}/cache")
     (cell,) = made(tmp_path, "task.teachers=[runs/a, 's3://runs/b']").cells
     config = load_config(str(ROOT / cell.arguments[1]), cell.arguments[2:])
     assert config.task.teachers == [f"{tmp_path}/runs/a", "s3://runs/b"]

@@ -15,7 +15,7 @@ from maestro_dist.errors import ConfigError
 
 DATA = {"set": {"url": "data/{fold}", "folds": 2, "metrics": ["accuracy"], "config": "configs/quickstart.yaml"}}
 PRETRAIN: dict[str, Any] = {"set": ["task.kind=pretrain", "run.workers=1"], "minutes": 5, "data": {"set": {}}}
-TUNED: dict[str, Any] = {"set": ["run.start={run:pretrain}", "run.workers=1"], "minutes": 5, "data": {"set": {}}}
+TUNED: dict[str, Any] = {"set": ["run.init_from={run:pretrain}", "run.workers=1"], "minutes": 5, "data": {"set": {}}}
 
 
 def needing(storage: Path, models: dict[str, Any] | None = None, **values: Any) -> Plan:
@@ -28,7 +28,7 @@ def test_a_cell_begins_where_the_one_that_it_needs_lies(tmp_path: Path) -> None:
     plan = needing(tmp_path)
     cell = next(cell for cell in plan.cells if cell.name == "set.f1.tuned.s2")
     assert cell.needs == {"pretrain": "set.f1.pretrain.s2"}
-    assert f"run.start={tmp_path}/set.f1.pretrain.s2" in cell.arguments
+    assert f"run.init_from={tmp_path}/set.f1.pretrain.s2" in cell.arguments
     assert cell.scored
     assert not plan.cells_of("pretrain", "set")[0].scored
 
@@ -75,11 +75,11 @@ def test_a_cell_is_another_when_what_it_began_with_is_another(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("models", "said"),
     [
-        ({"tuned": {**TUNED, "set": ["run.start={run:pretrian}"]}}, "there is no cell set.f0.pretrian.s1"),
+        ({"tuned": {**TUNED, "set": ["run.init_from={run:pretrian}"]}}, "there is no cell set.f0.pretrian.s1"),
         ({"tuned": TUNED, "pretrain": {**PRETRAIN, "seeds": [1]}}, "there is no cell set.f0.pretrain.s2"),
-        ({"tuned": {**TUNED, "set": ["run.start={run:tuned}"]}}, "tuned: it needs itself: tuned -> tuned"),
+        ({"tuned": {**TUNED, "set": ["run.init_from={run:tuned}"]}}, "tuned: it needs itself: tuned -> tuned"),
         (
-            {"tuned": TUNED, "pretrain": {**PRETRAIN, "set": ["run.start={run:other}"]}, "other": TUNED},
+            {"tuned": TUNED, "pretrain": {**PRETRAIN, "set": ["run.init_from={run:other}"]}, "other": TUNED},
             "it needs itself: tuned -> pretrain -> other -> pretrain$",
         ),
     ],
@@ -103,7 +103,7 @@ def test_a_cell_whose_need_is_not_finished_is_left_and_says_so(tmp_path: Path) -
 
 
 def test_what_needs_a_cell_that_is_left_is_left_too(tmp_path: Path) -> None:
-    further = {**TUNED, "set": ["run.start={run:tuned}"], "seeds": [1]}
+    further = {**TUNED, "set": ["run.init_from={run:tuned}"], "seeds": [1]}
     plan = needing(tmp_path, {"further": further, "tuned": TUNED, "pretrain": PRETRAIN})
     cells = [cell for cell in plan.cells if cell.seed == 1 and cell.fold == 0 and cell.model != "pretrain"]
     outcome = Outcome(failed={"set.f0.pretrain.s1": "no memory"})

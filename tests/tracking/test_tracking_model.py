@@ -12,8 +12,9 @@ import torch
 
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.errors import CheckpointError, DataError
+from maestro_dist.inference.exported_model import TaskDescription, export_model
+from maestro_dist.inference.predictor import Predictor, load_model
 from maestro_dist.model import Maestro
-from maestro_dist.predict import Predictor, TaskDescription, export_model, load_model
 from maestro_dist.tracking import open_run
 from maestro_dist.tracking.model import log_model
 from maestro_dist.types import Batch, Modality

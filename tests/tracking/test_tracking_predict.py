@@ -15,7 +15,7 @@ import torch
 from test_tracking_model import FULL, MODALITIES, SAMPLES, as_lists, exported
 
 from maestro_dist.errors import CheckpointError, ConfigError, DataError, NonFiniteError
-from maestro_dist.predict import Predictor, load_model
+from maestro_dist.inference.predictor import Predictor, load_model
 
 
 @pytest.fixture(scope="module")

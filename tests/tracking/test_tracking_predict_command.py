@@ -17,8 +17,8 @@ import pytest
 from test_tracking_model import CLASSES, FULL, MODALITIES, TASK, as_lists, exported
 
 from maestro_dist.data.pack import Description, RawSample, pack
-from maestro_dist.predict import load_model
-from maestro_dist.predict_command import main
+from maestro_dist.inference.command import main
+from maestro_dist.inference.predictor import load_model
 
 SAMPLES = [FULL, {"acc": FULL["acc"]}, {"eda": FULL["eda"]}, {}]
 

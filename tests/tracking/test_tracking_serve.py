@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from test_tracking_model import CLASSES, FULL, MODALITIES, as_lists, exported
 
-from maestro_dist.predict import load_model
-from maestro_dist.summary import commands
+from maestro_dist.inference.predictor import load_model
+from maestro_dist.run.summary import commands
 from maestro_dist.tracking import open_run, tracking_uri
 from maestro_dist.tracking.model import log_model
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import python_path
-from maestro_dist.memory import HUGE_PAGES, keep_freed_memory
+from maestro_dist.system.memory import HUGE_PAGES, keep_freed_memory
 
 
 def peak_memory(case: str, size: int, device: str, *, threads: int = 1, worker: bool = False) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import python_path
-from maestro_dist.memory import HUGE_PAGES
+from maestro_dist.system.memory import HUGE_PAGES
 
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """Ranks wait while one of them computes alone."""

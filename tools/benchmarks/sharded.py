@@ -19,16 +19,16 @@ from benchmarks.moe import mixture
 from benchmarks.ways import Handed, Shape, Way
 from maestro_dist.config.model import ModelConfig, MoeConfig
 from maestro_dist.config.schema import Config, MeshConfig
-from maestro_dist.memory import keep_freed_memory
+from maestro_dist.engine.engine import Engine
 from maestro_dist.model import Maestro
 from maestro_dist.model.layout import Layout
 from maestro_dist.model.moe import LocalExperts, MixtureOfExperts
 from maestro_dist.optim import build_optimizer
-from maestro_dist.parallel.engine import Engine
 from maestro_dist.parallel.expert import MOVEMENTS, spread_experts
 from maestro_dist.parallel.group import sequence_group
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.parallel.sequence import SequenceRanks, model_cuts
+from maestro_dist.system.memory import keep_freed_memory
 from maestro_dist.task import make_task
 from maestro_dist.types import Batch, Modality
 
@@ -176,7 +176,13 @@ def _mixing(module: MixtureOfExperts, layout: Layout, x: Tensor) -> Callable[[],
 
 def recording_config() -> ModelConfig:
     """A model with words of one step and the settings for long recordings."""
-    layers: dict[str, Any] = {"encoder_layers": 1, "fusion_layers": 1, "word": 1, "checkpoint": "layers", "tile": 65536}
+    layers: dict[str, Any] = {
+        "encoder_layers": 1,
+        "fusion_layers": 1,
+        "word": 1,
+        "activation_checkpointing": "layers",
+        "tile": 65536,
+    }
     return ModelConfig(width=64, heads=8, summary="none", **layers)
 
 

@@ -23,20 +23,19 @@ import numpy as np
 from benchmarks.baselines.settings import BaselineConfig
 from benchmarks.common import machine
 
-from maestro_dist.config.check import decides, identity
+from maestro_dist.config.identity import is_identity_key, run_identity
 from maestro_dist.config.model import ModelConfig, StemConfig
+from maestro_dist.config.renamed import RENAMED
 from maestro_dist.config.schema import Config
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.errors import RunError
 from suite.matrix import ROOT, Cell, Plan
 
 RECORD_FILE, RESULT_FILE, LOG_FILE = "cell.json", "result.json", "job.log"
-RENAMED: dict[str, str] = {}
-"""Keys of a configuration that have a new name: old -> new. Results with the old names stay valid."""
 _STEM = "model.stem"  # a section that may be absent
 _DEFAULTS = {
-    **identity(Config(model=ModelConfig(stem=StemConfig()))),
-    **identity(Config()),
+    **run_identity(Config(model=ModelConfig(stem=StemConfig()))),
+    **run_identity(Config()),
     **{f"baseline.{key}": value for key, value in BaselineConfig().model_dump(mode="json").items()},
 }
 
@@ -186,13 +185,13 @@ class Archive:
 def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Where recorded settings are not those of now: `key old -> new`. All comparisons of settings go through here.
 
-    A recorded key with an old name counts under its new name (`RENAMED`). A key that the record does not have is newer
-    than the run: its default is what the run did. A key that no longer decides a result is left out.
+    A recorded key with an old name counts under its new name (`config.renamed`). A key that the record does not have is
+    newer than the run: its default is what the run did. A key that no longer decides a result is left out.
     """
     now = json.loads(json.dumps(now))
     given = {_renamed(key): value for key, value in recorded.items()}
     old = {key: _DEFAULTS[_plain(key)] for key in now if _plain(key) in _DEFAULTS and not _without_stem(key, given)}
-    old |= {key: value for key, value in given.items() if decides(_plain(key))}
+    old |= {key: value for key, value in given.items() if is_identity_key(_plain(key))}
     changed = (key for key in sorted({*old, *now}) if old.get(key) != now.get(key))
     return [f"{key} {old.get(key)!r} -> {now.get(key)!r}" for key in changed]
 

@@ -14,10 +14,12 @@ from typing import Any
 from benchmarks.baselines.settings import load_settings
 from pydantic import ValidationError
 
-from maestro_dist.config.check import check, identity
-from maestro_dist.config.fit import fitted
-from maestro_dist.config.load import apply_override, flatten, load_config, read_tree
-from maestro_dist.config.places import absolute, absolute_path, at_home
+from maestro_dist.config.check import check
+from maestro_dist.config.coerce import coerce
+from maestro_dist.config.dump import flatten_config
+from maestro_dist.config.identity import run_identity
+from maestro_dist.config.load import apply_override, load_config, read_tree
+from maestro_dist.config.paths import absolute_path, expand_home, with_absolute_paths
 from maestro_dist.config.schema import Config, SourceConfig
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import ConfigError
@@ -99,7 +101,7 @@ def load_plan(path: str, overrides: Sequence[str] = ()) -> Plan:
     for override in overrides:
         apply_override(tree, override)
     try:
-        return make_plan(Suite.model_validate(fitted(tree, Suite)))
+        return make_plan(Suite.model_validate(coerce(tree, Suite)))
     except ValidationError as error:
         found = (f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
         raise ConfigError(f"{path}: {'; '.join(dict.fromkeys(found))}") from None
@@ -223,7 +225,7 @@ def _cell(plan: Plan, name: str, data: str, fold: int | None, seed: int, row: _R
             raise ConfigError("evaluation.predictions: false: the report needs the predictions of each sample")
     except ConfigError as error:
         raise ConfigError(f"{name} on {data}: {error}") from None
-    deciding = identity(config)
+    deciding = run_identity(config)
     if row.kind != "maestro":  # the sections that it reads
         deciding = {k: v for k, v in deciding.items() if k.startswith(("run.seed", "data.", "evaluation."))}
     return Cell(
@@ -308,7 +310,7 @@ def _portable(value: Any, places: dict[str, str]) -> Any:
 
 def _config_file(config: str | None) -> str | None:
     """Relative to the repository where it is inside, else absolute: a job works in a copy of the repository."""
-    config = config and at_home(config, "config")
+    config = config and expand_home(config, "config")
     if config is None or "://" in config or Path(config).is_absolute():
         return config
     path = (ROOT / config).resolve()
@@ -317,8 +319,8 @@ def _config_file(config: str | None) -> str | None:
 
 def _absolute_places(config: Config) -> list[str]:
     """Overrides that make absolute what a configuration names relative to the folder where the suite starts."""
-    before, after = flatten(config), flatten(absolute(config))
-    keys = ("run.start", "data.cache", "task.teachers")
+    before, after = flatten_config(config), flatten_config(with_absolute_paths(config))
+    keys = ("run.init_from", "data.cache", "task.teachers")
     return [_typed(key, after[key]) for key in keys if after[key] != before[key]]
 
 

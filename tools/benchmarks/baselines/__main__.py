@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.baselines.settings import describe_baseline, load_settings
 from maestro_dist.errors import run_main
-from maestro_dist.terminal import never_fail_to_print
+from maestro_dist.system.terminal import never_fail_to_print
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,169 @@
+"""Which slice of which parameter a rank owns under ZeRO, and how slices are put back. All private names are here.
+
+Every rank owns one contiguous range of each *flattened* parameter, in fp32, with the optimizer's state beside it. The
+names used here are private to DeepSpeed 0.19 and pinned; a test per ZeRO stage says so when they move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from maestro_dist.engine.engine import Engine
+from maestro_dist.optim import AVERAGE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MASTER = "master"
+
+
+@dataclass(frozen=True)
+class OwnedSlice:
+    """Elements `start ... start + count - 1` of flattened parameter `name`, counted over all experts of a layer.
+
+    `tensors` are 1-D *views* [count] into DeepSpeed's memory: "master" (the fp32 weights) and the optimizer's moments,
+    the average of the weights among them where `optim.ema` wants one.
+    """
+
+    name: str
+    start: int
+    count: int
+    tensors: dict[str, Tensor]
+
+
+def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
+    """Full shape of every parameter, by name, whatever is resident here; experts of all ranks together."""
+    shapes = {}
+    for name, parameter in engine.module.named_parameters():
+        first, *rest = getattr(parameter, "ds_shape", parameter.shape)
+        shapes[name] = (first * getattr(parameter, "expert_ranks", 1), *rest)
+    return shapes
+
+
+def _first(parameter: Any) -> int:
+    """Where this rank's experts begin in the flattened parameter of all of them; 0 for what is not spread."""
+    elements: int = getattr(parameter, "ds_numel", parameter.numel())
+    return getattr(parameter, "expert_rank", 0) * elements
+
+
+def buffers(engine: Engine) -> dict[str, Tensor]:
+    """The module's persistent buffers, by name; the same on all ranks."""
+    parameters = {name for name, _ in engine.module.named_parameters(remove_duplicate=False)}
+    return {name: tensor for name, tensor in engine.module.state_dict().items() if name not in parameters}
+
+
+def owned_slices(engine: Engine) -> Iterator[OwnedSlice]:
+    """The slices that this rank owns, in the order of the model's parameters. No collectives."""
+    optimizer = engine.deepspeed.optimizer
+    locate = _locate_sharded if engine.zero_stage == 3 else _locate_flat
+    for name, parameter in engine.module.named_parameters():
+        flat, start, count, offset = locate(optimizer, parameter)
+        if count == 0:
+            continue
+        state = optimizer.optimizer.state.get(flat, {})
+        tensors = {MASTER: flat.detach()} | {key: state[key] for key in _moments(state)}
+        start += _first(parameter)
+        yield OwnedSlice(name, start, count, {key: tensor.narrow(0, offset, count) for key, tensor in tensors.items()})
+
+
+def _locate_flat(optimizer: Any, parameter: Any) -> tuple[Any, int, int, int]:
+    """(flat tensor, start in the parameter, elements, offset in the flat tensor) at ZeRO 1 and 2."""
+    mapping = parameter._hp_mapping
+    if mapping is None:  # this rank owns nothing of it
+        return None, 0, 0, 0
+    flat = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+    here = mapping.lp_fragment_address
+    return flat, here.start, here.numel, mapping.hp_fragment_address.start
+
+
+def _locate_sharded(optimizer: Any, parameter: Any) -> tuple[Any, int, int, int]:
+    """The same at ZeRO 3: equal parts, the last ones shorter or empty."""
+    import torch.distributed as dist
+
+    group, offset, part = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    start = dist.get_rank(getattr(parameter, "ds_process_group", optimizer.dp_process_group)) * part
+    count = max(0, min(part, parameter.ds_numel - start))
+    return optimizer.fp32_partitioned_groups_flat[group], start, count, offset
+
+
+def _flats(engine: Engine) -> list[Any]:
+    optimizer = engine.deepspeed.optimizer
+    return (
+        optimizer.fp32_partitioned_groups_flat if engine.zero_stage == 3 else optimizer.single_partition_of_fp32_groups
+    )
+
+
+def _moments(state: dict[str, Any]) -> list[str]:
+    """Names of the state tensors that go with elements (not the step count)."""
+    return [key for key, value in state.items() if key != "step" and value is not None]
+
+
+def optimizer_name(engine: Engine) -> str:
+    """Class name of the torch optimizer under DeepSpeed."""
+    return type(engine.deepspeed.optimizer.optimizer).__name__
+
+
+def optimizer_state(engine: Engine) -> tuple[list[str], int]:
+    """(names of the moments, number of steps taken as the optimizer counts them; 0 if it does not)."""
+    state = engine.deepspeed.optimizer.optimizer.state.get(_flats(engine)[0], {})
+    return _moments(state), int(state.get("step", 0))
+
+
+def create_moments(engine: Engine, names: list[str], steps: int) -> None:
+    """Zero moments and the step count, as the optimizer itself would make them, for everything that this rank owns."""
+    import torch
+
+    optimizer = engine.deepspeed.optimizer
+    for flat in _flats(engine):
+        state: dict[str, Tensor] = {name: torch.zeros_like(flat) for name in names}
+        if names and (optimizer_name(engine) == "AdamW" or AVERAGE in names):
+            state["step"] = torch.tensor(float(steps), dtype=torch.float32)
+        optimizer.optimizer.state[flat] = state
+    if engine.zero_stage < 3:
+        optimizer._hp_optimizer_states_linked = False
+        optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def publish_master(engine: Engine) -> None:
+    """Copy the fp32 master slices into the model on all ranks. A collective."""
+    optimizer = engine.deepspeed.optimizer
+    if engine.zero_stage < 3:
+        optimizer.update_lp_params()
+        return
+    optimizer._partition_all_parameters()
+    for group in range(len(optimizer.fp16_groups)):
+        optimizer._reassign_or_swap_out_partitioned_parameters(group)
+    if optimizer.persistent_parameters:
+        optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+
+
+@contextmanager
+def averaged(engine: Engine) -> Iterator[None]:
+    """The model has the averaged weights inside (`optim.ema`), and its own again after, bit for bit.
+
+    A collective where there is an average; without one (before the first step too) nothing happens. Weights and
+    averages change places, so it takes no memory beyond the largest slice. Nothing may train or save meanwhile. After
+    an error they are left as they are: other ranks would not come to change them back.
+    """
+    if AVERAGE not in optimizer_state(engine)[0]:
+        yield
+        return
+    _exchange(engine)
+    yield
+    _exchange(engine)
+
+
+def _exchange(engine: Engine) -> None:
+    """Master weights and averages change places; then the model gets the new master weights. A collective."""
+    import torch
+
+    with torch.no_grad():
+        for flat in _flats(engine):
+            average = engine.deepspeed.optimizer.optimizer.state[flat][AVERAGE]
+            weights = flat.detach().clone()
+            flat.detach().copy_(average)
+            average.copy_(weights)
+        publish_master(engine)

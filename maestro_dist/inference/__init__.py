@@ -1,0 +1,1 @@
+"""Exported models: written, loaded, asked; from Python, the command line and MLflow."""

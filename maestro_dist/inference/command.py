@@ -1,0 +1,215 @@
+"""The command `python -m maestro_dist.predict`: a model's answers for a data set or a file, as a table."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
+
+from maestro_dist.data.storage import Storage
+from maestro_dist.errors import ConfigError, DataError, StorageError, run_main
+from maestro_dist.inference.find_model import check_writable, place_of, what_may_be_meant
+from maestro_dist.system.terminal import lost, never_fail_to_print
+
+if TYPE_CHECKING:
+    from maestro_dist.inference.predictor import Predictor
+
+HELP = """The answers of a trained model: `python -m maestro_dist.predict MODEL DATA`.
+
+MODEL is a run (folder, URL, or its name in `runs/`) or an exported model. DATA is
+
+  a packed data set        folder or URL; one split of it (--split)
+  FILE.npz                 an array a modality: [samples, steps, variates], or of one sample [steps, variates]
+  FILE.json, FILE.jsonl    a list of samples, or one a line: {"ecg": [[.1], [null], ...], "spo2": ...}
+
+A gap is NaN or null; a sensor that is not there is left out. A model that normalises by recording also wants
+`ecg_recording` and so on: mean and standard deviation of each variate. Prints CSV, one line a sample: its key or
+number, then the probability of each class, or the value. Where nothing was observed there is no answer: empty cells.
+
+From Python:
+
+    from maestro_dist.predict import load_model
+    model = load_model("runs/mine")
+    model.predict({"ecg": ecg, "spo2": spo2})        # or a list of such samples; a row each, a column a class
+"""
+
+Row = tuple[str, list[float | None]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    never_fail_to_print()
+    options = _parser().parse_args(arguments)
+    return run_main(lambda: _predict(options), debug=options.debug)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m maestro_dist.predict", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("data", metavar="DATA")
+    parser.add_argument("--split", default="test", help="split of a packed data set (default: test)")
+    parser.add_argument("--out", metavar="FILE", help="write there; JSON lines where its name ends in .jsonl")
+    parser.add_argument(
+        "--any-units", action="store_true", help="answer also where units or scales of a data set do not fit the model"
+    )
+    parser.add_argument("--batch", type=int, default=256, metavar="N", help="samples at a time (default: 256)")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    return parser
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from maestro_dist.inference.predictor import load_model
+
+    if options.batch < 1:
+        raise ConfigError(f"--batch: {options.batch} is not 1 or more")
+    out = Path(options.out).expanduser() if options.out else None
+    if out:
+        check_writable(out, "--out")
+    predictor = load_model(_model_place(options.model))
+    data = options.data.removeprefix("data.url=")  # as it is typed for `train`
+    suffix = Path(data).suffix.lower()
+    if suffix in (".npz", ".json", ".jsonl") and not Path(data).is_dir():
+        rows = _of_file(predictor, data, suffix, options)
+    else:
+        rows = _of_split(predictor, data, options)
+    kept = list(rows)  # an error must not leave half a table
+    columns = list(predictor.classes) or ["value"]
+    if out is None:
+        _write_csv(sys.stdout, columns, kept)
+        if error := lost(sys.stdout):
+            raise StorageError(f"the answers were not written whole: {error.strerror}")
+        return 0
+    text = io.StringIO(newline="")
+    (_write_json if out.suffix.lower() == ".jsonl" else _write_csv)(text, columns, kept)
+    _write_whole(out, text.getvalue())
+    return 0
+
+
+def _write_whole(out: Path, text: str) -> None:
+    """Replace a file by `text`, or leave it as it was. What is no regular file (a pipe) is written directly."""
+    part = out.with_name(f".{out.name}.part")
+    try:
+        if out.exists() and not out.is_file():
+            out.write_text(text, encoding="utf-8", newline="")
+            return
+        part.write_text(text, encoding="utf-8", newline="")
+        os.replace(part, out)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise StorageError(f"cannot write --out {out}: {error.strerror}") from error
+
+
+def _model_place(text: str) -> str:
+    """The URL of an exported model, or of a run that has left one."""
+    from maestro_dist.inference.exported_model import DESCRIPTION, RUN_FOLDER
+
+    place = place_of(text)
+    if not any(place.exists(path) for path in (DESCRIPTION, f"{RUN_FOLDER}/{DESCRIPTION}")):
+        raise ConfigError(
+            f"{place.name()}: neither an exported model (it has no {DESCRIPTION}) nor a run that has left one"
+            f"{what_may_be_meant(place)}"
+        )
+    return place.url
+
+
+def _of_file(predictor: Predictor, place: str, suffix: str, options: argparse.Namespace) -> Iterator[Row]:
+    """Answers for the samples of a file, numbered from 0."""
+    from maestro_dist.inference.inputs import as_list, split_recordings
+
+    storage = Storage(place if "://" in place else str(Path(place).expanduser()))
+    content = storage.read()
+    try:
+        if suffix == ".npz":
+            given: Any = _of_arrays(content)
+        elif suffix == ".json":
+            given = json.loads(content)
+        else:
+            given = [json.loads(line) for line in content.decode().splitlines() if line.strip()]
+    except Exception as error:  # zipfile, zlib, numpy and Python's own parser each have errors of their own
+        raise DataError(f"{storage.name()}: damaged ({' '.join(str(error).split())[:200]})") from error
+    pairs = [split_recordings(sample, predictor.names) for sample in as_list(given)]
+    answers = predictor.predict(
+        [windows for windows, _ in pairs], [found for _, found in pairs], batch=options.batch, unobserved="nan"
+    )
+    yield from _rows(map(str, range(len(pairs))), answers)
+
+
+def _of_arrays(content: bytes) -> list[Mapping[str, Any]]:
+    """The samples of a .npz file."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    if all(array.ndim < 3 for array in arrays.values()):
+        return [arrays] if arrays else []
+    counts = {name: len(array) if array.ndim == 3 else -1 for name, array in arrays.items()}
+    if len(set(counts.values())) > 1:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+        raise ValueError(f"the arrays are not of the same number of samples: {shapes}")
+    return [{name: array[row] for name, array in arrays.items()} for row in range(max(counts.values()))]
+
+
+def _of_split(predictor: Predictor, url: str, options: argparse.Namespace) -> Iterator[Row]:
+    """Answers for the samples of a packed split, by their keys."""
+    import torch
+
+    from maestro_dist.config.schema import DataConfig
+    from maestro_dist.data.compare import check_values, fit_modalities
+    from maestro_dist.data.manifest import MANIFEST_NAME, load_manifest
+    from maestro_dist.data.reader import SplitSource
+    from maestro_dist.data.stream import evaluation_batches
+    from maestro_dist.data.symbols import reads_symbols
+
+    url = url if "://" in url else str(Path(url).expanduser().absolute())
+    if not Storage(url).exists(MANIFEST_NAME):
+        raise DataError(
+            f"{Storage(url).name()}: not a packed data set (it has no {MANIFEST_NAME}) nor a .npz, .json or .jsonl file"
+        )
+    manifest, model, modalities = load_manifest(url), predictor.model.config, predictor.modalities
+    try:
+        manifest.split(options.split)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (--split names another)") from None
+    manifest, notes = fit_modalities(manifest, modalities, model, any_units=options.any_units)
+    config = DataConfig(url=url)
+    if model.needs_statistics:
+        source = SplitSource(url, manifest, config, tuple(modalities), options.split)
+        notes += check_values(source, any_units=options.any_units)
+    for note in notes:
+        print(note, file=sys.stderr)
+    symbols = reads_symbols(manifest, model, modalities)
+    with torch.no_grad():
+        for batch in evaluation_batches(
+            url, manifest, config, modalities, options.split,
+            batch=options.batch, rank=0, ranks=1, symbols=symbols,
+        ):  # fmt: skip
+            logits = predictor.model(batch)["logits"].float().numpy()
+            yield from _rows(batch.keys, predictor.answers(logits, batch.present.any(dim=1).numpy(), batch.keys))
+
+
+def _rows(keys: Any, answers: np.ndarray) -> Iterator[Row]:
+    for key, answer in zip(keys, answers.reshape(len(answers), -1).tolist(), strict=True):
+        yield key, [None if value != value else value for value in answer]
+
+
+def _write_csv(file: TextIO, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["sample", *columns])
+    writer.writerows([key, *answer] for key, answer in rows)
+
+
+def _write_json(file: TextIO, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    for key, answer in rows:
+        file.write(
+            json.dumps({"sample": key, "answer": dict(zip(columns, answer, strict=True))}, ensure_ascii=False) + "\n"
+        )

@@ -1,0 +1,121 @@
+"""An exported model on storage: `model.json` (configuration, modalities, task) and `model.safetensors` (weights).
+
+It needs neither DeepSpeed nor Ray nor MLflow, and contains no pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from maestro_dist.config.model import ModelConfig
+from maestro_dist.config.renamed import current
+from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.errors import CheckpointError
+from maestro_dist.types import Modality
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+FORMAT = "maestro_dist/model/1"
+DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
+RUN_FOLDER = "model"
+"""Where a run's folder holds its exported model."""
+
+
+@dataclass(frozen=True)
+class TaskDescription:
+    """What a model answers: `classes`, or a number in the unit that `target` names.
+
+    `target_mean` and `target_std` are those of the training split (regression).
+    """
+
+    kind: str
+    classes: tuple[str, ...] = ()
+    target: str = ""
+    target_mean: float = 0.0
+    target_std: float = 1.0
+
+
+def export_model(
+    folder: str,
+    *,
+    config: ModelConfig,
+    modalities: Sequence[Modality],
+    task: TaskDescription,
+    weights: Mapping[str, Tensor],
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model to a folder or URL. `about` (plain JSON) says where it comes from; `model.json` is written last."""
+    from safetensors.torch import save
+
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
+    description = {
+        "format": FORMAT,
+        "model": config.model_dump(mode="json"),
+        "modalities": [asdict(modality) for modality in modalities],
+        "task": asdict(task),
+        "weights": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
+        "about": dict(about or {}),
+    }
+    storage = Storage(folder)
+    storage.write(WEIGHTS, data)
+    storage.write(DESCRIPTION, json.dumps(description, indent=1).encode())
+
+
+def read_description(storage: Storage) -> dict[str, Any]:
+    """`model.json` of an exported model. Raises CheckpointError if it is missing, damaged or of another format."""
+    name = storage.name(DESCRIPTION)
+    try:
+        description: dict[str, Any] = json.loads(storage.read(DESCRIPTION))
+    except ObjectMissing as error:
+        raise CheckpointError(f"{storage.name()}: no exported model ({DESCRIPTION}, {WEIGHTS})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{name}: not JSON ({error})") from error
+    found = description.get("format") if isinstance(description, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(f"{name}: format {found!r} is not {FORMAT!r}")
+    try:
+        model_config(description), modalities_of(description), task_description(description)
+        str(description["weights"]["sha256"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{name}: damaged, or written by another version ({' '.join(str(error).split())[:200]})"
+        ) from None
+    return description
+
+
+def model_config(description: Mapping[str, Any]) -> ModelConfig:
+    """The configuration that `model.json` holds."""
+    return ModelConfig.model_validate(current(description["model"], "model"))
+
+
+def modalities_of(description: Mapping[str, Any]) -> list[Modality]:
+    """The modalities that `model.json` holds."""
+    return [
+        Modality(**{**modality, "mean": tuple(modality["mean"]), "std": tuple(modality["std"])})
+        for modality in description["modalities"]
+    ]
+
+
+def task_description(description: Mapping[str, Any]) -> TaskDescription:
+    """The task that `model.json` holds."""
+    return TaskDescription(**{**description["task"], "classes": tuple(description["task"]["classes"])})
+
+
+def read_weights(storage: Storage) -> dict[str, Tensor]:
+    """Parameters and buffers of an exported model. Raises CheckpointError if they are missing or damaged."""
+    from safetensors.torch import load
+
+    description = read_description(storage)
+    try:
+        data = storage.read(WEIGHTS)
+    except ObjectMissing as error:
+        raise CheckpointError(f"{storage.name()}: no exported model ({DESCRIPTION}, {WEIGHTS})") from error
+    if hashlib.sha256(data).hexdigest() != description["weights"]["sha256"]:
+        raise CheckpointError(f"{storage.name(WEIGHTS)}: damaged (its sha256 is not that of {DESCRIPTION})")
+    return load(data)

@@ -1,0 +1,202 @@
+"""A loaded model that predicts from samples with any subset of its sensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from maestro_dist.config.learning import TaskConfig
+from maestro_dist.data.storage import Storage
+from maestro_dist.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from maestro_dist.inference.exported_model import (
+    DESCRIPTION,
+    RUN_FOLDER,
+    WEIGHTS,
+    TaskDescription,
+    modalities_of,
+    model_config,
+    read_description,
+    read_weights,
+    task_description,
+)
+from maestro_dist.inference.inputs import as_list, check_names, statistics, window
+from maestro_dist.task import make_task
+from maestro_dist.types import Batch, Modality
+
+if TYPE_CHECKING:
+    from maestro_dist.model import Maestro
+    from maestro_dist.task import Task
+
+
+Sample = Mapping[str, Any]
+"""Modality name -> array or nested lists [T_j, D_j], of any real type; NaN, None or masked where nothing was observed.
+
+An axis of length 1 may be left out ([T_j] where there is one variate). A missing key, None, or a window in which
+nothing was observed: no such sensor.
+"""
+
+
+def task_of(task: TaskDescription) -> Task:
+    """What turns a model's logits into answers and metrics."""
+    return make_task(
+        TaskConfig(),
+        kind=task.kind,
+        classes=task.classes,
+        target_mean=task.target_mean,
+        target_std=task.target_std,
+    )
+
+
+def load_model(folder: str | Path, *, device: str = "cpu") -> Predictor:
+    """Load a model from a folder or URL: that of an exported model, or of the run that it lies in.
+
+    Raises CheckpointError if it is missing, damaged or of another format, or was pre-trained only; ConfigError if there
+    is no such device.
+    """
+    from maestro_dist.model import Maestro
+
+    place = str(folder)
+    storage = Storage(place if "://" in place else str(Path(place).expanduser()))
+    if not storage.exists(DESCRIPTION) and storage.exists(f"{RUN_FOLDER}/{DESCRIPTION}"):
+        storage = storage.join(RUN_FOLDER)
+    description = read_description(storage)
+    task = task_description(description)
+    if task.kind == "pretrain":
+        raise CheckpointError(
+            f"{storage.name()}: this model was pre-trained only and has no head to answer with; fine-tune it first "
+            "(run.init_from)"
+        )
+    weights = read_weights(storage)
+    model = Maestro(model_config(description), modalities_of(description), len(task.classes) or 1, seed=0)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{storage.name(WEIGHTS)}: not the weights of {DESCRIPTION} ({' '.join(str(error).split())[:200]})"
+        ) from None
+    try:
+        model = model.eval().to(device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise ConfigError(f"device {device!r}: {' '.join(str(error).split())[:200]}") from None
+    return Predictor(model, task, device=device)
+
+
+class Predictor:
+    """Answers for samples that have any subset of the model's modalities."""
+
+    def __init__(self, model: Maestro, task: TaskDescription, *, device: str = "cpu") -> None:
+        self.model = model
+        self.modalities: list[Modality] = list(model.modalities)
+        self.names = [modality.name for modality in self.modalities]
+        self.task = task
+        self.device = device
+        self.wants_recording = model.config.normalize == "recording"
+        self._task = task_of(task)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the columns of `predict` (classification)."""
+        return self.task.classes
+
+    def predict(
+        self,
+        samples: Sample | Iterable[Sample],
+        recording: Sample | Iterable[Sample] | None = None,
+        *,
+        batch: int = 256,
+        unobserved: Literal["refuse", "nan"] = "refuse",
+    ) -> np.ndarray:
+        """Class probabilities float64 [N, C], or values float64 [N] in the target's unit.
+
+        One sample (a dict) is taken as a list of one, so N is 1. `recording` holds, for a model with `normalize:
+        recording`, mean and standard deviation [D_j, 2] of each present modality over the person's recording up to the
+        window's end, sample by sample; other models do not look at it. An answer needs something observed:
+        `unobserved` says whether a sample without is refused, or has NaN for an answer.
+
+        Raises:
+            DataError: a sample does not fit, or nothing was observed in it; the message names sample and modality.
+            NonFiniteError: the model's answer is not a finite number.
+        """
+        import torch
+
+        given = as_list(samples)
+        recordings = self._recordings(given, recording)
+        if batch < 1:
+            raise ConfigError(f"batch: {batch} is not 1 or more")
+        logits, observed = [np.zeros((0, self._task.outputs), dtype=np.float32)], [np.zeros(0, dtype=bool)]
+        with torch.no_grad():
+            for start in range(0, len(given), batch):
+                chosen = slice(start, start + batch)
+                made = self._batch(given[chosen], recordings[chosen] if recordings else None, start)
+                there = made.present.any(dim=1).numpy()
+                if unobserved == "refuse" and not there.all():
+                    raise DataError(
+                        f"sample {start + int(np.argmin(there))}: none of {', '.join(self.names)} was observed; "
+                        "there is nothing to answer from"
+                    )
+                observed.append(there)
+                logits.append(self.model(made.to(self.device))["logits"].float().cpu().numpy())
+        return self.answers(np.concatenate(logits), np.concatenate(observed))
+
+    def answers(self, logits: np.ndarray, observed: np.ndarray, names: Sequence[str] | None = None) -> np.ndarray:
+        """What `predict` returns, from logits [N, C] of samples in which something was observed, bool [N], or not.
+
+        `names` are the samples' names for messages; by default their numbers.
+        """
+        bad = np.flatnonzero(observed & ~np.isfinite(logits).all(axis=1))
+        if len(bad):
+            name = names[bad[0]] if names else bad[0]
+            raise NonFiniteError(f"sample {name}: the model's answer is not a finite number; are its values sound?")
+        answers = self._task.predictions(logits)
+        answers[~observed] = np.nan
+        return answers
+
+    def _recordings(self, samples: Sequence[Sample], given: Any) -> list[Mapping[str, Any]]:
+        """Statistics by sample; none where the model does not look at them."""
+        if not self.wants_recording:
+            return []
+        found = [] if given is None else as_list(given)
+        if len(found) != len(samples):
+            raise DataError(
+                "this model normalises by recording: give mean and standard deviation of the recording with each "
+                f"sample ({len(samples)} samples, {len(found)} recordings)"
+            )
+        for number, sample in enumerate(found):
+            check_names(sample, self.names, f"recording {number}")
+        return found
+
+    def _batch(self, samples: Sequence[Sample], recording: Sequence[Mapping[str, Any]] | None, first: int) -> Batch:
+        import torch
+
+        for number, sample in enumerate(samples, start=first):
+            check_names(sample, self.names, f"sample {number}")
+        values, rows, stored = {}, {}, {}
+        present = np.zeros((len(samples), len(self.modalities)), dtype=bool)
+        for column, modality in enumerate(self.modalities):
+            name, shape = modality.name, (modality.steps, modality.variates)
+            arrays, pairs = [], []
+            for row, sample in enumerate(samples):
+                where = f"sample {first + row}, {name}"
+                array = None if sample.get(name) is None else window(sample[name], modality, where)
+                if array is None:
+                    continue
+                present[row, column] = True
+                arrays.append(array)
+                if recording is not None:
+                    pairs.append(statistics(recording[row].get(name), modality.variates, where))
+            values[name] = torch.from_numpy(np.array(arrays, dtype=np.float32).reshape(-1, *shape))
+            rows[name] = torch.from_numpy(np.flatnonzero(present[:, column]))
+            if recording is not None:
+                pair = np.array(pairs, dtype=np.float32).reshape(-1, modality.variates, 2)
+                stored[name] = torch.from_numpy(pair)
+        return Batch(
+            values=values,
+            rows=rows,
+            present=torch.from_numpy(present),
+            sample=torch.arange(first, first + len(samples)),
+            target=torch.zeros(len(samples)),
+            recording=stored,
+        )

@@ -1,0 +1,262 @@
+"""The Ray launcher: a Ray Train run on the cluster at hand, or on a local Ray that is stopped again at the end."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from maestro_dist.config.schema import Config
+from maestro_dist.errors import RunError
+from maestro_dist.parallel.failure import Report, explain, leave_groups, report_of
+from maestro_dist.run.ray_cluster import Head, cluster, lacks, prepare_environment, train_folder
+from maestro_dist.training.job import Job
+from maestro_dist.training.process import environment
+from maestro_dist.training.worker import run_worker
+
+_WORKER_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true"}
+_POLL_S = 0.3
+_SAY_S = 30.0
+_CONSOLE_S = 600.0
+"""How long the console may take to answer; it has little to do, but on a busy machine its process is slow to start."""
+_TOLD_S = 30.0
+"""How long a failed worker may take to tell the console why, while other ranks wait for it."""
+# A group of workers that cannot start for lack of room is waited for, an hour at a time, for a week; one that fails to
+# start fails in seconds, and ends the run after so many times.
+_START_S, _STARTS = 3600, 168
+_HEAR_OUT_S = 3.0
+"""How long a rank that has only lost another one keeps back its error, so that the other's is heard first."""
+
+
+def train(config: Config, job: Job) -> None:
+    """Run the worker function on `run.workers` workers until it ends.
+
+    Workers that fail are started again by Ray, up to `run.max_failures` times, and go on from the newest checkpoint.
+    An error that would only come again (bad data, a NaN) ends the run at once.
+
+    Raises:
+        MaestroError: the error of the worker that failed first, with its rank, whatever the others say.
+    """
+    prepare_environment()
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_S))
+    with train_folder() as folder, cluster(config), _console(config) as console:
+        import ray
+        from ray.train import TrainingFailedError
+
+        failure: BaseException | None = None
+        try:
+            head = Head(ray.get_runtime_context().gcs_address)
+            _fit(_trainer(config, job, console, folder), config, console, head)
+        except TrainingFailedError as error:
+            failure = error
+        except ray.exceptions.RayError as error:
+            raise RunError(f"Ray gave up: {_text(error)}") from error
+        reports: list[Report] = _asked(console.reports)
+        dead = _dead(failure)
+        if reports and not (dead and all(report.lost for report in reports)):
+            raise explain(reports, config.run.workers, config.run.timeout_s) from failure
+        if failure:
+            raise RunError(dead or f"Ray Train gave up: {_text(failure)}") from failure
+
+
+def _fit(trainer: Any, config: Config, console: Any, head: Head) -> None:
+    """`trainer.fit()` in a thread: in the main thread Ray Train would take the signals and not let go of them.
+
+    Says now and then that workers are waited for. Returns early when an error is final: Ray would start the workers
+    once more only to see them return.
+    """
+    import ray
+
+    outcome: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # raised again below, in the main thread
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, name="fit", daemon=True)
+    thread.start()
+    since = said = time.monotonic()
+    while thread.is_alive():
+        thread.join(_POLL_S)
+        head.check()
+        final, begun = _asked(console.state)
+        if final:
+            return
+        now = time.monotonic()
+        if begun == config.run.workers:
+            since = said = now
+        elif now - said >= _SAY_S:
+            said = now
+            lack = lacks(config, ray.cluster_resources())
+            wanted = f"{config.run.workers - begun} of {config.run.workers} workers to start"
+            print(
+                f"waiting for {wanted}, for {now - since:.0f} s now{': they need ' if lack else ''}{lack}", flush=True
+            )
+    if outcome:
+        raise outcome[0]
+
+
+def _asked(method: Any) -> Any:
+    """The console's answer."""
+    import ray
+
+    try:
+        return ray.get(method.remote(), timeout=_CONSOLE_S)
+    except ray.exceptions.RayError as error:
+        raise RunError(
+            f"the process that carries the workers' reports to this one is gone ({_text(error)}); was it killed, or "
+            "its node? Start the same command again to go on"
+        ) from error
+
+
+def _trainer(config: Config, job: Job, console: Any, folder: str) -> Any:
+    import ray.train.torch
+
+    # Which generation of the API these names are is decided when they are imported; type checkers see the older one.
+    api: Any = ray.train
+    run = config.run
+
+    class Failures(api.UserCallback):  # type: ignore[misc]
+        """Tells the console that a group of workers has failed, where no worker could. The controller calls it."""
+
+        def after_exception(self, run_context: Any, worker_exceptions: Any) -> None:
+            console.over.remote()
+
+    return api.torch.TorchTrainer(
+        _work,
+        train_loop_config={"job": job.as_dict(), "console": console},
+        scaling_config=api.ScalingConfig(
+            num_workers=run.workers,
+            use_gpu=run.device == "cuda",
+            resources_per_worker={"CPU": run.cpus_per_worker, **({"GPU": 1} if run.device == "cuda" else {})},
+        ),
+        # Ray's own records of the run are not used: checkpoints are ours, in the run's storage.
+        run_config=api.RunConfig(
+            name=f"{run.name[:50]}-{job.attempt}",
+            storage_path=folder,
+            failure_config=api.FailureConfig(max_failures=run.max_failures, controller_failure_limit=_STARTS),
+            callbacks=[Failures()],
+            logging_config=api.LoggingConfig(log_level="ERROR"),
+            worker_runtime_env={"env_vars": {**_WORKER_ENVIRONMENT, **environment(config)}},
+        ),
+        torch_config=api.torch.TorchConfig(backend="nccl" if run.device == "cuda" else "gloo", timeout_s=run.timeout_s),
+    )
+
+
+def _work(handed: dict[str, Any]) -> None:
+    """The train function: what Ray calls on each worker, again from the top after a failure."""
+    import ray
+    import torch.distributed as dist
+
+    console, rank = handed["console"], dist.get_rank()
+    group = ray.get_runtime_context().get_placement_group_id()  # another one at each start
+    if not ray.get(console.begin.remote(group)):
+        return  # started again after an error that would only come again
+
+    def failed(error: Exception) -> None:
+        report = report_of(rank, error)
+        with suppress(ray.exceptions.RayError):  # without a console the run ends anyway
+            ray.get(console.fail.remote(group, report), timeout=_TOLD_S)
+        leave_groups()
+        if report.lost:
+            time.sleep(_HEAR_OUT_S)
+
+    run_worker(Job(**handed["job"]), lambda line: console.say.remote(line), failed)
+
+
+class _Console:
+    """Carries to the driver the workers' lines, and what they report of their failures."""
+
+    def __init__(self, ranks: int, timeout_s: int) -> None:
+        self._ranks, self._timeout_s = ranks, timeout_s
+        self._lines: list[str] = []
+        self._group: str | None = None
+        self._begun = 0
+        self._reports: list[Report] = []
+        self._final: Report | None = None
+
+    def say(self, line: str) -> None:
+        self._lines.append(line)
+
+    def drain(self) -> list[str]:
+        lines, self._lines = self._lines, []
+        return lines
+
+    def begin(self, group: str) -> bool:
+        """A worker of this group of workers starts. Returns whether there is anything left to do."""
+        if group != self._group:
+            if self._reports and not self._final:
+                self.say(f"started again: {explain(self._reports, self._ranks, self._timeout_s)}")
+            self._group, self._reports, self._begun = group, [], 0
+        self._begun += 1
+        return self._final is None
+
+    def over(self) -> None:
+        """The group of workers is given up."""
+        self._begun = 0
+
+    def fail(self, group: str, report: Report) -> None:
+        if group == self._group:
+            self._reports.append(report)
+            if report.final:
+                self._final = self._final or report
+
+    def state(self) -> tuple[bool, int]:
+        """Whether nothing is left to do, and how many workers have begun."""
+        return self._final is not None, self._begun
+
+    def reports(self) -> list[Report]:
+        """In the order of arrival; none of groups before the last one."""
+        return [self._final] if self._final else self._reports
+
+
+@contextmanager
+def _console(config: Config) -> Iterator[Any]:
+    """The console actor, whose lines a thread prints as they come."""
+    import ray
+    import ray.util.scheduling_strategies
+
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    remote: Any = ray.remote(_Console)
+    options = remote.options(num_cpus=0, scheduling_strategy=here)
+    actor = options.remote(config.run.workers, config.run.timeout_s)  # lives as long as the driver
+    done = threading.Event()
+
+    def show() -> None:
+        while True:
+            last = done.wait(_POLL_S)
+            try:
+                for line in ray.get(actor.drain.remote()):
+                    print(line, flush=True)
+            except ray.exceptions.RayError:
+                return
+            if last:
+                return
+
+    printer = threading.Thread(target=show, name="console", daemon=True)
+    printer.start()
+    try:
+        yield actor
+    finally:
+        done.set()
+        printer.join(timeout=10)
+
+
+def _dead(failure: BaseException | None) -> str | None:
+    """What Ray knows of a worker that died without a word of its own."""
+    for rank, cause in sorted((getattr(failure, "worker_failures", None) or {}).items()):
+        death = getattr(cause, "health_check_failure", None)
+        if death is not None:
+            return f"worker {rank} died ({type(death).__name__}: {_text(death)}); was it killed, or out of memory?"
+    return None
+
+
+def _text(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

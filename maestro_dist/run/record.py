@@ -1,0 +1,146 @@
+"""`run.json`: what a run was begun as, and the MLflow run that belongs to it."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from maestro_dist.config.dump import to_yaml
+from maestro_dist.config.identity import check_resume, run_identity
+from maestro_dist.config.schema import Config
+from maestro_dist.data.manifest import MANIFEST_NAME, Manifest
+from maestro_dist.data.storage import ObjectMissing, Storage, redact
+from maestro_dist.errors import RunError
+from maestro_dist.parallel.mesh import build_mesh
+from maestro_dist.training.pretrained_weights import check_pretrained
+from maestro_dist.training.teachers import check_teachers
+
+RUN_FILE = "run.json"
+DATA_FOLDER = "data"
+"""Below a run: the manifest of the data that it was trained on."""
+
+
+class RunRecord(BaseModel):
+    """The record of a run, written before anything else and updated only by the driver that holds the lease.
+
+    `token` marks the MLflow run: a driver that died before it could write the run's id down finds it again. `start` is
+    the place of the weights that it began with (`run.init_from` may name a run that goes on).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["maestro_dist/run/1"] = "maestro_dist/run/1"
+    identity: dict[str, Any]
+    data: str
+    token: str
+    tracking_uri: str = ""
+    mlflow_run: str | None = None
+    start_ms: int = 0
+    start: str = ""
+    status: Literal["running", "finished"] = "running"
+
+
+def begin(config: Config, manifest: Manifest, run: Storage) -> RunRecord:
+    """Read the run's record and compare it with what is asked now, or make it; then open its MLflow run.
+
+    Raises:
+        ConfigError: the run was begun with another configuration; the differences are listed. Or it is new, and
+            `run.init_from` or `task.teachers` names a model that does not fit.
+        RunError: it was begun on other data, the record is damaged, or a first start finds no tracking server.
+    """
+    record = _read(run)
+    if record is None:
+        start = check_pretrained(config, manifest)
+        check_teachers(config, manifest)
+        record = RunRecord(
+            identity=run_identity(config), data=manifest.fingerprint(), token=uuid.uuid4().hex, start=start
+        )
+        write(run, record)
+        run.write(f"{DATA_FOLDER}/{MANIFEST_NAME}", manifest.model_dump_json(indent=1).encode())
+    _check_same(config, manifest, record)
+    return record if record.status == "finished" else _tracked(config, run, record)
+
+
+def is_finished(run: Storage) -> bool:
+    """Whether the run's record says so, whatever it was begun as."""
+    record = _read(run)
+    return record is not None and record.status == "finished"
+
+
+def finished(config: Config, manifest: Manifest, run: Storage) -> RunRecord | None:
+    """The record of a run that is finished, of this configuration and data; None where there is still work to do.
+
+    Reads only. Raises what `begin` does where they are others.
+    """
+    record = _read(run)
+    if record is None or record.status != "finished":
+        return None
+    _check_same(config, manifest, record)
+    return record
+
+
+def _check_same(config: Config, manifest: Manifest, record: RunRecord) -> None:
+    if record.data != manifest.fingerprint():
+        raise RunError(
+            f"run {config.run.name!r} was begun on other data than {redact(config.data.url)} holds now; "
+            "choose another run.name or the old data"
+        )
+    check_resume(config, record.identity)
+
+
+def write(run: Storage, record: RunRecord) -> None:
+    """Write the record."""
+    run.write(RUN_FILE, record.model_dump_json(indent=1).encode())
+
+
+def _read(run: Storage) -> RunRecord | None:
+    try:
+        return RunRecord.model_validate_json(run.read(RUN_FILE))
+    except ObjectMissing:
+        return None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise RunError(
+            f"{run.name(RUN_FILE)} is damaged ({'.'.join(map(str, problem['loc']))}: {problem['msg']}); "
+            "mend it, or choose another run.name"
+        ) from None
+
+
+def _tracked(config: Config, run: Storage, record: RunRecord) -> RunRecord:
+    """The record with its MLflow run open, on the tracking server that the configuration names now."""
+    from maestro_dist.tracking.run import find_run, open_run, tracking_uri
+
+    uri = tracking_uri(config.tracking.uri, config.run.storage)
+    run_id = record.mlflow_run or find_run(uri, config.tracking.experiment, record.token)
+    tracked = open_run(
+        uri,
+        config.tracking.experiment,
+        config.run.name,
+        run_id=run_id,
+        params=run_identity(config),
+        tags=_tags(config, run, record.token),
+    )
+    found = {"tracking_uri": uri, "mlflow_run": tracked.run_id, "start_ms": tracked.start_ms or record.start_ms}
+    record = record.model_copy(update=found)
+    write(run, record)
+    run.write("config.yaml", to_yaml(config).encode())
+    return record
+
+
+def _tags(config: Config, run: Storage, token: str) -> dict[str, str]:
+    from importlib.metadata import version
+
+    packages = ("torch", "deepspeed", "ray", "mlflow", "numpy")
+    return {
+        "run.token": token,
+        "run.storage": run.name(),
+        "run.launcher": config.run.launcher,
+        "run.device": config.run.device,
+        "mesh": build_mesh(config.mesh, world=config.run.workers).table().splitlines()[0],
+        "engine": f"ZeRO {config.engine.zero_stage}, micro-batch {config.engine.micro_batch or 'whole share'}",
+        "data.url": redact(config.data.url),
+        "checkpoints": run.name("checkpoints"),
+        "versions": ", ".join(f"{name} {version(name)}" for name in packages),
+    }

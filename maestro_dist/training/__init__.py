@@ -1,0 +1,1 @@
+"""What one worker does: builds the model and its data, trains, validates."""

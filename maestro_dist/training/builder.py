@@ -1,0 +1,198 @@
+"""From a configuration and a manifest to task, model, stream and engine of one rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from maestro_dist.callbacks.base import State
+from maestro_dist.config.schema import Config
+from maestro_dist.data.manifest import Manifest, load_manifest
+from maestro_dist.data.order import labelled_count
+from maestro_dist.data.prefetch import Say, by_log
+from maestro_dist.parallel.mesh import Mesh, build_mesh
+from maestro_dist.training.process import prepare_process
+
+if TYPE_CHECKING:
+    import torch
+
+    from maestro_dist.data.stream import TrainStream
+    from maestro_dist.model.maestro import Trunk
+    from maestro_dist.parallel.collectives import Group
+    from maestro_dist.task.base import Task
+    from maestro_dist.types import Modality
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A model, what it needs from its data, and the groups that its ranks talk in."""
+
+    manifest: Manifest
+    modalities: list[Modality]
+    task: Task
+    model: Trunk
+    groups: tuple[Group, ...] = ()
+
+
+def build(config: Config, manifest: Manifest | None = None, mesh: Mesh | None = None) -> Pieces:
+    """Manifest (by default that at `data.url`) -> modalities, task and initial model. The same on every rank.
+
+    With a mesh whose ranks share the time axis the model works on this rank's slices; a process group must exist then.
+    """
+    from maestro_dist.model import Maestro, Pretraining
+
+    manifest = manifest or load_manifest(config.data.url)
+    modalities = manifest.select(config.data.modalities)
+    task = build_task(config, manifest)
+    groups: list[Group] = []
+    sequence = None
+    if mesh is not None and mesh.sequence > 1:
+        from maestro_dist.parallel.group import sequence_group
+        from maestro_dist.parallel.sequence import SequenceRanks, model_cuts
+        from maestro_dist.parallel.ulysses import UlyssesRanks
+
+        context = UlyssesRanks if config.mesh.sequence_method == "ulysses" else SequenceRanks
+        cuts = model_cuts(config.model, modalities, mesh.sequence)
+        sequence = context(sequence_group(mesh, config.run.timeout_s), cuts)
+        groups.append(sequence.group)
+    experts = None
+    if mesh is not None and mesh.expert > 1:
+        from maestro_dist.parallel.expert import spread_experts
+        from maestro_dist.parallel.plan import plan_expert_movement
+
+        movement = plan_expert_movement(config, modalities, mesh).movement
+        experts, group = spread_experts(mesh, config.run.device, config.run.timeout_s, movement)
+        groups.append(group)
+    model: Trunk
+    given: dict[str, Any] = {"seed": config.run.seed, "sequence": sequence, "experts": experts}
+    if task.kind == "pretrain":
+        model = Pretraining(config.model, modalities, config.task.pretrain, **given)
+    else:
+        model = Maestro(config.model, modalities, task.outputs, **given)
+    return Pieces(manifest, modalities, task, model, tuple(groups))
+
+
+def build_task(config: Config, manifest: Manifest) -> Task:
+    """The task that the configuration names for this data."""
+    from maestro_dist.task import make_task
+
+    split = manifest.split(config.data.train)
+    return make_task(
+        config.task,
+        kind=manifest.task,
+        classes=manifest.classes,
+        class_counts=split.class_counts,
+        target_mean=0.0 if split.target_mean is None else split.target_mean,
+        target_std=1.0 if split.target_std is None else split.target_std,
+        consistency=config.missing.consistency,
+    )
+
+
+def time_slices(config: Config, modalities: Sequence[Modality], mesh: Mesh) -> dict[str, tuple[int, int]] | None:
+    """This rank's steps of each modality, [first, end); None where it has all."""
+    if mesh.sequence == 1:
+        return None
+    from maestro_dist.parallel.sequence import model_cuts
+
+    at = mesh.sequence_rank
+    return {
+        name: (cuts[at], cuts[at + 1]) for name, cuts in model_cuts(config.model, modalities, mesh.sequence).items()
+    }
+
+
+def build_stream(
+    config: Config,
+    pieces: Pieces,
+    mesh: Mesh,
+    total_steps: int,
+    say: Say = by_log,
+    device: torch.device | None = None,
+) -> TrainStream:
+    """This rank's training samples, on their way to `device`; `say` hears what is waited for."""
+    from maestro_dist.data.stream import TrainStream
+    from maestro_dist.data.symbols import reads_symbols
+
+    return TrainStream(
+        config.data.url,
+        pieces.manifest,
+        config.data,
+        pieces.modalities,
+        seed=config.run.seed,
+        global_batch=config.optim.global_batch,
+        micro_batch=config.engine.micro_batch,
+        rank=mesh.data_rank,
+        ranks=mesh.data,
+        curriculum=config.missing,
+        total_steps=total_steps,
+        slices=time_slices(config, pieces.modalities, mesh),
+        symbols=reads_symbols(pieces.manifest, config.model, pieces.modalities, config.augment),
+        augment=config.augment,
+        say=name_rank(say, mesh),
+        device=device,
+    )
+
+
+def name_rank(say: Say, mesh: Mesh) -> Say:
+    """`say` with the number of this worker before each line, where there are several."""
+    return say if mesh.world == 1 else lambda line: say(f"worker {mesh.rank}: {line}")
+
+
+def count_steps(config: Config, manifest: Manifest) -> tuple[int, int, int]:
+    """Samples an epoch, optimizer steps an epoch, and steps of the whole run."""
+    samples = labelled_count(manifest.split(config.data.train).samples, config.data.label_share)
+    per_epoch = math.ceil(samples / config.optim.global_batch)
+    total = per_epoch * config.optim.epochs
+    return samples, per_epoch, min(total, config.optim.max_steps or total)
+
+
+def first_batch(config: Config) -> tuple[float, int]:
+    """Mean loss and number of samples of the first micro-batch of rank 0, before any step. Needs no process group."""
+    import torch
+
+    prepare_process(config)
+    pieces = build(config)
+    mesh = build_mesh(config.mesh, world=config.run.workers)
+    whole = Mesh(rank=0, world=mesh.data, data=mesh.data)  # of the samples that sequence ranks would share
+    _, _, total = count_steps(config, pieces.manifest)
+    with closing(build_stream(config, pieces, whole, total).batches(0, config.optim.global_batch)) as batches:
+        batch = next(batches)
+    with torch.no_grad():
+        loss = pieces.task.loss(pieces.model(batch, 0), batch).mean()
+    return float(loss), batch.samples
+
+
+def assemble(
+    config: Config,
+    mesh: Mesh,
+    prepare: Callable[[Trunk, Manifest], None] = lambda model, manifest: None,
+    say: Say = by_log,
+) -> tuple[State, TrainStream]:
+    """The state of a run at its start, with model and engine, and its training stream. A process group must exist.
+
+    `prepare` may change the model's initial weights before the engine shards them.
+    """
+    from maestro_dist.engine.engine import Engine
+    from maestro_dist.model.estimate import tokens_by_modality
+    from maestro_dist.optim import build_optimizer
+
+    pieces = build(config, mesh=mesh)
+    prepare(pieces.model, pieces.manifest)
+    engine = Engine(pieces.model, build_optimizer(pieces.model, config.optim), config, mesh)
+    samples, per_epoch, total = count_steps(config, pieces.manifest)
+    state = State(
+        config=config,
+        mesh=mesh,
+        engine=engine,
+        task=pieces.task,
+        manifest=pieces.manifest,
+        modalities=pieces.modalities,
+        samples_per_epoch=samples,
+        steps_per_epoch=per_epoch,
+        total_steps=total,
+        tokens_by_modality=tokens_by_modality(config.model, pieces.modalities),
+        groups=pieces.groups,
+    )
+    return state, build_stream(config, pieces, mesh, total, say, engine.device)

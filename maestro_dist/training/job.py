@@ -1,0 +1,30 @@
+"""What a driver gives to its workers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a driver sends to its workers: plain values only.
+
+    config        the resolved configuration as plain JSON
+    run_url       where the run is stored
+    attempt       number of this attempt, from the lease
+    tracking_uri  MLflow server or database, with the id of the run (`mlflow_run`) and its start time in ms (`start_ms`)
+    start         where the pretrained weights are; "" without any
+    """
+
+    config: dict[str, Any]
+    run_url: str
+    attempt: int
+    tracking_uri: str
+    mlflow_run: str
+    start_ms: int
+    start: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for Ray's train loop configuration."""
+        return asdict(self)

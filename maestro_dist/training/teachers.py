@@ -1,0 +1,170 @@
+"""Knowledge distillation (`task.teachers`): the mean prediction of other models is the training target.
+
+Teachers see complete training samples. The student sees the same samples with modalities dropped.
+Sources: Hinton et al. 2015, "Distilling the knowledge in a neural network"; Furlanello et al. 2018, "Born again neural
+networks".
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from maestro_dist.config.check import check_mesh
+from maestro_dist.config.learning import TaskConfig
+from maestro_dist.config.model import ModelConfig
+from maestro_dist.config.schema import Config
+from maestro_dist.data.manifest import Manifest
+from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.data.symbols import reads_symbols
+from maestro_dist.errors import CheckpointError, ConfigError, MaestroError
+from maestro_dist.inference.exported_model import DESCRIPTION, model_config, read_description, read_weights
+
+if TYPE_CHECKING:
+    import torch
+
+    from maestro_dist.parallel.mesh import Mesh
+
+ANSWERS_FILE = "teachers.safetensors"
+"""In the run's folder. A run can be resumed without its teachers, because their predictions are kept here."""
+_SAME = ("name", "rate_hz", "steps", "variates", "mean", "std")
+
+
+def check_teachers(config: Config, manifest: Manifest) -> None:
+    """Check that each teacher fits the data and the grid of ranks. Reads no weights.
+
+    Raises:
+        ConfigError: a teacher does not fit; the message says why.
+    """
+    for url in config.task.teachers:
+        _, model = _open_teacher(url, config, manifest)
+        try:
+            check_mesh(_teacher_config(config, model))
+            reads_symbols(manifest, model, manifest.select(config.data.modalities))
+        except MaestroError as error:
+            raise ConfigError(f"task.teachers: {Storage(url).name()} cannot be used here: {error}") from None
+        if model.normalize == "recording" and not manifest.recording:
+            raise ConfigError(
+                f"task.teachers: {Storage(url).name()} normalizes by recording, but the data has no statistics of "
+                "recordings"
+            )
+
+
+def teacher_predictions(
+    config: Config, manifest: Manifest, mesh: Mesh, run_url: str, device: torch.device
+) -> tuple[torch.Tensor, bool]:
+    """Mean predictions of `task.teachers` for all training samples, and whether they were computed now.
+
+    float32: class probabilities [N, C], or values [N] in the target's unit. They are computed once and kept with the
+    run. All ranks call it.
+
+    Raises:
+        ConfigError: a teacher does not fit the data.
+        CheckpointError: a teacher, or the file of kept predictions, is damaged.
+    """
+    import torch
+
+    from maestro_dist.evaluation.gather import broadcast
+
+    run = Storage(run_url)
+    split = manifest.split(config.data.train)
+    shape = (split.samples, len(manifest.classes)) if manifest.task == "classification" else (split.samples,)
+    known = _read_predictions(run, shape) if mesh.rank == 0 else None
+    computed = bool(broadcast(np.array([known is None], dtype=np.float64), mesh, device)[0])
+    if computed:
+        predictions = [_predict(url, config, manifest, mesh, device) for url in config.task.teachers]
+        if mesh.rank == 0:
+            known = np.mean(predictions, axis=0).astype(np.float32)
+            _write_predictions(run, known)
+    found = broadcast(np.zeros(shape) if known is None else known.astype(np.float64), mesh, device)
+    return torch.from_numpy(found.astype(np.float32)).to(device), computed
+
+
+def _predict(url: str, config: Config, manifest: Manifest, mesh: Mesh, device: torch.device) -> np.ndarray:
+    """Predictions of one teacher, on rank 0. The value on other ranks is not used."""
+    from maestro_dist.training.builder import build
+    from maestro_dist.training.evaluation import evaluate_with
+
+    storage, model = _open_teacher(url, config, manifest)
+    own = _teacher_config(config, model)
+    pieces = build(own, manifest, replace(mesh, expert=1))
+    try:
+        pieces.model.load_state_dict(read_weights(storage))
+    except RuntimeError as error:
+        raise CheckpointError(f"{storage.name()}: its weights are not those of its {DESCRIPTION} ({error})") from None
+    teacher = pieces.model.eval().to(device)
+    found = evaluate_with(
+        lambda batch: teacher(batch.to(device)),
+        own, mesh, manifest, pieces.modalities, pieces.task, config.data.train, rates=[0.0], draws=[0],
+        device=device,
+    )  # fmt: skip
+    return pieces.task.predictions(found.logits) if found.logits is not None else np.zeros(0)
+
+
+def _teacher_config(config: Config, model: ModelConfig) -> Config:
+    """The configuration of the run with the model of a teacher, whose experts are all on every rank."""
+    mesh = config.mesh.model_copy(update={"expert": 1})
+    return config.model_copy(update={"model": model, "task": TaskConfig(), "mesh": mesh})
+
+
+def _open_teacher(url: str, config: Config, manifest: Manifest) -> tuple[Storage, ModelConfig]:
+    """The exported model of a teacher, checked against the data, and its configuration."""
+    here = Storage(url)
+    storage = here if here.exists(DESCRIPTION) else here.join("model")
+    try:
+        description = read_description(storage)
+    except CheckpointError as error:
+        if isinstance(error.__cause__, ObjectMissing):
+            raise ConfigError(
+                f"task.teachers: {here.name()} is neither an exported model (it has no {DESCRIPTION}) nor a run "
+                "with one"
+            ) from None
+        raise
+    task, wanted = description["task"], (manifest.task, list(manifest.classes))
+    if (task["kind"], list(task["classes"])) != wanted:
+        raise ConfigError(
+            f"task.teachers: {here.name()} is for {_described(task['kind'], task['classes'])}, the data for "
+            f"{_described(*wanted)}"
+        )
+    theirs = [_plain(modality) for modality in description["modalities"]]
+    ours = [_plain(asdict(modality)) for modality in manifest.select(config.data.modalities)]
+    if theirs != ours:
+        names = [[modality["name"] for modality in some] for some in (theirs, ours)]
+        what = "others" if names[0] == names[1] else ", ".join(names[0])
+        raise ConfigError(
+            f"task.teachers: {here.name()} was trained on {what}, this run is on {', '.join(names[1])}; a teacher's "
+            f"modalities must agree in {', '.join(_SAME)}"
+        )
+    return storage, model_config(description)
+
+
+def _plain(modality: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value := modality[key], tuple) else value for key in _SAME}
+
+
+def _described(kind: str, classes: list[str]) -> str:
+    return f"{kind} of {', '.join(classes)}" if classes else kind
+
+
+def _read_predictions(run: Storage, shape: tuple[int, ...]) -> np.ndarray | None:
+    from safetensors.numpy import load
+
+    try:
+        data = run.read(ANSWERS_FILE)
+    except ObjectMissing:
+        return None
+    try:
+        found: np.ndarray = load(data)["answers"]
+    except Exception as error:
+        raise CheckpointError(f"{run.name(ANSWERS_FILE)}: damaged ({error}); remove it") from None
+    if found.shape != shape:
+        raise CheckpointError(f"{run.name(ANSWERS_FILE)}: shape {list(found.shape)} is not {list(shape)}; remove it")
+    return found
+
+
+def _write_predictions(run: Storage, found: np.ndarray) -> None:
+    from safetensors.numpy import save
+
+    run.write(ANSWERS_FILE, save({"answers": found}))

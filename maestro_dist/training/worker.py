@@ -1,0 +1,190 @@
+"""One worker: grid of ranks -> stream -> model -> engine -> `fit`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from maestro_dist.callbacks.base import Callbacks, State
+from maestro_dist.callbacks.checkpointing import callback_states, resume
+from maestro_dist.checkpoint.fence import Fence
+from maestro_dist.config.load import parse
+from maestro_dist.config.schema import Config
+from maestro_dist.data.home import own_folder
+from maestro_dist.data.manifest import Manifest
+from maestro_dist.data.prefetch import Say
+from maestro_dist.data.storage import Storage, redact
+from maestro_dist.parallel.mesh import build_mesh
+from maestro_dist.training.builder import assemble
+from maestro_dist.training.evaluation import evaluate_on
+from maestro_dist.training.job import Job
+from maestro_dist.training.process import prepare_process
+
+if TYPE_CHECKING:
+    from maestro_dist.checkpoint import CheckpointInfo, Saver
+    from maestro_dist.evaluation import Evaluation
+    from maestro_dist.model.maestro import Trunk
+    from maestro_dist.tracking import MetricLog
+
+
+def run_worker(job: Job, say: Say, failed: Callable[[Exception], None] = lambda error: None) -> None:
+    """Train, test, export. Called on every rank, and again from the top after a failure.
+
+    A process group must exist. `failed` is called with any error first, because other ranks may be waiting for this
+    one; the callbacks' `on_exception` comes next, and then everything that is open is closed.
+
+    Raises:
+        MaestroError: for what a person can mend.
+    """
+    from maestro_dist.callbacks.progress import never_raising
+    from maestro_dist.tracking.extras import lines_to
+
+    say = never_raising(say)
+    listeners: list[Callable[[Exception], None]] = [failed]
+    with lines_to(say), ExitStack() as stack:
+        try:
+            _train(job, say, stack, listeners)
+        except Exception as error:
+            for listener in listeners:
+                listener(error)
+            raise
+
+
+def _train(job: Job, say: Say, stack: ExitStack, listeners: list[Callable[[Exception], None]]) -> None:
+    import torch.distributed as dist
+
+    from maestro_dist.checkpoint import Saver, newest, restore
+    from maestro_dist.training.feature_scaling import standardise
+    from maestro_dist.training.loop import fit
+    from maestro_dist.training.pretrained_weights import load_pretrained
+    from maestro_dist.training.teachers import teacher_predictions
+
+    config = _with_reader_timeout(parse(job.config, "the driver's configuration"))
+    prepare_process(config)
+    mesh = build_mesh(config.mesh, world=dist.get_world_size(), rank=dist.get_rank())
+    found = _broadcast_checkpoint(newest(job.run_url) if mesh.rank == 0 else None, job.run_url)
+
+    def initialize(model: Trunk, manifest: Manifest) -> None:
+        if found:
+            return
+        standardise(model, config, manifest, mesh)
+        if job.start:
+            loaded, of = load_pretrained(model, job.start)
+            if mesh.rank == 0:
+                say(f"starts with {loaded} of {of} parameters from {redact(job.start)}")
+
+    state, stream = assemble(config, mesh, initialize, say)
+    stack.callback(state.engine.close)
+    if found:
+        restore(state.engine, found)
+        resume(state, found.step, found.position, found.metadata)
+        if mesh.rank == 0:
+            say(f"resumes at step {state.step:,} of {state.total_steps:,} from {found.url}")
+    if config.task.teachers:
+        targets, computed = teacher_predictions(config, state.manifest, mesh, job.run_url, state.engine.device)
+        state.task.learn_from(targets, config.task.teacher_share)
+        if computed and mesh.rank == 0:
+            say(f"learns from {len(config.task.teachers)} teachers: predictions for {len(targets):,} training samples")
+    saver = Saver(job.run_url, mesh, attempt=job.attempt, keep_last=config.checkpoint.keep_last)
+    if mesh.rank == 0:
+        for line in stream.warnings():
+            say(line)
+    log = _metric_log(job, state) if mesh.rank == 0 else None
+    if log is not None:
+        stack.callback(_close_log, log, say)
+    callbacks = _callbacks(job, state, saver, log, say)
+    stack.callback(callbacks.close)
+    if found:
+        callbacks.load_state_dict(callback_states(found.metadata))
+    listeners.append(partial(callbacks.on_exception, state))
+    fit(state, stream.batches, callbacks)
+
+
+def _with_reader_timeout(config: Config) -> Config:
+    """A reader gives up before the collectives of other ranks time out, so that the error names the reader."""
+    limit = max(1, min(config.data.timeout_s, config.run.timeout_s * 4 // 5))
+    return config.model_copy(update={"data": config.data.model_copy(update={"timeout_s": limit})})
+
+
+def _close_log(log: MetricLog, say: Say) -> None:
+    if not log.close():
+        say(
+            f"warning: tracking did not accept all metrics; they are kept in {log.folder} and sent when this run "
+            "is resumed"
+        )
+
+
+def _broadcast_checkpoint(found: CheckpointInfo | None, run_url: str) -> CheckpointInfo | None:
+    """The checkpoint that rank 0 found, on all ranks. They must agree, and an earlier attempt may still be writing."""
+    import torch
+    import torch.distributed as dist
+
+    from maestro_dist.checkpoint import find
+
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    step = torch.tensor(found.step if found else -1, device=device)
+    dist.broadcast(step, src=0)
+    return find(run_url, int(step)) if int(step) >= 0 else None
+
+
+def _metric_log(job: Job, state: State) -> MetricLog:
+    from maestro_dist.tracking import MetricLog
+
+    folder = work_folder(job.run_url)
+    return MetricLog(folder, job.tracking_uri, job.mlflow_run, job.start_ms, resume_step=state.step)
+
+
+def work_folder(run_url: str) -> Path:
+    """The folder of the run. If its storage is remote: a folder on this machine, for metrics and pictures."""
+    local = Storage(run_url).local_path()
+    if local is not None:
+        return local
+    digest = hashlib.sha256(run_url.encode()).hexdigest()[:12]
+    return own_folder("runs") / f"{run_url.rsplit('/', 1)[-1]}-{digest}"
+
+
+def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None, say: Say) -> Callbacks:
+    """All callbacks, in the order in which they depend on each other."""
+    from maestro_dist.callbacks.checkpointing import Checkpointing
+    from maestro_dist.callbacks.configured import configured_callbacks
+    from maestro_dist.callbacks.figures import Figures
+    from maestro_dist.callbacks.final_test import FinalTest
+    from maestro_dist.callbacks.health import Health
+    from maestro_dist.callbacks.metrics import Metrics
+    from maestro_dist.callbacks.progress import Progress
+    from maestro_dist.callbacks.validation import Validation
+
+    evaluation, data = state.config.evaluation, state.config.data
+
+    def validate() -> Evaluation:
+        return evaluate_on(state, data.validation, evaluation.rates, evaluation.draws[:1], say=say)
+
+    def test() -> Evaluation:
+        keep = evaluation.predictions and state.task.kind != "pretrain"  # pre-training makes no predictions
+        return evaluate_on(state, data.test, evaluation.test_rates, evaluation.draws, keep=keep, say=say)
+
+    metrics, validation = Metrics(log), Validation(validate, log, say)
+    fence = Fence(job.run_url, job.attempt).check
+    return Callbacks(
+        [
+            metrics,
+            Health(metrics, say),
+            validation,
+            Figures(log, job.tracking_uri, job.mlflow_run),
+            *configured_callbacks(state.config),  # before Checkpointing, which saves their states
+            Checkpointing(saver, fence),
+            Progress(metrics, say),
+            FinalTest(
+                test,
+                log,
+                fence=fence,
+                run_url=job.run_url,
+                tracking_uri=job.tracking_uri,
+                mlflow_run=job.mlflow_run,
+            ),
+        ]
+    )
