@@ -1,7 +1,7 @@
 """Measure a part of maestro_dist: `python tools/benchmark.py NAME [--json FILE] [--quick]`.
 
-Prints a table, and writes it as JSON where asked. Figures that are to be reached carry `reach` and `holds`; the exit
-code is 0 whatever they say.
+Prints a table and writes it as JSON where asked. Rows with a target have `reach` and `holds`; the exit code is 0 also
+where a target is missed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib
 import sys
 from pathlib import Path
 
-# it starts as a file and as a module, from any folder, with the package that lies beside it
+# so that it starts as a file and as a module, from any folder
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[0]))
 
@@ -28,11 +28,11 @@ NAMES = {
     "sax": "symbols from raw windows against a loop over the words",
     "model": "the whole model in training, time and peak memory; modalities missing; repeatability",
     "long": "a million tokens, and recordings of a million steps",
-    "parallel": "one sequence on several ranks, in three ways: bytes, wall time, weak scaling, memory",
+    "parallel": "one sequence on several ranks in three ways: bytes, wall time, weak scaling, memory",
 }
 _KEPT = {
-    True: "the C library keeps freed memory for all alike: times are of arithmetic, not of page faults",
-    False: "the C library's allocator is left as it is",
+    True: "the C library keeps freed memory for all cases: times are of arithmetic, not of page faults",
+    False: "the C library's allocator has its default settings",
 }
 
 
@@ -46,21 +46,23 @@ def main() -> int:
     )
     parser.add_argument("name", choices=NAMES, metavar="NAME", help=f"one of {', '.join(NAMES)}")
     parser.add_argument("--json", metavar="FILE", help="write rows, versions and machine there")
-    parser.add_argument("--quick", action="store_true", help="few repetitions, small sizes: to see that it works")
+    parser.add_argument("--quick", action="store_true", help="few repetitions and small sizes, to see that it works")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of the second half of a table (all cores)")
-    parser.add_argument("--default-allocator", action="store_true", help="leave the C library's allocator as it is")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="threads of the second half of a table (default: all cores)"
+    )
+    parser.add_argument("--default-allocator", action="store_true", help="do not change the C library's allocator")
     given = parser.parse_args()
     if given.threads is not None and given.threads < 1:
         parser.error("--threads is at least 1")
     notes = []
     if given.name == "parallel":
-        notes.append("gloo ranks, processes of their own with one thread each; bytes are those handed to collectives")
+        notes.append("gloo ranks, one process with one thread each; bytes are those sent to collectives")
     elif given.name != "step":
         keep = given.device == "cpu" and not given.default_allocator
         notes.append(_KEPT[keep and keep_freed_memory(large=True)])
     if given.quick:
-        notes.append("quick: small sizes, so that the figures mean nothing")
+        notes.append("quick: small sizes; the figures mean nothing")
     options = Options(quick=given.quick, device=given.device, threads=given.threads)
     rows = importlib.import_module(f"benchmarks.{given.name}").run(options)
     print_table(given.name, rows, notes)

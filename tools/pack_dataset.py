@@ -2,9 +2,9 @@
 
 `python tools/pack_dataset.py uci_hapt --source FOLDER --out URL`
 
-The source is a folder or an archive as it was published; the target any folder or fsspec URL (s3://bucket/name).
-`--symbols beside --alphabet 20 --word 8 --normalize dataset` packs SAX symbols too, made as a model with these values
-makes them (`instead`: without the raw windows). The name `packed` takes a packed data set as source.
+The source is a folder or an archive as it was published; the target is a folder or fsspec URL (s3://bucket/name).
+`--symbols beside --alphabet 20 --word 8 --normalize dataset` also packs SAX symbols, as a model with these settings
+makes them (`instead`: without the raw windows). With the name `packed` the source is a packed data set.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from maestro_dist.model.embedding import Symboliser, word_steps
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse the command line, convert, pack, and print what there is now."""
+    """Parse the command line, convert, pack, and print a summary."""
     arguments = _parsed(argv)
     console = Console(stderr=True)
     source, out = arguments.source, arguments.out
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
             shard_bytes=arguments.shard_mb << 20,
             overwrite=arguments.overwrite,
         )
-        if arguments.symbols:  # they need the statistics of the whole training split, known only now
+        if arguments.symbols:  # they need the statistics of the whole training split, which are known only now
             manifest = _symbols(folder, arguments)
     _summary(manifest, out, conversion.description.notice)
     for note in conversion.notes:
@@ -68,20 +68,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parsed(argv: list[str] | None) -> argparse.Namespace:
-    """The command line, with local paths from home (`~`) and the values of symbols checked."""
+    """The command line with `~` expanded and the settings of the symbols checked."""
     parser, children = _parser()
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         child = children[arguments.name]
         options = [text.partition("=")[0] for text in unknown if text.startswith("-")]
-        child.error(unknown_options(options, child.names) if options else f"no place for {' '.join(unknown)}")
+        child.error(unknown_options(options, child.names) if options else f"unexpected arguments: {' '.join(unknown)}")
     arguments.source, arguments.out = expand_home(arguments.source, "--source"), expand_home(arguments.out, "--out")
     _model(arguments)
     return arguments
 
 
 def _parser() -> tuple[OptionParser, dict[str, OptionParser]]:
-    """The parser, and those of the names by name."""
+    """The parser, and the parser of each NAME."""
     parser = OptionParser(description=__doc__.splitlines()[0] if __doc__ else None)
     names = parser.add_subparsers(
         dest="name", required=True, metavar="NAME", help=", ".join([*sorted(CONVERTERS), "packed"])
@@ -124,7 +124,7 @@ def _positive(text: str) -> int:
 
 
 def _symbols(source: str, arguments: argparse.Namespace) -> Manifest:
-    """Pack `source` anew with the symbols that the command line asks for."""
+    """Pack `source` again with the symbols of the command line."""
     modalities = load_manifest(source).select(None)
     model = _model(arguments)
     spec = SymbolSpec(
@@ -144,7 +144,7 @@ def _symbols(source: str, arguments: argparse.Namespace) -> Manifest:
 
 
 def _model(arguments: argparse.Namespace) -> ModelConfig:
-    """The values of a model that decide its symbols."""
+    """The settings of a model that decide its symbols."""
     pairs = [text.partition("=") for text in arguments.word]
     word: str | dict[str, str] = {name: steps for name, _, steps in pairs}
     if len(pairs) == 1 and not pairs[0][1]:

@@ -1,9 +1,9 @@
 """Run a table of models x data sets x missing rates as Ray jobs: `python tools/run_suite.py SUITE [key=value ...]`.
 
-Each (entry, data set, fold, seed) is one cell, a job of its own: `python -m maestro_dist.train ...` or
-`python -m benchmarks.baselines ...`. A cell whose result is there is done; a suite that was stopped or killed goes on
-where it was. At the end RESULTS.md, results.json and results/ are written from what the cells left (`--report`: only
-that). Exit code: 0 all chosen cells are done, 1 some failed, 3 the time was over, or a cell needs one that is not done.
+Each (model, data set, fold, seed) is one cell and one job: `python -m maestro_dist.train ...` or
+`python -m benchmarks.baselines ...`. A finished cell is not run again; after a stop the same command continues. At the
+end RESULTS.md, results.json and pictures are written (`--report`: only this). Exit code: 0 all chosen cells are done,
+1 some failed, 3 the time is over, or a cell needs one that is not finished.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-# it starts as a file and as a module, from any folder, with the package that lies beside it
+# so that it starts as a file and as a module, from any folder
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[0]))
 
-from suite.cells import Cell, select
+from benchmarks.common import cores
+from suite.archive import Archive
 from suite.collect import collect, keep
-from suite.plan import Plan, load_plan, sources
-from suite.record import changes, is_done, read_record, result_of, run_of
-from suite.report import REPORT_FILE, check_loss, check_place, write_report
+from suite.goals import GOALS
+from suite.matrix import Cell, Plan, load_plan, select
+from suite.report import REPORT_FILE, check_place, write_report
 
-from maestro_dist.data.storage import redact
+from maestro_dist.data.storage import Storage, redact
 from maestro_dist.errors import MaestroError, run_main
 from maestro_dist.run.lease import Lease
 from maestro_dist.system.terminal import interruptible, never_fail_to_print, shielded
@@ -44,47 +45,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("suite", metavar="SUITE", help="YAML file (see tools/suite/schema.py)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the suite")
-    parser.add_argument("--address", metavar="URL", help="job server of a cluster; by default a head node of its own")
-    parser.add_argument("--parallel", type=int, metavar="N", help="cells at a time; by default as many as have CPUs")
-    parser.add_argument("--only", nargs="+", default=[], metavar="GLOB", help="cells whose name fits: 'uci_hapt.*'")
-    parser.add_argument("--stage", type=int, metavar="N", help="cells of one stage; each takes 100 minutes at most")
-    parser.add_argument("--hours", type=float, metavar="H", help="stop after this time, to go on later")
-    parser.add_argument("--out", default=".", metavar="DIR", help="where the report goes (default: here)")
-    parser.add_argument("--list", action="store_true", help="show the cells and what is done; run nothing")
+    parser.add_argument("suite", metavar="SUITE", help="YAML file; tools/suite/schema.py describes its keys")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change keys: models.lightgbm.seeds=[5]")
+    parser.add_argument("--address", metavar="URL", help="job server of a cluster; by default a local Ray is started")
+    parser.add_argument("--parallel", type=int, metavar="N", help="cells at a time; by default as many as cores here")
+    parser.add_argument("--only", nargs="+", default=[], metavar="GLOB", help="cells whose name matches: 'uci_hapt.*'")
+    parser.add_argument("--stage", type=int, metavar="N", help="the cells of one stage; stops after 100 minutes")
+    parser.add_argument("--hours", type=float, metavar="H", help="stop after this time; run again to continue")
+    parser.add_argument("--out", metavar="DIR", help="folder of the report; by default the suite's results")
+    parser.add_argument("--list", action="store_true", help="show the cells and which are done; run nothing")
     parser.add_argument("--report", action="store_true", help="write the report; run nothing")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors and debug messages")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     given = parser.parse_args(arguments)
     if given.parallel is not None and given.parallel < 1:
-        parser.error("--parallel is at least 1")
+        parser.error("--parallel must be at least 1")
     if given.hours is not None and given.hours <= 0:
-        parser.error("--hours is more than 0")
+        parser.error("--hours must be more than 0")
     return given
 
 
 def _run(given: argparse.Namespace) -> int:
     plan = load_plan(given.suite, given.overrides)
-    if not given.list:
-        check_place(plan, given.out)
-    if given.report:
-        _report(plan, given)
-        return 0
+    given.out = given.out or plan.results or plan.storage
     cells = select(plan.cells, given.only, given.stage)
     if given.list:
         _list(plan, cells)
         return 0
+    check_place(plan.suite.name, given.out)
+    if given.report:
+        _report(plan, given)
+        return 0
     hours = given.hours or (_STAGE_HOURS if given.stage is not None else None)
     deadline = None if hours is None else time.monotonic() + 3600 * hours
-    lease = Lease(plan.storage, otherwise="storage")  # two suites would pack, fit and report the same
+    lease = Lease(plan.storage, otherwise="storage")  # one suite at a time
     try:
         try:
             with interruptible():
                 code = _work(plan, cells, given, deadline)
-        except BaseException:  # also where a person has stopped it, or the job server is gone
+        except BaseException:  # also where a person stops it, or the job server is gone
             try:
                 _report(plan, given)
-            except MaestroError as error:  # raised, it would hide why the suite has ended
+            except MaestroError as error:  # the first error is the one to show
                 print(f"no report: {error}", file=sys.stderr, flush=True)
             raise
         _report(plan, given)
@@ -95,36 +96,35 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _work(plan: Plan, cells: Sequence[Cell], given: argparse.Namespace, deadline: float | None) -> int:
-    from suite.jobs import Jobs, cluster_cores, head, snapshot
-    from suite.work import sort_out, work
+    from suite.jobs import Jobs, head, snapshot
+    from suite.work import Worker, sort_out
 
     from maestro_dist.tracking.run import check_server
 
-    started = time.monotonic()
-    outcome, todo = sort_out(plan, cells)
+    started, archive = time.monotonic(), Archive(plan)
+    outcome, todo = sort_out(archive, cells)
     _say(f"{plan.suite.name}: {len(cells)} cells chosen, {len(outcome.done)} done, in {redact(plan.storage)}")
     if outcome.again:
-        _say(f"run again, as others begin with their runs, which are gone: {', '.join(outcome.again)}")
+        _say(f"run again, because other cells start from their runs, which are gone: {', '.join(outcome.again)}")
     unpacked = _pack(plan, todo)
     outcome.failed |= {cell.name: unpacked[cell.url] for cell in todo if cell.url in unpacked}
     todo = [cell for cell in todo if cell.url not in unpacked]
     if todo:
-        cpus = cluster_cores(given.address)
+        cpus = 1 << 20 if given.address else cores()  # a cluster starts a job when its cores are free
         with contextlib.ExitStack() as stack:
             code = stack.enter_context(snapshot(todo))
-            # This makes the database once, before several cells would at a time; a dead server is told before all fail.
-            track = partial(check_server, plan.tracking, plan.experiment)
+            # creates the database once, before several cells do at the same time; fails early where no server answers
+            track = partial(check_server, plan.tracking, plan.suite.experiment or plan.suite.name)
             if given.address:
                 track()
             address = given.address or stack.enter_context(head(cpus, track))
-            jobs = Jobs(address, plan.storage, code)
-            parallel = given.parallel or cpus
-            work(plan, todo, jobs, outcome, parallel=parallel, cpus=cpus, deadline=deadline, say=_say)
-    for name, why in outcome.failed.items():
-        print(f"\n{name} failed:\n  " + "\n  ".join(why.splitlines()), file=sys.stderr, flush=True)
-    for name, why in outcome.left.items():
-        if why:
-            print(f"\n{name} is left: {why}", file=sys.stderr, flush=True)
+            worker = Worker(archive, Jobs(address, plan.storage, code), outcome, todo, _say)
+            worker.work(given.parallel or cores(), cpus, deadline)
+    for name, reason in outcome.failed.items():
+        print(f"\n{name} failed:\n  " + "\n  ".join(reason.splitlines()), file=sys.stderr, flush=True)
+    for name, reason in outcome.left.items():
+        if reason:
+            print(f"\n{name} is left: {reason}", file=sys.stderr, flush=True)
     _say(
         f"{len(outcome.done)} done, {len(outcome.failed)} failed, {len(outcome.left)} left "
         f"after {(time.monotonic() - started) / 60:.1f} minutes"
@@ -133,16 +133,15 @@ def _work(plan: Plan, cells: Sequence[Cell], given: argparse.Namespace, deadline
 
 
 def _pack(plan: Plan, cells: Sequence[Cell]) -> dict[str, str]:
-    """Pack what is not packed yet. Returns what went wrong, by URL: its cells cannot run."""
+    """Pack the data sets that are not packed yet. Returns the errors by URL."""
     from maestro_dist.data.prepare import prepare
-    from maestro_dist.data.storage import Storage
 
     failed = {}
-    for url, source in sources(plan, cells):
+    for url, source in plan.sources(cells).items():
         if Storage(url).exists("manifest.json"):
             continue
         if source is None:
-            failed[url] = f"{redact(url)}: no manifest there; pack the data set first, or name its source"
+            failed[url] = f"{redact(url)}: there is no manifest; pack the data set first, or set its source"
             continue
         _say(f"packing {source.path} ({source.converter}) to {redact(url)}")
         try:
@@ -153,16 +152,15 @@ def _pack(plan: Plan, cells: Sequence[Cell]) -> dict[str, str]:
 
 
 def _list(plan: Plan, cells: Sequence[Cell]) -> None:
+    archive, done = Archive(plan), 0
     width = max(len(cell.name) for cell in cells)
-    done = 0
     for cell in cells:
-        record = read_record(result_of(plan, cell) or run_of(plan, cell))
-        if is_done(plan, cell):
+        record = archive.record(cell) if archive.has_run(cell) else archive.kept_record(cell) or archive.record(cell)
+        state = "begun" if record else "-"
+        if archive.is_done(cell):
             state, done = "done", done + 1
-        elif changes(plan, cell):
+        elif archive.changes(cell):
             state = "other settings"
-        else:
-            state = "begun" if record else "-"
         taken = f"{record.seconds / 60:6.1f} min" if record else f"({cell.minutes:g} min)"
         print(f"{cell.stage:3}  {cell.name:{width}}  {state:14}  {taken}")
     print(f"{done} of {len(cells)} done; stages {cells[0].stage} to {cells[-1].stage}")
@@ -170,15 +168,15 @@ def _list(plan: Plan, cells: Sequence[Cell]) -> None:
 
 def _report(plan: Plan, given: argparse.Namespace) -> None:
     command = shlex.join(["python", "tools/run_suite.py", given.suite, *given.overrides, "--report"])
-    results = collect(plan)
+    archive = Archive(plan)
+    results = collect(archive)
     for cell in plan.cells:
-        if changes(plan, cell) and not is_done(plan, cell):
-            print(f"warning: {cell.name} is not in the report: it was run with other settings", file=sys.stderr)
-    check_loss(results, given.out)
-    kept = keep(results)  # first: hours of work are in it
+        if archive.changes(cell) and not archive.is_done(cell):
+            print(f"warning: {cell.name} is not in the report: its run has other settings", file=sys.stderr)
+    kept = keep(archive, results)  # first: it holds hours of work
     if kept:
-        _say(f"kept of {kept} cells what reports need, in {redact(plan.kept or '')}")
-    write_report(results, given.out, command)
+        _say(f"kept the results of {kept} cells in {redact(plan.results or '')}")
+    write_report(results, GOALS.get(plan.suite.name, ()), given.out, command)
     _say(f"report: {given.out.rstrip('/')}/{REPORT_FILE}")
 
 

@@ -42,7 +42,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, line: str) -> int | str | None:
         ("uci_hapt --source raw", 2, "required: --out"),
         ("uci_hapt --source raw --out out --windw 8", 2, "no option --windw; did you mean --window?"),
         ("uci_hapt --source raw --out out --over-write", 2, "no option --over-write; did you mean --overwrite?"),
-        ("uci_hapt --source raw --out out more", 2, "no place for more"),
+        ("uci_hapt --source raw --out out more", 2, "unexpected arguments: more"),
         ("uci_hapt --source raw --out out --window x", 2, "argument --window: invalid int value: 'x'"),
         ("uci_hapt --source raw --out out --shard-mb 0", 2, "--shard-mb: '0' is not a whole number from 1"),
         ("uci_hapt --source raw --out out --symbols beside --alphabet 1", 2, "error: --alphabet"),

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from suite.cells import Cell
-from suite.plan import Plan, plan
-from suite.record import Record, run_of, write_record
+from suite.archive import Archive, Record
+from suite.collect import Results, collect
+from suite.matrix import Cell, Plan, make_plan
 from suite.schema import Suite
 
 from maestro_dist.config.learning import TaskConfig
@@ -23,7 +23,7 @@ MACHINE = {"processor": "a processor", "cores": 2, "system": "a system", "versio
 NAMES = np.array(["acc", "gyro"])
 
 
-def make_plan(storage: Path, **changes: Any) -> Plan:
+def make(storage: Path, **changes: Any) -> Plan:
     """Two baselines, three seeds, one ablation, on one data set of two folds."""
     tree: dict[str, Any] = {
         "name": "made",
@@ -31,19 +31,27 @@ def make_plan(storage: Path, **changes: Any) -> Plan:
         "rates": [0.0, 0.4],
         "seeds": [1, 2, 3],
         "resamples": 100,
-        "data": [{"name": "set", "url": "data/{fold}", "folds": 2, "metrics": ["accuracy", "auroc"]}],
-        "entries": [
-            {"name": "one", "kind": "lightgbm", "data": ["set"]},
-            {"name": "two", "kind": "minirocket", "label": "The second", "data": ["set"]},
+        "permutations": 99,
+        "data": {"set": {"url": "data/{fold}", "folds": 2, "metrics": ["accuracy", "auroc"]}},
+        "models": {
+            "one": {"kind": "lightgbm", "data": {"set": {}}},
+            "two": {"kind": "minirocket", "label": "The second", "data": {"set": {}}},
+        },
+        "ablations": [
+            {"name": "less", "label": "fewer features", "of": {"set": "two"}, "set": ["baseline.features=84"]}
         ],
-        "ablations": [{"name": "less", "of": "two", "set": ["baseline.features=84"]}],
     }
-    return plan(Suite.model_validate(tree | changes))
+    return make_plan(Suite.model_validate(tree | changes))
+
+
+def results_of(plan: Plan) -> Results:
+    """All finished cells."""
+    return collect(Archive(plan))
 
 
 def finish(plan: Plan, cell: Cell, *, right: float, lost: float = 0.0, experts: bool = False) -> float:
     """Leave a cell that is right on this share of its samples, less where sensors are missing; returns its accuracy."""
-    draws = np.random.default_rng([cell.seed, cell.fold or 0, *cell.entry.encode()])
+    draws = np.random.default_rng([cell.seed, cell.fold or 0, *cell.model.encode()])
     target = np.random.default_rng(cell.fold or 0).integers(0, 2, SAMPLES)
     scenarios, logits, masks = [], [], []
     places = [(0.0, 0), *((0.4, draw) for draw in plan.suite.draws)]
@@ -55,7 +63,7 @@ def finish(plan: Plan, cell: Cell, *, right: float, lost: float = 0.0, experts: 
         masks.append(evaluation_mask(np.ones((SAMPLES, 2), bool), rate, draw))
         scenarios.append(Scenario(rate, draw, TASK.metrics(scores, target)))
     evaluation = Evaluation("test", SAMPLES, list(TASK.metric_names), scenarios)
-    run = run_of(plan, cell)
+    run = Archive(plan).run(cell)
     predictions = Predictions(
         target=target,
         rate=np.array([rate for rate, _ in places]),
@@ -70,5 +78,5 @@ def finish(plan: Plan, cell: Cell, *, right: float, lost: float = 0.0, experts: 
     predictions.write(run)
     run.write("result.json", json.dumps({"evaluation": evaluation.to_json()}).encode())
     attempts = [{"started": 1_790_000_000.0 + cell.seed, "seconds": 90.0, "status": "succeeded"}]
-    write_record(run, Record(cell.command, cell.settings, MACHINE, attempts))
+    Record(cell.command, cell.settings, MACHINE, attempts).write(run)
     return float(np.mean([scenario.metrics["accuracy"] for scenario in scenarios if scenario.rate == 0]))

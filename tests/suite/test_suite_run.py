@@ -64,7 +64,7 @@ def test_a_killed_suite_goes_on_a_failed_cell_is_named_and_all_is_reported(
     runs.wait_for((cells / "leases").exists, process)
     assert main(command(tmp_path)[2:]) == 1, "a second one at the same time"
     assert "held by another driver" in capsys.readouterr().err
-    assert not (tmp_path / "report").exists(), "it leaves the report to the first"
+    assert not (tmp_path / "report").exists(), "the first one writes the report"
     runs.wait_for((pretrain / "checkpoints" / "step-000000004" / "checkpoint.json").exists, process)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)

@@ -26,7 +26,7 @@ _DENSE_REACH = 150.0
 
 
 def run(options: Options) -> list[Row]:
-    """Ratios, absolute times and the share of the FLOP bound at each length and on each setting."""
+    """Ratios, absolute times and the share of the FLOP bound for each length and setting."""
     lengths = {256: True, 512: False} if options.quick else {1024: True, 4096: False, 16384: True, 65536: False}
     return [
         row

@@ -24,13 +24,14 @@ HEADS, HEAD_WIDTH, FACTOR = 8, 64, 5.0
 SEED = 2711
 
 PUBLISHED_NS = {256: 2751, 1024: 3123, 4096: 3989, 16384: 4691, 65536: 16414}
-"""Measured elsewhere for the published attention: ns per token and head, forward and backward, d_h 64, one thread."""
+"""Reference of the published attention, measured on another machine: ns per token and head, forward and backward, one
+thread, d_h 64."""
 
 PUBLISHED_GFLOPS = 86.0
 """fp32 matrix product of the machine of `PUBLISHED_NS`, in GFLOP/s.
 
-Derived: the same source gives 1,346 ns per token and head at 10^6 tokens as 54 % of the FLOP bound. There u = U = 70,
-and the bound counts 7 products of 2 x 70 x 64 FLOP, 62.7 kFLOP: 62,720 / (.54 x 1,346 ns) = 86 GFLOP/s.
+Derived: on that machine 1,346 ns per token and head at 10^6 tokens are 54 % of the FLOP bound. There u = U = 70, and
+the bound counts 7 products of 2 x 70 x 64 FLOP, 62.7 kFLOP: 62,720 / (.54 x 1,346 ns) = 86 GFLOP/s.
 """
 
 WESAD = (
@@ -69,7 +70,7 @@ def trained(function: Callable[..., Tensor], inputs: Sequence[Tensor], gradient:
 
 
 def module_step(module: torch.nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:
-    """Forward and backward of a module's `call` on leaf tokens x, for a gradient of ones' size."""
+    """Forward and backward of a module's `call` on leaf tokens x, with a random gradient."""
     gradient = torch.randn_like(x)
 
     def step() -> Tensor:
@@ -103,9 +104,9 @@ def layout_of(length: int, device: str, samples: int = 1) -> Layout:
 
 
 def bound_ns(length: int, rates: Rates) -> float:
-    """Nanoseconds per token and head of the 7 products of 2 u d_h FLOP that the core cannot do without.
+    """Nanoseconds per token and head of the 7 products of 2 u d_h FLOP that the core needs at least.
 
-    Two of the forward (scores, attended), four of their backward, and the metric.
+    Two in the forward (scores, attended values), four in their backward, and the metric.
     """
     return 7 * 2 * budget(FACTOR, length) * HEAD_WIDTH / rates.flops * 1e9
 
@@ -116,7 +117,7 @@ def gathered_bytes(length: int, samples: int, width: int = HEADS * HEAD_WIDTH) -
 
 
 def opponent_is_fair(name: str, length: int, ns: float, rates: Rates, setting: Setting, *, promised: bool) -> list[Row]:
-    """Whether the published core costs here what it costs where its figures come from, for machines of any speed."""
+    """Whether the published core is as fast here as in the reference, corrected for the speed of the machine."""
     if length not in PUBLISHED_NS or setting.clock != "cpu":
         return []
     share = ns * rates.flops / 1e9 / (PUBLISHED_NS[length] * PUBLISHED_GFLOPS)
@@ -127,7 +128,7 @@ def opponent_is_fair(name: str, length: int, ns: float, rates: Rates, setting: S
 
 
 def ratio(times: dict[str, Times], setting: Setting, slow: str, fast: str) -> float:
-    """How many times faster `fast` is."""
+    """How many times faster `fast` is than `slow`."""
     return times[slow].best(setting) / times[fast].best(setting)
 
 
@@ -147,14 +148,14 @@ def wesad_config(**options: Any) -> ModelConfig:
             "embedding": "ordinal",
             "summary": "none",
             "head": "pooled",
-            "attention_dropout": 0.0,  # the released model has it, and never applies it
+            "attention_dropout": 0.0,  # the released model has the setting, but never applies it
             **options,
         }
     )
 
 
 def windows(streams: Sequence[Modality], samples: int, device: str, missing: float = 0.0) -> Batch:
-    """Random windows; of each sample the same share of modalities is missing, drawn for it alone, and never all."""
+    """Random windows; each sample lacks the same share of modalities, drawn for each sample, and never all."""
     draw = torch.Generator().manual_seed(SEED)
     gone = min(round(missing * len(streams)), len(streams) - 1)
     order = torch.rand(samples, len(streams), generator=draw).argsort(1)

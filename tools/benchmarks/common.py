@@ -1,4 +1,4 @@
-"""What all benchmarks share: options, rows, the table and the JSON."""
+"""Options, rows, the table and the JSON of all benchmarks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PACKAGES = ("torch", "deepspeed", "ray", "mlflow", "numpy", "maestro_dist")
 class Setting:
     """One way to run a table: on `threads` CPU threads, or on a GPU.
 
-    `clock` is the time that its ratios are made from: CPU time on one thread, wall time on several and on a GPU.
+    `clock`: the time for ratios; CPU time on one thread, wall time on several threads and on a GPU.
     """
 
     label: str
@@ -30,7 +30,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Options:
-    """How to measure. `quick` shrinks the sizes too: such figures say only that the benchmark works."""
+    """How to measure. `quick` also shrinks the sizes: its figures only show that the benchmark works."""
 
     quick: bool = False
     device: str = "cpu"
@@ -38,7 +38,7 @@ class Options:
 
     @property
     def settings(self) -> tuple[Setting, ...]:
-        """One thread and all (or as many as asked for); on a GPU there is one way only."""
+        """One thread, and all (or the given number); a single setting on a GPU."""
         if self.device != "cpu":
             return (Setting(self.device, 1, "wall"),)
         several = self.threads or cores()
@@ -46,15 +46,15 @@ class Options:
         return (one,) if several == 1 else (one, Setting(f"{several} threads", several, "wall"))
 
     def promised(self, setting: Setting) -> bool:
-        """Whether the figures to reach are meant for this setting: one CPU thread, at full size."""
+        """Whether targets apply to this setting: one CPU thread, full size."""
         return not self.quick and self.device == "cpu" and setting.threads == 1
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. `reach` is what it should reach and `holds` whether it does; None where nothing was promised.
+    """One figure. `reach`: its target, `holds`: whether it is reached; None without a target.
 
-    `sense` says on which side of `reach` the figure should lie.
+    `sense` says on which side of the target the figure should be.
     """
 
     name: str
@@ -66,12 +66,12 @@ class Row:
 
 
 def at_least(name: str, value: float, unit: str, reach: float, *, promised: bool = True) -> Row:
-    """A figure that should be `reach` or more; a plain figure where nothing is promised."""
+    """A figure that should be `reach` or more; without a target where `promised` is false."""
     return Row(name, value, unit, reach, value >= reach, "at least") if promised else Row(name, value, unit)
 
 
 def at_most(name: str, value: float, unit: str, reach: float, *, promised: bool = True) -> Row:
-    """A figure that should be `reach` or less; a plain figure where nothing is promised."""
+    """A figure that should be `reach` or less; without a target where `promised` is false."""
     return Row(name, value, unit, reach, value <= reach, "at most") if promised else Row(name, value, unit)
 
 
@@ -84,7 +84,7 @@ def size_name(count: int) -> str:
 
 
 def need_memory(size: int, what: str) -> None:
-    """Raises `RuntimeError` where the machine has fewer than `size` bytes to give: better than to be killed by it."""
+    """Raises `RuntimeError` where fewer than `size` bytes are available, before the system kills the process."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -95,7 +95,7 @@ def need_memory(size: int, what: str) -> None:
 
 
 def python_path() -> str:
-    """PYTHONPATH with which another process finds these benchmarks and the package that is measured here."""
+    """PYTHONPATH with which another process finds these benchmarks and the measured package."""
     tools = Path(__file__).parents[1]
     return os.pathsep.join(filter(None, [str(tools), str(tools.parent), os.environ.get("PYTHONPATH", "")]))
 
@@ -106,7 +106,7 @@ def cores() -> int:
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what the figures were measured."""
+    """The machine and the versions of packages."""
     versions: dict[str, str] = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -127,7 +127,7 @@ def machine() -> dict[str, Any]:
 
 
 def print_table(name: str, rows: Sequence[Row], notes: Sequence[str] = ()) -> None:
-    """The rows as text, under one line on the machine and one on how it was measured."""
+    """Print the machine, the notes, and the rows."""
     here = machine()
     where = ", ".join([here["processor"], f"{here['cores']} cores", *([here["gpu"]] if "gpu" in here else [])])
     print(f"{name}: {where}, torch {here['versions'].get('torch')}, {here['date']}")
@@ -140,7 +140,7 @@ def print_table(name: str, rows: Sequence[Row], notes: Sequence[str] = ()) -> No
 
 
 def write_json(path: str, name: str, rows: Sequence[Row], notes: Sequence[str] = ()) -> None:
-    """The rows with versions and machine."""
+    """Write the rows with versions and machine."""
     content = {"benchmark": name, "machine": machine(), "notes": list(notes), "rows": [asdict(row) for row in rows]}
     Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""What anyone who knows torch would write: the conventional fast form, and dense attention.
+"""The conventional fast form of sparse attention in plain torch, and dense attention.
 
 Letters: B samples, H heads, L tokens, U sampled keys, u selected queries, d_h head width.
 """
@@ -13,9 +13,9 @@ from benchmarks.published.attention import budget
 
 
 def sparse_attention(query: Tensor, key: Tensor, value: Tensor, sampled: int, selected: int) -> Tensor:
-    """[B, H, L, d_h] each -> [B, H, L, d_h]: one key sample for all queries, so that the metric is a matrix product.
+    """[B, H, L, d_h] each -> [B, H, L, d_h]: one key sample for all queries, so the metric is one matrix product.
 
-    The u best queries attend by `scaled_dot_product_attention`; their results are written over the mean of the values.
+    The u best queries attend with `scaled_dot_product_attention`; all other positions get the mean of the values.
     """
     with torch.no_grad():
         keys = key[:, :, torch.randperm(key.shape[2], device=key.device)[:sampled]]

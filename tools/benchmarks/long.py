@@ -32,7 +32,7 @@ _CLASSES = 3
 
 
 def run(options: Options) -> list[Row]:
-    """Time and peak memory at a million tokens, against those at 16k and against the estimate."""
+    """Time and peak memory at a million tokens, compared with 16k tokens and with the estimate."""
     long, short = (2048, 256) if options.quick else (_MILLION, 16384)
     if options.device == "cpu":
         need_memory(10 * 4 * long * HEADS * HEAD_WIDTH, f"attention over {size_name(long)} tokens")
@@ -47,7 +47,7 @@ def core(length: int, device: str) -> Callable[[], object]:
 
 
 def config() -> ModelConfig:
-    """WESAD's model with what long recordings ask for."""
+    """WESAD's model with the settings for long recordings."""
     return wesad_config(activation_checkpointing="layers", tile=65536)
 
 
@@ -100,7 +100,7 @@ def _core(options: Options, setting: Setting, long: int, short: int) -> list[Row
             promised=promised,
         ),
         at_least(f"{name}/share of the FLOP bound", share, "%", 50.0, promised=promised),
-        Row(f"{name}, in a process of its own", ns["long"], "ns per token-head"),
+        Row(f"{name}, in its own process", ns["long"], "ns per token-head"),
         *times["short"].rows(
             f"long/attention, {size_name(short)} tokens, {setting.label}", "ns per token-head", 1e9 / (short * HEADS)
         ),
@@ -140,4 +140,4 @@ MEMORY: dict[str, Callable[[int, str], Callable[[], object]]] = {
     "model": model,
     "recording": recording,
 }
-"""Cases for `benchmarks.memory`; "recording" is not in the table, since ten million steps take five minutes."""
+"""Cases for `benchmarks.memory`; "recording" is not in the table, because ten million steps take five minutes."""

@@ -1,12 +1,10 @@
-"""A step in a process of its own: `python -m benchmarks.memory CASE SIZE DEVICE [time | worker]`.
+"""Peak memory or time of a step in its own process: `python -m benchmarks.memory CASE SIZE DEVICE [time | worker]`.
 
-Its peak memory; or its time, for what is too large to take turns with others.
-
-A case is `module:name`; `module` is a benchmark, whose `MEMORY[name]` takes (size, device) and returns the step. The
-step is run three times, so that the optimizer's moments are there. On a CPU the peak is that of the resident set, less
-what it was once torch had computed something small; on a GPU it is what torch allocated. The C library's allocator is
-left as it is (kept gaps between arrays would count for no one's arithmetic), unless memory is asked for as a `worker`
-of a training run has it.
+Time is measured here where a step is too large to take turns with others. A case is `module:name`; `module` is a
+benchmark, whose `MEMORY[name]` takes (size, device) and returns the step. The step runs three times, so that the
+optimizer's moments exist. On a CPU the peak is that of the resident set, minus its size after a first small
+computation of torch; on a GPU it is what torch allocated. The C library's allocator has its default settings (gaps
+between arrays that it keeps would be counted), except with `worker`: then those of a training worker.
 """
 
 from __future__ import annotations
@@ -56,7 +54,7 @@ def _alone(case: str, size: int, device: str, threads: int, *more: str) -> dict[
         check=False,
     )
     if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1:] or ["killed, most likely for want of memory"]
+        reason = done.stderr.strip().splitlines()[-1:] or ["killed, probably out of memory"]
         raise RuntimeError(f"{case} on {size} failed with exit code {done.returncode}: {reason[0]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -97,7 +95,7 @@ def _least(build: Callable[[int, str], Callable[[], object]], size: int, device:
 
 
 def _warm_up(device: str) -> None:
-    """Load what torch loads when it first computes: libraries, threads, the GPU's context."""
+    """Make torch load what it loads at its first computation: libraries, threads, the context of the GPU."""
     layer = torch.nn.Linear(8, 8, device=device)
     torch.nn.functional.gelu(layer(torch.randn(4, 8, device=device))).sum().backward()
     torch.optim.AdamW(layer.parameters(), fused=True).step()
@@ -115,7 +113,7 @@ def _peak(device: str) -> int:
 
 
 def process_memory(name: str) -> int:
-    """A figure of /proc/self/status in bytes; where there is none, the peak that the system has kept."""
+    """A value of /proc/self/status in bytes; without that file, the peak that the system reports."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

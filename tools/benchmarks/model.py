@@ -24,7 +24,7 @@ _STEPS, _BATCH = 256, 64
 _LONG_STEPS = 32768
 _MISSING = 0.4
 _PUBLISHED_RATE = 39.0
-"""Samples a second of the published formulation, measured where the figures in `cases.PUBLISHED_NS` come from."""
+"""Samples a second of the published formulation on the machine of `cases.PUBLISHED_NS`."""
 
 
 def run(options: Options) -> list[Row]:
@@ -151,4 +151,4 @@ MEMORY: dict[str, Callable[[int, str], Callable[[], object]]] = {
     "ours": lambda steps, device: ours(wesad_config(), steps, windows(modalities(steps), 1, device), device),
     "published": lambda steps, device: opponent(wesad_config(), steps, windows(modalities(steps), 1, device), device),
 }
-"""Cases for `benchmarks.memory`: a step on ten modalities of so many steps, batch 1."""
+"""Cases for `benchmarks.memory`: a step on ten modalities, batch 1."""

@@ -1,7 +1,7 @@
 """The mixture of experts, router included, forward and backward: d 64, top 1, against the masked loop.
 
 All have experts d -> d -> d with GELU between and no biases. The published loop reads and writes an expert's rows by
-assignment; the same loop with rows added by number is measured beside it.
+mask; the same loop with `index_add_` is measured too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def run(options: Options) -> list[Row]:
 
 
 def mixture(config: ModelConfig, factory: ExpertsFactory) -> MixtureOfExperts:
-    """A mixture of one modality's experts, filled."""
+    """A mixture of experts for one modality, with initialised weights."""
     made = MixtureOfExperts(config, 1, factory)
     for path, module in made.named_modules():
         if hasattr(module, "fill"):

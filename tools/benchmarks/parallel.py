@@ -1,8 +1,8 @@
-"""What it costs to share the work among ranks: bytes, wall time and memory, on gloo ranks of one thread each.
+"""The cost of dividing work among ranks: bytes, wall time and memory, on gloo ranks with one thread each.
 
-One attention layer over a sequence that ranks share, in three ways: as the model does it (sparse-native), by
-DeepSpeed's Ulysses around the same attention core, and with keys and values gathered everywhere. Then a data-parallel
-training step, and one sample too long for a rank.
+One attention layer over a sequence that ranks share, in three ways: the product's two (sparse-native, Ulysses), and
+with all keys and values gathered on every rank. Then a mixture of experts, a data-parallel training step, and one
+sample that is too long for a rank.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SAMPLES, _WINDOW = 32, 256
 _RECORDING_STEPS, _RECORDING_RANKS = 10**6, 4
 _RECORDING_GB = 20.0
 _PROCESS = 600_000_000
-"""Bytes of a rank's libraries, and of the heap's slack."""
+"""Bytes of a rank's libraries and unused heap."""
 
 
 def run(options: Options) -> list[Row]:
@@ -50,7 +50,7 @@ def run(options: Options) -> list[Row]:
 
 
 def _check_memory(short: Shape, long: Shape, estimate: int) -> None:
-    """Of all parts at once, before the first: arrays [L, d] that a rank was seen to hold at its peak."""
+    """For all parts, before the first: by the number of arrays [L, d] that a rank was measured to hold at its peak."""
 
     def needed(shape: Shape, ranks: int, arrays: float) -> int:
         return int(ranks * (arrays * 4 * shape.length * shape.width + _PROCESS))
@@ -64,7 +64,7 @@ def _check_memory(short: Shape, long: Shape, estimate: int) -> None:
 
 
 def _agreement(options: Options, worlds: Sequence[int]) -> list[Row]:
-    """Whether all ways compute what one process computes, outputs and gradients."""
+    """Whether outputs and gradients of all ways are those of one process."""
     rows = []
     length, width = (256, 32) if options.quick else (4096, 64)
     for ranks in worlds:
@@ -88,7 +88,7 @@ def _layer(options: Options, short: Shape, long: Shape, worlds: Sequence[int]) -
         near = _measure(short, ranks, repetitions)
         far = _measure(long, ranks, 0)
         rows += _bytes(options, short, ranks, near) + _bytes(options, long, ranks, far)
-        growth = _handed(far, NATIVE) / _handed(near, NATIVE)
+        growth = _sent(far, NATIVE) / _sent(near, NATIVE)
         name = f"parallel/layer, {ranks} ranks/sparse-native: bytes at {size_name(long.length)} against"
         rows.append(at_most(f"{name} {size_name(short.length)} tokens", growth, "x", 1.2, promised=not options.quick))
         rows += _wall(short, ranks, near)
@@ -97,18 +97,18 @@ def _layer(options: Options, short: Shape, long: Shape, worlds: Sequence[int]) -
 
 
 def _measure(shape: Shape, ranks: int, repetitions: int) -> list[dict[str, Any]]:
-    """By rank and way, bytes and seconds."""
+    """Bytes and seconds, for each rank and way."""
     results = run_ranks("sharded:layer", ranks, {**shape._asdict(), "repetitions": repetitions})
     return [result["ways"] for result in results]
 
 
-def _handed(results: Sequence[dict[str, Any]], way: str) -> int:
-    """Bytes of the rank that hands in the most."""
+def _sent(results: Sequence[dict[str, Any]], way: str) -> int:
+    """Bytes of the rank that sends the most."""
     return max(result[way]["bytes"] for result in results)
 
 
 def _seconds(results: Sequence[dict[str, Any]], way: str) -> list[float]:
-    """Of each repetition, the seconds of the slowest rank; of what rank 0 does alone, its own."""
+    """For each repetition, the seconds of the slowest rank; the work that rank 0 does alone has its own seconds."""
     return [max(each) for each in zip(*(result[way]["seconds"] for result in results), strict=True)]
 
 
@@ -117,22 +117,22 @@ def _bytes(options: Options, shape: Shape, ranks: int, results: Sequence[dict[st
     promised = not options.quick
     rows = []
     for way in (NATIVE, ULYSSES, GATHERED):
-        handed, formula = _handed(results, way), shape.formula(way, ranks)
+        sent, formula = _sent(results, way), shape.formula(way, ranks)
         rows += [
-            Row(f"{name}/{way}: bytes a rank hands to collectives", handed / 1e6, "MB"),
+            Row(f"{name}/{way}: bytes a rank sends to collectives", sent / 1e6, "MB"),
             Row(f"{name}/{way}: by formula", formula / 1e6, "MB"),
-            at_most(f"{name}/{way}: off the formula by", 100 * abs(handed / formula - 1), "%", 10.0, promised=promised),
+            at_most(f"{name}/{way}: off the formula by", 100 * abs(sent / formula - 1), "%", 10.0, promised=promised),
         ]
-    own = _handed(results, NATIVE)
-    fewer = _handed(results, ULYSSES) / own
+    own = _sent(results, NATIVE)
+    fewer = _sent(results, ULYSSES) / own
     claimed = promised and (shape.length, ranks) == (_LONG, 2)
     rows.append(at_least(f"{name}/times fewer bytes than Ulysses", fewer, "x", 3000.0, promised=claimed))
-    rows.append(Row(f"{name}/times fewer bytes than gathering", _handed(results, GATHERED) / own, "x"))
+    rows.append(Row(f"{name}/times fewer bytes than gathering", _sent(results, GATHERED) / own, "x"))
     return rows
 
 
 def _wall(shape: Shape, ranks: int, results: Sequence[dict[str, Any]]) -> list[Row]:
-    """Against one process on the same tokens: perfect is the number of ranks, or of cores where those are fewer."""
+    """Compared with one process on the same tokens: ideal is the number of ranks, or of cores where they are fewer."""
     name = f"parallel/layer, {size_name(shape.length)} tokens, {_ranks(ranks)}"
     alone = _seconds(results, ALONE)
     rows = [
@@ -150,7 +150,7 @@ def _wall(shape: Shape, ranks: int, results: Sequence[dict[str, Any]]) -> list[R
 
 
 def _weak(shape: Shape, ranks: int, results: Sequence[dict[str, Any]]) -> list[Row]:
-    """Tokens a rank held constant: 1 would be perfect."""
+    """With a constant number of tokens a rank: ideal is 1."""
     name = f"parallel/layer, {size_name(shape.length // ranks)} tokens a rank, 1 -> {_ranks(ranks)}"
     alone = _seconds(results, SHARE)
     rows = [
@@ -163,7 +163,7 @@ def _weak(shape: Shape, ranks: int, results: Sequence[dict[str, Any]]) -> list[R
 
 
 def _experts(options: Options) -> list[Row]:
-    """Each rank has as many tokens as the one that has all experts: 1 would be perfect."""
+    """Each rank has as many tokens as the single process with all experts: ideal is 1."""
     ranks, width = 2, 64
     length, experts, repetitions = (256, 4, 1) if options.quick else (16384, 64, 60)
     arguments = {"length": length, "width": width, "experts": experts, "repetitions": repetitions}
@@ -176,7 +176,7 @@ def _experts(options: Options) -> list[Row]:
     for way in MOVEMENTS:
         against = min(seconds[way]) / min(seconds[ALONE])
         rows.append(Row(f"{name}/{way} travel: time against one rank", against, "x"))
-        rows.append(Row(f"{name}/{way} travel: bytes a rank hands to collectives", _handed(results, way) / 1e6, "MB"))
+        rows.append(Row(f"{name}/{way} travel: bytes a rank sends to collectives", _sent(results, way) / 1e6, "MB"))
     formulas = {"tokens": 4 * 4 * length * width, "weights": 4 * 6 * experts * width * width}
     rows += [Row(f"{name}/{way} travel: moved, by formula", size / 1e6, "MB") for way, size in formulas.items()]
     for way in (ALONE, *MOVEMENTS):
@@ -185,7 +185,7 @@ def _experts(options: Options) -> list[Row]:
 
 
 def _data_parallel(options: Options) -> list[Row]:
-    """Samples a rank held constant. The worlds take turns, each time in new processes."""
+    """With a constant number of samples a rank. The world sizes take turns, each time in new processes."""
     samples, window, repetitions, turns = (2, 16, 1, 1) if options.quick else (_SAMPLES, _WINDOW, 5, 2)
     arguments = {"samples": samples, "window": window, "repetitions": repetitions}
     seconds: dict[int, list[float]] = {1: [], 2: []}
@@ -201,7 +201,7 @@ def _data_parallel(options: Options) -> list[Row]:
 
 
 def _recording_estimate(steps: int, ranks: int) -> int:
-    """Bytes on all ranks, beside the libraries."""
+    """Bytes on all ranks, without the libraries."""
     config = recording_config()
     model = Maestro(config, recording_streams(steps), 3, seed=SEED)
     share = recording_streams(steps // ranks)
@@ -210,7 +210,7 @@ def _recording_estimate(steps: int, ranks: int) -> int:
 
 
 def _recording(options: Options, steps: int, ranks: int, estimate: int) -> list[Row]:
-    """The optimizer's moments are there from the first step's end: two steps meet the peak."""
+    """Two steps: the optimizer's moments exist from the end of the first one."""
     results = run_ranks("sharded:recording", ranks, {"steps": steps, "repetitions": 2}, worker=True)
     name = f"parallel/recording, 4 x {size_name(steps)} words, {_ranks(ranks)}"
     peak = sum(result["peak"] for result in results)
@@ -235,7 +235,7 @@ def _recording(options: Options, steps: int, ranks: int, estimate: int) -> list[
 
 
 def _ranks(count: int) -> str:
-    """Says so where ranks share cores: their times then tell nothing of scaling."""
+    """Adds the number of cores where ranks share them: times then say nothing about scaling."""
     return f"{count} ranks" + (f" on {cores()} cores" if count > cores() else "")
 
 

@@ -1,7 +1,7 @@
-"""Functions on gloo ranks, each a process of its own: `python -m benchmarks.ranks CASE RANK FOLDER`.
+"""Functions on gloo ranks, one process each: `python -m benchmarks.ranks CASE RANK FOLDER`.
 
-A case is `module:name`; `module` is a benchmark's, whose `RANKS[name]` is called on every rank with the same arguments,
-one thread each, inside a process group of them all. What it returns comes back as JSON.
+A case is `module:name`; `RANKS[name]` of that module is called on every rank with the same arguments and one thread,
+inside a process group of all ranks. It returns JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.common import python_path
 from maestro_dist.system.memory import HUGE_PAGES
 
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""Ranks wait for one another while one of them computes alone."""
+"""Ranks wait while one of them computes alone."""
 
 
 def run_ranks(
@@ -30,8 +30,8 @@ def run_ranks(
 ) -> list[Any]:
     """`RANKS[name](**arguments)` on `ranks` new processes; their results in rank order.
 
-    `worker`: in the environment of a training worker. Raises `RuntimeError` with the last words of the ranks that
-    failed, and `TimeoutError`; no process is left behind. The rendezvous is a file: no port is taken.
+    `worker`: in the environment of a training worker. Raises `RuntimeError` with the last line of each rank that
+    failed, and `TimeoutError`; it leaves no process behind. The rendezvous is a file, so no port is needed.
     """
     environment = {
         **os.environ,
@@ -59,7 +59,7 @@ def run_ranks(
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], case: str, folder: Path, deadline: float) -> None:
-    """Until all have ended well."""
+    """Wait until all ranks have ended. Raises RuntimeError, TimeoutError."""
     while any(process.poll() is None for process in processes):
         if any(process.returncode for process in processes):
             break
@@ -67,21 +67,21 @@ def _wait(processes: list[subprocess.Popen[bytes]], case: str, folder: Path, dea
             raise TimeoutError(f"{case} on {len(processes)} ranks did not end in time")
         time.sleep(0.05)
     failed = [
-        f"rank {rank}: {_last_words(folder, rank, process)}" for rank, process in enumerate(processes) if process.poll()
+        f"rank {rank}: {_last_line(folder, rank, process)}" for rank, process in enumerate(processes) if process.poll()
     ]
     if failed:
         raise RuntimeError(f"{case} on {len(processes)} ranks failed: {'; '.join(failed)}")
 
 
-def _last_words(folder: Path, rank: int, process: subprocess.Popen[bytes]) -> str:
+def _last_line(folder: Path, rank: int, process: subprocess.Popen[bytes]) -> str:
     if process.returncode == -signal.SIGKILL:
-        return "killed, most likely for want of memory"
+        return "killed, probably out of memory"
     lines = (folder / f"{rank}.log").read_text(errors="replace").strip().splitlines()
-    return f"{lines[-1] if lines else 'without a word'} (exit code {process.returncode})"
+    return f"{lines[-1] if lines else 'no message'} (exit code {process.returncode})"
 
 
 def main() -> None:
-    """One rank."""
+    """Run one rank."""
     import torch
     import torch.distributed as dist
 
@@ -95,8 +95,8 @@ def main() -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=_COLLECTIVE_TIMEOUT)
     result = function(**call["arguments"])
     (folder / f"{rank}.json").write_text(json.dumps(result))
-    # A rank that leaves takes its connections with it, so all wait for all. Then at once: gloo's threads may abort a
-    # process that takes itself apart.
+    # A rank that exits closes its connections, so all wait for all. Then they exit at once: gloo's threads may abort a
+    # process during its normal shutdown.
     store.set(f"done {rank}", "")
     store.wait([f"done {other}" for other in range(ranks)], _COLLECTIVE_TIMEOUT)
     sys.stdout.flush()

@@ -12,14 +12,14 @@ from maestro_dist.model import sax
 _WORD, _ALPHABET = 2, 20
 _REACH = 300.0
 _PUBLISHED_RATE = 0.24e6
-"""Values a second (steps x channels) of the published loop as measured elsewhere."""
+"""Values a second (steps x channels) of the published loop on another machine."""
 
 _PART = 8192
-"""Steps of one window that the loop over single words is timed on: all of it would take half a minute a turn."""
+"""Steps of one window for timing the loop over single words: the whole window would take half a minute a turn."""
 
 
 def run(options: Options) -> list[Row]:
-    """Ratio and samples a second on each setting, and whether all symbols are the same."""
+    """Ratio and values a second for each setting, and whether all symbols are the same."""
     return [row for setting in options.settings for row in _table(options, setting)]
 
 

@@ -1,4 +1,4 @@
-"""What the ranks of the benchmark `parallel` do: cases for `benchmarks.ranks`."""
+"""What each rank computes in the benchmark `parallel`: cases for `benchmarks.ranks`."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ _TIMEOUT_S = 1800
 
 
 def agree(length: int, width: int, heads: int) -> dict[str, float]:
-    """By way, the largest difference from one process of outputs and gradients, relative to their largest value.
+    """For each way, the largest difference of outputs and gradients from one process, relative to their largest value.
 
-    In double precision: which queries are the best is then the same for all, whatever the order of their sums.
+    In double precision, so that rounding does not change which queries are the best.
     """
     shape, rank, ranks = Shape(length, width, heads), dist.get_rank(), dist.get_world_size()
     draw = torch.Generator().manual_seed(SEED)
@@ -55,7 +55,7 @@ def agree(length: int, width: int, heads: int) -> dict[str, float]:
         got = _results(way, x[mine], gradient[mine])
         worst = 0.0
         for part, (value, wanted) in enumerate(zip(got, expected, strict=True)):
-            if part < 2:  # outputs, and gradients of the tokens; the others are of all tokens on every rank
+            if part < 2:  # outputs and gradients of the tokens; the other gradients are of all tokens
                 wanted = wanted[mine]
             else:
                 dist.all_reduce(value)
@@ -74,16 +74,16 @@ def _results(way: Way, x: Tensor, gradient: Tensor) -> list[Tensor]:
 
 
 def layer(length: int, width: int, heads: int, repetitions: int) -> dict[str, Any]:
-    """By way, the bytes handed to collectives in a forward and backward, and the seconds of each of `repetitions`.
+    """For each way, the bytes sent to collectives in a forward and backward, and the seconds of each repetition.
 
     The ways take turns. While one process computes alone, the other ranks wait. Without repetitions only bytes are
-    counted, and large arrays are given back to the system: it takes half the memory.
+    counted, and large arrays are returned to the system, which halves the memory.
     """
     keep_freed_memory(large=repetitions > 0)
     shape, rank, ranks = Shape(length, width, heads), dist.get_rank(), dist.get_world_size()
     share = shape._replace(length=length // ranks)
     alone = rank == 0 and repetitions > 0
-    # who computes alone needs all tokens; a rank's own are the first of them
+    # the process that computes alone needs all tokens; its own are the first of them
     x, gradient = torch.randn(2, length if alone else share.length, width)
     mine, gradient_of_mine = x[: share.length], gradient[: share.length]
     steps = {name: _step(ways.make(name, shape), mine, gradient_of_mine) for name in ways.WAYS}
@@ -97,7 +97,7 @@ def layer(length: int, width: int, heads: int, repetitions: int) -> dict[str, An
         if alone:
             steps[ALONE] = _step(ways.one_process(shape), x, gradient)
             steps[SHARE] = _step(ways.one_process(share), mine, gradient_of_mine)
-        for turn in range(2 + repetitions):  # the first two meet pages that are new
+        for turn in range(2 + repetitions):  # the first two need new pages
             for name in found:
                 seconds = _timed(steps.get(name))
                 if turn >= 2:
@@ -106,7 +106,7 @@ def layer(length: int, width: int, heads: int, repetitions: int) -> dict[str, An
 
 
 def _step(way: Way, x: Tensor, gradient: Tensor) -> Callable[[], object]:
-    """Forward and backward, after which no gradient is left."""
+    """Forward and backward; the gradients are cleared after it."""
     x = x.detach().requires_grad_()
 
     def run() -> Tensor:
@@ -120,7 +120,7 @@ def _step(way: Way, x: Tensor, gradient: Tensor) -> Callable[[], object]:
 
 
 def _timed(run: Callable[[], object] | None) -> float:
-    """Seconds of `run`, begun by all ranks at once."""
+    """Seconds of `run`, started on all ranks at the same time."""
     gc.collect()
     dist.barrier()
     start = time.perf_counter()
@@ -131,7 +131,7 @@ def _timed(run: Callable[[], object] | None) -> float:
 
 
 def step(samples: int, window: int, repetitions: int) -> list[float]:
-    """Seconds of each training step on WESAD's shape, `samples` of `window` steps a rank, data parallel."""
+    """Seconds of each data-parallel training step on WESAD's shape, `samples` windows of `window` steps a rank."""
     keep_freed_memory(large=True)
     config, streams = Config(model=wesad_config()), modalities(window)
     training = Training(config, streams)
@@ -142,9 +142,9 @@ def step(samples: int, window: int, repetitions: int) -> list[float]:
 
 
 def experts(length: int, width: int, experts: int, repetitions: int) -> dict[str, dict[str, Any]]:
-    """By what travels, bytes handed to collectives and seconds of each forward and backward of a mixture of experts.
+    """Bytes sent to collectives and seconds of each forward and backward of a mixture of experts, by what moves.
 
-    Each rank has `length` tokens of its own; `ALONE` is rank 0 with all experts, while the others wait.
+    Each rank has `length` tokens of its own; `ALONE` is rank 0 with all experts while the others wait.
     """
     keep_freed_memory(large=True)
     rank, ranks = dist.get_rank(), dist.get_world_size()
@@ -175,7 +175,7 @@ def _mixing(module: MixtureOfExperts, layout: Layout, x: Tensor) -> Callable[[],
 
 
 def recording_config() -> ModelConfig:
-    """A model that takes every step for a word, with what long recordings ask for."""
+    """A model with words of one step and the settings for long recordings."""
     layers: dict[str, Any] = {
         "encoder_layers": 1,
         "fusion_layers": 1,
@@ -192,9 +192,9 @@ def recording_streams(steps: int) -> list[Modality]:
 
 
 def recording(steps: int, repetitions: int) -> dict[str, Any]:
-    """Training steps on one sample of four modalities of `steps`, its time axis spread over all ranks.
+    """Training steps on one sample of four modalities of `steps`, with its time axis divided among all ranks.
 
-    `peak` and `before`: bytes of this process, libraries included, at the most and before the model was made.
+    `peak` and `before`: largest size of this process with its libraries, and its size before the model is made, bytes.
     """
     keep_freed_memory()
     rank, ranks = dist.get_rank(), dist.get_world_size()
@@ -211,7 +211,7 @@ def recording(steps: int, repetitions: int) -> dict[str, Any]:
 
 
 class Training:
-    """The project's model under its engine, on the grid of ranks that `config.mesh` asks for."""
+    """The project's model and engine on the mesh of `config.mesh`."""
 
     def __init__(self, config: Config, streams: Sequence[Modality]) -> None:
         mesh = build_mesh(config.mesh, world=dist.get_world_size(), rank=dist.get_rank())
@@ -226,7 +226,7 @@ class Training:
         self.lr, self.done = config.optim.lr, 0
 
     def step(self, batch: Batch) -> float:
-        """Forward, backward and the optimizer's step; this rank's part of the loss."""
+        """Forward, backward and the optimizer's step. Returns this rank's part of the loss."""
         loss = self.engine.scale_loss(self.task.loss(self.engine(batch, self.done), batch), batch)
         self.engine.backward(loss, True)
         if not self.engine.step(self.lr).applied:

@@ -1,4 +1,4 @@
-"""Where a training step's time goes, on the quickstart's model and real data, in one process."""
+"""Where the time of a training step goes: the quickstart's model and real data, in one process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PHASES: dict[str, Callable[[StepRecord], float]] = {
 
 
 class _Timed(Callback):
-    """Times the tracking callback and keeps the records of steps after the warm-up."""
+    """Times the tracking callback and collects the records of the steps after the warm-up."""
 
     def __init__(self, tracking: Callback, warmup: int) -> None:
         self.records: list[StepRecord] = []
@@ -43,7 +43,7 @@ def run(options: Options) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         timed = _train(Path(folder), options.device, warmup, steps)
     phases = {name: [1000 * of(record) for record in timed.records] for name, of in _PHASES.items()}
-    # Most steps only keep their numbers; every tenth sends them on. The mean is what a step pays.
+    # Most steps only store their numbers; every tenth sends them. So the cost of a step is the mean.
     medians = {name: statistics.median(values) for name, values in phases.items()}
     medians["tracking"] = 1000 * statistics.fmean(timed.tracking_s)
     whole = sum(medians.values())

@@ -1,6 +1,6 @@
 """Several ways to compute the same thing, timed against each other in one process.
 
-The cases take turns, so that whatever else the machine does falls on all of them. The machine's rates are cases too.
+The cases take turns, so that other load on the machine affects all of them. The machine's rates are cases too.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _WARM_UPS, _FEW_FAULTS = 4, 2000
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to time. What `run` returns is freed after the clock has stopped.
+    """One thing to time. The result of `run` is freed after the time is taken.
 
-    `warm` is off for what is so slow that neither warming up nor repeating it would change its figure.
+    `warm` is off for a case so slow that neither a warm-up nor a repetition would change its figure.
     """
 
     run: Callable[[], object]
@@ -36,13 +36,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each repetition: CPU time of the whole process, and wall time (on a GPU that between two events)."""
+    """Seconds of each repetition: CPU time of the whole process, and wall time (on a GPU between two events)."""
 
     cpu: tuple[float, ...]
     wall: tuple[float, ...]
 
     def best(self, setting: Setting) -> float:
-        """The minimum on the setting's clock: what ratios are made from."""
+        """The minimum on the setting's clock, for ratios."""
         return min(self.cpu if setting.clock == "cpu" else self.wall)
 
     def rows(self, name: str, unit: str, scale: float) -> list[Row]:
@@ -56,9 +56,9 @@ class Times:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine does at best, measured among the cases: FLOP/s of an fp32 matrix product, bytes/s of a copy.
+    """The machine's best rates, measured between the cases: FLOP/s of an fp32 matrix product, bytes/s of a copy.
 
-    A copied byte counts twice, read and written.
+    A copied byte counts twice: read and written.
     """
 
     flops: float
@@ -75,10 +75,10 @@ class Rates:
 def compare(
     cases: Mapping[str, Case], setting: Setting, device: str, *, scratch: int = 0, quick: bool = False
 ) -> tuple[dict[str, Times], Rates]:
-    """Times of each case, and the machine's rates over the same minutes.
+    """Times of each case, and the machine's rates in the same minutes.
 
-    `scratch`: bytes of the largest array that a case makes for itself. A place of that size and some more is set apart
-    (without being touched), or a small array could settle in the gap that it leaves and force it to fresh pages.
+    `scratch`: bytes of the largest temporary array of a case. Space of this size and some more is reserved in the heap
+    (and not touched); else a small array could be placed there, and the large one would need new pages each time.
     """
     size, numbers = (256, 1 << 16) if quick else (_GEMM, _COPY)
     left, right = torch.randn(2, size, size, device=device).unbind(0)
@@ -94,7 +94,7 @@ def compare(
     before = torch.get_num_threads()
     torch.set_num_threads(setting.threads)
     try:
-        with _room(scratch if device == "cpu" else 0):
+        with _reserved(scratch if device == "cpu" else 0):
             _warm_up(everything, device, turns=1 if quick else _WARM_UPS)
             times = _take_turns(everything, device)
     finally:
@@ -104,8 +104,8 @@ def compare(
 
 
 @contextmanager
-def _room(size: int) -> Iterator[None]:
-    """A gap of `size` bytes and half a GiB in the heap, with something behind it that stays."""
+def _reserved(size: int) -> Iterator[None]:
+    """A gap of `size` bytes and half a GiB in the heap, closed by an array that stays."""
     gap = torch.empty(size + (1 << 29) if size else 0, dtype=torch.uint8)
     end = torch.empty(1 << 20, dtype=torch.uint8)
     del gap
@@ -114,7 +114,7 @@ def _room(size: int) -> Iterator[None]:
 
 
 def _warm_up(cases: Mapping[str, Case], device: str, turns: int) -> None:
-    """Run the cases in turn until a whole turn needs (almost) no memory that is new to the process."""
+    """Run the cases in turn until a whole turn needs (almost) no new pages."""
     for _ in range(turns if device == "cpu" else 2):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for case in cases.values():
@@ -130,7 +130,7 @@ def _take_turns(cases: Mapping[str, Case], device: str) -> dict[str, Times]:
     collecting = gc.isenabled()
     gc.disable()
     gc.collect()
-    gc.freeze()  # the collections between the repetitions look at what the cases made, not at everything imported
+    gc.freeze()  # collections between repetitions then look only at objects of the cases
     try:
         for turn in range(max(case.repetitions for case in cases.values())):
             for name, case in cases.items():

@@ -1,5 +1,5 @@
-"""A table of models x data sets x missing rates, run as Ray jobs and reported from what they left.
+"""A table of models x data sets x missing rates: cells run as Ray jobs, and a report of their results.
 
-schema, plan (the YAML file, its cells) -> jobs (a Ray cluster's job server) -> work (cells as jobs, resumable) ->
-collect (their results) -> bootstrap, experts, figures -> tables, pictures, report.
+schema, matrix (the YAML file and its cells) -> archive (runs and kept results) -> jobs, work (run cells) ->
+collect (with bootstrap, experts) -> goals, tables, report.
 """

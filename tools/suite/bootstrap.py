@@ -1,7 +1,7 @@
-"""Metrics under weights: the bootstrap over test subjects, without evaluating anything twice.
+"""Weighted metrics for the bootstrap over test subjects, without a second evaluation.
 
-A resample of the subjects is a weight for each of them, 0, 1, 2, ...; people, not windows, are what a test set has few
-of. The same resamples serve all models of a data set, so differences between models are paired.
+A resample gives each subject a weight 0, 1, 2, ... Subjects are resampled, not windows, because a test set has few of
+them. All models of a data set have the same resamples, so differences between models are paired.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 from maestro_dist import rng
 from maestro_dist.task.classification import log_odds, log_softmax
 
-_BLOCK = 4_000_000  # numbers of a block of weights
+_BLOCK = 4_000_000  # numbers in a block of weights
 
 
 def subject_weights(subjects: int, resamples: int, key: int) -> np.ndarray:
-    """float64 [resamples, subjects]: how often each subject is drawn, of as many draws, with replacement."""
+    """float64 [resamples, subjects]: how often each subject is drawn; as many draws as subjects, with replacement."""
     rows = np.arange(resamples)[:, None]
     drawn = (rng.uniform_np(key, rows, np.arange(subjects)[None]) * subjects).astype(np.int64)
     counts = np.bincount((rows * subjects + drawn).ravel(), minlength=resamples * subjects)
@@ -29,8 +29,8 @@ def weighted_metric(
 ) -> np.ndarray:
     """A metric of the split under each row of weights: float64 [R]; NaN where it is undefined.
 
-    logits [N, C]; target int [N]; subject int [N], the column of `weights` [R, S] of each sample. The definitions are
-    those of `maestro_dist.task.classification`: weights of 1 give its values.
+    logits [N, C]; target int [N]; subject int [N]: each sample's column of `weights` [R, S]. With weights of 1 the
+    values are those of `maestro_dist.task.classification`.
     """
     classes, subjects = logits.shape[1], weights.shape[1]
     if metric in ("accuracy", "loss"):
@@ -73,7 +73,7 @@ def _macro_f1(confusion: np.ndarray) -> np.ndarray:
 def _ranked(
     score: np.ndarray, positive: np.ndarray, subject: np.ndarray, weights: np.ndarray, curve: object
 ) -> np.ndarray:
-    """A metric of the ranking, [R]: `curve` makes it from positives and negatives counted down the ranking."""
+    """A metric of the ranking, [R]: `curve` computes it from cumulative counts of positives and negatives."""
     assert callable(curve)
     order = np.argsort(-score, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)  # ties are one step

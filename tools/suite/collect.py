@@ -1,11 +1,11 @@
-"""The results of finished cells, by data set, entry, seed and fold: from their runs, or from what was kept of them."""
+"""The results of finished cells: read from their runs or from what is kept, averaged, resampled and combined."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from statistics import fmean
 from typing import Any
@@ -13,291 +13,297 @@ from typing import Any
 import numpy as np
 
 from maestro_dist import rng
-from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.data.storage import ObjectMissing
 from maestro_dist.errors import DataError, RunError
 from maestro_dist.evaluation import Evaluation, Predictions
-from maestro_dist.task.base import higher_is_better
+from suite.archive import RESULT_FILE, Archive, Kept, Record, portable, short_hash
 from suite.bootstrap import subject_weights, weighted_metric
-from suite.cells import Cell
 from suite.experts import Information, expert_information
-from suite.keep import DIGEST_FILE, Digest, names_digest, number_key
-from suite.plan import Plan
-from suite.record import (
-    RESULT_FILE,
-    Record,
-    kept_of,
-    portable,
-    read_record,
-    result_of,
-    run_of,
-    settings_digest,
-    write_record,
-)
+from suite.matrix import Cell, Plan
 
 _PLACES = ("checkpoint", "model", "mlflow_model")
+"""Keys of `result.json` that name folders of the run, which is not kept."""
 
 
-@dataclass
+class NotFinished(Exception):
+    """A result needs a cell that is not finished."""
+
+
+@dataclass(frozen=True)
 class Finished:
-    """A cell that has its result; the answers of its test are read when they are first needed.
+    """A finished cell.
 
-    kept: what was kept of it, where its run is not there any more.
+    content    plain JSON: "record" (or None), "result", "tested" and "experts" (None without scores or experts)
+    resampled  a metric at a missing rate under each resample of the test subjects, by "auroc@0.4": [resamples]
     """
 
     cell: Cell
-    evaluation: Evaluation
-    record: Record | None
-    run: Storage
-    kept: Digest | None = None
+    content: dict[str, Any]
+    resampled: dict[str, np.ndarray]
+    is_kept: bool
 
     @cached_property
-    def predictions(self) -> Predictions:
-        """Raises RunError where the run has kept none."""
+    def evaluation(self) -> Evaluation:
+        """Metrics of the test. Raises RunError."""
         try:
-            return Predictions.read(self.run)
-        except ObjectMissing:
-            raise RunError(f"{self.run.name()} has no predictions.npz (evaluation.predictions); run it again") from None
+            return Evaluation.from_json(self.content["result"]["evaluation"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"the result of {self.cell.name} is damaged ({error}); remove it") from None
 
     @property
-    def tested(self) -> dict[str, Any]:
-        """Who and what was tested: names_digest of the samples ("keys"), "subjects" (how many), "modalities"."""
-        if self.kept is not None:
-            return {name: self.kept.about[name] for name in ("keys", "subjects", "modalities")}
-        found = self.predictions
-        return {
-            "keys": names_digest(map(str, found.key)),
-            "subjects": len(np.unique(found.subject)),
-            "modalities": [str(name) for name in found.modalities],
-        }
+    def record(self) -> Record | None:
+        """Settings, machine and attempts."""
+        found = self.content["record"]
+        return None if found is None else Record(**found)
+
+    @property
+    def experts(self) -> Information | None:
+        """Of experts and missing sets, at the largest missing rate."""
+        found = self.content["experts"]
+        return None if found is None else Information(**found)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the result."""
+        return short_hash([json.dumps(self.content["result"]["evaluation"], sort_keys=True)])
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Of the averaged probabilities of a model's seeds: metrics by "auroc@0.4", and resampled as in `Finished`."""
+
+    values: dict[str, float]
+    resampled: dict[str, np.ndarray]
+    is_kept: bool
 
 
 @dataclass
 class Results:
-    """All finished cells of a plan."""
+    """All finished cells of a plan, by name, and ensembles by (model, data set)."""
 
     plan: Plan
     finished: dict[str, Finished]
-    _tested: dict[tuple[str, int | None], tuple[np.ndarray, ...]] = field(default_factory=dict)
-    _keys: dict[tuple[str, int | None], str] = field(default_factory=dict)
-    _modalities: dict[tuple[str, int | None, str], list[str]] = field(default_factory=dict)
-    _resampled: dict[tuple[object, ...], np.ndarray] = field(default_factory=dict)
-    _informed: dict[tuple[str, float], Information | None] = field(default_factory=dict)
+    ensembles: dict[tuple[str, str], Ensemble] = field(default_factory=dict)
 
-    def seeds(self, entry: str, data: str) -> dict[int, list[Finished]]:
-        """Its seeds with all folds, with their cells by fold; a pre-training, which has no scores, has none."""
+    def seeds(self, model: str, data: str) -> dict[int, list[Finished]]:
+        """The finished seeds of a model with their cells, one for each fold; none for a pre-training."""
         found: dict[int, list[Finished]] = {}
-        for seed in dict.fromkeys(cell.seed for cell in self.plan.cells_of(entry, data)):
-            cells = [cell for cell in self.plan.cells_of(entry, data) if cell.seed == seed]
-            if all(cell.scored and cell.name in self.finished for cell in cells):
-                found[seed] = [self.finished[cell.name] for cell in cells]
+        cells = self.plan.cells_of(model, data)
+        for seed in sorted({cell.seed for cell in cells}):
+            mine = [cell for cell in cells if cell.seed == seed]
+            if all(cell.scored and cell.name in self.finished for cell in mine):
+                found[seed] = [self.finished[cell.name] for cell in mine]
         return found
 
-    def values(self, entry: str, data: str, metric: str, rate: float, of: Sequence[int] | None = None) -> list[float]:
-        """A metric of each of an entry's finished seeds (or of those in `of`): mean over its folds and draws.
+    def values(self, model: str, data: str, metric: str, rate: float, of: Sequence[int] | None = None) -> list[float]:
+        """A metric of each finished seed (or of those in `of`), mean over folds and draws.
 
-        NaN where it is undefined (a test split that has one class only).
+        NaN where it is undefined: a test split with one class has no AUROC.
         """
         return [
             _mean([item.evaluation.mean(metric, rate) for item in cells])
-            for seed, cells in self.seeds(entry, data).items()
+            for seed, cells in self.seeds(model, data).items()
             if of is None or seed in of
         ]
 
+    def mean(self, model: str, data: str, metric: str, rate: float) -> float:
+        """Mean of `values`. Raises NotFinished where a cell of the model is not finished."""
+        cells = self.plan.cells_of(model, data)
+        if not cells or any(cell.name not in self.finished for cell in cells):
+            raise NotFinished
+        values = self.values(model, data, metric, rate)
+        if not values:  # a pre-training has no scores
+            raise NotFinished
+        return fmean(values)
+
     def bootstrap(
-        self, entry: str, data: str, metric: str, rate: float, of: Sequence[int] | None = None
+        self, model: str, data: str, metric: str, rate: float, of: Sequence[int] | None = None
     ) -> np.ndarray | None:
-        """The mean of `values` under each resample of the test subjects: float64 [R]; None where there is no seed."""
-        seeds = self.seeds(entry, data)
-        found = [self._resampled_seed(cells, metric, rate) for seed, cells in seeds.items() if of is None or seed in of]
+        """The mean of `values` under each resample of the test subjects, [resamples]; None without a finished seed."""
+        seeds = self.seeds(model, data).items()
+        key = metric_key(metric, rate)
+        found = [
+            np.mean([item.resampled[key] for item in cells], axis=0)
+            for seed, cells in seeds
+            if of is None or seed in of
+        ]
         return np.mean(found, axis=0) if found else None
 
-    def ensemble(self, entry: str, data: str, metric: str, rate: float) -> tuple[float, np.ndarray] | None:
-        """Of the average of the seeds' probabilities, and that under each resample; None with fewer than two seeds."""
-        seeds = self.seeds(entry, data)
+
+def metric_key(metric: str, rate: float) -> str:
+    """A metric at a missing rate: auroc@0.4."""
+    return f"{metric}@{rate!r}"
+
+
+def collect(archive: Archive) -> Results:
+    """Read the results of all finished cells. A run is preferred to what is kept of an earlier one.
+
+    Raises:
+        RunError: a result is damaged, or lacks what the report needs.
+        DataError: cells of a data set were tested on different samples.
+    """
+    reader, results = _Reader(archive), Results(archive.plan, {})
+    for cell in archive.plan.cells:
+        kept = archive.kept_cell(cell)
+        if archive.has_run(cell):
+            results.finished[cell.name] = reader.from_run(cell)
+        elif kept is not None:
+            results.finished[cell.name] = reader.from_kept(cell, kept)
+    for model, entry in archive.plan.suite.models.items():
+        for data in entry.data:
+            found = reader.ensemble(model, data, results.seeds(model, data))
+            if found is not None:
+                results.ensembles[model, data] = found
+    return results
+
+
+def keep(archive: Archive, results: Results) -> int:
+    """Add the results of runs to the kept files. Returns the number of cells added."""
+    if archive.place is None:
+        return 0
+    number = 0
+    for data in results.plan.suite.data:
+        new = Kept()
+        for item in results.finished.values():
+            if item.cell.data == data and not item.is_kept:
+                new.cells[item.cell.name] = item.content | {"numbers": list(item.resampled)}
+                new.arrays[item.cell.name] = _array(item.resampled)
+        for (model, place), found in results.ensembles.items():
+            if place == data and not found.is_kept:
+                seeds = results.seeds(model, data).values()
+                cells = {item.cell.name: item.fingerprint for items in seeds for item in items}
+                new.ensembles[model] = {"cells": cells, "values": found.values, "numbers": list(found.resampled)}
+                new.arrays[f"ensemble {model}"] = _array(found.resampled)
+        if new.cells:
+            new.merge(archive.place, data)
+            number += len(new.cells)
+    return number
+
+
+class _Reader:
+    """Reads cells; remembers what all cells of a data set share: the tested samples and the resamples."""
+
+    def __init__(self, archive: Archive) -> None:
+        self.archive, self.suite = archive, archive.plan.suite
+        self._people: dict[tuple[str, int | None], tuple[np.ndarray, np.ndarray]] = {}
+        self._tested: dict[tuple[Any, ...], Any] = {}
+
+    def from_run(self, cell: Cell) -> Finished:
+        """What reports need of a finished run."""
+        run, record = self.archive.run(cell), self.archive.record(cell)
+        try:
+            result = json.loads(run.read(RESULT_FILE))
+        except ValueError as error:
+            raise RunError(f"{run.name(RESULT_FILE)} is damaged ({error}); remove it") from None
+        content: dict[str, Any] = {
+            "record": record and vars(replace(record, command=portable(record.command))),
+            "result": {key: value for key, value in result.items() if key not in _PLACES},
+            "tested": None,
+            "experts": None,
+        }
+        resampled: dict[str, np.ndarray] = {}
+        if cell.scored:
+            answers = self._predictions(cell)
+            content["tested"] = {
+                "keys": short_hash(map(str, answers.key)),
+                "subjects": len(np.unique(answers.subject)),
+                "modalities": [str(name) for name in answers.modalities],
+            }
+            self._check(cell, content["tested"])
+            subject, weights = self._resamples(cell, answers)
+            for metric, rate in self._ends(cell.data):
+                parts = [
+                    weighted_metric(metric, answers.logits[scenario], answers.target, subject, weights)
+                    for scenario in answers.scenarios(rate)
+                ]
+                resampled[metric_key(metric, rate)] = _rounded(np.mean(parts, axis=0))
+            key = rng.key(cell.seed, "experts", cell.name)
+            experts = expert_information(answers, self.suite.ends[-1], self.suite.permutations, key)
+            content["experts"] = experts and asdict(experts)
+        return Finished(cell, content, resampled, is_kept=False)
+
+    def from_kept(self, cell: Cell, kept: dict[str, Any]) -> Finished:
+        """What is kept of a cell."""
+        resampled = _by_key(kept["numbers"], self.archive.kept[cell.data].arrays.get(cell.name))
+        wanted = [metric_key(metric, rate) for metric, rate in self._ends(cell.data)] if cell.scored else []
+        if any(len(resampled.get(key, ())) != self.suite.resamples for key in wanted):
+            raise RunError(
+                f"{cell.name}: the kept results do not have {self.suite.resamples} resamples of {', '.join(wanted)}; "
+                "set results=null and run the cell again"
+            )
+        if kept["tested"] is not None:
+            self._check(cell, kept["tested"])
+        return Finished(cell, kept, resampled, is_kept=True)
+
+    def ensemble(self, model: str, data: str, seeds: dict[int, list[Finished]]) -> Ensemble | None:
+        """None with fewer than two seeds, or where predictions of a seed are gone and no ensemble of them is kept."""
+        items = [item for cells in seeds.values() for item in cells]
         if len(seeds) < 2:
             return None
-        if any(item.kept is not None for cells in seeds.values() for item in cells):
-            return kept_ensemble(self.plan, entry, data, metric, rate)
-        parts = []
+        if any(item.is_kept for item in items):
+            file = self.archive.kept[data]
+            kept = file.ensembles.get(model)
+            if kept is None or kept["cells"] != {item.cell.name: item.fingerprint for item in items}:
+                return None
+            return Ensemble(kept["values"], _by_key(kept["numbers"], file.arrays[f"ensemble {model}"]), is_kept=True)
+        values: dict[str, list[np.ndarray]] = {}
         for cells in zip(*seeds.values(), strict=True):  # one fold of all seeds
-            subject, weights = self._people(cells[0])
+            answers = [self._predictions(item.cell) for item in cells]
+            subject, weights = self._resamples(cells[0].cell, answers[0])
             rows = np.concatenate((np.ones((1, weights.shape[1])), weights))
-            for scenario in cells[0].predictions.scenarios(rate):
-                chance = np.mean([_softmax(item.predictions.logits[scenario]) for item in cells], axis=0)
-                logits = np.log(chance + 1e-30)
-                parts.append(weighted_metric(metric, logits, cells[0].predictions.target, subject, rows))
-        both = np.mean(parts, axis=0)
-        return float(both[0]), both[1:]
+            for metric in self.suite.data[data].metrics:
+                for rate in sorted(self.suite.rates):
+                    for scenario in answers[0].scenarios(rate):
+                        chance = np.mean([_softmax(each.logits[scenario]) for each in answers], axis=0)
+                        found = weighted_metric(metric, np.log(chance + 1e-30), answers[0].target, subject, rows)
+                        values.setdefault(metric_key(metric, rate), []).append(found)
+        means = {key: np.mean(parts, axis=0) for key, parts in values.items()}
+        ends = [metric_key(metric, rate) for metric, rate in self._ends(data)]
+        resampled = {key: _rounded(means[key][1:]) for key in ends}
+        return Ensemble({key: float(mean[0]) for key, mean in means.items()}, resampled, is_kept=False)
 
-    def lacking(self, entry: str, data: str) -> bool:
-        """Whether an entry has several seeds but no ensemble, as the answers of some are no longer there."""
-        metric, rate = self.plan.data(data).metrics[0], min(self.plan.suite.rates)
-        return len(self.seeds(entry, data)) > 1 and self.ensemble(entry, data, metric, rate) is None
+    def _ends(self, data: str) -> list[tuple[str, float]]:
+        return [(metric, rate) for metric in self.suite.data[data].metrics for rate in self.suite.ends]
 
-    def best(self, entries: Sequence[str], data: str, metric: str, rate: float) -> str | None:
-        """The entry with the best mean."""
-        found = {name: self.values(name, data, metric, rate) for name in entries}
-        means = {name: fmean(values) for name, values in found.items() if values and np.isfinite(values).all()}
-        if not means:
-            return None
-        return (max if higher_is_better(metric) else min)(means, key=lambda name: means[name])
+    def _predictions(self, cell: Cell) -> Predictions:
+        run = self.archive.run(cell)
+        try:
+            return Predictions.read(run)
+        except ObjectMissing:
+            raise RunError(f"{run.name()} has no predictions.npz (evaluation.predictions); run it again") from None
 
-    def experts(self, item: Finished, rate: float) -> Information | None:
-        """Of a run's experts and missing sets at a rate; None where it has no experts, or there is one set only."""
-        place = item.cell.name, rate
-        if item.kept is not None:
-            told = item.kept.about["experts"]
-            if told["rate"] != rate:
-                raise RunError(f"{item.run.name()} tells of experts at {told['rate']:g}, not at {rate:g}; run it again")
-            return None if told["found"] is None else Information(**told["found"])
-        if place not in self._informed:
-            key = rng.key(item.cell.seed, "experts", item.cell.name)
-            self._informed[place] = expert_information(item.predictions, rate, self.plan.suite.permutations, key)
-        return self._informed[place]
-
-    def _resampled_seed(self, cells: list[Finished], metric: str, rate: float) -> np.ndarray:
-        """One seed's metric under each resample of the subjects, mean over folds and draws: float64 [R]."""
-        found: np.ndarray = np.mean([self.resampled(item, metric, rate) for item in cells], axis=0)
-        return found
-
-    def resampled(self, item: Finished, metric: str, rate: float) -> np.ndarray:
-        """A cell's metric under each resample of its test subjects, mean over the draws: float64 [R]."""
-        self._same_samples(item)
-        if item.kept is not None:
-            found = item.kept.numbers.get((metric, rate))
-            if found is None or len(found) != self.plan.suite.resamples:
-                raise RunError(
-                    f"{item.run.name()} has not the {self.plan.suite.resamples} resamples of {metric} at {rate:g}; "
-                    "remove it, and run the cell again"
-                )
-            return found
-        name = (item.cell.name, metric, rate)
-        if name not in self._resampled:
-            subject, weights = self._people(item)
-            predictions = item.predictions
-            parts = [
-                weighted_metric(metric, predictions.logits[scenario], predictions.target, subject, weights)
-                for scenario in predictions.scenarios(rate)
-            ]
-            self._resampled[name] = np.mean(parts, axis=0)
-        return self._resampled[name]
-
-    def subjects(self, data: str) -> int:
-        """Test subjects of a data set, over all folds with a finished cell."""
-        seen = {}
-        for item in self.finished.values():
-            if item.cell.data == data and item.cell.scored:
-                seen[item.cell.fold] = int(item.tested["subjects"])
-        return sum(seen.values())
-
-    def _same_samples(self, item: Finished) -> None:
-        place, tested = (item.cell.data, item.cell.fold), item.tested
-        if self._keys.setdefault(place, tested["keys"]) != tested["keys"]:
-            raise DataError(f"{item.run.name()} was tested on other samples than the cells beside it; run it again")
-        chosen = (*place, str(item.cell.settings.get("data.modalities")))
-        if self._modalities.setdefault(chosen, tested["modalities"]) != tested["modalities"]:
+    def _check(self, cell: Cell, tested: dict[str, Any]) -> None:
+        """Raise DataError where a cell was tested on other samples than the others of its data set."""
+        if self._tested.setdefault((cell.data, cell.fold), tested["keys"]) != tested["keys"]:
+            raise DataError(f"{cell.name} was tested on other samples than other cells of {cell.data}; run it again")
+        place = (cell.data, cell.fold, str(cell.settings.get("data.modalities")))
+        if self._tested.setdefault(place, tested["modalities"]) != tested["modalities"]:
             raise DataError(
-                f"{item.run.name()} was tested with {', '.join(tested['modalities'])}, a cell beside it with "
-                f"{', '.join(self._modalities[chosen])}: the data set was packed in two ways; run one of them again"
+                f"{cell.name} was tested with {', '.join(tested['modalities'])}, another cell with "
+                f"{', '.join(self._tested[place])}: the data set was packed in two ways; run one of them again"
             )
 
-    def _people(self, item: Finished) -> tuple[np.ndarray, np.ndarray]:
-        """(subject's number of each sample, weights [R, S]) of a data set's fold, the same for all its cells."""
-        place = item.cell.data, item.cell.fold
-        self._same_samples(item)
-        if place not in self._tested:
-            people, subject = np.unique(item.predictions.subject, return_inverse=True)
-            key = rng.key(0, "bootstrap", item.cell.data, -1 if item.cell.fold is None else item.cell.fold)
-            weights = subject_weights(len(people), self.plan.suite.resamples, key)
-            self._tested[place] = subject, weights
-        subject, weights = self._tested[place]
-        return subject, weights
+    def _resamples(self, cell: Cell, answers: Predictions) -> tuple[np.ndarray, np.ndarray]:
+        """Number of each sample's subject [N]; weights of the subjects [resamples, subjects]."""
+        place = cell.data, cell.fold
+        if place not in self._people:
+            names, subject = np.unique(answers.subject, return_inverse=True)
+            key = rng.key(0, "bootstrap", cell.data, -1 if cell.fold is None else cell.fold)
+            self._people[place] = subject, subject_weights(len(names), self.suite.resamples, key)
+        return self._people[place]
 
 
-def collect(plan: Plan) -> Results:
-    """Read the results of all cells that have one; a run is preferred to what was kept of an earlier one."""
-    found = {}
-    for cell in plan.cells:
-        place = result_of(plan, cell)
-        if place is None:
-            continue
-        try:
-            content = json.loads(place.read(RESULT_FILE))
-            evaluation = Evaluation.from_json(content["evaluation"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{place.name(RESULT_FILE)} is damaged ({error}); remove it") from None
-        kept = None
-        if place.url != run_of(plan, cell).url:
-            kept = Digest.read(place, DIGEST_FILE)
-            if kept is None:
-                raise RunError(f"{place.name()} has no {DIGEST_FILE}; remove it, and run the cell")
-        found[cell.name] = Finished(cell, evaluation, read_record(place), place, kept)
-    return Results(plan, found)
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """As the kept file holds them, so that reports with and without the runs are the same."""
+    return values.astype(np.float32).astype(np.float64)
 
 
-def keep(results: Results) -> int:
-    """Keep what reports need of the runs that are there, where the suite says so. Returns how many cells it wrote."""
-    plan, wrote = results.plan, 0
-    rates = sorted(plan.suite.rates)
-    ends = list(dict.fromkeys((rates[0], rates[-1])))
-    for item in results.finished.values():
-        place = kept_of(plan, item.cell)
-        if place is None or item.kept is not None:
-            continue
-        about: dict[str, Any] = {"keys": "", "subjects": 0, "modalities": [], "experts": None}
-        numbers: dict[tuple[str, float], np.ndarray] = {}
-        if item.cell.scored:
-            answer = results.experts(item, rates[-1])
-            experts = {"rate": rates[-1], "found": None if answer is None else asdict(answer)}
-            about = {**item.tested, "experts": experts}
-            metrics = plan.data(item.cell.data).metrics
-            numbers = {(metric, rate): results.resampled(item, metric, rate) for metric in metrics for rate in ends}
-        place.write(DIGEST_FILE, Digest(about, numbers).to_bytes())
-        # of the result without where weights and model lie: they are not kept
-        told = {key: value for key, value in json.loads(item.run.read(RESULT_FILE)).items() if key not in _PLACES}
-        place.write(RESULT_FILE, json.dumps(told, indent=1).encode())
-        if item.record is not None:
-            write_record(place, portable(item.record))
-        wrote += 1
-    for entry in plan.suite.entries:
-        for data in entry.data:
-            _keep_ensemble(results, entry.name, data, rates, ends)
-    return wrote
+def _array(resampled: dict[str, np.ndarray]) -> np.ndarray:
+    return np.array(list(resampled.values()), np.float32)
 
 
-def _keep_ensemble(results: Results, entry: str, data: str, rates: list[float], ends: list[float]) -> None:
-    plan = results.plan
-    cells = [results.finished.get(cell.name) for cell in plan.cells_of(entry, data)]
-    if plan.kept is None or any(item is None or item.kept is not None for item in cells):
-        return
-    values: dict[str, float] = {}
-    numbers: dict[tuple[str, float], np.ndarray] = {}
-    for metric in plan.data(data).metrics:
-        for rate in rates:
-            found = results.ensemble(entry, data, metric, rate)
-            if found is None:
-                return
-            values[number_key(metric, rate)] = found[0]
-            if rate in ends:
-                numbers[metric, rate] = found[1]
-    about = {"values": values, "cells": ensemble_cells(plan, entry, data)}
-    Storage(plan.kept).join("ensembles").write(f"{data}.{entry}.npz", Digest(about, numbers).to_bytes())
-
-
-def kept_ensemble(plan: Plan, entry: str, data: str, metric: str, rate: float) -> tuple[float, np.ndarray] | None:
-    """As `Results.ensemble`, of an ensemble that was kept; None where none was, or of other cells."""
-    if plan.kept is None:
-        return None
-    kept = Digest.read(Storage(plan.kept).join("ensembles"), f"{data}.{entry}.npz")
-    if kept is None or kept.about["cells"] != ensemble_cells(plan, entry, data):
-        return None
-    value = kept.about["values"].get(number_key(metric, rate))
-    return None if value is None else (float(value), kept.numbers.get((metric, rate), np.empty(0)))
-
-
-def ensemble_cells(plan: Plan, entry: str, data: str) -> dict[str, str]:
-    """The cells of an entry, each with its `settings_digest`."""
-    return {cell.name: settings_digest(cell) for cell in plan.cells_of(entry, data)}
+def _by_key(numbers: Sequence[str], array: np.ndarray | None) -> dict[str, np.ndarray]:
+    return {} if array is None else {key: row.astype(np.float64) for key, row in zip(numbers, array, strict=False)}
 
 
 def _mean(values: Sequence[float | None]) -> float:

@@ -1,4 +1,4 @@
-"""Do experts answer to what is missing? Mutual information of expert and missing set, against a permuted control."""
+"""Do experts depend on the missing modalities? Mutual information of expert and missing set, and a permuted control."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from maestro_dist import rng
 from maestro_dist.evaluation import Predictions
 
-_LEAST = 20  # samples of a missing set that is told apart; smaller ones are put together by how much they lack
+_LEAST = 20  # samples of a missing set; smaller sets are joined by the number of missing modalities
 
 
 @dataclass(frozen=True)
 class Information:
-    """bits: I(expert; missing set), mean over the layers; control: its mean when samples are given each other's sets;
-    p: share of these that reach it, the found one counted in; sets: how many were told apart."""
+    """bits: I(expert; missing set), mean over the layers; control: its mean over permuted missing sets; p: share of the
+    permutations that reach `bits`, which is counted as one of them; sets: number of missing sets."""
 
     bits: float
     control: float
@@ -26,9 +26,9 @@ class Information:
 def expert_information(predictions: Predictions, rate: float, permutations: int, key: int) -> Information | None:
     """From the first draw at a missing rate; None where the model has no experts, or there is one set only.
 
-    A sample's tokens are not independent of one another, so a sample counts once, with the shares of its tokens that
-    each expert took, and whole samples are permuted. The masks were drawn without a look at the samples: where experts
-    do not answer to them, each permutation is as likely as what was found, and p is exact.
+    The tokens of a sample are not independent, so a sample counts once, with the shares of its tokens for each expert,
+    and whole samples are permuted. Masks are drawn independently of the samples: where experts do not depend on them,
+    each permutation is as likely as the observed assignment, and p is exact.
     """
     found = predictions.scenarios(rate)
     if predictions.experts is None or not len(found):
@@ -54,7 +54,7 @@ def expert_information(predictions: Predictions, rate: float, permutations: int,
 
 
 def _sets(mask: np.ndarray) -> np.ndarray:
-    """A number for each sample's missing set, int [N]."""
+    """The number of each sample's missing set, int [N]."""
     _, number, count = np.unique(mask, axis=0, return_inverse=True, return_counts=True)
     number = number.reshape(-1)
     rare = count[number] < _LEAST

@@ -1,4 +1,4 @@
-"""A Ray cluster's job server: one that is there, or that of a head node which is started here and stopped again."""
+"""Ray's job server: that of a running cluster, or of a local head node that lives as long as the suite runs."""
 
 from __future__ import annotations
 
@@ -19,30 +19,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import cores
-
 from maestro_dist.errors import RunError
-from suite.cells import Cell
-from suite.plan import ROOT
-from suite.record import settings_digest
+from suite.archive import settings_digest
+from suite.matrix import ROOT, Cell
 
 _START_S = 120.0
-_NO_AGENT = "No available agent"
-"""What a job server says that answers before its node's agent is there, as on a busy machine."""
+_NO_AGENT = "No available agent"  # the job server answers before its node is ready, on a busy machine
 _AGAIN_S = 1.0
 _OBJECT_STORE = 128 * 2**20  # bytes; nothing large goes through it
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
-_SILENCE_S = 60.0  # a server on two busy cores may miss a request; one that misses all of a minute's is gone
-_STOP_WAIT_S = 20  # a stopped run writes its state and gives its lease back
+_SILENCE_S = 60.0  # a busy server may miss some requests; one that is silent for a minute is gone
+_STOP_WAIT_S = 20  # a stopped run writes its state and releases its lease
 _TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
 
 class Jobs:
-    """Cells as jobs. A job carries the cell's name, so that a suite that is started again finds it."""
+    """Cells as jobs. A job's metadata has the cell's name, so that a restarted suite finds it."""
 
     def __init__(self, address: str, mark: str, code: Path) -> None:
-        """`mark` tells the jobs of this suite from others; `code` is their working folder (`snapshot`).
+        """`mark`: in the metadata of this suite's jobs; `code`: their working folder (`snapshot`).
 
         Raises RunError where no job server answers.
         """
@@ -65,7 +61,7 @@ class Jobs:
         while True:
             try:
                 return self._client.submit_job(
-                    entrypoint=f"exec {cell.command}",  # no shell in between that could die alone
+                    entrypoint=f"exec {cell.command}",  # no shell in between, which could die alone
                     submission_id=f"{cell.name}-{secrets.token_hex(4)}",
                     runtime_env={"working_dir": str(self._code), "env_vars": variables},
                     metadata={"suite": self._mark, "cell": cell.name, "settings": settings_digest(cell)},
@@ -77,12 +73,12 @@ class Jobs:
             time.sleep(_AGAIN_S)
 
     def running(self) -> dict[str, tuple[str, str]]:
-        """Cells of this suite that an earlier start of it has left running: their jobs' ids and `settings_digest`."""
+        """Jobs of this suite that still run: by cell, the job's id and the cell's `settings_digest`."""
         found = {}
         try:
             jobs = self._client.list_jobs()
         except Exception as error:
-            raise RunError(f"the job server does not say what runs: {_line(error)}") from None
+            raise RunError(f"the job server does not list its jobs: {_line(error)}") from None
         for job in jobs:
             metadata: dict[str, Any] = job.metadata or {}
             if metadata.get("suite") == self._mark and not job.status.is_terminal() and job.submission_id:
@@ -92,7 +88,7 @@ class Jobs:
     def status(self, job: str) -> str:
         """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; RUNNING while the server does not answer.
 
-        Raises RunError where it has not for a while.
+        Raises RunError where it does not answer for a minute.
         """
         try:
             found = str(self._client.get_job_status(job).value)
@@ -106,14 +102,14 @@ class Jobs:
         return found
 
     def log(self, job: str) -> str:
-        """What it has printed."""
+        """What the job printed."""
         try:
             return str(self._client.get_job_logs(job))
         except Exception as error:
             return f"(no log: {_line(error)})"
 
-    def why(self, job: str) -> str:
-        """Ray's own word on how a job ended."""
+    def reason(self, job: str) -> str:
+        """Ray's message on how a job ended."""
         with contextlib.suppress(Exception):
             return " ".join(str(self._client.get_job_info(job).message or "").split())
         return ""
@@ -132,10 +128,10 @@ class Jobs:
 
 @contextmanager
 def snapshot(cells: Iterable[Cell]) -> Iterator[Path]:
-    """A copy of what the jobs need of this repository: what is edited while a suite runs does not change its cells."""
+    """A copy of the code for the jobs, so that edits while a suite runs do not change its cells."""
     with tempfile.TemporaryDirectory(prefix="suite-code-") as folder:
         for name in ("maestro_dist", "tools", "configs"):
-            shutil.copytree(ROOT / name, Path(folder) / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, Path(folder) / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
         for config in {cell.config for cell in cells if cell.config and not Path(cell.config).is_absolute()}:
             if "://" not in config and (ROOT / config).exists():
                 (Path(folder) / config).parent.mkdir(parents=True, exist_ok=True)
@@ -143,27 +139,12 @@ def snapshot(cells: Iterable[Cell]) -> Iterator[Path]:
         yield Path(folder)
 
 
-def cluster_cores(address: str | None) -> int:
-    """CPU cores of the cluster at an address, or of this machine."""
-    if address is None:
-        return cores()
-    from ray.util.state import list_nodes
-
-    try:
-        nodes: list[Any] = list(list_nodes(address, detail=True))
-        return max(1, int(sum(node.resources_total.get("CPU", 0) for node in nodes if node.state == "ALIVE")))
-    except Exception as error:
-        print(f"warning: the cluster's cores are unknown ({_line(error)}): one cell at a time", file=sys.stderr)
-        return 1
-
-
 @contextmanager
 def head(parallel_cpus: int, meanwhile: Callable[[], object]) -> Iterator[str]:
-    """A Ray head node on loopback, for as long as the block lasts; yields the address of its job server.
+    """A Ray head node on loopback for the time of the block; yields the address of its job server.
 
-    It asks for a token that only this process and its children know, and dies with this process. Ray must not have been
-    imported before: it looks then whether there is a token. `meanwhile` is done while the node starts, which takes
-    seconds.
+    It requires a token that only this process and its children have, and ends with this process. Ray must not be
+    imported before, because it reads the token's variable then. `meanwhile` runs while the node starts.
     """
     with tempfile.TemporaryDirectory(prefix="suite-", ignore_cleanup_errors=True) as folder:
         token = Path(folder) / "token"
@@ -188,10 +169,9 @@ def _started(cpus: int, folder: str) -> tuple[subprocess.Popen[bytes], str]:
     command += [f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
     command += [f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"]
     command += [f"--metrics-export-port={metrics}"]
-    # A job is told the address that the newest cluster of its temporary folder left there: with one folder for all, a
-    # job of another cluster on this machine would be sent to this one.
+    # A folder of its own: a job connects to the newest cluster of its temporary folder.
     command += [f"--temp-dir={folder}"]
-    # As launch_ray sets it for its own local Ray: the controller of Ray Train reads it from the cluster's processes.
+    # The controller of Ray Train reads it from the environment of the cluster's processes.
     settings = {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2", "PATH": f"{bin_folder}:{os.environ.get('PATH', '')}"}
     with open(Path(folder) / "head.log", "wb") as log:
         process = subprocess.Popen(
@@ -200,14 +180,14 @@ def _started(cpus: int, folder: str) -> tuple[subprocess.Popen[bytes], str]:
             env={**os.environ, **settings},
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C is for this process, which then stops the jobs in order
+            start_new_session=True,  # Ctrl-C reaches this process only, which stops the jobs
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
     return process, f"http://127.0.0.1:{dashboard}"
 
 
 def _die_with_parent() -> None:
-    """Ray's reaper then ends what the head node has started, jobs too, within seconds."""
+    """Ray's reaper then ends all that the head node started, also the jobs, within seconds."""
     ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
 
 
@@ -228,7 +208,7 @@ def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """At once: its jobs have ended, and Ray's own way takes half a minute."""
+    """Kill it: its jobs have ended, and Ray's own shutdown takes half a minute."""
     import psutil
 
     with contextlib.suppress(psutil.NoSuchProcess):

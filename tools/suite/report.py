@@ -1,180 +1,166 @@
-"""`RESULTS.md`, `results.json` and the pictures, from what the cells left and from nothing else."""
+"""`RESULTS.md`, `results.json` and one picture for each data set. The same results give the same bytes."""
 
 from __future__ import annotations
 
 import datetime
+import io
 import json
-import re
 from collections.abc import Sequence
+from statistics import fmean, stdev
 from typing import Any
 
-from maestro_dist.data.storage import ObjectMissing, Storage, redact
-from maestro_dist.errors import ConfigError, RunError
+import numpy as np
+from maestro_dist.tracking.panels import COLOURS, STYLE
+
+from maestro_dist.data.storage import Storage
+from maestro_dist.errors import ConfigError
+from maestro_dist.evaluation.table import metric_label
+from suite.archive import Record
 from suite.collect import Results
-from suite.figures import Found, figure_rows
-from suite.pictures import draw_pictures
-from suite.plan import Plan
-from suite.record import Record
-from suite.tables import ablation_table, duration, ensemble_table, expert_table, score_tables, table
+from suite.goals import Goal, Judgement, judge
+from suite.matrix import Plan
+from suite.tables import (
+    ablation_table,
+    duration,
+    duration_table,
+    ensemble_table,
+    expert_table,
+    goal_table,
+    score_tables,
+)
 
-REPORT_FILE = "RESULTS.md"
-ROWS_FILE = "results.json"
+REPORT_FILE, ROWS_FILE = "RESULTS.md", "results.json"
+_DPI = 110
 
 
-def write_report(results: Results, out: str, command: str) -> None:
-    """Write all three below `out`. The same results give the same bytes."""
+def write_report(results: Results, goals: Sequence[Goal], out: str, command: str) -> None:
+    """Write all files below `out`."""
     place = Storage(out)
-    labels = labels_of(results.plan)
-    found = figure_rows(results)
-    pictures = draw_pictures(results, place, labels)
-    records = [item.record for item in results.finished.values() if item.record is not None]
-    place.write(REPORT_FILE, _markdown(results, found, pictures, labels, records, command).encode())
-    place.write(ROWS_FILE, (json.dumps(_rows(results.plan, found, records), indent=1) + "\n").encode())
+    judgements = [judge(goal, results) for goal in goals]
+    pictures = {data: content for data in results.plan.suite.data if (content := _picture(results, data))}
+    for data, content in pictures.items():
+        place.write(f"{data}.png", content)
+    found = [item.record for item in results.finished.values()]
+    records = [record for record in found if record is not None]
+    place.write(REPORT_FILE, _markdown(results, judgements, list(pictures), records, command).encode())
+    place.write(ROWS_FILE, (json.dumps(_rows(results.plan, judgements, records), indent=1) + "\n").encode())
 
 
-def check_place(plan: Plan, out: str) -> None:
-    """Raises ConfigError where the report of another suite lies, which nobody wants to lose."""
-    try:
-        first = Storage(out).read(REPORT_FILE).decode(errors="replace").partition("\n")[0]
-    except ObjectMissing:
-        return
-    if first != f"# {plan.suite.name}":
-        raise ConfigError(f"{Storage(out).name(REPORT_FILE)} is not of this suite ({plan.suite.name}); choose --out")
-
-
-def check_loss(results: Results, out: str) -> None:
-    """Raises RunError where a report of finished cells would be replaced by one of none: most likely a wrong folder."""
-    plan, place = results.plan, Storage(out)
-    if results.finished or not place.exists(REPORT_FILE):
-        return
-    text = place.read(REPORT_FILE).decode(errors="replace")
-    if re.search(r"^[1-9]\d* of \d+ cells are finished", text, re.MULTILINE):
-        where = " or ".join(redact(url) for url in (plan.storage, plan.kept) if url)
-        raise RunError(
-            f"{place.name(REPORT_FILE)} tells of finished cells, and none is in {where}: start the suite in the folder "
-            "that storage and keep are relative to, or remove that report"
-        )
-
-
-def labels_of(plan: Plan) -> dict[str, str]:
-    """The entries of the main tables, with their names for people."""
-    return {entry.name: entry.label or entry.name for entry in plan.suite.entries}
+def check_place(suite: str, out: str) -> None:
+    """Raise ConfigError where `out` has the report of another suite."""
+    place = Storage(out)
+    if place.exists(REPORT_FILE) and not place.read(REPORT_FILE).startswith(f"# {suite}\n".encode()):
+        raise ConfigError(f"{place.name(REPORT_FILE)} is of another suite than {suite}; choose another --out")
 
 
 def _markdown(
-    results: Results,
-    found: Sequence[Found],
-    pictures: dict[str, str],
-    labels: dict[str, str],
-    records: Sequence[Record],
-    command: str,
+    results: Results, judgements: Sequence[Judgement], pictures: Sequence[str], records: Sequence[Record], command: str
 ) -> str:
     suite = results.plan.suite
     lines = [f"# {suite.name}", ""]
     lines += [suite.about.strip(), ""] if suite.about else []
-    lines += [f"Made by `{command}` from the runs' own files; not edited by hand.", ""]
-    lines += _where(results, records)
-    if found:
-        lines += ["## Figures", "", *_figures(found), ""]
+    lines += [f"Written by `{command}` from the files of the runs; do not edit.", ""]
+    lines += _summary(results, records)
+    lines += ["## Goals", "", *goal_table(judgements), ""] if judgements else []
     for data in suite.data:
-        lines += [f"## {data.name}", "", *_data(results, data.name), ""]
-        tables = score_tables(results, data.name, labels)
-        if not tables:
-            lines += ["Nothing is finished yet.", ""]
-            continue
-        for title, rows in tables.items():
-            lines += [f"### {title}", "", *rows, ""]
-        if data.name in pictures:
-            lines += [f"![{data.name}]({pictures[data.name]})", ""]
-        for title, rows in {
-            "Ensembles (the seeds' probabilities averaged)": ensemble_table(results, data.name, labels),
-            "What parts are worth": _worth(ablation_table(results, data.name, labels)),
-            "Experts and missing sets": expert_table(results, data.name),
-        }.items():
-            lines += [f"### {title}", "", *rows, ""] if rows else []
-    lines += ["## Durations", "", *_durations(results, labels), ""]
+        lines += [f"## {data}", "", *_test_split(results, data), ""]
+        scores = score_tables(results, data)
+        ablations = ablation_table(results, data)
+        if ablations:
+            said = "Difference: the unchanged model minus the changed one. Above 0 the change makes it worse."
+            ablations = [said, "", *ablations]
+        tables = {
+            **scores,
+            "": [f"![{data}]({data}.png)"] if data in pictures else [],
+            "Ensembles (the seeds' probabilities averaged)": ensemble_table(results, data),
+            "Ablations": ablations,
+            "Experts and missing sets": expert_table(results, data),
+        }
+        for title, rows in tables.items() if scores else ():
+            lines += [*([f"### {title}", ""] if title else []), *rows, ""] if rows else []
+        lines += [] if scores else ["Nothing is finished yet.", ""]
+    lines += ["## Durations", "", *duration_table(results), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _where(results: Results, records: Sequence[Record]) -> list[str]:
-    total, done = len(results.plan.cells), len(results.finished)
-    lines = [f"{done} of {total} cells are finished."]
+def _summary(results: Results, records: Sequence[Record]) -> list[str]:
+    lines = [f"{len(results.finished)} of {len(results.plan.cells)} cells are finished."]
     if records:
-        days = sorted({_day(record.finished) for record in records})
-        seconds = sum(record.seconds for record in records)
+        days = sorted({_time(record.finished).date().isoformat() for record in records})
         when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-        lines[0] += f" They took {duration(seconds)} one after the other, {when}; so many run at a time as have cores."
+        total = duration(sum(record.seconds for record in records))
+        lines[0] += f" The sum of their times is {total} ({when}); as many ran at a time as there are cores."
         for text in dict.fromkeys(_machine(record.machine) for record in records):
             lines += ["", f"Machine: {text}."]
-    resamples = results.plan.suite.resamples
-    lines += [
+    return [
+        *lines,
         "",
-        "A number is the mean over seeds (and folds, and the draws of what is missing) and, after ±, the standard "
-        f"deviation over the seeds. Intervals hold the middle 95 % of {resamples:,} resamples of the test subjects, "
-        "the same for all models of a data set. Each cell chose its weights, penalties and trees on validation data.",
+        "A number is the mean over seeds (and folds, and draws of the missing modalities) and, after ±, the standard "
+        f"deviation over the seeds. Intervals hold the middle 95 % of {results.plan.suite.resamples:,} resamples of "
+        "the test subjects, the same for all models of a data set. Each cell chose its weights, penalties and trees on "
+        "validation data.",
         "",
     ]
-    return lines
 
 
-def _data(results: Results, name: str) -> list[str]:
-    data = results.plan.data(name)
-    cells = [item for item in results.finished.values() if item.cell.data == name and item.cell.scored]
-    if not cells:
+def _test_split(results: Results, data: str) -> list[str]:
+    items = [item for item in results.finished.values() if item.cell.data == data and item.cell.scored]
+    if not items:
         return []
-    folds = {item.cell.fold: item for item in cells}
-    samples = sum(item.evaluation.samples for item in folds.values())
-    split = "one fixed split" if data.folds is None else f"{len(folds)} of {data.folds} folds by subject"
-    modalities = cells[0].tested["modalities"]
+    by_fold = {item.cell.fold: item for item in items}
+    samples = sum(item.evaluation.samples for item in by_fold.values())
+    subjects = sum(item.content["tested"]["subjects"] for item in by_fold.values())
+    folds = results.plan.suite.data[data].folds
+    split = "one fixed split" if folds is None else f"{len(by_fold)} of {folds} folds by subject"
+    modalities = items[0].content["tested"]["modalities"]
     return [
-        f"{samples:,} test samples of {results.subjects(name):,} subjects, {split}; "
+        f"{samples:,} test samples of {subjects:,} subjects, {split}; "
         f"{len(modalities)} modalities: {', '.join(modalities)}."
     ]
 
 
-def _figures(found: Sequence[Found]) -> list[str]:
-    rows = []
-    for item in found:
-        row, figure = item.row, item.figure
-        if row is None:
-            rows.append([figure.name, "", item.said or "not finished", ""])
-            continue
-        shown = "g" if figure.count is not None else ".3f"
-        reach = "none" if row.reach is None else f"{'less than' if item.strict else row.sense} {row.reach:{shown}}"
-        reach += f" ({item.said})" if item.said else ""
-        reach += "" if item.aim is None else f"; aim {item.aim:.3g}"
-        holds = "" if row.holds is None else "yes" if row.holds else "**no**"
-        rows.append([figure.name, reach, f"{row.value:{shown}} {row.unit}".strip(), holds])
-    lines = table(["figure", "reach", "measured", "reached"], rows)
-    missed = [item.figure for item in found if item.row is not None and item.row.holds is False]
-    whys = [f"* {figure.name}: {' '.join((figure.why or 'no reason is given.').split())}" for figure in missed]
-    return [*lines, "", "Not reached:", "", *whys] if whys else lines
-
-
-def _worth(rows: list[str]) -> list[str]:
-    said = "Worth: the model that was changed, less the changed one. Above 0 the change costs, below 0 it gains."
-    return [said, "", *rows] if rows else []
-
-
-def _durations(results: Results, labels: dict[str, str]) -> list[str]:
-    rows, whole = [], 0.0
-    for data in results.plan.suite.data:
-        for entry in dict.fromkeys(cell.entry for cell in results.plan.cells if cell.data == data.name):
-            cells = [results.finished.get(cell.name) for cell in results.plan.cells_of(entry, data.name)]
-            taken = [item.record.seconds for item in cells if item is not None and item.record is not None]
-            if taken:
-                mean = duration(sum(taken) / len(taken))
-                rows.append([data.name, labels.get(entry, entry), str(len(taken)), mean, duration(sum(taken))])
-                whole += sum(taken)
-    return table(["data set", "entry", "cells", "a cell", "all"], [*rows, ["all", "", "", "", duration(whole)]])
-
-
-def _rows(plan: Plan, found: Sequence[Found], records: Sequence[Record]) -> dict[str, Any]:
+def _rows(plan: Plan, judgements: Sequence[Judgement], records: Sequence[Record]) -> dict[str, Any]:
     newest = max(records, key=lambda record: record.finished, default=None)
     machine = {} if newest is None else newest.machine | {"date": _time(newest.finished).isoformat(timespec="seconds")}
-    notes = [f"{item.said or 'not finished'}: {item.figure.name}" for item in found if item.row is None]
-    rows = [item.to_json() for item in found if item.row is not None]
+    notes = [f"{item.note}: {item.goal.name}" for item in judgements if item.row is None]
+    rows = [item.to_json() for item in judgements if item.row is not None]
     return {"benchmark": plan.suite.name, "machine": machine, "notes": notes, "rows": rows}
+
+
+def _picture(results: Results, data: str) -> bytes | None:
+    """The first metric against the missing rate, one line for each model; None where nothing is finished."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    suite = results.plan.suite
+    metric, rates = suite.data[data].metrics[0], sorted(suite.rates)
+    lines = {model: [results.values(model, data, metric, rate) for rate in rates] for model in suite.models}
+    lines = {model: by_rate for model, by_rate in lines.items() if by_rate[0]}
+    if not lines or len(rates) < 2:
+        return None
+    style: Any = STYLE
+    with rc_context(style):
+        figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        for number, (model, by_rate) in enumerate(lines.items()):
+            axes.errorbar(
+                [100 * rate for rate in rates],
+                [fmean(values) for values in by_rate],
+                yerr=[stdev(values) if len(values) > 1 and np.isfinite(values).all() else 0.0 for values in by_rate],
+                color=COLOURS[number % len(COLOURS)],
+                linestyle=("-", "--", ":")[number // len(COLOURS) % 3],
+                marker="o",
+                markersize=4,
+                linewidth=1.6,
+                elinewidth=1.0,
+                label=results.plan.label(model),
+            )
+        axes.set_xticks([100 * rate for rate in rates])
+        axes.set(title=f"{data}, sensors missing", xlabel="modalities missing (%)", ylabel=metric_label(metric))
+        figure.legend(loc="outside right center", frameon=False, fontsize=9)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
+        return file.getvalue()
 
 
 def _machine(machine: dict[str, Any]) -> str:
@@ -185,7 +171,3 @@ def _machine(machine: dict[str, Any]) -> str:
 
 def _time(seconds: float) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-
-
-def _day(seconds: float) -> str:
-    return _time(seconds).date().isoformat()

@@ -1,8 +1,7 @@
 """Fit a conventional model: `python -m benchmarks.baselines minirocket|lightgbm [CONFIG] [key=value ...]`.
 
-CONFIG and the keys are those of `maestro_dist.train`, of which the sections data, run, evaluation and tracking count,
-and `baseline.*` for the model itself. With `tools` among the paths of Python; `python -m tools.benchmarks.baselines`
-from the project's folder, and `python tools/benchmarks/baselines` from any, do without.
+CONFIG and the keys are those of `maestro_dist.train` (sections data, run, evaluation and tracking); `baseline.*` are
+the settings of the model. `tools` must be on PYTHONPATH; `python tools/benchmarks/baselines` works without.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# it starts as a file and as a module, from any folder, with the package that lies beside it
+# so that it starts as a file and as a module, from any folder
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 

@@ -1,4 +1,4 @@
-"""LightGBM on statistics of each modality's window; NaN where a modality is not there."""
+"""LightGBM on statistics of each modality's window; NaN where a modality is missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.baselines.features import statistics
 from benchmarks.baselines.settings import BaselineConfig
 from benchmarks.baselines.windows import Windows, masked_copies
 
-_EVERY = 10  # trees between two looks at the validation score
+_EVERY = 10  # trees between two validations
 
 
 class Boosting:
@@ -27,7 +27,7 @@ class Boosting:
         seed: int,
         score: Callable[[Callable[[np.ndarray], np.ndarray]], float],
     ) -> None:
-        """`score` rates answers on the validation split: a function from a mask [N, M] to logits [N, C]."""
+        """`score` rates predictions on the validation split: a function from a mask [N, M] to logits [N, C]."""
         tables = _tables(train)
         masks = masked_copies(train, config.drop, config.copies, seed)
         features = np.concatenate([_joined(tables, mask, train.names) for mask in masks])
@@ -69,7 +69,7 @@ def _parameters(config: BaselineConfig, leaves: int, classes: int, seed: int, co
 
 
 class _Growing:
-    """A booster that grows while validation improves. Its answers there are sums over its trees, kept by mask."""
+    """A booster that grows while validation improves. Its validation logits are sums over trees, stored by mask."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class _Growing:
         self._known: dict[bytes, tuple[np.ndarray, np.ndarray, int]] = {}
 
     def grow(self, most: int, patience: int, score: Callable[[Callable[[np.ndarray], np.ndarray]], float]) -> Any:
-        """(best score, trees of it). The score is looked at every few trees."""
+        """(best score, its number of trees). The score is computed every few trees."""
         best, trees = -np.inf, 0
         for done in range(1, most + 1):
             finished = self.booster.update()
@@ -114,13 +114,13 @@ def _tables(windows: Windows) -> dict[str, np.ndarray]:
 
 
 def _joined(tables: dict[str, np.ndarray], mask: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-    """The modalities side by side, float32 [N, F]; NaN where the mask has none."""
+    """The modalities side by side, float32 [N, F]; NaN where the mask is false."""
     parts = [np.where(mask[:, column, None], tables[name], np.nan) for column, name in enumerate(names)]
     return np.concatenate(parts, axis=1, dtype=np.float32)
 
 
 def _logits(booster: Any, features: np.ndarray, trees: int, first: int = 0) -> np.ndarray:
-    """What `trees` rounds from `first` on add to the logits: float32 [N, C]."""
+    """The sum of `trees` rounds from `first` on: float32 [N, C]."""
     raw = booster.predict(features, raw_score=True, start_iteration=first, num_iteration=trees)
     raw = np.asarray(raw, dtype=np.float32)
     return raw if raw.ndim == 2 else np.stack([np.zeros_like(raw), raw], axis=1)

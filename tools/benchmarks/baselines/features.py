@@ -1,4 +1,4 @@
-"""Statistics of windows: what gradient boosting is fed with."""
+"""Statistics of windows, the features of gradient boosting."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ def statistics(values: np.ndarray) -> np.ndarray:
 
     Over the observed steps of each variate: moments, order statistics, the first and last value, the slope of a line
     fitted by least squares (a window's length is 1), the mean square and the mean size of the differences between
-    neighbours, the share that was observed, and how long ago the last one was. NaN where there is nothing to take
-    them from.
+    neighbours, the observed share, and the time since the last observed step. NaN where no step is observed.
     """
     samples, steps, variates = values.shape
     x = values.transpose(0, 2, 1).reshape(-1, steps).astype(np.float64)  # rows are (sample, variate)

@@ -1,7 +1,7 @@
 """The MiniRocket transform (Dempster, Schmidt, Webb, KDD 2021) in numpy: 84 kernels, dilated, shares of positives.
 
-Written from the paper, since the packages that have it (aeon, sktime) ask for older releases of pandas than MLflow is
-used with here. What the paper draws at random (the sample behind each bias, the variates of a combination) is hashed.
+Written from the paper, because the packages that have it (aeon, sktime) need older releases of pandas than MLflow.
+Random draws of the paper (the sample of each bias, the variates of a combination) are hashed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from maestro_dist import rng
 
 LENGTH = 9
 KERNELS = np.array(list(itertools.combinations(range(LENGTH), 3)))
-"""[84, 3]: where a kernel has the weight 2; everywhere else it has -1."""
+"""[84, 3]: positions where a kernel has the weight 2; elsewhere it has -1."""
 _MOST_DILATIONS = 32
-_BLOCK = 1 << 18  # numbers of an array at a time: ten of them stay in the cache
+_BLOCK = 1 << 18  # numbers of an array at a time; ten such arrays fit into the cache
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class MiniRocket:
     """A fitted transform.
 
     dilations  int [P], and `each` int [P]: biases of each kernel at that dilation
-    variates   for each (dilation, kernel) the variates that it looks at, summed
+    variates   for each (dilation, kernel) the variates that it sums
     biases     float32 [F], in the order of dilation, kernel, bias
     """
 
@@ -58,7 +58,7 @@ class MiniRocket:
     def transform(self, x: np.ndarray) -> np.ndarray:
         """Windows float32 [N, D, T] -> float32 [N, F]: the share of steps at which an output exceeds its bias.
 
-        Every second (dilation, kernel) looks only at the steps where the kernel does not reach beyond the window.
+        Every second (dilation, kernel) uses only the steps where the kernel lies inside the window.
         """
         result = np.empty((len(x), len(self.biases)), np.float32)
         size = max(1, _BLOCK // (x.shape[1] * x.shape[2]))
@@ -85,7 +85,7 @@ class MiniRocket:
 
 
 class _Shifted:
-    """Windows [N, D, T] shifted by each of a kernel's taps, zeros coming in; from them every kernel's output."""
+    """Windows [N, D, T] shifted by each tap of a kernel, filled with zeros; gives the output of every kernel."""
 
     def __init__(self, x: np.ndarray, dilation: int) -> None:
         steps = x.shape[2]

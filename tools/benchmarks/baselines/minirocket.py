@@ -1,7 +1,7 @@
-"""MiniRocket (Dempster, Schmidt, Webb, KDD 2021) on each modality by itself, and a ridge classifier on them all.
+"""MiniRocket (Dempster, Schmidt, Webb, KDD 2021) on each modality separately, and a ridge classifier on all features.
 
-The features of a modality that is not there are 0, their mean after standardisation. A modality that is shorter
-than a kernel (what is known at admission, say) is its own features.
+The features of a missing modality are 0, their mean after standardisation. A modality that is shorter than a kernel
+(for example, values at admission) is not transformed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class MiniRocketRidge:
         seed: int,
         score: Callable[[Callable[[np.ndarray], np.ndarray]], float],
     ) -> None:
-        """`score` rates answers on the validation split: a function from a mask [N, M] to logits [N, C]."""
+        """`score` rates predictions on the validation split: a function from a mask [N, M] to logits [N, C]."""
         each = config.features // len(train.names)
         self._transforms: dict[str, MiniRocket | None] = {}
         self._scale: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -73,17 +73,17 @@ class MiniRocketRidge:
 
 
 def _fitted(values: np.ndarray, features: int, seed: int) -> MiniRocket | None:
-    """A transform whose biases come from these windows [N, T, D]; None where they are shorter than a kernel."""
+    """A transform fitted to these windows [N, T, D]; None where they are shorter than a kernel."""
     return None if values.shape[1] < LENGTH else MiniRocket.fit(_series(values), features, seed)
 
 
 def _transformed(transform: MiniRocket | None, values: np.ndarray) -> np.ndarray:
-    """[N, T, D] -> features float32 [N, F]; NaN only where windows are their own features."""
+    """[N, T, D] -> features float32 [N, F]; NaN only where there is no transform."""
     return values.reshape(len(values), -1) if transform is None else transform.transform(_series(values))
 
 
 def _series(values: np.ndarray) -> np.ndarray:
-    """[N, T, D] with gaps -> float32 [N, D, T] without: the last value is carried on, the first one back; 0 if none."""
+    """[N, T, D] with gaps -> float32 [N, D, T] without: forward fill, then backward fill, then 0."""
     x = values.transpose(0, 2, 1).astype(np.float32)
     seen = ~np.isnan(x)
     if not seen.all():
@@ -94,11 +94,11 @@ def _series(values: np.ndarray) -> np.ndarray:
 
 
 def _joined(features: dict[str, np.ndarray], mask: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-    """The modalities side by side, float32 [N, F]; 0 where the mask has none."""
+    """The modalities side by side, float32 [N, F]; 0 where the mask is false."""
     parts = [features[name] * mask[:, column, None] for column, name in enumerate(names)]
     return np.concatenate(parts, axis=1, dtype=np.float32)
 
 
 def _logits(ridge: Ridge, features: np.ndarray) -> np.ndarray:
-    """The scores as logits: in the right order, but not calibrated."""
+    """The scores as logits, which are not calibrated."""
     return ridge.scores(features)

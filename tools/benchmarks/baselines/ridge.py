@@ -25,10 +25,10 @@ class Ridge:
 def fit_ridge(
     copies: Sequence[Callable[[], np.ndarray]], target: np.ndarray, classes: int, penalties: Sequence[float]
 ) -> list[Ridge]:
-    """Least squares on +-1 targets with each of the penalties, the means taken out.
+    """Least squares on +-1 targets with each penalty, after the means are subtracted.
 
-    `copies` make the features float32 [N, F] of each copy of the samples in turn, whose classes `target` [N] are the
-    same; only one copy is in memory at a time, where there are fewer features than rows.
+    Each of `copies` makes the features float32 [N, F] of one copy of the samples; all copies have the classes `target`
+    [N]. Where there are fewer features than rows, only one copy is in memory at a time.
     """
     signs = np.where(target[:, None] == np.arange(classes), 1.0, -1.0)
     samples, total = len(target), len(target) * len(copies)

@@ -62,8 +62,7 @@ def fit_and_test(model: str, config: Config, baseline: BaselineConfig) -> int:
         fitted = _fit(model, train, validation, baseline, task, config, metric)
         print(f"chosen on validation: {fitted.chosen}, {metric} {fitted.score:.4f}", flush=True)
         answers = fitted.answers(normalised(test, baseline.normalize))
-        names = np.array(train.names)
-        found = evaluate(answers, test, names, task, config.evaluation.test_rates, config.evaluation.draws, data.test)
+        found = evaluate(answers, test, task, config.evaluation.test_rates, config.evaluation.draws, data.test)
         print(results_table(found), flush=True)
         if found.predictions is not None:
             found.predictions.write(run)
@@ -82,9 +81,7 @@ def fit_and_test(model: str, config: Config, baseline: BaselineConfig) -> int:
     return 0
 
 
-def evaluate(
-    answers: Answers, test: Windows, names: np.ndarray, task: Classification, rates: Any, draws: Any, split: str
-) -> Evaluation:
+def evaluate(answers: Answers, test: Windows, task: Classification, rates: Any, draws: Any, split: str) -> Evaluation:
     """Metrics of each (rate, draw), with the masks of the project's own evaluation."""
     plan = scenarios_of(rates, draws)
     masks = [evaluated(test, rate, draw) for rate, draw in plan]
@@ -111,7 +108,7 @@ def evaluate(
         kept=np.stack(masks),
         key=test.key,
         subject=test.subject,
-        modalities=names,
+        modalities=np.array(test.names),
     )
     return replace(found, predictions=kept)
 
@@ -125,7 +122,7 @@ def _fit(
     config: Config,
     metric: str,
 ) -> Any:
-    """The fitted model. Validation rates it complete; with masked copies also with one draw of 40 % missing."""
+    """The fitted model. It is chosen on complete validation data; with masked copies also at the missing rates."""
     masks = [validation.present]
     if baseline.drop:
         masks += [evaluated(validation, rate, config.evaluation.draws[0]) for rate in config.evaluation.rates if rate]
@@ -165,7 +162,7 @@ def _log(uri: str, run_id: str, metrics: dict[str, float]) -> None:
     rows = [Metric(name, value, 0, 0) for name, value in metrics.items()]
     try:
         client(uri).log_batch(run_id, metrics=rows, synchronous=True)
-    except Exception as error:  # the result is written; a server that died meanwhile is no reason to fit again
+    except Exception as error:  # the result is written; a dead server is no reason to fit again
         _LOG.warning(f"metrics were not logged to tracking ({short(error)})")
 
 

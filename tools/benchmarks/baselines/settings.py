@@ -1,4 +1,4 @@
-"""What a baseline is told: the sections of a run's configuration that it shares, and `baseline.*`."""
+"""Settings of a baseline: some sections of a run's configuration, and `baseline.*`."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ class BaselineConfig(Section):
     """One conventional model."""
 
     normalize: Literal["window", "recording", "dataset"] = "dataset"
-    """Whose mean and deviation are taken out first: the window's, the recording's so far, or (dataset) none."""
+    """Normalise each window by its own mean and std, or by those of its recording so far; dataset: not at all."""
     drop: Share = 0.0
     """Masked copies of the training samples lose each modality with a probability drawn from U(0, drop); 0: none."""
     copies: PositiveInt = 3
-    """Masked copies of each training sample, beside the complete one (where `drop` is above 0)."""
+    """Number of masked copies of each training sample, where `drop` is above 0; the complete sample is used too."""
     features: PositiveInt = 9996
-    """MiniRocket: features of all modalities together; each gets an equal share, rounded to a multiple of 84."""
+    """MiniRocket: number of features; each modality gets an equal share, rounded to a multiple of 84."""
     penalties: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (10, 100, 1000, 10_000, 100_000, 1_000_000)
-    """MiniRocket: ridge penalties of which validation chooses."""
+    """MiniRocket: ridge penalties; validation chooses one."""
     trees: PositiveInt = 1000
-    """LightGBM: rounds at most; validation chooses how many of them are used."""
+    """LightGBM: most boosting rounds; validation chooses how many are used."""
     rate: PositiveFloat = 0.02
     """LightGBM: learning rate."""
     leaves: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (31,)
-    """LightGBM: leaves of a tree; of several, validation chooses."""
+    """LightGBM: leaves of a tree; validation chooses among several values."""
     leaf_samples: PositiveInt = 20
-    """LightGBM: fewest samples in a leaf, each counted once however many copies there are of it."""
+    """LightGBM: fewest samples in a leaf; copies of a sample count once."""
     columns: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
-    """LightGBM: share of the features that a tree may use."""
+    """LightGBM: share of the features for each tree."""
     rows: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
-    """LightGBM: share of the samples that a tree is grown on."""
+    """LightGBM: share of the samples for each tree."""
     patience: NonNegativeInt = 100
-    """LightGBM: stop when this many rounds have not improved validation; 0: grow all trees."""
+    """LightGBM: stop after this many rounds without a better validation score; 0: never."""
 
 
 def load_settings(arguments: Sequence[str]) -> tuple[Config, BaselineConfig]:

@@ -21,7 +21,7 @@ from maestro_dist.types import Modality
 class Windows:
     """N samples in manifest order.
 
-    values   float32 [N, T_j, D_j] by modality, NaN where a step, or the whole modality, is not there
+    values   float32 [N, T_j, D_j] by modality, NaN where a step or the whole modality is missing
     present  bool [N, M], modalities sorted by name
     always   bool [M]: modalities that are never removed
     target   int64 [N]
@@ -67,9 +67,9 @@ def read_windows(source: SplitSource) -> Windows:
 
 
 def normalised(windows: Windows, how: str) -> Windows:
-    """The windows less a mean and in units of a deviation: their own, their recording's, or (dataset) as they are.
+    """The windows normalised by their own mean and std or by their recording's; unchanged with `dataset`.
 
-    Features of both baselines follow any scale that is the same for all samples, so `dataset` has nothing to do.
+    A scale that is the same for all samples changes neither baseline.
     """
     if how == "dataset":
         return windows
@@ -90,10 +90,10 @@ def normalised(windows: Windows, how: str) -> Windows:
 
 
 def masked_copies(windows: Windows, drop: float, copies: int, seed: int) -> list[np.ndarray]:
-    """What is kept in each copy of the training samples, bool [N, M]: first all, then `copies` masks.
+    """The present modalities in each copy of the training samples, bool [N, M]: first all, then `copies` masks.
 
-    In a copy each sample has a missing rate of its own, p ~ U(0, drop), and loses each modality with that probability;
-    where all would go, the present one with the largest draw stays. A draw belongs to (seed, copy, sample, modality).
+    In a copy each sample has its own missing rate p ~ U(0, drop) and loses each modality with that probability; where
+    all would be lost, the present one with the largest draw stays. A draw is keyed by (seed, copy, sample, modality).
     """
     masks = [windows.present]
     if drop == 0:
@@ -112,12 +112,12 @@ def masked_copies(windows: Windows, drop: float, copies: int, seed: int) -> list
 
 
 def evaluated(windows: Windows, rate: float, draw: int) -> np.ndarray:
-    """What the project's own evaluation keeps at a missing rate, bool [N, M]."""
+    """The mask of the project's own evaluation at a missing rate, bool [N, M]."""
     return evaluation_mask(windows.present, rate, draw, windows.always.tolist()) if rate > 0 else windows.present
 
 
 def source_of(url: str, manifest: Manifest, modalities: Sequence[Modality], split: str, config: object) -> SplitSource:
-    """Where the samples of a split are; bad ones are not skipped."""
+    """The samples of a split; a bad sample is an error."""
     from maestro_dist.config.schema import DataConfig
 
     assert isinstance(config, DataConfig)

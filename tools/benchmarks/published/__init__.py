@@ -1,10 +1,10 @@
-"""The published formulation of the method, written in plain torch from its description: the one to be compared with.
+"""The published formulation of the method in plain torch, the reference of the comparisons.
 
-It does what the paper and its released code do, and no more slowly than that asks for: words symbolised one by one in a
-Python loop; a key set of its own drawn for each query, with replacement, and gathered to [B, H, L, U, d_h]; no masks;
-the mean of the values for all other queries; experts called one after the other on the tokens that a mask picks, each
-with a host synchronisation, and weighted by raw logits; budgets rounded up, so that the gate gets no gradient; absent
-modalities encoded like the others.
+It does what the paper and its released code do, without making it slower: words are symbolised one by one in a Python
+loop; each query draws its own keys with replacement, gathered to [B, H, L, U, d_h]; there are no masks; all other
+queries get the mean of the values; experts run one after the other on the tokens that a mask selects, each with a host
+synchronisation, and are weighted by raw logits; budgets are rounded up, so that the gate gets no gradient; missing
+modalities are encoded like the others.
 """
 
 from benchmarks.published.attention import SparseAttention, sparse_attention

@@ -1,4 +1,4 @@
-"""Sparse attention with a key set of its own for each query.
+"""Sparse attention in which each query samples its own keys.
 
 Letters: B samples, H heads, L tokens, U sampled keys, u selected queries, d_h head width.
 """
@@ -19,8 +19,8 @@ def budget(factor: float, length: int) -> int:
 def sparse_attention(query: Tensor, key: Tensor, value: Tensor, sampled: int, selected: int) -> Tensor:
     """Queries, keys and values [B, H, L, d_h] -> [B, H, L, d_h].
 
-    Each query is scored by max - mean of its products with `sampled` keys of its own; the best `selected` queries get
-    softmax attention over all keys, the others the mean of the values. With sampled >= L every query sees all keys.
+    Each query is scored by max - mean of its products with its own `sampled` keys; the best `selected` queries get
+    softmax attention over all keys, the others the mean of the values. With sampled >= L each query uses all keys.
     """
     samples, heads, length, width = query.shape
     if sampled < length:
@@ -29,7 +29,7 @@ def sparse_attention(query: Tensor, key: Tensor, value: Tensor, sampled: int, se
         index = torch.arange(length, device=query.device).expand(length, length)
     keys = key[:, :, index]  # [B, H, L, U, d_h]
     products = (query.unsqueeze(-2) @ keys.transpose(-2, -1)).squeeze(-2)
-    del keys  # nothing is ever differentiated through it: the indices are all that is kept
+    del keys  # the backward needs the indices only
     score = products.amax(-1) - products.mean(-1)
     top = score.topk(selected, sorted=False).indices
     sample = torch.arange(samples, device=query.device)[:, None, None]

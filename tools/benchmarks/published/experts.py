@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 
 class MaskedExperts(nn.Module):
-    """Router and experts d -> hidden -> d (GELU between, no biases: the shape of the experts it is compared with)."""
+    """Router and experts d -> hidden -> d (GELU between, no biases, as in the model that it is compared with)."""
 
     def __init__(self, width: int, hidden: int, experts: int, top_k: int, *, masked: bool = True) -> None:
-        """`masked`: read and write the expert's rows by assignment; else the rows are added by number, without empty
-        experts: the same loop as a careful author writes it."""
+        """`masked`: read and write the expert's rows by index assignment; else add them with `index_add_`, and skip
+        experts without tokens."""
         super().__init__()
         self.top_k, self.masked = top_k, masked
         self.router = nn.Linear(width, experts, bias=False)

@@ -52,10 +52,10 @@ class Layer(nn.Module):
 
 
 class Published(nn.Module):
-    """All of it: symbols, encoders with rounded budgets, cross-modal layers, pool, head.
+    """The whole model: symbols, encoders with rounded budgets, cross-modal layers, pooling, head.
 
     Sizes come from the configuration of the model that it is compared with: word, width, heads, layers, factors,
-    experts and dropout. All windows are as long as `modalities` say.
+    experts and dropout. All windows have the steps of `modalities`.
     """
 
     def __init__(self, config: ModelConfig, modalities: Sequence[Modality], outputs: int) -> None:
@@ -95,8 +95,8 @@ class Published(nn.Module):
     def forward(self, values: Mapping[str, Tensor], present: Tensor) -> Tensor:
         """Windows values[j] [B, T_j, D_j] of all modalities, present bool [B, M] -> logits [B, C].
 
-        What is absent is encoded too, from symbol 0. The budgets are those of the batch: one number a modality, from
-        the share of its samples that have it.
+        Missing modalities are encoded too, from symbol 0. There is one budget a modality for the whole batch, from the
+        share of its samples that have the modality.
         """
         presence = present.float().mean(0)
         shares = self.gate(presence + self.absent * (1 - presence)).sigmoid() * self.config.beta

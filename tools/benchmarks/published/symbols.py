@@ -1,4 +1,4 @@
-"""Symbolic aggregate approximation, word by word: of one channel at a time, and of all windows and channels at once."""
+"""Symbolic aggregate approximation, word by word: for one channel at a time, or all windows and channels at once."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torch import Tensor
 def symbols_by_word(x: Tensor, word: int, alphabet: int) -> Tensor:
     """The same as `symbols`, one word of one channel of one window after the other: a mean, a look-up, a store each.
 
-    What is z-scored by window and channel is cut into words there too. Of the ways to look a mean up that were tried
-    (`searchsorted`, comparing with all cuts, a search in the list of cuts) the last is the fastest.
+    Each look-up is a search in the list of cuts, which is faster than `searchsorted` and than comparing with all cuts.
     """
     cuts = _cuts(alphabet).tolist()
     out = torch.empty(x.shape[0], x.shape[1] // word, x.shape[2], dtype=torch.int64, device=x.device)
@@ -28,7 +27,7 @@ def symbols_by_word(x: Tensor, word: int, alphabet: int) -> Tensor:
 
 
 def symbols_by_word_numpy(x: Tensor, word: int, alphabet: int) -> Tensor:
-    """The same loop in numpy, whose calls cost less than torch's; x lies on the CPU."""
+    """The same loop in numpy, whose calls cost less than those of torch; x is on the CPU."""
     cuts = _cuts(alphabet).numpy()
     out = np.empty((x.shape[0], x.shape[1] // word, x.shape[2]), dtype=np.int64)
     for window in range(out.shape[0]):
@@ -44,9 +43,9 @@ def symbols_by_word_numpy(x: Tensor, word: int, alphabet: int) -> Tensor:
 def symbols(x: Tensor, word: int, alphabet: int) -> Tensor:
     """Symbols int64 [B, W, D], 1..alphabet, of windows x [B, T, D]; T is a multiple of `word`.
 
-    z-scores by window and channel, without an epsilon, then one word after the other: the mean of its steps, and its
-    region of N(0, 1) by comparing it with every cut, so that the NaN of a constant channel becomes symbol 1. float64:
-    no rounding of the mean decides between two regions, and the symbols can be compared one by one.
+    z-scores by window and channel, without an epsilon; then for one word after the other the mean of its steps and its
+    region of N(0, 1), by comparison with every cut: the NaN of a constant channel becomes symbol 1. In float64, so
+    that rounding of the mean does not change a symbol.
     """
     x = x.double()
     z = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True, correction=0)

@@ -1,0 +1,226 @@
+"""Where the results of cells are: in their runs, and in one small file for each data set, kept with the repository.
+
+A run's folder holds `result.json` (written by the run), `cell.json` (settings, machine, attempts) and `job.log`. The
+file `DATA.npz` in `Suite.results` holds of each finished cell all that reports need: JSON, and a float32 array with its
+metrics under each resample of the test subjects. It is loaded without pickle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import time
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from benchmarks.baselines.settings import BaselineConfig
+from benchmarks.common import machine
+
+from maestro_dist.config.identity import is_identity_key, run_identity
+from maestro_dist.config.model import ModelConfig, StemConfig
+from maestro_dist.config.renamed import RENAMED
+from maestro_dist.config.schema import Config
+from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.errors import RunError
+from suite.matrix import ROOT, Cell, Plan
+
+RECORD_FILE, RESULT_FILE, LOG_FILE = "cell.json", "result.json", "job.log"
+_STEM = "model.stem"  # a section that may be absent
+_DEFAULTS = {
+    **run_identity(Config(model=ModelConfig(stem=StemConfig()))),
+    **run_identity(Config()),
+    **{f"baseline.{key}": value for key, value in BaselineConfig().model_dump(mode="json").items()},
+}
+
+
+@dataclass
+class Record:
+    """`attempts`: for each start {"started": unix seconds, "seconds": duration, "status": how it ended}."""
+
+    command: str
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Of all attempts together."""
+        return float(sum(attempt["seconds"] for attempt in self.attempts))
+
+    @property
+    def finished(self) -> float:
+        """Unix seconds."""
+        return float(self.attempts[-1]["started"] + self.attempts[-1]["seconds"])
+
+    def write(self, run: Storage) -> None:
+        """Write it to the run's folder."""
+        run.write(RECORD_FILE, json.dumps(vars(self), indent=1).encode())
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The content of one data set's file.
+
+    cells      by name: plain JSON with "record", "result", "tested", "experts" and "numbers" (see `collect`)
+    ensembles  by model: {"cells": {name: fingerprint}, "values": {"auroc@0.4": ...}, "numbers": [...]}
+    arrays     by cell, or "ensemble MODEL": float32 [len(numbers), resamples]
+    """
+
+    cells: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ensembles: dict[str, dict[str, Any]] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """An npz file; the same content gives the same bytes."""
+        parts = {"cells": dict(sorted(self.cells.items())), "ensembles": dict(sorted(self.ensembles.items()))}
+        index = json.dumps(parts).encode()
+        file = io.BytesIO()
+        arrays: dict[str, Any] = dict(sorted(self.arrays.items()))
+        np.savez_compressed(file, index=np.frombuffer(index, np.uint8), **arrays)
+        return file.getvalue()
+
+    @classmethod
+    def read(cls, place: Storage, data: str) -> Kept:
+        """Empty where there is no file. Raises RunError where it is damaged."""
+        try:
+            content = place.read(f"{data}.npz")
+        except ObjectMissing:
+            return cls()
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            index = json.loads(arrays.pop("index").tobytes())
+            return cls(index["cells"], index["ensembles"], arrays)
+        except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
+            raise RunError(f"{place.name(f'{data}.npz')} is damaged ({error}); remove it") from None
+
+    def merge(self, place: Storage, data: str) -> None:
+        """Put this content into a data set's file, whose other cells stay. The file is replaced at once.
+
+        In a local folder two processes wait for each other.
+        """
+        with _locked(place):
+            old = Kept.read(place, data)
+            new = Kept(old.cells | self.cells, old.ensembles | self.ensembles, old.arrays | self.arrays)
+            place.write(f"{data}.npz", new.to_bytes())
+
+
+@contextlib.contextmanager
+def _locked(place: Storage) -> Iterator[None]:
+    folder = place.local_path()
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+class Archive:
+    """The runs of a plan's cells, and what is kept of finished ones."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Reads the kept files. Raises RunError where one is damaged."""
+        self.plan = plan
+        self.place = None if plan.results is None else Storage(plan.results)
+        self.kept = {data: Kept.read(self.place, data) if self.place else Kept() for data in plan.suite.data}
+
+    def run(self, cell: Cell) -> Storage:
+        """The folder of a cell's run."""
+        return Storage(self.plan.storage).join(cell.name)
+
+    def record(self, cell: Cell) -> Record | None:
+        """The record in a cell's run; None where there is none. Raises RunError where it is damaged."""
+        run = self.run(cell)
+        try:
+            return Record(**json.loads(run.read(RECORD_FILE)))
+        except ObjectMissing:
+            return None
+        except (ValueError, TypeError) as error:
+            raise RunError(f"{run.name(RECORD_FILE)} is damaged ({error}); remove it") from None
+
+    def begin_attempt(self, cell: Cell) -> Record:
+        """The record with one more attempt, written to the run's folder."""
+        old = self.record(cell)
+        record = Record(cell.command, cell.settings, machine(), old.attempts if old else [])
+        record.attempts.append({"started": time.time(), "seconds": 0.0, "status": "running"})
+        record.write(self.run(cell))
+        return record
+
+    def changes(self, cell: Cell) -> list[str]:
+        """Settings in which a cell's run differs from the suite: `key old -> new`."""
+        record = self.record(cell)
+        return [] if record is None else differences(record.settings, cell.settings)
+
+    def has_run(self, cell: Cell) -> bool:
+        """Whether a cell's run has finished with the suite's settings."""
+        return self.run(cell).exists(RESULT_FILE) and not self.changes(cell)
+
+    def kept_record(self, cell: Cell) -> Record | None:
+        """The record that is kept of a cell with the suite's settings."""
+        found = self.kept_cell(cell)
+        return None if found is None else Record(**found["record"])
+
+    def kept_cell(self, cell: Cell) -> dict[str, Any] | None:
+        """What is kept of a cell with the suite's settings."""
+        found = self.kept[cell.data].cells.get(cell.name)
+        return None if found is None or differences(found["record"]["settings"], cell.settings) else found
+
+    def is_done(self, cell: Cell) -> bool:
+        """Whether a cell has its result."""
+        return self.has_run(cell) or self.kept_cell(cell) is not None
+
+
+def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Where recorded settings are not those of now: `key old -> new`. All comparisons of settings go through here.
+
+    A recorded key with an old name counts under its new name (`config.renamed`). A key that the record does not have is
+    newer than the run: its default is what the run did. A key that no longer decides a result is left out.
+    """
+    now = json.loads(json.dumps(now))
+    given = {_renamed(key): value for key, value in recorded.items()}
+    old = {key: _DEFAULTS[_plain(key)] for key in now if _plain(key) in _DEFAULTS and not _without_stem(key, given)}
+    old |= {key: value for key, value in given.items() if is_identity_key(_plain(key))}
+    changed = (key for key in sorted({*old, *now}) if old.get(key) != now.get(key))
+    return [f"{key} {old.get(key)!r} -> {now.get(key)!r}" for key in changed]
+
+
+def settings_digest(cell: Cell) -> str:
+    """A short name for the settings of a cell."""
+    return short_hash([json.dumps(cell.settings, sort_keys=True)])
+
+
+def short_hash(texts: Iterable[str]) -> str:
+    """A short name for a list of texts, in their order."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
+def portable(command: str) -> str:
+    """A command with the folder of the repository left out: elsewhere it is another folder."""
+    return command.replace(f"{ROOT}/", "")
+
+
+def _renamed(key: str) -> str:
+    needed, separator, plain = key.rpartition(": ")
+    return f"{needed}{separator}{RENAMED.get(plain, plain)}"
+
+
+def _plain(key: str) -> str:
+    """A setting's key without the needed cell (`NAME: key`) that it belongs to."""
+    return key.rpartition(": ")[2]
+
+
+def _without_stem(key: str, recorded: Mapping[str, Any]) -> bool:
+    """Whether a key belongs to the stem, and the recorded run had none."""
+    return _plain(key).startswith(f"{_STEM}.") and key.rpartition(".")[0] in recorded
