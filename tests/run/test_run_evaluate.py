@@ -234,7 +234,7 @@ def test_what_is_no_run_is_told_with_what_may_be_meant(
         ("other model", "is of another model than config.yaml says"),
         ("cut part", "is damaged"),
         ("other data", "name a data set with --data"),
-        ("moved data", "no manifest there; pack the data set first, or mend data.url (--data names another place)"),
+        ("moved data", "no manifest there; pack the data set first, or correct data.url (--data names another place)"),
     ],
 )
 def test_a_damaged_run_is_one_line(run: Path, damage: str, said: str, synthetic: str, evaluate: Evaluate) -> None:
