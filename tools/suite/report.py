@@ -10,11 +10,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-from maestro_dist.tracking.panels import COLOURS, STYLE
 
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import ConfigError
 from maestro_dist.evaluation.table import metric_label
+from maestro_dist.tracking.plots import COLOURS, STYLE
 from suite.archive import Record
 from suite.collect import Results
 from suite.goals import Goal, Judgement, judge
