@@ -52,9 +52,9 @@ class State:
     results: dict[str, float] = field(default_factory=dict)
 
     @property
-    def handed(self) -> int:
-        """Bytes that this rank has handed to the collectives of `groups`, DeepSpeed's own not counted."""
-        return sum(group.handed for group in self.groups)
+    def communicated_bytes(self) -> int:
+        """Bytes that this rank gave to the collectives of `groups`. DeepSpeed's own collectives are not counted."""
+        return sum(group.communicated_bytes for group in self.groups)
 
     @property
     def epoch(self) -> int:
@@ -97,7 +97,8 @@ class StepRecord:
                   the modality
     expert_load   [layers, M, E] tokens of this rank by expert
     data_s        seconds that this rank waited for data; forward_s, backward_s, optimizer_s likewise (host time)
-    handed        bytes that this rank handed to collectives meanwhile (see `State.handed`)
+    communicated_bytes
+                  bytes that this rank gave to collectives meanwhile (see `State.communicated_bytes`)
     keys, bad     names of this rank's samples, and of those that were skipped as bad; `bad_samples` are their numbers
     """
 
@@ -118,7 +119,7 @@ class StepRecord:
     optimizer_s: float
     keys: list[str]
     bad: list[str]
-    handed: int = 0
+    communicated_bytes: int = 0
     bad_samples: list[int] = field(default_factory=list)
 
 

@@ -165,7 +165,7 @@ def check_mesh(config: Config) -> None:
 
 
 def _check_slices(config: Config, modalities: Sequence[Modality]) -> None:
-    """Each sequence rank must hold a word. Slices are cut between words that no distilling layer joins."""
+    """Each sequence rank must hold a word. Slices are cut between words that no downsampling layer joins."""
     model, ranks = config.model, config.mesh.sequence
     joined = 2 ** (model.encoder_layers + model.fusion_layers) if model.distil else 1
     words = {m.name: word_of(model.word, m.name) for m in modalities}

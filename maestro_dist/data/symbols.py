@@ -26,7 +26,7 @@ from maestro_dist.types import Modality
 
 
 class Symboliser(Protocol):
-    """Makes the symbols that a model would make (`model.embedding.Symboliser`)."""
+    """Makes the symbols that a model would make (`model.embedding.SymbolEncoder`)."""
 
     def __call__(self, name: str, values: np.ndarray, recording: np.ndarray | None) -> np.ndarray:
         """A window float32 [T_j, D_j] of modality `name` and its recording statistics [D_j, 2] -> uint8 [W_j, D_j]."""

@@ -3,7 +3,7 @@
 from maestro_dist.model.context import Experts, ExpertsFactory, OneProcess, SequenceContext
 from maestro_dist.model.estimate import MemoryEstimate, count_parameters, memory_estimate, tokens_per_sample
 from maestro_dist.model.maestro import Maestro, Trunk
-from maestro_dist.model.pretrain import Pretraining
+from maestro_dist.model.pretrain import PretrainModel
 
 __all__ = [
     "Experts",
@@ -11,7 +11,7 @@ __all__ = [
     "Maestro",
     "MemoryEstimate",
     "OneProcess",
-    "Pretraining",
+    "PretrainModel",
     "SequenceContext",
     "Trunk",
     "count_parameters",

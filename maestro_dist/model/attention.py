@@ -21,7 +21,7 @@ from maestro_dist.errors import ConfigError
 from maestro_dist.model import cost, sampling, sparse
 from maestro_dist.model.context import OneProcess, SequenceContext
 from maestro_dist.model.layers import Key
-from maestro_dist.model.layout import Layout, pack
+from maestro_dist.model.layout import TokenLayout, pack_numbers
 from maestro_dist.model.sampling import Chosen
 
 _LOG = logging.getLogger(__name__)
@@ -92,10 +92,10 @@ class Attention(nn.Module):
         """`name` keys the draws; `factor` is the largest budget: at most factor ln L queries."""
         super().__init__()
         width = config.width
-        self.name, self.seed, self.swap = name, seed, sequence.swap
+        self.name, self.seed, self.head_exchange = name, seed, sequence.head_exchange
         # with whole sequences for some of the heads (`own`), attention is that of one process
-        self.sequence = sequence if self.swap is None else OneProcess()
-        self.own = range(config.heads) if self.swap is None else self.swap.heads(config.heads)
+        self.sequence = sequence if self.head_exchange is None else OneProcess()
+        self.own = range(config.heads) if self.head_exchange is None else self.head_exchange.local_heads(config.heads)
         self.heads, self.dense = config.heads, config.attention == "dense"
         self.form, self.kernel, self.keep = config.attention_form, config.attention_kernel, config.keep_scores
         self.sample_factor, self.factor, self.band = config.sample_factor, factor, config.budget_band
@@ -106,7 +106,7 @@ class Attention(nn.Module):
                 "model.attention_kernel fused can neither drop probabilities nor share a sequence among ranks; choose "
                 "auto or tiles, or set model.attention_dropout and mesh.sequence to 0 and 1"
             )
-        if self.swap is not None and not self.dense and self.form in ("rows", "absorbed"):
+        if self.head_exchange is not None and not self.dense and self.form in ("rows", "absorbed"):
             raise ConfigError(
                 f"model.attention_form {self.form} makes no context for all tokens, which mesh.sequence_method ulysses "
                 "exchanges; choose auto or plain"
@@ -124,26 +124,26 @@ class Attention(nn.Module):
         for name, parameter in self.named_parameters():
             rng.fill_linear_(parameter, self.query_weight.shape[1], key(name))
 
-    def forward(self, x: Tensor, layout: Layout, queries: Tensor, step: int) -> Tensor:
+    def forward(self, x: Tensor, layout: TokenLayout, queries: Tensor, step: int) -> Tensor:
         """Tokens x [N, d] -> [N, d]. `queries` [S]: real-valued number of queries n <= L of each sample."""
-        if self.swap is not None:
+        if self.head_exchange is not None:
             attention = functools.partial(self._joined, layout=layout, queries=queries, step=step)
-            return self._output(self.swap.attend(self._project(x[None])[0], layout.blocks, attention))
+            return self._output(self.head_exchange.attend(self._project(x[None])[0], layout.tokens_by_rank, attention))
         # From complete samples, never from those at hand: each form finishes the gradients of its parameters in another
         # order, and ranks whose samples lack different modalities would add different parameters to each other.
-        form = "plain" if self.dense else self.form if self.form != "auto" else self.choose(layout.complete)
+        form = "plain" if self.dense else self.form if self.form != "auto" else self.choose(layout.complete_length)
         if form == "plain":
             context = self._context(self._project(layout.padded(x)), layout, queries, step)
             return self._output(layout.rows(context))
         return self._by_rows(x, layout, queries, step, absorbed=form == "absorbed")
 
-    def _joined(self, packed: Tensor, layout: Layout, queries: Tensor, step: int) -> Tensor:
+    def _joined(self, packed: Tensor, layout: TokenLayout, queries: Tensor, step: int) -> Tensor:
         """Own heads' projections of all ranks' flat tokens [N', 3, h, d_h] -> their context [N', h, d_h]."""
-        assert layout.joined is not None  # the plan has it wherever there is a swap
-        padded = layout.joined.padded(packed.flatten(1)).unflatten(2, packed.shape[1:])
-        return layout.joined.rows(self._context(padded, layout.joined, queries, step))
+        assert layout.unsharded is not None  # the plan has it wherever heads are exchanged
+        padded = layout.unsharded.padded(packed.flatten(1)).unflatten(2, packed.shape[1:])
+        return layout.unsharded.rows(self._context(padded, layout.unsharded, queries, step))
 
-    def _context(self, packed: Tensor, layout: Layout, queries: Tensor, step: int) -> Tensor:
+    def _context(self, packed: Tensor, layout: TokenLayout, queries: Tensor, step: int) -> Tensor:
         """Projections [S, L, 3, h, d_h] of own heads -> their context [S, L, h, d_h]."""
         return self._dense(packed, layout) if self.dense else self._plain(packed, layout, queries, step)
 
@@ -156,7 +156,7 @@ class Attention(nn.Module):
             _LOG.info("%s, %d tokens a sample: %s", self.name, length, choice)
         return choice.form
 
-    def _dense(self, packed: Tensor, layout: Layout) -> Tensor:
+    def _dense(self, packed: Tensor, layout: TokenLayout) -> Tensor:
         # Contiguous: on a CPU torch's kernel otherwise falls back to the one that keeps all [L, L] probabilities.
         query, key, value = packed.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
         mask = None if layout.bias is None else layout.bias[:, None, None].to(query.dtype)
@@ -190,21 +190,21 @@ class Attention(nn.Module):
         """Output projection of [N, H, d_h] -> [N, d]."""
         return F.linear(context.flatten(1), self.output_weight, self.output_bias)
 
-    def _plain(self, packed: Tensor, layout: Layout, queries: Tensor, step: int) -> Tensor:
+    def _plain(self, packed: Tensor, layout: TokenLayout, queries: Tensor, step: int) -> Tensor:
         with torch.no_grad():
             query, key, _ = packed.permute(2, 0, 3, 1, 4).unbind(0)
             rank, sizes = self._keys(layout, step)
             column, held = sampling.hold(rank, sizes, layout)
-            sampled = self.sequence.sum(sampling.rows(key, column, held))
+            sampled = self.sequence.all_reduce_sum(sampling.rows(key, column, held))
             scores = sparse.largest_product(query, sampling.centred(sampled, sizes), None, 1, layout.ragged)
             chosen = self._best(scores, layout, queries)
         key, value, best = Split.apply(packed, chosen.column)
-        best = self.sequence.sum(best if chosen.held is None else best * chosen.held[..., None])
+        best = self.sequence.all_reduce_sum(best if chosen.held is None else best * chosen.held[..., None])
         best = best * best.shape[3] ** -0.5
         best = F.pad(best, (0, 0, 0, 1))
         out, total = sparse.attend(best, key, value, bias=layout.bias, **self._how(layout, chosen, step))
         if total is not None:
-            out = self.sequence.merge(out, total)
+            out = self.sequence.merge_attention(out, total)
         mean, delta = self._split(out.to(value.dtype), layout, chosen, queries)
         samples, heads, length, width = value.shape
         sample = torch.arange(samples, device=value.device)[:, None, None]
@@ -215,7 +215,7 @@ class Attention(nn.Module):
         context = context if length else context + 0 * delta.sum()
         return context.view(samples, length, heads, width)
 
-    def _by_rows(self, x: Tensor, layout: Layout, queries: Tensor, step: int, *, absorbed: bool) -> Tensor:
+    def _by_rows(self, x: Tensor, layout: TokenLayout, queries: Tensor, step: int, *, absorbed: bool) -> Tensor:
         """The output as one row a sample, the same for all its tokens, plus the rows of the selected queries."""
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         query_weight, key_weight, value_weight, output_weight = (
@@ -233,21 +233,21 @@ class Attention(nn.Module):
             column, held = sampling.hold(rank, sizes, layout)
             if tokens is not None:
                 sampled = _projected(_tokens(x, column, held, layout), key_weight)
-                sampled = sampling.centred(self.sequence.sum(sampled), sizes)
+                sampled = sampling.centred(self.sequence.all_reduce_sum(sampled), sizes)
                 offset = (sampled * self._heads(self.query_bias).to(dtype)).sum(3)
                 through = torch.einsum("shuc,hcd->shud", sampled, query_weight)
                 scores = sparse.largest_product(
                     tokens, through.flatten(1, 2)[:, None], offset.flatten(1)[:, None], self.heads, layout.ragged
                 )
             else:
-                sampled = sampling.centred(self.sequence.sum(sampling.rows(key, column, held)), sizes)
+                sampled = sampling.centred(self.sequence.all_reduce_sum(sampling.rows(key, column, held)), sizes)
                 query = self._packed(padded, self.query_weight, self.query_bias, 1)[:, :, 0].transpose(1, 2)
                 scores = sparse.largest_product(query, sampled, None, 1, layout.ragged)
                 del query
             chosen = self._best(scores, layout, queries)
         best = _projected(_tokens(x, chosen.column, chosen.held, layout), query_weight)
         best = best + self._heads(self.query_bias).to(dtype)
-        best = self.sequence.sum(best if chosen.held is None else best * chosen.held[..., None])
+        best = self.sequence.all_reduce_sum(best if chosen.held is None else best * chosen.held[..., None])
         best = best * best.shape[3] ** -0.5
         how = self._how(layout, chosen, step)
         if tokens is not None:
@@ -256,7 +256,7 @@ class Attention(nn.Module):
             best = F.pad(best, (0, 0, 0, 1))
             out, total = sparse.attend(best, key, value, bias=layout.bias, **how)
         if total is not None:
-            out = self.sequence.merge(out, total)
+            out = self.sequence.merge_attention(out, total)
         mean, delta = self._split(out.to(dtype), layout, chosen, queries)
         constant = F.linear(mean.flatten(1), self.output_weight, self.output_bias)
         rows = torch.einsum("shuc,hcd->shud", delta, output_weight)
@@ -279,7 +279,7 @@ class Attention(nn.Module):
         tokens: Tensor,
         key_weight: Tensor,
         value_weight: Tensor,
-        layout: Layout,
+        layout: TokenLayout,
         how: dict[str, Any],
     ) -> tuple[Tensor, Tensor | None]:
         """Queries [S, H, u, d_h] over tokens [S, 1, L, d] -> as `sparse.attend` over keys and values would give."""
@@ -294,7 +294,7 @@ class Attention(nn.Module):
             total = torch.cat((own, total[:, :, -1:].expand(-1, self.heads, -1)), 2)
         return _projected(by_head, value_weight), total
 
-    def _keys(self, layout: Layout, step: int) -> tuple[Tensor, Tensor]:
+    def _keys(self, layout: TokenLayout, step: int) -> tuple[Tensor, Tensor]:
         """Ranks [S, H, U] of the sampled keys among a sample's observed tokens, and their number [S]."""
         count = sampling.cap(self.sample_factor, layout.capacity) or min(1, layout.capacity)
         sizes = sampling.sample_sizes(self.sample_factor, layout.observed)
@@ -303,13 +303,13 @@ class Attention(nn.Module):
         draws = rng.key(self.seed, "keys", self.name, step)
         return sampling.drawn_keys(sizes, count, layout, draws, self.heads, self.own), sizes
 
-    def _best(self, scores: Tensor, layout: Layout, queries: Tensor) -> Chosen:
+    def _best(self, scores: Tensor, layout: TokenLayout, queries: Tensor) -> Chosen:
         limit = sampling.cap(self.factor, layout.capacity)
         if queries.device.type == "cpu" and len(queries):  # there to ask is not to wait: no row that nobody may spend
             limit = min(limit, int(queries.detach().max().nan_to_num(limit).ceil()))
         return sampling.best_queries(scores, layout, limit, self.sequence)
 
-    def _how(self, layout: Layout, chosen: Chosen, step: int) -> dict[str, Any]:
+    def _how(self, layout: TokenLayout, chosen: Chosen, step: int) -> dict[str, Any]:
         """Options of `sparse.attend`."""
         drops = self.training and self.dropout > 0
         can = self.sequence.size == 1 and not drops
@@ -318,11 +318,11 @@ class Attention(nn.Module):
         keep = cost.keeps_scores(self.keep, len(self.query_bias), self.heads, chosen.number.shape[2])
         return {"drop": drop, "keep": keep, "fused": fused, "lengths": layout.ragged}
 
-    def _drop(self, layout: Layout, chosen: Chosen, step: int) -> sparse.Dropped:
+    def _drop(self, layout: TokenLayout, chosen: Chosen, step: int) -> sparse.Dropped:
         """Draws by sample, head, number of the query and number of the key."""
         draws = rng.key(self.seed, "dropout", f"{self.name}.probabilities", step)
         head = torch.arange(self.own.start, self.own.stop, device=chosen.number.device)[:, None]
-        keys = rng.bits(draws, pack(layout.sample[:, None, None], chosen.number * self.heads + head))
+        keys = rng.bits(draws, pack_numbers(layout.sample[:, None, None], chosen.number * self.heads + head))
         lanes = rng.lanes(layout.token).expand(layout.mask.shape)
         scale = 1.0 / (1.0 - self.dropout)
 
@@ -335,7 +335,7 @@ class Attention(nn.Module):
 
         return factors
 
-    def _split(self, out: Tensor, layout: Layout, chosen: Chosen, queries: Tensor) -> tuple[Tensor, Tensor]:
+    def _split(self, out: Tensor, layout: TokenLayout, chosen: Chosen, queries: Tensor) -> tuple[Tensor, Tensor]:
         """The mean of the values [S, H, 1, d_h], and what the selected rows differ from it [S, H, u, d_h]."""
         if layout.bias is not None:
             out = out * _seen(layout, out.dtype)
@@ -347,20 +347,20 @@ class Attention(nn.Module):
         return mean + self._heads(self.value_bias).to(out.dtype), delta
 
 
-def _seen(layout: Layout, dtype: torch.dtype) -> Tensor:
+def _seen(layout: TokenLayout, dtype: torch.dtype) -> Tensor:
     """[S, 1, 1, 1]: 1 for a sample with any observed token, else 0."""
     return (layout.observed > 0).to(dtype)[:, None, None, None]
 
 
-def _flat(column: Tensor, layout: Layout) -> Tensor:
+def _flat(column: Tensor, layout: TokenLayout) -> Tensor:
     """Columns [S, H, n] -> flat token numbers; those of columns without a token are in range and mean nothing."""
     row = (column + torch.arange(len(column), device=column.device)[:, None, None] * layout.mask.shape[1]).flatten()
-    if layout.place is None:
+    if layout.token_at is None:
         return row
-    return layout.place.index_select(0, row).clamp_max(max(0, len(layout.flat_mask) - 1))
+    return layout.token_at.index_select(0, row).clamp_max(max(0, len(layout.flat_mask) - 1))
 
 
-def _tokens(x: Tensor, column: Tensor, held: Tensor | None, layout: Layout) -> Tensor:
+def _tokens(x: Tensor, column: Tensor, held: Tensor | None, layout: TokenLayout) -> Tensor:
     """Rows of flat tokens x [N, d] by column [S, H, n] -> [S, H, n, d]; zeros where not held here."""
     if len(x) == 0:
         return x.new_zeros((*column.shape, x.shape[1])) + 0 * x.sum()

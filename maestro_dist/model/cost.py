@@ -62,7 +62,7 @@ def choose(length: int, width: int, heads: int, sampled: int, selected: int, *, 
     return Choice(min(costs, key=lambda form: costs[form]), costs)
 
 
-def explain(config: ModelConfig, tokens: Sequence[int], *, training: bool = True) -> str:
+def describe_attention(config: ModelConfig, tokens: Sequence[int], *, training: bool = True) -> str:
     """Which form the layers take for samples with `tokens` in each modality, and what the others would cost."""
     halvings = config.encoder_layers if config.distil else 0
     joint = sum(-(-count // 2**halvings) for count in tokens)

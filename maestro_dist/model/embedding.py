@@ -83,7 +83,7 @@ def _narrow(linear: Linear, x: Tensor) -> Tensor:
     return out.view(*x.shape[:-1], out.shape[1])
 
 
-class Ordinal(nn.Module):
+class OrdinalEmbedding(nn.Module):
     """The symbols of a word's variates as numbers in [0, 1] into a linear layer; missing is 0."""
 
     def __init__(self, variates: int, word: int, alphabet: int, width: int) -> None:
@@ -96,7 +96,7 @@ class Ordinal(nn.Module):
         return _narrow(self.linear, symbols.to(self.linear.weight.dtype) / self.alphabet)
 
 
-class Table(nn.Module):
+class TableEmbedding(nn.Module):
     """A learned row for each (variate, symbol), summed over the variates; row 0 of a variate is missing."""
 
     def __init__(self, variates: int, word: int, alphabet: int, width: int) -> None:
@@ -111,7 +111,7 @@ class Table(nn.Module):
     def forward(self, symbols: Tensor, samples: Tensor | None) -> Tensor:
         """Symbols uint8 [R, W, D] -> [R, W, d]."""
         flat = symbols.reshape(-1, self.variates)
-        summed = SummedRows.apply if symbols.device.type == "cpu" else _summed_rows
+        summed = _EmbeddingSum.apply if symbols.device.type == "cpu" else _summed_rows
         out: Tensor = summed(self.weight, flat, self.rows)
         return out.view(*symbols.shape[:2], out.shape[1])
 
@@ -125,7 +125,7 @@ def _summed_rows(weight: Tensor, symbols: Tensor, rows: int) -> Tensor:
     return F.embedding_bag(_table_rows(symbols, rows), weight, mode="sum")
 
 
-class SummedRows(torch.autograd.Function):
+class _EmbeddingSum(torch.autograd.Function):
     """`embedding_bag` that keeps symbols, not row numbers, and whose backward does not sort them first."""
 
     @staticmethod
@@ -145,16 +145,16 @@ class SummedRows(torch.autograd.Function):
         return of_weight, None, None
 
 
-class Patch(nn.Module):
-    """`Table` plus a linear layer on the word's own z-scored samples and their observed mask."""
+class PatchEmbedding(nn.Module):
+    """`TableEmbedding` plus a linear layer on the word's own z-scored samples and their observed mask."""
 
     def __init__(self, variates: int, word: int, alphabet: int, width: int) -> None:
         super().__init__()
-        self.table = Table(variates, word, alphabet, width)
+        self.table = TableEmbedding(variates, word, alphabet, width)
         self.linear = Linear(2 * word * variates, width)
 
     def forward(self, symbols: Tensor, samples: Tensor | None) -> Tensor:
-        """Symbols uint8 [R, W, D], samples [R, W, w, 2 D] of `sax.Words` -> [R, W, d]."""
+        """Symbols uint8 [R, W, D], samples [R, W, w, 2 D] of `sax.SaxWords` -> [R, W, d]."""
         assert samples is not None
         table: Tensor = self.table(symbols, samples)
         return table + _narrow(self.linear, samples.flatten(2))
@@ -185,14 +185,14 @@ class Stem(nn.Module):
         self.linear = Linear(config.channels, width)
 
     def forward(self, samples: Tensor, whole: bool) -> Tensor:
-        """Samples [R, W, w, 2 D] of `sax.Words` -> [R, W, d]; `whole` if all steps are known to be observed."""
+        """Samples [R, W, w, 2 D] of `sax.SaxWords` -> [R, W, d]; `whole` if all steps are known to be observed."""
         rows, words, _, inputs = samples.shape
         x = samples.flatten(1, 2)
         observed = None
         if not whole:
             observed = reduce(torch.maximum, samples[..., inputs // 2 :].unbind(-1)).view(rows, x.shape[1], 1)
         for convolution, here, after in zip(self.convolutions, self.steps, [*self.steps[1:], 1], strict=True):
-            x = F.gelu(convolution(self.sequence.halo(x, self.reach)))
+            x = F.gelu(convolution(self.sequence.halo_exchange(x, self.reach)))
             if here > after:
                 x, observed = _averaged(x, observed, here // after)
             elif observed is not None:
@@ -214,13 +214,13 @@ class Prepared(NamedTuple):
     """What the tokens of one modality's rows are made from; start: global number of the first step; features [R, D, F]
     and there bool [R, 1] (whether a row has any observation) where there is a summary token."""
 
-    words: sax.Words
+    words: sax.SaxWords
     start: int
     features: Tensor | None
     there: Tensor | None
 
 
-_EMBEDDINGS = {"ordinal": Ordinal, "table": Table, "patch": Patch}
+_EMBEDDINGS = {"ordinal": OrdinalEmbedding, "table": TableEmbedding, "patch": PatchEmbedding}
 
 
 class Embedding(nn.Module):
@@ -237,7 +237,7 @@ class Embedding(nn.Module):
         if config.needs_statistics:
             _check_statistics(modality)
         # Kept as the bits of float64 numbers: a cast of the whole module to another float type must not round them.
-        self.register_buffer("edges", sax.cuts(config.alphabet).view(torch.int64), persistent=False)
+        self.register_buffer("edges", sax.breakpoints(config.alphabet).view(torch.int64), persistent=False)
         for name, values, default in (("mean", modality.mean, 0.0), ("std", modality.std, 1.0)):
             numbers = torch.tensor(values or [default] * modality.variates, dtype=torch.float64)
             self.register_buffer(name, numbers.view(torch.int64), persistent=False)
@@ -254,7 +254,7 @@ class Embedding(nn.Module):
     @property
     def symbols_suffice(self) -> bool:
         """Whether the symbols are all that the tokens are made from."""
-        return self.stem is None and self.summary is None and not isinstance(self.symbols, Patch)
+        return self.stem is None and self.summary is None and not isinstance(self.symbols, PatchEmbedding)
 
     def forward(
         self,
@@ -280,7 +280,7 @@ class Embedding(nn.Module):
                     f"modality {self.modality.name!r} comes without raw windows, but model.embedding patch, model.stem"
                     " and model.summary need them; use embedding ordinal or table alone, or pack the raw windows too"
                 )
-            words = sax.Words(symbols, None, whole=False)
+            words = sax.SaxWords(symbols, None, whole=False)
             start, _ = self.sequence.slice(self.modality.name, symbols.shape[1] * self.word)
             return self._tokens(words, start, dtype), words.observed[:, :0], words.observed
         if prepared is None:
@@ -298,7 +298,7 @@ class Embedding(nn.Module):
         """What tokens of raw windows [R, T, D] are made from; `given`: `reference` of these rows. No parameters."""
         window = None
         if self.normalize == "window" or self.summary is not None:
-            window = sax.moments(values, self.sequence)
+            window = sax.window_moments(values, self.sequence)
         own = sax.window_reference(window) if self.normalize == "window" and window is not None else given
         assert own is not None
         edges = self.edges.view(torch.float64)
@@ -318,7 +318,7 @@ class Embedding(nn.Module):
         reference = None if self.normalize == "window" else self.reference(recording)
         return sax.tokenise(values, word or self.word, self.edges.view(torch.float64), reference, self.sequence)
 
-    def _tokens(self, words: sax.Words, start: int, dtype: torch.dtype) -> Tensor:
+    def _tokens(self, words: sax.SaxWords, start: int, dtype: torch.dtype) -> Tensor:
         """Tokens [R, W, d]; `start`: global number of the first step."""
         tokens: Tensor = self.symbols(words.symbols, words.samples)
         index = (words.symbols.shape[1], start // self.word, 1)
@@ -373,7 +373,7 @@ def prepare_together(
         pieces = (words.symbols, words.samples, features, there)
         cut = (part.split(rows) if part is not None else [None] * len(names) for part in pieces)
         for name, symbols, samples, own, seen in zip(names, *cut, strict=True):
-            prepared[name] = Prepared(sax.Words(symbols, samples, words.whole), start, own, seen)
+            prepared[name] = Prepared(sax.SaxWords(symbols, samples, words.whole), start, own, seen)
     return prepared
 
 
@@ -385,7 +385,7 @@ def _check_statistics(modality: Modality) -> None:
         )
 
 
-class Symboliser:
+class SymbolEncoder:
     """The symbols that a model's embeddings are made from, one window at a time, to be packed with the data."""
 
     def __init__(self, config: ModelConfig, modalities: Sequence[Modality]) -> None:

@@ -264,11 +264,11 @@ def _decoder(
 def _layer(
     config: ModelConfig, samples: int, before: int, after: int, attention: AttentionFloats, *, experts: bool
 ) -> list[_Segment]:
-    """Attention with residual, norm and distilling of `before` tokens a sample; then what follows on `after`."""
+    """Attention with residual, norm and downsampling of `before` tokens a sample; then what follows on `after`."""
     width, entering, leaving = float(config.width), float(samples * before), float(samples * after)
     small = 6.0  # of a token: statistics of the norm, keys of draws
     halves = after / before * width if config.distil and before else 0.0
-    # the residual sum; for distilling its norm too
+    # the residual sum; for downsampling its norm too
     kept = attention.kept + small + width * (2 if config.distil else 1)
     normed = attention.kept + small + 3 * width  # branch, sum and norm
     attend = _Segment(

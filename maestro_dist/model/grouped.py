@@ -54,14 +54,14 @@ def has_kernel(x: Tensor) -> bool:
 def product(x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
     """x[i] W[group of i]: rows x [n, d], weight [E, d, h] -> [n, h], undefined outside the groups. No autograd."""
     if len(x) == 0 or not has_kernel(x):
-        return Blocks(groups, len(x)).product(x, weight)
+        return PaddedGroups(groups, len(x)).product(x, weight)
     return torch._grouped_mm(x, weight, offs=groups.ends)
 
 
 def outer(x: Tensor, y: Tensor, groups: Groups) -> Tensor:
     """Sum over each group of the outer products x[i] y[i]. Rows [n, d] and [n, h] -> [E, d, h]. No autograd."""
     if len(x) == 0 or not has_kernel(x):
-        return Blocks(groups, len(x)).outer(x, y)
+        return PaddedGroups(groups, len(x)).outer(x, y)
     return torch._grouped_mm(x.t(), y, offs=groups.ends)
 
 
@@ -74,7 +74,7 @@ def clear_outside_(x: Tensor, groups: Groups) -> Tensor:
     return x.masked_fill_(outside[:, None], 0)
 
 
-class Blocks:
+class PaddedGroups:
     """Groups cut into blocks of one height, a group's last filled up with zeros: at most n / height + E blocks."""
 
     def __init__(self, groups: Groups, rows: int) -> None:

@@ -15,7 +15,7 @@ def pool(x: Tensor, layout_mask: Tensor, group: Tensor, groups: int, sequence: S
     """Sums and counts of observed tokens x [N, d] by group int64 [N] -> means [groups, d]; 0 for an empty group."""
     observed = layout_mask[:, None].to(x.dtype)
     joined = torch.cat((x * observed, observed), 1)
-    total = sequence.sum(joined.new_zeros(groups, joined.shape[1]).index_add(0, group, joined))
+    total = sequence.all_reduce_sum(joined.new_zeros(groups, joined.shape[1]).index_add(0, group, joined))
     return total[:, :-1] / total[:, -1:].clamp_min(1)
 
 
@@ -35,11 +35,11 @@ class AttentionPool(nn.Module):
             own = score.detach().masked_fill(~layout_mask[:, None], lowest)
             top = score.new_full((groups, self.heads), lowest)
             top = top.scatter_reduce(0, group[:, None].expand(-1, self.heads), own, "amax")
-            top = self.sequence.maximum(top)
+            top = self.sequence.all_reduce_max(top)
         weight = (score - top.index_select(0, group)).clamp_max(0).exp() * layout_mask[:, None]
         weighted = (x.unflatten(1, (self.heads, -1)) * weight[..., None]).flatten(1)
         joined = torch.cat((weighted, weight), 1)
-        total = self.sequence.sum(joined.new_zeros(groups, joined.shape[1]).index_add(0, group, joined))
+        total = self.sequence.all_reduce_sum(joined.new_zeros(groups, joined.shape[1]).index_add(0, group, joined))
         sums, weights = total[:, : x.shape[1]], total[:, x.shape[1] :]
         floor = torch.finfo(weights.dtype).tiny
         return (sums.unflatten(1, (self.heads, -1)) / weights.clamp_min(floor)[..., None]).flatten(1)

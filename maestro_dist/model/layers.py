@@ -11,7 +11,15 @@ from torch.utils.checkpoint import checkpoint
 
 from maestro_dist import rng
 from maestro_dist.model.convolution import Convolution
-from maestro_dist.model.tokenwise import Dropped, Fed, Normed, compute_type
+from maestro_dist.model.tokenwise import (
+    FeedForwardParameters,
+    HashedDropout,
+    NormParameters,
+    compute_type,
+    dropout_by_hash,
+    feed_forward,
+    residual_norm,
+)
 
 Key = Callable[[str], int]
 """Maps the name of a module's own parameter to the 64-bit key of its initial draws."""
@@ -80,8 +88,7 @@ def dropout(x: Tensor, p: float, row_key: Tensor, numbers: Tensor | None = None)
     `numbers` int64 [C] are the columns' numbers in the whole row, where x holds only some of them.
     """
     numbers = torch.arange(x.shape[-1], device=x.device) if numbers is None else numbers
-    out: Tensor = Dropped.apply(x, p, row_key, rng.lanes(numbers))
-    return out
+    return dropout_by_hash(x, p, row_key, rng.lanes(numbers))
 
 
 class FeedForward(nn.Module):
@@ -97,19 +104,19 @@ class FeedForward(nn.Module):
         """Tokens [N, d] -> [N, d]."""
         dtype = compute_type(x)
         parameters = (self.expand.weight, self.expand.bias, self.contract.weight, self.contract.bias)
-        out: Tensor = Fed.apply(x.to(dtype), *(parameter.to(dtype) for parameter in parameters), self.tile)
-        return out
+        cast_parameters = FeedForwardParameters(*(parameter.to(dtype) for parameter in parameters))
+        return feed_forward(x.to(dtype), cast_parameters, self.tile)
 
 
 class ResidualNorm(nn.LayerNorm):
     """LayerNorm of a residual sum, with dropout on the branch."""
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, branch: Tensor, scale: Tensor | None, p: float, keys: Tensor | None
+        self, x: Tensor, branch: Tensor, scale: Tensor | None, dropout: HashedDropout | None
     ) -> Tensor:
-        """Norm of x + scale * dropout(branch): x, branch [N, d], scale [d]; keys int64 [N], None: no dropout."""
-        out: Tensor = Normed.apply(x, branch.to(x.dtype), self.weight, self.bias, scale, self.eps, p, keys)
-        return out
+        """LayerNorm(x + scale * dropout(branch)): x, branch [N, d], scale [d]."""
+        norm = NormParameters(self.weight, self.bias, self.eps)
+        return residual_norm(x, branch.to(x.dtype), scale, norm, dropout)
 
 
 def checkpointed(again: bool, function: Callable[..., Any], *inputs: Any) -> Any:

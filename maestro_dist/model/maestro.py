@@ -22,8 +22,9 @@ from maestro_dist.model.embedding import Embedding, Prepared, TimeCode, prepare_
 from maestro_dist.model.encoder import Encoder, fusion_layer
 from maestro_dist.model.head import AttentionPool, DeepHead, ModalityHeads, pool
 from maestro_dist.model.layers import ByModality, Key, Linear, checkpointed
-from maestro_dist.model.layout import Layout, Part, Plan
+from maestro_dist.model.layout import DepthPlan, EnteringTokens, ModalityTokens, TokenLayout
 from maestro_dist.model.moe import LocalExperts, MixtureOfExperts
+from maestro_dist.model.names import draw_name
 from maestro_dist.types import Batch, Modality, Output
 
 
@@ -38,7 +39,7 @@ class ModalityEmbedding(nn.Module):
         """N(0, .1): apart, and small beside the normalised tokens."""
         rng.fill_normal_(self.weight, 0.1, key("weight"))
 
-    def forward(self, x: Tensor, layout: Layout, time: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, layout: TokenLayout, time: list[Tensor]) -> Tensor:
         """Tokens x [N, d], time codes of each modality's columns [L_j, d] -> [N, d]."""
         sizes = [part.rows * part.length for part in layout.parts]
         pieces = [
@@ -60,9 +61,9 @@ class Encoded(NamedTuple):
 
     own: Tensor
     entering: Tensor
-    joint: Layout
+    joint: TokenLayout
     fused: Tensor
-    final: Layout
+    final: TokenLayout
     present: Tensor
     watched: Output
 
@@ -121,14 +122,14 @@ class Trunk(nn.Module):
         for path, module in self.named_modules():
             fill = getattr(module, "fill", None)
             if fill is not None:
-                fill(lambda name, path=path: rng.key(seed, "init", f"{path}.{name}"))
+                fill(lambda name, path=path: rng.key(seed, "init", draw_name(f"{path}.{name}")))
 
     def encode(self, batch: Batch, step: int) -> Encoded:
         """Tokens of one micro-batch through all layers. `step` (0-based optimizer step) keys the draws of training."""
         rows = [batch.rows[name] for name in self.names]
-        having = batch.host_rows(self.names)
+        host_rows = batch.host_rows(self.names)
         tokens, plan = self._embed(batch, rows)
-        present = plan.total[:, :, 0] > 0
+        present = plan.observed[:, :, 0] > 0
         depth = self.config.encoder_layers
         budgets = self._budgets(tokens, plan, rows, batch.sample, present)
 
@@ -137,14 +138,14 @@ class Trunk(nn.Module):
             queries = budgets.queries[:, j].index_select(0, rows[j])
             tokens[j] = self.encoders[name](tokens[j], layouts, queries, step)
 
-        joint = layout.joint_layout(plan, depth, rows, batch.sample, having)
+        joint = layout.cross_modal_layout(plan, depth, rows, batch.sample, host_rows)
         encoded = torch.cat(tokens)
         x = entering = self.modality_embedding(encoded, joint, self._times(joint))
         loads, final = [], joint
         for level, layer in enumerate(self.fusion, start=depth):
-            entered, final = final, layout.joint_layout(plan, level + 1, rows, batch.sample, having)
+            entered, final = final, layout.cross_modal_layout(plan, level + 1, rows, batch.sample, host_rows)
             share = self.unit.new_full(entered.observed.shape, self.config.fusion_beta)
-            queries = budget.spend(share, entered.observed).queries
+            queries = budget.queries_from_budgets(share, entered.observed).queries
             x, load = layer(x, entered, final, queries, step)
             loads.append(load)
 
@@ -166,7 +167,7 @@ class Trunk(nn.Module):
             if isinstance(layer.feed, MixtureOfExperts):
                 layer.feed.update_balance(layer_load.sum(0))
 
-    def _embed(self, batch: Batch, rows: list[Tensor]) -> tuple[list[Tensor], Plan]:
+    def _embed(self, batch: Batch, rows: list[Tensor]) -> tuple[list[Tensor], DepthPlan]:
         """Flat tokens of each modality at depth 0, and the masks and counts of all depths."""
         tokens, parts, words, summaries = [], [], [], []
         lead = int(self.config.summary != "none")
@@ -183,34 +184,35 @@ class Trunk(nn.Module):
             local = observed.shape[1] * word if values is None else values.shape[1]
             start, steps = self.sequence.slice(name, local)
             held, total = observed.shape[1], -(-steps // word)
-            bounds = () if self.sequence.swap is None else self.sequence.swap.bounds(name, word)
-            parts.append(Part(len(observed), summary.shape[1], held, start // word, lead, total, bounds))
+            bounds = () if self.sequence.head_exchange is None else self.sequence.head_exchange.word_bounds(name, word)
+            parts.append(ModalityTokens(len(observed), summary.shape[1], held, start // word, lead, total, bounds))
             tokens.append(embedded.flatten(0, 1))
             words.append(observed)
             summaries.append(summary)
-        distils = [self.config.distil] * (self.config.encoder_layers + self.config.fusion_layers)
-        return tokens, layout.plan(parts, words, summaries, rows, len(batch), distils, self.sequence)
+        halves = [self.config.distil] * (self.config.encoder_layers + self.config.fusion_layers)
+        entering = EnteringTokens(parts, words, summaries, rows, len(batch))
+        return tokens, layout.plan_depths(entering, halves, self.sequence)
 
     def _budgets(
-        self, tokens: list[Tensor], plan: Plan, rows: list[Tensor], sample: Tensor, present: Tensor
+        self, tokens: list[Tensor], plan: DepthPlan, rows: list[Tensor], sample: Tensor, present: Tensor
     ) -> Budgets:
-        counts = plan.total[:, :, : self.config.encoder_layers]
+        counts = plan.observed[:, :, : self.config.encoder_layers]
         if self.gate is None:
-            return budget.fixed(self.config.beta, present, counts, self.unit.dtype)
+            return budget.fixed_budgets(self.config.beta, present, counts, self.unit.dtype)
         content = None
         if self.config.budget_inputs == "content":
-            joint = layout.joint_layout(plan, 0, rows, sample)
+            joint = layout.cross_modal_layout(plan, 0, rows, sample)
             pooled = pool(torch.cat(tokens), joint.flat_mask, joint.cell(), present.numel(), self.sequence)
             content = pooled.view(*present.shape, pooled.shape[1])
         gated: Budgets = self.gate(present, content, counts)
         return gated
 
-    def _times(self, joint: Layout) -> list[Tensor]:
+    def _times(self, joint: TokenLayout) -> list[Tensor]:
         """Time codes [L_j, d] of the columns that enter the cross-modal layers; zeros for summary tokens."""
-        distilled = 2**self.config.encoder_layers if self.config.distil else 1
+        stride = 2**self.config.encoder_layers if self.config.distil else 1
         codes = []
         for part, word, modality in zip(joint.parts, self.words, self.modalities, strict=True):
-            index = (part.words, part.first, distilled)
+            index = (part.words, part.first_word, stride)
             code = self.time.of_words(index, word, modality.rate_hz, self.unit.dtype, self.unit.device)
             codes.append(torch.cat((code.new_zeros(part.summary, code.shape[1]), code)) if part.summary else code)
         return codes
@@ -268,7 +270,7 @@ def _check(config: ModelConfig, modalities: Sequence[Modality], sequence: Sequen
         raise ConfigError(f"model.heads {config.heads} does not divide model.width {config.width}")
     if config.moe.experts and config.moe.top_k > config.moe.experts:
         raise ConfigError(f"model.moe.top_k {config.moe.top_k} is more than model.moe.experts {config.moe.experts}")
-    if sequence.size > 1 and sequence.swap is None and config.attention == "dense":
+    if sequence.size > 1 and sequence.head_exchange is None and config.attention == "dense":
         raise ConfigError(
             "model.attention dense cannot be sharded by time; set it to sparse, mesh.sequence to 1, or "
             "mesh.sequence_method to ulysses"

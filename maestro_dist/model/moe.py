@@ -15,7 +15,7 @@ from maestro_dist.config.model import ModelConfig
 from maestro_dist.model.context import ExpertsFactory
 from maestro_dist.model.grouped import grouped_network
 from maestro_dist.model.layers import FeedForward, Key
-from maestro_dist.model.layout import Layout
+from maestro_dist.model.layout import TokenLayout
 from maestro_dist.model.router import Router
 
 
@@ -106,7 +106,7 @@ class MixtureOfExperts(nn.Module):
         if self.balanced:
             self.register_buffer("bias", torch.zeros(moe.experts))
 
-    def forward(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
         """Tokens x [N, d] -> ([N, d], load int32 [S, M, E]: tokens sent to each expert, by sample and modality)."""
         gates, chosen = self.router(x, self.bias if self.balanced else None, self.top_k)
         with torch.no_grad():
@@ -120,7 +120,7 @@ class MixtureOfExperts(nn.Module):
             mixed = mixed + self.shared(x)
         return mixed, load
 
-    def _load(self, expert: Tensor, layout: Layout) -> Tensor:
+    def _load(self, expert: Tensor, layout: TokenLayout) -> Tensor:
         """Tokens by sample, modality and expert; number E is counted and left out."""
         samples = len(layout.mask)
         cell = torch.arange(samples, device=expert.device)[:, None] * self.modalities + layout.part

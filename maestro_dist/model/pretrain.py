@@ -28,11 +28,11 @@ from maestro_dist.model import cost, sparse
 from maestro_dist.model.context import ExpertsFactory, SequenceContext
 from maestro_dist.model.embedding import Embedding, TimeCode
 from maestro_dist.model.layers import ByModality, FeedForward, Key, Linear, ResidualNorm
-from maestro_dist.model.layout import Layout, pack
+from maestro_dist.model.layout import TokenLayout, pack_numbers
 from maestro_dist.model.maestro import Trunk
 from maestro_dist.types import Batch, Modality, Output
 
-Memory = tuple[Tensor, Layout]
+Memory = tuple[Tensor, TokenLayout]
 """Flat tokens [N, d] that are looked at, and where they lie."""
 
 
@@ -55,7 +55,7 @@ def hidden_words(key: int, sample: Tensor, first: int, words: int, *, span: int,
     """
     number = torch.arange(first, first + words, device=sample.device)
     offset = rng.bits(key, sample, span) % span
-    return rng.uniform(key, pack(sample[:, None], (number + offset[:, None]) // span)) < share
+    return rng.uniform(key, pack_numbers(sample[:, None], (number + offset[:, None]) // span)) < share
 
 
 def hidden_sensors(keys: Sequence[int], sample: Tensor, present: Tensor, share: float) -> Tensor:
@@ -81,14 +81,14 @@ class CrossAttention(nn.Module):
         self.query, self.key = Linear(width, width), Linear(width, width, bias=False)
         self.value, self.output = Linear(width, width), Linear(width, width)
 
-    def forward(self, x: Tensor, tokens: Tensor, layout: Layout) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tensor, layout: TokenLayout) -> Tensor:
         """Queries x [B, Q, d], flat tokens [N, d] -> [B, Q, d]; linear in the tokens in time and memory."""
         key, value = (self._heads(layout.padded(part)) for part in (self.key(tokens), self.value(tokens)))
         query = self._heads(self.query(x) * (x.shape[2] // self.heads) ** -0.5)
         keep = cost.keeps_scores(self.keep, x.shape[2], self.heads, x.shape[1])
         out, total = sparse.attend(query, key, value, bias=layout.bias, keep=keep, lengths=layout.ragged)
         assert total is not None
-        out = self.sequence.merge(out, total) * (layout.observed > 0).to(out.dtype)[:, None, None, None]
+        out = self.sequence.merge_attention(out, total) * (layout.observed > 0).to(out.dtype)[:, None, None, None]
         mixed: Tensor = self.output(out.to(query.dtype).transpose(1, 2).flatten(2))
         return mixed
 
@@ -136,15 +136,15 @@ class Decoder(nn.Module):
         # one branch: a sum of attentions, each over its own set of tokens
         seen = sum(attend(x, *memory) for attend, memory in zip(self.attention, memories, strict=True))
         shape, x = x.shape, x.flatten(0, 1)
-        x = self.attention_norm(x, cast(Tensor, seen).flatten(0, 1), None, 0.0, None)
-        x = self.feed_norm(x, self.feed(x), None, 0.0, None).view(shape)
+        x = self.attention_norm(x, cast(Tensor, seen).flatten(0, 1), None, None)
+        x = self.feed_norm(x, self.feed(x), None, None).view(shape)
         scores = []
         for output, part, row in zip(self.outputs.values(), x.split(self.most, 1), rows, strict=True):
             scores.append(output(part.index_select(0, row)).unflatten(2, (-1, self.alphabet)))
         return scores
 
 
-class Pretraining(Trunk):
+class PretrainModel(Trunk):
     """The model with a decoder in place of its heads. Parameters that it shares with `Maestro` have the same names."""
 
     def __init__(
@@ -223,7 +223,9 @@ class Pretraining(Trunk):
                 symbols.pop(name, None)
             number = torch.arange(first, first + count, device=sample.device)
             key = rng.key(self.seed, "asked", purpose, name)
-            priority = rng.uniform(key, pack(sample[:, None], number)) + 1  # above the 0 of words not to be asked
+            priority = (
+                rng.uniform(key, pack_numbers(sample[:, None], number)) + 1
+            )  # above the 0 of words not to be asked
             best = (priority * (hidden & (whole > 0).any(2))).topk(min(self.most[j], count), 1)
             known.append(whole)
             firsts.append(first)
@@ -242,7 +244,7 @@ class Pretraining(Trunk):
         """Priorities and numbers [2, B, Q] of this rank's words -> those of the best words of all ranks, [2, B, Q]."""
         if self.sequence.size == 1:
             return offered
-        every = self.sequence.gather(offered).unflatten(2, (self.sequence.size, -1))
+        every = self.sequence.all_gather(offered).unflatten(2, (self.sequence.size, -1))
         found = []
         for part, most in zip(every.split(self.most, 3), self.most, strict=True):
             part = part.flatten(2)
@@ -256,7 +258,7 @@ class Pretraining(Trunk):
         if symbols.shape[1]:
             at = at.clamp(0, symbols.shape[1] - 1)[..., None].expand(-1, -1, symbols.shape[2])
             found = symbols.gather(1, at).long() * held[..., None]
-        return self.sequence.sum(found)
+        return self.sequence.all_reduce_sum(found)
 
     def _time_codes(self, number: Tensor) -> Tensor:
         """Codes [B, Q, d] of the times, from the window's start to the centres, of words with these numbers [B, Q]."""

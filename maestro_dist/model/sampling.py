@@ -14,7 +14,7 @@ from torch import Tensor
 
 from maestro_dist import rng
 from maestro_dist.model.context import SequenceContext
-from maestro_dist.model.layout import Layout, pack
+from maestro_dist.model.layout import TokenLayout, pack_numbers
 
 _LOW = 0xFFFFFFFF
 _NONE = -(1 << 63)
@@ -31,14 +31,16 @@ def sample_sizes(factor: float, count: Tensor) -> Tensor:
     return torch.minimum(wanted, count)
 
 
-def strided_keys(sizes: Tensor, limit: int, layout: Layout) -> Tensor:
+def strided_keys(sizes: Tensor, limit: int, layout: TokenLayout) -> Tensor:
     """Evaluation: ranks int64 [S, 1, limit] of keys evenly strided over the observed tokens, the same for all heads."""
     number = torch.arange(limit, device=sizes.device)
     count, size = layout.observed[:, None], sizes[:, None]
     return ((2 * number + 1) * count).div(2 * size.clamp_min(1), rounding_mode="floor")[:, None]
 
 
-def drawn_keys(sizes: Tensor, limit: int, layout: Layout, key: int, heads: int, own: range | None = None) -> Tensor:
+def drawn_keys(
+    sizes: Tensor, limit: int, layout: TokenLayout, key: int, heads: int, own: range | None = None
+) -> Tensor:
     """Training: ranks int64 [S, H, limit] among the observed tokens, drawn without replacement, for the heads `own`.
 
     The observed tokens are cut into U strata of equal size (to one token) and each gives one: no two are the same, all
@@ -50,21 +52,21 @@ def drawn_keys(sizes: Tensor, limit: int, layout: Layout, key: int, heads: int, 
     width = ((number + 1) * count).div(size, rounding_mode="floor") - first
     own = range(heads) if own is None else own
     head = torch.arange(own.start, own.stop, device=sizes.device)[:, None]
-    draws = rng.uniform(key, pack(layout.sample[:, None, None], number * heads + head))
+    draws = rng.uniform(key, pack_numbers(layout.sample[:, None, None], number * heads + head))
     return first[:, None] + torch.minimum((draws * width[:, None]).long(), width[:, None] - 1)
 
 
-def hold(rank: Tensor, sizes: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
+def hold(rank: Tensor, sizes: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor | None]:
     """Local columns of observed tokens given by rank, int64 [S, H, U], and which of them are held here (None: all).
 
     Ranks past a sample's own U are not asked for; their columns are in range and mean nothing.
     """
     if layout.whole:
-        return rank.clamp(0, max(0, layout.order.shape[1] - 1)), None
+        return rank.clamp(0, max(0, layout.observed_so_far.shape[1] - 1)), None
     wanted = (rank + 1).flatten(1)
-    column = torch.searchsorted(layout.order, wanted).clamp_max(max(0, layout.order.shape[1] - 1))
+    column = torch.searchsorted(layout.observed_so_far, wanted).clamp_max(max(0, layout.observed_so_far.shape[1] - 1))
     number = torch.arange(rank.shape[2], device=rank.device)
-    held = _at(layout.order, column, wanted) & _at(layout.mask, column, True)
+    held = _at(layout.observed_so_far, column, wanted) & _at(layout.mask, column, True)
     return column.view(rank.shape), held.view(rank.shape) & (number < sizes[:, None, None])
 
 
@@ -99,7 +101,7 @@ class Chosen(NamedTuple):
     held: Tensor | None
 
 
-def best_queries(scores: Tensor, layout: Layout, limit: int, sequence: SequenceContext) -> Chosen:
+def best_queries(scores: Tensor, layout: TokenLayout, limit: int, sequence: SequenceContext) -> Chosen:
     """The `limit` tokens with the best scores, float32 [S, H, L]; ties go to the lower number.
 
     The score and the token number are packed into one int64, so the order is total and exact. Of many tokens only those
@@ -124,7 +126,7 @@ def best_queries(scores: Tensor, layout: Layout, limit: int, sequence: SequenceC
     if sequence.size == 1:
         return Chosen(number, column, None)
     offers = F.pad((best | _LOW) - number, (0, limit - wanted), value=_NONE)
-    number = _number(sequence.gather(offers).topk(limit, dim=-1).values)
+    number = _number(sequence.all_gather(offers).topk(limit, dim=-1).values)
     if length == 0:
         return Chosen(number, torch.zeros_like(number), torch.zeros_like(number, dtype=torch.bool))
     column = torch.searchsorted(token[:, 0].contiguous(), number.flatten(1)).view(number.shape).clamp_max(length - 1)

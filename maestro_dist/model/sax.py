@@ -42,7 +42,7 @@ _CELLS = 1 << 14
 """Cells of the table that finds symbols on a processor."""
 
 
-class Moments(NamedTuple):
+class WindowMoments(NamedTuple):
     """Count n, mean and M2 = sum of squared deviations over the observed steps, float64 [R, D]."""
 
     n: Tensor
@@ -50,7 +50,7 @@ class Moments(NamedTuple):
     m2: Tensor
 
 
-class Words(NamedTuple):
+class SaxWords(NamedTuple):
     """What the embeddings are made from.
 
     symbols  uint8 [R, W, D]: 1..alpha, 0 = missing
@@ -68,7 +68,7 @@ class Words(NamedTuple):
         return (self.symbols > 0).any(2)
 
 
-def cuts(alphabet: int) -> Tensor:
+def breakpoints(alphabet: int) -> Tensor:
     """The alpha - 1 cuts of N(0, 1) into equiprobable regions, float64."""
     return torch.special.ndtri(torch.arange(1, alphabet, dtype=torch.float64) / alphabet)
 
@@ -82,16 +82,16 @@ def tokenise(
 ) -> Tensor:
     """Symbols uint8 [R, W, D] of raw windows (METHOD 2; Lin et al., 2007, with a symbol for missing).
 
-    values float [R, T, D]; word: steps a word; edges = `cuts(alphabet)`; reference: mean and divisor as of
+    values float [R, T, D]; word: steps a word; edges = `breakpoints(alphabet)`; reference: mean and divisor as of
     `given_reference`, or None for those of the window itself, over all ranks of `sequence`.
     """
     if reference is None:
-        reference = window_reference(moments(values, sequence or OneProcess()))
+        reference = window_reference(window_moments(values, sequence or OneProcess()))
     return words(values, word, edges, reference).symbols
 
 
-def moments(values: Tensor, sequence: SequenceContext) -> Moments:
-    """Moments of [R, T, D] over all steps, by two passes (never from sums of squares)."""
+def window_moments(values: Tensor, sequence: SequenceContext) -> WindowMoments:
+    """WindowMoments of [R, T, D] over all steps, by two passes (never from sums of squares)."""
     tiles, (rows, _, variates) = list(_tiles(values, 1)), values.shape
     parts = max(1, len({steps.start for _, steps in tiles}))
     count = values.new_zeros((rows, parts, variates), dtype=torch.float64)
@@ -100,7 +100,7 @@ def moments(values: Tensor, sequence: SequenceContext) -> Moments:
         x, mask = _observed(values[chosen, steps])
         count[chosen, number % parts] = x.shape[1] if mask is None else mask.sum(1, dtype=torch.float64)
         _fold_into(total[chosen, number % parts], x)
-    n, summed = sequence.sum(torch.stack((_fold(count)[:, 0], _fold(total.flatten(1, 2))[:, 0])))
+    n, summed = sequence.all_reduce_sum(torch.stack((_fold(count)[:, 0], _fold(total.flatten(1, 2))[:, 0])))
     mean = summed / n.clamp_min(1)
     reference = _Reference(mean)
     for number, (chosen, steps) in enumerate(tiles):
@@ -109,10 +109,10 @@ def moments(values: Tensor, sequence: SequenceContext) -> Moments:
         if mask is not None:
             x.mul_(mask)
         _fold_into(square[chosen, number % parts], x.square_())
-    return Moments(n, mean, sequence.sum(_fold(square.flatten(1, 2))[:, 0]))
+    return WindowMoments(n, mean, sequence.all_reduce_sum(_fold(square.flatten(1, 2))[:, 0]))
 
 
-def window_reference(window: Moments) -> tuple[Tensor, Tensor]:
+def window_reference(window: WindowMoments) -> tuple[Tensor, Tensor]:
     """Mean and divisor of `normalize: window`; the divisor of a constant channel is infinite, so its z is 0."""
     std = (window.m2 / window.n.clamp_min(1)).sqrt()
     return window.mean, torch.where(std > _CONSTANT * window.mean.abs(), std, torch.inf)
@@ -130,7 +130,7 @@ def given_reference(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
 
 def words(
     values: Tensor, word: int, edges: Tensor, reference: tuple[Tensor, Tensor], dtype: torch.dtype | None = None
-) -> Words:
+) -> SaxWords:
     """Symbols of raw windows [R, T, D] for references [R, D] or [D], and their samples in `dtype` where that is given.
 
     A word's symbol is that of the mean over its observed steps; z at a cut goes up, 0 is missing.
@@ -162,7 +162,7 @@ def words(
             found.copy_(_symbols(scale.score(average, chosen), edges).mul_(count > 0))
     if samples is not None:
         samples = samples.view(rows, length, word, 2 * variates)
-    return Words(symbols, samples, whole)
+    return SaxWords(symbols, samples, whole)
 
 
 def _tiles(values: Tensor, word: int) -> Iterator[tuple[slice, slice]]:
@@ -267,7 +267,7 @@ def _table(alphabet: int) -> tuple[Tensor, float, Tensor]:
 
     The cell is found in float32, whose rounding (1e-3 of a cell) stays below the margin around a cut (1e-2).
     """
-    edges = cuts(alphabet)
+    edges = breakpoints(alphabet)
     reach = edges[-1].item() + 0.5
     scale = (_CELLS - 2) / (2 * reach)
     offset = torch.tensor(_CELLS / 2, dtype=torch.float64)

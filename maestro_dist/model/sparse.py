@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from maestro_dist import rng
 from maestro_dist.model import sampling
 from maestro_dist.model.context import OneProcess
-from maestro_dist.model.layout import LOWEST, plain_layout
+from maestro_dist.model.layout import LOWEST, layout_of_mask
 
 _TILE = {"cpu": 1 << 18}
 """Scores held at a time, by type of device: on a CPU about as much as a core's second-level cache."""
@@ -395,7 +395,7 @@ def probsparse(
     samples, heads, length, width = query.shape
     if mask is None:
         mask = torch.ones((samples, length), dtype=torch.bool, device=query.device)
-    layout = plain_layout(mask)
+    layout = layout_of_mask(mask)
     with torch.no_grad():
         sizes = sampling.sample_sizes(sample_factor, layout.observed)
         count = sampling.cap(sample_factor, length) or min(1, length)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from maestro_dist.model.context import SequenceContext
 from maestro_dist.model.layers import Key, Linear
-from maestro_dist.model.sax import FARTHEST, Moments
+from maestro_dist.model.sax import FARTHEST, WindowMoments
 
 LEVEL, STATISTICS = 2, 18
 """Features F a variate: mean, log std; and minimum, maximum, first, last and their difference, slope, observed share,
@@ -95,11 +95,13 @@ class Summary(nn.Module):
         out: Tensor = self.linear(z.flatten(1))
         return out
 
-    def features(self, samples: Tensor, mean: Tensor, window: Moments, unit: Tensor, start: int, steps: int) -> Tensor:
+    def features(
+        self, samples: Tensor, mean: Tensor, window: WindowMoments, unit: Tensor, start: int, steps: int
+    ) -> Tensor:
         """What the token is made from, [R, D, F], NaN where nothing was observed. It takes no parameters, so that
         modalities can share a call.
 
-        samples [R, W, w, 2 D] of `sax.Words`, in units; mean float64 [R, D] in units; window: moments in raw units;
+        samples [R, W, w, 2 D] of `sax.SaxWords`, in units; mean float64 [R, D] in units; window: moments in raw units;
         unit: one unit, float64 [D] or [R, D]; start: global number of the first step; steps: how many there are over
         all ranks.
         """
@@ -121,7 +123,7 @@ class Summary(nn.Module):
         peaks = torch.stack(
             [_largest(torch.where(seen, value, -far), -far) for value in (z, -z, time.expand_as(z), -time.expand_as(z))]
         )
-        largest, smallest, last, first = self.sequence.maximum(peaks)
+        largest, smallest, last, first = self.sequence.all_reduce_max(peaks)
         # Words' own spread: what the mean of a word averages away, all of it and between neighbouring steps.
         inside = z - (z.sum(2, keepdim=True) / mask.sum(2, keepdim=True).clamp_min(1))
         pairs = mask[:, :, 1:] * mask[:, :, :-1]
@@ -140,7 +142,7 @@ class Summary(nn.Module):
             *torch.einsum("rwsd,wsq->qrd", z, inner),
             *torch.einsum("rwsd,wsq->qrd", mask, inner),
         ]
-        end, begin, t, tt, zt, within, quick, neighbours, *rest = self.sequence.sum(torch.stack(sums))
+        end, begin, t, tt, zt, within, quick, neighbours, *rest = self.sequence.all_reduce_sum(torch.stack(sums))
         powers, quarters = rest[: len(self.bands)], rest[len(self.bands) :]
         n = count.clamp_min(1)
         spectrum = [_log((power / n).sqrt()) for power in powers]

@@ -95,7 +95,7 @@ def _layer() -> Any:
             if self.movement == "weights":
                 # in one piece: on few tokens it is the number of collectives that counts
                 both = torch.cat((self.expand.flatten(1), self.contract.flatten(1)), 1)
-                expand, contract = self.group.everyone(both).flatten(0, 1).chunk(2, 1)
+                expand, contract = self.group.differentiable_all_gather(both).flatten(0, 1).chunk(2, 1)
                 shapes = self.expand.shape[1:], self.contract.shape[1:]
                 expand, contract = expand.unflatten(1, shapes[0]), contract.unflatten(1, shapes[1])
                 return grouped_network(tokens, expand.contiguous(), contract.contiguous(), counts)
@@ -112,9 +112,9 @@ def through_experts(tokens: Tensor, counts: Tensor, expand: Tensor, contract: Te
     """
     with torch.no_grad():
         mine = counts.view(group.size, -1)
-        theirs = group.trade(mine)  # [N, E / N]: rows that each rank sends to each expert here
+        theirs = group.all_to_all(mine)  # [N, E / N]: rows that each rank sends to each expert here
         sent, got = torch.stack((mine.sum(1), theirs.sum(1))).tolist()
-    rows = group.exchange(tokens[: sum(sent)], sent, got)
+    rows = group.differentiable_all_to_all(tokens[: sum(sent)], sent, got)
     if theirs.shape[1] > 1:  # they come by rank, then by expert
         with torch.no_grad():
             number = torch.arange(theirs.shape[1], device=tokens.device).expand_as(theirs).flatten()
@@ -124,5 +124,5 @@ def through_experts(tokens: Tensor, counts: Tensor, expand: Tensor, contract: Te
         out = Dispatch.apply(out, place, order, 1)
     else:
         out = grouped_network(rows, expand, contract, theirs.sum(0))
-    back = group.exchange(out, got, sent)
+    back = group.differentiable_all_to_all(out, got, sent)
     return F.pad(back, (0, 0, 0, len(tokens) - len(back)))

@@ -118,9 +118,9 @@ class RankPlan:
     gathered: int
 
     @property
-    def handed(self) -> float:
+    def communicated_bytes(self) -> float:
         """Bytes handed in a step."""
-        return sum(item.handed for item in self.traffic)
+        return sum(item.communicated_bytes for item in self.traffic)
 
     @property
     def sent(self) -> float:
@@ -193,9 +193,9 @@ def _plan_rank(
         samples=samples,
         micro_batches=micro_batches,
         steps={modality.name: modality.steps for modality in slices},
-        traffic=tuple(item for item in traffic if item.handed),
+        traffic=tuple(item for item in traffic if item.communicated_bytes),
         attention={
-            method: seen * sum(item.handed for item in items if item.name == "attention")
+            method: seen * sum(item.communicated_bytes for item in items if item.name == "attention")
             for method, items in shared.items()
             if (model.attention == "sparse" if method == "sparse" else model.heads % mesh.sequence == 0)
         },
@@ -229,14 +229,17 @@ def _gathered(config: Config, mesh: Mesh, movement: Movement, parameters: int) -
 
 def plan_text(mesh: Mesh, plans: Sequence[RankPlan]) -> str:
     """What the busiest rank hands to collectives in a step, itemised; its groups; how far the other ranks differ."""
-    busiest = max(plans, key=lambda plan: plan.handed)
+    busiest = max(plans, key=lambda plan: plan.communicated_bytes)
     here = replace(mesh, rank=busiest.rank)
     batches = f"{busiest.micro_batches} micro-batch{'es' if busiest.micro_batches > 1 else ''}"
     lines = [f"a step of rank {here.rank} ({busiest.samples} samples, {batches}), bytes handed to collectives; sent on"]
-    rows = [(item.name, f"{item.operation}, {item.ranks:,} ranks", item.handed, item.sent) for item in busiest.traffic]
-    least = min(plan.handed for plan in plans)
-    others = "as all ranks" if least == busiest.handed else f"others from {_size(least)}"
-    rows.append(("in all", others, busiest.handed, busiest.sent))
+    rows = [
+        (item.name, f"{item.operation}, {item.ranks:,} ranks", item.communicated_bytes, item.sent)
+        for item in busiest.traffic
+    ]
+    least = min(plan.communicated_bytes for plan in plans)
+    others = "as all ranks" if least == busiest.communicated_bytes else f"others from {_size(least)}"
+    rows.append(("in all", others, busiest.communicated_bytes, busiest.sent))
     lines += [f"  {name:20} {how:24} {_size(handed):>12} {_size(sent):>12}" for name, how, handed, sent in rows]
     if mesh.sequence > 1:
         told = ", ".join(f"{method} {_size(handed)}" for method, handed in busiest.attention.items())

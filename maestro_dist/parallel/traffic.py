@@ -22,7 +22,7 @@ from maestro_dist.model.summary import EXTREMES, SUMS, spectral_bands
 from maestro_dist.parallel.sequence import model_cuts
 from maestro_dist.types import Modality
 
-Operation = Literal["reduce", "gather", "scatter", "exchange"]
+Operation = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all"]
 Method = Literal["sparse", "ulysses"]
 Movement = Literal["tokens", "weights"]
 
@@ -35,24 +35,29 @@ class Traffic:
 
     operation  reduce: all-reduce; gather: all-gather; scatter: reduce-scatter; exchange: all-to-all
     ranks      of the group it runs in
-    handed     bytes that the rank hands in, as `collectives.Group` counts them
+    communicated_bytes     bytes that the rank hands in, as `collectives.Group` counts them
     """
 
     name: str
     operation: Operation
     ranks: int
-    handed: float
+    communicated_bytes: float
 
     @property
     def sent(self) -> float:
         """Bytes that leave the rank when each number takes the shortest way (rings, direct exchange)."""
         others = self.ranks - 1
-        share = {"reduce": 2 / self.ranks, "gather": 1.0, "scatter": 1 / self.ranks, "exchange": 1 / self.ranks}
-        return self.handed * others * share[self.operation]
+        share = {
+            "all-reduce": 2 / self.ranks,
+            "all-gather": 1.0,
+            "reduce-scatter": 1 / self.ranks,
+            "all-to-all": 1 / self.ranks,
+        }
+        return self.communicated_bytes * others * share[self.operation]
 
     def times(self, number: float) -> Traffic:
         """The same, `number` times."""
-        return replace(self, handed=self.handed * number)
+        return replace(self, communicated_bytes=self.communicated_bytes * number)
 
 
 def attention_traffic(
@@ -70,14 +75,14 @@ def attention_traffic(
         return []
     forwards = 2 if again else 1
     if method == "ulysses":
-        return [Traffic("attention", "exchange", ranks, 4 * (forwards + 1) * held * width * element_bytes)]
+        return [Traffic("attention", "all-to-all", ranks, 4 * (forwards + 1) * held * width * element_bytes)]
     sampled, rows = sampled or min(1, length), selected + 1  # the mean of the values is one row more
     selected_bytes = selected * width * element_bytes
     ahead = sampled * width * element_bytes + selected_bytes + FLOAT * (heads * rows + rows * (width + heads))
     back = FLOAT * rows * width + selected_bytes
     return [
-        Traffic("attention", "reduce", ranks, forwards * ahead + back),
-        Traffic("attention", "gather", ranks, forwards * 8 * heads * selected),
+        Traffic("attention", "all-reduce", ranks, forwards * ahead + back),
+        Traffic("attention", "all-gather", ranks, forwards * 8 * heads * selected),
     ]
 
 
@@ -87,7 +92,7 @@ def sequence_traffic(
     """What `ranks` ranks that share the time axis exchange for one complete sample, on the one that holds `slices`.
 
     attention         of all layers: see `attention_traffic`
-    neighbour tokens  distilling takes one token from each side, 8 d bytes forward and 8 d P backward a layer and
+    neighbour tokens  downsampling takes one token from each side, 8 d bytes forward and 8 d P backward a layer and
                       modality; the stem its reach
     sums              pooled tokens, 8 (d + 1) bytes a pool; counts and moments
     """
@@ -115,13 +120,16 @@ def sequence_traffic(
         inner = (model.stem.layers - 1) * model.stem.channels * count
         ahead += forwards * reach * (inner + sum(2 * modality.variates for modality in modalities))
         back += reach * inner * ranks
-    found += [Traffic("neighbour tokens", "gather", ranks, ahead), Traffic("neighbour tokens", "scatter", ranks, back)]
+    found += [
+        Traffic("neighbour tokens", "all-gather", ranks, ahead),
+        Traffic("neighbour tokens", "reduce-scatter", ranks, back),
+    ]
 
     gated = model.budget != "fixed" and model.encoder_layers > 0
     pools = 1 + count * ((model.head == "additive") + (gated and model.budget_inputs == "content"))
     moments = sum(modality.variates * _moments(model, modality) for modality in modalities)
     sums = 2 * pools * (model.width + 1) * FLOAT + 16 * count * (layers + 1) + forwards * moments
-    return _merged([*found, Traffic("sums", "reduce", ranks, sums)])
+    return _merged([*found, Traffic("sums", "all-reduce", ranks, sums)])
 
 
 def _moments(model: ModelConfig, modality: Modality) -> int:
@@ -145,12 +153,12 @@ def expert_traffic(model: ModelConfig, slices: Sequence[Modality], ranks: int, m
     forwards = 2 if model.checkpoint == "layers" else 1
     if movement == "tokens":
         tokens = sum(expert_tokens(model, slices))
-        handed = 2 * (forwards + 1) * tokens * model.moe.top_k * model.width * FLOAT
-        return [Traffic("experts: tokens", "exchange", ranks, handed)]
+        communicated_bytes = 2 * (forwards + 1) * tokens * model.moe.top_k * model.width * FLOAT
+        return [Traffic("experts: tokens", "all-to-all", ranks, communicated_bytes)]
     weights = expert_parameters(model) * FLOAT
     return [
-        Traffic("experts: weights", "gather", ranks, forwards * weights / ranks),
-        Traffic("experts: weights", "scatter", ranks, weights),
+        Traffic("experts: weights", "all-gather", ranks, forwards * weights / ranks),
+        Traffic("experts: weights", "reduce-scatter", ranks, weights),
     ]
 
 
@@ -176,10 +184,10 @@ def engine_traffic(
         if not number or ranks == 1:
             continue
         size = number * FLOAT
-        operation: Operation = "scatter" if zero_stage == 3 else "reduce"
+        operation: Operation = "reduce-scatter" if zero_stage == 3 else "all-reduce"
         gathered = size / ranks * (2 * micro_batches if zero_stage == 3 else 1)
         found.append(Traffic(f"gradients: {name}", operation, ranks, size * times))
-        found.append(Traffic(f"parameters: {name}", "gather", ranks, gathered))
+        found.append(Traffic(f"parameters: {name}", "all-gather", ranks, gathered))
     return found
 
 
@@ -219,5 +227,9 @@ def _merged(items: Sequence[Traffic]) -> list[Traffic]:
     sums: dict[tuple[str, str], Traffic] = {}
     for item in items:
         key = item.name, item.operation
-        sums[key] = replace(item, handed=item.handed + sums[key].handed) if key in sums else item
+        sums[key] = (
+            replace(item, communicated_bytes=item.communicated_bytes + sums[key].communicated_bytes)
+            if key in sums
+            else item
+        )
     return list(sums.values())

@@ -18,23 +18,23 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from maestro_dist.errors import MeshError
-from maestro_dist.model.context import Blocks
+from maestro_dist.model.context import TokensByRank
 from maestro_dist.parallel.collectives import Group
 from maestro_dist.parallel.load_deepspeed import load_deepspeed
 from maestro_dist.parallel.sequence import SequenceRanks
 
 
 class UlyssesRanks(SequenceRanks):
-    """`SequenceContext` whose attention goes through `UlyssesSwap`; all else is as in `SequenceRanks`."""
+    """`SequenceContext` whose attention goes through `UlyssesHeadExchange`; all else is as in `SequenceRanks`."""
 
     def __init__(self, group: dist.ProcessGroup, cuts: Mapping[str, Sequence[int]]) -> None:
         """`cuts`: of each modality where the ranks' slices start, and where the last one ends."""
         super().__init__(group, cuts)
-        self.swap = UlyssesSwap(self.group, cuts)
+        self.head_exchange = UlyssesHeadExchange(self.group, cuts)
 
 
-class UlyssesSwap:
-    """`Swap` by DeepSpeed's `DistributedAttention`.
+class UlyssesHeadExchange:
+    """`HeadExchange` by DeepSpeed's `DistributedAttention`.
 
     It exchanges equal numbers of tokens only, and hangs where ranks hold different ones. So the exchange takes flat
     tokens, padded to the most that a rank holds, and what is added is left out again before the attention sees it.
@@ -50,8 +50,8 @@ class UlyssesSwap:
 
         self.exchange = DistributedAttention(_on_whole, group.group, scatter_idx=2, gather_idx=1)
 
-    def heads(self, count: int) -> range:
-        """See `Swap`."""
+    def local_heads(self, count: int) -> range:
+        """See `HeadExchange`."""
         if count % self.group.size:
             raise MeshError(
                 f"model.heads = {count} cannot be shared out evenly among mesh.sequence = {self.group.size} ranks"
@@ -59,23 +59,23 @@ class UlyssesSwap:
         each = count // self.group.size
         return range(self.group.rank * each, (self.group.rank + 1) * each)
 
-    def bounds(self, name: str, word: int) -> tuple[int, ...]:
-        """See `Swap`."""
+    def word_bounds(self, name: str, word: int) -> tuple[int, ...]:
+        """See `HeadExchange`."""
         return tuple(-(-cut // word) for cut in self.cuts[name])
 
-    def join(self, mask: Tensor, blocks: Blocks) -> Tensor:
-        """See `Swap`."""
-        size = _most(blocks)
+    def all_gather_mask(self, mask: Tensor, tokens: TokensByRank) -> Tensor:
+        """See `HeadExchange`."""
+        size = _most(tokens)
         held = F.pad(mask.to(torch.uint8), (0, size - len(mask)))
-        return self.group.stack(held).flatten().index_select(0, _order(blocks, size, mask.device)) > 0
+        return self.group.all_gather(held).flatten().index_select(0, _order(tokens, size, mask.device)) > 0
 
-    def attend(self, packed: Tensor, blocks: Blocks, attention: Callable[[Tensor], Tensor]) -> Tensor:
-        """See `Swap`."""
-        size, length = _most(blocks), len(packed)
+    def attend(self, packed: Tensor, tokens: TokensByRank, attention: Callable[[Tensor], Tensor]) -> Tensor:
+        """See `HeadExchange`."""
+        size, length = _most(tokens), len(packed)
         if length < size:
             packed = F.pad(packed, (0, 0, 0, 0, 0, 0, 0, size - length))
         parts = [self._counted(part) for part in packed[None].unbind(2)]
-        order = _order(blocks, size, packed.device)
+        order = _order(tokens, size, packed.device)
         context = self.exchange(*parts, 0, None, order=order, attention=attention)
         return self._counted(context)[0, :length]
 
@@ -84,24 +84,24 @@ class UlyssesSwap:
         return out
 
 
-def _sizes(blocks: Blocks) -> list[int]:
+def _sizes(tokens: TokensByRank) -> list[int]:
     """Tokens that each rank holds."""
-    return [sum(held) for held in zip(*([rows * share for share in shares] for rows, shares in blocks), strict=True)]
+    return [sum(held) for held in zip(*([rows * share for share in shares] for rows, shares in tokens), strict=True)]
 
 
-def _most(blocks: Blocks) -> int:
+def _most(tokens: TokensByRank) -> int:
     """Most tokens that a rank holds; at least one, so that all ranks always exchange."""
-    return max(1, *_sizes(blocks))
+    return max(1, *_sizes(tokens))
 
 
-def _order(blocks: Blocks, size: int, device: torch.device) -> Tensor:
+def _order(tokens: TokensByRank, size: int, device: torch.device) -> Tensor:
     """int64 [N']: where the tokens of one process (modality, row, time) lie among those of all ranks.
 
     Each rank has `size` places, and there modality after modality, row after row, its own stretch of time.
     """
-    starts = [rank * size for rank in range(len(_sizes(blocks)))]
+    starts = [rank * size for rank in range(len(_sizes(tokens)))]
     order = []
-    for rows, shares in blocks:
+    for rows, shares in tokens:
         row = torch.arange(rows, device=device)[:, None]
         pieces = [
             start + row * share + torch.arange(share, device=device)
@@ -168,11 +168,11 @@ class _Counted(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
         ctx.group = group
-        group.handed += x.nbytes
+        group.communicated_bytes += x.nbytes
         return x.view_as(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        ctx.group.handed += gradients[0].nbytes
+        ctx.group.communicated_bytes += gradients[0].nbytes
         return gradients[0], None

@@ -11,7 +11,7 @@ from typing import Any
 
 from maestro_dist.config.schema import Config
 from maestro_dist.errors import RunError
-from maestro_dist.parallel.failure import Report, explain, leave_groups, report_of
+from maestro_dist.parallel.failure import Report, explain_failure, leave_groups, report_of
 from maestro_dist.run.ray_cluster import Head, cluster, lacks, prepare_environment, train_folder
 from maestro_dist.training.job import Job
 from maestro_dist.training.process import environment
@@ -57,7 +57,7 @@ def train(config: Config, job: Job) -> None:
         reports: list[Report] = _asked(console.reports)
         dead = _dead(failure)
         if reports and not (dead and all(report.lost for report in reports)):
-            raise explain(reports, config.run.workers, config.run.timeout_s) from failure
+            raise explain_failure(reports, config.run.workers, config.run.timeout_s) from failure
         if failure:
             raise RunError(dead or f"Ray Train gave up: {_text(failure)}") from failure
 
@@ -191,7 +191,7 @@ class _Console:
         """A worker of this group of workers starts. Returns whether there is anything left to do."""
         if group != self._group:
             if self._reports and not self._final:
-                self.say(f"started again: {explain(self._reports, self._ranks, self._timeout_s)}")
+                self.say(f"started again: {explain_failure(self._reports, self._ranks, self._timeout_s)}")
             self._group, self._reports, self._begun = group, [], 0
         self._begun += 1
         return self._final is None

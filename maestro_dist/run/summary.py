@@ -26,7 +26,7 @@ from maestro_dist.training.worker import work_folder
 
 def print_start(config: Config, manifest: Manifest) -> None:
     """Every derived number: data, model, mesh, steps, memory. Builds the model, so a wrong one is found here."""
-    from maestro_dist.model.cost import explain
+    from maestro_dist.model.cost import describe_attention
     from maestro_dist.model.estimate import count_parameters, tokens_by_modality
     from maestro_dist.parallel.plan import plan_expert_movement, plan_text, plan_world
 
@@ -62,7 +62,7 @@ def print_start(config: Config, manifest: Manifest) -> None:
         "modalities": names,
         "model": f"{parameters:,} parameters, {sum(tokens.values()):,} tokens a sample, d {config.model.width}, "
         f"H {config.model.heads}, E {config.model.moe.experts}",
-        "attention": explain(model, list(tokens.values())) if model.attention == "sparse" else "dense",
+        "attention": describe_attention(model, list(tokens.values())) if model.attention == "sparse" else "dense",
         "mesh": "\n".join([f"{grid[0]}; {launched}", *(grid[1:] if mesh.sequence > 1 else [])]),
         "steps": f"{per_epoch:,} an epoch, {total:,} in all; global batch {optim.global_batch} = {mesh.data} ranks x "
         f"{accumulation} micro-batch{'es' if accumulation > 1 else ''} of up to {share}",

@@ -35,7 +35,7 @@ def fit(state: State, batches: Batches, callbacks: Callback) -> None:
 
 def train_step(state: State, stream: Generator[Batch, None, None]) -> StepRecord:
     """One optimizer step: forward and backward of each micro-batch of a global batch, then the update."""
-    engine, clock, seen, handed = state.engine, _Clock(), _Seen(state), state.handed
+    engine, clock, seen, communicated = state.engine, _Clock(), _Seen(state), state.communicated_bytes
     while True:
         batch = next(stream)
         clock.lap("data")
@@ -67,7 +67,7 @@ def train_step(state: State, stream: Generator[Batch, None, None]) -> StepRecord
         budgets=seen.budgets,
         present=seen.present,
         expert_load=seen.expert_load,
-        handed=state.handed - handed,
+        communicated_bytes=state.communicated_bytes - communicated,
         data_s=clock["data"],
         forward_s=clock["forward"],
         backward_s=clock["backward"],

@@ -50,8 +50,8 @@ def handed_in(rank: int, ranks: int) -> list[tuple[float, float]]:
         F.cross_entropy(output["logits"], batch.target).backward()
         config = Config(model=model.config)
         slices = held_slices(config.model, MODALITIES, ranks)[rank]
-        planned = sum(item.handed for item in sequence_traffic(config, MODALITIES, slices, ranks))
-        found.append((sequence.group.handed, SAMPLES * planned))
+        planned = sum(item.communicated_bytes for item in sequence_traffic(config, MODALITIES, slices, ranks))
+        found.append((sequence.group.communicated_bytes, SAMPLES * planned))
     return found
 
 
@@ -85,8 +85,8 @@ def moved(rank: int, ranks: int) -> list[tuple[float, float]]:
         model = Maestro(config, MODALITIES, 4, seed=7, experts=experts).train()
         batch = make_batch(torch.ones(SAMPLES, len(MODALITIES)).bool(), nan=0.0)
         F.cross_entropy(model(batch, 4)["logits"], batch.target).backward()
-        planned = sum(item.handed for item in expert_traffic(config, MODALITIES, ranks, movement))
-        found.append((group.handed, planned * (SAMPLES if movement == "tokens" else 1)))
+        planned = sum(item.communicated_bytes for item in expert_traffic(config, MODALITIES, ranks, movement))
+        found.append((group.communicated_bytes, planned * (SAMPLES if movement == "tokens" else 1)))
     return found
 
 
@@ -126,9 +126,9 @@ def reduced(rank: int, ranks: int) -> list[dict[str, int]]:
 
         setattr(dist, name, counted)
 
-    count("all_reduce", "reduce", 0)
-    count("all_gather_into_tensor", "gather", 1)
-    count("reduce_scatter_tensor", "scatter", 1)
+    count("all_reduce", "all-reduce", 0)
+    count("all_gather_into_tensor", "all-gather", 1)
+    count("reduce_scatter_tensor", "reduce-scatter", 1)
 
     # DeepSpeed takes some of these functions as it is imported
     from maestro_dist.engine.engine import Engine
@@ -154,9 +154,9 @@ def test_deepspeed_hands_in_what_was_planned() -> None:
     for results in run_ranks(reduced, 2):
         for stage, handed in zip(STAGES, results, strict=True):
             items = engine_traffic(2 * BIG * BIG, 0, world=2, expert_ranks=1, zero_stage=stage, micro_batches=2)
-            planned = {item.operation: item.handed for item in items}
+            planned = {item.operation: item.communicated_bytes for item in items}
             for operation, size in planned.items():
-                if (stage, operation) == (3, "gather"):  # what is kept from the forward is not gathered again
+                if (stage, operation) == (3, "all-gather"):  # what is kept from the forward is not gathered again
                     assert size / 2 <= handed[operation] <= size
                 else:
                     assert handed[operation] == pytest.approx(size, abs=64)

@@ -13,7 +13,14 @@ from maestro_dist.config.model import ModelConfig
 from maestro_dist.errors import ConfigError
 from maestro_dist.model import OneProcess, cost, sparse
 from maestro_dist.model.attention import Attention, query_weights
-from maestro_dist.model.layout import Layout, Part, joint_layout, modality_layout, plan
+from maestro_dist.model.layout import (
+    EnteringTokens,
+    ModalityTokens,
+    TokenLayout,
+    cross_modal_layout,
+    modality_layout,
+    plan_depths,
+)
 from maestro_dist.model.sampling import best_queries
 
 WIDTH, HEADS = 12, 3
@@ -36,16 +43,16 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(sparse, "_TILE_LENGTH", 3)
 
 
-def make_layout(masks: list[Tensor], rows: list[Tensor], samples: int, ragged: bool = True) -> Layout:
-    """Layout of modalities whose words have the given masks."""
-    parts = [Part(len(mask), 0, mask.shape[1], 0, 0, mask.shape[1]) for mask in masks]
+def make_layout(masks: list[Tensor], rows: list[Tensor], samples: int, ragged: bool = True) -> TokenLayout:
+    """TokenLayout of modalities whose words have the given masks."""
+    parts = [ModalityTokens(len(mask), 0, mask.shape[1], 0, 0, mask.shape[1]) for mask in masks]
     none = [mask[:, :0] for mask in masks]
     sample = torch.arange(samples) + 40
     having = [row.tolist() for row in rows] if ragged else None
-    made = plan(parts, masks, none, rows, samples, [], OneProcess())
+    made = plan_depths(EnteringTokens(parts, masks, none, rows, samples), [], OneProcess())
     if len(masks) == 1:
         return modality_layout(made, 0, 0, rows[0], sample)
-    return joint_layout(made, 0, rows, sample, having)
+    return cross_modal_layout(made, 0, rows, sample, having)
 
 
 def oracle(attention: Attention, x: Tensor, mask: Tensor, sample: int, queries: Tensor, step: int) -> Tensor:
@@ -86,7 +93,9 @@ def oracle(attention: Attention, x: Tensor, mask: Tensor, sample: int, queries: 
     return torch.cat(heads, 1) @ attention.output_weight.T + attention.output_bias
 
 
-def check(attention: Attention, x: Tensor, layout: Layout, queries: Tensor, dense: list[tuple[Tensor, Tensor]]) -> None:
+def check(
+    attention: Attention, x: Tensor, layout: TokenLayout, queries: Tensor, dense: list[tuple[Tensor, Tensor]]
+) -> None:
     """Same values and gradients. `dense`: for each sample its canonical columns, in order, and their rows in x."""
     leaves = [x, queries, *attention.parameters()]
     pull = torch.from_numpy(rng.uniform_np(3, torch.arange(x.numel()).numpy()).reshape(x.shape))
@@ -231,6 +240,8 @@ def test_the_fused_kernel_refuses_what_it_cannot_do() -> None:
 
 def test_the_choice_of_a_form_is_told_with_its_costs() -> None:
     wide = ModelConfig.model_validate({"width": 512, "heads": 8, "word": 1})
-    assert "cross-modal (8,192 tokens) absorbed (operations a token: plain" in cost.explain(wide, [8192, 8192])
+    assert "cross-modal (8,192 tokens) absorbed (operations a token: plain" in cost.describe_attention(
+        wide, [8192, 8192]
+    )
     narrow = ModelConfig.model_validate({"width": 64, "heads": 8, "word": 1, "attention_form": "rows"})
-    assert cost.explain(narrow, [128]).startswith("encoders (128 tokens) rows, as set")
+    assert cost.describe_attention(narrow, [128]).startswith("encoders (128 tokens) rows, as set")

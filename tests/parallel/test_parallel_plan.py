@@ -37,12 +37,12 @@ def test_sparse_attention_moves_no_token(length: int, measured: float) -> None:
     """d 512, H 8, fp32; the measured figures are those of one layer between two processes."""
     width, heads, selected = 512, 8, cap(5.0, length)
     items = attention_traffic(length, length // 2, width, heads, selected, selected, ranks=2)
-    handed = sum(item.handed for item in items)
+    handed = sum(item.communicated_bytes for item in items)
     least = 5 * selected * width * 4 + 12 * heads * selected
     assert least < handed < least + 8 * heads * selected + 12 * width
     assert handed == pytest.approx(measured, rel=2e-3)
     half = sum(
-        item.handed
+        item.communicated_bytes
         for item in attention_traffic(length, length // 2, width, heads, selected, selected, ranks=2, element_bytes=2)
     )
     assert 0.6 * handed < half < 0.8 * handed  # what merges stays float32
@@ -51,20 +51,23 @@ def test_sparse_attention_moves_no_token(length: int, measured: float) -> None:
 def test_ulysses_exchanges_every_token() -> None:
     for ranks, expected in ((2, 2_147e6), (4, 1_074e6)):
         (item,) = attention_traffic(262_144, 262_144 // ranks, 512, 8, 63, 63, ranks=ranks, method="ulysses")
-        assert item.handed == 8 * 262_144 / ranks * 512 * 4
-        assert item.handed == pytest.approx(expected, rel=1e-3)
+        assert item.communicated_bytes == 8 * 262_144 / ranks * 512 * 4
+        assert item.communicated_bytes == pytest.approx(expected, rel=1e-3)
         (again,) = attention_traffic(
             262_144, 262_144 // ranks, 512, 8, 63, 63, ranks=ranks, method="ulysses", again=True
         )
-        assert again.handed == 1.5 * item.handed
+        assert again.communicated_bytes == 1.5 * item.communicated_bytes
     assert attention_traffic(1000, 1000, 512, 8, 35, 35, ranks=1) == []
 
 
 def test_what_leaves_a_rank_depends_on_the_operation() -> None:
-    sent = {operation: Traffic("x", operation, 4, 100.0).sent for operation in ("reduce", "gather", "scatter")}
-    assert sent == {"reduce": 150.0, "gather": 300.0, "scatter": 75.0}
-    assert Traffic("x", "exchange", 4, 100.0).sent == 75.0
-    assert Traffic("x", "gather", 1, 100.0).sent == 0.0
+    sent = {
+        operation: Traffic("x", operation, 4, 100.0).sent
+        for operation in ("all-reduce", "all-gather", "reduce-scatter")
+    }
+    assert sent == {"all-reduce": 150.0, "all-gather": 300.0, "reduce-scatter": 75.0}
+    assert Traffic("x", "all-to-all", 4, 100.0).sent == 75.0
+    assert Traffic("x", "all-gather", 1, 100.0).sent == 0.0
 
 
 def test_the_smaller_of_tokens_and_weights_moves() -> None:
@@ -104,7 +107,7 @@ def test_zero_reduces_and_gathers_by_stage() -> None:
         stage: {item.name: item for item in engine_traffic(1000, 400, zero_stage=stage, **common)}
         for stage in (1, 2, 3)
     }
-    handed = {stage: {name: item.handed for name, item in items.items()} for stage, items in found.items()}
+    handed = {stage: {name: item.communicated_bytes for name, item in items.items()} for stage, items in found.items()}
     assert handed[1] == {
         "gradients: dense": 4000,
         "parameters: dense": 500,
@@ -114,7 +117,11 @@ def test_zero_reduces_and_gathers_by_stage() -> None:
     assert handed[2]["gradients: dense"] == 3 * 4000
     assert handed[2]["parameters: dense"] == 500
     assert handed[3]["parameters: dense"] == 2 * 3 * 500
-    assert [found[stage]["gradients: dense"].operation for stage in (1, 2, 3)] == ["reduce", "reduce", "scatter"]
+    assert [found[stage]["gradients: dense"].operation for stage in (1, 2, 3)] == [
+        "all-reduce",
+        "all-reduce",
+        "reduce-scatter",
+    ]
     assert {item.ranks for name, item in found[3].items() if "experts" in name} == {4}
     assert engine_traffic(1000, 400, world=1, expert_ranks=1, zero_stage=1, micro_batches=1) == []
     alone = engine_traffic(1000, 400, world=2, expert_ranks=2, zero_stage=1, micro_batches=1)
@@ -150,7 +157,7 @@ def test_1024_ranks_are_planned_in_seconds(sequence: int, expert: int) -> None:
         assert {sum(plan.steps[name] for plan in plans[at : at + sequence]) for at in range(0, 1024, sequence)} == {
             steps
         }
-    assert all(plan.total_memory > plan.memory.parameters > 0 and plan.handed > 0 for plan in plans)
+    assert all(plan.total_memory > plan.memory.parameters > 0 and plan.communicated_bytes > 0 for plan in plans)
     assert "gradients: dense" in text
     assert ("attention" in text) == (sequence > 1)
 
@@ -161,7 +168,8 @@ def test_a_rank_with_more_samples_hands_in_more() -> None:
     assert (plans[0].samples, plans[-1].samples) == (10, 9)
     assert plans[0].micro_batches == plans[-1].micro_batches == 10
     attention = [
-        sum(item.handed for item in plan.traffic if item.name == "attention") for plan in (plans[0], plans[-1])
+        sum(item.communicated_bytes for item in plan.traffic if item.name == "attention")
+        for plan in (plans[0], plans[-1])
     ]
     assert attention[0] == pytest.approx(attention[1] * 10 / 9)
     assert "others from" in plan_text(build_mesh(config.mesh, world=64), plans)
@@ -176,14 +184,14 @@ def test_longer_windows_cost_ulysses_more_and_sparse_attention_no_more() -> None
     )
     assert long.attention["ulysses"] == pytest.approx(4 * short.attention["ulysses"], rel=0.01)
     assert long.attention["sparse"] < 1.15 * short.attention["sparse"]
-    assert long.handed < 1.15 * short.handed
+    assert long.communicated_bytes < 1.15 * short.communicated_bytes
 
 
 def test_the_method_in_use_is_the_one_that_is_counted() -> None:
     for method in ("sparse", "ulysses"):
         config = make_config(sequence=8, sequence_method=method)
         plan = plan_world(config, SENSORS, build_mesh(config.mesh, world=8), parameters=PARAMETERS)[0]
-        counted = sum(item.handed for item in plan.traffic if item.name == "attention")
+        counted = sum(item.communicated_bytes for item in plan.traffic if item.name == "attention")
         assert counted == pytest.approx(plan.attention[method])
     config = make_config(sequence=16)  # more than heads: Ulysses could not
     plan = plan_world(config, SENSORS, build_mesh(config.mesh, world=16), parameters=PARAMETERS)[0]
@@ -214,7 +222,7 @@ def test_an_average_and_two_views_are_counted() -> None:
     assert twice.memory.inputs == 2 * plain.memory.inputs
     assert twice.memory.kept == pytest.approx(2 * plain.memory.kept)
     assert (twice.samples, twice.micro_batches) == (plain.samples, plain.micro_batches)
-    attention = [sum(item.handed for item in p.traffic if item.name == "attention") for p in (plain, twice)]
+    attention = [sum(item.communicated_bytes for item in p.traffic if item.name == "attention") for p in (plain, twice)]
     assert attention[1] == 2 * attention[0]
 
 

@@ -16,7 +16,7 @@ from benchmarks.published.attention import budget
 from benchmarks.timing import Rates, Times
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.model.context import OneProcess
-from maestro_dist.model.layout import Layout, Part, modality_layout, plan
+from maestro_dist.model.layout import EnteringTokens, ModalityTokens, TokenLayout, modality_layout, plan_depths
 from maestro_dist.model.sparse import probsparse
 from maestro_dist.types import Batch, Modality
 
@@ -93,12 +93,12 @@ def tokens(length: int, width: int, device: str) -> Tensor:
     return torch.randn(length, width, device=device).requires_grad_()
 
 
-def layout_of(length: int, device: str, samples: int = 1) -> Layout:
+def layout_of(length: int, device: str, samples: int = 1) -> TokenLayout:
     """One modality, all tokens observed."""
-    part = Part(rows=samples, summary=0, words=length, first=0, lead=0, total=length)
+    part = ModalityTokens(rows=samples, summary=0, words=length, first_word=0, summary_total=0, words_total=length)
     observed = torch.ones(samples, length, dtype=torch.bool, device=device)
     rows = torch.arange(samples, device=device)
-    planned = plan([part], [observed], [observed[:, :0]], [rows], samples, [], OneProcess())
+    planned = plan_depths(EnteringTokens([part], [observed], [observed[:, :0]], [rows], samples), [], OneProcess())
     return modality_layout(planned, 0, 0, rows, rows)
 
 

@@ -21,9 +21,9 @@ from maestro_dist import rng
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.model import sampling, sparse
 from maestro_dist.model.attention import Attention, Split, query_weights
-from maestro_dist.model.budget import spend
+from maestro_dist.model.budget import queries_from_budgets
 from maestro_dist.model.context import OneProcess, SequenceContext
-from maestro_dist.model.layout import Layout, Part, modality_layout, plan
+from maestro_dist.model.layout import EnteringTokens, ModalityTokens, TokenLayout, modality_layout, plan_depths
 from maestro_dist.parallel.load_deepspeed import load_deepspeed
 from maestro_dist.parallel.sequence import SequenceRanks, time_cuts
 
@@ -207,7 +207,7 @@ def _layer(shape: Shape, dtype: torch.dtype, sequence: SequenceContext | None = 
     return layer.to(dtype)
 
 
-def _slice(length: int) -> tuple[SequenceRanks, Layout]:
+def _slice(length: int) -> tuple[SequenceRanks, TokenLayout]:
     """This rank's part of one modality, all tokens observed."""
     world = dist.group.WORLD
     assert world is not None
@@ -215,13 +215,15 @@ def _slice(length: int) -> tuple[SequenceRanks, Layout]:
     sequence = SequenceRanks(world, {"x": cuts})
     words, rows = cuts[rank + 1] - cuts[rank], torch.zeros(1, dtype=torch.int64)
     mask = torch.ones(1, words, dtype=torch.bool)
-    part = Part(rows=1, summary=0, words=words, first=cuts[rank], lead=0, total=length)
-    planned = plan([part], [mask], [mask[:, :0]], [rows], 1, [], sequence)
+    part = ModalityTokens(rows=1, summary=0, words=words, first_word=cuts[rank], summary_total=0, words_total=length)
+    planned = plan_depths(EnteringTokens([part], [mask], [mask[:, :0]], [rows], 1), [], sequence)
     return sequence, modality_layout(planned, 0, 0, rows, rows)
 
 
-def _queries(layer: Attention, layout: Layout) -> Tensor:
-    return spend(layout.observed.new_full((1,), FACTOR, dtype=layer.query_weight.dtype), layout.observed).queries
+def _queries(layer: Attention, layout: TokenLayout) -> Tensor:
+    return queries_from_budgets(
+        layout.observed.new_full((1,), FACTOR, dtype=layer.query_weight.dtype), layout.observed
+    ).queries
 
 
 def _projected(layer: Attention, x: Tensor) -> Tensor:
@@ -231,7 +233,7 @@ def _projected(layer: Attention, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _scores(layer: Attention, query: Tensor, key: Tensor, whole: Layout, heads: slice) -> Tensor:
+def _scores(layer: Attention, query: Tensor, key: Tensor, whole: TokenLayout, heads: slice) -> Tensor:
     """The metric of queries [1, h, n, d_h] by keys of all tokens [1, h, L, d_h], drawn as the layer draws them."""
     sizes = sampling.sample_sizes(layer.sample_factor, whole.observed)
     draws = rng.key(layer.seed, "keys", layer.name, 0)

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from maestro_dist.model.context import SequenceContext
 from maestro_dist.model.layers import Windowed
-from maestro_dist.model.layout import Layout, Part
+from maestro_dist.model.layout import ModalityTokens, TokenLayout
 from maestro_dist.model.tokenwise import blocks, compute_type
 
 
-class Distil(nn.Module):
+class Downsample(nn.Module):
     """One convolution, shared by the modalities that the layer sees."""
 
     def __init__(self, width: int, sequence: SequenceContext) -> None:
@@ -27,7 +27,7 @@ class Distil(nn.Module):
         self.sequence = sequence
         self.convolution = Windowed(width, width, 3)
 
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+    def forward(self, x: Tensor, layout: TokenLayout) -> Tensor:
         """Tokens [N, d] of one depth -> those of the next."""
         pieces, masks, blocks = [], [], _blocks(layout.parts) if self.sequence.size == 1 else list(layout.parts)
         sizes = [part.rows * part.length for part in blocks]
@@ -47,7 +47,7 @@ class Distil(nn.Module):
         """Words [R, W, d] with mask [R, W] -> [R, ceil(W / 2), d]."""
         before, short = None, x.shape[1] % 2
         if self.sequence.size > 1:
-            padded, known = self.sequence.halo(x, 1), self.sequence.halo(mask[..., None], 1)[..., 0]
+            padded, known = self.sequence.halo_exchange(x, 1), self.sequence.halo_exchange(mask[..., None], 1)[..., 0]
             before, x = padded[:, :1], padded[:, 1 : padded.shape[1] - 1 + short]
             mask = known[:, : known.shape[1] - 1 + short]
         else:
@@ -55,11 +55,11 @@ class Distil(nn.Module):
             mask = F.pad(mask, (1, short))
         dtype = compute_type(x)
         weight, bias = self.convolution.weight.to(dtype), self.convolution.bias.to(dtype)
-        out: Tensor = Halved.apply(x.contiguous(), before, mask, weight, bias)
+        out: Tensor = _Downsampling.apply(x.contiguous(), before, mask, weight, bias)
         return out
 
 
-class Halved(torch.autograd.Function):
+class _Downsampling(torch.autograd.Function):
     """Convolution plus maximum over (left, centre, right) = words (2o - 1, 2o, 2o + 1); missing words count in neither.
 
     Centre and right lie side by side in memory: their part of the convolution is one matrix product on the words as
@@ -109,7 +109,7 @@ def _at(x: Tensor | None, rows: slice) -> Tensor | None:
 
 
 def _halve(out: Tensor, x: Tensor, before: Tensor | None, mask: Tensor | None, weight: Tensor, bias: Tensor) -> None:
-    """Fill out [R, O, d] as `Halved` says; x and before are 0 where nothing was observed."""
+    """Fill out [R, O, d] as `_Downsampling` says; x and before are 0 where nothing was observed."""
     width, dtype = x.shape[2], weight.dtype
     if not out.numel():
         return
@@ -189,7 +189,7 @@ def _pull_product(
         weights[:, :width] += start.t() @ before[:, 0].to(dtype)
 
 
-def _blocks(parts: tuple[Part, ...]) -> list[Part]:
+def _blocks(parts: tuple[ModalityTokens, ...]) -> list[ModalityTokens]:
     """Neighbouring parts of equal shape, joined: they go through as one array."""
     grouped = (list(same) for _, same in groupby(parts, key=lambda part: (part.summary, part.words)))
     return [same[0]._replace(rows=sum(part.rows for part in same)) for same in grouped]
