@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from maestro_dist.config.attention import KERNELS, usable_variants
 from maestro_dist.config.learning import OptimConfig
 from maestro_dist.config.load import flatten
 from maestro_dist.config.model import ModelConfig
@@ -114,21 +115,22 @@ def _check_sequence(model: ModelConfig, mesh: MeshConfig) -> None:
                 f"{where}, but mesh.sequence_method=ulysses gives each the same number of heads, and model.heads is "
                 f"{model.heads}; use a divisor of it, or mesh.sequence_method=sparse"
             )
-        if model.attention == "sparse" and model.attention_form in ("rows", "absorbed"):
+        if not usable_variants(model, sequence_ranks=ranks, exchanges_heads=True):
             raise MeshError(
                 f"{where}, but mesh.sequence_method=ulysses exchanges a context of all tokens, which "
                 f"model.attention_form={model.attention_form} does not make; use auto or plain"
             )
         return
-    if model.attention == "dense":
+    if not usable_variants(model, sequence_ranks=ranks, exchanges_heads=False):
         raise MeshError(
-            f"{where}, but model.attention=dense needs all of it in one place; use sparse, or "
+            f"{where}, but model.attention={model.attention} needs all of it in one place; use sparse, or "
             "mesh.sequence_method=ulysses"
         )
-    if model.attention_kernel == "fused":
+    kernel = KERNELS.get(model.attention_kernel)
+    if kernel and not kernel.shares_sequence:
         raise MeshError(
-            f"{where}, but model.attention_kernel=fused gives nothing to merge; use auto or tiles, or "
-            "mesh.sequence_method=ulysses"
+            f"{where}, but model.attention_kernel={model.attention_kernel} gives nothing to merge; use auto or tiles, "
+            "or mesh.sequence_method=ulysses"
         )
 
 

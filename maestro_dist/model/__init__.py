@@ -1,8 +1,9 @@
 """The model: pure torch, tensors in, tensors out."""
 
 from maestro_dist.model.context import Experts, ExpertsFactory, OneProcess, SequenceContext
-from maestro_dist.model.estimate import MemoryEstimate, count_parameters, memory_estimate, tokens_per_sample
+from maestro_dist.model.estimate import count_parameters, tokens_per_sample
 from maestro_dist.model.maestro import Maestro, Trunk
+from maestro_dist.model.memory import MemoryEstimate, TrainingSetup, memory_estimate
 from maestro_dist.model.pretrain import PretrainModel
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "OneProcess",
     "PretrainModel",
     "SequenceContext",
+    "TrainingSetup",
     "Trunk",
     "count_parameters",
     "memory_estimate",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from maestro_dist import rng
+from maestro_dist.config.attention import selects_queries
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.errors import ConfigError
 from maestro_dist.model import budget, layout
@@ -90,7 +91,7 @@ class Trunk(nn.Module):
         super().__init__()
         modalities = sorted(modalities, key=lambda modality: modality.name)
         sequence = OneProcess() if sequence is None else sequence
-        _check(config, modalities, sequence)
+        _check(config, modalities)
         self.config, self.names, self.sequence = config, [modality.name for modality in modalities], sequence
         self.modalities = modalities
         self.words = [word_steps(config, name) for name in self.names]
@@ -102,7 +103,7 @@ class Trunk(nn.Module):
         )
         self.gate: BudgetGate | None = None
         factor = config.beta
-        if config.budget != "fixed" and config.attention == "sparse" and config.encoder_layers:
+        if config.budget != "fixed" and selects_queries(config) and config.encoder_layers:
             content = width if config.budget_inputs == "content" else 0
             reallocate = config.budget == "reallocate"
             self.gate = BudgetGate(count, content, reallocate=reallocate, beta=config.beta)
@@ -150,7 +151,7 @@ class Trunk(nn.Module):
             loads.append(load)
 
         watched = Output(observed=present)
-        if depth and self.config.attention == "sparse":
+        if depth and selects_queries(self.config):
             watched["budgets"] = budgets.share[:, :, -1].detach()
             watched["queries"] = budgets.queries[:, :, -1].detach()
         if self.config.moe.experts and loads:
@@ -263,15 +264,10 @@ class Maestro(Trunk):
         return output
 
 
-def _check(config: ModelConfig, modalities: Sequence[Modality], sequence: SequenceContext) -> None:
+def _check(config: ModelConfig, modalities: Sequence[Modality]) -> None:
     if not modalities:
         raise ConfigError("the model needs at least one modality; data.modalities is empty")
     if config.width % config.heads:
         raise ConfigError(f"model.heads {config.heads} does not divide model.width {config.width}")
     if config.moe.experts and config.moe.top_k > config.moe.experts:
         raise ConfigError(f"model.moe.top_k {config.moe.top_k} is more than model.moe.experts {config.moe.experts}")
-    if sequence.size > 1 and sequence.head_exchange is None and config.attention == "dense":
-        raise ConfigError(
-            "model.attention dense cannot be sharded by time; set it to sparse, mesh.sequence to 1, or "
-            "mesh.sequence_method to ulysses"
-        )

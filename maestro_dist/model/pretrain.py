@@ -24,7 +24,8 @@ from maestro_dist.config.learning import PretrainConfig
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.words import hidden_word_of
 from maestro_dist.errors import DataError
-from maestro_dist.model import cost, sparse
+from maestro_dist.model.attention.kernel import AttendOptions, attend
+from maestro_dist.model.attention.variant import AttentionShape, stores_probabilities
 from maestro_dist.model.context import ExpertsFactory, SequenceContext
 from maestro_dist.model.embedding import Embedding, TimeCode
 from maestro_dist.model.layers import ByModality, FeedForward, Key, Linear, ResidualNorm
@@ -77,7 +78,7 @@ class CrossAttention(nn.Module):
     def __init__(self, config: ModelConfig, sequence: SequenceContext) -> None:
         super().__init__()
         width = config.width
-        self.heads, self.keep, self.sequence = config.heads, config.keep_scores, sequence
+        self.heads, self.keep_scores, self.sequence = config.heads, config.keep_scores, sequence
         self.query, self.key = Linear(width, width), Linear(width, width, bias=False)
         self.value, self.output = Linear(width, width), Linear(width, width)
 
@@ -85,8 +86,9 @@ class CrossAttention(nn.Module):
         """Queries x [B, Q, d], flat tokens [N, d] -> [B, Q, d]; linear in the tokens in time and memory."""
         key, value = (self._heads(layout.padded(part)) for part in (self.key(tokens), self.value(tokens)))
         query = self._heads(self.query(x) * (x.shape[2] // self.heads) ** -0.5)
-        keep = cost.keeps_scores(self.keep, x.shape[2], self.heads, x.shape[1])
-        out, total = sparse.attend(query, key, value, bias=layout.bias, keep=keep, lengths=layout.ragged)
+        shape = AttentionShape(layout.capacity, x.shape[2], self.heads, 0, x.shape[1])
+        store = stores_probabilities(self.keep_scores, shape)
+        out, total = attend(query, key, value, AttendOptions(bias=layout.bias, store=store, lengths=layout.ragged))
         assert total is not None
         out = self.sequence.merge_attention(out, total) * (layout.observed > 0).to(out.dtype)[:, None, None, None]
         mixed: Tensor = self.output(out.to(query.dtype).transpose(1, 2).flatten(2))

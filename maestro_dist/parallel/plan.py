@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from maestro_dist.config.attention import usable_variants
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.schema import Config
-from maestro_dist.model.estimate import STATES, MemoryEstimate, expert_hidden, expert_parameters, memory_estimate
+from maestro_dist.model.estimate import expert_hidden, expert_parameters
+from maestro_dist.model.memory import STATES, MemoryEstimate, TrainingSetup, memory_estimate
 from maestro_dist.parallel.mesh import Mesh
 from maestro_dist.parallel.traffic import (
     FLOAT,
@@ -49,26 +52,30 @@ class ExpertMovement(NamedTuple):
         )
 
 
-def choose_expert_movement(
-    tokens: int,
-    top_k: int,
-    width: int,
-    hidden: int,
-    experts: int,
-    element_bytes: int,
-    expert_ranks: int,
-    wanted: Literal["auto", "tokens", "weights"] = "auto",
-) -> ExpertMovement:
-    """Move tokens to their experts, or the experts' weights to the tokens: what is less, unless `wanted` says which.
+class ExpertLayerShape(NamedTuple):
+    """Sizes of a layer of experts: E experts, k experts a token, width d, hidden width e, b bytes a number."""
 
-    Forward and backward of one layer on one rank with `tokens` tokens (L / P of them where a sample's time axis is
-    shared). Tokens: 4 tokens k d b; they go and come, and so do their gradients. Weights: 6 E d e b; 2 E d e numbers
-    are gathered, once more where layers are computed again, and their gradients summed and dealt out. Either way 1 / N
-    of it stays on the rank. With one expert rank nothing moves: both are 0. Ties go to the tokens.
+    experts: int
+    top_k: int
+    width: int
+    hidden: int
+    element_bytes: int = FLOAT
+
+
+def choose_expert_movement(
+    tokens: int, layer: ExpertLayerShape, ranks: int, wanted: Literal["auto", "tokens", "weights"] = "auto"
+) -> ExpertMovement:
+    """Move tokens to their experts, or the experts' weights to the tokens: the smaller, unless `wanted` says which.
+
+    The bytes are those of forward and backward of one layer on one of `ranks` expert ranks with `tokens` tokens (L / P
+    of them where the ranks share a sequence). Tokens: 4 tokens k d b; they go and return, and so do their gradients.
+    Weights: 6 E d e b; 2 E d e numbers are all-gathered, once more where layers are computed again, and their gradients
+    are reduce-scattered. In both cases 1 / N of it stays on the rank. With one expert rank nothing moves: both are 0.
+    If they are equal, tokens move.
     """
-    moves = expert_ranks > 1
-    by_tokens = 4 * tokens * top_k * width * element_bytes * moves
-    by_weights = 6 * experts * width * hidden * element_bytes * moves
+    moves = ranks > 1
+    by_tokens = 4 * tokens * layer.top_k * layer.width * layer.element_bytes * moves
+    by_weights = 6 * layer.experts * layer.width * layer.hidden * layer.element_bytes * moves
     least: Movement = "weights" if by_weights < by_tokens else "tokens"
     movement = least if wanted == "auto" else wanted
     return ExpertMovement(movement, by_tokens, by_weights, wanted != "auto")
@@ -83,16 +90,8 @@ def plan_expert_movement(config: Config, modalities: Sequence[Modality], mesh: M
     model = config.model
     held = max(sum(expert_tokens(model, slices)) for slices in held_slices(model, modalities, mesh.sequence))
     tokens = -(-held * _micro_batch(config, mesh) * _views(config) // max(1, model.fusion_layers))
-    return choose_expert_movement(
-        tokens,
-        model.moe.top_k,
-        model.width,
-        expert_hidden(model),
-        model.moe.experts,
-        FLOAT,
-        mesh.expert,
-        config.mesh.expert_movement,
-    )
+    layer = ExpertLayerShape(model.moe.experts, model.moe.top_k, model.width, expert_hidden(model))
+    return choose_expert_movement(tokens, layer, mesh.expert, config.mesh.expert_movement)
 
 
 @dataclass(frozen=True)
@@ -176,18 +175,17 @@ def _plan_rank(
         *(item.times(seen if movement == "tokens" else micro_batches) for item in of_experts),
         *of_engine,
     ]
-    memory = memory_estimate(
-        model,
-        slices,
+    setup = TrainingSetup(
         parameters=parameters,
         micro_batch=micro * _views(config),
         ranks=mesh.world,
         zero_stage=config.engine.zero_stage,
-        experts_ranks=mesh.expert,
-        swaps=mesh.sequence > 1 and config.mesh.sequence_method == "ulysses",
+        expert_ranks=mesh.expert,
+        exchanges_heads=mesh.sequence > 1 and config.mesh.sequence_method == "ulysses",
         states=STATES + (config.optim.ema is not None),
         pretrain=config.task.pretrain if config.task.kind == "pretrain" else None,
     )
+    memory = memory_estimate(model, slices, setup)
     return RankPlan(
         rank=mesh.rank,
         samples=samples,
@@ -197,11 +195,18 @@ def _plan_rank(
         attention={
             method: seen * sum(item.communicated_bytes for item in items if item.name == "attention")
             for method, items in shared.items()
-            if (model.attention == "sparse" if method == "sparse" else model.heads % mesh.sequence == 0)
+            if _allows(model, mesh.sequence, method)
         },
         memory=memory,
         gathered=_gathered(config, mesh, movement, parameters),
     )
+
+
+def _allows(model: ModelConfig, ranks: int, method: Method) -> bool:
+    """Whether the model's attention can share the time axis by this method."""
+    if method == "ulysses":
+        return model.heads % ranks == 0
+    return bool(usable_variants(model, sequence_ranks=max(2, ranks), exchanges_heads=False))
 
 
 def _micro_batch(config: Config, mesh: Mesh) -> int:

@@ -16,8 +16,9 @@ from typing import Literal
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.schema import Config
 from maestro_dist.config.words import word_of
+from maestro_dist.model.attention import AttentionShape, AttentionVariant, planned_variant
+from maestro_dist.model.attention.variant import SequenceSharding
 from maestro_dist.model.estimate import expert_parameters, tokens_by_depth
-from maestro_dist.model.sampling import cap
 from maestro_dist.model.summary import EXTREMES, SUMS, spectral_bands
 from maestro_dist.parallel.sequence import model_cuts
 from maestro_dist.types import Modality
@@ -61,28 +62,25 @@ class Traffic:
 
 
 def attention_traffic(
-    length: int, held: int, width: int, heads: int, sampled: int, selected: int, *,
-    ranks: int, method: Method = "sparse", element_bytes: int = FLOAT, again: bool = False,
-) -> list[Traffic]:  # fmt: skip
-    """One attention layer on one sample, forward and backward, `length` tokens over `ranks` ranks, `held` of them here.
+    variant: AttentionVariant, shape: AttentionShape, sharding: SequenceSharding, held: int, method: Method = "sparse"
+) -> list[Traffic]:
+    """One attention layer on one sample, forward and backward, of which this rank holds `held` tokens.
 
-    sparse: 5 A b + 16 H u + O(d), whatever the length; of the 16, 8 are the offers for the best queries, 4 the rows'
-    largest scores and 4 their weights. What merges is float32 also where `element_bytes` is 2. ulysses: 8 held d b;
-    queries, keys, values and outputs are exchanged, and so are their gradients (a rank that holds less than another
-    pads). `again`: with checkpoints the forward is computed twice.
+    sparse: what the variant says; it does not grow with the length. ulysses: 8 held d b bytes. Queries, keys, values
+    and outputs are exchanged, and so are their gradients (a rank with fewer tokens than another pads them).
     """
-    if ranks == 1 or length == 0:
+    ranks = sharding.ranks
+    if ranks == 1 or shape.length == 0:
         return []
-    forwards = 2 if again else 1
     if method == "ulysses":
-        return [Traffic("attention", "all-to-all", ranks, 4 * (forwards + 1) * held * width * element_bytes)]
-    sampled, rows = sampled or min(1, length), selected + 1  # the mean of the values is one row more
-    selected_bytes = selected * width * element_bytes
-    ahead = sampled * width * element_bytes + selected_bytes + FLOAT * (heads * rows + rows * (width + heads))
-    back = FLOAT * rows * width + selected_bytes
+        size = 4 * (sharding.forwards + 1) * held * shape.width * sharding.element_bytes
+        return [Traffic("attention", "all-to-all", ranks, size)]
+    if not variant.abilities.shares_sequence:
+        return []
+    given = variant.communication(shape, sharding)
     return [
-        Traffic("attention", "all-reduce", ranks, forwards * ahead + back),
-        Traffic("attention", "all-gather", ranks, forwards * 8 * heads * selected),
+        Traffic("attention", "all-reduce", ranks, given.all_reduce),
+        Traffic("attention", "all-gather", ranks, given.all_gather),
     ]
 
 
@@ -99,15 +97,12 @@ def sequence_traffic(
     model, count = config.model, len(modalities)
     if ranks == 1:
         return []
-    again = model.checkpoint == "layers"
-    forwards = 2 if again else 1
+    forwards = 2 if model.checkpoint == "layers" else 1
+    sharding = SequenceSharding(ranks, 2 if config.engine.precision == "bf16" else FLOAT, forwards)
     found: list[Traffic] = []
     for length, held, factor in _attention_layers(model, modalities, slices):
-        limits = cap(model.sample_factor, length), cap(factor, length)
-        found += attention_traffic(
-            length, held, model.width, model.heads, *limits, ranks=ranks, method=method, again=again,
-            element_bytes=2 if config.engine.precision == "bf16" else FLOAT,
-        )  # fmt: skip
+        shape = AttentionShape.of(model, length, factor)
+        found += attention_traffic(planned_variant(model, shape), shape, sharding, held, method)
 
     layers = model.encoder_layers + model.fusion_layers
     ahead = back = 0.0

@@ -111,7 +111,8 @@ def trial_samples(config: Config, manifest: Manifest) -> tuple[int, int]:
 
     They are taken whole, also where sequence ranks would share them, with all experts in one place.
     """
-    from maestro_dist.model.estimate import forward_operations, memory_estimate
+    from maestro_dist.model.estimate import forward_operations
+    from maestro_dist.model.memory import TrainingSetup, memory_estimate
 
     pieces = described(config, manifest)
     mesh = build_mesh(config.mesh, world=config.run.workers)
@@ -123,7 +124,7 @@ def trial_samples(config: Config, manifest: Manifest) -> tuple[int, int]:
     free = available()
     if free is not None:
         pretrain = config.task.pretrain if config.task.kind == "pretrain" else None
-        one = memory_estimate(config.model, pieces.modalities, parameters=0, micro_batch=1, pretrain=pretrain)
+        one = memory_estimate(config.model, pieces.modalities, TrainingSetup(0, 1, pretrain=pretrain))
         fit = min(fit, (free // 2 - 4 * parameters - _BYTES_TO_FILL * max(sizes)) // one.total)
     if config.missing.consistency:  # each is seen twice
         fit //= 2

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.model.attention import Attention
+from maestro_dist.model.attention.sampling import cap
 from maestro_dist.model.layout import EnteringTokens, ModalityTokens, modality_layout, plan_depths
-from maestro_dist.model.sampling import cap
 from maestro_dist.parallel.sequence import SequenceRanks, model_cuts, time_cuts
 
 pytestmark = pytest.mark.slow

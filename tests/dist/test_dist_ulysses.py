@@ -20,6 +20,7 @@ from maestro_dist.config.schema import Config, EngineConfig, MeshConfig
 from maestro_dist.errors import ConfigError, MeshError
 from maestro_dist.model import OneProcess, SequenceContext
 from maestro_dist.model.attention import Attention
+from maestro_dist.model.attention.sampling import cap
 from maestro_dist.model.layout import (
     EnteringTokens,
     ModalityTokens,
@@ -28,7 +29,6 @@ from maestro_dist.model.layout import (
     modality_layout,
     plan_depths,
 )
-from maestro_dist.model.sampling import cap
 from maestro_dist.parallel.sequence import model_cuts, time_cuts
 from maestro_dist.parallel.ulysses import UlyssesRanks
 

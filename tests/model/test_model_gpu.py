@@ -13,11 +13,11 @@ from torch import Tensor
 from maestro_dist import rng
 from maestro_dist.config.model import ModelConfig, MoeConfig
 from maestro_dist.model.attention import Attention
+from maestro_dist.model.attention.core import ProbSparseOptions, probsparse
 from maestro_dist.model.budget import queries_from_budgets
 from maestro_dist.model.context import OneProcess
 from maestro_dist.model.layout import EnteringTokens, ModalityTokens, TokenLayout, modality_layout, plan_depths
 from maestro_dist.model.moe import LocalExperts, MixtureOfExperts
-from maestro_dist.model.sparse import probsparse
 
 pytestmark = pytest.mark.gpu
 PRESENT = torch.tensor([[True, True, True], [False, True, False], [True, False, True], [False, False, False]])
@@ -68,8 +68,8 @@ def test_attention_core(length: int) -> None:
     given = [torch.randn(2, 4, length, 16, requires_grad=True) for _ in range(3)]
     moved = [x.detach().cuda().requires_grad_() for x in given]
     weight = torch.randn(2, 4, length, 16)
-    out = probsparse(*given, sample_factor=5.0, factor=5.0, seed=3)
-    gpu = probsparse(*moved, sample_factor=5.0, factor=5.0, seed=3)
+    out = probsparse(*given, ProbSparseOptions(5.0, 5.0, seed=3))
+    gpu = probsparse(*moved, ProbSparseOptions(5.0, 5.0, seed=3))
     _close(gpu, out)
     out.backward(weight)
     gpu.backward(weight.cuda())

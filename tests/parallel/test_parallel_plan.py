@@ -9,11 +9,20 @@ from typing import Any
 import pytest
 
 from maestro_dist.config.schema import Config
-from maestro_dist.model import memory_estimate
+from maestro_dist.model import TrainingSetup, memory_estimate
+from maestro_dist.model.attention import VARIANTS, AttentionShape
+from maestro_dist.model.attention.sampling import cap
+from maestro_dist.model.attention.variant import SequenceSharding
 from maestro_dist.model.estimate import expert_parameters
-from maestro_dist.model.sampling import cap
 from maestro_dist.parallel.mesh import build_mesh
-from maestro_dist.parallel.plan import RankPlan, choose_expert_movement, plan_expert_movement, plan_text, plan_world
+from maestro_dist.parallel.plan import (
+    ExpertLayerShape,
+    RankPlan,
+    choose_expert_movement,
+    plan_expert_movement,
+    plan_text,
+    plan_world,
+)
 from maestro_dist.parallel.traffic import Traffic, attention_traffic, engine_traffic, held_slices
 from maestro_dist.types import Modality
 
@@ -32,32 +41,40 @@ def make_config(**mesh: Any) -> Config:
     )
 
 
+def sparse_traffic(shape: AttentionShape, ranks: int, element_bytes: int = 4) -> list[Traffic]:
+    sharding = SequenceSharding(ranks, element_bytes, forwards=1)
+    found = [
+        attention_traffic(VARIANTS[name], shape, sharding, shape.length // ranks)
+        for name in ("plain", "rows", "absorbed")
+    ]
+    assert found[0] == found[1] == found[2]
+    return found[0]
+
+
 @pytest.mark.parametrize(("length", "measured"), [(65_536, 585e3), (262_144, 657e3)])
 def test_sparse_attention_moves_no_token(length: int, measured: float) -> None:
     """d 512, H 8, fp32; the measured figures are those of one layer between two processes."""
     width, heads, selected = 512, 8, cap(5.0, length)
-    items = attention_traffic(length, length // 2, width, heads, selected, selected, ranks=2)
+    shape = AttentionShape(length, width, heads, selected, selected)
+    items = sparse_traffic(shape, 2)
     handed = sum(item.communicated_bytes for item in items)
     least = 5 * selected * width * 4 + 12 * heads * selected
     assert least < handed < least + 8 * heads * selected + 12 * width
     assert handed == pytest.approx(measured, rel=2e-3)
-    half = sum(
-        item.communicated_bytes
-        for item in attention_traffic(length, length // 2, width, heads, selected, selected, ranks=2, element_bytes=2)
-    )
+    half = sum(item.communicated_bytes for item in sparse_traffic(shape, 2, element_bytes=2))
     assert 0.6 * handed < half < 0.8 * handed  # what merges stays float32
 
 
 def test_ulysses_exchanges_every_token() -> None:
+    shape = AttentionShape(262_144, 512, 8, 63, 63)
     for ranks, expected in ((2, 2_147e6), (4, 1_074e6)):
-        (item,) = attention_traffic(262_144, 262_144 // ranks, 512, 8, 63, 63, ranks=ranks, method="ulysses")
+        held, plain = 262_144 // ranks, VARIANTS["plain"]
+        (item,) = attention_traffic(plain, shape, SequenceSharding(ranks, 4, 1), held, "ulysses")
         assert item.communicated_bytes == 8 * 262_144 / ranks * 512 * 4
         assert item.communicated_bytes == pytest.approx(expected, rel=1e-3)
-        (again,) = attention_traffic(
-            262_144, 262_144 // ranks, 512, 8, 63, 63, ranks=ranks, method="ulysses", again=True
-        )
+        (again,) = attention_traffic(plain, shape, SequenceSharding(ranks, 4, 2), held, "ulysses")
         assert again.communicated_bytes == 1.5 * item.communicated_bytes
-    assert attention_traffic(1000, 1000, 512, 8, 35, 35, ranks=1) == []
+    assert sparse_traffic(AttentionShape(1000, 512, 8, 35, 35), 1) == []
 
 
 def test_what_leaves_a_rank_depends_on_the_operation() -> None:
@@ -71,14 +88,14 @@ def test_what_leaves_a_rank_depends_on_the_operation() -> None:
 
 
 def test_the_smaller_of_tokens_and_weights_moves() -> None:
-    few, many = (choose_expert_movement(tokens, 2, 512, 512, 16, 4, 8) for tokens in (1_000, 1_000_000))
+    few, many = (choose_expert_movement(tokens, ExpertLayerShape(16, 2, 512, 512), 8) for tokens in (1_000, 1_000_000))
     assert (few.movement, few.tokens, few.weights) == ("tokens", 4 * 1_000 * 2 * 512 * 4, 6 * 16 * 512 * 512 * 4)
     assert (many.movement, many.tokens) == ("weights", 1_000 * few.tokens)
     assert str(many) == "weights move; a layer and micro-batch: tokens 16.38 GB, weights 100.66 MB"
 
 
 def test_a_set_movement_is_kept_with_both_figures() -> None:
-    few = choose_expert_movement(1_000, 2, 512, 512, 16, 4, 8, "weights")
+    few = choose_expert_movement(1_000, ExpertLayerShape(16, 2, 512, 512), 8, "weights")
     assert few.movement == "weights"
     assert few.tokens < few.weights
     assert "as set" in str(few)
@@ -86,9 +103,9 @@ def test_a_set_movement_is_kept_with_both_figures() -> None:
 
 def test_at_equal_cost_and_on_one_rank_tokens_move() -> None:
     # 4 n k d b = 6 E d e b for n k = 1.5 E e
-    assert choose_expert_movement(96, 1, 8, 16, 4, 4, 2).movement == "tokens"
-    assert choose_expert_movement(97, 1, 8, 16, 4, 4, 2).movement == "weights"
-    alone = choose_expert_movement(10**6, 1, 8, 16, 4, 4, 1)
+    assert choose_expert_movement(96, ExpertLayerShape(4, 1, 8, 16), 2).movement == "tokens"
+    assert choose_expert_movement(97, ExpertLayerShape(4, 1, 8, 16), 2).movement == "weights"
+    alone = choose_expert_movement(10**6, ExpertLayerShape(4, 1, 8, 16), 1)
     assert (alone.movement, alone.tokens, alone.weights) == ("tokens", 0, 0)
 
 
@@ -134,10 +151,10 @@ def test_spread_experts_take_their_share_of_memory() -> None:
     assert experts == 64 * 2 * 256 * 256
     sizes: dict[str, Any] = {"parameters": experts + 1000, "micro_batch": 1, "ranks": 16}
     for stage, whole in ((1, 2), (2, 1), (3, 0)):
-        spread = memory_estimate(model, SENSORS, **sizes, zero_stage=stage, experts_ranks=8).parameters
+        spread = memory_estimate(model, SENSORS, TrainingSetup(**sizes, zero_stage=stage, expert_ranks=8)).parameters
         # dense: shared by 16; an eighth of the experts: by the two ranks that hold them
         assert spread == int(4 * (1000 * (whole + (4 - whole) / 16) + experts / 8 * (whole + (4 - whole) / 2)))
-        together = memory_estimate(model, SENSORS, **sizes, zero_stage=stage).parameters
+        together = memory_estimate(model, SENSORS, TrainingSetup(**sizes, zero_stage=stage)).parameters
         assert spread < together or stage == 3  # there all is shared by 16 ranks either way
     assert together == pytest.approx(spread, rel=1e-3)
 

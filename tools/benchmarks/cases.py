@@ -15,9 +15,9 @@ from benchmarks.common import Row, Setting, at_most
 from benchmarks.published.attention import budget
 from benchmarks.timing import Rates, Times
 from maestro_dist.config.model import ModelConfig
+from maestro_dist.model.attention.core import ProbSparseOptions, probsparse
 from maestro_dist.model.context import OneProcess
 from maestro_dist.model.layout import EnteringTokens, ModalityTokens, TokenLayout, modality_layout, plan_depths
-from maestro_dist.model.sparse import probsparse
 from maestro_dist.types import Batch, Modality
 
 HEADS, HEAD_WIDTH, FACTOR = 8, 64, 5.0
@@ -52,7 +52,7 @@ RATE_HZ = 32.0
 
 def ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """This model's attention core in training: [1, H, L, d_h] each -> [1, H, L, d_h]."""
-    return probsparse(query, key, value, sample_factor=FACTOR, factor=FACTOR, training=True)
+    return probsparse(query, key, value, ProbSparseOptions(FACTOR, FACTOR))
 
 
 def trained(function: Callable[..., Tensor], inputs: Sequence[Tensor], gradient: Tensor) -> Callable[[], Tensor]:

@@ -19,8 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.cases import FACTOR, SEED, layout_of
 from maestro_dist import rng
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.model import sampling, sparse
-from maestro_dist.model.attention import Attention, Split, query_weights
+from maestro_dist.model.attention import sampling
+from maestro_dist.model.attention.kernel import attend
+from maestro_dist.model.attention.layer import Attention
+from maestro_dist.model.attention.row_functions import FillRows, SplitProjections, TakeRows
+from maestro_dist.model.attention.selection import query_weights
+from maestro_dist.model.attention.tiles import largest_product
 from maestro_dist.model.budget import queries_from_budgets
 from maestro_dist.model.context import OneProcess, SequenceContext
 from maestro_dist.model.layout import EnteringTokens, ModalityTokens, TokenLayout, modality_layout, plan_depths
@@ -124,7 +128,7 @@ def _ulysses(shape: Shape, dtype: torch.dtype) -> Way:
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         scores = _scores(layer, query, key, whole, heads)
         chosen = sampling.best_queries(scores, whole, sampling.cap(FACTOR, shape.length), OneProcess())
-        best = sparse.TakeRows.apply(query, chosen.column)
+        best = TakeRows.apply(query, chosen.column)
         mean, delta = _attended(best, key, value, query_weights(queries, chosen.number.shape[2], 0.0)[:, None])
         mean = mean + layer.value_bias.view(1, shape.heads, 1, -1)[:, heads]
         return _filled(mean, delta, chosen.column, shape.length)[None]
@@ -149,7 +153,7 @@ def _gathered(shape: Shape, dtype: torch.dtype) -> Way:
         packed = _projected(layer, x)
         query = packed[:, : shape.width].view(1, len(x), shape.heads, -1).transpose(1, 2)
         every = _Everyones.apply(packed[:, shape.width :])
-        key, value = Split.apply(every.view(1, shape.length, 2, shape.heads, -1), None)
+        key, value = SplitProjections.apply(every.view(1, shape.length, 2, shape.heads, -1), None)
         chosen = sampling.best_queries(_scores(layer, query, key, whole, slice(None)), mine, limit, sequence)
         # those held here come first: the work on the others is left to their ranks
         assert chosen.held is not None  # there is more than one rank
@@ -157,7 +161,7 @@ def _gathered(shape: Shape, dtype: torch.dtype) -> Way:
         first = held.argsort(dim=-1, descending=True, stable=True)[..., : int(held.sum(-1).max())]
         column = chosen.column.gather(2, first)
         weights = query_weights(queries, limit, 0.0)[:, None] * held
-        best = sparse.TakeRows.apply(query, column)
+        best = TakeRows.apply(query, column)
         mean, delta = _attended(best, key, value, weights.gather(2, first))
         context = _filled(mean + layer.value_bias.view(1, shape.heads, 1, -1), delta, column, len(x))
         return F.linear(context.view(x.shape), layer.output_weight, layer.output_bias)
@@ -238,15 +242,15 @@ def _scores(layer: Attention, query: Tensor, key: Tensor, whole: TokenLayout, he
     sizes = sampling.sample_sizes(layer.sample_factor, whole.observed)
     draws = rng.key(layer.seed, "keys", layer.name, 0)
     rank = sampling.drawn_keys(sizes, sampling.cap(layer.sample_factor, whole.capacity), whole, draws, layer.heads)
-    column, held = sampling.hold(rank[:, heads], sizes, whole)
-    sampled = sampling.centred(sampling.rows(key, column, held), sizes)
-    return sparse.largest_product(query, sampled, None, 1)
+    column, held = sampling.locate_tokens(rank[:, heads], sizes, whole)
+    sampled = sampling.centred(sampling.gather_rows(key, column, held), sizes)
+    return largest_product(query, sampled, None, 1)
 
 
 def _attended(best: Tensor, key: Tensor, value: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Mean of the values [1, h, 1, d_h]; what the attention of rows [1, h, u, d_h] differs from it, times weights."""
     best = F.pad(best * best.shape[3] ** -0.5, (0, 0, 0, 1))
-    out, _ = sparse.attend(best, key, value)
+    out, _ = attend(best, key, value)
     mean = out[:, :, -1:]
     return mean, weights[..., None] * (out[:, :, :-1] - mean)
 
@@ -255,5 +259,5 @@ def _filled(mean: Tensor, delta: Tensor, column: Tensor, length: int) -> Tensor:
     """Context [length, h, d_h]: the mean for each token, and what is added to the selected ones."""
     _, heads, _, width = delta.shape
     row = column * heads + torch.arange(heads)[:, None]
-    context: Tensor = sparse.FillRows.apply(mean.flatten(1), delta.flatten(0, 2), row.flatten(), length)
+    context: Tensor = FillRows.apply(mean.flatten(1), delta.flatten(0, 2), row.flatten(), length)
     return context.view(length, heads, width)

@@ -56,7 +56,7 @@ def drawn_keys(
     return first[:, None] + torch.minimum((draws * width[:, None]).long(), width[:, None] - 1)
 
 
-def hold(rank: Tensor, sizes: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor | None]:
+def locate_tokens(rank: Tensor, sizes: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor | None]:
     """Local columns of observed tokens given by rank, int64 [S, H, U], and which of them are held here (None: all).
 
     Ranks past a sample's own U are not asked for; their columns are in range and mean nothing.
@@ -70,7 +70,7 @@ def hold(rank: Tensor, sizes: Tensor, layout: TokenLayout) -> tuple[Tensor, Tens
     return column.view(rank.shape), held.view(rank.shape) & (number < sizes[:, None, None])
 
 
-def rows(x: Tensor, column: Tensor, held: Tensor | None) -> Tensor:
+def gather_rows(x: Tensor, column: Tensor, held: Tensor | None) -> Tensor:
     """Rows of x [S, H, L, c] by column [S, H, n] -> [S, H, n, c]; zeros where not held here. Without autograd."""
     if x.shape[2] == 0:
         return x.new_zeros((*column.shape, x.shape[3]))
@@ -88,7 +88,7 @@ def centred(keys: Tensor, sizes: Tensor) -> Tensor:
     return torch.where(valid, keys, keys[:, :, :1]) - mean
 
 
-class Chosen(NamedTuple):
+class SelectedQueries(NamedTuple):
     """The selected queries, best first, each int64 [S, H, u].
 
     number  global token number
@@ -101,7 +101,7 @@ class Chosen(NamedTuple):
     held: Tensor | None
 
 
-def best_queries(scores: Tensor, layout: TokenLayout, limit: int, sequence: SequenceContext) -> Chosen:
+def best_queries(scores: Tensor, layout: TokenLayout, limit: int, sequence: SequenceContext) -> SelectedQueries:
     """The `limit` tokens with the best scores, float32 [S, H, L]; ties go to the lower number.
 
     The score and the token number are packed into one int64, so the order is total and exact. Of many tokens only those
@@ -124,13 +124,13 @@ def best_queries(scores: Tensor, layout: TokenLayout, limit: int, sequence: Sequ
     token = layout.token.expand(layout.mask.shape)[:, None].expand(-1, scores.shape[1], -1)
     number = token.gather(2, column)
     if sequence.size == 1:
-        return Chosen(number, column, None)
+        return SelectedQueries(number, column, None)
     offers = F.pad((best | _LOW) - number, (0, limit - wanted), value=_NONE)
     number = _number(sequence.all_gather(offers).topk(limit, dim=-1).values)
     if length == 0:
-        return Chosen(number, torch.zeros_like(number), torch.zeros_like(number, dtype=torch.bool))
+        return SelectedQueries(number, torch.zeros_like(number), torch.zeros_like(number, dtype=torch.bool))
     column = torch.searchsorted(token[:, 0].contiguous(), number.flatten(1)).view(number.shape).clamp_max(length - 1)
-    return Chosen(number, column, token.gather(2, column) == number)
+    return SelectedQueries(number, column, token.gather(2, column) == number)
 
 
 def _block_size(length: int, limit: int) -> int:

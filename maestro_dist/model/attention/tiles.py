@@ -12,14 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from maestro_dist import rng
-from maestro_dist.model import sampling
-from maestro_dist.model.context import OneProcess
-from maestro_dist.model.layout import LOWEST, layout_of_mask
+from maestro_dist.model.layout import LOWEST
 
 _TILE = {"cpu": 1 << 18}
 """Scores held at a time, by type of device: on a CPU about as much as a core's second-level cache."""
@@ -27,11 +23,11 @@ _TILE_ELSEWHERE = 1 << 27
 _TILE_LENGTH = 1280
 """Keys in a tile when there are many: with fewer, products are short; with more, their operands leave the cache."""
 
-Dropped = Callable[["Block"], Tensor]
+DropFactors = Callable[["ScoreTile"], Tensor]
 """Gives the dropout factors [s, h, u, l] of a block's scores."""
 
 
-class Block(NamedTuple):
+class ScoreTile(NamedTuple):
     """A rectangle of samples, heads and columns; `joined`: all heads share the keys, and their rows are one head's."""
 
     sample: slice
@@ -126,7 +122,7 @@ def _outer(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> No
         torch.bmm(first, second, out=out)
 
 
-def _compute(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
     """Half-width numbers are multiplied and summed as float32."""
     return x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
 
@@ -143,7 +139,7 @@ def largest_product(
     samples, heads, length, _ = x.shape
     make = x.new_empty if lengths is None else x.new_zeros
     out = make((samples, heads, groups, length), dtype=torch.float32)
-    dtype = _compute(x)
+    dtype = compute_dtype(x)
     keys = keys.to(dtype)
     tiles, products = _Buffer(dtype, x.device), _Buffer(dtype, x.device)
     for line in _lines(samples, heads, length, keys.shape[2], x.device, lengths):
@@ -159,7 +155,16 @@ def largest_product(
     return out.view(samples, heads * groups, length)
 
 
-class AttendRows(torch.autograd.Function):
+class TileOptions(NamedTuple):
+    """Options of `TiledAttention`; see `kernel.AttendOptions`."""
+
+    bias: Tensor | None
+    drop: DropFactors | None
+    store: bool
+    lengths: Sequence[int] | None
+
+
+class TiledAttention(torch.autograd.Function):
     """Softmax attention of u queries a head over L keys, tile by tile.
 
     Each tile is normalised by itself; tiles are then weighed by their shares of the whole sum (the log-sum-exp merge of
@@ -167,10 +172,12 @@ class AttendRows(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor | None, how: How) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor | None, options: TileOptions
+    ) -> tuple[Tensor, Tensor]:
         """See `attend`."""
         with torch.autocast(query.device.type, enabled=False):
-            return _forward(ctx, query, key, value, how)
+            return _forward(ctx, query, key, value, options)
 
     @staticmethod
     @once_differentiable
@@ -180,59 +187,15 @@ class AttendRows(torch.autograd.Function):
             return (*_backward(ctx, *gradients), None)
 
 
-class How(NamedTuple):
-    """Options of `attend`."""
-
-    bias: Tensor | None
-    drop: Dropped | None
-    keep: bool
-    lengths: Sequence[int] | None
-
-
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor | None = None,
-    *,
-    bias: Tensor | None = None,
-    drop: Dropped | None = None,
-    keep: bool = True,
-    fused: bool = False,
-    lengths: Sequence[int] | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """softmax(query key^T + bias) value and the logarithm of each row's sum of exponentials.
-
-    query [S, H, u, c], already scaled; key [S, H, L, c]; value [S, H, L, c'], or None: the keys are the values too;
-    bias [S, L]: 0 for a key, `LOWEST` for a missing one. Strides are free. Without `keep` the backward computes the
-    probabilities again instead of keeping u x L numbers a head. `drop` gives factors for the first rows of the
-    probabilities. `fused` takes torch's own kernel, which gives no logarithms (None) and knows no `drop`.
-    `lengths`: columns that each sample really has; the rest is not looked at, and its gradient is 0.
-
-    Returns [S, H, u, c'] in float32 (float64 for float64) and [S, H, u].
-    """
-    if fused:
-        values = key if value is None else value
-        mask = None if bias is None else bias[:, None, None].to(query.dtype).expand(-1, 1, query.shape[2], -1)
-        return F.scaled_dot_product_attention(query, key, values, attn_mask=mask, scale=1.0), None
-    if key.shape[2] == 0:
-        values = key if value is None else value
-        nothing = query.sum() * 0 + key.sum() * 0 + values.sum() * 0  # all get a gradient
-        width = values.shape[3]
-        out = nothing + query.new_zeros((*query.shape[:3], width), dtype=_compute(query))
-        return out, nothing + query.new_full(query.shape[:3], LOWEST, dtype=_compute(query))
-    result: tuple[Tensor, Tensor] = AttendRows.apply(query, key, value, How(bias, drop, keep, lengths))
-    return result
-
-
-def _forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor | None, how: How) -> tuple[Tensor, Tensor]:
+def _forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor | None, options: TileOptions) -> tuple[Tensor, Tensor]:
     samples, heads, rows, _ = query.shape
-    dtype, device = _compute(query), query.device
+    dtype, device = compute_dtype(query), query.device
     out = query.new_zeros((samples, heads, rows, (key if value is None else value).shape[3]), dtype=dtype)
     total = query.new_full((samples, heads, rows), LOWEST, dtype=dtype)
     keys, values, scores = (_Buffer(dtype, device) for _ in range(3))
     shares: list[Tensor] = []
-    kept: list[Tensor] = []
-    for line in _lines(samples, heads, key.shape[2], rows, device, how.lengths):
+    stored: list[Tensor] = []
+    for line in _lines(samples, heads, key.shape[2], rows, device, options.lengths):
         if not line.columns:
             continue
         own, of_key = line.of(query).to(dtype), line.lying(key)
@@ -240,15 +203,15 @@ def _forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor | None, how: Ho
         tops, peaks, sums = [], [], []
         for column in line.columns:
             tile = keys.load(of_key, column)
-            score = _scores(own, tile, how.bias, line, column, scores)
+            score = _scores(own, tile, options.bias, line, column, scores)
             probability = score.softmax(2)
             tops.append(score.amax(2))
             peaks.append(probability.amax(2))
-            if how.keep:
-                kept.append(probability)
-            if how.drop is not None:
-                factors = how.drop(Block(line.sample, line.head, column, value is None))
-                probability = _multiplied(probability.clone() if how.keep else probability, factors)
+            if options.store:
+                stored.append(probability)
+            if options.drop is not None:
+                factors = options.drop(ScoreTile(line.sample, line.head, column, value is None))
+                probability = _multiplied(probability.clone() if options.store else probability, factors)
             if of_value is not None:
                 tile = values.load(of_value, column)
             sums.append(torch.bmm(probability, tile.transpose(1, 2)))
@@ -259,23 +222,23 @@ def _forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor | None, how: Ho
         line.put(out, (torch.stack(sums) * share).sum(0))
         line.put(total, together)
         shares.append(share)
-    ctx.save_for_backward(query, key, value, how.bias, out, *shares, *kept)
-    ctx.how, ctx.lines = how, len(shares)
+    ctx.save_for_backward(query, key, value, options.bias, out, *shares, *stored)
+    ctx.options, ctx.lines = options, len(shares)
     return out, total
 
 
 def _backward(ctx: Any, gradient: Tensor, of_total: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     query, key, value, bias, out, *saved = ctx.saved_tensors
     samples, heads, rows, _ = query.shape
-    dtype, device, how = out.dtype, query.device, ctx.how
-    make = torch.empty if how.lengths is None else torch.zeros
+    dtype, device, options = out.dtype, query.device, ctx.options
+    make = torch.empty if options.lengths is None else torch.zeros
     to_query = torch.zeros(query.shape, dtype=dtype, device=device)
     to_key = _gradient_like(key, dtype, make)
     to_value = None if value is None else _gradient_like(value, dtype, make)
     inner = (gradient * out).sum(3, keepdim=True) - of_total[..., None]
     keys, values, scores = (_Buffer(dtype, device) for _ in range(3))
-    shares, kept = iter(saved[: ctx.lines]), iter(saved[ctx.lines :])
-    for line in _lines(samples, heads, key.shape[2], rows, device, how.lengths):
+    shares, stored = iter(saved[: ctx.lines]), iter(saved[ctx.lines :])
+    for line in _lines(samples, heads, key.shape[2], rows, device, options.lengths):
         if not line.columns:
             continue
         share = next(shares)
@@ -287,12 +250,12 @@ def _backward(ctx: Any, gradient: Tensor, of_total: Tensor) -> tuple[Tensor, Ten
         across, upright = _upright(pulled, of_key if of_value is None else of_value), _upright(own, of_key)
         for number, column in enumerate(line.columns):
             tile = keys.load(of_key, column)
-            probability = next(kept) if how.keep else _scores(own, tile, bias, line, column, scores).softmax(2)
+            probability = next(stored) if options.store else _scores(own, tile, bias, line, column, scores).softmax(2)
             other = tile if of_value is None else values.load(of_value, column)
             to_score = torch.bmm(pulled[number], other, out=scores.empty(*probability.shape))
             seen = probability
-            if how.drop is not None:
-                factors = how.drop(Block(line.sample, line.head, column, value is None))
+            if options.drop is not None:
+                factors = options.drop(ScoreTile(line.sample, line.head, column, value is None))
                 seen = _multiplied(probability.clone(), factors)
                 to_score = _multiplied(to_score, factors)
             _outer(seen, across[number], (into_key if into_value is None else into_value)[:, :, column])
@@ -325,98 +288,3 @@ def _multiplied(x: Tensor, factors: Tensor) -> Tensor:
     """x [s * h, u, l], its first rows multiplied in place by factors [s, h, <= u, l]."""
     x.view(*factors.shape[:2], -1, factors.shape[3])[:, :, : factors.shape[2]].mul_(factors)
     return x
-
-
-class TakeRows(torch.autograd.Function):
-    """Rows of x [S, H, L, c] by column [S, H, n] -> [S, H, n, c]; the gradient is written once, not copied again."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, column: Tensor) -> Tensor:
-        """The rows."""
-        ctx.save_for_backward(column)
-        ctx.shape = x.shape
-        return sampling.rows(x, column, None)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """Gradient of x: zero but for the rows; one that was taken twice gets both."""
-        (column,) = ctx.saved_tensors
-        samples, heads, length, width = ctx.shape
-        number = torch.arange(samples * heads, device=column.device).view(samples, heads, 1) * length + column
-        out = gradients[0].new_zeros(samples * heads * length, width)
-        out.index_add_(0, number.flatten(), gradients[0].reshape(-1, width))
-        return out.view(ctx.shape), None
-
-
-class FillRows(torch.autograd.Function):
-    """One constant row a sample, for each of its tokens, plus a few rows that differ."""
-
-    @staticmethod
-    def forward(ctx: Any, constant: Tensor, delta: Tensor, row: Tensor, length: int) -> Tensor:
-        """constant [S, w], delta [n, c], c divides w, row int64 [n] below S * length * w / c -> [S * length, w]."""
-        ctx.save_for_backward(row)
-        ctx.shapes = constant.shape, delta.shape
-        out = constant[:, None].expand(-1, length, -1).clone(memory_format=torch.contiguous_format)
-        if length:
-            out.view(-1, delta.shape[1]).index_add_(0, row, delta)
-        return out.view(-1, constant.shape[1])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        """Gradients of constant and delta."""
-        (row,) = ctx.saved_tensors
-        constant, delta = ctx.shapes
-        gradient = gradients[0].contiguous()
-        if not gradient.numel():
-            return gradient.new_zeros(constant), gradient.new_zeros(delta), None, None
-        summed = gradient.view(constant[0], -1, constant[1]).sum(1)
-        return summed, gradient.view(-1, delta[1]).index_select(0, row), None, None
-
-
-def probsparse(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    sample_factor: float,
-    factor: float,
-    mask: Tensor | None = None,
-    training: bool = True,
-    seed: int = 0,
-    step: int = 0,
-) -> Tensor:
-    """The core of the attention by itself: ceil(factor ln L) queries a head attend, all others get the mean value.
-
-    query, key, value [S, H, L, d_h]; mask bool [S, L] of observed tokens, None: all; ceil(sample_factor ln L) keys feed
-    the sparsity metric. Returns [S, H, L, d_h]; rows of missing tokens mean nothing.
-    """
-    samples, heads, length, width = query.shape
-    if mask is None:
-        mask = torch.ones((samples, length), dtype=torch.bool, device=query.device)
-    layout = layout_of_mask(mask)
-    with torch.no_grad():
-        sizes = sampling.sample_sizes(sample_factor, layout.observed)
-        count = sampling.cap(sample_factor, length) or min(1, length)
-        if training:
-            rank = sampling.drawn_keys(sizes, count, layout, rng.key(seed, "keys", step), heads)
-        else:
-            rank = sampling.strided_keys(sizes, count, layout).expand(-1, heads, -1)
-        column, held = sampling.hold(rank, sizes, layout)
-        keys = sampling.centred(sampling.rows(key, column, held), sizes)
-        scores = largest_product(query, keys, None, 1)
-        chosen = sampling.best_queries(scores, layout, sampling.cap(factor, length), OneProcess())
-        wanted = torch.minimum(layout.observed, sampling.sample_sizes(factor, layout.observed))
-        weights = torch.arange(chosen.number.shape[2], device=query.device) < wanted[:, None]
-    rows: Tensor = TakeRows.apply(query, chosen.column)
-    best = F.pad(rows * width**-0.5, (0, 0, 0, 1))
-    out, _ = attend(best, key, value, bias=layout.bias)
-    out = out.to(value.dtype)
-    if layout.bias is not None:
-        out = out * (layout.observed > 0)[:, None, None, None]
-    mean = out[:, :, -1:]
-    number = torch.arange(samples * heads, device=query.device).view(samples, heads, 1) * length + chosen.column
-    delta = (out[:, :, :-1] - mean) * weights[:, None, :, None]
-    context: Tensor = FillRows.apply(mean.flatten(0, 2), delta.flatten(0, 2), number.flatten(), length)
-    return context.view(value.shape)
