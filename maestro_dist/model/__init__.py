@@ -1,4 +1,4 @@
-"""The model: pure torch, tensors in, tensors out."""
+"""The model in plain torch. Start reading with `reference`, then `maestro`; README.md has a map."""
 
 from maestro_dist.model.context import Experts, ExpertsFactory, OneProcess, SequenceContext
 from maestro_dist.model.estimate import count_parameters, tokens_per_sample

@@ -1,6 +1,6 @@
 """The adaptive attention budget: how many queries each modality of each sample may queries_from_budgets.
 
-Letters: B samples, M modalities, one slice of the last dimension for each encoder layer.
+Letters: B samples, M modalities; the last dimension is the encoder layers.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from maestro_dist.model.layers import Key, Linear
 
 
 class Budgets(NamedTuple):
-    """Budgets u and queries n = min(u ln L, L), real-valued, both [B, M, layers]; 0 where a modality is absent."""
+    """Budgets u (`share`) and queries n = min(u ln L, L), real-valued [B, M, layers]; 0 for an absent modality."""
 
     share: Tensor
     queries: Tensor
 
 
 def queries_from_budgets(share: Tensor, counts: Tensor) -> Budgets:
-    """Queries from budgets [B, M, layers] and observed tokens int64 [B, M, layers]."""
+    """Budgets [B, M, layers] with their queries; counts int64 [B, M, layers]: observed tokens."""
     lengths = counts.to(share.dtype)
     return Budgets(share, torch.minimum(share * lengths.clamp_min(1).log(), lengths))
 
@@ -34,9 +34,9 @@ def fixed_budgets(beta: float, present: Tensor, counts: Tensor, dtype: torch.dty
 
 
 def water_fill(share: Tensor, total: float, limit: Tensor) -> Tensor:
-    """Split `total` in the ratios `share` [..., M], none above `limit`: what one cannot use goes to the others.
+    """Divide `total` in the ratios `share` [..., M], none above `limit`. What one cannot use goes to the others.
 
-    min(lambda share, limit) for the lambda that spends all of `total` (or everything up to the limits).
+    The result is min(lambda share, limit), with the lambda that uses all of `total` or reaches all limits.
     """
     ratio = torch.where(share > 0, limit / share.clamp_min(1e-30), torch.inf).detach()
     ratio, order = ratio.sort(dim=-1, stable=True)
@@ -53,8 +53,8 @@ def water_fill(share: Tensor, total: float, limit: Tensor) -> Tensor:
 class BudgetGate(nn.Module):
     """sigmoid(G(m + eps (1 - m))) beta, with G an MLP M -> M -> ReLU -> M on the presence vector m.
 
-    `reallocate` shares beta M out among the present modalities instead, by a softmax. With content, G also sees the
-    mean token embedding of each modality.
+    `reallocate` divides beta M among the present modalities instead, by a softmax. With content, G also sees the mean
+    token embedding of each modality.
     """
 
     def __init__(self, modalities: int, content: int, *, reallocate: bool, beta: float) -> None:
@@ -83,14 +83,14 @@ class BudgetGate(nn.Module):
 
 
 class PresenceVector(nn.Module):
-    """m + eps (1 - m): a learned number stands for each absent modality."""
+    """m + eps (1 - m): a learned number for each absent modality."""
 
     def __init__(self, modalities: int) -> None:
         super().__init__()
         self.eps = nn.Parameter(torch.empty(modalities))
 
     def fill(self, key: Key) -> None:
-        """N(0, .02): near zero, and apart."""
+        """N(0, .02): near zero, but different."""
         rng.fill_normal_(self.eps, 0.02, key("eps"))
 
     def forward(self, present: Tensor) -> Tensor:

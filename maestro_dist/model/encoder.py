@@ -16,9 +16,9 @@ from maestro_dist.model.tokenwise import HashedDropout
 
 
 class Layer(nn.Module):
-    """One layer, of a modality or cross-modal; they differ in the module behind the attention.
+    """One layer, of a modality or cross-modal; the two differ in the module after the attention.
 
-    `feed` is a feed-forward or a mixture of experts. Dropout falls on the output of either.
+    `feed` is a feed-forward or a mixture of experts. Dropout is applied to its output.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Layer(nn.Module):
     def forward(
         self, x: Tensor, layout: TokenLayout, after: TokenLayout, queries: Tensor, step: int
     ) -> tuple[Tensor, Tensor | None]:
-        """Tokens x [N, d] in `layout` -> (tokens in `after`, the experts' load int32 [S, M, E] if there are any)."""
+        """Tokens x [N, d] in `layout` -> (tokens in `after`, load of the experts int32 [S, M, E] if there are any)."""
         again = self.checkpoint == "layers"
         x = checkpointed(again, self._attend, x, layout, queries, step)
         return checkpointed(again, self._feed, x, after, step)
@@ -66,7 +66,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The layers of one modality; called once a forward, also with no rows."""
+    """The layers of one modality. It is called once in each forward, also with no rows."""
 
     def __init__(self, name: str, config: ModelConfig, factor: float, seed: int, sequence: SequenceContext) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Encoder(nn.Module):
         )
 
     def forward(self, x: Tensor, layouts: list[TokenLayout], queries: Tensor, step: int) -> Tensor:
-        """Tokens [N, d] at depth 0 -> at the last depth of the encoder. queries [R, layers]; layouts: layers + 1."""
+        """Tokens [N, d] at depth 0 -> tokens at the encoder's last depth. queries [R, layers]; layouts: layers + 1."""
         for depth, layer in enumerate(self.layers):
             x, _ = layer(x, layouts[depth], layouts[depth + 1], queries[:, depth], step)
         return x
@@ -85,7 +85,7 @@ class Encoder(nn.Module):
 def fusion_layer(
     name: str, config: ModelConfig, modalities: int, factory: ExpertsFactory, seed: int, sequence: SequenceContext
 ) -> Layer:
-    """A cross-modal layer, with experts unless there are none."""
+    """A cross-modal layer: with experts, or with a feed-forward if `moe.experts` is 0."""
     feed = MixtureOfExperts(config, modalities, factory) if config.moe.experts else _feed_forward(config)
     return Layer(name, config, config.fusion_beta, feed, seed, sequence)
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.model.attention import AttentionShape, planned_variant
-from maestro_dist.model.embedding import stem_steps, word_steps
+from maestro_dist.model.embedding import word_steps
+from maestro_dist.model.stem import stem_steps
 from maestro_dist.types import Modality
 
 

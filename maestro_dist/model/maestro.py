@@ -19,25 +19,26 @@ from maestro_dist.errors import ConfigError
 from maestro_dist.model import budget, layout
 from maestro_dist.model.budget import BudgetGate, Budgets
 from maestro_dist.model.context import ExpertsFactory, OneProcess, SequenceContext
-from maestro_dist.model.embedding import Embedding, Prepared, TimeCode, prepare_together, word_steps
+from maestro_dist.model.embedding import Embedding, Prepared, prepare_together, word_steps
 from maestro_dist.model.encoder import Encoder, fusion_layer
 from maestro_dist.model.head import AttentionPool, DeepHead, ModalityHeads, pool
 from maestro_dist.model.layers import ByModality, Key, Linear, checkpointed
 from maestro_dist.model.layout import DepthPlan, EnteringTokens, ModalityTokens, TokenLayout
 from maestro_dist.model.moe import LocalExperts, MixtureOfExperts
 from maestro_dist.model.names import draw_name
+from maestro_dist.model.time_code import TimeCode
 from maestro_dist.types import Batch, Modality, Output
 
 
 class ModalityEmbedding(nn.Module):
-    """Adds the learned embedding of its modality, and the time again, to each token before the cross-modal layers."""
+    """Adds the embedding of its modality, and the time again, to each token before the cross-modal layers."""
 
     def __init__(self, modalities: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(modalities, width))
 
     def fill(self, key: Key) -> None:
-        """N(0, .1): apart, and small beside the normalised tokens."""
+        """N(0, .1): small compared with the normalised tokens."""
         rng.fill_normal_(self.weight, 0.1, key("weight"))
 
     def forward(self, x: Tensor, layout: TokenLayout, time: list[Tensor]) -> Tensor:
@@ -51,11 +52,11 @@ class ModalityEmbedding(nn.Module):
 
 
 class Encoded(NamedTuple):
-    """What the layers made of a micro-batch: flat tokens with their layouts, and what to watch.
+    """The layers' outputs for a micro-batch: flat tokens with their layouts, and values to monitor.
 
-    own, joint      tokens [N, d] that left the modalities' own layers
-    entering        the same with modality and time added, as they enter the cross-modal layers
-    fused, final    tokens [N', d] that left the cross-modal layers; where there are none, those that entered
+    own, joint      output [N, d] of the modalities' own layers, and its layout
+    entering        input of the cross-modal layers: `own` with modality and time added
+    fused, final    output [N', d] of the cross-modal layers, or their input if there are none, and its layout
     present         bool [B, M]: which modalities have an observed token
     watched         budgets, queries and expert loads
     """
@@ -70,10 +71,10 @@ class Encoded(NamedTuple):
 
 
 class Trunk(nn.Module):
-    """All of the model but its heads: what a classifier and a model in pre-training share, name by name.
+    """The model without its heads: the part that a classifier and a model in pre-training have in common.
 
-    All parameters live in modules; each module is called once a forward, in one fixed order. Initial values are keyed
-    by (seed, full parameter name), so they depend neither on process nor on call order.
+    Each module is called exactly once in a forward, in a fixed order, also with no rows. Initial values are keyed by
+    (seed, full parameter name), so they depend neither on the process nor on the order of calls.
     """
 
     unit: Tensor
@@ -87,7 +88,7 @@ class Trunk(nn.Module):
         sequence: SequenceContext | None = None,
         experts: ExpertsFactory | None = None,
     ) -> None:
-        """For `modalities` in any order. Who inherits adds its own modules and then calls `initialise`."""
+        """For `modalities` in any order. A subclass adds its own modules and then calls `initialise`."""
         super().__init__()
         modalities = sorted(modalities, key=lambda modality: modality.name)
         sequence = OneProcess() if sequence is None else sequence
@@ -116,17 +117,17 @@ class Trunk(nn.Module):
             fusion_layer(f"fusion.{depth}", config, count, experts or LocalExperts, seed, sequence)
             for depth in range(config.fusion_layers)
         )
-        self.register_buffer("unit", torch.ones(()), persistent=False)  # carries the model's float type
+        self.register_buffer("unit", torch.ones(()), persistent=False)  # has the model's float type
 
     def initialise(self, seed: int) -> None:
-        """Fill all parameters from (seed, full parameter name)."""
+        """Set all parameters from (seed, full parameter name)."""
         for path, module in self.named_modules():
             fill = getattr(module, "fill", None)
             if fill is not None:
                 fill(lambda name, path=path: rng.key(seed, "init", draw_name(f"{path}.{name}")))
 
     def encode(self, batch: Batch, step: int) -> Encoded:
-        """Tokens of one micro-batch through all layers. `step` (0-based optimizer step) keys the draws of training."""
+        """One micro-batch through all layers. `step` (0-based optimizer step) keys the draws of training."""
         rows = [batch.rows[name] for name in self.names]
         host_rows = batch.host_rows(self.names)
         tokens, plan = self._embed(batch, rows)
@@ -160,7 +161,7 @@ class Trunk(nn.Module):
         return Encoded(encoded, entering, joint, x, final, present, watched)
 
     def update_balance(self, load: Tensor) -> None:
-        """Nudge the experts' selection biases (`moe.balance: bias`), after a step.
+        """Adjust the experts' selection biases after a step (`moe.balance: bias`).
 
         load [layers, M, E]: tokens sent to each expert, summed over the ranks and micro-batches of the step.
         """
@@ -174,7 +175,9 @@ class Trunk(nn.Module):
         lead = int(self.config.summary != "none")
         again = self.config.checkpoint == "layers"
         prepared: dict[str, Prepared] = {}
-        if not again and self.sequence.size == 1:  # recordings so long that this is on are worth a call each
+        if (
+            not again and self.sequence.size == 1
+        ):  # with checkpoints the recordings are long, and a call for each is cheap in comparison
             embeddings = cast(dict[str, Embedding], dict(self.embeddings.items()))
             raw = {name: values for name, values in batch.values.items() if name not in batch.symbols}
             prepared = prepare_together(embeddings, raw, batch.recording, self.unit.dtype)
@@ -234,8 +237,8 @@ class Maestro(Trunk):
     ) -> None:
         """A model for `modalities` (in any order) with `outputs` logits.
 
-        `sequence` and `experts` are given when tokens or experts are spread over ranks. Raises `ConfigError` when the
-        numbers do not fit each other.
+        `sequence` and `experts` are given if tokens or experts are spread over ranks. Raises `ConfigError` if values of
+        the configuration do not fit each other.
         """
         super().__init__(config, modalities, seed=seed, sequence=sequence, experts=experts)
         attends = config.pooling == "attention"
@@ -249,7 +252,7 @@ class Maestro(Trunk):
         self.initialise(seed)
 
     def forward(self, batch: Batch, step: int = 0) -> Output:
-        """Logits and what to watch, for one micro-batch. `step` (0-based optimizer step) keys the draws of training."""
+        """Logits and values to monitor. `step` (0-based optimizer step) keys the draws of training."""
         own, _, joint, fused, final, present, watched = self.encode(batch, step)
         where = final.flat_mask, final.row(), len(present)
         pooled = self.pool(fused, *where) if self.pool is not None else pool(fused, *where, self.sequence)

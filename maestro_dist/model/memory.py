@@ -10,8 +10,9 @@ from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.words import hidden_word_of
 from maestro_dist.model.attention import AttentionShape, planned_variant
 from maestro_dist.model.attention.variant import AttentionMemory, stores_probabilities
-from maestro_dist.model.embedding import stem_steps, word_steps
+from maestro_dist.model.embedding import word_steps
 from maestro_dist.model.estimate import expert_hidden, expert_parameters, tokens_by_depth
+from maestro_dist.model.stem import stem_steps
 from maestro_dist.types import Modality
 
 _FLOAT = 4
@@ -20,24 +21,23 @@ STATES = 4
 
 _LARGE = 32 << 20
 _GAPS, _GAPS_AGAIN, _GAPS_MAPPED = 1.55, 1.9, 1.1
-"""Memory taken for each byte in use: small arrays that are not counted, and gaps between arrays.
+"""Memory for each byte in use: it includes small arrays that are not counted, and gaps between arrays.
 
-Measured after several steps. The C library maps arrays of 32 MiB and more by themselves, so they leave no gaps. Smaller
-ones lie on a heap that keeps the most it ever held, with gaps, most of them where layers are computed again. Freed
-memory that is kept (`run.keep_memory: small`) and huge pages move the peak, from one process to the next, by up to a
-fifth either way.
+The C library maps arrays of 32 MiB and more separately, without gaps. Smaller arrays are on a heap that never shrinks
+and has gaps, more of them where layers are computed again. The setting `run.keep_memory: small` and huge pages change
+the peak of a process by up to a fifth.
 """
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one rank, beside the libraries.
+    """Bytes on one rank, without the libraries.
 
     parameters  weights, gradients and the optimizer's moments
-    inputs      the micro-batch itself
-    kept        what the forward keeps for the backward, all of it
-    live        most that lives at a time in forward or backward: what is kept then, and the work in hand
-    peak        memory that this takes on a CPU, with the gaps between arrays
+    inputs      the micro-batch
+    kept        everything that the forward stores for the backward
+    live        largest sum of arrays at any time in forward or backward
+    peak        memory that these arrays take on a CPU, with the gaps between them
     """
 
     parameters: int
@@ -48,19 +48,19 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """The most at a time."""
+        """The largest sum."""
         return self.parameters + self.inputs + self.peak
 
 
 @dataclass(frozen=True)
 class _MemorySegment:
-    """A part of the model that is computed, and with checkpoints computed again, as one. In floats.
+    """A part of the model that is computed as one, and recomputed as one with checkpoints. Sizes in floats.
 
     array   one array as wide as its tokens
-    enters  its input, which lives on as long as its gradient is wanted
-    kept    what it keeps besides, without checkpoints
-    ahead   most that lives at a time in its forward besides its input
-    back    most that lives at a time in its backward besides its input
+    enters  its input, which is needed until its gradient is computed
+    kept    what it stores apart from the input, without checkpoints
+    ahead   peak in its forward, without the input
+    back    peak in its backward, without the input
     """
 
     array: float
@@ -71,7 +71,7 @@ class _MemorySegment:
 
     @property
     def mapped(self) -> bool:
-        """Whether the C library maps each of its arrays by itself."""
+        """Whether the C library maps each of its arrays separately."""
         return self.array * _FLOAT >= _LARGE
 
 
@@ -132,7 +132,7 @@ def memory_estimate(config: ModelConfig, modalities: Sequence[Modality], setup: 
 
 
 def _most(segments: list[_MemorySegment], again: bool) -> tuple[float, float]:
-    """What `segments`, in their order, keep between forward and backward, and the most that lives of them at a time."""
+    """What `segments`, in their order, store between forward and backward, and their peak."""
     alive, peak = 0.0, 0.0
     for segment in segments:
         peak = max(peak, alive + segment.enters + segment.ahead)
@@ -163,14 +163,14 @@ def _segments(
         fusion += _layer(config, samples, before, after, attention, experts=bool(config.moe.experts))
     tokens = samples * config.width * float(sum(lengths[0] for lengths in entering))
     codes = tokens / samples
-    # all modalities' tokens joined, their codes, and with these the pieces of the sum and the sum; the pools read them
+    # all modalities' tokens concatenated, their codes, and the sum of both; the pools read them
     kept = tokens if config.head == "additive" else 0.0
     joined = _MemorySegment(tokens, tokens, kept, tokens + codes + max(2 * codes, 2 * tokens), kept + 2.0 * tokens)
     return [*embeddings, *encoders, joined, *fusion]
 
 
 def _embedding(config: ModelConfig, modality: Modality, samples: int, tokens: int) -> _MemorySegment:
-    """From raw windows: words' samples with their mask where they are wanted, the stem's inputs and values."""
+    """Samples of the words with their mask if they are needed, and the inputs and values of the stem."""
     steps, variates, width = samples * modality.steps, modality.variates, config.width
     words = samples * tokens
     symbols = words * variates * (1.0 if config.embedding == "ordinal" else 2.0)
@@ -191,7 +191,7 @@ def _embedding(config: ModelConfig, modality: Modality, samples: int, tokens: in
 
 
 def _hidden(modalities: Sequence[Modality], samples: int) -> _MemorySegment:
-    """The raw windows with gaps where words are hidden, beside the whole ones."""
+    """A copy of the raw windows with gaps where words are hidden."""
     values = float(samples * sum(modality.steps * modality.variates for modality in modalities))
     return _MemorySegment(values, 0.0, values, 2 * values, 0.0)
 
@@ -199,7 +199,7 @@ def _hidden(modalities: Sequence[Modality], samples: int) -> _MemorySegment:
 def _decoder(
     config: ModelConfig, pretrain: PretrainConfig, modalities: Sequence[Modality], samples: int
 ) -> list[_MemorySegment]:
-    """Cross attention of the words asked for over the tokens that enter the cross-modal layers, and that leave them."""
+    """Cross attention of the words to predict over the inputs and the outputs of the cross-modal layers."""
     width, asked, symbols = config.width, 0, 0
     for modality in modalities:
         word = hidden_word_of(pretrain, modality.name, word_steps(config, modality.name))
@@ -210,7 +210,7 @@ def _decoder(
     segments = []
     for depth in depths if config.fusion_layers else depths[:1]:
         tokens = sum(own[depth] for own in lengths)
-        # keys and values, padded to samples, are kept; one is padded at a time, and all have gradients
+        # keys and values, padded to samples, are stored; one is padded at a time, and all have gradients
         array = float(samples * tokens * width)
         keeps = stores_probabilities(config.keep_scores, AttentionShape(tokens, width, config.heads, 0, asked))
         kept = 2 * array + (samples * config.heads * asked * tokens if keeps else 0) + 3.0 * samples * asked * width
@@ -224,7 +224,7 @@ def _decoder(
 def _layer(
     config: ModelConfig, samples: int, before: int, after: int, attention: AttentionMemory, *, experts: bool
 ) -> list[_MemorySegment]:
-    """Attention with residual, norm and downsampling of `before` tokens a sample; then what follows on `after`."""
+    """Attention with residual, norm and downsampling of `before` tokens a sample; then the rest on `after` tokens."""
     width, entering, leaving = float(config.width), float(samples * before), float(samples * after)
     small = 6.0  # of a token: statistics of the norm, keys of draws
     halves = after / before * width if config.distil and before else 0.0

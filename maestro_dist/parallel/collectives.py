@@ -1,8 +1,8 @@
-"""Collective operations that autograd can pass through, and that count the bytes they are handed.
+"""Collective operations, some of them differentiable, that count the bytes they communicate.
 
-All ranks of a group must call the same ones in the same order, backward included: autograd keeps that order where every
-rank builds the same graph. The loss is computed on every rank of the group and counts 1 / size on each, so that the
-backward of a sum is a sum.
+All ranks of a group must call the same operations in the same order, backward included. Autograd keeps the order if
+every rank builds the same graph. Every rank of the group computes the whole loss and counts it 1 / size. Therefore the
+backward of an all-reduce (sum) is an all-reduce (sum).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ __all__ = ["Group"]
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-"""torch 2.13 has renamed both; before, there are the second names only."""
+"""torch 2.13 renamed both; earlier versions have the second names only."""
 
 
 class Group:
     """The collectives of one process group.
 
-    `handed` counts the bytes of all tensors that this rank has handed to them since the group was made.
+    `communicated_bytes`: bytes of all tensors that this rank has given to them since the group was made.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
@@ -33,14 +33,14 @@ class Group:
         self.communicated_bytes = 0
 
     def all_reduce(self, x: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
-        """Elementwise over the ranks, the same bits on all of them; without autograd."""
+        """Sum (or another operation) over the ranks, elementwise, with the same bits on all; no autograd."""
         out = x.detach().clone(memory_format=torch.contiguous_format)
         self.communicated_bytes += out.nbytes
         dist.all_reduce(out, operation, group=self.group)
         return out
 
     def reduce_scatter(self, x: Tensor) -> Tensor:
-        """Sum over the ranks of their x [size, ...], of which each gets its own row [...]; without autograd."""
+        """Sum of x [size, ...] over the ranks; each rank gets its own row [...]; no autograd."""
         mine = x.detach().contiguous()
         self.communicated_bytes += mine.nbytes
         out = mine.new_empty(mine.shape[1:])
@@ -48,7 +48,7 @@ class Group:
         return out
 
     def all_gather(self, x: Tensor) -> Tensor:
-        """Every rank's x, [size, ...]; all are of one shape; without autograd."""
+        """The x of every rank, all of one shape, as [size, ...]; no autograd."""
         mine = x.detach().contiguous()
         self.communicated_bytes += mine.nbytes
         out = mine.new_empty((self.size, *mine.shape))
@@ -56,13 +56,13 @@ class Group:
         return out
 
     def all_to_all(self, x: Tensor) -> Tensor:
-        """Row r of x [size, ...] to rank r -> the rows that the ranks had for this one; without autograd."""
+        """Row r of x [size, ...] goes to rank r -> the rows that came from the ranks; no autograd."""
         return self._all_to_all(x.detach(), [1] * self.size, [1] * self.size)
 
     def differentiable_all_to_all(self, x: Tensor, sent: list[int], got: list[int]) -> Tensor:
-        """The first `sent[0]` rows of x [n, ...] to rank 0, the next to rank 1, ... -> the rows that came.
+        """The first `sent[0]` rows of x [n, ...] go to rank 0, the next `sent[1]` to rank 1, ... -> the received rows.
 
-        `got[r]` is what rank r sends here. Any of them may be 0; differentiable.
+        `got[r]` is the number of rows that rank r sends to this rank. Any number may be 0. Differentiable.
         """
         out: Tensor = _DifferentiableAllToAll.apply(x, self, sent, got)
         return out
@@ -80,12 +80,12 @@ class Group:
         return out
 
     def differentiable_all_gather(self, x: Tensor) -> Tensor:
-        """Every rank's x, [size, ...]; all are of one shape; differentiable."""
+        """The x of every rank, all of one shape, as [size, ...]; differentiable."""
         out: Tensor = _DifferentiableAllGather.apply(x, self)
         return out
 
     def merge_attention(self, out: Tensor, total: Tensor) -> Tensor:
-        """Attention over each rank's keys -> over all; differentiable. See `SequenceContext.merge`."""
+        """Attention over each rank's keys -> over all keys; differentiable. See `SequenceContext.merge_attention`."""
         merged: Tensor = _MergeAttention.apply(out, total, self)
         return merged
 
@@ -127,9 +127,9 @@ class _DifferentiableAllToAll(torch.autograd.Function):
 
 
 class _MergeAttention(torch.autograd.Function):
-    """Weights are the ranks' shares of the whole sum of exponentials (the log-sum-exp merge).
+    """Log-sum-exp merge: each rank is weighted by its share of the whole sum of exponentials.
 
-    A rank without keys gives a total so low that its weight is 0.
+    A rank without keys has a total so low that its weight is 0.
     """
 
     @staticmethod

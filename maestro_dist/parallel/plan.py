@@ -1,7 +1,6 @@
-"""What a mesh costs before any of its ranks exists: bytes to collectives a step and memory, rank by rank.
+"""The costs of a mesh before a run starts: bytes to collectives in a step, and memory, for each rank.
 
-Pure arithmetic on configuration, modalities and mesh: no process group, no model, 1,024 ranks in a moment. Letters as
-in `traffic`.
+Arithmetic on configuration, modalities and mesh only: no process group and no model. Letters as in `traffic`.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ from maestro_dist.parallel.traffic import (
 from maestro_dist.types import Modality
 
 _LIVE = 10**9
-"""Parameters that DeepSpeed's ZeRO 3 leaves gathered at most (its `max_live_parameters`, which is left as it is)."""
+"""Largest number of parameters that ZeRO 3 leaves gathered (DeepSpeed's default of `max_live_parameters`)."""
 
 
 class ExpertMovement(NamedTuple):
-    """What travels between the ranks of an expert group, and what either choice moves, bytes a layer and micro-batch.
+    """What travels between the ranks of an expert group, and the bytes of both choices, a layer and micro-batch.
 
-    `forced`: the configuration said so.
+    `forced`: the configuration sets it.
     """
 
     movement: Movement
@@ -82,10 +81,10 @@ def choose_expert_movement(
 
 
 def plan_expert_movement(config: Config, modalities: Sequence[Modality], mesh: Mesh) -> ExpertMovement:
-    """The one choice for all ranks and cross-modal layers of a run; the same whichever rank of `mesh` asks.
+    """One choice for all ranks and cross-modal layers of a run. Every rank of `mesh` gets the same result.
 
-    It goes by the mean over the layers of the tokens of a whole micro-batch on the rank that holds most. Tokens and
-    weights both count as float32: that is what enters the experts, also under bf16 autocast.
+    It uses the mean over the layers of the tokens of a whole micro-batch, on the rank with the most tokens. Tokens and
+    weights count as float32, the type in which they enter the experts, also under bf16 autocast.
     """
     model = config.model
     held = max(sum(expert_tokens(model, slices)) for slices in held_slices(model, modalities, mesh.sequence))
@@ -98,13 +97,13 @@ def plan_expert_movement(config: Config, modalities: Sequence[Modality], mesh: M
 class RankPlan:
     """An optimizer step on one rank.
 
-    samples        of its share of the global batch
-    micro_batches  that it takes them in (the same number on all ranks)
-    steps          of each modality's window that the rank holds
-    traffic        bytes to collectives a step, itemised
-    attention      bytes that attention hands in by each way to share the time axis that the model allows
-    memory         bytes on the rank, beside the libraries
-    gathered       bytes of parameters that are there for a while: those that ZeRO 3 gathers, and moved experts
+    samples        samples of the global batch on this rank
+    micro_batches  number of micro-batches (the same on all ranks)
+    steps          steps of each modality's window on this rank
+    traffic        bytes to collectives in a step, by kind
+    attention      bytes of attention by each method of sequence parallelism that the model allows
+    memory         bytes on the rank, without the libraries
+    gathered       bytes of parameters that exist temporarily: gathered by ZeRO 3, or moved experts
     """
 
     rank: int
@@ -118,25 +117,24 @@ class RankPlan:
 
     @property
     def communicated_bytes(self) -> float:
-        """Bytes handed in a step."""
+        """Bytes given to collectives in a step."""
         return sum(item.communicated_bytes for item in self.traffic)
 
     @property
     def sent(self) -> float:
-        """Bytes that leave the rank a step."""
+        """Bytes that leave the rank in a step."""
         return sum(item.sent for item in self.traffic)
 
     @property
     def total_memory(self) -> int:
-        """The most at a time."""
+        """The peak."""
         return self.memory.total + self.gathered
 
 
 def plan_world(config: Config, modalities: Sequence[Modality], mesh: Mesh, *, parameters: int) -> list[RankPlan]:
-    """The step of every rank of the world that `mesh` is of, in rank order.
+    """The step of every rank of the world of `mesh`, in rank order.
 
-    `parameters`: their number in the whole model, all experts included. Ranks with the same slices and equally many
-    samples share the arithmetic.
+    `parameters`: number of parameters of the whole model, all experts included.
     """
     movement = plan_expert_movement(config, modalities, mesh).movement
     slices = held_slices(config.model, modalities, mesh.sequence)
@@ -214,30 +212,32 @@ def _micro_batch(config: Config, mesh: Mesh) -> int:
 
 
 def _views(config: Config) -> int:
-    """How often a step sees each sample, once something is dropped."""
+    """How often a step processes each sample: twice with the consistency loss."""
     return 2 if config.missing.consistency else 1
 
 
 def _gathered(config: Config, mesh: Mesh, movement: Movement, parameters: int) -> int:
-    """Bytes of parameters that are there for a while besides those that a rank owns."""
+    """Bytes of parameters that exist temporarily on a rank, beside its own."""
     model = config.model
     experts = expert_parameters(model)
     held = 0
     if config.engine.zero_stage == 3 and mesh.world > 1:
         held += min(_LIVE, parameters - experts + experts // mesh.expert)
     if mesh.expert > 1 and movement == "weights":
-        # of all layers until their backward, unless computed again; and the gradient of one
+        # of all layers until their backward, or of one if layers are computed again; and the gradient of one layer
         layer = experts // model.fusion_layers
         held += (layer if model.checkpoint == "layers" else experts) + layer
     return held * FLOAT
 
 
 def plan_text(mesh: Mesh, plans: Sequence[RankPlan]) -> str:
-    """What the busiest rank hands to collectives in a step, itemised; its groups; how far the other ranks differ."""
+    """What the busiest rank gives to collectives in a step, by kind; its groups; the range of the other ranks."""
     busiest = max(plans, key=lambda plan: plan.communicated_bytes)
     here = replace(mesh, rank=busiest.rank)
     batches = f"{busiest.micro_batches} micro-batch{'es' if busiest.micro_batches > 1 else ''}"
-    lines = [f"a step of rank {here.rank} ({busiest.samples} samples, {batches}), bytes handed to collectives; sent on"]
+    lines = [
+        f"a step of rank {here.rank} ({busiest.samples} samples, {batches}), bytes given to collectives; bytes sent"
+    ]
     rows = [
         (item.name, f"{item.operation}, {item.ranks:,} ranks", item.communicated_bytes, item.sent)
         for item in busiest.traffic
@@ -245,10 +245,10 @@ def plan_text(mesh: Mesh, plans: Sequence[RankPlan]) -> str:
     least = min(plan.communicated_bytes for plan in plans)
     others = "as all ranks" if least == busiest.communicated_bytes else f"others from {_size(least)}"
     rows.append(("in all", others, busiest.communicated_bytes, busiest.sent))
-    lines += [f"  {name:20} {how:24} {_size(handed):>12} {_size(sent):>12}" for name, how, handed, sent in rows]
+    lines += [f"  {name:20} {how:24} {_size(given):>12} {_size(sent):>12}" for name, how, given, sent in rows]
     if mesh.sequence > 1:
-        told = ", ".join(f"{method} {_size(handed)}" for method, handed in busiest.attention.items())
-        lines.append(f"  attention by mesh.sequence_method: {told} handed in")
+        told = ", ".join(f"{method} {_size(size)}" for method, size in busiest.attention.items())
+        lines.append(f"  attention by mesh.sequence_method: {told}")
     groups = {"time axis": here.sequence_group}
     if mesh.expert > 1:
         groups |= {"experts": here.expert_group, "same experts": here.expert_replicas}

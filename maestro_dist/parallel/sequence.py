@@ -1,7 +1,7 @@
-"""The time axis of a sample spread over ranks: sparse attention whose communication does not grow with the sequence.
+"""Sequence parallelism for sparse attention: its communication does not grow with the length of the sequence.
 
-Each rank holds one slice of each modality. What crosses ranks in a layer are the sampled keys, the offers for the best
-queries, the u selected rows, and their attended values: nothing of the length L (see `SequenceContext`).
+Each rank has one slice of each modality. Between ranks a layer exchanges only the sampled keys, the candidates for the
+best queries, the u selected rows and their attended values (see `SequenceContext`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from maestro_dist.types import Modality
 
 
 def time_cuts(steps: int, unit: int, ranks: int) -> list[int]:
-    """Where the slices of `ranks` ranks start, and where the last ends: multiples of `unit`, as even as that allows.
+    """The starts of the ranks' slices, and the end of the last. Starts are multiples of `unit`, as even as possible.
 
-    The end of the last is `steps` itself. Ranks may get nothing where there are fewer units than ranks.
+    The last end is `steps`. If there are fewer units than ranks, some ranks get nothing.
     """
     units = -(-steps // unit)
     return [min(steps, units * rank // ranks * unit) for rank in range(ranks + 1)]
@@ -35,19 +35,19 @@ def model_cuts(config: ModelConfig, modalities: Sequence[Modality], ranks: int) 
 
 
 class SequenceRanks:
-    """`SequenceContext` on a process group whose ranks hold the slices of the same samples, in rank order."""
+    """`SequenceContext` on a process group whose ranks have the slices of the same samples, in rank order."""
 
     head_exchange: HeadExchange | None = None
 
     def __init__(self, group: dist.ProcessGroup, cuts: Mapping[str, Sequence[int]]) -> None:
-        """`cuts`: of each modality where the ranks' slices start, and where the last one ends."""
+        """`cuts`: for each modality the starts of the ranks' slices, and the end of the last, in steps."""
         self.group, self.cuts = Group(group), cuts
         self.rank, self.size = self.group.rank, self.group.size
 
     def slice(self, name: str, steps: int) -> tuple[int, int]:
         """See `SequenceContext`. Raises `ValueError` when the local steps are not those of the rank's slice.
 
-        The last rank may hold more: symbols tell of whole words only.
+        The last rank may have more: symbols cover whole words only.
         """
         (start, end), total = self.cuts[name][self.rank : self.rank + 2], self.cuts[name][-1]
         if steps < end - start or (steps > end - start and end < total):
@@ -75,9 +75,9 @@ class SequenceRanks:
         return self.group.merge_attention(out, total)
 
     def halo_exchange(self, x: Tensor, width: int) -> Tensor:
-        """See `SequenceContext`: each rank offers its `width` first and last tokens; the nearest ones are taken.
+        """See `SequenceContext`. Each rank gives its first and last `width` tokens, and the nearest ones are used.
 
-        Where a neighbour holds fewer, the next one's follow. Which they are is worked out on the device: no host waits.
+        If a neighbour has fewer, tokens of the next rank follow. They are found on the device: the host does not wait.
         """
         if width == 0:
             return x
@@ -92,7 +92,7 @@ class SequenceRanks:
         held = torch.cat((slot >= width - taken, slot < taken))
         held = self.group.all_gather(held.to(torch.uint8)).to(torch.int64)  # [ranks, 2 width]
         rank = torch.arange(self.size, device=x.device)[:, None]
-        # tokens of lower ranks, counted from the nearest on; then those of higher ranks
+        # tokens of lower ranks, counted from the nearest; then those of higher ranks
         lower = (held[:, :width] * (rank < self.rank)).flatten()
         upper = (held[:, width:] * (rank > self.rank)).flatten()
         behind = lower.flip(0).cumsum(0).flip(0) * lower

@@ -1,6 +1,6 @@
-"""Bytes that a rank hands to collectives, from configuration and modalities alone.
+"""Bytes that a rank gives to collectives, from configuration and modalities only.
 
-Samples are taken as complete and budgets as their largest, so a step hands in at most what is told here.
+They are upper limits: samples are assumed to be complete, and budgets to have their largest value.
 
 Letters: P sequence ranks, N expert ranks, W ranks of the world; L tokens of a sample (over all P), U sampled keys, u
 selected queries, d width, H heads, d_h = d / H, A = H u d_h, E experts, e their hidden width, k experts a token, b
@@ -34,9 +34,8 @@ FLOAT = 4
 class Traffic:
     """Bytes of one kind of collective on one rank.
 
-    operation  reduce: all-reduce; gather: all-gather; scatter: reduce-scatter; exchange: all-to-all
-    ranks      of the group it runs in
-    communicated_bytes     bytes that the rank hands in, as `collectives.Group` counts them
+    ranks               ranks of its group
+    communicated_bytes  bytes that the rank gives to it, as `collectives.Group` counts them
     """
 
     name: str
@@ -46,7 +45,7 @@ class Traffic:
 
     @property
     def sent(self) -> float:
-        """Bytes that leave the rank when each number takes the shortest way (rings, direct exchange)."""
+        """Bytes that leave the rank with the usual algorithms (rings, direct exchange)."""
         others = self.ranks - 1
         share = {
             "all-reduce": 2 / self.ranks,
@@ -87,7 +86,7 @@ def attention_traffic(
 def sequence_traffic(
     config: Config, modalities: Sequence[Modality], slices: Sequence[Modality], ranks: int, method: Method = "sparse"
 ) -> list[Traffic]:
-    """What `ranks` ranks that share the time axis exchange for one complete sample, on the one that holds `slices`.
+    """What the rank with `slices` exchanges for one complete sample, if `ranks` ranks share the time axis.
 
     attention         of all layers: see `attention_traffic`
     neighbour tokens  downsampling takes one token from each side, 8 d bytes forward and 8 d P backward a layer and
@@ -128,7 +127,7 @@ def sequence_traffic(
 
 
 def _moments(model: ModelConfig, modality: Modality) -> int:
-    """Bytes of a window's count, mean and squares, and of what its summary token is made from, for each variate."""
+    """Bytes of a window's count, mean and squares, and of the features of its summary token, for each variate."""
     if model.summary == "none":
         return 24 if model.normalize == "window" else 0
     bands = len(spectral_bands(word_of(model.word, modality.name), model.summary_bands))
@@ -138,10 +137,10 @@ def _moments(model: ModelConfig, modality: Modality) -> int:
 
 
 def expert_traffic(model: ModelConfig, slices: Sequence[Modality], ranks: int, movement: Movement) -> list[Traffic]:
-    """What the `ranks` ranks of an expert group exchange, on one that holds `slices` of its samples.
+    """What one of the `ranks` ranks of an expert group, with `slices` of its samples, exchanges.
 
-    tokens: of one sample. weights: of one micro-batch, whatever is in it. With checkpoints the forward's part of either
-    comes twice.
+    tokens: for one sample. weights: for one micro-batch, independent of its samples. With checkpoints the part of the
+    forward counts twice.
     """
     if ranks == 1:
         return []
@@ -160,13 +159,13 @@ def expert_traffic(model: ModelConfig, slices: Sequence[Modality], ranks: int, m
 def engine_traffic(
     dense: int, experts: int, *, world: int, expert_ranks: int, zero_stage: int, micro_batches: int
 ) -> list[Traffic]:
-    """What DeepSpeed hands in for one optimizer step: numbers are float32, `dense` and `experts` count parameters.
+    """What DeepSpeed communicates in one optimizer step, in float32; `dense` and `experts` are numbers of parameters.
 
     gradients   ZeRO 1: all-reduced once a step, 4 bytes a parameter; ZeRO 2: the same for each micro-batch; ZeRO 3:
                 reduce-scattered for each micro-batch
     parameters  ZeRO 1 and 2: each rank's slice, 4 / W bytes a parameter, is gathered after the step; ZeRO 3: for each
-                micro-batch in the forward and again in the backward (at most: what DeepSpeed keeps gathered in between
-                does not come twice)
+                micro-batch in the forward and again in the backward (an upper limit: parameters that stay gathered in
+                between count once)
 
     Dense parameters go over all W ranks; a rank's experts, 1 / N of all, over the W / N ranks that hold the same.
     """
@@ -187,7 +186,7 @@ def engine_traffic(
 
 
 def held_slices(config: ModelConfig, modalities: Sequence[Modality], ranks: int) -> list[list[Modality]]:
-    """For each sequence rank the modalities with the steps of a window that it holds."""
+    """For each sequence rank the modalities with the steps of its slices."""
     if ranks == 1:
         return [list(modalities)]
     cuts = model_cuts(config, modalities, ranks)
@@ -200,7 +199,7 @@ def held_slices(config: ModelConfig, modalities: Sequence[Modality], ranks: int)
 def _attention_layers(
     model: ModelConfig, modalities: Sequence[Modality], slices: Sequence[Modality]
 ) -> Iterator[tuple[int, int, float]]:
-    """Of each attention layer the tokens of a sample over all ranks, those held here, and the factor of the budget."""
+    """For each attention layer: tokens of a sample over all ranks, tokens on this rank, factor of the budget."""
     whole = [tokens_by_depth(model, modality) for modality in modalities]
     held = [tokens_by_depth(model, modality) for modality in slices]
     factor = model.beta * (len(modalities) if model.budget == "reallocate" else 1)
@@ -211,7 +210,7 @@ def _attention_layers(
 
 
 def expert_tokens(model: ModelConfig, slices: Sequence[Modality]) -> list[int]:
-    """Tokens of a sample that the experts of each cross-modal layer see on a rank with these slices."""
+    """Tokens of a sample in the experts of each cross-modal layer, on a rank with these slices."""
     held = [tokens_by_depth(model, modality) for modality in slices]
     depths = range(model.encoder_layers + 1, model.encoder_layers + model.fusion_layers + 1)
     return [sum(here[depth] for here in held) for depth in depths] if model.moe.experts else []

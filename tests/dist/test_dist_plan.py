@@ -35,8 +35,8 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-def handed_in(rank: int, ranks: int) -> list[tuple[float, float]]:
-    """For each option the bytes that this rank hands in for a forward and backward, and those of the plan."""
+def communicated(rank: int, ranks: int) -> list[tuple[float, float]]:
+    """For each option the bytes that this rank communicates in a forward and backward, and those of the plan."""
     found = []
     for options in OPTIONS:
         options = {"dropout": 0.0, "budget": "fixed", **options}
@@ -56,8 +56,8 @@ def handed_in(rank: int, ranks: int) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_a_step_hands_in_what_was_planned(ranks: int) -> None:
-    for results in run_ranks(handed_in, ranks):
+def test_a_step_communicates_what_was_planned(ranks: int) -> None:
+    for results in run_ranks(communicated, ranks):
         for options, (counted, planned) in zip(OPTIONS, results, strict=True):
             if options.get("budget", "fixed") == "fixed":
                 assert counted == pytest.approx(planned, rel=0.005), options
@@ -74,7 +74,7 @@ MOVED: list[tuple[Movement, str]] = [
 
 
 def moved(rank: int, ranks: int) -> list[tuple[float, float]]:
-    """For each way of moving experts the bytes that this rank hands in for a micro-batch, and those of the plan."""
+    """For each way of moving experts the bytes that this rank communicates in a micro-batch, and those of the plan."""
     found = []
     for movement, checkpoint in MOVED:
         experts, group = spread_experts(
@@ -90,7 +90,7 @@ def moved(rank: int, ranks: int) -> list[tuple[float, float]]:
     return found
 
 
-def test_experts_hand_in_what_was_planned() -> None:
+def test_experts_communicate_what_was_planned() -> None:
     # each rank sends what its router says; the ranks' sum is what the plan counts, and the numbers of rows besides
     for way, results in zip(MOVED, zip(*run_ranks(moved, 2), strict=True), strict=True):
         counted, planned = (sum(figures) for figures in zip(*results, strict=True))
@@ -113,7 +113,7 @@ class Big(nn.Module):
 
 
 def reduced(rank: int, ranks: int) -> list[dict[str, int]]:
-    """Of each ZeRO stage the bytes that DeepSpeed hands in during the third step of two micro-batches, by operation."""
+    """Of each ZeRO stage the bytes that DeepSpeed communicates in the third step of two micro-batches, by operation."""
     handed: dict[str, int] = {}
 
     def count(name: str, operation: str, place: int) -> None:
@@ -150,7 +150,7 @@ def reduced(rank: int, ranks: int) -> list[dict[str, int]]:
     return found
 
 
-def test_deepspeed_hands_in_what_was_planned() -> None:
+def test_deepspeed_communicates_what_was_planned() -> None:
     for results in run_ranks(reduced, 2):
         for stage, handed in zip(STAGES, results, strict=True):
             items = engine_traffic(2 * BIG * BIG, 0, world=2, expert_ranks=1, zero_stage=stage, micro_batches=2)

@@ -13,8 +13,9 @@ from torch import Tensor
 from maestro_dist.config.model import StemConfig
 from maestro_dist.model import OneProcess, sax
 from maestro_dist.model.convolution import Convolution
-from maestro_dist.model.embedding import Stem, TableEmbedding, _EmbeddingSum
 from maestro_dist.model.layers import Windowed
+from maestro_dist.model.stem import Stem
+from maestro_dist.model.symbol_embedding import TableEmbedding, _EmbeddingSum
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:

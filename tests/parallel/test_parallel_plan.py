@@ -179,7 +179,7 @@ def test_1024_ranks_are_planned_in_seconds(sequence: int, expert: int) -> None:
     assert ("attention" in text) == (sequence > 1)
 
 
-def test_a_rank_with_more_samples_hands_in_more() -> None:
+def test_a_rank_with_more_samples_communicates_more() -> None:
     config = make_config(sequence=2, expert=2)
     plans = plan_world(config, SENSORS, build_mesh(config.mesh, world=64), parameters=PARAMETERS)
     assert (plans[0].samples, plans[-1].samples) == (10, 9)

@@ -15,9 +15,9 @@ from maestro_dist.model.attention import sampling
 
 
 class SplitProjections(torch.autograd.Function):
-    """Keys and values, and the selected rows of the queries if there are any, out of one packed array of projections.
+    """Keys, values, and the selected rows of the queries (if any), from one packed array of projections.
 
-    Their gradients are written into one array again, which lies in memory as the packed one does.
+    The gradients are written into one array with the memory order of the packed one.
     """
 
     @staticmethod
@@ -53,7 +53,7 @@ class SplitProjections(torch.autograd.Function):
 
 
 class TakeRows(torch.autograd.Function):
-    """Rows of x [S, H, L, c] by column [S, H, n] -> [S, H, n, c]; the gradient is written once, not copied again."""
+    """Rows of x [S, H, L, c] by column [S, H, n] -> [S, H, n, c]; the gradient is written once."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, column: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class TakeRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """Gradient of x: zero but for the rows; one that was taken twice gets both."""
+        """Gradient of x: zero except for the rows. A row that was taken twice gets the sum."""
         (column,) = ctx.saved_tensors
         samples, heads, length, width = ctx.shape
         number = torch.arange(samples * heads, device=column.device).view(samples, heads, 1) * length + column
@@ -75,7 +75,7 @@ class TakeRows(torch.autograd.Function):
 
 
 class FillRows(torch.autograd.Function):
-    """One constant row a sample, for each of its tokens, plus a few rows that differ."""
+    """One constant row for all tokens of a sample, plus differences for a few rows."""
 
     @staticmethod
     def forward(ctx: Any, constant: Tensor, delta: Tensor, row: Tensor, length: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Which keys the sparsity metric sees and which queries it selects.
 
-Letters: S samples, H heads, L columns (tokens held here, padded), U sampled keys, u selected queries.
+Letters: S samples, H heads, L columns (padded tokens on this rank), U sampled keys, u selected queries.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NONE = -(1 << 63)
 
 
 def cap(factor: float, length: int) -> int:
-    """Static limit ceil(factor ln L) <= L on sampled keys or selected queries of a padded length."""
+    """Upper limit ceil(factor ln L) <= L of sampled keys or selected queries, from a padded length L."""
     return min(length, math.ceil(factor * math.log(length))) if length > 0 else 0
 
 
@@ -43,8 +43,8 @@ def drawn_keys(
 ) -> Tensor:
     """Training: ranks int64 [S, H, limit] among the observed tokens, drawn without replacement, for the heads `own`.
 
-    The observed tokens are cut into U strata of equal size (to one token) and each gives one: no two are the same, all
-    of the time axis is seen, and the cost is that of the U draws, not of the L tokens.
+    The observed tokens are divided into U strata of equal size, and one key is drawn from each. So the keys differ and
+    cover the time axis, and the cost is that of U draws, not of L tokens.
     """
     number = torch.arange(limit, device=sizes.device)
     count, size = layout.observed[:, None], sizes.clamp_min(1)[:, None]
@@ -57,9 +57,9 @@ def drawn_keys(
 
 
 def locate_tokens(rank: Tensor, sizes: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor | None]:
-    """Local columns of observed tokens given by rank, int64 [S, H, U], and which of them are held here (None: all).
+    """Columns of observed tokens from their ranks, int64 [S, H, U], and which of them are on this rank (None: all).
 
-    Ranks past a sample's own U are not asked for; their columns are in range and mean nothing.
+    Ranks after a sample's own U are unused; their columns are in range.
     """
     if layout.whole:
         return rank.clamp(0, max(0, layout.observed_so_far.shape[1] - 1)), None
@@ -71,7 +71,7 @@ def locate_tokens(rank: Tensor, sizes: Tensor, layout: TokenLayout) -> tuple[Ten
 
 
 def gather_rows(x: Tensor, column: Tensor, held: Tensor | None) -> Tensor:
-    """Rows of x [S, H, L, c] by column [S, H, n] -> [S, H, n, c]; zeros where not held here. Without autograd."""
+    """Rows of x [S, H, L, c] by column [S, H, n] -> [S, H, n, c]; zeros for tokens of other ranks. No autograd."""
     if x.shape[2] == 0:
         return x.new_zeros((*column.shape, x.shape[3]))
     taken = x.gather(2, column[..., None].expand(-1, -1, -1, x.shape[3]))
@@ -79,9 +79,9 @@ def gather_rows(x: Tensor, column: Tensor, held: Tensor | None) -> Tensor:
 
 
 def centred(keys: Tensor, sizes: Tensor) -> Tensor:
-    """Sampled keys [S, H, U, c] minus their mean: the largest product with them is the metric max q.k - mean q.k.
+    """Sampled keys [S, H, U, c] minus their mean: the largest product with a query is max q.k - mean q.k, the metric.
 
-    A sample with fewer keys than U has its first in the place of the others, which changes no maximum.
+    A sample with fewer keys than U repeats its first key, which changes no maximum.
     """
     valid = (torch.arange(keys.shape[2], device=keys.device) < sizes[:, None])[:, None, :, None]
     mean = (keys * valid).sum(2, keepdim=True) / sizes.clamp_min(1)[:, None, None, None]
@@ -92,8 +92,8 @@ class SelectedQueries(NamedTuple):
     """The selected queries, best first, each int64 [S, H, u].
 
     number  global token number
-    column  where it is held here
-    held    bool: whether it is held here; None: all are
+    column  its column on this rank
+    held    bool: whether it is on this rank; None: all are
     """
 
     number: Tensor
@@ -102,10 +102,10 @@ class SelectedQueries(NamedTuple):
 
 
 def best_queries(scores: Tensor, layout: TokenLayout, limit: int, sequence: SequenceContext) -> SelectedQueries:
-    """The `limit` tokens with the best scores, float32 [S, H, L]; ties go to the lower number.
+    """The `limit` tokens with the best scores, float32 [S, H, L]. Of equal scores the lower number wins.
 
-    The score and the token number are packed into one int64, so the order is total and exact. Of many tokens only those
-    in the best `limit` blocks are compared: each token outside is below the largest of each of these.
+    Score and token number are packed into one int64, so the order is total and exact. If there are many tokens, only
+    those in the best `limit` blocks are compared: a token in another block cannot be among the best.
     """
     if layout.bias is not None:
         scores = scores + layout.bias[:, None]
@@ -134,7 +134,7 @@ def best_queries(scores: Tensor, layout: TokenLayout, limit: int, sequence: Sequ
 
 
 def _block_size(length: int, limit: int) -> int:
-    """A power of two, so that there are at least eight blocks for each query that is wanted."""
+    """A power of two, such that there are at least eight blocks for each selected query."""
     return 1 << max(0, (length // (8 * max(1, limit))).bit_length() - 1)
 
 

@@ -1,8 +1,8 @@
-"""Full attention of a few selected queries over very many keys, in tiles: time and memory linear in the keys.
+"""Softmax attention of a few selected queries over very many keys, in tiles: linear in the keys in time and memory.
 
-Letters: S samples, H heads, L columns (keys), u selected queries, c width of a key. Nothing of the size L x L exists,
-and of the size u x L only the probabilities that the backward needs. On a CPU each tile is first copied into a small
-buffer that stays in the cache: a matrix product that packs its operand from main memory takes longer than both.
+Letters: S samples, H heads, L columns (keys), u selected queries, c width of a key. No array has the size L x L. Only
+the probabilities that the backward needs have the size u x L. On a CPU each tile is first copied into a small buffer
+that stays in the cache: a matrix product that reads its operand from main memory takes longer than copy and product.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch.autograd.function import once_differentiable
 from maestro_dist.model.layout import LOWEST
 
 _TILE = {"cpu": 1 << 18}
-"""Scores held at a time, by type of device: on a CPU about as much as a core's second-level cache."""
+"""Scores of a tile, by type of device: on a CPU about the size of a core's second-level cache."""
 _TILE_ELSEWHERE = 1 << 27
 _TILE_LENGTH = 1280
-"""Keys in a tile when there are many: with fewer, products are short; with more, their operands leave the cache."""
+"""Keys of a tile if there are many. With fewer, products are inefficient; with more, operands leave the cache."""
 
 DropFactors = Callable[["ScoreTile"], Tensor]
-"""Gives the dropout factors [s, h, u, l] of a block's scores."""
+"""Gives the dropout factors [s, h, u, l] of a tile's scores."""
 
 
 class ScoreTile(NamedTuple):
-    """A rectangle of samples, heads and columns; `joined`: all heads share the keys, and their rows are one head's."""
+    """A range of samples, heads and columns. `joined`: all heads have the same keys, and are computed as one head."""
 
     sample: slice
     head: slice
@@ -37,11 +37,11 @@ class ScoreTile(NamedTuple):
 
 
 NARROW = 32
-"""Keys up to this width are held [c, L]: products with short rows are several times slower than with long ones."""
+"""Keys up to this width are stored as [c, L]: products with short rows are several times slower."""
 
 
 class _Line(NamedTuple):
-    """Samples and heads that go through the same columns together, tile by tile."""
+    """Samples and heads that are computed together, over the same columns, tile by tile."""
 
     sample: slice
     head: slice
@@ -64,7 +64,7 @@ class _Line(NamedTuple):
 def _lines(
     samples: int, heads: int, length: int, rows: int, device: torch.device, lengths: Sequence[int] | None
 ) -> Iterator[_Line]:
-    """All of [S, H, L] in tiles of about `_TILE` scores; a sample's columns from its own length on are left out."""
+    """All of [S, H, L] in tiles of about `_TILE` scores, without the columns after a sample's own length."""
     limit = max(1, _TILE.get(device.type, _TILE_ELSEWHERE) // max(1, rows))
     width = max(1, min(length, max(_TILE_LENGTH, limit // max(1, samples * heads))))
     many = max(1, min(heads, limit // width))
@@ -79,7 +79,7 @@ def _lines(
 
 
 class _Buffer:
-    """Memory for one operand of a tile, used again for the next tile."""
+    """Memory for one operand of a tile, reused for the next tile."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.flat = torch.empty(0, dtype=dtype, device=device)
@@ -91,7 +91,7 @@ class _Buffer:
         return self.flat[:size].view(shape)
 
     def load(self, line: Tensor, column: slice) -> Tensor:
-        """Columns of a line [n, c, L], in the buffer's type: copied, unless they are all of few and lie well."""
+        """Columns of a line [n, c, L], in the buffer's type. Copied only if necessary."""
         part = line[:, :, column]
         rows, width, length = part.shape
         narrow = width <= NARROW
@@ -104,7 +104,7 @@ class _Buffer:
 
 
 def _gradient_like(x: Tensor, dtype: torch.dtype, make: Callable[..., Tensor]) -> Tensor:
-    """Room for the gradient of x [S, H, L, c], lying in memory as tiles are written."""
+    """Memory for the gradient of x [S, H, L, c], in the order in which tiles are written."""
     samples, heads, length, width = x.shape
     if width <= NARROW:
         return make((samples, heads, width, length), dtype=dtype, device=x.device).transpose(2, 3)
@@ -123,7 +123,7 @@ def _outer(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> No
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """Half-width numbers are multiplied and summed as float32."""
+    """The type of products and sums: float32 for half precision."""
     return x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
 
 
@@ -131,10 +131,10 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def largest_product(
     x: Tensor, keys: Tensor, bias: Tensor | None, groups: int, lengths: Sequence[int] | None = None
 ) -> Tensor:
-    """For each token the largest product with the keys of each group, without keeping the products.
+    """For each token the largest product with the keys of each group. The products are not stored.
 
     x [S, H, L, c], keys [S, H, groups * U, c], bias [S, H, groups * U] or None (added to the products)
-    -> float32 [S, H * groups, L]; 0 from a sample's length on, where lengths are given. No gradient.
+    -> float32 [S, H * groups, L]; 0 after a sample's length, if lengths are given. No gradient.
     """
     samples, heads, length, _ = x.shape
     make = x.new_empty if lengths is None else x.new_zeros
@@ -167,15 +167,15 @@ class TileOptions(NamedTuple):
 class TiledAttention(torch.autograd.Function):
     """Softmax attention of u queries a head over L keys, tile by tile.
 
-    Each tile is normalised by itself; tiles are then weighed by their shares of the whole sum (the log-sum-exp merge of
-    Milakov and Gimelshein, 2018; Dao et al., 2022). The backward goes through the same tiles.
+    Each tile is normalised by itself. Then the tiles are weighted by their shares of the whole sum (log-sum-exp merge:
+    Milakov and Gimelshein, 2018; Dao et al., 2022). The backward uses the same tiles.
     """
 
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor | None, options: TileOptions
     ) -> tuple[Tensor, Tensor]:
-        """See `attend`."""
+        """See `kernel.attend`."""
         with torch.autocast(query.device.type, enabled=False):
             return _forward(ctx, query, key, value, options)
 
@@ -271,7 +271,7 @@ def _backward(ctx: Any, gradient: Tensor, of_total: Tensor) -> tuple[Tensor, Ten
 
 
 def _upright(rows: Tensor, line: Tensor) -> Tensor:
-    """Rows [..., u, c] as [..., c, u], lying in memory as products with narrow lines [n, c, L] want them."""
+    """Rows [..., u, c] as [..., c, u], in the memory order that products with narrow lines [n, c, L] need."""
     turned = rows.transpose(-1, -2)
     return turned.contiguous() if line.shape[1] <= NARROW else turned
 
