@@ -108,8 +108,8 @@ def _missing(reports: Sequence[Report], ranks: int, timeout_s: int) -> str:
     waited = next((report for report in reports if report.waited), None)
     if waited:
         return (
-            f"worker {waited.rank} waited for {whom} until the time limit of {timeout_s} s, in {waited.place}; find out "
-            "what blocks them, or raise run.timeout_s if they are only slow"
+            f"worker {waited.rank} waited for {whom} until the time limit of {timeout_s} s, in {waited.place}; find "
+            "out what blocks them, or raise run.timeout_s if they are only slow"
         )
     lost = reports[0]
     return (

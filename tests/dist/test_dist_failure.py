@@ -134,7 +134,7 @@ def test_a_rank_that_hangs_is_named_after_the_timeout() -> None:
     assert 2.5 < waited < STAYS_S - 1
     message = str(explain_failure([report], 2, 3))
     assert message.startswith(
-        "worker 0 waited for worker 1 until the time limit of 3 s, in all_reduce (parallel/engine.py:"
+        "worker 0 waited for worker 1 until the time limit of 3 s, in all_reduce (engine/engine.py:"
     )
     assert "backward)" in message
 
