@@ -24,9 +24,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="do everything up to the first optimizer step and exit")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     if {"-h", "--help"} & set(arguments):
-        from maestro_dist.config.load import describe
+        from maestro_dist.config.help_text import describe_keys
 
-        parser.epilog = describe()
+        parser.epilog = describe_keys()
     options = parser.parse_intermixed_args(arguments)
     given = [] if options.config is None else [options.config]
     options.config, options.overrides = _sorted_out([*given, *options.overrides])
@@ -48,17 +48,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         from maestro_dist.config.check import check
-        from maestro_dist.config.load import load_config, to_yaml
+        from maestro_dist.config.dump import to_yaml
+        from maestro_dist.config.load import load_config
 
         config = load_config(options.config, options.overrides)
         if options.print_config:
             print(to_yaml(config), end="")
             return 0
         check(config)
+        from maestro_dist.config.paths import with_absolute_paths
         from maestro_dist.data.prepare import check_typed
-        from maestro_dist.run.launch import absolute, launch
+        from maestro_dist.run.launch import launch
 
-        check_typed(config.data.source, absolute(config).data.url, options.overrides)
+        check_typed(config.data.source, with_absolute_paths(config).data.url, options.overrides)
         if options.dry_run:
             from maestro_dist.run.dry_run import dry_run
 

@@ -13,7 +13,7 @@ import pytest
 
 from maestro_dist.config.schema import Config, RunConfig
 from maestro_dist.system.memory import HUGE_PAGES, keep_freed_memory
-from maestro_dist.training import worker
+from maestro_dist.training import process
 
 FAULTS = """
 import resource, sys
@@ -77,9 +77,9 @@ def test_torch_asks_for_huge_pages() -> None:
     ("device", "kept", "asked"), [("cpu", "small", True), ("cpu", "none", False), ("cuda", "all", False)]
 )
 def test_workers_on_cpu_ask_for_huge_pages(device: str, kept: str, asked: bool) -> None:
-    run = {"name": "x", "device": device, "keep_memory": kept}
+    run = {"name": "x", "device": device, "allocator_cache": kept}
     config = Config.model_construct(run=RunConfig.model_validate(run))
-    assert (worker.environment(config) == HUGE_PAGES) is asked
+    assert (process.environment(config) == HUGE_PAGES) is asked
 
 
 def test_elsewhere_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.config.places import at_home
+from maestro_dist.config.paths import expand_home
 from maestro_dist.data.converters import CONVERTERS
 from maestro_dist.data.manifest import MANIFEST_NAME, Manifest, SymbolSpec, load_manifest
 from maestro_dist.data.pack import pack
@@ -75,7 +75,7 @@ def _parsed(argv: list[str] | None) -> argparse.Namespace:
         child = children[arguments.name]
         options = [text.partition("=")[0] for text in unknown if text.startswith("-")]
         child.error(unknown_options(options, child.names) if options else f"no place for {' '.join(unknown)}")
-    arguments.source, arguments.out = at_home(arguments.source, "--source"), at_home(arguments.out, "--out")
+    arguments.source, arguments.out = expand_home(arguments.source, "--source"), expand_home(arguments.out, "--out")
     _model(arguments)
     return arguments
 

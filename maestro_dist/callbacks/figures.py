@@ -1,4 +1,4 @@
-"""Pictures of a run while it trains, and what they are drawn from."""
+"""Pictures of a run while it trains, and the data that they show."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from maestro_dist.tracking.figures import Story, log_story
 from maestro_dist.tracking.panels import MissingCurve
 
 if TYPE_CHECKING:
-    from maestro_dist.callbacks.validation import Validation
     from maestro_dist.evaluation import Evaluation
     from maestro_dist.tracking import MetricLog
     from maestro_dist.tracking.history import History
@@ -25,7 +24,7 @@ _EVERY_S = 60.0
 
 
 def story_of(state: State, history: History, evaluation: Evaluation) -> Story:
-    """What the pictures of a run show: its metrics so far, and an evaluation (of validation, or the final test)."""
+    """The content of the pictures: the metrics so far, and an evaluation (a validation, or the final test)."""
     metric = state.task.metric(state.config.evaluation.metric)
     names: Sequence[str] = [modality.name for modality in state.modalities]
     count = f"{len(names)} modalit{'y' if len(names) == 1 else 'ies'}"
@@ -58,22 +57,26 @@ def missing_curve(evaluation: Evaluation, metric: str) -> MissingCurve | None:
 class Figures(Callback):
     """Draws the pictures again after a validation, at most once a minute, in a thread of rank 0."""
 
-    def __init__(self, validation: Validation, log: MetricLog | None, uri: str, run_id: str) -> None:
-        """It comes after `validation`; `log` on rank 0, None elsewhere."""
-        self._validation, self._log, self._uri, self._run_id = validation, log, uri, run_id
-        self._shown: Evaluation | None = None
+    def __init__(self, log: MetricLog | None, uri: str, run_id: str) -> None:
+        """`log` on rank 0, None elsewhere."""
+        self._log, self._uri, self._run_id = log, uri, run_id
+        self._latest: Evaluation | None = None
         self._next = time.monotonic() + _EVERY_S
         self._thread: threading.Thread | None = None
         self._warned = False
 
+    def on_validation(self, state: State, evaluation: Evaluation) -> None:
+        """Keep the evaluation for the next drawing."""
+        self._latest = evaluation
+
     def on_step(self, state: State, record: StepRecord) -> None:
-        """Start drawing when there is something new and the last drawing is done and long enough ago."""
-        evaluation, log = self._validation.latest, self._log
-        if log is None or evaluation is None or evaluation is self._shown or time.monotonic() < self._next:
+        """Start drawing if there is a new evaluation and the last drawing is finished and a minute old."""
+        evaluation, log = self._latest, self._log
+        if log is None or evaluation is None or time.monotonic() < self._next:
             return
         if self._thread is not None and self._thread.is_alive():
             return
-        self._shown, self._next = evaluation, time.monotonic() + _EVERY_S
+        self._latest, self._next = None, time.monotonic() + _EVERY_S
         extras = Extras()
         story = extras.attempt("pictures", lambda: story_of(state, log.history(), evaluation))
         if story is None:
@@ -88,17 +91,17 @@ class Figures(Callback):
         self._thread.start()
 
     def on_end(self, state: State) -> None:
-        """Leave the drawing to the end of the run, which draws them all."""
+        """Stop: the end of the run draws all pictures again."""
         self.close()
 
     def close(self) -> None:
-        """Wait for the drawing under way."""
+        """Wait for the current drawing."""
         if self._thread is not None:
             self._thread.join(timeout=30.0)
             self._thread = None
 
     def _warn(self, extras: Extras) -> None:
-        """Say once what does not work: it will not work in a minute either."""
+        """Warn once: what fails now will fail again in a minute."""
         if extras.left_out and not self._warned:
             self._warned = True
             warn(f"left out: {extras.text()}; training goes on")

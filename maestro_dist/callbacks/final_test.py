@@ -1,4 +1,4 @@
-"""At the end: the best weights, the one test, the exported model, the pictures."""
+"""The end of a run: best weights, the only test, exported model, pictures."""
 
 from __future__ import annotations
 
@@ -30,12 +30,11 @@ MODEL_FOLDER = "model"
 
 
 class FinalTest(Callback):
-    """Tests the best checkpoint once, on all ranks; rank 0 then writes what a person takes away.
+    """Tests the best checkpoint once, on all ranks; then rank 0 writes the results.
 
-    It comes last among the callbacks: the best checkpoint must be on storage. First comes what the run is for: the
-    exported model, the answers and then `result.json`; an error there is an error of the run, and a run that died in
-    between tests again, with the same outcome. Pictures, tables and uploads come after, and whatever goes wrong with
-    them is a warning.
+    It is the last callback, because the best checkpoint must be on storage. The exported model, the predictions and
+    then `result.json` are written first: an error there is an error of the run. A run that died before `result.json`
+    tests again, with the same outcome. Pictures, tables and uploads come after that, and an error in them is a warning.
     """
 
     def __init__(
@@ -62,10 +61,15 @@ class FinalTest(Callback):
         if state.mesh.world > 1:
             from torch import distributed as dist
 
-            dist.barrier()  # rank 0 has written the last record
+            dist.barrier()  # wait until rank 0 has written the last record
         chosen = best(self._run.url)
         restore(state.engine, chosen)
         evaluation = self._evaluate()
+        self._finish(state, chosen, evaluation)
+        state.results = evaluation.flat("test")
+        state.callbacks.on_test(state, evaluation)
+
+    def _finish(self, state: State, chosen: CheckpointInfo, evaluation: Evaluation) -> None:
         if self._log is None:
             return
         self._fence()
@@ -91,7 +95,7 @@ class FinalTest(Callback):
     def _extras(
         self, state: State, evaluation: Evaluation, model: dict[str, Any], result: dict[str, Any], log: MetricLog
     ) -> None:
-        """Pictures, tables and uploads: each as far as it goes, and one warning that names and counts what did not."""
+        """Try each picture, table and upload. One warning names and counts those that failed."""
         extras, at = Extras(), (self._tracking_uri, self._mlflow_run)
         reached = bool(
             extras.attempt("uploads to tracking", lambda: answers(*at))
@@ -100,7 +104,7 @@ class FinalTest(Callback):
         if story is not None:
             log_story(story, log.folder, *at, extras, upload=reached)
         uri: str | bool | None = None
-        if reached and state.task.kind != "pretrain":  # which cannot answer
+        if reached and state.task.kind != "pretrain":  # a pre-trained model makes no predictions
             uri = extras.attempt("upload of the model", lambda: self._upload(state, model, log.folder) or False)
         if isinstance(uri, str):
             named = {**result, "mlflow_model": uri}
@@ -117,7 +121,7 @@ class FinalTest(Callback):
         self._write(result)
 
     def _upload(self, state: State, model: dict[str, Any], folder: Path) -> str | None:
-        """Log the model in MLflow. Returns its URI there; None, after a warning, where MLflow does not take it."""
+        """Log the model in MLflow. Returns its URI; None, after a warning, if MLflow refuses it."""
         from maestro_dist.tracking.model import log_model
 
         if self._run.local is None:
@@ -132,7 +136,7 @@ class FinalTest(Callback):
         )
 
     def _keep(self, state: State, evaluation: Evaluation) -> None:
-        """Write the answers of every scenario, with the names of samples and people."""
+        """Write the predictions of every scenario, with the keys of samples and subjects."""
         if evaluation.predictions is None:
             return
         data = state.config.data
@@ -142,7 +146,7 @@ class FinalTest(Callback):
         replace(evaluation.predictions, key=keys, subject=subjects, modalities=names).write(self._run)
 
     def _model(self, state: State, chosen: CheckpointInfo, evaluation: Evaluation) -> dict[str, Any]:
-        """What `export_model` takes."""
+        """Arguments of `export_model`."""
         return {
             "config": state.config.model,
             "modalities": state.modalities,

@@ -1,9 +1,9 @@
-"""Health: losses and gradients that are not finite, samples that are bad."""
+"""Watch for losses and gradients that are not finite, and for bad samples."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from maestro_dist.callbacks.base import Callback, State, StepRecord
 from maestro_dist.callbacks.progress import Say, say_line
@@ -18,12 +18,12 @@ _NAMED = 8
 
 
 class Health(Callback):
-    """Counts steps that are not finite and stops past `optim.max_skipped`; names and counts bad samples likewise.
+    """Counts steps that are not finite, and bad samples. Stops past `optim.max_skipped` and `data.max_bad_samples`.
 
-    A gradient that is not finite is seen at once: the engine skipped the step on all ranks. A loss that is not finite
-    although its gradient was is seen when `Metrics`, which comes before, has summed the losses: no step waits for the
-    device to be read. Both are the same on all ranks, so all stop together. Bad samples are counted there too: ranks
-    tell one another which ones they met only where that sum says that there were any.
+    A gradient that is not finite is noticed at once, because the engine skipped the step on all ranks. A loss that is
+    not finite although its gradient was is noticed when `Metrics`, which comes before, has summed the losses, so that
+    no step waits for the device. Both are the same on all ranks, so all ranks stop together. Bad samples are counted at
+    the same time; ranks exchange their numbers only if the sum says that there were any.
     """
 
     def __init__(self, metrics: Metrics, say: Say = say_line) -> None:
@@ -32,11 +32,23 @@ class Health(Callback):
         self._seen: Window | None = None
         self._recent: dict[int, StepRecord] = {}
         self._skipped = 0
-        self._bad: set[int] = set()  # this rank's, since bad samples were last counted
+        self._bad: set[int] = set()  # of this rank, not yet counted
+        self._all_bad: list[int] = []  # of all ranks, since the run began
         self._last_bad = ""
 
+    def on_start(self, state: State) -> None:
+        """Publish the bad samples so far, also in a resumed run."""
+        state.bad_samples = list(self._all_bad)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Skipped steps and bad samples since the run began."""
+        return {"skipped": self._skipped, "bad_samples": self._all_bad}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self._skipped, self._all_bad = saved["skipped"], saved["bad_samples"]
+
     def on_step(self, state: State, record: StepRecord) -> None:
-        """Look at the step, and at those that were summed since. Raises NonFiniteError, DataError."""
+        """Check this step, and the steps whose losses have been summed since. Raises NonFiniteError, DataError."""
         self._bad.update(record.bad_samples)
         for line in record.bad:
             self._last_bad = f", at last {line}"
@@ -47,7 +59,7 @@ class Health(Callback):
         self._look_at_sums(state)
 
     def on_end(self, state: State) -> None:
-        """Look at the last sums. Raises NonFiniteError, DataError."""
+        """Check the last sums. Raises NonFiniteError, DataError."""
         self._look_at_sums(state)
 
     def _look_at_sums(self, state: State) -> None:
@@ -63,9 +75,10 @@ class Health(Callback):
             self._count_bad(state, window.bad, record.loss.device)
 
     def _count_bad(self, state: State, most: int, device: torch.device) -> None:
-        """Add what all ranks met, `most` at most by each, to the run's bad samples."""
+        """Add the bad samples of all ranks, at most `most` of each, to those of the run."""
         own, self._bad = self._bad, set()
-        state.bad_samples = sorted({*state.bad_samples, *_of_all_ranks(own, most, state, device)})
+        self._all_bad = sorted({*self._all_bad, *_of_all_ranks(own, most, state, device)})
+        state.bad_samples = list(self._all_bad)
         limit, found = state.config.data.max_bad_samples, len(state.bad_samples)
         if found > limit:
             raise DataError(
@@ -92,7 +105,7 @@ class Health(Callback):
 
 
 def _of_all_ranks(numbers: set[int], most: int, state: State, device: torch.device) -> set[int]:
-    """The union of all ranks' numbers. No rank has more than `most` of them."""
+    """The union of the numbers of all ranks. No rank has more than `most`."""
     import torch
     from torch import distributed as dist
 

@@ -1,4 +1,4 @@
-"""Training metrics: kept on the device each step, summed over ranks every n steps, logged for every step."""
+"""Training metrics: kept on the device in each step, summed over ranks every n steps, logged for every step."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 
 _MOST_TRACKED = 64
-"""Modalities, or experts of a layer, that have a metric each in MLflow."""
+"""Up to this many modalities, or experts of a layer, have a metric each in MLflow."""
 _MOST_TRACKED_TABLE = 512
-"""Experts by modality, over all layers, that have a metric each in MLflow."""
+"""Up to this many pairs of expert and modality, over all layers, have a metric each in MLflow."""
 _MOST_LOCAL = 20_000
-"""Experts by modality, over all layers, that are kept at all."""
+"""Up to this many pairs of expert and modality, over all layers, are kept at all."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """The steps since the last record, over all ranks; the same on all ranks but for `rates` and `memory`.
+    """The steps since the last sum over ranks. All fields but `rates` and `memory` are the same on all ranks.
 
-    steps, losses  optimizer steps done (1-based) and the mean loss of each one's global batch
-    bad            samples that were skipped as bad, those of ranks that share sequences counted by each
-    rates          throughput (see `Meter.read`), `memory` in bytes: as rank 0 saw them
+    steps, losses  optimizer steps (counted from 1) and the mean loss of the global batch of each
+    bad            number of samples skipped as bad; each of the ranks that share a sequence counts them
+    rates, memory  throughput (see `Meter.read`), and memory in bytes, of this rank
     """
 
     steps: list[int]
@@ -44,10 +44,9 @@ class Window:
 class Metrics(Callback):
     """Logs loss, gradient norm and learning rate of every step; budgets, expert load and throughput of some.
 
-    Ranks talk once every `tracking.every_steps` steps, at the end of an epoch and where a checkpoint is due, in one
-    small sum; nothing waits for the device in between. What is logged depends on the step alone (throughput apart), so
-    a run that was resumed logs the same numbers as one that was not: the sums are of float32 numbers in float64, where
-    their order does not matter.
+    One small all-reduce every `tracking.every_steps` steps, at the end of an epoch and where a checkpoint is due;
+    nothing waits for the device in between. What is logged depends on the step alone, except throughput, so a resumed
+    run logs the same numbers: float32 numbers are summed in float64, where their order does not matter.
     """
 
     def __init__(self, log: MetricLog | None) -> None:
@@ -58,7 +57,7 @@ class Metrics(Callback):
         self._meter = Meter()
 
     def on_step(self, state: State, record: StepRecord) -> None:
-        """Keep the step; record all kept ones when it is time."""
+        """Keep the step. Log all kept steps when it is due."""
         self._records.append(record)
         seconds = record.data_s + record.forward_s + record.backward_s + record.optimizer_s
         self._meter.add(record.samples, seconds, record.data_s)
@@ -66,12 +65,12 @@ class Metrics(Callback):
             self.flush(state, details=True)
 
     def on_end(self, state: State) -> None:
-        """Record what is left."""
+        """Log the remaining steps."""
         self.flush(state)
 
     @staticmethod
     def due(state: State) -> bool:
-        """Whether the step just done is one after which the ranks talk. A function of the step alone."""
+        """Whether losses are summed over ranks after this step. It depends on the step alone."""
         checkpoint = state.config.checkpoint.every_steps
         return (
             state.step % state.config.tracking.every_steps == 0
@@ -80,7 +79,7 @@ class Metrics(Callback):
         )
 
     def flush(self, state: State, *, details: bool = False) -> None:
-        """Record the kept steps now; all ranks together. `details` adds budgets and expert load of the last one."""
+        """Log the kept steps now; all ranks call it. `details` adds budgets and expert load of the last step."""
         if not self._records:
             return
         records, self._records = self._records, []
@@ -111,7 +110,7 @@ class Metrics(Callback):
 
 
 def _sum_over_ranks(records: list[StepRecord], details: bool, data_s: float, state: State) -> list[float]:
-    """Sums over all ranks of: loss of each step, bad samples of each step, tokens, seconds waited, details if asked."""
+    """Sums over all ranks: loss of each step, bad samples of each step, tokens, seconds of waiting, and details."""
     import torch
     from torch import distributed as dist
 
@@ -130,10 +129,11 @@ def _sum_over_ranks(records: list[StepRecord], details: bool, data_s: float, sta
 
 
 def _details(sums: list[float], record: StepRecord, state: State) -> tuple[dict[str, float], dict[str, float]]:
-    """Mean budget of each modality where it is present; share of its tokens that went to each expert.
+    """Mean budget of each modality where it is present, and the share of tokens that each expert got.
 
-    Shares over all modalities come with every record, by modality only at the end of an epoch. Returns what goes to
-    MLflow, and what is too much for it (a chart a number) and stays in the metrics file, for pictures.
+    Shares over all modalities are in every record; shares by modality only at the end of an epoch. Returns the metrics
+    for MLflow, and those that are too many for it (it draws a chart for each) and stay in the metrics file, for
+    pictures.
     """
     names = [modality.name for modality in state.modalities]
     budgets, present = np.split(np.array(sums[: 2 * len(names)]), 2)
@@ -156,14 +156,14 @@ def _details(sums: list[float], record: StepRecord, state: State) -> tuple[dict[
 
 
 class _Many:
-    """Numbers that are told one by one where they are few, and by their extremes where they are many."""
+    """Few numbers are logged one by one; of many numbers only the smallest and largest."""
 
     def __init__(self) -> None:
         self.tracked: dict[str, float] = {}
         self.local: dict[str, float] = {}
 
     def add(self, found: dict[str, float], name: str = "", *, few: bool) -> None:
-        """`few` must be the same at each step. `name`: what their extremes are called; none: these are not told."""
+        """`few` must be the same in each step. `name` is the prefix of the extremes; without it they are not logged."""
         if few:
             self.tracked |= found
             return
@@ -173,6 +173,6 @@ class _Many:
 
 
 def _shares(prefix: str, tokens: np.ndarray) -> dict[str, float]:
-    """Each expert's share of the tokens; nothing where there are none."""
+    """The share of tokens that each expert got; empty if there are no tokens."""
     total = tokens.sum()
     return {f"{prefix}/{expert}": float(share) for expert, share in enumerate(tokens / total)} if total else {}

@@ -1,4 +1,4 @@
-"""Progress: one line every few steps, one for each validation."""
+"""Progress lines: one every few steps, one for each validation."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def say_line(text: str) -> None:
 
 
 def never_raising(say: Say) -> Say:
-    """`say`, whose errors are dropped: a terminal that is gone or a full disk under a log must not end a run."""
+    """`say` without its errors: a closed terminal, or a log on a full disk, must not end a run."""
 
     def quiet(text: str) -> None:
         try:
             say(text)
-        except BrokenPipeError:  # nobody reads any more; Python would try again when it ends, and fail
+        except BrokenPipeError:  # nobody reads any more; at exit Python would flush once more, and fail
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         except Exception:
             return
@@ -40,9 +40,9 @@ def never_raising(say: Say) -> Say:
 
 
 class Progress(Callback):
-    """Says how training goes; on rank 0. It comes after `Metrics` and `Validation`, whose numbers it shows.
+    """Prints progress lines on rank 0. It comes after `Metrics` and `Validation`, because it shows their numbers.
 
-    A line that cannot be made or shown is left out; the first one is warned of.
+    A line that cannot be made or printed is left out, with a warning for the first one.
     """
 
     def __init__(self, metrics: Metrics, say: Say = say_line) -> None:
@@ -53,11 +53,11 @@ class Progress(Callback):
         self._failed = False
 
     def on_start(self, state: State) -> None:
-        """Start the clock of the estimate."""
+        """Start the clock for the estimated time of arrival."""
         self._start = (state.step, time.monotonic())
 
     def on_step(self, state: State, record: StepRecord) -> None:
-        """Say what is new."""
+        """Print what is new."""
         if state.mesh.rank > 0:
             return
         try:
@@ -93,7 +93,7 @@ class Progress(Callback):
 
 
 def validation_line(state: State) -> str:
-    """The validation just done, in one line."""
+    """The latest validation in one line."""
     metric = state.task.metric(state.config.evaluation.metric)
     parts = []
     for rate in state.config.evaluation.rates:
@@ -110,7 +110,7 @@ def validation_line(state: State) -> str:
 
 
 def short_number(value: float) -> str:
-    """Three figures with k, M or G: 45,600 -> 45.6k."""
+    """Three digits with k, M or G: 45,600 -> 45.6k."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= limit:
             return f"{value / limit:.3g}{unit}"

@@ -1,10 +1,10 @@
-"""Validation: scores the weights, remembers the best, stops when nothing improves."""
+"""Validation: score the weights, remember the best step, stop early."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from maestro_dist.callbacks.base import Callback, State, StepRecord
 from maestro_dist.callbacks.progress import Say, say_line
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def validation_due(state: State) -> bool:
-    """Whether the step just done ends with a validation: every n epochs, and at the end of the run."""
+    """Whether a validation follows this step: every n epochs, and at the end of the run."""
     every = state.config.evaluation.every_epochs * state.steps_per_epoch
     return state.step % every == 0 or state.step == state.total_steps
 
@@ -30,39 +30,59 @@ def better(metric: str, score: float, than: float) -> bool:
 class Validation(Callback):
     """Evaluates every `evaluation.every_epochs` epochs and after the last step.
 
-    Sets `state.results` (`validation/...`), `best_step` and `best_score`; a tie keeps the earlier weights. After
-    `evaluation.patience` validations without a better one it sets `state.stop`. Where the metric is undefined or
-    infinite these weights are neither better nor worse than others: a warning says so, and training goes on.
+    Sets `state.results` (`validation/...`), `best_step` and `best_score`; of equal scores the earlier step stays the
+    best. Sets `state.stop` after `evaluation.patience` validations without a better score. If the metric is undefined
+    or infinite, the validation is ignored with a warning, and training continues.
     """
 
     def __init__(self, evaluate: Callable[[], Evaluation], log: MetricLog | None, say: Say = say_line) -> None:
-        """`evaluate` is called on all ranks together and returns the same on all; `log` on rank 0, None elsewhere."""
-        self.latest: Evaluation | None = None
+        """`evaluate` is called on all ranks and returns the same on all; `log` on rank 0, None elsewhere."""
+        self.best_step: int | None = None
+        self.best_score: float | None = None
+        self.since_best = 0
         self._evaluate = evaluate
         self._log = log
         self._say = say
 
+    def on_start(self, state: State) -> None:
+        """Publish the best step so far, also in a resumed run."""
+        self._publish(state)
+
     def on_step(self, state: State, record: StepRecord) -> None:
-        """Validate when it is time."""
+        """Validate when it is due."""
         if not validation_due(state):
             return
-        self.latest = self._evaluate()
+        evaluation = self._evaluate()
         config = state.config.evaluation
         metric = state.task.metric(config.metric)
-        score = self._score(state, self.latest, metric)
+        score = self._score(state, evaluation, metric)
         if score is not None:
-            if state.best_score is None or better(metric, score, state.best_score):
-                state.best_step, state.best_score, state.validations_since_best = state.step, score, 0
+            if self.best_score is None or better(metric, score, self.best_score):
+                self.best_step, self.best_score, self.since_best = state.step, score, 0
             else:
-                state.validations_since_best += 1
-        if config.patience is not None and state.validations_since_best >= config.patience:
+                self.since_best += 1
+        if config.patience is not None and self.since_best >= config.patience:
             state.stop = True
-        state.results = self.latest.flat("validation") | ({} if score is None else {"validation/score": score})
+        self._publish(state)
+        state.results = evaluation.flat("validation") | ({} if score is None else {"validation/score": score})
         if self._log is not None:
             self._log.log(state.step, state.results)
+        state.callbacks.on_validation(state, evaluation)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best validation so far."""
+        return {"best_step": self.best_step, "best_score": self.best_score, "since_best": self.since_best}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.best_step, self.best_score = saved["best_step"], saved["best_score"]
+        self.since_best = saved["since_best"]
+
+    def _publish(self, state: State) -> None:
+        state.best_step, state.best_score = self.best_step, self.best_score
+        state.validations_since_best = self.since_best
 
     def _score(self, state: State, evaluation: Evaluation, metric: str) -> float | None:
-        """The score, the same on all ranks; None, with a warning on rank 0, where it says nothing."""
+        """The score, the same on all ranks; None, with a warning on rank 0, if it is undefined or infinite."""
         try:
             score = evaluation.score(metric)
             problem = "" if math.isfinite(score) else f"{metric} is {score}"
@@ -72,7 +92,9 @@ class Validation(Callback):
             return score
         if state.mesh.rank == 0:
             best = (
-                "none are best yet" if state.best_step is None else f"the best stay those of step {state.best_step:,}"
+                "there is no best step yet"
+                if state.best_step is None
+                else f"the best is still step {state.best_step:,}"
             )
-            self._say(f"warning: the validation of step {state.step:,} chooses no weights ({problem}); {best}")
+            self._say(f"warning: the validation of step {state.step:,} is ignored ({problem}); {best}")
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -63,6 +64,7 @@ class Saver:
         self._saves = 0
         self._thread: threading.Thread | None = None
         self._error: MaestroError | None = None
+        self._completed: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def save(
         self,
@@ -115,6 +117,10 @@ class Saver:
         if error is not None:
             raise error
 
+    def completed(self) -> list[int]:
+        """Steps whose checkpoints have become complete since the last call; on rank 0 (elsewhere none)."""
+        return [self._completed.get() for _ in range(self._completed.qsize())]
+
     def close(self, timeout_s: float = 30.0) -> None:
         """Wait for the save under way, for at most `timeout_s`; what went wrong in it is not raised."""
         if self._thread is not None:
@@ -132,6 +138,7 @@ class Saver:
             if fence is not None:
                 fence()
             folder.write(RECORD, dump(complete))
+            self._completed.put(record.step)
             self._tidy(folder)
             best = record.metadata.get("best_step")
             apply_retention(

@@ -47,11 +47,11 @@ KERNELS = {
 
 
 def allowed_variants(model: ModelConfig) -> tuple[str, ...]:
-    """The variants that the configuration names: one, or all sparse ones where `model.attention_form` is auto."""
+    """The variants that the configuration names: one, or all sparse ones where `model.attention_algorithm` is auto."""
     if model.attention == "dense":
         return ("dense",)
-    if model.attention_form != "auto":
-        return (model.attention_form,)
+    if model.attention_algorithm != "auto":
+        return (model.attention_algorithm,)
     return tuple(name for name, can in VARIANTS.items() if can.selects_queries)
 
 

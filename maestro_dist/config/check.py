@@ -1,32 +1,18 @@
-"""Checks across fields, of a run against what it continues, and against its data. No GPU, no network, no torch."""
+"""Checks across keys, and of a configuration against the modalities of its data. No GPU, network or torch."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Any
 
 from maestro_dist.config.attention import KERNELS, usable_variants
+from maestro_dist.config.credentials import refuse_credentials, texts
 from maestro_dist.config.learning import OptimConfig
-from maestro_dist.config.load import flatten
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.config.places import absolute_path, refuse_credentials, texts
+from maestro_dist.config.paths import absolute_path
 from maestro_dist.config.schema import Config, MeshConfig
-from maestro_dist.config.words import check_names, hidden_word_of, word_of
+from maestro_dist.config.word_length import check_word_names, hidden_word_length, word_length
 from maestro_dist.errors import ConfigError, MeshError
 from maestro_dist.types import Modality
-
-# A resume may change where and how a run executes, never what it computes.
-_FREE_SECTIONS = ("mesh.", "tracking.", "checkpoint.", "data.source.")
-_FREE_KEYS = frozenset(
-    {
-        "run.storage", "run.launcher", "run.workers", "run.device", "run.cpus_per_worker", "run.keep_memory",
-        "run.max_failures", "run.timeout_s", "data.url", "data.source", "data.loader_workers", "data.prefetch",
-        "data.cache", "data.verify", "data.max_bad_samples", "data.timeout_s", "engine.zero_stage",
-        "engine.micro_batch", "engine.overlap_comm", "engine.offload",
-        "evaluation.batch", "evaluation.predictions", "model.checkpoint", "model.tile",
-    }
-)  # fmt: skip
 
 
 def check(config: Config) -> None:
@@ -36,48 +22,55 @@ def check(config: Config) -> None:
     refuse_credentials(content)
     for key, text in texts(content):
         if "\0" in text:
-            raise ConfigError(f"{key}: {text!r} holds a character that no name of a file has")
+            raise ConfigError(f"{key}: {text!r} holds a null character, which no file name may have")
     if not config.data.url:
-        raise ConfigError("data.url: missing; it names the folder or URL that holds manifest.json")
+        raise ConfigError("data.url: missing; set it to the folder or URL that holds manifest.json")
     if config.tracking.uri is None:
         _check_database(config)
     if model.width % model.heads:
         raise ConfigError(f"model.heads: {model.heads} heads do not divide model.width {model.width}")
     if moe.experts and moe.top_k > moe.experts:
-        raise ConfigError(f"model.moe.top_k: {moe.top_k} experts a token, but model.moe.experts is {moe.experts}")
+        raise ConfigError(f"model.moe.top_k: {moe.top_k} experts per token, but model.moe.experts is {moe.experts}")
     if moe.balance == "bias" and not (moe.experts and model.fusion_layers):
         raise ConfigError("model.moe.balance: bias, but the model has no experts; use none")
     if model.stem and model.stem.kernel % 2 == 0:
-        raise ConfigError(f"model.stem.kernel: {model.stem.kernel} is even; an odd kernel keeps steps aligned")
-    if config.missing.full < config.missing.start:
-        raise ConfigError(f"missing.full: {config.missing.full} comes before missing.start {config.missing.start}")
-    if config.missing.consistency and not config.missing.p_max:
         raise ConfigError(
-            "missing.consistency: compares samples with what is left of them when modalities are dropped, but "
-            "missing.p_max is 0; set it, or drop the consistency"
+            f"model.stem.kernel: {model.stem.kernel} is even; use an odd kernel, which keeps time steps aligned"
+        )
+    if config.missing.ramp_end < config.missing.ramp_start:
+        raise ConfigError(
+            f"missing.ramp_end: {config.missing.ramp_end} comes before missing.ramp_start {config.missing.ramp_start}"
+        )
+    if config.missing.consistency and not config.missing.max_rate:
+        raise ConfigError(
+            "missing.consistency: compares samples with and without dropped modalities, but missing.max_rate is 0; set "
+            "missing.max_rate, or set missing.consistency to 0"
         )
     if config.task.teachers and config.augment.mixup:
-        raise ConfigError("augment.mixup: mixes samples of which task.teachers have answered each alone; use 0")
+        raise ConfigError(
+            "augment.mixup: mixes samples, but task.teachers answer single samples; use 0, or no teachers"
+        )
     if config.task.kind == "pretrain":
         if config.task.teachers:
-            raise ConfigError("task.teachers: answer with labels, which task.kind=pretrain does not look at; use []")
+            raise ConfigError("task.teachers: predict labels, which task.kind=pretrain does not use; use []")
         labelled = {"missing.consistency": config.missing.consistency, "augment.mixup": config.augment.mixup}
         for key, value in labelled.items():
             if value:
-                raise ConfigError(f"{key}: {value} needs labels, which task.kind=pretrain does not look at; use 0")
+                raise ConfigError(f"{key}: {value} needs labels, which task.kind=pretrain does not use; use 0")
     if config.augment.rotation_groups and not config.augment.rotation:
         raise ConfigError(
-            "augment.rotation_groups: given, but augment.rotation is 0 degrees; set it, or drop the groups"
+            "augment.rotation_groups: given, but augment.rotation is 0 degrees; set augment.rotation, or remove the "
+            "groups"
         )
     for key in ("rates", "test_rates", "draws"):
         if not getattr(config.evaluation, key):
-            raise ConfigError(f"evaluation.{key}: at least one is needed")
+            raise ConfigError(f"evaluation.{key}: the list is empty; give at least one value")
     _check_schedule(config.optim)
     check_mesh(config)
     if config.engine.offload == "parameters" and config.engine.zero_stage < 3:
         raise ConfigError(
-            f"engine.offload: parameters, but ZeRO {config.engine.zero_stage} keeps them whole on every rank; use "
-            "engine.zero_stage=3, or offload=optimizer"
+            f"engine.offload: parameters, but ZeRO {config.engine.zero_stage} keeps all of them on every rank; use "
+            "engine.zero_stage=3 or engine.offload=optimizer"
         )
     if config.engine.micro_batch and config.engine.micro_batch > config.optim.global_batch:
         raise ConfigError(
@@ -87,13 +80,13 @@ def check(config: Config) -> None:
 
 
 def _check_database(config: Config) -> None:
-    """By default MLflow's database lies beside the runs; in its URL `?` and `%` do not stand for themselves."""
+    """By default MLflow's database lies in the storage. `?` and `%` in its path have a meaning in a database URL."""
     storage = config.run.storage
     folder = absolute_path("runs" if "://" in storage else storage, "run.storage")
     if "?" in folder or "%" in folder:
         raise ConfigError(
-            f"run.storage: MLflow finds no database in {folder}, because of the ? or % in its name; set tracking.uri, "
-            "or choose another folder"
+            f"run.storage: MLflow finds no database in {folder}, because its name holds ? or %; set tracking.uri, or "
+            "choose another folder"
         )
 
 
@@ -101,8 +94,8 @@ def _check_schedule(optim: OptimConfig) -> None:
     key, high = ("momentum", optim.momentum) if optim.optimizer == "sgd" else ("betas[0]", optim.betas[0])
     if optim.schedule == "one_cycle" and 0.0 < high < optim.low_momentum:
         raise ConfigError(
-            f"optim.low_momentum: {optim.low_momentum} is more than optim.{key} {high}, from which one_cycle comes "
-            "down to it; use a smaller one"
+            f"optim.low_momentum: {optim.low_momentum} is more than optim.{key} {high}, but one_cycle lowers the "
+            "momentum to it; use a smaller optim.low_momentum"
         )
 
 
@@ -117,25 +110,25 @@ def _check_sequence(model: ModelConfig, mesh: MeshConfig) -> None:
             )
         if not usable_variants(model, sequence_ranks=ranks, exchanges_heads=True):
             raise MeshError(
-                f"{where}, but mesh.sequence_method=ulysses exchanges a context of all tokens, which "
-                f"model.attention_form={model.attention_form} does not make; use auto or plain"
+                f"{where}, but mesh.sequence_method=ulysses exchanges the attention output of all tokens, which "
+                f"model.attention_algorithm={model.attention_algorithm} does not compute; use auto or plain"
             )
         return
     if not usable_variants(model, sequence_ranks=ranks, exchanges_heads=False):
         raise MeshError(
-            f"{where}, but model.attention={model.attention} needs all of it in one place; use sparse, or "
+            f"{where}, but model.attention={model.attention} needs the whole time axis on one rank; use sparse, or "
             "mesh.sequence_method=ulysses"
         )
     kernel = KERNELS.get(model.attention_kernel)
     if kernel and not kernel.shares_sequence:
         raise MeshError(
-            f"{where}, but model.attention_kernel={model.attention_kernel} gives nothing to merge; use auto or tiles, "
-            "or mesh.sequence_method=ulysses"
+            f"{where}, but model.attention_kernel={model.attention_kernel} has no results to merge over ranks; use "
+            "auto or tiles, or mesh.sequence_method=ulysses"
         )
 
 
 def check_mesh(config: Config) -> None:
-    """Raise `MeshError` where workers, grid of ranks, model and global batch do not fit each other."""
+    """Raise `MeshError` where the workers, the grid of ranks, the model and the global batch do not fit together."""
     model, run, mesh, experts = config.model, config.run, config.mesh, config.model.moe.experts
     if run.launcher == "inline" and run.workers != 1:
         raise MeshError(f"run.workers: {run.workers}, but run.launcher=inline is one process; use run.launcher=ray")
@@ -161,16 +154,16 @@ def check_mesh(config: Config) -> None:
     if batch < data:
         raise MeshError(
             f"optim.global_batch: {batch} samples for {data} data ranks (run.workers {run.workers} / mesh.sequence "
-            f"{mesh.sequence}), so some would never train; use optim.global_batch={data} or more, or run.workers="
+            f"{mesh.sequence}), so some ranks would get none; use optim.global_batch={data} or more, or run.workers="
             f"{batch * mesh.sequence} or fewer"
         )
 
 
 def _check_slices(config: Config, modalities: Sequence[Modality]) -> None:
-    """Each sequence rank must hold a word. Slices are cut between words that no downsampling layer joins."""
+    """Each sequence rank must hold a word. Slices are cut only between words that downsampling never joins."""
     model, ranks = config.model, config.mesh.sequence
-    joined = 2 ** (model.encoder_layers + model.fusion_layers) if model.distil else 1
-    words = {m.name: word_of(model.word, m.name) for m in modalities}
+    joined = 2 ** (model.encoder_layers + model.fusion_layers) if model.downsample else 1
+    words = {m.name: word_length(model.word, m.name) for m in modalities}
     pieces = {m.name: -(-m.steps // (words[m.name] * joined)) for m in modalities}
     longest = max(modalities, key=lambda modality: pieces[modality.name])
     most = pieces[longest.name]
@@ -178,21 +171,21 @@ def _check_slices(config: Config, modalities: Sequence[Modality]) -> None:
         fit = max(number for number in range(1, most + 1) if config.run.workers % number == 0)
         raise MeshError(
             f"mesh.sequence: {ranks} ranks share the time axis, but the longest modality, {longest.name!r} with "
-            f"{longest.steps:,} steps, has {most} pieces of {joined} words of {words[longest.name]} steps, and a rank "
-            f"without any would do nothing; use mesh.sequence={fit}, or shorter words (model.word)"
+            f"{longest.steps:,} steps, has {most} pieces of {joined} words of {words[longest.name]} steps, fewer "
+            f"than ranks; use mesh.sequence={fit}, or shorter words (model.word)"
         )
 
 
 def check_modalities(config: Config, modalities: Sequence[Modality]) -> None:
-    """Raise `ConfigError` where the model, or the mesh, does not fit the data's modalities."""
+    """Raise `ConfigError` where the model does not fit the data's modalities, `MeshError` where the mesh does not."""
     names = [modality.name for modality in modalities]
     pretrain = config.task.pretrain
-    check_names(config.model.word, names, "model.word")
-    words = {name: word_of(config.model.word, name) for name in names}
+    check_word_names(config.model.word, names, "model.word")
+    words = {name: word_length(config.model.word, name) for name in names}
     if config.task.kind == "pretrain":
-        check_names(pretrain.word, names, "task.pretrain.word")
+        check_word_names(pretrain.word, names, "task.pretrain.word")
         for name, word in words.items():
-            hidden_word_of(pretrain, name, word)
+            hidden_word_length(pretrain, name, word)
     if config.mesh.sequence > 1:
         _check_slices(config, modalities)
     if config.model.needs_statistics:
@@ -204,33 +197,3 @@ def check_modalities(config: Config, modalities: Sequence[Modality]) -> None:
                     f"split's mean and std, but the manifest has none for modality {modality.name!r}; pack the data "
                     "again, or set model.normalize=window model.summary=none"
                 )
-
-
-def decides(key: str) -> bool:
-    """Whether a key, `section.key`, decides the result of a run: it may not change when the run is resumed."""
-    return key not in _FREE_KEYS and not key.startswith(_FREE_SECTIONS)
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """The flattened values that decide the result of a run (plain JSON)."""
-    flat = {key: value for key, value in flatten(config).items() if decides(key)}
-    return json.loads(json.dumps(flat, default=lambda model: model.model_dump(mode="json")))
-
-
-def check_resume(config: Config, saved: dict[str, Any]) -> None:
-    """Raise `ConfigError` listing the differences where `config` is not the run that was begun as `saved`.
-
-    A key that `saved` lacks is newer than the run: its default stands for what was done then.
-    """
-    now, saved = identity(config), {key: value for key, value in saved.items() if decides(key)}
-    saved = identity(Config()) | saved
-    changed = [
-        f"{key} {saved.get(key)!r} -> {now.get(key)!r}"
-        for key in sorted({*saved, *now})
-        if saved.get(key) != now.get(key)
-    ]
-    if changed:
-        raise ConfigError(
-            f"run {config.run.name!r} was begun with another configuration: {'; '.join(changed)}; "
-            "choose another run.name or the old values"
-        )

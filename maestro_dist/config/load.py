@@ -1,22 +1,22 @@
-"""YAML file + `key=value` overrides -> `Config`; and the help text, made from the schema."""
+"""From a YAML file and `section.key=value` overrides to a `Config`."""
 
 from __future__ import annotations
 
 import difflib
 import os
-import re
-import types
-import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
-from maestro_dist.config.fit import NULL, RULES, alternatives, fitted, is_model
-from maestro_dist.config.places import CREDENTIALS, at_home, has_credentials, refuse_credentials
+from maestro_dist.config.annotations import section_of
+from maestro_dist.config.coerce import NULL, coerce
+from maestro_dist.config.credentials import CREDENTIALS, has_credentials, refuse_credentials
+from maestro_dist.config.dump import flatten_config
+from maestro_dist.config.paths import expand_home
+from maestro_dist.config.renamed import RENAMED, current
 from maestro_dist.config.schema import Config
 from maestro_dist.config.yaml_text import Plain, Typed, child_of, from_yaml
 from maestro_dist.errors import ConfigError
@@ -24,27 +24,22 @@ from maestro_dist.errors import ConfigError
 _LONGEST = 1 << 20  # characters of a configuration file
 
 
-class _Dumper(yaml.SafeDumper):
-    """Puts quotes around all texts that would be read as null."""
-
-
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("None$"), ["N"])
-
-
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
-    """Read `path` (YAML), apply `section.key=value` overrides in order, validate.
+    """Read the YAML file `path`, apply `section.key=value` overrides in order, validate.
 
-    Raises `ConfigError` with one line that names the file or override and the key, and suggests what was meant.
+    Raises `ConfigError`, one line that names the file or override and the key, and suggests a correction.
     """
     tree = {} if path is None else read_tree(path)
+    if path and current(tree) != tree and _belongs_to_run(path):
+        tree = current(tree)
     for override in overrides:
         apply_override(tree, override)
     return parse(tree, path or "overrides")
 
 
 def parse(tree: dict[str, Any], where: str) -> Config:
-    """Validate a tree of plain values, or of words as they were written; `where` names its source in errors."""
-    values = fitted(tree, Config)
+    """Validate a tree of plain values or of texts as they were written. `where` names its source in errors."""
+    values = coerce(tree, Config)
     unknown = list(_unknown_keys(values, Config))
     if unknown:
         raise ConfigError(f"{where}: {'; '.join(unknown)}")
@@ -58,77 +53,10 @@ def parse(tree: dict[str, Any], where: str) -> Config:
         raise ConfigError(f"{where}: {'; '.join(f'{key}: {text}' for key, text in deepest.items())}") from None
 
 
-def to_yaml(config: Config) -> str:
-    """The resolved configuration as YAML that `load_config` reads back to an equal one."""
-    return str(yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False))
-
-
-def flatten(config: BaseModel, prefix: str = "") -> dict[str, Any]:
-    """`{"model.width": 64, ...}`, in the schema's order."""
-    flat: dict[str, Any] = {}
-    for name in type(config).model_fields:
-        value = getattr(config, name)
-        if isinstance(value, BaseModel):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def describe() -> str:
-    """How values are read, and every key with its type, default and docstring."""
-    lines = [RULES, "\nkeys (type) = default"]
-    for section, info in Config.model_fields.items():
-        lines.append(f"\n{section}: {info.description}")
-        lines += _describe_section(_section_of(info), f"{section}.")
-    return "\n".join(lines)
-
-
-def _describe_section(model: type[BaseModel] | None, prefix: str) -> list[str]:
-    lines: list[str] = []
-    for name, info in model.model_fields.items() if model else ():
-        inner = _section_of(info)
-        if inner:
-            lines.append(f"  {prefix}{name}: {info.description}")
-            lines += _describe_section(inner, f"{prefix}{name}.")
-        else:
-            lines.append(f"  {prefix}{name} ({_type_name(info.annotation)}){default_of(info)}")
-            lines += [f"      {line}" for line in (info.description or "").splitlines()]
-    return lines
-
-
-def default_of(info: FieldInfo) -> str:
-    """` = default` of a key, as one would type it."""
-    if info.is_required():
-        return ", required"
-    if isinstance(info.default, str):
-        return f" = {info.default}".rstrip()
-    value = list(info.default) if isinstance(info.default, tuple) else info.default
-    return " = " + yaml.safe_dump(value, default_flow_style=True).replace("\n...", "").strip()
-
-
-def _type_name(annotation: Any) -> str:
-    origin = typing.get_origin(annotation)
-    if origin is typing.Annotated:
-        return _type_name(typing.get_args(annotation)[0])
-    if origin is typing.Literal:
-        return " | ".join(map(str, typing.get_args(annotation)))
-    if origin in (typing.Union, types.UnionType):
-        return " | ".join(_type_name(a) for a in typing.get_args(annotation))
-    if origin in (list, tuple, dict):
-        return f"{origin.__name__} of {', '.join(_type_name(a) for a in typing.get_args(annotation))}"
-    return "null" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
-
-
-def _section_of(info: FieldInfo) -> type[BaseModel] | None:
-    """The model class of a field that is a section, also an optional one."""
-    return next((kind for kind in alternatives(info.annotation) if is_model(kind)), None)
-
-
 def is_file(argument: str) -> bool:
-    """Whether an argument of the command line names a configuration file, though it may hold `=`.
+    """Whether an argument of the command line names a configuration file. Its name may hold `=`.
 
-    `run.name=x.yaml` is an override: what stands before its `=` is a key.
+    `run.name=x.yaml` is an override, because `run.name` is a key.
     """
     key, equals, _ = argument.partition("=")
     if not equals:
@@ -139,27 +67,29 @@ def is_file(argument: str) -> bool:
 
 
 def read_tree(path: str) -> dict[str, Any]:
-    """A YAML file or URL as it was written: dicts, lists, and texts whose meaning `fitted` knows.
+    """A YAML file or URL as dicts, lists and texts as they were written, for `coerce`.
 
-    Raises `ConfigError`, which names the file, and the line where it is no YAML.
+    Raises `ConfigError`, which names the file, and the line where it is not valid YAML.
     """
     if has_credentials(path):
         raise ConfigError(f"the configuration's URL {CREDENTIALS}")
     if not path:
         raise ConfigError("the name of the configuration file is empty")
-    path = at_home(path, "the configuration")
+    path = expand_home(path, "the configuration")
     try:
         text = _text(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file{_what_is_there(path)}") from None
     except IsADirectoryError:
-        raise ConfigError(f"{path}: a folder; name a file in it{_what_is_there(os.path.join(path, ''))}") from None
+        raise ConfigError(
+            f"{path}: this is a folder; give a file in it{_what_is_there(os.path.join(path, ''))}"
+        ) from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text in UTF-8, so no configuration") from None
+        raise ConfigError(f"{path}: not UTF-8 text, so not a configuration") from None
     except Exception as error:  # each fsspec backend has its own classes
         raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from None
     if len(text) > _LONGEST:
-        raise ConfigError(f"{path}: more than {_LONGEST:,} characters, so no configuration")
+        raise ConfigError(f"{path}: more than {_LONGEST:,} characters, so not a configuration")
     try:
         tree = from_yaml(text)
     except yaml.MarkedYAMLError as error:
@@ -176,6 +106,17 @@ def read_tree(path: str) -> dict[str, Any]:
     return tree
 
 
+def _belongs_to_run(path: str) -> bool:
+    """Whether a configuration file lies in the folder of a run, which wrote it, perhaps with old names of keys."""
+    record = os.path.join(os.path.dirname(expand_home(path, "the configuration")), "run.json")
+    if "://" not in record:
+        return os.path.exists(record)
+    import fsspec
+
+    files, key = fsspec.url_to_fs(record)
+    return bool(files.exists(key))
+
+
 def _text(path: str) -> str:
     if "://" not in path:
         with Path(path).open(encoding="utf-8-sig") as local:
@@ -187,7 +128,7 @@ def _text(path: str) -> str:
 
 
 def _what_is_there(path: str) -> str:
-    """The name of a file like this one in its folder, or those of all."""
+    """A hint: the file in the same folder with a similar name, else all YAML files there."""
     folder, name = os.path.split(path)
     if "://" in path or not os.path.isdir(folder or "."):
         return ""
@@ -200,15 +141,15 @@ def _what_is_there(path: str) -> str:
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Put `section.key=value` into a tree, the value as it was typed.
+    """Put `section.key=value` into a tree. The value stays as it was typed.
 
-    Raises `ConfigError` where it has not that form, or holds credentials.
+    Raises `ConfigError` where the override has another form, or holds credentials.
     """
     key, equals, text = override.partition("=")
     if has_credentials(override) or has_credentials(text):
         raise ConfigError(f"{'an override' if has_credentials(key) else key}: {CREDENTIALS}")
     if not equals or not key:
-        raise ConfigError(f"{override!r}: overrides have the form section.key=value")
+        raise ConfigError(f"{override!r}: an override has the form section.key=value")
     *path, last = key.split(".")
     node = tree
     for part in path:
@@ -224,10 +165,12 @@ def _unknown_keys(tree: Any, model: type[BaseModel], prefix: str = "") -> Iterat
         return
     for name, value in tree.items():
         info = model.model_fields.get(name) if isinstance(name, str) else None
-        if info is None:
+        if f"{prefix}{name}" in RENAMED:
+            yield f"{prefix}{name} was renamed: use {RENAMED[f'{prefix}{name}']}"
+        elif info is None:
             shown = str(name) if str(name).isprintable() else repr(name)
             yield f"{prefix}{shown[:100]}: unknown key{_suggest(str(name), model, prefix)}"
-        elif inner := _section_of(info):
+        elif inner := section_of(info):
             yield from _unknown_keys(value, inner, f"{prefix}{name}.")
 
 
@@ -235,14 +178,18 @@ def _suggest(name: str, model: type[BaseModel], prefix: str) -> str:
     near = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {prefix}{near[0]}?"
-    elsewhere = [path for path in flatten(Config()) if path.rsplit(".", 1)[-1] == name]
+    keys = [*flatten_config(Config()), *RENAMED]
+    elsewhere = [RENAMED.get(key, key) for key in keys if key.rpartition(".")[2] == name]
     if elsewhere:
         return f"; did you mean {elsewhere[0]}?"
     return f"; there are {', '.join(model.model_fields)}"
 
 
 def _problem(item: Any, values: Any, tree: Any) -> tuple[str, str]:
-    """One error of pydantic as (key, text). Of a union there is one for each alternative, which it names in between."""
+    """One error of pydantic as (key, text).
+
+    A union gives an error for each alternative, whose name is in the location; the key here is without that name.
+    """
     keys, node = [], values
     for part in item["loc"]:
         if isinstance(node, dict) and (part in node or item["type"] == "missing"):
@@ -255,7 +202,7 @@ def _problem(item: Any, values: Any, tree: Any) -> tuple[str, str]:
 
 
 def _given(item: Any, tree: Any) -> str:
-    """What was given for a key, as it was written in `tree`."""
+    """The value that was given for a key, as it was written in `tree`."""
     given = item.get("input")
     if not isinstance(given, str | int | float | bool | type(None)):
         return ""
@@ -264,7 +211,7 @@ def _given(item: Any, tree: Any) -> str:
         if not (part in node if isinstance(node, dict) else isinstance(node, list) and part in range(len(node))):
             break
         node = node[part]
-    inner = str(node).lstrip().startswith(("[", "{"))  # one of several values that were typed together
+    inner = str(node).lstrip().startswith(("[", "{"))  # one item of a typed list or mapping
     shown = str(node).strip() if isinstance(node, Plain) and not inner and not isinstance(given, str) else repr(given)
     if has_credentials(shown):
         return " (not shown: it holds credentials)"

@@ -1,14 +1,7 @@
-"""The model's sections, and what their options were measured to be worth.
+"""The `model` section of the configuration.
 
-`A +.003, -.001` in a docstring is what a change gained or lost on test people of `uci_hapt` (accuracy), all there and
-with 40 % of the modalities missing; B is `stress_predict`, C `physionet2012` (AUROC). One seed, changed from the data
-set's recipe (on A half as long; budgets and dense attention with words of 4 steps). `RESULTS.md` has the intervals:
-where one holds 0, there is no difference to speak of.
-Recipes were chosen on validation data, not by these numbers.
-
-Defaults are what paid on all three sets, `summary: statistics` above all, and the method's plain form where they
-disagree or no difference was seen. They ask for nothing that only some data have, as `normalize: recording` does, which
-pays where people differ. For data of your own start from the nearest recipe.
+Defaults ask for nothing that only some data sets have. For your own data, start from the recipe in `configs/` that is
+nearest to it. Symbols (d, H, k, E, alpha, beta, c, L) are those of the paper (https://arxiv.org/abs/2509.25278).
 """
 
 from __future__ import annotations
@@ -17,131 +10,133 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from maestro_dist.config.metadata import DefinesWeights, Execution
 from maestro_dist.config.sections import Count, NotNegative, Positive, PositiveFloat, Section
 
 
 class StemConfig(Section):
-    """A small convolutional stem inside each modality, before the words."""
+    """A small convolutional network for each modality. It runs on the time steps, before they are cut into words."""
 
     channels: Positive = 32
-    """Channels of the stem's convolutions."""
+    """Channels of each convolution. More channels cost more time and memory."""
     kernel: Positive = 5
-    """Kernel length, in steps (odd)."""
+    """Length of each convolution, in time steps. It must be odd."""
     layers: Positive = 2
-    """Convolutions, each followed by GELU. Two without pooling, in place of four with 2: A -.003, -.001."""
+    """Number of convolutions. Each is followed by GELU. More layers see a longer piece of the signal."""
     pool: Positive = 1
-    """Neighbouring steps that are averaged between two convolutions, as long as what is left of a word can be cut so:
-    with 2, a convolution sees twice as far as the one before, at half the cost."""
+    """Number of neighbouring steps that are averaged between two convolutions; 1 averages none. With 2, the next
+    convolution sees twice as far at half the cost. A convolution skips it once a word can no longer be divided so."""
 
 
 class MoeConfig(Section):
-    """The sparse mixture of experts in the cross-modal layers (the paper: k = 1, E = 4, no balancing loss)."""
+    """The sparse mixture of experts in the cross-modal layers. The paper uses 4 experts, 1 per token."""
 
     experts: Count = 4
-    """Experts E of a layer; 0 puts a plain feed-forward there: A +.000, +.001; C -.005, -.005. Eight in place of four:
-    A -.001, +.000; C -.002, -.001."""
+    """Number of experts E in each cross-modal layer. 0 uses one plain feed-forward network instead."""
     top_k: Positive = 1
-    """Experts k that a token is sent to. One in place of two: A -.001, +.000; C -.001, -.001."""
+    """Number of experts k that each token is sent to. More experts per token cost more time."""
     shared: Count = 0
-    """Experts that every token is sent to besides. None in place of one: A -.001, +.001; C +.000, -.001."""
+    """Number of further experts that process every token."""
     hidden: PositiveFloat = 1.0
-    """Hidden width of an expert, as a multiple of the model width."""
+    """Hidden width of an expert, as a multiple of `model.width`."""
     balance: Literal["none", "bias"] = "none"
-    """bias: a per-expert bias, for selection only, nudged by the observed load after each step: A +.000, +.001; C
-    +.000, -.001."""
+    """How the load of the experts is balanced. bias: each expert has a bias that is added to its score when experts are
+    selected, and that moves a little against its load after each step. Use it where some experts get no tokens."""
     balance_rate: PositiveFloat = 0.001
-    """Size of that nudge."""
+    """How far the bias moves in one step (only with `balance: bias`)."""
 
 
 class ModelConfig(Section):
-    """MAESTRO: symbolic tokens, sparse attention with adaptive budgets, cross-modal sparse attention and experts."""
+    """MAESTRO: symbolic tokens, sparse attention with adaptive budgets, cross-modal attention and experts."""
 
     width: Positive = 64
-    """Model width d."""
-    heads: Positive = 8
-    """Attention heads H; H divides d."""
+    """Width d of the tokens. It must be a multiple of `model.heads`."""
+    heads: Annotated[Positive, DefinesWeights()] = 8
+    """Number of attention heads H. It must divide `model.width`."""
     encoder_layers: Count = 1
-    """Layers inside each modality. None in place of one: A -.003, +.002."""
+    """Number of layers for each modality, before the modalities meet."""
     fusion_layers: Count = 1
-    """Cross-modal layers. None in place of one: A -.004, +.004; C -.006, -.006."""
+    """Number of cross-modal layers. They contain the experts."""
     feedforward: PositiveFloat = 4.0
-    """Hidden width of a feed-forward, as a multiple of d."""
+    """Hidden width of the feed-forward networks, as a multiple of `model.width`."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    """Dropout after the output projection, on the attention of the selected queries and in the feed-forward. .1 in
-    place of .2: A -.005, -.004. .3 in place of .1: C +.001, -.001."""
+    """Dropout probability in attention (after the output projection, and on the attention weights) and in the
+    feed-forward networks. Use more for small data sets."""
     attention_dropout: Annotated[float | None, Field(ge=0.0, lt=1.0)] = None
-    """Dropout on the attention of the selected queries, where it should differ from `dropout`."""
-    alphabet: Annotated[int, Field(ge=2, le=255)] = 20
-    """Number of SAX symbols alpha; symbol 0 means missing."""
+    """Dropout probability on the attention weights; by default `model.dropout`. The fused kernel needs 0."""
+    alphabet: Annotated[int, Field(ge=2, le=255), DefinesWeights()] = 20
+    """Number of SAX symbols alpha. Symbol 0 is reserved for missing values."""
     word: Positive | dict[str, Positive] = 8
-    """Steps a word; one number, or one a modality. 8 or 32 in place of 16 (.16 s, .64 s, .32 s): A -.001, +.005; A
-    +.003, +.007. 12 in place of 48 hours: C -.011, -.010."""
-    normalize: Literal["window", "recording", "dataset"] = "dataset"
-    """Whose mean and deviation make z-scores: the window's, the recording's so far, or the training split's. window in
-    place of recording: A -.018, -.012, of dataset: C +.000, +.000; dataset in place of recording: A -.046, -.057;
-    B -.069, -.056."""
-    embedding: Literal["ordinal", "table", "patch"] = "patch"
-    """ordinal: the symbol as a number; table: a learned row a symbol; patch: table plus the word's own samples. In
-    place of patch with a stem: ordinal A +.002, +.008, table A +.003, -.001; without a stem patch A -.004, -.010,
-    ordinal A -.004, -.014, table A -.008, -.011. In place of ordinal: table C -.002, -.003, patch C -.003, -.006;
-    with a stem C -.003, -.005 and C -.006, -.007. On five folds of C's training people, three seeds: ordinal AUROC
-    .851 and .826, patch .850 and .822."""
-    stem: StemConfig | None = None
-    """Convolutional stem inside each modality; none by default. None in place of one: A -.004, -.010; one of 16
-    channels: C +.001, -.001."""
-    summary: Literal["none", "level", "statistics"] = "statistics"
-    """One more token a present modality: window level, or window statistics; none, as published. In place of
-    statistics: level A +.000, +.005; C -.034, -.030; none A -.008, -.017; B -.062, -.049; C -.127, -.139."""
-    summary_bands: Count = 0
-    """Bands of the spectrum of a modality's words, of equal width in octaves, whose powers are statistics too; 0: none.
-    What rhythm a signal has, pulse and breath among them, shows in words that last some of its periods. None in place
-    of 8: A -.008, -.004, of 24: B -.023, -.022. 8, of hourly means: C -.005, -.003."""
-    summary_pieces: Count = 0
-    """Pieces of a piecewise-linear encoding of each of these statistics, beside its value; 0: its value alone. 16: A
-    +.005, +.008. None in place of 8: C -.006, -.008; 16: C -.003, -.003."""
+    """Number of time steps in a word; each word becomes one token. Give one number, or one for each modality: {acc: 8,
+    temp: 1}. Longer words make shorter sequences."""
+    normalize: Annotated[Literal["window", "recording", "dataset"], DefinesWeights()] = "dataset"
+    """Whose mean and standard deviation normalise the values: those of the window, of the recording up to the window's
+    end, or of the training split. Use recording where people or devices differ from each other."""
+    embedding: Annotated[Literal["ordinal", "table", "patch"], DefinesWeights()] = "patch"
+    """How a word becomes a token. ordinal: from its symbol as a number; table: a learned vector for each symbol; patch:
+    that vector plus a projection of the word's own values. The paper uses ordinal."""
+    stem: Annotated[StemConfig | None, DefinesWeights()] = None
+    """Convolutional stem for each modality; none by default. Use it for waveforms whose shape matters."""
+    summary: Annotated[Literal["none", "level", "statistics"], DefinesWeights()] = "statistics"
+    """One further token for each modality that is present. level: mean and spread of the window; statistics: 18
+    features of the window; none: no such token, as in the paper."""
+    summary_bands: Annotated[Count, DefinesWeights()] = 0
+    """Number of frequency bands, of equal width in octaves, whose power in each word is added to the statistics; 0 adds
+    none. Use it where rhythm matters (pulse, breath, gait) and words last several periods of it."""
+    summary_bins: Count = 0
+    """Number of bins of a piecewise-linear encoding of each statistic, beside its value; 0 uses the value alone. Use it
+    where single statistics matter and thresholds are likely, as in clinical data."""
     attention: Literal["sparse", "dense"] = "sparse"
-    """sparse: full attention for the best queries only; dense: for all: A +.003, +.001; C +.001, -.001."""
-    attention_form: Literal["auto", "plain", "rows", "absorbed"] = "auto"
-    """How sparse attention is computed, all equal: auto takes the cheapest by a cost model (see `model/cost.py`)."""
+    """sparse: full attention for the selected queries only, as in the paper; dense: for all queries. Dense attention
+    takes time that grows with the square of the sequence length."""
+    attention_algorithm: Literal["auto", "plain", "rows", "absorbed"] = "auto"
+    """How sparse attention is computed; all have the same result up to rounding. auto chooses the cheapest by a cost
+    model (`model/attention/registry.py`). Set it to compare speeds only."""
     attention_kernel: Literal["auto", "tiles", "fused"] = "auto"
-    """Attention of the selected queries: own tiles, or torch's fused kernel (auto: where it can, on a GPU)."""
-    keep_scores: bool | None = None
-    """Keep the selected queries' probabilities for the backward, or compute them again (less memory, more time); by
-    default they are kept where they take no more room than two rows of the model's width a token."""
+    """Kernel for the selected queries: own tiles, or the fused kernel of torch. auto uses the fused kernel on a GPU
+    where it can."""
+    keep_attention_weights: bool | None = None
+    """Whether the attention weights of the selected queries are stored for the backward pass. false computes them
+    again: less memory, more time. By default they are stored where they are no larger than two token vectors per
+    token."""
     sample_factor: PositiveFloat = 5.0
-    """c in U = ceil(c ln L), the number of sampled keys. 5, as published, in place of 3: A -.002, -.001."""
+    """Sampling factor c: queries are selected by their scores on ceil(c ln L) sampled keys. Less is faster and selects
+    less exactly."""
     budget: Literal["gate", "reallocate", "fixed"] = "gate"
-    """gate: learned per modality; reallocate: a constant total shared among the present: A +.003, +.005; fixed: beta
-    for all: A +.003, +.005."""
+    """How many queries each modality may select. gate: a learned share of `model.beta`; reallocate: a constant total,
+    shared among the modalities that are present; fixed: `model.beta` for each of them."""
     budget_inputs: Literal["presence", "content"] = "presence"
-    """What the budget gate sees: which modalities are present, or their mean token embedding too: A -.002, -.005."""
+    """What the budget gate sees. presence: which modalities are present; content: their mean token embeddings too."""
     budget_band: NotNegative = 0.0
-    """Selected queries over which the budget's gradient is spread; 0: the boundary query alone."""
+    """Number of selected queries over which the gradient of the budget is spread. 0: the last selected query alone gets
+    it."""
     beta: PositiveFloat = 5.0
-    """Largest budget u of a modality: up to beta ln L queries."""
+    """Largest budget of a modality: its layers select up to beta ln L of L queries."""
     fusion_beta: PositiveFloat = 5.0
-    """Fixed budget of the cross-modal layers."""
-    distil: bool = True
-    """Halve the tokens after each attention (inside each modality's segment). Not halved: A -.002, +.002."""
+    """Budget of the cross-modal layers: they select fusion_beta ln L of L queries."""
+    downsample: Annotated[bool, DefinesWeights()] = True
+    """Halve the number of tokens after the attention of each layer, by a convolution and max-pooling. The paper calls
+    this distilling."""
     layer_scale: PositiveFloat | None = None
-    """Start value of LayerScale on the residual branches; none by default. .1: A -.001, +.006; C -.003, -.004."""
-    checkpoint: Literal["none", "layers"] = "none"
-    """layers: keep only what enters the layers, and compute the rest again in the backward: for long recordings."""
-    tile: Positive | None = None
-    """Tokens at a time in feed-forwards, whose hidden values are then not kept; by default they are. Not in experts."""
+    """Start value of LayerScale, a learned factor on the residual branches; no LayerScale by default. Small values
+    (0.1) help deep models to start stably."""
+    activation_checkpointing: Annotated[Literal["none", "layers"], Execution()] = "none"
+    """layers: store only the inputs of each layer, and compute the rest again in the backward pass. Use it for long
+    recordings that do not fit into memory; a step takes longer."""
+    tile: Annotated[Positive | None, Execution()] = None
+    """Number of tokens that feed-forward networks process at a time; their hidden values are then computed again in the
+    backward pass. By default all tokens at once. Use it (16384, say) to save memory on long recordings."""
     head: Literal["pooled", "additive"] = "additive"
-    """pooled: one head on the pooled tokens: A -.007, -.012; C -.010, -.011. additive: plus one small head a modality.
-    """
+    """pooled: one prediction head on the pooled tokens, as in the paper. additive: one small linear head for each
+    modality is added to it; `task.auxiliary` weights the loss of these heads."""
     pooling: Literal["mean", "attention"] = "mean"
-    """How the last tokens become one for that head: their mean, or a mean weighted by learned scores, in each of the H
-    slices of the channels by itself: A +.003, +.003; C -.009, -.011."""
+    """How the last tokens are pooled for the head: their mean, or a mean weighted by learned scores in each head."""
     head_hidden: NotNegative = 0.0
-    """Hidden width of the head on the pooled tokens, as a multiple of d; 0: none, it is linear. Linear in place of 2: A
-    +.003, +.004, of 4: B -.004, -.003. 4: C -.005, -.006."""
+    """Hidden width of the head on the pooled tokens, as a multiple of `model.width`. 0: the head is linear."""
     moe: MoeConfig = MoeConfig()
     """Experts of the cross-modal layers."""
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether the training split's mean and deviation of a variate are needed, to normalise or for a summary."""
+        """Whether the model needs the mean and deviation of the training split, to normalise or for the summary."""
         return self.normalize == "dataset" or (self.summary != "none" and self.normalize == "window")

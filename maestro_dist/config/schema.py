@@ -1,4 +1,7 @@
-"""The whole configuration, as frozen pydantic models. The docstring under a field is its help text."""
+"""The whole configuration, as frozen pydantic models. The docstring under a field is its help text.
+
+A key that changes where or how a run executes, but not its result, is marked `Execution`; a path or URL `Location`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from maestro_dist.config.callbacks import CallbackConfig
 from maestro_dist.config.learning import AugmentConfig, MissingConfig, OptimConfig, TaskConfig
+from maestro_dist.config.metadata import Execution, Location
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.sections import Count, Positive, Section, Share, Text
 
@@ -15,114 +20,120 @@ _LOG = logging.getLogger(__name__)
 
 
 class RunConfig(Section):
-    """What identifies a run and how its processes are started."""
+    """Name, storage and processes of a run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
-    """Name of the run. The same name and storage continue the same run."""
-    storage: Text = "runs"
-    """Folder or fsspec URL that holds runs, checkpoints and models. Relative paths start at the current folder."""
+    """Name of the run. A command with the same name and storage continues the same run."""
+    storage: Annotated[Text, Location(), Execution()] = "runs"
+    """Folder or fsspec URL for runs, checkpoints and models. Relative paths start at the current folder."""
     seed: int = 2711
-    """Seed of every draw of the run."""
-    start: str | None = None
-    """Another run, one of its checkpoints, or an exported model (folder or URL), whose weights this run begins with.
-    Heads start anew; modalities and symbols must be the same."""
-    launcher: Literal["ray", "inline"] = "ray"
-    """ray: Ray Train workers, on a cluster or a local Ray. inline: this process alone, for debuggers and notebooks."""
-    workers: Positive = 1
-    """Number of workers (processes, ranks). World size = mesh.data x mesh.sequence."""
-    device: Literal["cpu", "cuda"] = "cpu"
+    """Seed of all random draws of the run. The same seed, data and configuration give the same result."""
+    init_from: Annotated[str | None, Location()] = None
+    """A run, one of its checkpoints, or an exported model (folder or URL), whose weights this run starts with; random
+    weights by default. Heads always start anew; modalities and symbols must be the same. Use it after pre-training."""
+    launcher: Annotated[Literal["ray", "inline"], Execution()] = "ray"
+    """ray: workers of Ray Train, on a cluster or a local Ray. inline: this process alone, for debuggers and
+    notebooks."""
+    workers: Annotated[Positive, Execution()] = 1
+    """Number of workers (processes, ranks). It is mesh.data x mesh.sequence."""
+    device: Annotated[Literal["cpu", "cuda"], Execution()] = "cpu"
     """Device of the workers."""
-    cpus_per_worker: Positive = 1
-    """CPU cores that Ray reserves for each worker, and threads that torch uses there."""
-    keep_memory: Literal["none", "small", "all"] = "small"
-    """Freed memory that workers on CPU keep for the next step instead of returning it: faster, the peak higher.
-    `small`: arrays up to 32 MiB; `all`: the others too, for long sequences where memory is plenty (half as much again).
-    """
-    max_failures: Annotated[int, Field(ge=-1)] = 3
-    """How often Ray restarts the workers from the newest checkpoint before the run fails; -1: without limit."""
-    timeout_s: Positive = 300
-    """Time limit of a collective operation, in seconds: a hung worker becomes an error."""
+    cpus_per_worker: Annotated[Positive, Execution()] = 1
+    """Number of CPU cores that Ray reserves for each worker, and of threads that torch uses in it."""
+    allocator_cache: Annotated[Literal["none", "small", "all"], Execution()] = "small"
+    """Freed memory that a worker on CPU keeps for the next step. none: returns it to the system; small: keeps arrays up
+    to 32 MiB; all: keeps all, which is faster on long sequences but needs about half as much memory again."""
+    max_failures: Annotated[int, Field(ge=-1), Execution()] = 3
+    """How often Ray restarts the workers from the newest checkpoint before the run fails; -1: no limit."""
+    timeout_s: Annotated[Positive, Execution()] = 300
+    """Time limit of a collective operation, in seconds. A worker that hangs longer ends the run with an error. Raise it
+    for large models on slow networks."""
 
 
 class MeshConfig(Section):
-    """The grid of ranks: world = data x sequence; expert groups are cut from the world."""
+    """The grid of ranks: world size = data x sequence. Groups of expert ranks are cut from the world."""
 
     data: Positive | None = None
-    """Data-parallel ranks; by default world size / sequence."""
+    """Number of data-parallel ranks; by default run.workers / mesh.sequence."""
     sequence: Positive = 1
-    """Ranks that share the time axis of one sample."""
+    """Number of ranks that share the time axis of each sample. Use it for recordings too long for one worker."""
     sequence_method: Literal["sparse", "ulysses"] = "sparse"
-    """How they attend. sparse: only what the selected queries need crosses ranks, whatever the length; ulysses: each
-    rank gets whole sequences for its share of the heads: dense attention too, but what crosses grows with the length.
-    """
+    """How these ranks attend. sparse: only what the selected queries need crosses ranks, whatever the length; ulysses:
+    each rank gets whole sequences for its share of the heads, so dense attention works, but traffic grows with the
+    length."""
     expert: Positive = 1
-    """Ranks over which the experts of a layer are spread."""
+    """Number of ranks over which the experts of a layer are spread. Use it for many or large experts."""
     expert_movement: Literal["auto", "tokens", "weights"] = "auto"
-    """What travels between these ranks: tokens to their experts, or the experts' weights; by default what is less."""
+    """What travels between these ranks. tokens: the tokens go to their experts; weights: the experts' weights go to the
+    tokens; auto: whichever is fewer bytes."""
 
 
 class SourceConfig(Section):
-    """Raw files to pack when `data.url` holds no manifest yet."""
+    """Raw files that are packed where `data.url` holds no manifest yet."""
 
     converter: Literal["uci_hapt", "stress_predict", "physionet2012"]
     """Converter that reads the raw files."""
-    path: Text
+    path: Annotated[Text, Location()]
     """Folder or archive with the raw files."""
     options: dict[str, str | int | float] = {}
-    """Options of the converter, named as those of `tools/pack_dataset.py`."""
+    """Options of the converter, with the names that `tools/pack_dataset.py` uses."""
 
 
 class DataConfig(Section):
     """Where the samples come from."""
 
-    url: str = ""
-    """Folder or fsspec URL that holds `manifest.json` (for instance s3://bucket/wesad). The only URL a run needs."""
-    source: SourceConfig | None = None
-    """Raw files that are packed to `data.url` first where it holds no manifest; none by default."""
+    url: Annotated[str, Location(), Execution()] = ""
+    """Folder or fsspec URL that holds `manifest.json` (s3://bucket/wesad, say). A run needs no other URL."""
+    source: Annotated[SourceConfig | None, Execution()] = None
+    """Raw files to pack to `data.url` first, where it holds no manifest; none by default."""
     modalities: list[str] | None = None
-    """Modalities to use; by default all of the manifest."""
+    """Names of the modalities to use; by default all that the manifest has."""
     train: Text = "train"
-    """Split to train on."""
+    """Name of the split to train on."""
     validation: Text = "validation"
-    """Split that chooses the best weights."""
+    """Name of the split that chooses the best weights."""
     test: Text = "test"
-    """Split of the one final test."""
+    """Name of the split for the final test."""
     label_share: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)] = 1.0
-    """Share of the training samples that are trained on (which ones: `run.seed` says; a smaller share is part of a
-    larger). Epochs and steps follow; balanced class weights, means and deviations stay those of the whole split."""
+    """Share of the training samples to train on. `run.seed` chooses them; a smaller share is part of a larger one.
+    Class weights, means and deviations stay those of the whole split. Use it to measure learning from few labels."""
     shuffle_shards: Positive = 8
-    """Number of shards in the window within which samples are shuffled (shards themselves are shuffled globally)."""
-    loader_workers: Count = 0
-    """Reader processes a rank; 0 reads in a thread of the worker itself."""
-    prefetch: Positive = 4
-    """Micro-batches that a rank's readers prepare ahead, all together; at least one each."""
-    cache: str | None = None
-    """Local folder for shards of remote data; by default `~/.cache/maestro_dist/shards`, or one of the user below the
-    temporary folder where that cannot be written to."""
-    verify: Literal["size", "sha256"] = "sha256"
-    """How a shard is checked against the manifest when it is first opened."""
-    max_bad_samples: Count = 0
-    """Bad samples (wrong shape, type or label) of the training split that a run skips and names before it stops:
-    different ones, over all ranks, epochs and restarts. A rank knows its own at once; all are counted where metrics are
-    summed (every `tracking.every_steps`, at the end of an epoch, before a checkpoint)."""
-    timeout_s: Positive = 240
-    """How long a reader may show no progress, in seconds, until that becomes an error. Never more than
-    four fifths of `run.timeout_s` is used: else the other ranks would give up first, without knowing why."""
+    """Number of shards whose samples are shuffled together; the order of shards is shuffled over all. More shuffles
+    better and reads from more shards at a time."""
+    loader_workers: Annotated[Count, Execution()] = 0
+    """Number of reader processes for each rank; 0 reads in a thread of the worker. Raise it where training waits for
+    data."""
+    prefetch: Annotated[Positive, Execution()] = 4
+    """Number of micro-batches that the readers of a rank prepare ahead in all; at least one per reader."""
+    cache: Annotated[str | None, Location(), Execution()] = None
+    """Local folder for shards of remote data; by default `~/.cache/maestro_dist/shards`, or a folder of the user in the
+    temporary folder where that is not writable."""
+    verify: Annotated[Literal["size", "sha256"], Execution()] = "sha256"
+    """How a shard is checked against the manifest when it is first opened: by size, which is fast, or by sha256."""
+    max_bad_samples: Annotated[Count, Execution()] = 0
+    """Number of bad training samples (wrong shape, type or label) that a run skips and names before it stops. Different
+    samples are counted, over all ranks, epochs and restarts."""
+    timeout_s: Annotated[Positive, Execution()] = 240
+    """Longest time, in seconds, that a reader may make no progress before the run ends with an error. At most four
+    fifths of `run.timeout_s` are used, so that the error names the reader."""
 
 
 class EngineConfig(Section):
-    """DeepSpeed."""
+    """DeepSpeed: how a step is computed."""
 
-    zero_stage: Literal[1, 2, 3] = 1
-    """ZeRO stage: shards optimizer state (1), gradients too (2), parameters too (3). 0 is taken as 1."""
-    micro_batch: Positive | None = None
-    """Samples a rank takes at a time; by default its whole share of the global batch (no accumulation)."""
+    zero_stage: Annotated[Literal[1, 2, 3], Execution()] = 1
+    """What ZeRO shards over ranks. 1: optimizer state; 2: gradients too; 3: parameters too. 0 is taken as 1. Raise it
+    where a rank has too little memory."""
+    micro_batch: Annotated[Positive | None, Execution()] = None
+    """Number of samples that a rank processes at a time; by default its whole share of the global batch. Lower it to
+    save memory: gradients are then accumulated, with the same result up to rounding."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast; parameters and gradients stay fp32."""
-    overlap_comm: bool = False
-    """Overlap gradient reduction with the backward pass."""
-    offload: Literal["none", "optimizer", "parameters"] = "none"
-    """What lies in the host's memory instead of the GPU's: the optimizer's state; or the parameters too (ZeRO 3)."""
+    """fp32, or bf16 autocast for GPUs; parameters and gradients stay fp32."""
+    overlap_comm: Annotated[bool, Execution()] = False
+    """Overlap gradient reduction with the backward pass. Use it with several GPUs."""
+    offload: Annotated[Literal["none", "optimizer", "parameters"], Execution()] = "none"
+    """What is kept in host memory instead of GPU memory: nothing, the optimizer state, or the parameters too (needs
+    ZeRO 3). It saves GPU memory and takes time."""
 
     @field_validator("zero_stage", mode="before")
     @classmethod
@@ -137,67 +148,72 @@ class EvaluationConfig(Section):
     """Validation, choice of the best weights, and the final test."""
 
     every_epochs: Positive = 1
-    """Epochs between validations; the last epoch always ends with one."""
+    """Number of epochs between validations. The last epoch always ends with one."""
     metric: Literal["auto", "accuracy", "macro_f1", "auroc", "auprc", "loss", "mae", "rmse", "perplexity"] = "auto"
-    """Metric that chooses the best weights; auto: accuracy, MAE for regression, the loss in pre-training."""
+    """Metric that chooses the best weights. auto: accuracy for classification, MAE for regression, the loss in
+    pre-training."""
     rates: list[Share] = [0.0, 0.4]
-    """Missing rates at which validation is scored; the mean over them chooses."""
+    """Missing rates (shares of the modalities removed) of validation. The mean over them chooses the best weights."""
     test_rates: list[Share] = [0.0, 0.1, 0.2, 0.3, 0.4]
-    """Missing rates of the final test and of `evaluate`."""
+    """Missing rates of the final test and of the `evaluate` command."""
     draws: list[Count] = [0, 1, 2]
-    """Mask draws averaged at each rate of the final test; validation uses the first."""
-    batch: Positive = 256
-    """Samples a rank takes at a time."""
-    predictions: bool = True
-    """Keep what the final test answered for each sample, in every scenario, as `predictions.npz` beside the result."""
+    """Numbers of the random masks that are averaged at each rate of the final test. Validation uses the first."""
+    batch: Annotated[Positive, Execution()] = 256
+    """Number of samples that a rank evaluates at a time. It changes speed and memory only."""
+    predictions: Annotated[bool, Execution()] = True
+    """Save the answers of the final test to each sample at each missing rate, as `predictions.npz` beside the
+    result."""
     patience: Positive | None = None
-    """Stop when the metric has not improved for this many validations; never by default."""
+    """Stop early when the metric has not improved for this number of validations; never by default."""
 
 
 class CheckpointConfig(Section):
     """When checkpoints are written and which are kept."""
 
     every_steps: Positive | None = None
-    """Steps between checkpoints, besides one at each validation; none by default."""
+    """Number of steps between checkpoints; by default there is one at each validation only. A restart repeats at most
+    this number of steps."""
     keep_last: Positive = 2
-    """Newest checkpoints kept, besides the best."""
+    """Number of newest checkpoints that are kept, besides the best."""
 
 
 class TrackingConfig(Section):
-    """MLflow."""
+    """MLflow: where metrics, pictures and models are logged."""
 
-    uri: str | None = None
-    """Tracking URI; by default SQLite in `run.storage` (or in `runs/` when the storage is remote)."""
+    uri: Annotated[str | None, Location(service=True)] = None
+    """MLflow tracking URI; by default an SQLite file in `run.storage` (in `runs/` where the storage is remote)."""
     experiment: Text = "maestro_dist"
-    """Experiment name."""
+    """Name of the MLflow experiment."""
     every_steps: Positive = 10
-    """Steps between two records of the training metrics, and between progress lines."""
+    """Number of steps between two records of the training metrics, and between progress lines."""
 
 
 class Config(Section):
     """maestro_dist: train MAESTRO on many unreliable sensors, on a laptop or a cluster."""
 
     run: RunConfig = RunConfig()
-    """The run and its processes."""
-    mesh: MeshConfig = MeshConfig()
+    """Name, storage and processes of the run."""
+    mesh: Annotated[MeshConfig, Execution()] = MeshConfig()
     """The grid of ranks."""
     data: DataConfig = DataConfig()
-    """The samples."""
+    """Where the samples come from."""
     model: ModelConfig = ModelConfig()
     """The model."""
     task: TaskConfig = TaskConfig()
-    """The task."""
+    """What is predicted, and the loss."""
     optim: OptimConfig = OptimConfig()
-    """The optimizer and the length of training."""
+    """Optimizer, schedule and length of training."""
     engine: EngineConfig = EngineConfig()
-    """DeepSpeed."""
+    """DeepSpeed: how a step is computed."""
     missing: MissingConfig = MissingConfig()
-    """The modality-dropout curriculum."""
+    """Modality dropout in training."""
     augment: AugmentConfig = AugmentConfig()
-    """Changes of the training windows."""
+    """Data augmentation in training."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """Validation and test."""
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    """Checkpoints."""
-    tracking: TrackingConfig = TrackingConfig()
+    """Validation and final test."""
+    checkpoint: Annotated[CheckpointConfig, Execution()] = CheckpointConfig()
+    """When checkpoints are written, and which are kept."""
+    tracking: Annotated[TrackingConfig, Execution()] = TrackingConfig()
     """MLflow."""
+    callbacks: Annotated[list[CallbackConfig], Execution()] = []
+    """Callbacks of your own: `[{class: "package.module:Name", options: {...}, secrets: {url: WEBHOOK_URL}}]`."""

@@ -1,4 +1,4 @@
-"""What all sections of the configuration share."""
+"""Base class of all sections of the configuration, and the number types that they use."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, unknown keys refused, field docstrings kept as descriptions."""
+    """Base of all sections: frozen, unknown keys are errors, docstrings below fields are their help."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())

@@ -1,5 +1,8 @@
-"""YAML as it was written. YAML 1.1 guesses what a word without quotes means (`no` is false, `0042` is 34, `1e-3` is
-text); here such a word keeps its text, and `config/fit.py` decides by the key that it belongs to."""
+"""YAML with the texts as they were written.
+
+YAML 1.1 guesses the type of a value without quotes (`no` is false, `0042` is 34, `1e-3` is text). Here it keeps its
+text, and `config/coerce.py` converts it to the type of its key.
+"""
 
 from __future__ import annotations
 
@@ -15,28 +18,28 @@ _SCALARS = {_PLAIN, *(f"{_TAG}{name}" for name in ("int", "float", "bool", "null
 
 
 class Plain(str):
-    """A word without quotes: what it means depends on the type of its key."""
+    """A value without quotes. The type of its key decides what it means."""
 
 
 class Typed(Plain):
-    """What stands behind `=` on the command line: text where `key` takes text, else YAML."""
+    """The value of `key=value` on the command line: text where the key takes text, else YAML."""
 
     key: str
 
     def __new__(cls, text: str, key: str) -> Typed:
-        """`key` is the whole key, for messages."""
+        """`key` is the full name `section.key`, for errors."""
         typed = super().__new__(cls, text)
         typed.key = key
         return typed
 
     def parsed(self) -> Any:
-        """Its values as YAML. Raises `ConfigError`."""
+        """The value read as YAML. Raises `ConfigError` where it is not valid YAML."""
         try:
             return from_yaml(self)
         except yaml.YAMLError:
             raise ConfigError(
-                f"{f'{self.key}={self}'!r}: the value is not valid YAML; a text in a list or mapping that holds other "
-                "than letters and digits may need quotes of its own"
+                f"{f'{self.key}={self}'!r}: the value is not valid YAML; in a list or mapping, a text with other "
+                "characters than letters and digits may need quotes"
             ) from None
 
 
@@ -48,10 +51,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def from_yaml(text: str) -> Any:
-    """The dicts, lists and texts of a YAML document: `Plain` without quotes, `str` with them. Keys of dicts are `str`.
+    """The dicts, lists and texts of a YAML document. Texts are `Plain` without quotes, `str` with quotes.
 
-    An alias (`*name`) becomes a copy. Raises `yaml.YAMLError`: not valid, a key given twice, a tag that makes an
-    object, or more than 100,000 values once aliases are written out.
+    Keys of dicts are `str`. An alias (`*name`) becomes a copy. Raises `yaml.YAMLError` where the text is not valid, a
+    key is given twice, a tag would make an object, or there are more than 100,000 values with all aliases copied.
     """
     left = _MOST_VALUES
 
@@ -68,19 +71,19 @@ def from_yaml(text: str) -> Any:
             return [value(item) for item in node.value]
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
             return mapping(node)
-        raise _error(node, f"the tag {node.tag.replace(_TAG, '!!')} is not for configurations")
+        raise _error(node, f"the tag {node.tag.replace(_TAG, '!!')} is not allowed in a configuration")
 
     def mapping(node: yaml.MappingNode) -> dict[str, Any]:
         own: dict[str, Any] = {}
         merged: dict[str, Any] = {}
         for key, child in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise _error(key, "a key is one word")
+                raise _error(key, "a key must be one word")
             if (key.tag, key.value) == (_PLAIN, "<<"):
                 bases = value(child)
                 for base in bases if isinstance(bases, list) else [bases]:
                     if not isinstance(base, dict):
-                        raise _error(key, "<< takes mappings")
+                        raise _error(key, "<< needs mappings")
                     merged = base | merged
             elif key.value in own:
                 raise _error(key, f"key {key.value!r} is given twice")
@@ -96,7 +99,7 @@ def from_yaml(text: str) -> Any:
 
 
 def child_of(node: dict[str, Any], key: str) -> Any:
-    """`node[key]`, None where it is missing. What was typed there is parsed first, to be changed in place."""
+    """`node[key]`, or None where it is missing. A typed value is parsed first, so that it can be changed in place."""
     child = node.get(key)
     if isinstance(child, Typed):
         child = node[key] = child.parsed()

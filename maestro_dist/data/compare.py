@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.config.words import word_of
+from maestro_dist.config.word_length import word_length
 from maestro_dist.data.manifest import Manifest, ManifestModality
 from maestro_dist.data.reader import SplitSource
 from maestro_dist.errors import DataError
@@ -242,7 +242,7 @@ def _with(manifest: Manifest, lacking: Sequence[Modality], model: ModelConfig) -
     ]
     symbols = manifest.symbols
     if symbols is not None:
-        words = {m.name: word_of(model.word, m.name) for m in lacking}
+        words = {m.name: word_length(model.word, m.name) for m in lacking}
         symbols = symbols.model_copy(update={"word": symbols.word | words})
     return manifest.model_copy(update={"modalities": [*manifest.modalities, *empty], "symbols": symbols})
 

@@ -11,13 +11,13 @@ from maestro_dist.config.learning import MissingConfig
 
 
 def drop_probability(config: MissingConfig, step: int, total_steps: int) -> float:
-    """Probability that a modality is dropped at a step: 0 up to `start`, linear to `p_max` at `full`."""
+    """Probability that a modality is dropped at a step: 0 up to `ramp_start`, linear to `max_rate` at `ramp_end`."""
     share = step / total_steps
-    if share >= config.full:
-        return config.p_max
-    if share <= config.start:
+    if share >= config.ramp_end:
+        return config.max_rate
+    if share <= config.ramp_start:
         return 0.0
-    return config.p_max * (share - config.start) / (config.full - config.start)
+    return config.max_rate * (share - config.ramp_start) / (config.ramp_end - config.ramp_start)
 
 
 def drop_modalities(

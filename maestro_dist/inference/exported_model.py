@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from maestro_dist.config.model import ModelConfig
+from maestro_dist.config.renamed import current
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.errors import CheckpointError
 from maestro_dist.types import Modality
@@ -90,7 +91,7 @@ def read_description(storage: Storage) -> dict[str, Any]:
 
 def model_config(description: Mapping[str, Any]) -> ModelConfig:
     """The configuration that `model.json` holds."""
-    return ModelConfig.model_validate(description["model"])
+    return ModelConfig.model_validate(current(description["model"], "model"))
 
 
 def modalities_of(description: Mapping[str, Any]) -> list[Modality]:

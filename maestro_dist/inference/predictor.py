@@ -67,7 +67,7 @@ def load_model(folder: str | Path, *, device: str = "cpu") -> Predictor:
     if task.kind == "pretrain":
         raise CheckpointError(
             f"{storage.name()}: this model was pre-trained only and has no head to answer with; fine-tune it first "
-            "(run.start)"
+            "(run.init_from)"
         )
     weights = read_weights(storage)
     model = Maestro(model_config(description), modalities_of(description), len(task.classes) or 1, seed=0)

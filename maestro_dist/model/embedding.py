@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.config.words import word_of
+from maestro_dist.config.word_length import word_length
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.model import sax
 from maestro_dist.model.context import OneProcess, SequenceContext
@@ -26,7 +26,7 @@ _TOGETHER = 1 << 20
 
 def word_steps(config: ModelConfig, name: str) -> int:
     """Steps of a word of modality `name`."""
-    return word_of(config.word, name)
+    return word_length(config.word, name)
 
 
 class Prepared(NamedTuple):
@@ -69,7 +69,7 @@ class Embedding(nn.Module):
         self.summary: Summary | None = None
         if config.summary != "none":
             bands = spectral_bands(self.word, config.summary_bands)
-            given = modality.variates, config.summary, config.width, sequence, config.summary_pieces, bands
+            given = modality.variates, config.summary, config.width, sequence, config.summary_bins, bands
             self.summary = Summary(*given)
 
     @property

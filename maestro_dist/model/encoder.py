@@ -25,10 +25,15 @@ class Layer(nn.Module):
         self, name: str, config: ModelConfig, factor: float, feed: nn.Module, seed: int, sequence: SequenceContext
     ) -> None:
         super().__init__()
-        self.name, self.seed, self.dropout, self.checkpoint = name, seed, config.dropout, config.checkpoint
+        self.name, self.seed, self.dropout, self.checkpoint = (
+            name,
+            seed,
+            config.dropout,
+            config.activation_checkpointing,
+        )
         self.attention = Attention(f"{name}.attention", config, factor, seed, sequence)
         self.attention_norm = ResidualNorm(config.width)
-        self.downsample = Downsample(config.width, sequence) if config.distil else None
+        self.downsample = Downsample(config.width, sequence) if config.downsample else None
         self.feed = feed
         self.feed_norm = ResidualNorm(config.width)
         start = config.layer_scale

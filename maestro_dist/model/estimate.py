@@ -52,7 +52,7 @@ def forward_operations(config: ModelConfig, modalities: Sequence[Modality]) -> i
             shape = AttentionShape.of(config, before, config.beta)
             attended = planned_variant(config, shape).attended_queries(shape)
             total += before * width * (8 * width + 4 * attended + 2 * shape.sampled)
-            total += after * width * (4 * hidden * times + 6 * width * config.distil)
+            total += after * width * (4 * hidden * times + 6 * width * config.downsample)
     if config.stem is not None:
         channels, kernel = config.stem.channels, config.stem.kernel
         for modality in modalities:
@@ -73,5 +73,5 @@ def tokens_by_depth(config: ModelConfig, modality: Modality) -> list[int]:
     lead = int(config.summary != "none")
     words = [-(-modality.steps // word_steps(config, modality.name))]
     for _ in range(config.encoder_layers + config.fusion_layers):
-        words.append(-(-words[-1] // 2) if config.distil else words[-1])
+        words.append(-(-words[-1] // 2) if config.downsample else words[-1])
     return [lead + count for count in words]

@@ -173,7 +173,7 @@ class Trunk(nn.Module):
         """Flat tokens of each modality at depth 0, and the masks and counts of all depths."""
         tokens, parts, words, summaries = [], [], [], []
         lead = int(self.config.summary != "none")
-        again = self.config.checkpoint == "layers"
+        again = self.config.activation_checkpointing == "layers"
         prepared: dict[str, Prepared] = {}
         if (
             not again and self.sequence.size == 1
@@ -193,7 +193,7 @@ class Trunk(nn.Module):
             tokens.append(embedded.flatten(0, 1))
             words.append(observed)
             summaries.append(summary)
-        halves = [self.config.distil] * (self.config.encoder_layers + self.config.fusion_layers)
+        halves = [self.config.downsample] * (self.config.encoder_layers + self.config.fusion_layers)
         entering = EnteringTokens(parts, words, summaries, rows, len(batch))
         return tokens, layout.plan_depths(entering, halves, self.sequence)
 
@@ -213,7 +213,7 @@ class Trunk(nn.Module):
 
     def _times(self, joint: TokenLayout) -> list[Tensor]:
         """Time codes [L_j, d] of the columns that enter the cross-modal layers; zeros for summary tokens."""
-        stride = 2**self.config.encoder_layers if self.config.distil else 1
+        stride = 2**self.config.encoder_layers if self.config.downsample else 1
         codes = []
         for part, word, modality in zip(joint.parts, self.words, self.modalities, strict=True):
             index = (part.words, part.first_word, stride)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from maestro_dist.config.learning import PretrainConfig
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.config.words import hidden_word_of
+from maestro_dist.config.word_length import hidden_word_length
 from maestro_dist.model.attention import AttentionShape, planned_variant
 from maestro_dist.model.attention.variant import AttentionMemory, stores_probabilities
 from maestro_dist.model.embedding import word_steps
@@ -24,8 +24,8 @@ _GAPS, _GAPS_AGAIN, _GAPS_MAPPED = 1.55, 1.9, 1.1
 """Memory for each byte in use: it includes small arrays that are not counted, and gaps between arrays.
 
 The C library maps arrays of 32 MiB and more separately, without gaps. Smaller arrays are on a heap that never shrinks
-and has gaps, more of them where layers are computed again. The setting `run.keep_memory: small` and huge pages change
-the peak of a process by up to a fifth.
+and has gaps, more of them where layers are computed again. `run.allocator_cache: small` and huge pages change the peak of
+a process by up to a fifth.
 """
 
 
@@ -110,7 +110,7 @@ def memory_estimate(config: ModelConfig, modalities: Sequence[Modality], setup: 
     Tokens are assumed to be spread evenly over the experts.
     """
     micro_batch, pretrain = setup.micro_batch, setup.pretrain
-    again = config.checkpoint == "layers"
+    again = config.activation_checkpointing == "layers"
     segments = _segments(config, modalities, micro_batch, setup.exchanges_heads)
     if pretrain is not None:
         segments = [_hidden(modalities, micro_batch), *segments, *_decoder(config, pretrain, modalities, micro_batch)]
@@ -202,7 +202,7 @@ def _decoder(
     """Cross attention of the words to predict over the inputs and the outputs of the cross-modal layers."""
     width, asked, symbols = config.width, 0, 0
     for modality in modalities:
-        word = hidden_word_of(pretrain, modality.name, word_steps(config, modality.name))
+        word = hidden_word_length(pretrain, modality.name, word_steps(config, modality.name))
         most = min(pretrain.predict, -(-modality.steps // word))
         asked, symbols = asked + most, symbols + most * modality.variates
     lengths = [tokens_by_depth(config, modality) for modality in modalities]
@@ -212,7 +212,9 @@ def _decoder(
         tokens = sum(own[depth] for own in lengths)
         # keys and values, padded to samples, are stored; one is padded at a time, and all have gradients
         array = float(samples * tokens * width)
-        keeps = stores_probabilities(config.keep_scores, AttentionShape(tokens, width, config.heads, 0, asked))
+        keeps = stores_probabilities(
+            config.keep_attention_weights, AttentionShape(tokens, width, config.heads, 0, asked)
+        )
         kept = 2 * array + (samples * config.heads * asked * tokens if keeps else 0) + 3.0 * samples * asked * width
         segments.append(_MemorySegment(array, 0.0, kept, kept + array, kept + 3 * array))
     queries, scores = float(samples * asked * width), float(samples * symbols * config.alphabet)
@@ -227,9 +229,9 @@ def _layer(
     """Attention with residual, norm and downsampling of `before` tokens a sample; then the rest on `after` tokens."""
     width, entering, leaving = float(config.width), float(samples * before), float(samples * after)
     small = 6.0  # of a token: statistics of the norm, keys of draws
-    halves = after / before * width if config.distil and before else 0.0
+    halves = after / before * width if config.downsample and before else 0.0
     # the residual sum; for downsampling its norm too
-    kept = attention.kept + small + width * (2 if config.distil else 1)
+    kept = attention.kept + small + width * (2 if config.downsample else 1)
     normed = attention.kept + small + 3 * width  # branch, sum and norm
     attend = _MemorySegment(
         entering * width,
@@ -268,4 +270,4 @@ def _attention(config: ModelConfig, length: int, factor: float, exchanges_heads:
     """Floats of attention over `length` tokens, or over the slice of a rank that exchanges heads."""
     shape = AttentionShape.of(config, length, factor)
     variant = planned_variant(config, shape, exchanges_heads=exchanges_heads)
-    return variant.memory(shape, keep_scores=config.keep_scores, exchanges_heads=exchanges_heads)
+    return variant.memory(shape, keep_attention_weights=config.keep_attention_weights, exchanges_heads=exchanges_heads)

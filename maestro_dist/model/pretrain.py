@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from maestro_dist import rng
 from maestro_dist.config.learning import PretrainConfig
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.config.words import hidden_word_of
+from maestro_dist.config.word_length import hidden_word_length
 from maestro_dist.errors import DataError
 from maestro_dist.model.attention.kernel import AttendOptions, attend
 from maestro_dist.model.attention.variant import AttentionShape, stores_probabilities
@@ -79,7 +79,7 @@ class CrossAttention(nn.Module):
     def __init__(self, config: ModelConfig, sequence: SequenceContext) -> None:
         super().__init__()
         width = config.width
-        self.heads, self.keep_scores, self.sequence = config.heads, config.keep_scores, sequence
+        self.heads, self.keep_attention_weights, self.sequence = config.heads, config.keep_attention_weights, sequence
         self.query, self.key = Linear(width, width), Linear(width, width, bias=False)
         self.value, self.output = Linear(width, width), Linear(width, width)
 
@@ -88,7 +88,7 @@ class CrossAttention(nn.Module):
         key, value = (self._heads(layout.padded(part)) for part in (self.key(tokens), self.value(tokens)))
         query = self._heads(self.query(x) * (x.shape[2] // self.heads) ** -0.5)
         shape = AttentionShape(layout.capacity, x.shape[2], self.heads, 0, x.shape[1])
-        store = stores_probabilities(self.keep_scores, shape)
+        store = stores_probabilities(self.keep_attention_weights, shape)
         out, total = attend(query, key, value, AttendOptions(bias=layout.bias, store=store, lengths=layout.ragged))
         assert total is not None
         out = self.sequence.merge_attention(out, total) * (layout.observed > 0).to(out.dtype)[:, None, None, None]
@@ -163,7 +163,9 @@ class PretrainModel(Trunk):
         """`seed` keys initial values and masks; the rest as for `Maestro`."""
         super().__init__(config, modalities, seed=seed, sequence=sequence, experts=experts)
         self.pretrain, self.seed = pretrain, seed
-        self.steps = [hidden_word_of(pretrain, name, word) for name, word in zip(self.names, self.words, strict=True)]
+        self.steps = [
+            hidden_word_length(pretrain, name, word) for name, word in zip(self.names, self.words, strict=True)
+        ]
         self.asked_time = TimeCode(config.width, self.modalities, self.steps)
         lengths = [-(-m.steps // word) for m, word in zip(self.modalities, self.steps, strict=True)]
         self.spans = [max(1, min(pretrain.span, length // 4)) for length in lengths]

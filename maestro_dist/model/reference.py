@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.config.words import word_of
+from maestro_dist.config.word_length import word_length
 from maestro_dist.types import Modality
 
 Tokens = tuple[Tensor, Tensor]
@@ -34,7 +34,7 @@ class ReferenceModel:
             raise NotImplementedError("the reference has no stem, summary, attention pool, deep head or reallocation")
         self.config, self.weights = config, weights
         self.modalities = sorted(modalities, key=lambda modality: modality.name)
-        self.words = {m.name: word_of(config.word, m.name) for m in self.modalities}
+        self.words = {m.name: word_length(config.word, m.name) for m in self.modalities}
 
     def __call__(self, sample: Mapping[str, Tensor]) -> Tensor:
         """Windows [T_j, D_j] of the modalities that are there, NaN for a gap -> logits [C]."""
@@ -109,7 +109,7 @@ class ReferenceModel:
         branch[mask] = self.attention(f"{prefix}.attention", x[mask], budget)
         x = self.norm(f"{prefix}.attention", x, branch)
         pieces = [*zip(x.split([len(m) for _, m in parts]), (m for _, m in parts), strict=True)]
-        if self.config.distil:
+        if self.config.downsample:
             pieces = [self.downsample(f"{prefix}.downsample.convolution", *piece) for piece in pieces]
         x = torch.cat([tokens for tokens, _ in pieces])
         feed = self.experts if f"{prefix}.feed.router.weight" in self.weights else self.feed_forward
@@ -152,7 +152,7 @@ class ReferenceModel:
     def with_modality_and_time(self, name: str, tokens: Tokens) -> Tokens:
         """(8) Before the cross-modal layers: z_j + ME_j + PE, the learned embedding of the modality and the time."""
         j = [modality.name for modality in self.modalities].index(name)
-        stride = 2**self.config.encoder_layers if self.config.distil else 1
+        stride = 2**self.config.encoder_layers if self.config.downsample else 1
         code = self.time_code(self.modalities[j], len(tokens[0]), stride)
         return tokens[0] + self.weights["modality_embedding.weight"][j] + code, tokens[1]
 

@@ -1,4 +1,4 @@
-"""The optimizer, the average of the weights and the schedules."""
+"""The optimizer, the moving average of the weights, and the schedules."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The moving average of the weights (`optim.ema`): one more state tensor of the optimizer.
+"""The exponential moving average of the weights (`optim.ema`), as one more state tensor of the optimizer.
 
-Being a state tensor, it is sharded, saved, resharded and restored as the moments are, and a step that is skipped leaves
-it alone.
+DeepSpeed and checkpoints treat it like the moments: they shard, save, reshard and restore it. A skipped step does not
+change it.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 AVERAGE = "average"
-"""Name of the state tensor. Beside it the state holds `step`, the number of steps taken, whatever the optimizer."""
+"""Name of the state tensor. The state also holds `step`, the number of steps taken, with each optimizer."""
 
 
 def decay_at(decay: float, steps: int) -> float:
-    """Share of the old average that stays when `steps` steps have gone before: min(decay, (1 + t) / (10 + t)).
+    """Share of the old average that stays after t = `steps` earlier steps: min(decay, (1 + t) / (10 + t)).
 
-    The rising start is that of TensorFlow's ExponentialMovingAverage: early weights are soon forgotten.
+    The decay starts low, so that early weights soon lose their influence, as in TensorFlow's ExponentialMovingAverage.
     """
     return min(decay, (1 + steps) / (10 + steps))
 
 
 def keep_average(optimizer: Optimizer, decay: float) -> None:
-    """Let `optimizer` (AdamW or SGD) average the weights after each of its steps.
+    """Make `optimizer` (AdamW or SGD) average the weights after each of its steps.
 
-    The first step sets the average to the weights it made: initial weights are no part of it. A hook does it, so that
-    the optimizer stays of its own class, which DeepSpeed and checkpoints know by name.
+    The first step sets the average to the weights after that step; the initial weights are not in it. A hook does this,
+    because DeepSpeed and checkpoints know the optimizer by the name of its class, which must not change.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The optimizer with its parameter groups: decayed or not, and experts that are spread over ranks by themselves."""
+"""The optimizer and its parameter groups: with or without weight decay, and experts that are spread over ranks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ NO_DECAY_NAMES = ("embedding", "table", "bias")
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
-    """AdamW or SGD over all parameters of `model`, weight decay on matrices only.
+    """AdamW or SGD over all parameters of `model`, with weight decay on matrices only.
 
-    A parameter decays if it has two or more dimensions and neither its own name nor that of the module it sits in (the
-    last two parts of its full name) says embedding, table or bias. Decaying a learned row punishes rare symbols, which
-    seldom get a gradient to answer with. Norms and scales have one dimension. Being a function of name and shape
-    alone, the split is the same on every rank and after every restart. SGD's decay is the usual coupled one (added to
-    the gradient). With `optim.ema` it averages the weights too (see `average`).
+    A parameter decays if it has two or more dimensions, and if neither its own name nor the name of its module (the
+    last two parts of the full name) contains embedding, table or bias. Learned vectors of symbols do not decay, because
+    rare symbols seldom get a gradient that would restore them. Norms and scales have one dimension. The groups depend
+    on names and shapes only, so they are the same on every rank and after every restart. AdamW's decay is decoupled;
+    SGD's decay is added to the gradient. With `optim.ema` the optimizer averages the weights too (see `average`).
     """
     import torch
 
@@ -31,7 +31,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
         if (spread, wanted) not in groups:
             decay = config.weight_decay if wanted else 0.0
             groups[spread, wanted] = {"params": [], "weight_decay": decay, "name": "decay" if wanted else "rest"}
-            if spread is not None:  # DeepSpeed finds the ranks that share a group's experts by the group's name
+            if spread is not None:  # DeepSpeed uses the name of a group to find the ranks that share its experts
                 groups[spread, wanted] |= {"name": spread, "moe": True}
         groups[spread, wanted]["params"].append(parameter)
     ordered = sorted(groups.items(), key=lambda item: (item[0][0] is not None, not item[0][1]))

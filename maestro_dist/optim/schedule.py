@@ -1,4 +1,4 @@
-"""The learning rate, and the momentum that may go with it: pure functions of the step."""
+"""Schedules of the learning rate and the momentum: pure functions of the step."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _FIRST = 1 / 25
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
-    """Learning rate of 0-based optimizer step `step` of a run of `total_steps`.
+    """Learning rate of optimizer step `step` (the first is 0) in a run of `total_steps`.
 
-    Linear warm-up over the first `round(warmup * total_steps)` steps: step s of w takes `(s + 1) / w` of the peak, so
-    the first step already moves the weights. Then constant, or half a cosine from the peak at step w down to
-    `final_lr * lr` at the last step and after it. one_cycle rises by half a cosine, from a 25th of the peak at step 0
-    to the peak at step w, and comes down as the cosine does (Smith & Topin, Super-Convergence, 2018).
+    Warm-up over the first w = round(warmup * total_steps) steps is linear: step s uses (s + 1) / w of the peak, so the
+    first step already changes the weights. After it the rate is constant, or falls by half a cosine from the peak at
+    step w to `final_lr * lr` at the last step, and stays there. With one_cycle the warm-up is half a cosine from a 25th
+    of the peak at step 0 to the peak at step w (Smith & Topin, Super-Convergence, 2018).
     """
     warmup = round(config.warmup * total_steps)
     if step < warmup and config.schedule == "one_cycle":
@@ -29,10 +29,10 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
 
 
 def momentum(config: OptimConfig, step: int, total_steps: int) -> float | None:
-    """SGD's momentum, or AdamW's first decay rate, of a step of the one-cycle schedule; None: as it was set.
+    """Momentum of SGD, or first decay rate of AdamW, at a step of the one-cycle schedule. None: it does not change.
 
-    It goes against the learning rate: from what is set down to `low_momentum` at the peak, and back. SGD without
-    momentum stays without.
+    It moves against the learning rate: from the configured value down to `low_momentum` at the peak, and back. SGD
+    with momentum 0 keeps it.
     """
     high = config.momentum if config.optimizer == "sgd" else config.betas[0]
     if config.schedule != "one_cycle" or high == 0.0:
@@ -44,10 +44,10 @@ def momentum(config: OptimConfig, step: int, total_steps: int) -> float | None:
 
 
 def _descent(step: int, warmup: int, total_steps: int) -> float:
-    """Share of the way from the peak at step `warmup` to the last step; 1 after it."""
+    """How far a step is from the peak at step `warmup` (0) to the last step (1); 1 after the last step."""
     return min(1.0, (step - warmup) / max(1, total_steps - 1 - warmup))
 
 
 def _between(start: float, end: float, share: float) -> float:
-    """Half a cosine from `start` at 0 to `end` at 1."""
+    """Half a cosine from `start` at share 0 to `end` at share 1."""
     return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * share))

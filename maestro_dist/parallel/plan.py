@@ -226,7 +226,7 @@ def _gathered(config: Config, mesh: Mesh, movement: Movement, parameters: int) -
     if mesh.expert > 1 and movement == "weights":
         # of all layers until their backward, or of one if layers are computed again; and the gradient of one layer
         layer = experts // model.fusion_layers
-        held += (layer if model.checkpoint == "layers" else experts) + layer
+        held += (layer if model.activation_checkpointing == "layers" else experts) + layer
     return held * FLOAT
 
 

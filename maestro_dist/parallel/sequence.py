@@ -30,7 +30,7 @@ def time_cuts(steps: int, unit: int, ranks: int) -> list[int]:
 
 def model_cuts(config: ModelConfig, modalities: Sequence[Modality], ranks: int) -> dict[str, list[int]]:
     """The slices of each modality, in steps: their bounds lie on words that no downsampling layer joins with others."""
-    halvings = config.encoder_layers + config.fusion_layers if config.distil else 0
+    halvings = config.encoder_layers + config.fusion_layers if config.downsample else 0
     return {m.name: time_cuts(m.steps, word_steps(config, m.name) * 2**halvings, ranks) for m in modalities}
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.schema import Config
-from maestro_dist.config.words import word_of
+from maestro_dist.config.word_length import word_length
 from maestro_dist.model.attention import AttentionShape, AttentionVariant, planned_variant
 from maestro_dist.model.attention.variant import SequenceSharding
 from maestro_dist.model.estimate import expert_parameters, tokens_by_depth
@@ -96,7 +96,7 @@ def sequence_traffic(
     model, count = config.model, len(modalities)
     if ranks == 1:
         return []
-    forwards = 2 if model.checkpoint == "layers" else 1
+    forwards = 2 if model.activation_checkpointing == "layers" else 1
     sharding = SequenceSharding(ranks, 2 if config.engine.precision == "bf16" else FLOAT, forwards)
     found: list[Traffic] = []
     for length, held, factor in _attention_layers(model, modalities, slices):
@@ -105,7 +105,7 @@ def sequence_traffic(
 
     layers = model.encoder_layers + model.fusion_layers
     ahead = back = 0.0
-    if model.distil:
+    if model.downsample:
         ends = 2 * model.width * FLOAT * layers * count
         masks = 2 * FLOAT * layers * count
         ahead, back = forwards * (ends + masks) + masks, ends * ranks
@@ -130,7 +130,7 @@ def _moments(model: ModelConfig, modality: Modality) -> int:
     """Bytes of a window's count, mean and squares, and of the features of its summary token, for each variate."""
     if model.summary == "none":
         return 24 if model.normalize == "window" else 0
-    bands = len(spectral_bands(word_of(model.word, modality.name), model.summary_bands))
+    bands = len(spectral_bands(word_length(model.word, modality.name), model.summary_bands))
     if model.summary != "statistics" and not bands:
         return 24
     return 24 + 8 * (EXTREMES + SUMS + bands)
@@ -144,7 +144,7 @@ def expert_traffic(model: ModelConfig, slices: Sequence[Modality], ranks: int, m
     """
     if ranks == 1:
         return []
-    forwards = 2 if model.checkpoint == "layers" else 1
+    forwards = 2 if model.activation_checkpointing == "layers" else 1
     if movement == "tokens":
         tokens = sum(expert_tokens(model, slices))
         communicated_bytes = 2 * (forwards + 1) * tokens * model.moe.top_k * model.width * FLOAT

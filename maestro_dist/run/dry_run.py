@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 
+from maestro_dist.config.paths import with_absolute_paths
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import MANIFEST_NAME, Manifest
 from maestro_dist.data.storage import Storage, redact
 from maestro_dist.parallel.mesh import build_mesh
-from maestro_dist.run.launch import absolute, interruptible, prepare_data
+from maestro_dist.run.launch import interruptible, prepare_data
 from maestro_dist.run.summary import described, print_start
 from maestro_dist.system.memory import available
 from maestro_dist.training.builder import first_batch
-from maestro_dist.training.pretrained_weights import check_start
+from maestro_dist.training.pretrained_weights import check_pretrained
 from maestro_dist.training.teachers import check_teachers
 
 _TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -33,7 +34,7 @@ def dry_run(config: Config) -> int:
     where this machine could not take it. Nothing is left behind, also where the dry run is stopped.
     """
     with interruptible(), TemporaryDirectory(prefix="maestro_dist-dry-run-") as folder, _caches_in(folder):
-        return _dry_run(_kept_in(folder, absolute(config)))
+        return _dry_run(_kept_in(folder, with_absolute_paths(config)))
 
 
 @contextmanager
@@ -72,7 +73,7 @@ def _kept_in(folder: str, config: Config) -> Config:
 def _dry_run(config: Config) -> int:
     manifest, shards = prepare_data(config, bare=True)
     print_start(config, manifest)
-    if start := check_start(config, manifest):
+    if start := check_pretrained(config, manifest):
         print(f"start      weights of {redact(start)}")
     check_teachers(config, manifest)
     for teacher in config.task.teachers:

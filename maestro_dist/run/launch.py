@@ -6,7 +6,7 @@ import os
 
 from maestro_dist.callbacks.final_test import RESULT_FILE
 from maestro_dist.config.check import check_modalities
-from maestro_dist.config.places import absolute
+from maestro_dist.config.paths import with_absolute_paths
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.storage import Storage, redact
@@ -23,7 +23,7 @@ def launch(config: Config) -> int:
     """Train `config` to its end, or continue it. Returns the exit code; raises `MaestroError`."""
     from maestro_dist.run.summary import print_start
 
-    config = absolute(config)
+    config = with_absolute_paths(config)
     for name, value in environment(config).items():
         os.environ.setdefault(name, value)  # an inline run trains in this process
     run = Storage(config.run.storage).join(config.run.name)
@@ -54,6 +54,7 @@ def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> 
     Returns the manifest and whether there are shards; with `bare` it may come without any. `begun`: the run is no
     new one.
     """
+    from maestro_dist.callbacks.configured import check_callbacks
     from maestro_dist.data.augment import check_augment
     from maestro_dist.data.check import check_shards, has_shards
     from maestro_dist.data.fitness import check_metric, check_splits
@@ -61,6 +62,7 @@ def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> 
     from maestro_dist.training.builder import build_task
 
     build_mesh(config.mesh, world=config.run.workers)
+    check_callbacks(config)
     source = config.data.source
     if source and not Storage(config.data.url).exists("manifest.json"):
         from maestro_dist.data.prepare import check_place, prepare

@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from maestro_dist.config.check import check_resume, identity
-from maestro_dist.config.load import to_yaml
+from maestro_dist.config.dump import to_yaml
+from maestro_dist.config.identity import check_resume, run_identity
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import MANIFEST_NAME, Manifest
 from maestro_dist.data.storage import ObjectMissing, Storage, redact
 from maestro_dist.errors import RunError
 from maestro_dist.parallel.mesh import build_mesh
-from maestro_dist.training.pretrained_weights import check_start
+from maestro_dist.training.pretrained_weights import check_pretrained
 from maestro_dist.training.teachers import check_teachers
 
 RUN_FILE = "run.json"
@@ -26,7 +26,7 @@ class RunRecord(BaseModel):
     """The record of a run, written before anything else and updated only by the driver that holds the lease.
 
     `token` marks the MLflow run: a driver that died before it could write the run's id down finds it again. `start` is
-    the place of the weights that it began with (`run.start` may name a run that goes on).
+    the place of the weights that it began with (`run.init_from` may name a run that goes on).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,14 +47,16 @@ def begin(config: Config, manifest: Manifest, run: Storage) -> RunRecord:
 
     Raises:
         ConfigError: the run was begun with another configuration; the differences are listed. Or it is new, and
-            `run.start` or `task.teachers` names a model that does not fit.
+            `run.init_from` or `task.teachers` names a model that does not fit.
         RunError: it was begun on other data, the record is damaged, or a first start finds no tracking server.
     """
     record = _read(run)
     if record is None:
-        start = check_start(config, manifest)
+        start = check_pretrained(config, manifest)
         check_teachers(config, manifest)
-        record = RunRecord(identity=identity(config), data=manifest.fingerprint(), token=uuid.uuid4().hex, start=start)
+        record = RunRecord(
+            identity=run_identity(config), data=manifest.fingerprint(), token=uuid.uuid4().hex, start=start
+        )
         write(run, record)
         run.write(f"{DATA_FOLDER}/{MANIFEST_NAME}", manifest.model_dump_json(indent=1).encode())
     _check_same(config, manifest, record)
@@ -117,7 +119,7 @@ def _tracked(config: Config, run: Storage, record: RunRecord) -> RunRecord:
         config.tracking.experiment,
         config.run.name,
         run_id=run_id,
-        params=identity(config),
+        params=run_identity(config),
         tags=_tags(config, run, record.token),
     )
     found = {"tracking_uri": uri, "mlflow_run": tracked.run_id, "start_ms": tracked.start_ms or record.start_ms}

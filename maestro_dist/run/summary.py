@@ -79,7 +79,8 @@ def print_start(config: Config, manifest: Manifest) -> None:
     if free is not None and fullest.total_memory > free:
         rows["warning"] = (
             f"a rank needs more than the {_mib(free)} that this machine has free; what makes it less: "
-            "model.checkpoint=layers, model.tile=16384, model.keep_scores=false, a smaller engine.micro_batch"
+            "model.activation_checkpointing=layers, model.tile=16384, model.keep_attention_weights=false, "
+            "a smaller engine.micro_batch"
         )
     for name, text in rows.items():
         print(f"{name:11}{text}")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from maestro_dist.config.renamed import current
 from maestro_dist.config.schema import Config
 from maestro_dist.data.compare import Answer
 from maestro_dist.data.storage import ObjectMissing, Storage
@@ -100,7 +101,7 @@ def _read(run: Storage) -> dict[str, Any]:
     import yaml
 
     try:
-        tree = yaml.safe_load(run.read(CONFIG))
+        tree = current(yaml.safe_load(run.read(CONFIG)))
         sections = {name: dict(tree[name]) for name in ("data", "evaluation")}
         for key in ("url", "test"):
             if not isinstance(sections["data"][key], str):

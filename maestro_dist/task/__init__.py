@@ -36,7 +36,8 @@ def make_task(
         return Pretraining()
     if kind == "none":
         raise ConfigError(
-            "task.kind: the data has no labels; use task.kind=pretrain, then train on data that has some (run.start)"
+            "task.kind: the data has no labels; use task.kind=pretrain, then train on data that has some "
+            "(run.init_from)"
         )
     if config.kind not in ("auto", kind):
         raise ConfigError(f"task.kind={config.kind}: the data is for {kind}; use task.kind=auto")

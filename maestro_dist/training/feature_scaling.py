@@ -1,6 +1,7 @@
-"""Where the features of the summary tokens start: mean 0 and deviation 1 over the first training samples.
+"""Scale the features of the summary tokens to mean 0 and standard deviation 1 over the first training samples.
 
-The same for any number of workers: rank 0 measures the samples that the run's order begins with, and tells the others.
+Rank 0 measures the first samples in the order of the run and broadcasts the result, so it is the same for any number of
+workers.
 """
 
 from __future__ import annotations
@@ -26,15 +27,16 @@ if TYPE_CHECKING:
     from maestro_dist.parallel.mesh import Mesh
 
 SAMPLES, NUMBERS = 2048, 1 << 26
-"""How many samples are measured: so many, or fewer where they hold more numbers than this together (one at least)."""
+"""At most this many samples are measured, and at most this many numbers in all; at least one sample."""
 
-_AT_ONCE = 1 << 22  # numbers of a batch
+_AT_ONCE = 1 << 22  # numbers in a batch
 
 
 def standardise(model: Trunk, config: Config, manifest: Manifest, mesh: Mesh) -> None:
-    """Fill `shift` and `log_scale` of the summaries of a new model, before it is sharded. Collective.
+    """Set `shift` and `log_scale` of the summary modules of a new model, before it is sharded. All ranks call it.
 
-    Raises DataError where the samples cannot be read.
+    Raises:
+        DataError: samples cannot be read.
     """
     import torch
 
@@ -57,7 +59,7 @@ def standardise(model: Trunk, config: Config, manifest: Manifest, mesh: Mesh) ->
 
 
 def first_samples(config: Config, manifest: Manifest, modalities: list[Modality]) -> Iterator[Batch]:
-    """The training samples that the run's first epoch begins with, as they are: complete and not augmented."""
+    """The first training samples of the first epoch: complete, not augmented."""
     split = manifest.split(config.data.train)
     order = epoch_order(config.run.seed, 0, split.shard_samples, config.data.shuffle_shards)
     numbers = max(1, sum(modality.steps * modality.variates for modality in modalities))
@@ -70,7 +72,7 @@ def first_samples(config: Config, manifest: Manifest, modalities: list[Modality]
 
 
 def moments(model: Trunk, batches: Iterable[Batch]) -> dict[str, Tensor]:
-    """Mean and deviation float64 [2, D, F] of each modality's features; 0 and 0 where there were none."""
+    """Mean and standard deviation, float64 [2, D, F], of each modality's features; 0 and 0 where none was observed."""
     import torch
 
     from maestro_dist.model.context import OneProcess

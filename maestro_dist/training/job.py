@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a driver hands to its workers: plain values only.
+    """What a driver sends to its workers: plain values only.
 
-    `config` is the resolved configuration as plain JSON; the rest says where the run lives and is tracked. `start` is
-    the place of the weights that it begins with, if there are any.
+    config        the resolved configuration as plain JSON
+    run_url       where the run is stored
+    attempt       number of this attempt, from the lease
+    tracking_uri  MLflow server or database, with the id of the run (`mlflow_run`) and its start time in ms (`start_ms`)
+    start         where the pretrained weights are; "" without any
     """
 
     config: dict[str, Any]

@@ -1,4 +1,4 @@
-"""fit(): the training step and the epoch."""
+"""`fit`: the training loop and the training step."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ Batches = Callable[[int, int], Generator[Batch, None, None]]
 
 
 def fit(state: State, batches: Batches, callbacks: Callback) -> None:
-    """Train from where `state` is to its last step, or until a callback sets `state.stop`.
+    """Train from the current step to the last one, or until a callback sets `state.stop`.
 
-    `batches(position, end)` yields this rank's micro-batches from one position of the run to another.
+    `batches(position, end)` yields the micro-batches of this rank between two positions, in samples of the run.
     """
+    state.callbacks = callbacks
     callbacks.on_start(state)
     if state.step < state.total_steps and not state.stop:
         with closing(batches(state.position, end_position(state))) as stream:
@@ -34,8 +35,8 @@ def fit(state: State, batches: Batches, callbacks: Callback) -> None:
 
 
 def train_step(state: State, stream: Generator[Batch, None, None]) -> StepRecord:
-    """One optimizer step: forward and backward of each micro-batch of a global batch, then the update."""
-    engine, clock, seen, communicated = state.engine, _Clock(), _Seen(state), state.communicated_bytes
+    """One optimizer step: forward and backward passes over the micro-batches of a global batch, then the update."""
+    engine, clock, sums, communicated = state.engine, _Clock(), _StepSums(state), state.communicated_bytes
     while True:
         batch = next(stream)
         clock.lap("data")
@@ -46,35 +47,35 @@ def train_step(state: State, stream: Generator[Batch, None, None]) -> StepRecord
         clock.lap("forward")
         engine.backward(loss, batch.last)
         clock.lap("backward")
-        seen.add(moved, output, losses)
+        sums.add(moved, output, losses)
         if batch.last:
             break
     at = state.config.optim, state.step, state.total_steps
     lr = learning_rate(*at)
     result = engine.step(lr, momentum(*at))
-    if result.applied and state.config.model.moe.balance == "bias" and seen.expert_load.dim() == 3:
-        cast("Maestro", engine.module).update_balance(engine.sum_over_ranks(seen.expert_load))
+    if result.applied and state.config.model.moe.balance == "bias" and sums.expert_load.dim() == 3:
+        cast("Maestro", engine.module).update_balance(engine.sum_over_ranks(sums.expert_load))
     clock.lap("optimizer")
     record = StepRecord(
         step=state.step,
         epoch=batch.epoch,
-        loss=seen.loss / batch.global_samples,
+        loss=sums.loss / batch.global_samples,
         norm=result.norm,
         applied=result.applied,
         lr=lr,
         samples=batch.global_samples,
-        tokens=seen.tokens,
-        budgets=seen.budgets,
-        present=seen.present,
-        expert_load=seen.expert_load,
+        tokens=sums.tokens,
+        budgets=sums.budgets,
+        present=sums.present,
+        expert_load=sums.expert_load,
         communicated_bytes=state.communicated_bytes - communicated,
         data_s=clock["data"],
         forward_s=clock["forward"],
         backward_s=clock["backward"],
         optimizer_s=clock["optimizer"],
-        keys=seen.keys,
-        bad=seen.bad,
-        bad_samples=seen.bad_samples,
+        keys=sums.keys,
+        bad=sums.bad,
+        bad_samples=sums.bad_samples,
     )
     state.step += 1
     state.position = batch.position
@@ -82,14 +83,14 @@ def train_step(state: State, stream: Generator[Batch, None, None]) -> StepRecord
 
 
 def end_position(state: State) -> int:
-    """Samples consumed once the last step is done."""
+    """Number of samples consumed after the last step."""
     epochs, steps = divmod(state.total_steps, state.steps_per_epoch)
     batch = state.config.optim.global_batch
     return epochs * state.samples_per_epoch + min(steps * batch, state.samples_per_epoch)
 
 
-class _Seen:
-    """Sums over the micro-batches of a step, kept on the device."""
+class _StepSums:
+    """Sums over the micro-batches of a step. They stay on the device."""
 
     def __init__(self, state: State) -> None:
         self._words = state.tokens_by_modality
@@ -115,7 +116,7 @@ class _Seen:
 
 
 class _Clock(dict[str, float]):
-    """Host seconds by phase."""
+    """Seconds of host time by phase."""
 
     def __init__(self) -> None:
         super().__init__()

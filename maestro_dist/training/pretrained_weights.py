@@ -1,4 +1,4 @@
-"""Weights that a run begins with: those of another run, pre-trained perhaps, or of an exported model (`run.start`)."""
+"""Pretrained weights that a run starts with (`run.init_from`): of another run, a checkpoint, or an exported model."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from maestro_dist.config.metadata import DefinesWeights, marked
 from maestro_dist.config.model import ModelConfig
+from maestro_dist.config.renamed import current
 from maestro_dist.config.schema import Config
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.errors import ConfigError
-from maestro_dist.inference.exported_model import DESCRIPTION, read_description, read_weights
+from maestro_dist.inference.exported_model import DESCRIPTION, model_config, read_description, read_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,16 +22,20 @@ if TYPE_CHECKING:
     from maestro_dist.model.maestro import Trunk
 
 HEADS = ("head.", "modality_heads.")
-"""Parameters that belong to a task; they always start anew."""
-_SAME = ("heads", "alphabet", "normalize", "embedding", "stem", "summary", "summary_bands", "distil")
-"""Values of the model that say what its weights mean, beside those that show in their shapes."""
+"""Parameters of a task's head; they are always initialized anew."""
+_SAME = tuple(marked(ModelConfig, DefinesWeights))
+"""Settings of the model that must match although the shapes of the weights do not depend on them."""
 
 
 @dataclass(frozen=True)
-class Start:
-    """A model on storage: a checkpoint's folder (`exported` false) or an exported model's.
+class PretrainedModel:
+    """A model on storage.
 
-    `shapes` are those of its parameters and buffers, by name; not known of an exported model before it is read.
+    url       folder of a checkpoint or of an exported model
+    exported  whether it is an exported model
+    model     its configuration
+    names     its modalities
+    shapes    shapes of parameters and buffers by name; None for an exported model, whose shapes are in its weights
     """
 
     url: str
@@ -39,7 +45,7 @@ class Start:
     shapes: dict[str, tuple[int, ...]] | None
 
     def weights(self) -> dict[str, Tensor]:
-        """All of them, on the CPU. Raises CheckpointError if they are damaged or gone."""
+        """Parameters and buffers by name, on the CPU. Raises CheckpointError where they are damaged or missing."""
         from maestro_dist.checkpoint import find, full_weights
 
         if self.exported:
@@ -48,10 +54,12 @@ class Start:
         return full_weights(find(run_url, int(step or 0)))
 
 
-def find_start(url: str) -> Start:
-    """What `run.start` names: a run (its best checkpoint so far), a checkpoint, or an exported model.
+def find_pretrained(url: str) -> PretrainedModel:
+    """The model that `run.init_from` names: a run (its best checkpoint so far), a checkpoint, or an exported model.
 
-    Raises ConfigError where it is none of these, CheckpointError where it is damaged.
+    Raises:
+        ConfigError: `url` is none of these.
+        CheckpointError: it is damaged.
     """
     from maestro_dist.checkpoint import best, find
 
@@ -59,27 +67,30 @@ def find_start(url: str) -> Start:
     if here.exists(DESCRIPTION):
         description = read_description(here)
         names = tuple(modality["name"] for modality in description["modalities"])
-        return Start(here.url, True, ModelConfig.model_validate(description["model"]), names, None)
+        return PretrainedModel(here.url, True, model_config(description), names, None)
     run_url, step = _checkpoint(here.url)
     model = _model_of(Storage(run_url))
     found = best(run_url) if step is None else find(run_url, step)
     shapes = {**found.record.parameters, **found.record.buffers}
     names = tuple(sorted({name.split(".")[1] for name in shapes if name.startswith("embeddings.")}))
-    return Start(found.folder.url, False, model, names, shapes)
+    return PretrainedModel(found.folder.url, False, model, names, shapes)
 
 
-def check_start(config: Config, manifest: Manifest) -> str:
-    """The place of the weights that `run.start` names, once it is known that they fit; "" where it names none.
+def check_pretrained(config: Config, manifest: Manifest) -> str:
+    """Check that the weights of `run.init_from` fit, and return where they are; "" without `run.init_from`.
 
-    Raises ConfigError naming what differs. Builds the model's shapes alone; reads no weights of a checkpoint.
+    Builds only the shapes of the model, and reads no weights of a checkpoint.
+
+    Raises:
+        ConfigError: they do not fit; the message lists the differences.
     """
     import torch
 
     from maestro_dist.training.builder import build
 
-    if config.run.start is None:
+    if config.run.init_from is None:
         return ""
-    start = find_start(config.run.start)
+    start = find_pretrained(config.run.init_from)
     with torch.device("meta"):
         model = build(config, manifest).model
     shapes = start.shapes
@@ -89,15 +100,15 @@ def check_start(config: Config, manifest: Manifest) -> str:
     return start.url
 
 
-def take(model: Trunk, url: str) -> tuple[int, int]:
-    """Fill `model`, before it is sharded, with the weights at `url`, of which `check_start` has told.
+def load_pretrained(model: Trunk, url: str) -> tuple[int, int]:
+    """Load the weights at `url`, which `check_pretrained` returned, into `model` before it is sharded.
 
-    Returns how many of its parameters were taken, and how many it has. Where experts are spread over ranks, each takes
-    its own rows.
+    Returns how many of its parameters were loaded, and how many it has. Where experts are spread over ranks, each rank
+    loads its own rows.
     """
     import torch
 
-    start = find_start(url)
+    start = find_pretrained(url)
     weights = start.weights()
     _check(start, model, {name: tuple(tensor.shape) for name, tensor in weights.items()})
     parameters = dict(model.named_parameters())
@@ -113,13 +124,13 @@ def take(model: Trunk, url: str) -> tuple[int, int]:
     return taken, len(parameters)
 
 
-def _check(start: Start, model: Trunk, shapes: Mapping[str, Sequence[int]]) -> None:
+def _check(start: PretrainedModel, model: Trunk, shapes: Mapping[str, Sequence[int]]) -> None:
     from maestro_dist.model.embedding import word_steps
 
     if set(start.names) != set(model.names):
         raise ConfigError(
-            f"run.start: {Storage(start.url).name()} was trained on {', '.join(sorted(start.names))}, this run is on "
-            f"{', '.join(model.names)}; use the same modalities (data.modalities)"
+            f"run.init_from: {Storage(start.url).name()} was trained on {', '.join(sorted(start.names))}, but this "
+            f"run uses {', '.join(model.names)}; use the same modalities (data.modalities)"
         )
     pairs = [(key, getattr(start.model, key), getattr(model.config, key)) for key in _SAME]
     words = zip(model.names, model.words, strict=True)
@@ -132,18 +143,18 @@ def _check(start: Start, model: Trunk, shapes: Mapping[str, Sequence[int]]) -> N
     if other:
         more = f" and {len(other) - 8} more" if len(other) > 8 else ""
         raise ConfigError(
-            f"run.start: {Storage(start.url).name()} does not fit this model: {'; '.join(other[:8])}{more}"
+            f"run.init_from: {Storage(start.url).name()} does not fit this model: {'; '.join(other[:8])}{more}"
         )
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
-    """Its shape with the experts of all ranks."""
+    """The shape with the experts of all ranks."""
     ranks = getattr(tensor, "expert_ranks", 1)
     return (tensor.shape[0] * ranks, *tensor.shape[1:]) if tensor.ndim else ()
 
 
 def _checkpoint(url: str) -> tuple[str, int | None]:
-    """A run's URL, and the step where `url` is that of one of its checkpoints."""
+    """The URL of the run, and the step where `url` is one of its checkpoints."""
     match = re.fullmatch(r"(.+)/checkpoints/step-(\d+)", url.rstrip("/"))
     return (match[1], int(match[2])) if match else (url, None)
 
@@ -153,11 +164,11 @@ def _model_of(run: Storage) -> ModelConfig:
 
     try:
         tree: Any = yaml.safe_load(run.read("config.yaml"))
-        return ModelConfig.model_validate(tree["model"])
+        return ModelConfig.model_validate(current(tree["model"], "model"))
     except ObjectMissing:
         raise ConfigError(
-            f"run.start: {run.name()} is neither a run (it has no config.yaml), nor a checkpoint of one, nor an "
+            f"run.init_from: {run.name()} is neither a run (it has no config.yaml), nor a checkpoint of one, nor an "
             f"exported model (it has no {DESCRIPTION})"
         ) from None
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"run.start: {run.name('config.yaml')} is damaged ({type(error).__name__})") from None
+        raise ConfigError(f"run.init_from: {run.name('config.yaml')} is damaged ({type(error).__name__})") from None

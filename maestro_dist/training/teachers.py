@@ -1,8 +1,8 @@
-"""Learning from other models' answers (`task.teachers`): what they say of whole training samples becomes the target.
+"""Knowledge distillation (`task.teachers`): the mean prediction of other models is the training target.
 
-The mean answer of a few models is better than the model that any one training leaves. One that learns from it, with
-modalities dropped before its own eyes alone, comes close to it, or goes beyond where sensors are missing (Hinton et al.
-2015, "Distilling the knowledge in a neural network"; Furlanello et al. 2018, "Born again neural networks").
+Teachers see complete training samples. The student sees the same samples with modalities dropped.
+Sources: Hinton et al. 2015, "Distilling the knowledge in a neural network"; Furlanello et al. 2018, "Born again neural
+networks".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.data.symbols import reads_symbols
 from maestro_dist.errors import CheckpointError, ConfigError, MaestroError
-from maestro_dist.inference.exported_model import DESCRIPTION, read_description, read_weights
+from maestro_dist.inference.exported_model import DESCRIPTION, model_config, read_description, read_weights
 
 if TYPE_CHECKING:
     import torch
@@ -28,32 +28,41 @@ if TYPE_CHECKING:
     from maestro_dist.parallel.mesh import Mesh
 
 ANSWERS_FILE = "teachers.safetensors"
-"""In the run's folder: it is gone on with where the teachers are no longer."""
+"""In the run's folder. A run can be resumed without its teachers, because their predictions are kept here."""
 _SAME = ("name", "rate_hz", "steps", "variates", "mean", "std")
 
 
 def check_teachers(config: Config, manifest: Manifest) -> None:
-    """Raise ConfigError for a teacher that is none of this data, or cannot answer on this grid. Reads no weights."""
+    """Check that each teacher fits the data and the grid of ranks. Reads no weights.
+
+    Raises:
+        ConfigError: a teacher does not fit; the message says why.
+    """
     for url in config.task.teachers:
-        _, model = _found(url, config, manifest)
+        _, model = _open_teacher(url, config, manifest)
         try:
-            check_mesh(_own(config, model))
+            check_mesh(_teacher_config(config, model))
             reads_symbols(manifest, model, manifest.select(config.data.modalities))
         except MaestroError as error:
-            raise ConfigError(f"task.teachers: {Storage(url).name()} cannot answer here: {error}") from None
+            raise ConfigError(f"task.teachers: {Storage(url).name()} cannot be used here: {error}") from None
         if model.normalize == "recording" and not manifest.recording:
             raise ConfigError(
-                f"task.teachers: {Storage(url).name()} measures by recordings, of which the data has no statistics"
+                f"task.teachers: {Storage(url).name()} normalizes by recording, but the data has no statistics of "
+                "recordings"
             )
 
 
-def answers(
+def teacher_predictions(
     config: Config, manifest: Manifest, mesh: Mesh, run_url: str, device: torch.device
 ) -> tuple[torch.Tensor, bool]:
-    """Mean answers of `task.teachers` for all training samples, float32, and whether they had to be asked. Collective.
+    """Mean predictions of `task.teachers` for all training samples, and whether they were computed now.
 
-    [N, C], class probabilities, or [N], values in the target's unit. They are asked once, and then kept with the run.
-    Raises ConfigError and CheckpointError for teachers that do not fit, or are damaged.
+    float32: class probabilities [N, C], or values [N] in the target's unit. They are computed once and kept with the
+    run. All ranks call it.
+
+    Raises:
+        ConfigError: a teacher does not fit the data.
+        CheckpointError: a teacher, or the file of kept predictions, is damaged.
     """
     import torch
 
@@ -62,24 +71,24 @@ def answers(
     run = Storage(run_url)
     split = manifest.split(config.data.train)
     shape = (split.samples, len(manifest.classes)) if manifest.task == "classification" else (split.samples,)
-    known = _kept(run, shape) if mesh.rank == 0 else None
-    asked = bool(broadcast(np.array([known is None], dtype=np.float64), mesh, device)[0])
-    if asked:
-        told = [_ask(url, config, manifest, mesh, device) for url in config.task.teachers]
+    known = _read_predictions(run, shape) if mesh.rank == 0 else None
+    computed = bool(broadcast(np.array([known is None], dtype=np.float64), mesh, device)[0])
+    if computed:
+        predictions = [_predict(url, config, manifest, mesh, device) for url in config.task.teachers]
         if mesh.rank == 0:
-            known = np.mean(told, axis=0).astype(np.float32)
-            _keep(run, known)
+            known = np.mean(predictions, axis=0).astype(np.float32)
+            _write_predictions(run, known)
     found = broadcast(np.zeros(shape) if known is None else known.astype(np.float64), mesh, device)
-    return torch.from_numpy(found.astype(np.float32)).to(device), asked
+    return torch.from_numpy(found.astype(np.float32)).to(device), computed
 
 
-def _ask(url: str, config: Config, manifest: Manifest, mesh: Mesh, device: torch.device) -> np.ndarray:
-    """One teacher's answers, on rank 0; what is returned elsewhere means nothing."""
+def _predict(url: str, config: Config, manifest: Manifest, mesh: Mesh, device: torch.device) -> np.ndarray:
+    """Predictions of one teacher, on rank 0. The value on other ranks is not used."""
     from maestro_dist.training.builder import build
     from maestro_dist.training.evaluation import evaluate_with
 
-    storage, model = _found(url, config, manifest)
-    own = _own(config, model)
+    storage, model = _open_teacher(url, config, manifest)
+    own = _teacher_config(config, model)
     pieces = build(own, manifest, replace(mesh, expert=1))
     try:
         pieces.model.load_state_dict(read_weights(storage))
@@ -94,14 +103,14 @@ def _ask(url: str, config: Config, manifest: Manifest, mesh: Mesh, device: torch
     return pieces.task.predictions(found.logits) if found.logits is not None else np.zeros(0)
 
 
-def _own(config: Config, model: ModelConfig) -> Config:
-    """The run's configuration with a teacher's model; all of its experts are on every rank."""
+def _teacher_config(config: Config, model: ModelConfig) -> Config:
+    """The configuration of the run with the model of a teacher, whose experts are all on every rank."""
     mesh = config.mesh.model_copy(update={"expert": 1})
     return config.model_copy(update={"model": model, "task": TaskConfig(), "mesh": mesh})
 
 
-def _found(url: str, config: Config, manifest: Manifest) -> tuple[Storage, ModelConfig]:
-    """A teacher's exported model, which fits the data, and what it is."""
+def _open_teacher(url: str, config: Config, manifest: Manifest) -> tuple[Storage, ModelConfig]:
+    """The exported model of a teacher, checked against the data, and its configuration."""
     here = Storage(url)
     storage = here if here.exists(DESCRIPTION) else here.join("model")
     try:
@@ -109,14 +118,15 @@ def _found(url: str, config: Config, manifest: Manifest) -> tuple[Storage, Model
     except CheckpointError as error:
         if isinstance(error.__cause__, ObjectMissing):
             raise ConfigError(
-                f"task.teachers: {here.name()} is neither an exported model (it has no {DESCRIPTION}) nor a run that "
-                "has left one"
+                f"task.teachers: {here.name()} is neither an exported model (it has no {DESCRIPTION}) nor a run "
+                "with one"
             ) from None
         raise
     task, wanted = description["task"], (manifest.task, list(manifest.classes))
     if (task["kind"], list(task["classes"])) != wanted:
         raise ConfigError(
-            f"task.teachers: {here.name()} is for {_told(task['kind'], task['classes'])}, the data for {_told(*wanted)}"
+            f"task.teachers: {here.name()} is for {_described(task['kind'], task['classes'])}, the data for "
+            f"{_described(*wanted)}"
         )
     theirs = [_plain(modality) for modality in description["modalities"]]
     ours = [_plain(asdict(modality)) for modality in manifest.select(config.data.modalities)]
@@ -127,18 +137,18 @@ def _found(url: str, config: Config, manifest: Manifest) -> tuple[Storage, Model
             f"task.teachers: {here.name()} was trained on {what}, this run is on {', '.join(names[1])}; a teacher's "
             f"modalities must agree in {', '.join(_SAME)}"
         )
-    return storage, ModelConfig.model_validate(description["model"])
+    return storage, model_config(description)
 
 
 def _plain(modality: dict[str, Any]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value := modality[key], tuple) else value for key in _SAME}
 
 
-def _told(kind: str, classes: list[str]) -> str:
+def _described(kind: str, classes: list[str]) -> str:
     return f"{kind} of {', '.join(classes)}" if classes else kind
 
 
-def _kept(run: Storage, shape: tuple[int, ...]) -> np.ndarray | None:
+def _read_predictions(run: Storage, shape: tuple[int, ...]) -> np.ndarray | None:
     from safetensors.numpy import load
 
     try:
@@ -154,7 +164,7 @@ def _kept(run: Storage, shape: tuple[int, ...]) -> np.ndarray | None:
     return found
 
 
-def _keep(run: Storage, found: np.ndarray) -> None:
+def _write_predictions(run: Storage, found: np.ndarray) -> None:
     from safetensors.numpy import save
 
     run.write(ANSWERS_FILE, save({"answers": found}))

@@ -1,14 +1,16 @@
-"""What one worker does: mesh -> stream -> model -> engine -> fit. The pieces are put together here."""
+"""One worker: grid of ranks -> stream -> model -> engine -> `fit`."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maestro_dist.callbacks.base import Callbacks, State
+from maestro_dist.callbacks.checkpointing import callback_states, resume
 from maestro_dist.checkpoint.fence import Fence
 from maestro_dist.config.load import parse
 from maestro_dist.config.schema import Config
@@ -32,56 +34,61 @@ if TYPE_CHECKING:
 def run_worker(job: Job, say: Say, failed: Callable[[Exception], None] = lambda error: None) -> None:
     """Train, test, export. Called on every rank, and again from the top after a failure.
 
-    A process group must exist. Raises `MaestroError` for what a person can mend. `failed` hears of any error first:
-    before what is open is closed, which may take a while, as other ranks may be waiting for this one.
+    A process group must exist. `failed` is called with any error first, because other ranks may be waiting for this
+    one; the callbacks' `on_exception` comes next, and then everything that is open is closed.
+
+    Raises:
+        MaestroError: for what a person can mend.
     """
     from maestro_dist.callbacks.progress import never_raising
     from maestro_dist.tracking.extras import lines_to
 
     say = never_raising(say)
+    listeners: list[Callable[[Exception], None]] = [failed]
     with lines_to(say), ExitStack() as stack:
         try:
-            _train(job, say, stack)
+            _train(job, say, stack, listeners)
         except Exception as error:
-            failed(error)
+            for listener in listeners:
+                listener(error)
             raise
 
 
-def _train(job: Job, say: Say, stack: ExitStack) -> None:
+def _train(job: Job, say: Say, stack: ExitStack, listeners: list[Callable[[Exception], None]]) -> None:
     import torch.distributed as dist
 
     from maestro_dist.checkpoint import Saver, newest, restore
     from maestro_dist.training.feature_scaling import standardise
     from maestro_dist.training.loop import fit
-    from maestro_dist.training.pretrained_weights import take
-    from maestro_dist.training.teachers import answers
+    from maestro_dist.training.pretrained_weights import load_pretrained
+    from maestro_dist.training.teachers import teacher_predictions
 
-    config = _patient(parse(job.config, "the driver's configuration"))
+    config = _with_reader_timeout(parse(job.config, "the driver's configuration"))
     prepare_process(config)
     mesh = build_mesh(config.mesh, world=dist.get_world_size(), rank=dist.get_rank())
-    found = _agreed(newest(job.run_url) if mesh.rank == 0 else None, job.run_url)
+    found = _broadcast_checkpoint(newest(job.run_url) if mesh.rank == 0 else None, job.run_url)
 
-    def begin(model: Trunk, manifest: Manifest) -> None:
+    def initialize(model: Trunk, manifest: Manifest) -> None:
         if found:
             return
         standardise(model, config, manifest, mesh)
         if job.start:
-            taken, of = take(model, job.start)
+            loaded, of = load_pretrained(model, job.start)
             if mesh.rank == 0:
-                say(f"starts with {taken} of {of} parameters from {redact(job.start)}")
+                say(f"starts with {loaded} of {of} parameters from {redact(job.start)}")
 
-    state, stream = assemble(config, mesh, begin, say)
+    state, stream = assemble(config, mesh, initialize, say)
     stack.callback(state.engine.close)
     if found:
         restore(state.engine, found)
-        state.resume(found.step, found.position, found.metadata)
+        resume(state, found.step, found.position, found.metadata)
         if mesh.rank == 0:
-            say(f"goes on at step {state.step:,} of {state.total_steps:,}, from {found.url}")
+            say(f"resumes at step {state.step:,} of {state.total_steps:,} from {found.url}")
     if config.task.teachers:
-        known, asked = answers(config, state.manifest, mesh, job.run_url, state.engine.device)
-        state.task.learn_from(known, config.task.teacher_share)
-        if asked and mesh.rank == 0:
-            say(f"learns from {len(config.task.teachers)} teachers' answers for {len(known):,} training samples")
+        targets, computed = teacher_predictions(config, state.manifest, mesh, job.run_url, state.engine.device)
+        state.task.learn_from(targets, config.task.teacher_share)
+        if computed and mesh.rank == 0:
+            say(f"learns from {len(config.task.teachers)} teachers: predictions for {len(targets):,} training samples")
     saver = Saver(job.run_url, mesh, attempt=job.attempt, keep_last=config.checkpoint.keep_last)
     if mesh.rank == 0:
         for line in stream.warnings():
@@ -91,22 +98,28 @@ def _train(job: Job, say: Say, stack: ExitStack) -> None:
         stack.callback(_close_log, log, say)
     callbacks = _callbacks(job, state, saver, log, say)
     stack.callback(callbacks.close)
+    if found:
+        callbacks.load_state_dict(callback_states(found.metadata))
+    listeners.append(partial(callbacks.on_exception, state))
     fit(state, stream.batches, callbacks)
 
 
-def _patient(config: Config) -> Config:
-    """Readers give up before the other ranks do, which would not know why they wait."""
+def _with_reader_timeout(config: Config) -> Config:
+    """A reader gives up before the collectives of other ranks time out, so that the error names the reader."""
     limit = max(1, min(config.data.timeout_s, config.run.timeout_s * 4 // 5))
     return config.model_copy(update={"data": config.data.model_copy(update={"timeout_s": limit})})
 
 
 def _close_log(log: MetricLog, say: Say) -> None:
     if not log.close():
-        say(f"warning: tracking has not taken all metrics; they are kept in {log.folder}, and sent if this run goes on")
+        say(
+            f"warning: tracking did not accept all metrics; they are kept in {log.folder} and sent when this run "
+            "is resumed"
+        )
 
 
-def _agreed(found: CheckpointInfo | None, run_url: str) -> CheckpointInfo | None:
-    """Rank 0's checkpoint on all ranks: a late record of an earlier attempt must not part them."""
+def _broadcast_checkpoint(found: CheckpointInfo | None, run_url: str) -> CheckpointInfo | None:
+    """The checkpoint that rank 0 found, on all ranks. They must agree, and an earlier attempt may still be writing."""
     import torch
     import torch.distributed as dist
 
@@ -126,7 +139,7 @@ def _metric_log(job: Job, state: State) -> MetricLog:
 
 
 def work_folder(run_url: str) -> Path:
-    """The run's own folder; where its storage is remote, one on this machine for metrics and pictures."""
+    """The folder of the run. If its storage is remote: a folder on this machine, for metrics and pictures."""
     local = Storage(run_url).local_path()
     if local is not None:
         return local
@@ -135,8 +148,9 @@ def work_folder(run_url: str) -> Path:
 
 
 def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None, say: Say) -> Callbacks:
-    """In the order in which they depend on one another."""
+    """All callbacks, in the order in which they depend on each other."""
     from maestro_dist.callbacks.checkpointing import Checkpointing
+    from maestro_dist.callbacks.configured import configured_callbacks
     from maestro_dist.callbacks.figures import Figures
     from maestro_dist.callbacks.final_test import FinalTest
     from maestro_dist.callbacks.health import Health
@@ -150,7 +164,7 @@ def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None, say:
         return evaluate_on(state, data.validation, evaluation.rates, evaluation.draws[:1], say=say)
 
     def test() -> Evaluation:
-        keep = evaluation.predictions and state.task.kind != "pretrain"  # which answers nothing
+        keep = evaluation.predictions and state.task.kind != "pretrain"  # pre-training makes no predictions
         return evaluate_on(state, data.test, evaluation.test_rates, evaluation.draws, keep=keep, say=say)
 
     metrics, validation = Metrics(log), Validation(validate, log, say)
@@ -160,7 +174,8 @@ def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None, say:
             metrics,
             Health(metrics, say),
             validation,
-            Figures(validation, log, job.tracking_uri, job.mlflow_run),
+            Figures(log, job.tracking_uri, job.mlflow_run),
+            *configured_callbacks(state.config),  # before Checkpointing, which saves their states
             Checkpointing(saver, fence),
             Progress(metrics, say),
             FinalTest(

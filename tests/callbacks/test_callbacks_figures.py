@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from callback_states import NAMES, make_record, make_state
 
 from maestro_dist.callbacks import figures as figures_module
 from maestro_dist.callbacks.figures import Figures, missing_curve, story_of
-from maestro_dist.callbacks.validation import Validation
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.evaluation import Evaluation, Scenario
 from maestro_dist.evaluation.loads import SetLoad
@@ -57,11 +55,11 @@ def test_pictures_that_fail_while_training_are_said_once(
     monkeypatch.setattr(figures_module, "_EVERY_S", 0.0)
     monkeypatch.setattr(figures_module, "log_story", fails)
     log = MetricLog(tmp_path, "http://127.0.0.1:9", "run", 0, 0, interval_s=60.0)
-    state, validation = make_state({}), Validation(lambda: EVALUATION, None)
-    figures = Figures(validation, log, "http://127.0.0.1:9", "run")
+    state = make_state({})
+    figures = Figures(log, "http://127.0.0.1:9", "run")
     untold, told = Manifest.model_construct(name="wesad"), Manifest.model_construct(name="wesad", classes=["a"])
     for state.manifest in (untold, told, told):  # the first has no classes, so that nothing can be told of it
-        validation.latest = replace(EVALUATION)
+        figures.on_validation(state, EVALUATION)
         figures.on_step(state, make_record(0))
         figures.close()
     log.close(0)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from callback_states import make_record, make_state
 
 from maestro_dist.callbacks.base import Callback, Callbacks, State
+from maestro_dist.callbacks.checkpointing import callback_states, resume, run_metadata
 from maestro_dist.callbacks.health import Health
 from maestro_dist.callbacks.metrics import Metrics
 from maestro_dist.callbacks.progress import Progress, duration, never_raising, short_number
@@ -79,9 +82,11 @@ def test_patience_stops_the_run_also_when_it_was_resumed_in_between() -> None:
 
     first, second = make_state(config, steps=20), make_state(config, steps=20)
     first.total_steps = 10
-    drive(first, Validation(scored([0.9, 0.8]), None))
-    second.resume(10, 76, first.resumable())
-    drive(second, Validation(scored([0.7, 0.6]), None))
+    before, after = Validation(scored([0.9, 0.8]), None), Validation(scored([0.7, 0.6]), None)
+    drive(first, before)
+    resume(second, 10, 76, run_metadata(first))
+    after.load_state_dict(before.state_dict())
+    drive(second, after)
     assert (second.step, second.stop, second.best_step) == (15, True, 5)
 
 
@@ -118,36 +123,52 @@ def test_bad_samples_are_said() -> None:
     assert said == [f"warning: bad sample skipped: shard 1 sample {number}: wrong shape" for number in range(2)]
 
 
-def bad_at(steps: dict[int, list[int]], limit: int, state: State | None = None, last: int = 20) -> State:
-    """Drive a run with these bad samples, from where `state` is to `last`."""
+def bad_at(
+    steps: dict[int, list[int]], limit: int, saved: dict[str, Any] | None = None, last: int = 20
+) -> tuple[State, Callbacks]:
+    """Drive a run with these bad samples to step `last`; from step 10 on where it is resumed with `saved`."""
     metrics = Metrics(None)
-    state = state or make_state({"data": {"max_bad_samples": limit}, "tracking": {"every_steps": 10}})
+    state = make_state({"data": {"max_bad_samples": limit}, "tracking": {"every_steps": 10}})
+    callbacks = Callbacks([metrics, Health(metrics, lambda line: None)])
     state.total_steps = last
+    if saved is not None:
+        resume(state, 10, 76, saved)
+        callbacks.load_state_dict(callback_states(saved))
     lines = {step: [f"shard 1 sample {number}: wrong" for number in bad] for step, bad in steps.items()}
-    drive(state, Callbacks([metrics, Health(metrics, lambda line: None)]), bad_samples=steps, bad_lines=lines)
-    return state
+    drive(state, callbacks, bad_samples=steps, bad_lines=lines)
+    return state, callbacks
 
 
 def test_a_bad_sample_that_is_met_again_counts_once() -> None:
-    state = bad_at({1: [7, 9], 6: [9], 12: [7], 17: [9, 7]}, limit=2)
+    state, _ = bad_at({1: [7, 9], 6: [9], 12: [7], 17: [9, 7]}, limit=2)
     assert (state.step, state.bad_samples) == (20, [7, 9])
 
 
-def test_bad_samples_are_counted_over_restarts() -> None:
-    first = bad_at({1: [7], 6: [9]}, limit=2, last=10)
-    second = make_state({"data": {"max_bad_samples": 2}})
-    second.resume(10, 76, first.resumable())
+@pytest.mark.parametrize("flat", [False, True], ids=["now", "written before callbacks had states of their own"])
+def test_bad_samples_are_counted_over_restarts(flat: bool) -> None:
+    _, first = bad_at({1: [7], 6: [9]}, limit=2, last=10)
+    saved = {"bad_samples": [7, 9]} if flat else {"callbacks": json.loads(json.dumps(first.state_dict()))}
     with pytest.raises(
         DataError, match=r"^3 different bad samples .*data\.max_bad_samples is 2, at last shard 1 sample 8"
     ):
-        bad_at({12: [9], 13: [8]}, limit=2, state=second)
-    assert second.step == 15, "where the ranks sum their metrics next, at the end of the epoch"
+        bad_at({12: [9], 13: [8]}, limit=2, saved=saved)
+
+
+def test_skipped_steps_are_counted_over_restarts() -> None:
+    metrics, state = Metrics(None), make_state({"optim": {"max_skipped": 1}}, steps=10)
+    first = Health(metrics, lambda line: None)
+    drive(state, Callbacks([metrics, first]), applied={3: False})
+    again = make_state({"optim": {"max_skipped": 1}})
+    metrics, second = Metrics(None), Health(Metrics(None), lambda line: None)
+    resume(again, 10, 76, run_metadata(state))
+    second.load_state_dict(first.state_dict())
+    with pytest.raises(NonFiniteError, match=r"step 13 .*1 such steps allowed"):
+        drive(again, Callbacks([metrics, second]), applied={12: False})
 
 
 def test_a_checkpoint_from_before_bad_samples_were_counted_is_resumed() -> None:
-    state = make_state({})
-    state.resume(10, 76, {name: value for name, value in state.resumable().items() if name != "bad_samples"})
-    assert state.bad_samples == []
+    state, _ = bad_at({}, limit=0, saved={"best_step": None, "stop": False})
+    assert (state.step, state.bad_samples) == (20, [])
 
 
 def test_progress_lines() -> None:
@@ -225,7 +246,7 @@ def test_a_validation_that_is_undefined_chooses_nothing(value: float | None, pla
     warnings = [line for line in said if line.startswith("warning: ")]
     assert len(warnings) == 2
     assert "accuracy" in warnings[0]
-    assert warnings[0].endswith("none are best yet" if place == "first" else "the best stay those of step 5")
+    assert warnings[0].endswith("there is no best step yet" if place == "first" else "the best is still step 5")
     assert state.results["validation/score"] == 0.6
 
 

@@ -28,7 +28,7 @@ def refused(path: Path | str) -> str:
         (["there=x"], "there=x", []),
         (["run.seed=1", "runs/a=b/config.yaml"], "runs/a=b/config.yaml", ["run.seed=1"]),
         (["s3://bucket/a=b/config.yaml"], "s3://bucket/a=b/config.yaml", []),
-        (["run.start=runs/a.yaml", "data.url=x"], None, ["run.start=runs/a.yaml", "data.url=x"]),
+        (["run.init_from=runs/a.yaml", "data.url=x"], None, ["run.init_from=runs/a.yaml", "data.url=x"]),
         (["modell.width=3"], None, ["modell.width=3"]),
         (["run.name=x", "--print-config", "y.yaml"], "y.yaml", ["run.name=x"]),
         (["x.yaml", "noequals"], "x.yaml", ["noequals"]),
@@ -61,21 +61,24 @@ def test_a_missing_file_is_guessed_only_where_one_is_near(tmp_path: Path, name: 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
-    assert refused(tmp_path) == f"{tmp_path}: a folder; name a file in it; there are config.yaml"
+    assert refused(tmp_path) == f"{tmp_path}: this is a folder; give a file in it; there are config.yaml"
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (bytes(range(256)), ": not a text in UTF-8"),
-        ("run: {name: x}".encode("utf-16"), ": not a text in UTF-8"),
+        (bytes(range(256)), ": not UTF-8 text"),
+        ("run: {name: x}".encode("utf-16"), ": not UTF-8 text"),
         (b"run: {name: a\0b}", ": not valid YAML: unacceptable character #x0000"),
         (b"run:\n\tname: x\n", ", line 2: found character"),
-        (b"run: !!python/object/apply:os.getcwd []", ", line 1: the tag !!python/object/apply:os.getcwd is not for"),
-        (b"run: {name: !!binary aGVsbG8=}", ", line 1: the tag !!binary is not for"),
+        (
+            b"run: !!python/object/apply:os.getcwd []",
+            ", line 1: the tag !!python/object/apply:os.getcwd is not allowed",
+        ),
+        (b"run: {name: !!binary aGVsbG8=}", ", line 1: the tag !!binary is not allowed"),
         (b"run: {name: x}\n---\nrun: {name: y}", ", line 2: found another document"),
-        (b"? [a]\n: b", ", line 1: a key is one word"),
-        (b"run: {<<: 3}", ", line 1: << takes mappings"),
+        (b"? [a]\n: b", ", line 1: a key must be one word"),
+        (b"run: {<<: 3}", ", line 1: << needs mappings"),
         (b"run: &a [*a]", ": not valid YAML: nested too deeply"),
         (b"run: " + b"[" * 1100, ": not valid YAML: nested too deeply"),
         (b"a: " + b"x" * (1 << 20), ": more than 1,048,576 characters"),

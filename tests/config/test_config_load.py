@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from maestro_dist.config.check import check, check_resume, identity
-from maestro_dist.config.load import describe, flatten, load_config, to_yaml
+from maestro_dist.config.check import check
+from maestro_dist.config.dump import flatten_config, to_yaml
+from maestro_dist.config.help_text import describe_keys
+from maestro_dist.config.identity import check_resume, run_identity
+from maestro_dist.config.load import load_config
 from maestro_dist.config.schema import Config
 from maestro_dist.errors import ConfigError
 
@@ -54,7 +57,7 @@ def test_shipped_configs_are_valid(path: Path) -> None:
         ("model.word=0", "model.word: input should be greater than or equal to 1 (got 0)"),
         ("run.name=a/b", "run.name: string should match"),
         ("data.source.converter=x", "data.source.converter: input should be"),
-        ("noequals", "overrides have the form section.key=value"),
+        ("noequals", "an override has the form section.key=value"),
     ],
 )
 def test_a_wrong_override_is_named(override: str, said: str) -> None:
@@ -87,12 +90,12 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, said: str) -> None:
     [
         ([], "data.url: missing"),
         (["data.url=d", "model.width=63"], "8 heads do not divide model.width 63"),
-        (["data.url=d", "model.moe.top_k=5"], "model.moe.top_k: 5 experts a token"),
+        (["data.url=d", "model.moe.top_k=5"], "model.moe.top_k: 5 experts per token"),
         (["data.url=d", "model.stem.kernel=4"], "model.stem.kernel: 4 is even"),
-        (["data.url=d", "missing.full=0.1"], "missing.full: 0.1 comes before"),
-        (["data.url=d", "evaluation.rates=[]"], "evaluation.rates: at least one"),
+        (["data.url=d", "missing.ramp_end=0.1"], "missing.ramp_end: 0.1 comes before"),
+        (["data.url=d", "evaluation.rates=[]"], "evaluation.rates: the list is empty"),
         (["data.url=d", "optim.schedule=one_cycle", "optim.betas=[.8, .99]"], "0.85 is more than optim.betas.0. 0.8"),
-        (["data.url=d", "missing.consistency=1", "missing.p_max=0"], "missing.consistency: compares samples"),
+        (["data.url=d", "missing.consistency=1", "missing.max_rate=0"], "missing.consistency: compares samples"),
         (["data.url=d", "missing.consistency=1", "task.kind=pretrain"], "missing.consistency: 1.0 needs labels"),
         (["data.url=d", "augment.mixup=.2", "task.kind=pretrain"], "augment.mixup: 0.2 needs labels"),
         (["data.url=d", "augment.rotation_groups=[[a, b, c]]"], "augment.rotation_groups: given, but augment.rotation"),
@@ -107,33 +110,35 @@ def test_combinations_that_cannot_work_are_refused(overrides: list[str], said: s
 def test_resume_may_move_but_not_change() -> None:
     begun = load_config(None, ["data.url=a"])
     moved = load_config(None, ["data.url=b", "run.workers=4", "engine.zero_stage=3", "mesh.data=4", "run.storage=/x"])
-    check_resume(moved, identity(begun))
+    check_resume(moved, run_identity(begun))
     packed = [load_config(None, ["data.url=a", f"data.source={{converter: uci_hapt, path: {p}}}"]) for p in ("x", "y")]
-    check_resume(packed[1], identity(packed[0]))
-    check_resume(begun, {**identity(begun), "data.source.path": "as older runs have it"})
-    check_resume(load_config(None, ["data.url=a", "mesh.sequence=2", "mesh.sequence_method=ulysses"]), identity(begun))
-    before = {key: value for key, value in identity(begun).items() if key != "optim.ema"}  # by an earlier version
+    check_resume(packed[1], run_identity(packed[0]))
+    check_resume(begun, {**run_identity(begun), "data.source.path": "as older runs have it"})
+    check_resume(
+        load_config(None, ["data.url=a", "mesh.sequence=2", "mesh.sequence_method=ulysses"]), run_identity(begun)
+    )
+    before = {key: value for key, value in run_identity(begun).items() if key != "optim.ema"}  # by an earlier version
     check_resume(moved, before)
     with pytest.raises(ConfigError, match=r"optim\.ema None -> 0\.9"):
         check_resume(load_config(None, ["data.url=a", "optim.ema=.9"]), before)
     with pytest.raises(ConfigError, match=r"model\.width 64 -> 32; optim\.lr 0\.001 -> 0\.1"):
-        check_resume(load_config(None, ["data.url=a", "optim.lr=.1", "model.width=32"]), identity(begun))
+        check_resume(load_config(None, ["data.url=a", "optim.lr=.1", "model.width=32"]), run_identity(begun))
 
 
 def test_a_run_that_is_older_than_a_key_was_begun_with_its_default() -> None:
-    begun = identity(load_config(None, ["data.url=a"]))
+    begun = run_identity(load_config(None, ["data.url=a"]))
     del begun["task.pretrain.span"]
     check_resume(load_config(None, ["data.url=a"]), begun)
     with pytest.raises(ConfigError, match=r"task\.pretrain\.span 4 -> 5"):
         check_resume(load_config(None, ["data.url=a", "task.pretrain.span=5"]), begun)
-    with_stem = identity(load_config(None, ["data.url=a", "model.stem.channels=4"]))
+    with_stem = run_identity(load_config(None, ["data.url=a", "model.stem.channels=4"]))
     with pytest.raises(ConfigError, match=r"model\.stem\.channels 4 -> None"):
         check_resume(load_config(None, ["data.url=a"]), with_stem)
 
 
 def test_every_key_is_described() -> None:
-    text = describe()
-    for key in flatten(Config()):
+    text = describe_keys()
+    for key in flatten_config(Config()):
         assert key in text
     assert "None" not in [line.strip() for line in text.splitlines()]
 

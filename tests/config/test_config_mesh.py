@@ -40,13 +40,13 @@ def test_a_shared_time_axis_wants_sparse_attention_that_can_be_merged(override: 
 
 def test_ranks_that_share_heads_need_as_many_and_a_context_of_all_tokens() -> None:
     shared = ["data.url=d", "mesh.sequence=4", "run.workers=4", "mesh.sequence_method=ulysses"]
-    for works in ([], ["model.attention=dense"], ["model.attention_kernel=fused"], ["model.attention_form=plain"]):
+    for works in ([], ["model.attention=dense"], ["model.attention_kernel=fused"], ["model.attention_algorithm=plain"]):
         check(load_config(None, [*shared, *works]))
-    check(load_config(None, [*shared, "model.attention=dense", "model.attention_form=rows"]))
+    check(load_config(None, [*shared, "model.attention=dense", "model.attention_algorithm=rows"]))
     for refused, said in (
         (["model.heads=2"], r"model\.heads is 2"),
-        (["model.attention_form=rows"], r"model\.attention_form=rows"),
-        (["model.attention_form=absorbed"], r"model\.attention_form=absorbed"),
+        (["model.attention_algorithm=rows"], r"model\.attention_algorithm=rows"),
+        (["model.attention_algorithm=absorbed"], r"model\.attention_algorithm=absorbed"),
     ):
         with pytest.raises(MeshError, match=r"mesh\.sequence: 4.*" + said):
             check(load_config(None, [*shared, *refused]))
@@ -83,7 +83,7 @@ def test_every_data_rank_gets_a_sample() -> None:
         (["run.workers=64", "mesh.sequence=32"], 16, 16),  # 64 words in pieces of 2^2
         (["run.workers=48", "mesh.sequence=24"], 16, 16),
         (["run.workers=40", "mesh.sequence=20"], 16, 10),
-        (["run.workers=128", "mesh.sequence=128", "model.distil=false"], 64, 64),
+        (["run.workers=128", "mesh.sequence=128", "model.downsample=false"], 64, 64),
         (["run.workers=8", "mesh.sequence=8", "model.word={acc: 64, bvp: 64, temp: 8}"], 2, 2),
     ],
 )

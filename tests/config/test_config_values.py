@@ -11,9 +11,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maestro_dist.config.fit import alternatives, is_model
-from maestro_dist.config.load import default_of, describe, flatten, load_config, parse, to_yaml
-from maestro_dist.config.places import has_credentials
+from maestro_dist.config.annotations import alternatives, is_section
+from maestro_dist.config.credentials import has_credentials
+from maestro_dist.config.dump import flatten_config, to_yaml
+from maestro_dist.config.help_text import default_of, describe_keys
+from maestro_dist.config.load import load_config, parse
 from maestro_dist.config.schema import Config
 from maestro_dist.config.yaml_text import from_yaml
 from maestro_dist.errors import ConfigError
@@ -88,13 +90,13 @@ def test_a_name_that_is_refused_is_shown_as_typed() -> None:
 
 @pytest.mark.parametrize("text", ["", "null", "~", "Null", "NULL", "None"])
 def test_nothing_and_null_are_null_where_a_key_may_be_null(tmp_path: Path, text: str) -> None:
-    for section, key in (("run", "start"), ("data", "cache"), ("data", "modalities"), ("data", "source")):
+    for section, key in (("run", "init_from"), ("data", "cache"), ("data", "modalities"), ("data", "source")):
         assert typed(f"{section}.{key}", text) is None
         assert written(tmp_path, section, key, text) is None
     assert typed("mesh.data", text) is None
     assert typed("task.pretrain.word", text) is None
     assert load_config(None, ["model.stem.kernel=3", f"model.stem={text}"]).model.stem is None
-    assert written(tmp_path, "run", "start", "'null'") == "null"
+    assert written(tmp_path, "run", "init_from", "'null'") == "null"
 
 
 @pytest.mark.parametrize("key", ["run.storage", "data.train", "data.validation", "data.test", "tracking.experiment"])
@@ -176,7 +178,7 @@ def test_what_does_not_fit_is_shown_as_it_was_typed(override: str, said: str) ->
 @pytest.mark.parametrize("text", ["true", "True", "yes", "ON", "'yes'", "1"])
 def test_booleans(tmp_path: Path, text: str) -> None:
     opposite = {"true": "false", "True": "False", "yes": "no", "ON": "OFF", "'yes'": "'no'", "1": "0"}[text]
-    for key in ("engine.overlap_comm", "model.keep_scores"):
+    for key in ("engine.overlap_comm", "model.keep_attention_weights"):
         assert (typed(key, text), typed(key, opposite)) == (True, False)
         assert written(tmp_path, *key.split("."), text) is True
 
@@ -216,7 +218,7 @@ def keys_of(model: Any, prefix: str = "") -> list[tuple[str, Any]]:
     """(key, field) of the whole schema, those of optional sections too."""
     found = []
     for name, info in model.model_fields.items():
-        inner = next((kind for kind in alternatives(info.annotation) if is_model(kind)), None)
+        inner = next((kind for kind in alternatives(info.annotation) if is_section(kind)), None)
         found += keys_of(inner, f"{prefix}{name}.") if inner else [(prefix + name, info)]
     return found
 
@@ -225,10 +227,10 @@ def keys_of(model: Any, prefix: str = "") -> list[tuple[str, Any]]:
 def test_every_default_can_be_typed_as_help_shows_it(key: str, info: Any) -> None:
     begin = ["data.source.converter=uci_hapt", "data.source.path=x"] if key.startswith("data.source.") else []
     if info.is_required():
-        assert f"{key} (" in describe()
+        assert f"{key} (" in describe_keys()
         return
     shown = default_of(info)
-    assert f"{key} (" in describe()
+    assert f"{key} (" in describe_keys()
     for text in (shown.removeprefix(" =").strip(), str(info.default).replace("(", "[").replace(")", "]")):
         assert value_of(load_config(None, [*begin, f"{key}={text}"]), key) == info.default
 
@@ -267,10 +269,10 @@ def test_a_printed_config_reads_back_the_same_whatever_is_in_it(texts: list[str]
     a, b, c, d, e = texts
     source = {"converter": "uci_hapt", "path": a or "x", "options": {a: b, "f" + b: real, "i" + c: whole}}
     data = {"url": a, "cache": b, "modalities": [c, d], "test": d or "x", "source": source}
-    run = {"start": e, "storage": c or "x"}
+    run = {"init_from": e, "storage": c or "x"}
     config = Config.model_validate(
         {"data": data, "run": run, "model": {"word": {a: 8, e: 4}}, "optim": {"lr": abs(real) or 1.0}}
     )
     assert parse(from_yaml(to_yaml(config)), "here") == config
     assert yaml.safe_load(to_yaml(config)) == config.model_dump(mode="json")
-    assert flatten(config)["run.start"] == e
+    assert flatten_config(config)["run.init_from"] == e

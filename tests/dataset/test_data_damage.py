@@ -33,7 +33,7 @@ def train_epoch(url: str, epochs: int = 1, **config: Any) -> list:
     manifest = load_manifest(url)
     stream = TrainStream(
         url, manifest, DataConfig(url=url, **config), manifest.select(None), seed=1, global_batch=8, micro_batch=None,
-        rank=0, ranks=1, curriculum=MissingConfig(p_max=0.0), total_steps=10,
+        rank=0, ranks=1, curriculum=MissingConfig(max_rate=0.0), total_steps=10,
     )  # fmt: skip
     return list(stream.batches(0, epochs * stream.samples))
 

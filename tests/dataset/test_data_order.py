@@ -77,13 +77,13 @@ def test_evaluation_mask_follows_the_protocol(rate: float, draw: int) -> None:
 
 
 def test_curriculum() -> None:
-    config = MissingConfig(p_max=0.4, start=0.2, full=0.6)
+    config = MissingConfig(max_rate=0.4, ramp_start=0.2, ramp_end=0.6)
     ramp = [drop_probability(config, step, 100) for step in range(101)]
     assert ramp[:21] == [0.0] * 21
     assert ramp[60:] == [0.4] * 41
     assert ramp[40] == pytest.approx(0.2)
     assert ramp == sorted(ramp)
-    assert [drop_probability(MissingConfig(start=0.5, full=0.5), s, 10) for s in (4, 5)] == [0.0, 0.4]
+    assert [drop_probability(MissingConfig(ramp_start=0.5, ramp_end=0.5), s, 10) for s in (4, 5)] == [0.0, 0.4]
 
 
 def test_drop_never_drops_all_and_has_the_right_rate() -> None:

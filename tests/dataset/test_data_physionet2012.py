@@ -264,7 +264,7 @@ def test_static_values_are_never_taken_away(packed: tuple[str, Manifest]) -> Non
     assert (mask[:, others] == evaluation_mask(natural[:, others], 0.9, 2)).all()
     stream = TrainStream(
         url, manifest, DataConfig(url=url), modalities, seed=3, global_batch=16, micro_batch=None, rank=0, ranks=1,
-        curriculum=MissingConfig(p_max=0.9, start=0.0, full=0.0), total_steps=2,
+        curriculum=MissingConfig(max_rate=0.9, ramp_start=0.0, ramp_end=0.0), total_steps=2,
     )  # fmt: skip
     dropped = 0
     for batch in stream.batches(0, 32):

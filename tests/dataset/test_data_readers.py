@@ -38,7 +38,7 @@ def stream(url: str, said: list[str] | None = None, workers: int = 1, **config: 
     data = DataConfig(url=url, loader_workers=workers, **config)
     return TrainStream(
         url, manifest, data, manifest.select(None), seed=3, global_batch=4, micro_batch=None, rank=0, ranks=1,
-        curriculum=MissingConfig(p_max=0.0), total_steps=20, say=[].append if said is None else said.append,
+        curriculum=MissingConfig(max_rate=0.0), total_steps=20, say=[].append if said is None else said.append,
     )  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def stream(url: str, batch: int = 12, **config: Any) -> TrainStream:
     manifest = load_manifest(url)
     return TrainStream(
         url, manifest, DataConfig(url=url, **config), manifest.select(None), seed=3, global_batch=batch,
-        micro_batch=None, rank=0, ranks=1, curriculum=MissingConfig(p_max=0.0), total_steps=20,
+        micro_batch=None, rank=0, ranks=1, curriculum=MissingConfig(max_rate=0.0), total_steps=20,
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from maestro_dist.types import Batch
 
 G, N = 12, SIZES["train"]
 STEPS = -(-N // G)
-CURRICULUM = MissingConfig(p_max=0.5, start=0.1, full=0.5)
+CURRICULUM = MissingConfig(max_rate=0.5, ramp_start=0.1, ramp_end=0.5)
 NAMES = ["acc", "ecg", "temp"]
 
 

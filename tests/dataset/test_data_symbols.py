@@ -110,7 +110,7 @@ def test_training_reads_symbols_as_it_reads_windows(packed: str, tmp_path: Path)
     for symbols in (False, True):
         stream = TrainStream(
             url, manifest, DataConfig(url=url), modalities, seed=1, global_batch=8, micro_batch=None, rank=0, ranks=1,
-            curriculum=MissingConfig(p_max=0.5, start=0.0, full=0.1), total_steps=10, symbols=symbols,
+            curriculum=MissingConfig(max_rate=0.5, ramp_start=0.0, ramp_end=0.1), total_steps=10, symbols=symbols,
         )  # fmt: skip
         logits.append(torch.cat([maestro(batch, batch.step)["logits"] for batch in stream.batches(0, stream.samples)]))
     assert len(logits[0]) == SIZES["train"]

@@ -23,7 +23,11 @@ EXPERT_GRIDS: dict[int, list[tuple[int, int, str]]] = {
 EXPERT_VARIANTS: list[dict[str, Any]] = [
     {"moe": {"experts": 4}},
     # many more experts than some micro-batches have tokens; k = 2; shared; computed again in the backward
-    {"moe": {"experts": 64, "top_k": 2, "shared": 1, "balance": "bias"}, "checkpoint": "layers", "fusion_layers": 2},
+    {
+        "moe": {"experts": 64, "top_k": 2, "shared": 1, "balance": "bias"},
+        "activation_checkpointing": "layers",
+        "fusion_layers": 2,
+    },
 ]
 
 

@@ -14,6 +14,7 @@ from ranks import run_ranks
 from torch import Tensor
 
 from maestro_dist.callbacks.base import Callback, State, StepRecord
+from maestro_dist.callbacks.checkpointing import resume, run_metadata
 from maestro_dist.checkpoint import Saver, find, restore
 from maestro_dist.config.load import load_config
 from maestro_dist.config.schema import Config
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.slow
 LEARNING = [
     "optim.max_steps=9", "optim.ema=0.9", "optim.schedule=one_cycle", "optim.warmup=0.3", "augment.jitter=0.1",
     "augment.scaling=0.1", "augment.time_warp=0.2", "augment.time_mask=0.1", "augment.mixup=0.4",
-    "missing.consistency=0.5", "missing.start=0.1", "missing.full=0.3",
+    "missing.consistency=0.5", "missing.ramp_start=0.1", "missing.ramp_end=0.3",
 ]  # fmt: skip
 SAVED, STEPS = 4, 9
 
@@ -62,7 +63,9 @@ class Watch(Callback):
         if self.evaluates and state.step % 3 == 0:
             self.validation = evaluate_on(state, "validation", [0.0], [0]).mean("loss", 0.0) or 0.0
         if self.saver is not None and state.step == SAVED:
-            self.saver.save(state.engine, step=state.step, position=state.position, epoch=0, metadata=state.resumable())
+            self.saver.save(
+                state.engine, step=state.step, position=state.position, epoch=0, metadata=run_metadata(state)
+            )
             self.saver.wait()
             state.stop = self.stops
 
@@ -77,7 +80,7 @@ def learn(config: Config, watch: Watch, rank: int = 0, ranks: int = 1, folder: s
     if folder:
         found = find(folder, SAVED)
         restore(state.engine, found)
-        state.resume(found.step, found.position, found.metadata)
+        resume(state, found.step, found.position, found.metadata)
         state.stop = False
     fit(state, stream.batches, watch)
     owned = {f"{s.name}/{kind}": t.clone() for s in owned_slices(state.engine) for kind, t in s.tensors.items()}

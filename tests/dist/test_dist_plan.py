@@ -29,9 +29,9 @@ OPTIONS: list[dict[str, Any]] = [
     {},
     {"encoder_layers": 2, "fusion_layers": 2, "budget": "reallocate", "budget_inputs": "content"},
     {"stem": {"channels": 4, "kernel": 5}, "summary": "statistics", "summary_bands": 3, "normalize": "window"},
-    {"checkpoint": "layers", "stem": {"channels": 4, "kernel": 3}, "head": "pooled"},
-    {"distil": False, "attention_form": "absorbed"},
-    {"attention_form": "rows", "budget": "gate"},
+    {"activation_checkpointing": "layers", "stem": {"channels": 4, "kernel": 3}, "head": "pooled"},
+    {"downsample": False, "attention_algorithm": "absorbed"},
+    {"attention_algorithm": "rows", "budget": "gate"},
 ]
 
 
@@ -80,7 +80,12 @@ def moved(rank: int, ranks: int) -> list[tuple[float, float]]:
         experts, group = spread_experts(
             build_mesh(MeshConfig(expert=ranks), world=ranks, rank=rank), "cpu", 60, movement
         )
-        options = {"dropout": 0.0, "moe": {"experts": 4, "top_k": 2}, "fusion_layers": 2, "checkpoint": checkpoint}
+        options = {
+            "dropout": 0.0,
+            "moe": {"experts": 4, "top_k": 2},
+            "fusion_layers": 2,
+            "activation_checkpointing": checkpoint,
+        }
         config = make_model(**options).config
         model = Maestro(config, MODALITIES, 4, seed=7, experts=experts).train()
         batch = make_batch(torch.ones(SAMPLES, len(MODALITIES)).bool(), nan=0.0)

@@ -29,9 +29,9 @@ OPTIONS: list[dict[str, Any]] = [
     {"stem": {"channels": 4, "kernel": 5}, "summary": "statistics", "summary_bands": 3, "normalize": "window"},
     {"encoder_layers": 2, "budget": "reallocate", "budget_inputs": "content", "moe": {"experts": 3, "top_k": 2}},
     {"summary": "level", "encoder_layers": 0, "fusion_layers": 2, "head": "pooled", **DEEP},
-    {"distil": False, "embedding": "table", "moe": {"experts": 0}, "dropout": 0.3, "attention_form": "rows"},
-    {"attention_form": "absorbed", "dropout": 0.2, "attention_dropout": 0.0, "heads": 2},
-    {"checkpoint": "layers", "tile": 8, "keep_scores": False, "dropout": 0.2},
+    {"downsample": False, "embedding": "table", "moe": {"experts": 0}, "dropout": 0.3, "attention_algorithm": "rows"},
+    {"attention_algorithm": "absorbed", "dropout": 0.2, "attention_dropout": 0.0, "heads": 2},
+    {"activation_checkpointing": "layers", "tile": 8, "keep_attention_weights": False, "dropout": 0.2},
     {"embedding": "table", "summary": "none", "normalize": "window"},
 ]
 SYMBOLS = OPTIONS[-1]
@@ -135,7 +135,7 @@ WIDTH, HEADS, FACTOR = 64, 8, 5.0
 
 def bytes_of_a_layer(rank: int, ranks: int) -> list[int]:
     """Bytes that one attention layer hands to collectives, forward and backward, at two lengths."""
-    config = ModelConfig(width=WIDTH, heads=HEADS, sample_factor=FACTOR, dropout=0.0, attention_form="plain")
+    config = ModelConfig(width=WIDTH, heads=HEADS, sample_factor=FACTOR, dropout=0.0, attention_algorithm="plain")
     handed = []
     for length in (4096, 16384):
         cuts = time_cuts(length, 1, ranks)

@@ -14,7 +14,7 @@ from maestro_dist.config.schema import Config, MeshConfig
 from maestro_dist.inference.exported_model import TaskDescription, export_model, read_weights
 from maestro_dist.parallel.expert import spread_experts
 from maestro_dist.parallel.mesh import build_mesh
-from maestro_dist.training.pretrained_weights import HEADS, take
+from maestro_dist.training.pretrained_weights import HEADS, load_pretrained
 
 
 def check_taken(rank: int, ranks: int, folder: str) -> tuple[int, int, list[str], list[str]]:
@@ -25,7 +25,7 @@ def check_taken(rank: int, ranks: int, folder: str) -> tuple[int, int, list[str]
     experts, _ = spread_experts(build_mesh(config.mesh, world=ranks, rank=rank), "cpu", 60, "tokens")
     model, _ = make(config, None, experts)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    taken, of = take(model, folder)
+    taken, of = load_pretrained(model, folder)
     there, spread, other = read_weights(Storage(folder)), [], []
     for name, parameter in model.named_parameters():
         if getattr(parameter, "expert_ranks", 1) > 1:

@@ -16,7 +16,7 @@ from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.storage import Storage
 from maestro_dist.evaluation.predictions import Predictions
 from maestro_dist.parallel.mesh import build_mesh
-from maestro_dist.training.teachers import answers
+from maestro_dist.training.teachers import teacher_predictions
 
 ON_TRAINING = ["data.test=train", "evaluation.test_rates=[0]", "optim.epochs=1"]
 
@@ -44,7 +44,7 @@ def told(teachers: list[str]) -> np.ndarray:
 def on_rank(rank: int, ranks: int, data: str, run: str, teachers: list[str], *extra: str) -> tuple[np.ndarray, bool]:
     config = load_config(None, runs.arguments(run, data, f"task.teachers={json.dumps(teachers)}", *extra))
     mesh = build_mesh(config.mesh, world=ranks, rank=rank)
-    found, asked = answers(config, load_manifest(data), mesh, run, torch.device("cpu"))
+    found, asked = teacher_predictions(config, load_manifest(data), mesh, run, torch.device("cpu"))
     return found.numpy(), asked
 
 

@@ -17,7 +17,7 @@ def check_stage(rank: int, ranks: int, stage: int) -> dict[str, float]:
     """Largest differences of losses, gradients and weights after three steps, one with accumulation."""
     optim, batches = OptimConfig(optimizer="sgd", lr=0.1), stream(10, 3)
     expected = plain(Config(model=MODEL, optim=optim), batches)
-    model = MODEL.model_copy(update={"checkpoint": "layers", "tile": 24})
+    model = MODEL.model_copy(update={"activation_checkpointing": "layers", "tile": 24})
     trace = sharded(Config(model=model, optim=optim, engine=EngineConfig(zero_stage=stage)), batches, rank, ranks)
     steps = zip(trace.gradients, expected.gradients, strict=True)
     return {

@@ -39,10 +39,16 @@ OPTIONS: list[dict[str, Any]] = [
     {"stem": {"channels": 4, "kernel": 5}, "summary": "statistics", "summary_bands": 3, "normalize": "window"},
     {"encoder_layers": 2, "budget": "reallocate", "budget_inputs": "content", "moe": {"experts": 3, "top_k": 2}},
     {"summary": "level", "encoder_layers": 2, "fusion_layers": 2, "dropout": 0.3, **DENSE},
-    {"distil": False, "embedding": "table", "moe": {"experts": 0}, "dropout": 0.3, "attention_form": "plain"},
+    {"downsample": False, "embedding": "table", "moe": {"experts": 0}, "dropout": 0.3, "attention_algorithm": "plain"},
     {"attention_kernel": "fused", "dropout": 0.2, "attention_dropout": 0.0, "encoder_layers": 0},
-    {"checkpoint": "layers", "tile": 8, "keep_scores": False, "dropout": 0.2, "fusion_layers": 2},
-    {"checkpoint": "layers", "embedding": "table", "normalize": "window", **DENSE},
+    {
+        "activation_checkpointing": "layers",
+        "tile": 8,
+        "keep_attention_weights": False,
+        "dropout": 0.2,
+        "fusion_layers": 2,
+    },
+    {"activation_checkpointing": "layers", "embedding": "table", "normalize": "window", **DENSE},
     {"embedding": "table", "normalize": "window"},
 ]
 EVALUATED: list[dict[str, Any]] = [{"summary": "level"}, {"summary": "level", **DENSE}]
@@ -199,7 +205,9 @@ def engines(rank: int, ranks: int) -> dict[str, float]:
     found = {}
     batches, optim = stream(30, 5), OptimConfig(optimizer="sgd", lr=0.1)
     for attention, stage in (("sparse", 1), ("sparse", 3), ("dense", 2)):
-        model = ModelConfig.model_validate(MODEL.model_dump() | {"attention": attention, "checkpoint": "layers"})
+        model = ModelConfig.model_validate(
+            MODEL.model_dump() | {"attention": attention, "activation_checkpointing": "layers"}
+        )
         mesh = MeshConfig(sequence=2, sequence_method="ulysses")
         expected = plain(Config(model=model, optim=optim), batches)
         config = Config(model=model, optim=optim, mesh=mesh, engine=EngineConfig(zero_stage=stage))
@@ -216,7 +224,11 @@ def test_training_equals_one_process(ranks: int) -> None:
 def refusals(rank: int, ranks: int) -> list[str]:
     """What a model says that ranks cannot share by heads."""
     said = []
-    for options in ({"heads": 3}, {"heads": 4, "attention_form": "rows"}, {"heads": 4, "attention_form": "absorbed"}):
+    for options in (
+        {"heads": 3},
+        {"heads": 4, "attention_algorithm": "rows"},
+        {"heads": 4, "attention_algorithm": "absorbed"},
+    ):
         given = {"width": 24, **options}
         cuts = model_cuts(ModelConfig.model_validate({"word": 4, **given}), MODALITIES, ranks)
         with pytest.raises((MeshError, ConfigError)) as caught:
@@ -229,5 +241,5 @@ def test_what_heads_cannot_do_is_refused() -> None:
     for heads, rows, absorbed in run_ranks(refusals, 2):
         assert "model.heads = 3" in heads
         assert "mesh.sequence = 2" in heads
-        assert "model.attention_form rows" in rows
-        assert "model.attention_form absorbed" in absorbed
+        assert "model.attention_algorithm rows" in rows
+        assert "model.attention_algorithm absorbed" in absorbed

@@ -51,7 +51,7 @@ def cells(model: Any, values: dict[str, Tensor], target: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("balance", ["none", "bias"])
 def test_experts_specialise(balance: str) -> None:
-    bare = {"encoder_layers": 0, "head": "pooled", "distil": False}
+    bare = {"encoder_layers": 0, "head": "pooled", "downsample": False}
     options: dict[str, Any] = {**bare, "outputs": 8, "moe": {"experts": 4, "balance": balance}}
     model = train(products, seed=3, steps=60, **options)
     values, target = products(24, torch.Generator().manual_seed(99))

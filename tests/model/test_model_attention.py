@@ -124,7 +124,7 @@ def check(
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("beta", [1.3, 50.0])
 def test_one_modality(training: bool, beta: float, form: str) -> None:
-    attention = make_attention(beta=beta, attention_form=form, keep_scores=training).train(training)
+    attention = make_attention(beta=beta, attention_algorithm=form, keep_attention_weights=training).train(training)
     torch.manual_seed(0)
     mask = torch.rand(4, 11) > 0.3
     mask[1], mask[2] = False, torch.arange(11) == 6  # nothing observed; a single token
@@ -141,7 +141,7 @@ def test_one_modality(training: bool, beta: float, form: str) -> None:
 @pytest.mark.parametrize("ragged", [True, False])
 @pytest.mark.parametrize("training", [True, False])
 def test_joint_sequence_with_absent_modalities(training: bool, form: str, ragged: bool) -> None:
-    attention = make_attention(beta=2.0, attention_form=form).train(training)
+    attention = make_attention(beta=2.0, attention_algorithm=form).train(training)
     torch.manual_seed(1)
     rows = [torch.tensor([0, 2]), torch.tensor([1, 2]), torch.tensor([], dtype=torch.int64)]
     masks = [torch.rand(2, 5) > 0.2, torch.rand(2, 4) > 0.2, torch.zeros(0, 3).bool()]
@@ -165,7 +165,7 @@ def test_joint_sequence_with_absent_modalities(training: bool, form: str, ragged
 @pytest.mark.parametrize("length", [1, 2, 9])
 def test_enough_queries_are_dense_attention(length: int, form: str, kernel: str) -> None:
     few, dense = (
-        make_attention(beta=50.0, attention_form=form, attention_kernel=kernel),
+        make_attention(beta=50.0, attention_algorithm=form, attention_kernel=kernel),
         make_attention(attention="dense"),
     )
     torch.manual_seed(2)
@@ -229,7 +229,7 @@ def test_forms_agree_with_dropout(keep: bool) -> None:
     queries = torch.tensor([3.4, 2.0, 1.7], dtype=torch.float64, requires_grad=True)
     results = []
     for form in FORMS:
-        attention = make_attention(beta=2.0, dropout=0.4, attention_form=form, keep_scores=keep).train()
+        attention = make_attention(beta=2.0, dropout=0.4, attention_algorithm=form, keep_attention_weights=keep).train()
         out = attention(x, layout, queries, 5) * layout.flat_mask[:, None]
         results.append([out, *torch.autograd.grad(out.square().sum(), [x, queries, *attention.parameters()])])
     for other in results[1:]:
@@ -245,5 +245,5 @@ def test_the_fused_kernel_refuses_what_it_cannot_do() -> None:
 def test_the_choice_of_a_form_is_told_with_its_costs() -> None:
     wide = ModelConfig.model_validate({"width": 512, "heads": 8, "word": 1})
     assert "cross-modal (8,192 tokens) absorbed (operations a token: plain" in describe_attention(wide, [8192, 8192])
-    narrow = ModelConfig.model_validate({"width": 64, "heads": 8, "word": 1, "attention_form": "rows"})
+    narrow = ModelConfig.model_validate({"width": 64, "heads": 8, "word": 1, "attention_algorithm": "rows"})
     assert describe_attention(narrow, [128]).startswith("encoders (128 tokens) rows, as set")

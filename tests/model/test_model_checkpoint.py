@@ -28,10 +28,10 @@ def run(options: dict[str, Any], dtype: torch.dtype = torch.float32) -> dict[str
 
 
 @pytest.mark.parametrize(
-    "options", [{}, RICHER, {"attention": "dense"}, {"distil": False, "moe": {"experts": 0}}], ids=str
+    "options", [{}, RICHER, {"attention": "dense"}, {"downsample": False, "moe": {"experts": 0}}], ids=str
 )
 def test_checkpoints_give_the_same_bits(options: dict[str, Any]) -> None:
-    plain, again = run(options), run({**options, "checkpoint": "layers"})
+    plain, again = run(options), run({**options, "activation_checkpointing": "layers"})
     assert plain.keys() == again.keys()
     for name in plain:
         assert torch.equal(again[name], plain[name]), name
@@ -40,7 +40,10 @@ def test_checkpoints_give_the_same_bits(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("checkpoint", ["none", "layers"])
 @pytest.mark.parametrize("tile", [1, 7])
 def test_tiles_give_the_same_step(tile: int, checkpoint: str) -> None:
-    plain, tiled = run(RICHER, torch.float64), run({**RICHER, "tile": tile, "checkpoint": checkpoint}, torch.float64)
+    plain, tiled = (
+        run(RICHER, torch.float64),
+        run({**RICHER, "tile": tile, "activation_checkpointing": checkpoint}, torch.float64),
+    )
     assert plain.keys() == tiled.keys()
     for name in plain:
         torch.testing.assert_close(
@@ -64,5 +67,5 @@ def test_a_checkpointed_layer_keeps_only_what_enters_it() -> None:
             model(make_batch(torch.ones(32, 3).bool()), 1)
         return sum(sizes.values())
 
-    assert kept(checkpoint="layers") < 0.35 * kept()
+    assert kept(activation_checkpointing="layers") < 0.35 * kept()
     assert kept(tile=64) < 0.9 * kept()

@@ -26,18 +26,21 @@ SCRIPT = Path(__file__).with_name("peak_of_a_step.py")
 CASES: list[tuple[dict[str, Any], tuple[int, int, int, int]]] = [
     ({"width": 32, "heads": 4, "word": 2, "embedding": "ordinal"}, (8, 256, 128, 1)),
     ({"word": 1}, (2, 16384, 2, 2)),
-    ({"word": 1, "checkpoint": "layers", "tile": 4096, "keep_scores": False}, (2, 100_000, 1, 1)),
-    ({"word": 2, "checkpoint": "layers", "tile": 16384}, (1, 600_000, 1, 1)),
-    ({"word": 2, "checkpoint": "layers", "distil": False}, (2, 100_000, 1, 1)),
-    ({"word": 2, "attention_form": "plain"}, (2, 30_000, 2, 1)),
-    ({"word": 2, "attention_form": "absorbed"}, (2, 30_000, 2, 1)),
+    (
+        {"word": 1, "activation_checkpointing": "layers", "tile": 4096, "keep_attention_weights": False},
+        (2, 100_000, 1, 1),
+    ),
+    ({"word": 2, "activation_checkpointing": "layers", "tile": 16384}, (1, 600_000, 1, 1)),
+    ({"word": 2, "activation_checkpointing": "layers", "downsample": False}, (2, 100_000, 1, 1)),
+    ({"word": 2, "attention_algorithm": "plain"}, (2, 30_000, 2, 1)),
+    ({"word": 2, "attention_algorithm": "absorbed"}, (2, 30_000, 2, 1)),
     ({"word": 8, "stem": {"channels": 32}}, (2, 65536, 4, 3)),
     ({"word": 8, "stem": {"channels": 32, "layers": 4, "pool": 2}}, (2, 65536, 4, 3)),
     ({"word": 2, "attention": "dense"}, (3, 512, 64, 1)),
     ({"width": 128, "word": 2, "moe": {"experts": 8, "top_k": 2, "shared": 1}, "fusion_layers": 2}, (3, 2048, 8, 1)),
     ({"word": 2, "pretrain": {}}, (2, 30_000, 2, 1)),
     ({"word": 8, "pretrain": {"predict": 512}}, (4, 4096, 8, 3)),
-    ({"word": 2, "checkpoint": "layers", "tile": 16384, "pretrain": {}}, (1, 600_000, 1, 1)),
+    ({"word": 2, "activation_checkpointing": "layers", "tile": 16384, "pretrain": {}}, (1, 600_000, 1, 1)),
 ]
 
 
@@ -71,7 +74,7 @@ def test_estimate_is_within_a_fifth(options: dict[str, Any], shape: tuple[int, i
     # Before 2.12 torch left smaller gaps (dense attention most of all): there the estimate is on the safe side.
     late = torch.__version__ >= "2.12"
     assert 0.8 < estimate.live / live < (1.2 if late else 1.5)
-    if config.checkpoint == "layers" and estimate.live < 1 << 29:
+    if config.activation_checkpointing == "layers" and estimate.live < 1 << 29:
         # Many small arrays come and go here: from run to run the same step takes between 1.6 and 3 times their sum.
         assert 0.6 < expected / measured < 1.5
     else:
@@ -85,16 +88,18 @@ def test_sizes_follow_the_configuration() -> None:
     assert small.parameters == 16 * 1000
     assert large.peak == pytest.approx(2 * small.peak, rel=1e-3)
     assert small.total == small.parameters + small.inputs + small.peak
-    again = memory_estimate(config.model_copy(update={"checkpoint": "layers"}), MODALITIES, TrainingSetup(0, 4))
+    again = memory_estimate(
+        config.model_copy(update={"activation_checkpointing": "layers"}), MODALITIES, TrainingSetup(0, 4)
+    )
     assert again.kept < 0.4 * small.kept
     assert small.kept < small.live < small.peak
 
 
 def test_exchanging_tokens_for_heads_takes_more_while_it_lasts() -> None:
-    config = ModelConfig(word=2, checkpoint="layers", tile=4096, attention_form="plain")
+    config = ModelConfig(word=2, activation_checkpointing="layers", tile=4096, attention_algorithm="plain")
     sensors = modalities(1, 65536, 1)
     exchanged, plain = (memory_estimate(config, sensors, TrainingSetup(0, 1, exchanges_heads=s)) for s in (True, False))
-    auto = config.model_copy(update={"attention_form": "auto"})
+    auto = config.model_copy(update={"attention_algorithm": "auto"})
     assert memory_estimate(auto, sensors, TrainingSetup(0, 1, exchanges_heads=True)) == exchanged
     assert exchanged.kept == plain.kept
     assert plain.live < exchanged.live < 1.5 * plain.live

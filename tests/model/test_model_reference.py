@@ -18,7 +18,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"embedding": "ordinal", "normalize": "window", "head": "pooled", "moe": {"experts": 4, "top_k": 1}},
     {"embedding": "table", "encoder_layers": 2, "moe": {"experts": 3, "top_k": 2, "shared": 1, "balance": "bias"}},
     {"attention": "dense", "layer_scale": 0.5, "fusion_layers": 2},
-    {"budget": "fixed", "distil": False, "moe": {"experts": 0}},
+    {"budget": "fixed", "downsample": False, "moe": {"experts": 0}},
     {"word": {"acc": 4, "bvp": 7, "temp": 1}, "beta": 50.0, "fusion_beta": 50.0, "sample_factor": 50.0},
     {"encoder_layers": 0, "fusion_layers": 2},
     {"fusion_layers": 0},
@@ -42,7 +42,7 @@ def reference_of(model: Maestro) -> ReferenceModel:
 @pytest.mark.parametrize("form", ["plain", "rows", "absorbed"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_the_model_equals_the_reference(options: dict[str, Any], form: str) -> None:
-    options = {"summary": "none", "beta": 1.2, "fusion_beta": 1.5, "attention_form": form, **options}
+    options = {"summary": "none", "beta": 1.2, "fusion_beta": 1.5, "attention_algorithm": form, **options}
     model = make_model(**options).double().eval()
     for layer in model.fusion:  # biases that change which experts are chosen
         if getattr(layer.feed, "balanced", False):

@@ -89,7 +89,7 @@ OPTIONS: list[dict[str, Any]] = [
         "head_hidden": 2,
         "normalize": "window",
     },
-    {"stem": {"channels": 4, "kernel": 5, "layers": 3, "pool": 2}, "summary": "statistics", "summary_pieces": 3},
+    {"stem": {"channels": 4, "kernel": 5, "layers": 3, "pool": 2}, "summary": "statistics", "summary_bins": 3},
     {"encoder_layers": 2, "budget": "reallocate", "budget_inputs": "content", "moe": {"experts": 3, "top_k": 2}},
     {
         "summary": "level",
@@ -99,7 +99,7 @@ OPTIONS: list[dict[str, Any]] = [
         "head_hidden": 2,
         "pooling": "attention",
     },
-    {"distil": False, "embedding": "table", "moe": {"experts": 0}},
+    {"downsample": False, "embedding": "table", "moe": {"experts": 0}},
 ]
 
 

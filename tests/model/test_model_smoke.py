@@ -20,7 +20,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"budget": "reallocate", "budget_inputs": "content", "summary": "level"},
     {"budget": "fixed"},
     {"budget_inputs": "content", "budget_band": 3.0},
-    {"distil": False},
+    {"downsample": False},
     {"layer_scale": 0.1},
     {"head": "pooled"},
     {"encoder_layers": 0},

@@ -31,7 +31,7 @@ def overrides(variant: type[AttentionVariant], method: str) -> bool:
 
 def test_every_variant_and_kernel_is_declared() -> None:
     assert VARIANTS.keys() == declared.VARIANTS.keys()
-    forms = set(get_args(ModelConfig.model_fields["attention_form"].annotation)) - {"auto"}
+    forms = set(get_args(ModelConfig.model_fields["attention_algorithm"].annotation)) - {"auto"}
     kernels = set(get_args(ModelConfig.model_fields["attention_kernel"].annotation)) - {"auto"}
     assert forms == {name for name, variant in VARIANTS.items() if variant.abilities.selects_queries}
     assert kernels == declared.KERNELS.keys()
@@ -46,7 +46,7 @@ def test_a_variant_implements_what_is_declared_of_it(name: str) -> None:
     assert (variant.arrays_exchanged is not None) == variant.abilities.exchanges_heads
     assert (variant.attended_queries(SHAPE) < SHAPE.length) == variant.abilities.selects_queries
     assert variant.operations(SHAPE, training=True) > variant.operations(SHAPE, training=False) > 0
-    assert variant.memory(SHAPE, keep_scores=None, exchanges_heads=False).kept >= 0
+    assert variant.memory(SHAPE, keep_attention_weights=None, exchanges_heads=False).kept >= 0
     if variant.abilities.shares_sequence:
         assert variant.communication(SHAPE, SequenceSharding(2, 4, 1)).all_reduce > 0
 
@@ -64,7 +64,7 @@ def test_the_layer_refuses_exactly_what_the_check_refuses(ranks: int) -> None:
     for attention, form in itertools.product(("sparse", "dense"), ("auto", *declared.VARIANTS)):
         if form == "dense":
             continue
-        config = ModelConfig.model_validate({"attention": attention, "attention_form": form, "dropout": 0.0})
+        config = ModelConfig.model_validate({"attention": attention, "attention_algorithm": form, "dropout": 0.0})
         usable = declared.usable_variants(config, sequence_ranks=ranks, exchanges_heads=False)
         context = Two() if ranks == 2 else OneProcess()
         if usable:

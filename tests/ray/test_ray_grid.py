@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 STEPS = 4
 OPTIONS = [
     "configs/stress_predict.yaml", "model.dropout=0.1", "model.moe.top_k=2", "optim.optimizer=sgd", "optim.lr=0.05",
-    f"optim.max_steps={STEPS}", "optim.global_batch=24", "missing.start=0", "missing.full=0", "run.name=tiny",
+    f"optim.max_steps={STEPS}", "optim.global_batch=24", "missing.ramp_start=0", "missing.ramp_end=0", "run.name=tiny",
     "run.timeout_s=180", "evaluation.test_rates=[0.0,0.4]", "evaluation.draws=[0]",
     # many words, so that ranks have something to share
     "model.word={acc: 64, bvp: 128, eda: 8, temp: 8, hr: 2}", "model.embedding=patch", "model.encoder_layers=1",

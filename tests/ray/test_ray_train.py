@@ -57,7 +57,7 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(whole: Path, synthetic:
     assert len(workers) == 2
     os.kill(workers[1].pid, signal.SIGKILL)
     printed = runs.finish(process)
-    if "goes on at step" not in printed:
+    if "resumes at step" not in printed:
         pytest.fail(f"the run ended before the kill took effect: {printed}")
     runs.assert_same_weights(runs.weights(whole), runs.weights(tmp_path))
     assert runs.tracked(tmp_path) == runs.tracked(whole)
@@ -73,7 +73,7 @@ def test_a_killed_driver_leaves_no_workers_and_goes_on(whole: Path, synthetic: s
     process.send_signal(signal.SIGKILL)
     process.communicate()
     printed = runs.finish(start(tmp_path, synthetic))
-    assert "goes on at step" in printed
+    assert "resumes at step" in printed
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
     runs.assert_same_weights(runs.weights(whole), runs.weights(tmp_path))
     assert runs.tracked(tmp_path) == runs.tracked(whole)

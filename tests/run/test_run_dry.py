@@ -16,9 +16,10 @@ import synthetic as generated
 import yaml
 
 from maestro_dist.config.load import load_config
+from maestro_dist.config.paths import with_absolute_paths
 from maestro_dist.model.estimate import count_parameters, forward_operations
 from maestro_dist.run.dry_run import trial_samples
-from maestro_dist.run.launch import absolute, prepare_data
+from maestro_dist.run.launch import prepare_data
 from maestro_dist.run.summary import described
 from maestro_dist.train import main
 
@@ -136,7 +137,7 @@ def test_1024_workers_with_data_give_a_first_loss_too(
 
 def test_what_learning_adds_is_said(synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["optim.ema=.99", "optim.schedule=one_cycle", "augment.jitter=.1", "augment.mixup=.2"]
-    asked += ["missing.consistency=1", "missing.start=0", "missing.full=0"]
+    asked += ["missing.consistency=1", "missing.ramp_start=0", "missing.ramp_end=0"]
     said = dry(capsys, tmp_path / "runs", *runs.arguments("", synthetic, *asked))
     assert "learning   average of the weights, decay 0.99, one cycle of learning rate and momentum, jitter 0.1" in said
     assert "first micro-batch: 16 samples, loss" in said
@@ -175,7 +176,7 @@ def test_a_batch_that_is_too_much_is_cut_or_left_out(
 ) -> None:
     import maestro_dist.run.dry_run as module
 
-    config = absolute(load_config(None, runs.arguments(tmp_path, synthetic)))
+    config = with_absolute_paths(load_config(None, runs.arguments(tmp_path, synthetic)))
     manifest, shards = prepare_data(config)
     assert shards
     assert trial_samples(config, manifest) == (16, 16)

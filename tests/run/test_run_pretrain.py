@@ -58,7 +58,7 @@ def test_pretraining_leaves_metrics_and_weights(
 def test_a_run_begins_with_the_weights_of_an_exported_model(
     pretrained: Path, synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    still = [f"run.start={pretrained / 'tiny' / 'model'}", "optim.max_steps=1", "optim.lr=1e-30"]
+    still = [f"run.init_from={pretrained / 'tiny' / 'model'}", "optim.max_steps=1", "optim.lr=1e-30"]
     assert runs.train(tmp_path, synthetic, *still, "optim.weight_decay=0", "evaluation.test_rates=[0]") == 0
     before, after = runs.weights(pretrained), runs.weights(tmp_path)
     heads = {name for name in after if name.startswith(("head.", "modality_heads."))}
@@ -74,7 +74,7 @@ def test_a_run_that_died_goes_on_without_them(
     """They are taken once: when it goes on they may be gone, but another place is another run."""
     kept = tmp_path / "kept"
     shutil.copytree(pretrained / "tiny", kept)
-    extra = [f"run.start={kept}", "checkpoint.every_steps=2", "checkpoint.keep_last=9", "optim.max_steps=8"]
+    extra = [f"run.init_from={kept}", "checkpoint.every_steps=2", "checkpoint.keep_last=9", "optim.max_steps=8"]
     assert runs.train(tmp_path, synthetic, *extra, "evaluation.test_rates=[0]") == 0
     said = capsys.readouterr().out
     assert "parameters from" in said
@@ -85,11 +85,11 @@ def test_a_run_that_died_goes_on_without_them(
     runs.rewind(tmp_path / "tiny", 6, 7, 8)
     assert runs.train(tmp_path, synthetic, *extra, "evaluation.test_rates=[0]") == 0
     said = capsys.readouterr().out
-    assert "goes on at step 4 of 8" in said
+    assert "resumes at step 4 of 8" in said
     assert "parameters from" not in said
     runs.assert_same_weights(runs.weights(tmp_path), whole)
     said = fails(tmp_path, synthetic, capsys, *extra[1:], "evaluation.test_rates=[0]")
-    assert f"run.start '{kept}' -> None" in said
+    assert f"run.init_from '{kept}' -> None" in said
 
 
 @pytest.mark.parametrize(
@@ -100,14 +100,14 @@ def test_a_run_that_died_goes_on_without_them(
         ("model.word=4", "model.word of acc 8 there, 4 here"),
         ("model.alphabet=10", "model.alphabet 20 there, 10 here"),
         ("data.modalities=[acc, temp]", "was trained on acc, bvp, temp, this run is on acc, temp"),
-        ("run.start=/nowhere", "is neither a run (it has no config.yaml), nor a checkpoint of one"),
-        ("run.start=s3://me:secret@bucket/run", "run.start: holds credentials"),
+        ("run.init_from=/nowhere", "is neither a run (it has no config.yaml), nor a checkpoint of one"),
+        ("run.init_from=s3://me:secret@bucket/run", "run.init_from: holds credentials"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_before_a_worker_starts(
     override: str, said: str, pretrained: Path, synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    overrides = [f"run.start={pretrained / 'tiny'}", override]
+    overrides = [f"run.init_from={pretrained / 'tiny'}", override]
     assert said in fails(tmp_path, synthetic, capsys, *overrides)
     assert not (tmp_path / "tiny" / "checkpoints").exists()
     if override == "model.width=32":

@@ -33,7 +33,7 @@ def test_a_run_that_died_goes_on_without_its_teachers(
     runs.rewind(tmp_path / "tiny", 6, 7, 8)
     assert runs.train(tmp_path, synthetic, *extra) == 0
     said = capsys.readouterr().out
-    assert "goes on at step 4 of 8" in said
+    assert "resumes at step 4 of 8" in said
     assert "learns from" not in said
     runs.assert_same_weights(runs.weights(tmp_path), whole)
 
@@ -49,7 +49,7 @@ def test_a_run_that_died_goes_on_without_its_teachers(
         ("data.modalities=[acc, temp]", "was trained on acc, bvp, temp, this run is on acc, temp"),
         ("task.teachers=[/nowhere]", "nowhere is neither an exported model (it has no model.json) nor a run that has"),
         ("task.teachers=[s3://me:secret@bucket/run]", "task.teachers: holds credentials"),
-        ("augment.mixup=0.2", "augment.mixup: mixes samples of which task.teachers have answered each alone"),
+        ("augment.mixup=0.2", "augment.mixup: mixes samples, but task.teachers answer single samples"),
         ("task.kind=pretrain", "task.teachers: answer with labels"),
     ],
 )
@@ -67,17 +67,17 @@ def test_teachers_that_do_not_fit_are_refused_before_a_worker_starts(
 def test_what_stays_with_a_run_is_checked(tmp_path: Path) -> None:
     from maestro_dist.data.storage import Storage
     from maestro_dist.errors import CheckpointError
-    from maestro_dist.training.teachers import ANSWERS_FILE, _keep, _kept
+    from maestro_dist.training.teachers import ANSWERS_FILE, _read_predictions, _write_predictions
 
     run = Storage(str(tmp_path))
-    assert _kept(run, (2, 3)) is None
-    _keep(run, np.full((2, 3), 0.5, dtype=np.float32))
-    assert (_kept(run, (2, 3)) == 0.5).all()
+    assert _read_predictions(run, (2, 3)) is None
+    _write_predictions(run, np.full((2, 3), 0.5, dtype=np.float32))
+    assert (_read_predictions(run, (2, 3)) == 0.5).all()
     with pytest.raises(CheckpointError, match=r"shape \[2, 3\] is not \[4, 3\]"):
-        _kept(run, (4, 3))
+        _read_predictions(run, (4, 3))
     run.write(ANSWERS_FILE, b"broken")
     with pytest.raises(CheckpointError, match=r"teachers.safetensors: damaged"):
-        _kept(run, (2, 3))
+        _read_predictions(run, (2, 3))
 
 
 def test_a_teacher_that_cannot_answer_on_this_grid_is_refused(

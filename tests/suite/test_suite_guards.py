@@ -47,9 +47,9 @@ def test_places_are_those_of_the_folder_where_the_suite_is_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (cell,) = made(tmp_path, "run.start=runs/pre", "data.cache=cache", seeds=[1]).cells
+    (cell,) = made(tmp_path, "run.init_from=runs/pre", "data.cache=cache", seeds=[1]).cells
     config = load_config(str(ROOT / cell.arguments[1]), cell.arguments[2:])
-    assert (config.run.start, config.data.cache) == (f"{tmp_path}/runs/pre", f"{tmp_path}/cache")
+    assert (config.run.init_from, config.data.cache) == (f"{tmp_path}/runs/pre", f"{tmp_path}/cache")
     (cell,) = made(tmp_path, "task.teachers=[runs/a, 's3://runs/b']", seeds=[1]).cells
     config = load_config(str(ROOT / cell.arguments[1]), cell.arguments[2:])
     assert config.task.teachers == [f"{tmp_path}/runs/a", "s3://runs/b"]

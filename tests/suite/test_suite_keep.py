@@ -195,7 +195,7 @@ def test_a_run_that_another_begins_with_is_run_again(tmp_path: Path) -> None:
 
 
 def test_all_that_a_chain_begins_with_is_run_again(tmp_path: Path) -> None:
-    further = {**TUNED, "name": "further", "set": ["run.start={run:tuned}", "run.workers=1"]}
+    further = {**TUNED, "name": "further", "set": ["run.init_from={run:tuned}", "run.workers=1"]}
     plan = needing(tmp_path / "runs", further, TUNED, PRETRAIN, keep=str(tmp_path / "kept"), seeds=[1])
     for cell in plan.cells:
         place = kept_of(plan, cell)

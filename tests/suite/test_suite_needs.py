@@ -16,7 +16,7 @@ from maestro_dist.errors import ConfigError
 DATA = [{"name": "set", "url": "data/{fold}", "folds": 2, "metrics": ["accuracy"]}]
 TRAIN = {"kind": "maestro", "config": "configs/quickstart.yaml", "data": ["set"]}
 PRETRAIN = {**TRAIN, "name": "pretrain", "set": ["task.kind=pretrain", "run.workers=1"], "minutes": 5}
-TUNED = {**TRAIN, "name": "tuned", "set": ["run.start={run:pretrain}", "run.workers=1"], "minutes": 5}
+TUNED = {**TRAIN, "name": "tuned", "set": ["run.init_from={run:pretrain}", "run.workers=1"], "minutes": 5}
 
 
 def needing(storage: Path, *entries: dict[str, Any], **values: Any) -> Plan:
@@ -29,7 +29,7 @@ def test_a_cell_begins_where_the_one_that_it_needs_lies(tmp_path: Path) -> None:
     plan = needing(tmp_path)
     cell = next(cell for cell in plan.cells if cell.name == "set.f1.tuned.s2")
     assert cell.needs == {"pretrain": "set.f1.pretrain.s2"}
-    assert f"run.start={tmp_path}/set.f1.pretrain.s2" in cell.arguments
+    assert f"run.init_from={tmp_path}/set.f1.pretrain.s2" in cell.arguments
     assert cell.scored
     assert not plan.cells_of("pretrain", "set")[0].scored
 
@@ -76,12 +76,12 @@ def test_a_cell_is_another_when_what_it_began_with_is_another(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
-        ([{**TUNED, "set": ["run.start={run:pretrian}"]}, PRETRAIN], "no entry 'pretrian' on 'set'; did you mean"),
+        ([{**TUNED, "set": ["run.init_from={run:pretrian}"]}, PRETRAIN], "no entry 'pretrian' on 'set'; did you mean"),
         ([TUNED, {**PRETRAIN, "seeds": [1]}], "'pretrain' has no seed 2 on 'set' in fold 0, which 'tuned' has"),
         ([TUNED, {**PRETRAIN, "folds": [0]}], "'pretrain' has no seed 1 on 'set' in fold 1, which 'tuned' has"),
-        ([{**TUNED, "set": ["run.start={run:tuned}"]}], "entries.tuned.set: it needs itself: tuned -> tuned"),
+        ([{**TUNED, "set": ["run.init_from={run:tuned}"]}], "entries.tuned.set: it needs itself: tuned -> tuned"),
         (
-            [TUNED, {**PRETRAIN, "set": ["run.start={run:other}"]}, {**TUNED, "name": "other"}],
+            [TUNED, {**PRETRAIN, "set": ["run.init_from={run:other}"]}, {**TUNED, "name": "other"}],
             "set: it needs itself: pretrain -> other -> pretrain$",
         ),
     ],
@@ -105,7 +105,7 @@ def test_a_cell_whose_need_is_not_finished_is_left_and_says_so(tmp_path: Path) -
 
 
 def test_what_needs_a_cell_that_is_left_is_left_too(tmp_path: Path) -> None:
-    further = {**TUNED, "name": "further", "set": ["run.start={run:tuned}"], "seeds": [1], "folds": [0]}
+    further = {**TUNED, "name": "further", "set": ["run.init_from={run:tuned}"], "seeds": [1], "folds": [0]}
     plan = needing(tmp_path, further, TUNED, PRETRAIN)
     cells = [cell for cell in plan.cells if cell.seed == 1 and cell.fold == 0 and cell.entry != "pretrain"]
     outcome = Outcome(failed={"set.f0.pretrain.s1": "no memory"})

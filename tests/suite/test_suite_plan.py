@@ -29,7 +29,7 @@ def test_cells_of_the_smoke_suite(tmp_path: Path) -> None:
     plan = load_plan(SMOKE, [f"storage={tmp_path}"])
     pretrain, maestro, lightgbm, minirocket = plan.cells
     assert maestro.name == "excerpt.maestro.s1"
-    begin = f"python -m maestro_dist.train configs/quickstart.yaml run.start={tmp_path}/excerpt.pretrain.s1 "
+    begin = f"python -m maestro_dist.train configs/quickstart.yaml run.init_from={tmp_path}/excerpt.pretrain.s1 "
     assert maestro.command.startswith(begin)
     assert (pretrain.name, pretrain.scored) == ("excerpt.pretrain.s1", False)
     assert lightgbm.command.startswith("python -m benchmarks.baselines lightgbm evaluation.metric=accuracy ")

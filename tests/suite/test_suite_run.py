@@ -82,7 +82,7 @@ def test_a_killed_suite_goes_on_a_failed_cell_is_named_and_all_is_reported(
     assert "/excerpt.pretrain.s1/model" in printed
     assert "\nexcerpt.maestro.s1 is left: it needs excerpt.pretrain.s1, which has failed\n" in printed
     assert not maestro.exists(), "it has not been tried"
-    assert "goes on at step" in (pretrain / "job.log").read_text(), "the run went on from its checkpoint"
+    assert "resumes at step" in (pretrain / "job.log").read_text(), "the run went on from its checkpoint"
     record = json.loads((pretrain / "cell.json").read_text())
     assert [attempt["status"] for attempt in record["attempts"]] == ["running", "failed"]
     rows = json.loads((tmp_path / "report" / "results.json").read_text())

@@ -48,7 +48,7 @@ def core(length: int, device: str) -> Callable[[], object]:
 
 def config() -> ModelConfig:
     """WESAD's model with what long recordings ask for."""
-    return wesad_config(checkpoint="layers", tile=65536)
+    return wesad_config(activation_checkpointing="layers", tile=65536)
 
 
 def streams(steps: int) -> list[Modality]:

@@ -176,7 +176,13 @@ def _mixing(module: MixtureOfExperts, layout: TokenLayout, x: Tensor) -> Callabl
 
 def recording_config() -> ModelConfig:
     """A model that takes every step for a word, with what long recordings ask for."""
-    layers: dict[str, Any] = {"encoder_layers": 1, "fusion_layers": 1, "word": 1, "checkpoint": "layers", "tile": 65536}
+    layers: dict[str, Any] = {
+        "encoder_layers": 1,
+        "fusion_layers": 1,
+        "word": 1,
+        "activation_checkpointing": "layers",
+        "tile": 65536,
+    }
     return ModelConfig(width=64, heads=8, summary="none", **layers)
 
 

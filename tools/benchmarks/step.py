@@ -58,9 +58,10 @@ def run(options: Options) -> list[Row]:
 def _train(folder: Path, device: str, warmup: int, steps: int) -> _Timed:
     from maestro_dist.callbacks.metrics import Metrics
     from maestro_dist.config.load import load_config
+    from maestro_dist.config.paths import with_absolute_paths
     from maestro_dist.parallel.group import destroy_process_group, init_process_group
     from maestro_dist.parallel.mesh import build_mesh
-    from maestro_dist.run.launch import absolute, prepare_data
+    from maestro_dist.run.launch import prepare_data
     from maestro_dist.tracking import MetricLog
     from maestro_dist.tracking.run import open_run
     from maestro_dist.training.builder import assemble
@@ -79,7 +80,7 @@ def _train(folder: Path, device: str, warmup: int, steps: int) -> _Timed:
             f"optim.max_steps={warmup + steps}",
         ],
     )
-    config = absolute(config)
+    config = with_absolute_paths(config)
     prepare_data(config)
     prepare_process(config)
     init_process_group(device, config.run.timeout_s)

@@ -203,7 +203,7 @@ def _layer(shape: Shape, dtype: torch.dtype, sequence: SequenceContext | None = 
             "heads": shape.heads,
             "dropout": 0.0,
             "sample_factor": FACTOR,
-            "attention_form": form,
+            "attention_algorithm": form,
         }
     )
     layer = Attention("layer", config, FACTOR, SEED, sequence or OneProcess())

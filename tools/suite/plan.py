@@ -11,10 +11,11 @@ from typing import Any
 from benchmarks.baselines.settings import load_settings
 from pydantic import ValidationError
 
-from maestro_dist.config.check import check, identity
-from maestro_dist.config.fit import fitted
+from maestro_dist.config.check import check
+from maestro_dist.config.coerce import coerce
+from maestro_dist.config.identity import run_identity
 from maestro_dist.config.load import apply_override, load_config, read_tree
-from maestro_dist.config.places import absolute_path, at_home
+from maestro_dist.config.paths import absolute_path, expand_home
 from maestro_dist.config.schema import Config, SourceConfig
 from maestro_dist.config.yaml_text import child_of
 from maestro_dist.data.storage import Storage
@@ -59,7 +60,7 @@ def load_plan(path: str, overrides: Sequence[str] = ()) -> Plan:
     tree = read_tree(path)
     for override in overrides:
         _override(tree, override)
-    tree = fitted(tree, Suite)
+    tree = coerce(tree, Suite)
     try:
         suite = Suite.model_validate(tree)
     except ValidationError as error:
@@ -242,12 +243,12 @@ def _name(data: DataSet, fold: int | None, entry: str, seed: int) -> str:
 def _deciding(config: Config, kind: str) -> dict[str, Any]:
     """What decides a result; of a baseline only the sections that it reads."""
     sections = ("run.seed", "data.", "evaluation.")
-    return {key: value for key, value in identity(config).items() if kind == "maestro" or key.startswith(sections)}
+    return {key: value for key, value in run_identity(config).items() if kind == "maestro" or key.startswith(sections)}
 
 
 def _config_file(config: str | None) -> str | None:
     """Relative to the repository where it lies in it, else absolute: a job works in a copy of the repository."""
-    config = config and at_home(config, "config")
+    config = config and expand_home(config, "config")
     if config is None or "://" in config or Path(config).is_absolute():
         return config
     path = (ROOT / config).resolve()
@@ -257,7 +258,7 @@ def _config_file(config: str | None) -> str | None:
 def _absolute_places(config: Config) -> list[str]:
     """Overrides for local places that a configuration names relative to the folder where the suite is started."""
     places: dict[str, str | list[str] | None] = {
-        "run.start": config.run.start,
+        "run.init_from": config.run.init_from,
         "data.cache": config.data.cache,
         "task.teachers": config.task.teachers,
     }

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from benchmarks.baselines.settings import BaselineConfig
 from benchmarks.common import machine
 
-from maestro_dist.config.check import decides, identity
+from maestro_dist.config.identity import is_identity_key, run_identity
 from maestro_dist.config.model import ModelConfig, StemConfig
+from maestro_dist.config.renamed import OLD_NAMES, RENAMED
 from maestro_dist.config.schema import Config
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.errors import RunError
@@ -24,8 +26,8 @@ RESULT_FILE = "result.json"
 LOG_FILE = "job.log"
 _STEM = "model.stem"  # a section that may be absent
 _DEFAULTS = {
-    **identity(Config(model=ModelConfig(stem=StemConfig()))),
-    **identity(Config()),
+    **run_identity(Config(model=ModelConfig(stem=StemConfig()))),
+    **run_identity(Config()),
     **{f"baseline.{key}": value for key, value in BaselineConfig().model_dump(mode="json").items()},
 }
 
@@ -59,10 +61,12 @@ def run_of(plan: Plan, cell: Cell) -> Storage:
 def read_record(run: Storage) -> Record | None:
     """The record of a cell; None where there is none. Raises RunError where it is damaged."""
     try:
-        return Record(**json.loads(run.read(RECORD_FILE)))
+        record = Record(**json.loads(run.read(RECORD_FILE)))
+        record.settings = {_with(RENAMED, key): value for key, value in record.settings.items()}
+        return record
     except ObjectMissing:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise RunError(f"{run.name(RECORD_FILE)} is damaged ({error}); remove it") from None
 
 
@@ -127,13 +131,20 @@ def chosen_settings(cell: Cell) -> dict[str, Any]:
 
 
 def settings_digest(cell: Cell) -> str:
-    """A short name for the settings of a cell."""
-    return names_digest([json.dumps(chosen_settings(cell), sort_keys=True)])
+    """A short name for the settings of a cell. It does not change where keys are renamed."""
+    settings = {_with(OLD_NAMES, key): value for key, value in chosen_settings(cell).items()}
+    return names_digest([json.dumps(settings, sort_keys=True)])
 
 
 def _plain(key: str) -> str:
     """A setting's key without the name of the needed cell (`NAME: key`) that it belongs to."""
     return key.rpartition(": ")[2]
+
+
+def _with(names: Mapping[str, str], key: str) -> str:
+    """A setting's key with another name, where `names` has one for it."""
+    cell, colon, plain = key.rpartition(": ")
+    return f"{cell}{colon}{names.get(plain, plain)}"
 
 
 def _absent(key: str, record: Record) -> bool:
@@ -148,7 +159,7 @@ def _differences(record: Record | None, cell: Cell) -> list[str]:
     # A key that the record lacks is newer than the run: its default stands for what was done then.
     old = {key: _DEFAULTS[_plain(key)] for key in now if _plain(key) in _DEFAULTS and not _absent(key, record)}
     # A key that no longer decides a result is no difference.
-    old |= {key: value for key, value in record.settings.items() if decides(_plain(key))}
+    old |= {key: value for key, value in record.settings.items() if is_identity_key(_plain(key))}
     return [
         f"{key} {old.get(key)!r} -> {now.get(key)!r}" for key in sorted({*old, *now}) if old.get(key) != now.get(key)
     ]

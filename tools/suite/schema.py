@@ -54,7 +54,7 @@ class Entry(Part):
     """Configuration file, relative to the repository; a baseline can do without."""
     set: list[str] = []
     """Overrides, `section.key=value`; of a baseline also `baseline.key=value`. `{run:ENTRY}` in one is the place of
-    that entry's run on the same data set, fold and seed, which is then run first: `run.start={run:pretrain}`;
+    that entry's run on the same data set, fold and seed, which is then run first: `run.init_from={run:pretrain}`;
     `{run:ENTRY+1000}` is the place of the one whose seed is 1,000 more."""
     data: Annotated[list[str], AtLeastOne]
     """Data sets."""

@@ -78,7 +78,7 @@ def _check(config: ModelConfig, layer: Attention, sequence: SequenceContext) -> 
         return
     if sequence.head_exchange is not None:
         raise ConfigError(
-            f"model.attention_form {config.attention_form} gives no context for all tokens, which "
+            f"model.attention_algorithm {config.attention_algorithm} gives no context for all tokens, which "
             "mesh.sequence_method ulysses exchanges; choose auto or plain"
         )
     raise ConfigError(

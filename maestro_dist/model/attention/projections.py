@@ -32,7 +32,7 @@ class AttentionProjections(nn.Module):
         self.local_heads = (
             range(config.heads) if self.head_exchange is None else self.head_exchange.local_heads(config.heads)
         )
-        self.kernel, self.keep_scores = config.attention_kernel, config.keep_scores
+        self.kernel, self.keep_attention_weights = config.attention_kernel, config.keep_attention_weights
         self.sample_factor, self.factor, self.band = config.sample_factor, factor, config.budget_band
         self.dropout = config.dropout if config.attention_dropout is None else config.attention_dropout
         self.query_weight = nn.Parameter(torch.empty(width, width))

@@ -57,7 +57,7 @@ def describe_attention(config: ModelConfig, tokens: Sequence[int], *, exchanges_
     variants = usable_variants(config, sequence_ranks=ranks, exchanges_heads=exchanges_heads)
     if not variants[0].abilities.selects_queries:
         return variants[0].name
-    halvings = config.encoder_layers if config.distil else 0
+    halvings = config.encoder_layers if config.downsample else 0
     joint = sum(-(-count // 2**halvings) for count in tokens)
     described = []
     for name, length, factor, layers in (

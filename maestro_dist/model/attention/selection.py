@@ -98,7 +98,7 @@ def attend_options(layer: AttentionProjections, call: AttentionCall, selected: S
     return AttendOptions(
         bias=call.layout.bias,
         drop=_drop_factors(layer, call, selected) if drops else None,
-        store=stores_probabilities(layer.keep_scores, shape),
+        store=stores_probabilities(layer.keep_attention_weights, shape),
         fused=uses_fused(layer.kernel, selected.number.device, drops=drops, shares_sequence=layer.sequence.size > 1),
         lengths=call.layout.ragged,
     )

@@ -112,11 +112,13 @@ class AttentionVariant(ABC):
     def attended_queries(self, shape: AttentionShape) -> int:
         """Queries of a sample that attend to all its tokens."""
 
-    def memory(self, shape: AttentionShape, *, keep_scores: bool | None, exchanges_heads: bool) -> AttentionMemory:
-        """Floats of a token; `keep_scores` is the setting of the configuration."""
+    def memory(
+        self, shape: AttentionShape, *, keep_attention_weights: bool | None, exchanges_heads: bool
+    ) -> AttentionMemory:
+        """Floats of a token; `keep_attention_weights` is the setting of the configuration."""
         arrays = self.arrays_exchanged if exchanges_heads else self.arrays
         assert arrays is not None
-        stored = self.abilities.selects_queries and stores_probabilities(keep_scores, shape)
+        stored = self.abilities.selects_queries and stores_probabilities(keep_attention_weights, shape)
         scores = shape.heads * (shape.selected + 1.0) if stored else 0.0
         return AttentionMemory(*(count * shape.width + scores + shape.heads for count in arrays))
 
@@ -134,9 +136,9 @@ class ContextVariant(AttentionVariant):
         return layer.output(call.layout.rows(context))
 
 
-def stores_probabilities(keep_scores: bool | None, shape: AttentionShape) -> bool:
-    """Whether the probabilities of the selected queries are stored for the backward (`model.keep_scores`).
+def stores_probabilities(keep_attention_weights: bool | None, shape: AttentionShape) -> bool:
+    """Whether the probabilities of the selected queries are stored for the backward (`model.keep_attention_weights`).
 
     By default they are stored where they take no more memory than two rows of the model's width a token.
     """
-    return shape.heads * shape.selected <= 2 * shape.width if keep_scores is None else keep_scores
+    return shape.heads * shape.selected <= 2 * shape.width if keep_attention_weights is None else keep_attention_weights

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from maestro_dist.config.fit import fitted
-from maestro_dist.config.load import apply_override, default_of, is_file, load_config
-from maestro_dist.config.places import absolute
+from maestro_dist.config.coerce import coerce
+from maestro_dist.config.help_text import default_of
+from maestro_dist.config.load import apply_override, is_file, load_config
+from maestro_dist.config.paths import with_absolute_paths
 from maestro_dist.config.schema import Config
 from maestro_dist.config.sections import Count, Positive, PositiveFloat, Section, Share
 from maestro_dist.errors import ConfigError
@@ -57,7 +58,7 @@ def load_settings(arguments: Sequence[str]) -> tuple[Config, BaselineConfig]:
     if len(files) > 1:
         raise ConfigError(f"one CONFIG at most, not {', '.join(files)}")
     shared = [text for text in arguments if text not in own and text not in files]
-    return absolute(load_config(files[0] if files else None, shared)), parse_baseline(own)
+    return with_absolute_paths(load_config(files[0] if files else None, shared)), parse_baseline(own)
 
 
 def parse_baseline(overrides: Sequence[str]) -> BaselineConfig:
@@ -68,7 +69,7 @@ def parse_baseline(overrides: Sequence[str]) -> BaselineConfig:
         if key not in BaselineConfig.model_fields:
             raise ConfigError(f"{_PREFIX}{key}: unknown key; there are {', '.join(BaselineConfig.model_fields)}")
         apply_override(tree, text)
-    values = fitted(tree.get(_PREFIX.rstrip("."), {}), BaselineConfig)
+    values = coerce(tree.get(_PREFIX.rstrip("."), {}), BaselineConfig)
     try:
         return BaselineConfig.model_validate(values)
     except ValidationError as error:

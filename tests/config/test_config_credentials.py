@@ -1,4 +1,4 @@
-"""Home folders, absolute paths, and credentials that are refused without being shown."""
+"""Credentials are refused without being shown."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from maestro_dist.config.check import check
+from maestro_dist.config.credentials import has_credentials
 from maestro_dist.config.load import load_config
-from maestro_dist.config.places import absolute, has_credentials
 from maestro_dist.config.schema import Config
 from maestro_dist.errors import ConfigError
 from maestro_dist.train import main
@@ -61,7 +61,7 @@ FREE = [
     "ICU: sepsis @ night",
 ]
 TEXT_KEYS = [
-    "run.storage={}", "run.start={}", "run.name={}", "data.url={}", "data.cache={}", "data.test={}",
+    "run.storage={}", "run.init_from={}", "run.name={}", "data.url={}", "data.cache={}", "data.test={}",
     "data.modalities=[a, '{}']", "data.source={{converter: uci_hapt, path: '{}'}}", "data.source.path={}",
     "data.source.options.x={}", "task.teachers=['{}']", "tracking.uri={}", "tracking.experiment={}", "optim.lr={}",
     "model.word={{'{}': 8}}", "no.such={}",
@@ -99,67 +99,3 @@ def test_credentials_in_a_configuration_made_in_python_are_refused() -> None:
 def test_names_that_only_look_like_it_are_let_through(text: str) -> None:
     assert not has_credentials(text)
     check(load_config(None, [f"data.url={text}", f"tracking.uri={text}", f"tracking.experiment={text}"]))
-
-
-@pytest.mark.parametrize(
-    ("typed", "place"), [("~/x", "{home}/x"), ("~", "{home}"), ("x", "{here}/x"), ("s3://b/~", "s3://b/~")]
-)
-def test_every_path_key_knows_home_and_where_it_was_typed(
-    typed: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    place = place.format(home=tmp_path / "home", here=tmp_path / "here")
-    keys = ("run.storage", "data.url", "tracking.uri", "data.source.path")
-    optional = () if typed == "~" else ("run.start", "data.cache")  # ~ alone is null there
-    config = absolute(
-        load_config(
-            None,
-            [
-                "data.source.converter=uci_hapt",
-                f"task.teachers=['{typed}', '{typed}']",
-                *(f"{key}={typed}" for key in (*keys, *optional) if (key, typed) != ("tracking.uri", "~")),
-            ],
-        )
-    )
-    assert config.data.source is not None
-    assert {config.run.storage, config.data.url, config.data.source.path, *config.task.teachers} == {place}
-    if optional:
-        assert [config.run.start, config.data.cache, config.tracking.uri] == [place] * 3
-
-
-def test_a_database_may_lie_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for typed, uri in (
-        ("sqlite:///~/x.db", f"sqlite:///{tmp_path}/x.db"),
-        ("sqlite:////data/x.db", "sqlite:////data/x.db"),
-        ("http://h:5000", "http://h:5000"),
-        ("databricks", "databricks"),
-        ("databricks://profile", "databricks://profile"),
-    ):
-        assert absolute(load_config(None, [f"tracking.uri={typed}"])).tracking.uri == uri
-
-
-def test_a_home_that_nobody_has_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"run\.storage: ~no-such-user/x: no home folder is known for ~no-such-user"):
-        absolute(load_config(None, ["run.storage=~no-such-user/x"]))
-
-
-@pytest.mark.parametrize("name", ["a?b", "a%20b"])
-def test_a_storage_that_the_database_of_mlflow_cannot_lie_in_is_refused(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / name).mkdir()
-    for overrides in ([f"run.storage=/{name}"], [f"run.storage={name}/runs"]):
-        with pytest.raises(ConfigError, match=r"run\.storage: MLflow finds no database in /.*; set tracking.uri"):
-            check(load_config(None, ["data.url=d", *overrides]))
-        check(load_config(None, ["data.url=d", "tracking.uri=http://h", *overrides]))
-    monkeypatch.chdir(tmp_path / name)
-    with pytest.raises(ConfigError, match=r"run\.storage: MLflow finds no database"):
-        check(load_config(None, ["data.url=d", "run.storage=s3://b/x"]))
-
-
-def test_a_name_that_no_file_can_have_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"run\.storage: 'a\\x00b' holds a character that no name of a file has"):
-        check(Config.model_validate({"data": {"url": "d"}, "run": {"storage": "a\0b"}}))

@@ -1,4 +1,4 @@
-"""What a word in YAML or on the command line means: the type of its key decides."""
+"""From text in YAML or on the command line to a value: the type of the key decides what the text means."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import types
 import typing
 from typing import Any
 
-from pydantic import BaseModel
-
+from maestro_dist.config.annotations import alternatives, is_section
 from maestro_dist.config.yaml_text import Plain, Typed
 
 RULES = """\
-The type of a key says how its value is read, typed as section.key=value or in a YAML file:
-  text      as it stands: 0042, no, 2026-01-15, a: b, '/data/exp #3' (in a file, # and quotes are YAML's)
-  number    decimal, or 0x and hexadecimal digits: 1e-3, .5, 1_000; a whole one may be written 1e3
+The type of a key says how its value is read, from section.key=value or from a YAML file:
+  text      unchanged: 0042, no, 2026-01-15, a: b, '/data/exp #3' (in a file, # and quotes have their YAML meaning)
+  number    decimal, or 0x and hexadecimal digits: 1e-3, .5, 1_000; an integer may be written 1e3
   true      true, yes or on; false, no or off
-  list, ... as in YAML: [a, b], {a: 8, b: 4}; what is in them, by its type again
-  null      null, None, ~ or nothing, where the key may be null: run.start=
-~ and ~user at the start of a path are home folders. Of two values for one key the later one holds."""
+  list, ... as in YAML: [a, b], {a: 8, b: 4}; the type of the items says how they are read
+  null      null, None, ~ or nothing, where the key may be null: run.init_from=
+~ and ~user at the start of a path are home folders. If a key is given twice, the last value counts."""
 
 NULL = {"", "~", "null", "Null", "NULL", "None"}
 _BOOLS = dict.fromkeys(("true", "yes", "on"), True) | dict.fromkeys(("false", "no", "off"), False)
@@ -27,10 +26,10 @@ _FLOAT = re.compile(r"[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)(e[-+]?[0-9]
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|nan)", re.IGNORECASE)
 
 
-def fitted(value: Any, kind: Any) -> Any:
-    """`value` with each `Plain` in it as the type annotation `kind` says; one that does not fit stays text.
+def coerce(value: Any, kind: Any) -> Any:
+    """`value` with each `Plain` text in it converted to the type annotation `kind`. A text that does not fit stays.
 
-    Whether it is valid is left to pydantic. Raises `ConfigError` where something typed is no YAML.
+    pydantic then checks whether the value is valid. Raises `ConfigError` where a typed list or mapping is not YAML.
     """
     kinds = alternatives(kind)
     if isinstance(value, Typed):
@@ -38,30 +37,17 @@ def fitted(value: Any, kind: Any) -> Any:
     if isinstance(value, dict):
         return _mapping(value, kinds)
     if isinstance(value, list):
-        inner = next((typing.get_args(k) for k in kinds if typing.get_origin(k) in (list, tuple)), (str,))
+        other = Any if Any in kinds else str
+        inner = next((typing.get_args(k) for k in kinds if typing.get_origin(k) in (list, tuple)), (other,))
         many = inner[:-1] if inner[-1] is Ellipsis else inner
-        return [fitted(item, many[min(number, len(many) - 1)]) for number, item in enumerate(value)]
+        return [coerce(item, many[min(number, len(many) - 1)]) for number, item in enumerate(value)]
     return _scalar(value, kinds) if isinstance(value, Plain) else value
-
-
-def alternatives(kind: Any) -> list[Any]:
-    """The members of a union, else the type alone."""
-    if typing.get_origin(kind) is typing.Annotated:
-        return alternatives(typing.get_args(kind)[0])
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return [inner for member in typing.get_args(kind) for inner in alternatives(member)]
-    return [kind]
-
-
-def is_model(kind: Any) -> bool:
-    """Whether a type is a section."""
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _is_text(typed: str, kinds: list[Any]) -> bool:
     if str not in kinds and not any(isinstance(word, str) for word in _words(kinds)):
         return False
-    holds = any(is_model(kind) or typing.get_origin(kind) in (list, tuple, dict) for kind in kinds)
+    holds = any(is_section(kind) or typing.get_origin(kind) in (list, tuple, dict) for kind in kinds)
     return not (holds and typed.lstrip()[:1] in ("[", "{"))
 
 
@@ -71,27 +57,32 @@ def _words(kinds: list[Any]) -> list[Any]:
 
 
 def _mapping(value: dict[str, Any], kinds: list[Any]) -> dict[str, Any]:
-    model = next((kind for kind in kinds if is_model(kind)), None)
+    model = next((kind for kind in kinds if is_section(kind)), None)
     if model is not None:
         fields = model.model_fields
-        return {key: fitted(v, fields[key].annotation if key in fields else str) for key, v in value.items()}
-    inner = next((typing.get_args(kind)[1] for kind in kinds if typing.get_origin(kind) is dict), str)
-    return {key: fitted(v, inner) for key, v in value.items()}
+        return {key: coerce(v, fields[key].annotation if key in fields else str) for key, v in value.items()}
+    other = Any if Any in kinds else str
+    inner = next((typing.get_args(kind)[1] for kind in kinds if typing.get_origin(kind) is dict), other)
+    return {key: coerce(v, inner) for key, v in value.items()}
 
 
 def _scalar(plain: Plain, kinds: list[Any]) -> Any:
     text = str(plain)
     words = _words(kinds)
+    if Any in kinds:  # no type is declared: null, numbers, true and false are what they look like
+        kinds = [types.NoneType, str, int, float]
+        if text.lower() in ("true", "false"):
+            return _BOOLS[text.lower()]
     if types.NoneType in kinds and text in NULL:
         return None
-    if not text and any(is_model(kind) for kind in kinds):
+    if not text and any(is_section(kind) for kind in kinds):
         return {}  # a section whose keys are all commented out
     if text in words:
         return text
     number = None
     if any(kind in kinds for kind in (int, float)) or any(isinstance(word, int) for word in words):
         number = _number(text)
-    if str in kinds:  # text or number: 0042 and 1.10 are not what is written of a number, so they are text
+    if str in kinds:  # text or number: 0042 and 1.10 are text, because YAML writes these numbers as 42 and 1.1
         return text if number is None or _written(number) != text else number
     if number is not None:
         return number
@@ -110,6 +101,6 @@ def _number(text: str) -> int | float | None:
 
 
 def _written(number: int | float) -> str:
-    """As YAML writes it."""
+    """The number as YAML writes it."""
     text = repr(number)
     return text if "." in text else text.replace("e", ".0e")
