@@ -24,8 +24,8 @@ _GAPS, _GAPS_AGAIN, _GAPS_MAPPED = 1.55, 1.9, 1.1
 """Memory for each byte in use: it includes small arrays that are not counted, and gaps between arrays.
 
 The C library maps arrays of 32 MiB and more separately, without gaps. Smaller arrays are on a heap that never shrinks
-and has gaps, more of them where layers are computed again. `run.allocator_cache: small` and huge pages change the peak of
-a process by up to a fifth.
+and has gaps, more of them where layers are computed again. `run.allocator_cache: small` and huge pages change the peak
+of a process by up to a fifth.
 """
 
 
