@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from maestro_dist.parallel.engine import Engine, destroy_process_group, init_process_group
+from maestro_dist.engine.engine import Engine, destroy_process_group, init_process_group
 from torch import Tensor, nn
 
 from maestro_dist.checkpoint import Saver, find, full_weights, newest, restore
