@@ -27,12 +27,6 @@ LAYERS = [
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 MOST_LINES = 400
 MOST_PARAMETERS = 6
-TO_DO = {
-    "model/estimate.py", "model/layout.py",
-    "model/sparse.py", "model/tokenwise.py", "parallel/plan.py", "parallel/traffic.py",
-    "model/embedding.py",
-}  # fmt: skip
-DOUBLE = {"Part"}
 MODEL_MAY_IMPORT = {"torch", "numpy", "pydantic", "maestro_dist", "__future__"}
 UNSAFE_MODULES = {"pickle", "dill", "cloudpickle", "shelve", "joblib", "marshal"}
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -153,7 +147,7 @@ def public_functions(source: str) -> Iterator[tuple[str, int]]:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_public_function_has_many_parameters(path: Path) -> None:
     many = [(name, count) for name, count in public_functions(path.read_text()) if count > MOST_PARAMETERS]
-    assert str(path.relative_to(PACKAGE)) in TO_DO or many == []
+    assert many == []
 
 
 def test_the_check_counts_parameters() -> None:
@@ -168,10 +162,10 @@ def test_class_names_are_unique() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
-    assert {name: found for name, found in places.items() if len(found) > 1}.keys() <= DOUBLE
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "model").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((PACKAGE / "model").rglob("*.py")), ids=lambda path: path.name)
 def test_model_needs_only_torch_numpy_pydantic(path: Path) -> None:
     import sys
 
@@ -215,4 +209,4 @@ def test_the_check_sees_unsafe_calls() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_files_stay_small(path: Path) -> None:
-    assert str(path.relative_to(PACKAGE)) in TO_DO or len(path.read_text().splitlines()) <= MOST_LINES
+    assert len(path.read_text().splitlines()) <= MOST_LINES

@@ -28,7 +28,7 @@ from maestro_dist.data.prepare import OptionParser, check_destination, check_sou
 from maestro_dist.data.storage import Storage, redact
 from maestro_dist.data.symbols import add_symbols
 from maestro_dist.errors import ConfigError, DataError, run_main
-from maestro_dist.model.embedding import Symboliser, word_steps
+from maestro_dist.model.embedding import SymbolEncoder, word_steps
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -153,7 +153,7 @@ def _symbols(source: str, arguments: argparse.Namespace) -> Manifest:
         source,
         arguments.out,
         spec,
-        Symboliser(model, modalities),
+        SymbolEncoder(model, modalities),
         shard_bytes=arguments.shard_mb << 20,
         overwrite=arguments.overwrite,
     )

@@ -59,9 +59,9 @@ class State:
     callbacks: Callback = field(default_factory=lambda: Callback())
 
     @property
-    def handed(self) -> int:
-        """Bytes that this rank has handed to the collectives of `groups`, DeepSpeed's own not counted."""
-        return sum(group.handed for group in self.groups)
+    def communicated_bytes(self) -> int:
+        """Bytes that this rank gave to the collectives of `groups`. DeepSpeed's own collectives are not counted."""
+        return sum(group.communicated_bytes for group in self.groups)
 
     @property
     def epoch(self) -> int:
@@ -88,7 +88,8 @@ class StepRecord:
     present       [M] number of this rank's samples that have an observed step of the modality
     expert_load   [layers, M, E] number of this rank's tokens by expert
     data_s        seconds of host time that this rank waited for data; likewise forward_s, backward_s, optimizer_s
-    handed        bytes that this rank handed to collectives meanwhile (see `State.handed`)
+    communicated_bytes
+                  bytes that this rank gave to collectives in this step (see `State.communicated_bytes`)
     keys, bad     names of this rank's samples, and of those that were skipped as bad; `bad_samples` has their numbers
     """
 
@@ -109,7 +110,7 @@ class StepRecord:
     optimizer_s: float
     keys: list[str]
     bad: list[str]
-    handed: int = 0
+    communicated_bytes: int = 0
     bad_samples: list[int] = field(default_factory=list)
 
 

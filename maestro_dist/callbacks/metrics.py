@@ -102,7 +102,7 @@ class Metrics(Callback):
             if record is records[-1]:
                 metrics |= rates | {"system/memory_gb": memory / 1e9, "train/epoch": state.step / state.steps_per_epoch}
                 if state.groups:
-                    metrics["system/collectives_mb"] = record.handed / 1e6
+                    metrics["system/collectives_mb"] = record.communicated_bytes / 1e6
                 if details:
                     tracked, local = _details(rest, record, state)
                     metrics |= tracked

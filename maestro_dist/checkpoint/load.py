@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +105,7 @@ def newest(run_url: str) -> CheckpointInfo | None:
         folder = storage.join(folder_name(step))
         record = read_record(folder)
         if record is not None:
-            return CheckpointInfo(folder, record)
+            return CheckpointInfo(folder, _with_current_names(record))
     return None
 
 
@@ -116,7 +116,7 @@ def find(run_url: str, step: int) -> CheckpointInfo:
     if record is None:
         there = ", ".join(str(other) for other in complete_steps(run_url)) or "none"
         raise CheckpointError(f"no complete checkpoint of step {step} at {folder.name()}; complete steps: {there}")
-    return CheckpointInfo(folder, record)
+    return CheckpointInfo(folder, _with_current_names(record))
 
 
 def best(run_url: str) -> CheckpointInfo:
@@ -185,29 +185,47 @@ def full_weights(info: CheckpointInfo, *, averaged: bool = True) -> dict[str, Te
     return weights
 
 
+def _with_current_names(record: CheckpointRecord) -> CheckpointRecord:
+    """The record of a checkpoint whose parameters may have old names."""
+    from maestro_dist.model.names import current_name
+
+    def renamed(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        return {current_name(name): shape for name, shape in shapes.items()}
+
+    parts = [
+        part.model_copy(update={"slices": {current_name(name): where for name, where in part.slices.items()}})
+        for part in record.parts
+    ]
+    names = {"parameters": renamed(record.parameters), "buffers": renamed(record.buffers), "parts": parts}
+    return record.model_copy(update=names)
+
+
 class _OpenPart:
     """Tensors of a verified part, read on demand."""
 
     def __init__(self, handle: Any, name: str) -> None:
+        from maestro_dist.model.names import current_name
+
         self._handle = handle
         self._name = name
+        self._stored = {current_name(stored): stored for stored in handle.keys()}  # noqa: SIM118
 
     def range(self, tensor: str, start: int, count: int) -> Tensor:
         """`count` elements from `start` of a 1-D tensor."""
-        found = self._read(tensor, lambda: self._handle.get_slice(tensor)[start : start + count])
+        found = self._read(tensor, lambda stored: self._handle.get_slice(stored)[start : start + count])
         if tuple(found.shape) != (count,):
             raise CheckpointError(f"{self._name}: tensor {tensor} is shorter than {start + count} elements")
         return found
 
     def whole(self, tensor: str) -> Tensor:
         """A whole tensor."""
-        return self._read(tensor, lambda: self._handle.get_tensor(tensor))
+        return self._read(tensor, self._handle.get_tensor)
 
     def _read(self, tensor: str, get: Any) -> Any:
         from safetensors import SafetensorError
 
         try:
-            return get()
+            return get(self._stored.get(tensor, tensor))
         except SafetensorError as error:
             raise CheckpointError(f"{self._name}: cannot read tensor {tensor}: {error}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from maestro_dist.config.attention import KERNELS, usable_variants
 from maestro_dist.config.credentials import refuse_credentials, texts
 from maestro_dist.config.learning import OptimConfig
 from maestro_dist.config.model import ModelConfig
@@ -107,21 +108,22 @@ def _check_sequence(model: ModelConfig, mesh: MeshConfig) -> None:
                 f"{where}, but mesh.sequence_method=ulysses gives each the same number of heads, and model.heads is "
                 f"{model.heads}; use a divisor of it, or mesh.sequence_method=sparse"
             )
-        if model.attention == "sparse" and model.attention_algorithm in ("rows", "absorbed"):
+        if not usable_variants(model, sequence_ranks=ranks, exchanges_heads=True):
             raise MeshError(
                 f"{where}, but mesh.sequence_method=ulysses exchanges the attention output of all tokens, which "
                 f"model.attention_algorithm={model.attention_algorithm} does not compute; use auto or plain"
             )
         return
-    if model.attention == "dense":
+    if not usable_variants(model, sequence_ranks=ranks, exchanges_heads=False):
         raise MeshError(
-            f"{where}, but model.attention=dense needs the whole time axis on one rank; use sparse, or "
+            f"{where}, but model.attention={model.attention} needs the whole time axis on one rank; use sparse, or "
             "mesh.sequence_method=ulysses"
         )
-    if model.attention_kernel == "fused":
+    kernel = KERNELS.get(model.attention_kernel)
+    if kernel and not kernel.shares_sequence:
         raise MeshError(
-            f"{where}, but model.attention_kernel=fused has no results to merge over ranks; use auto or tiles, or "
-            "mesh.sequence_method=ulysses"
+            f"{where}, but model.attention_kernel={model.attention_kernel} has no results to merge over ranks; use "
+            "auto or tiles, or mesh.sequence_method=ulysses"
         )
 
 

@@ -91,7 +91,7 @@ class ModelConfig(Section):
     takes time that grows with the square of the sequence length."""
     attention_algorithm: Literal["auto", "plain", "rows", "absorbed"] = "auto"
     """How sparse attention is computed; all have the same result up to rounding. auto chooses the cheapest by a cost
-    model (`model/cost.py`). Set it to compare speeds only."""
+    model (`model/attention/registry.py`). Set it to compare speeds only."""
     attention_kernel: Literal["auto", "tiles", "fused"] = "auto"
     """Kernel for the selected queries: own tiles, or the fused kernel of torch. auto uses the fused kernel on a GPU
     where it can."""

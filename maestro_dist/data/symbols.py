@@ -26,7 +26,7 @@ from maestro_dist.types import Modality
 
 
 class SymbolFunction(Protocol):
-    """Makes the symbols that a model would make; `model.embedding.Symboliser` is one."""
+    """Makes the symbols that a model would make (`model.embedding.SymbolEncoder`)."""
 
     def __call__(self, name: str, values: np.ndarray, recording: np.ndarray | None) -> np.ndarray:
         """Window float32 [T_j, D_j] of modality `name`, recording mean and std [D_j, 2] -> symbols uint8 [W_j, D_j]."""

@@ -113,6 +113,8 @@ def read_weights(storage: Storage) -> dict[str, Tensor]:
     """Parameters and buffers of an exported model. Raises CheckpointError if they are missing or damaged."""
     from safetensors.torch import load
 
+    from maestro_dist.model.names import current_name
+
     description = read_description(storage)
     try:
         data = storage.read(WEIGHTS)
@@ -120,4 +122,4 @@ def read_weights(storage: Storage) -> dict[str, Tensor]:
         raise CheckpointError(f"{storage.name()}: no exported model here ({DESCRIPTION}, {WEIGHTS})") from error
     if hashlib.sha256(data).hexdigest() != description["weights"]["sha256"]:
         raise CheckpointError(f"{storage.name(WEIGHTS)}: damaged (its sha256 differs from the one in {DESCRIPTION})")
-    return load(data)
+    return {current_name(name): tensor for name, tensor in load(data).items()}

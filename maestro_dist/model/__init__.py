@@ -1,9 +1,10 @@
-"""The model: pure torch, tensors in, tensors out."""
+"""The model in plain torch. Start reading with `reference`, then `maestro`; README.md has a map."""
 
 from maestro_dist.model.context import Experts, ExpertsFactory, OneProcess, SequenceContext
-from maestro_dist.model.estimate import MemoryEstimate, count_parameters, memory_estimate, tokens_per_sample
+from maestro_dist.model.estimate import count_parameters, tokens_per_sample
 from maestro_dist.model.maestro import Maestro, Trunk
-from maestro_dist.model.pretrain import Pretraining
+from maestro_dist.model.memory import MemoryEstimate, TrainingSetup, memory_estimate
+from maestro_dist.model.pretrain import PretrainModel
 
 __all__ = [
     "Experts",
@@ -11,8 +12,9 @@ __all__ = [
     "Maestro",
     "MemoryEstimate",
     "OneProcess",
-    "Pretraining",
+    "PretrainModel",
     "SequenceContext",
+    "TrainingSetup",
     "Trunk",
     "count_parameters",
     "memory_estimate",

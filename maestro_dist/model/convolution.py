@@ -1,4 +1,4 @@
-"""A convolution over time whose windows are read where they lie."""
+"""A convolution over time that copies no windows."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 class Convolution(torch.autograd.Function):
-    """Matrix products on windows of padded tokens, none of which is copied.
+    """Matrix products on windows of padded tokens, without copies of the windows.
 
-    Windows that do not overlap are the rows of a matrix that lies in memory already, whose rows are `kernel x C` long:
-    all windows are ceil(kernel / stride) such matrices, each shifted by a stride. They run through the ends of the rows
-    of x; what reaches from one into the next is cut off.
+    Windows that do not overlap are rows of a matrix that is in memory already, with rows of `kernel x C` numbers. All
+    windows together are ceil(kernel / stride) such matrices, each shifted by a stride. The windows continue across the
+    ends of the rows of x. Results of windows across two rows are cut off.
     """
 
     @staticmethod
@@ -37,7 +37,7 @@ class Convolution(torch.autograd.Function):
         gradient = F.pad(gradients[0], (0, 0, 0, x.shape[1] // ctx.stride - ctx.length)).contiguous()
         of_weight = torch.zeros_like(weight.t(), memory_format=torch.contiguous_format)
         for windows, part in _windows(x, gradient, ctx.kernel, ctx.stride):
-            of_weight.addmm_(windows.t(), part)  # this way round: few rows cost less than few columns
+            of_weight.addmm_(windows.t(), part)  # a product with few rows is faster than one with few columns
         of_x = None
         if ctx.needs_input_grad[0]:
             of_x = torch.zeros_like(x)
@@ -48,7 +48,7 @@ class Convolution(torch.autograd.Function):
 
 
 def _windows(x: Tensor, out: Tensor, kernel: int, stride: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Views of contiguous x [R, P, C], [n, kernel x C], with those of out [R, P / stride, O] they lead to, [n, O]."""
+    """Views [n, kernel x C] of contiguous x [R, P, C], each with the view [n, O] of its results in out."""
     channels, outputs = x.shape[2], out.shape[2]
     total, shifts = (x.shape[0] * x.shape[1] - kernel) // stride + 1, -(-kernel // stride)
     for shift in range(min(shifts, total)):

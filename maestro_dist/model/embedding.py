@@ -1,230 +1,51 @@
-"""From raw windows to tokens: symbols, the words' own samples, the convolutional stem, and time."""
+"""From raw windows to the tokens of one modality: symbols, samples, stem and time together."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from functools import reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maestro_dist import rng
-from maestro_dist.config.model import ModelConfig, StemConfig
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.word_length import word_length
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.model import sax
 from maestro_dist.model.context import OneProcess, SequenceContext
-from maestro_dist.model.layers import Key, Linear, Windowed
+from maestro_dist.model.stem import Stem
 from maestro_dist.model.summary import Summary, spectral_bands
+from maestro_dist.model.symbol_embedding import SYMBOL_EMBEDDINGS, PatchEmbedding
+from maestro_dist.model.time_code import TimeCode
 from maestro_dist.types import Modality
 
 _TOGETHER = 1 << 20
-"""Most numbers that modalities prepared in one call have together."""
-
-_KEPT, _KEPT_WORDS = 256, 1024
-"""Time codes that are kept rather than made again at each step: how many, and of how many words at most."""
+"""Largest total of numbers in the windows of modalities that are prepared in one call."""
 
 
 def word_steps(config: ModelConfig, name: str) -> int:
-    """Steps a word of modality `name`."""
+    """Steps of a word of modality `name`."""
     return word_length(config.word, name)
 
 
-class TimeCode:
-    """Sinusoids of the time from the window's start to a word's centre, in seconds.
-
-    The d/2 periods run geometrically from twice the finest word to four times the longest window. Fixed: no parameters.
-    """
-
-    def __init__(self, width: int, modalities: Sequence[Modality], words: Sequence[int]) -> None:
-        self.width = width
-        finest = min(word / modality.rate_hz for word, modality in zip(words, modalities, strict=True))
-        longest = max(modality.seconds for modality in modalities)
-        pairs = -(-width // 2)
-        low, high = math.log(2 * finest), math.log(max(4 * longest, 2 * finest))
-        self._known: dict[Any, Tensor] = {}
-        self.frequencies = [
-            2 * math.pi * math.exp(-(low + (high - low) * pair / max(1, pairs - 1))) for pair in range(pairs)
-        ]
-        self._frequencies_on: dict[torch.device, Tensor] = {}
-
-    def __call__(self, seconds: Tensor, dtype: torch.dtype) -> Tensor:
-        """Times float64 [L] -> codes [L, d]: sines, then cosines."""
-        device = seconds.device
-        if device not in self._frequencies_on:  # copied once: each copy from a list would wait for the device
-            self._frequencies_on[device] = torch.tensor(self.frequencies, dtype=torch.float64, device=device)
-        angles = seconds[:, None] * self._frequencies_on[device]
-        # float64 ends here, before the halves are joined: three arrays of the codes' size less at a time
-        return torch.cat((angles.sin().to(dtype), angles.cos_().to(dtype)), 1)[:, : self.width]
-
-    def of_words(
-        self, index: tuple[int, int, int], word: int, rate_hz: float, dtype: torch.dtype, device: torch.device
-    ) -> Tensor:
-        """Codes [n, d] of the centres of n words; `index`: n, number of the first, how many words they stand apart."""
-        key = (index, word, rate_hz, dtype, device)
-        if key in self._known:
-            return self._known[key]
-        words, first, step = index
-        number = torch.arange(first, first + words, dtype=torch.float64, device=device)
-        code = self((number * (step * word) + word / 2) / rate_hz, dtype)
-        if words <= _KEPT_WORDS and len(self._known) < _KEPT and not code.is_inference():
-            self._known[key] = code
-        return code
-
-
-def _narrow(linear: Linear, x: Tensor) -> Tensor:
-    """`linear` of few inputs: its weight's gradient costs a sixth when it is made transposed."""
-    weight = linear.weight.t().clone(memory_format=torch.contiguous_format)
-    out = torch.addmm(linear.bias, x.flatten(0, -2), weight)
-    return out.view(*x.shape[:-1], out.shape[1])
-
-
-class Ordinal(nn.Module):
-    """The symbols of a word's variates as numbers in [0, 1] into a linear layer; missing is 0."""
-
-    def __init__(self, variates: int, word: int, alphabet: int, width: int) -> None:
-        super().__init__()
-        self.alphabet = alphabet
-        self.linear = Linear(variates, width)
-
-    def forward(self, symbols: Tensor, samples: Tensor | None) -> Tensor:
-        """Symbols uint8 [R, W, D] -> [R, W, d]."""
-        return _narrow(self.linear, symbols.to(self.linear.weight.dtype) / self.alphabet)
-
-
-class Table(nn.Module):
-    """A learned row for each (variate, symbol), summed over the variates; row 0 of a variate is missing."""
-
-    def __init__(self, variates: int, word: int, alphabet: int, width: int) -> None:
-        super().__init__()
-        self.variates, self.rows = variates, alphabet + 1
-        self.weight = nn.Parameter(torch.empty(variates * self.rows, width))
-
-    def fill(self, key: Key) -> None:
-        """N(0, 1 / D), so that a token starts with variance 1 whatever the number of variates."""
-        rng.fill_normal_(self.weight, self.variates**-0.5, key("weight"))
-
-    def forward(self, symbols: Tensor, samples: Tensor | None) -> Tensor:
-        """Symbols uint8 [R, W, D] -> [R, W, d]."""
-        flat = symbols.reshape(-1, self.variates)
-        summed = SummedRows.apply if symbols.device.type == "cpu" else _summed_rows
-        out: Tensor = summed(self.weight, flat, self.rows)
-        return out.view(*symbols.shape[:2], out.shape[1])
-
-
-def _table_rows(symbols: Tensor, rows: int) -> Tensor:
-    """int64 [n, D]: the rows of a table of `rows` rows a variate that symbols [n, D] name."""
-    return symbols + torch.arange(symbols.shape[1], device=symbols.device) * rows
-
-
-def _summed_rows(weight: Tensor, symbols: Tensor, rows: int) -> Tensor:
-    return F.embedding_bag(_table_rows(symbols, rows), weight, mode="sum")
-
-
-class SummedRows(torch.autograd.Function):
-    """`embedding_bag` that keeps symbols, not row numbers, and whose backward does not sort them first."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, symbols: Tensor, rows: int) -> Tensor:
-        """Weight [D x rows, d], symbols uint8 [n, D] -> [n, d]."""
-        ctx.save_for_backward(symbols)
-        ctx.rows = rows
-        return _summed_rows(weight, symbols, rows)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """Gradient of the weight."""
-        (symbols,), gradient = ctx.saved_tensors, gradients[0]
-        of_weight = gradient.new_zeros((symbols.shape[1] * ctx.rows, gradient.shape[1]))
-        for row in _table_rows(symbols, ctx.rows).unbind(1):
-            of_weight.index_add_(0, row, gradient)
-        return of_weight, None, None
-
-
-class Patch(nn.Module):
-    """`Table` plus a linear layer on the word's own z-scored samples and their observed mask."""
-
-    def __init__(self, variates: int, word: int, alphabet: int, width: int) -> None:
-        super().__init__()
-        self.table = Table(variates, word, alphabet, width)
-        self.linear = Linear(2 * word * variates, width)
-
-    def forward(self, symbols: Tensor, samples: Tensor | None) -> Tensor:
-        """Symbols uint8 [R, W, D], samples [R, W, w, 2 D] of `sax.Words` -> [R, W, d]."""
-        assert samples is not None
-        table: Tensor = self.table(symbols, samples)
-        return table + _narrow(self.linear, samples.flatten(2))
-
-
-def stem_steps(config: StemConfig, word: int) -> list[int]:
-    """Steps a word that enter each convolution of the stem."""
-    steps = [word]
-    for _ in range(config.layers - 1):
-        steps.append(steps[-1] // config.pool if steps[-1] % config.pool == 0 else steps[-1])
-    return steps
-
-
-class Stem(nn.Module):
-    """Convolutions over the steps of one modality, averaged into words.
-
-    They see z-scores and the observed mask; a step at which nothing was observed is zero to every convolution and does
-    not count in an average.
-    """
-
-    def __init__(self, variates: int, config: StemConfig, word: int, width: int, sequence: SequenceContext) -> None:
-        super().__init__()
-        if config.kernel % 2 == 0:
-            raise ConfigError(f"model.stem.kernel is {config.kernel}; choose an odd length")
-        self.sequence, self.reach, self.steps = sequence, config.kernel // 2, stem_steps(config, word)
-        inputs = [2 * variates] + [config.channels] * (config.layers - 1)
-        self.convolutions = nn.ModuleList(Windowed(size, config.channels, config.kernel) for size in inputs)
-        self.linear = Linear(config.channels, width)
-
-    def forward(self, samples: Tensor, whole: bool) -> Tensor:
-        """Samples [R, W, w, 2 D] of `sax.Words` -> [R, W, d]; `whole` if all steps are known to be observed."""
-        rows, words, _, inputs = samples.shape
-        x = samples.flatten(1, 2)
-        observed = None
-        if not whole:
-            observed = reduce(torch.maximum, samples[..., inputs // 2 :].unbind(-1)).view(rows, x.shape[1], 1)
-        for convolution, here, after in zip(self.convolutions, self.steps, [*self.steps[1:], 1], strict=True):
-            x = F.gelu(convolution(self.sequence.halo(x, self.reach)))
-            if here > after:
-                x, observed = _averaged(x, observed, here // after)
-            elif observed is not None:
-                x = x * observed
-        out: Tensor = self.linear(x.view(rows, words, x.shape[2]))
-        return out
-
-
-def _averaged(x: Tensor, observed: Tensor | None, size: int) -> tuple[Tensor, Tensor | None]:
-    """Means over `size` neighbours of x [R, T, C], of which the observed ones count, and whether there was any such."""
-    shape = (len(x), x.shape[1] // size, size, x.shape[2])
-    if observed is None:
-        return x.view(shape).sum(2) / size, None
-    seen = observed.view(*shape[:3], 1)
-    return (x.view(shape) * seen).sum(2) / seen.sum(2).clamp_min(1), seen.amax(2)
-
-
 class Prepared(NamedTuple):
-    """What the tokens of one modality's rows are made from; start: global number of the first step; features [R, D, F]
-    and there bool [R, 1] (whether a row has any observation) where there is a summary token."""
+    """Inputs of one modality's tokens that need no parameters.
 
-    words: sax.Words
+    words     symbols and samples
+    start     global number of the first step
+    features  [R, D, F] of the summary token; None without one
+    there     bool [R, 1]: whether a row has any observation; None without a summary token
+    """
+
+    words: sax.SaxWords
     start: int
     features: Tensor | None
     there: Tensor | None
 
 
-_EMBEDDINGS = {"ordinal": Ordinal, "table": Table, "patch": Patch}
-
-
 class Embedding(nn.Module):
-    """Raw windows of one modality -> its tokens, with their time."""
+    """Raw windows of one modality -> its tokens, which include their time."""
 
     mean: Tensor
     std: Tensor
@@ -236,12 +57,12 @@ class Embedding(nn.Module):
         self.normalize, self.time, self.sequence = config.normalize, time, sequence
         if config.needs_statistics:
             _check_statistics(modality)
-        # Kept as the bits of float64 numbers: a cast of the whole module to another float type must not round them.
-        self.register_buffer("edges", sax.cuts(config.alphabet).view(torch.int64), persistent=False)
+        # Stored as the bits of float64 numbers, so that a cast of the whole module does not round them.
+        self.register_buffer("edges", sax.breakpoints(config.alphabet).view(torch.int64), persistent=False)
         for name, values, default in (("mean", modality.mean, 0.0), ("std", modality.std, 1.0)):
             numbers = torch.tensor(values or [default] * modality.variates, dtype=torch.float64)
             self.register_buffer(name, numbers.view(torch.int64), persistent=False)
-        self.symbols = _EMBEDDINGS[config.embedding](modality.variates, self.word, config.alphabet, config.width)
+        self.symbols = SYMBOL_EMBEDDINGS[config.embedding](modality.variates, self.word, config.alphabet, config.width)
         self.stem: Stem | None = None
         if config.stem:
             self.stem = Stem(modality.variates, config.stem, self.word, config.width, sequence)
@@ -253,8 +74,8 @@ class Embedding(nn.Module):
 
     @property
     def symbols_suffice(self) -> bool:
-        """Whether the symbols are all that the tokens are made from."""
-        return self.stem is None and self.summary is None and not isinstance(self.symbols, Patch)
+        """Whether the tokens depend on the symbols alone."""
+        return self.stem is None and self.summary is None and not isinstance(self.symbols, PatchEmbedding)
 
     def forward(
         self,
@@ -264,15 +85,15 @@ class Embedding(nn.Module):
         symbols: Tensor | None = None,
         prepared: Prepared | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens of raw windows, or of their symbols where those are known and suffice.
+        """Tokens of raw windows, or of symbols where the tokens depend on these alone.
 
-        values float [R, T, D] or None; recording [R, D, 2] or None; symbols uint8 [R, W, D] as of `symbolise`, or None;
-        prepared: what `prepare` makes of values and recording, where that is there already.
-        Returns the tokens [R, S + W, d] (the summary token first, if it is held here), and the observed masks
+        values float [R, T, D] or None; recording [R, D, 2] or None; symbols uint8 [R, W, D] as from `symbolise`, or
+        None; prepared: the result of `prepare`, if it is computed already.
+        Returns the tokens [R, S + W, d] (the summary token first, if it is on this rank), and the observed masks
         bool [R, S] and [R, W].
 
         Raises:
-            DataError: samples inside the words are needed but only symbols came, or statistics of the recording lack.
+            DataError: the samples are needed but only symbols are given, or the recording has no statistics.
         """
         if prepared is None and (values is None or (symbols is not None and self.symbols_suffice)):
             if symbols is None or not self.symbols_suffice:
@@ -280,7 +101,7 @@ class Embedding(nn.Module):
                     f"modality {self.modality.name!r} comes without raw windows, but model.embedding patch, model.stem"
                     " and model.summary need them; use embedding ordinal or table alone, or pack the raw windows too"
                 )
-            words = sax.Words(symbols, None, whole=False)
+            words = sax.SaxWords(symbols, None, whole=False)
             start, _ = self.sequence.slice(self.modality.name, symbols.shape[1] * self.word)
             return self._tokens(words, start, dtype), words.observed[:, :0], words.observed
         if prepared is None:
@@ -295,10 +116,10 @@ class Embedding(nn.Module):
         return tokens, there[:, :width], words.observed
 
     def prepare(self, values: Tensor, given: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> Prepared:
-        """What tokens of raw windows [R, T, D] are made from; `given`: `reference` of these rows. No parameters."""
+        """Everything that needs no parameters, from raw windows [R, T, D]; `given`: `reference` of these rows."""
         window = None
         if self.normalize == "window" or self.summary is not None:
-            window = sax.moments(values, self.sequence)
+            window = sax.window_moments(values, self.sequence)
         own = sax.window_reference(window) if self.normalize == "window" and window is not None else given
         assert own is not None
         edges = self.edges.view(torch.float64)
@@ -313,12 +134,12 @@ class Embedding(nn.Module):
         return Prepared(words, start, features, (window.n > 0).any(1, keepdim=True))
 
     def symbolise(self, values: Tensor, recording: Tensor | None = None, word: int | None = None) -> Tensor:
-        """Symbols uint8 [R, W, D] that the tokens of `values` are made from; `recording` as in `forward`. With `word`,
-        those of words of so many steps."""
+        """Symbols uint8 [R, W, D] of `values`; `recording` as in `forward`. `word`: steps of a word, by default the
+        model's."""
         reference = None if self.normalize == "window" else self.reference(recording)
         return sax.tokenise(values, word or self.word, self.edges.view(torch.float64), reference, self.sequence)
 
-    def _tokens(self, words: sax.Words, start: int, dtype: torch.dtype) -> Tensor:
+    def _tokens(self, words: sax.SaxWords, start: int, dtype: torch.dtype) -> Tensor:
         """Tokens [R, W, d]; `start`: global number of the first step."""
         tokens: Tensor = self.symbols(words.symbols, words.samples)
         index = (words.symbols.shape[1], start // self.word, 1)
@@ -348,9 +169,10 @@ def prepare_together(
     recording: Mapping[str, Tensor],
     dtype: torch.dtype,
 ) -> dict[str, Prepared]:
-    """`Embedding.prepare` of modalities whose windows and words are alike, in one call: it has no parameters, no row of
-    it looks at another, and many small calls cost more than what they compute. Modalities that stand alone, or whose
-    windows are large enough to be worth a call each, are left to themselves.
+    """`Embedding.prepare` for several modalities at once, where their windows and words have the same shape.
+
+    Many small calls cost more than their arithmetic. Modalities without such a partner, and large windows, are left out
+    of the result.
     """
     alike: dict[tuple[int, ...], list[str]] = {}
     for name, embedding in embeddings.items():
@@ -373,7 +195,7 @@ def prepare_together(
         pieces = (words.symbols, words.samples, features, there)
         cut = (part.split(rows) if part is not None else [None] * len(names) for part in pieces)
         for name, symbols, samples, own, seen in zip(names, *cut, strict=True):
-            prepared[name] = Prepared(sax.Words(symbols, samples, words.whole), start, own, seen)
+            prepared[name] = Prepared(sax.SaxWords(symbols, samples, words.whole), start, own, seen)
     return prepared
 
 
@@ -385,8 +207,8 @@ def _check_statistics(modality: Modality) -> None:
         )
 
 
-class Symboliser:
-    """The symbols that a model's embeddings are made from, one window at a time, to be packed with the data."""
+class SymbolEncoder:
+    """The symbols of a model's words, one window at a time. They can be packed with the data."""
 
     def __init__(self, config: ModelConfig, modalities: Sequence[Modality]) -> None:
         config = config.model_copy(update={"embedding": "table", "stem": None, "summary": "none", "width": 1})

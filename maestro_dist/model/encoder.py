@@ -1,4 +1,4 @@
-"""The layers: attention, residual and norm, distil, feed-forward or experts, residual and norm."""
+"""The layers: attention, residual and norm, downsampling, feed-forward or experts, residual and norm."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from maestro_dist import rng
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.model.attention import Attention
 from maestro_dist.model.context import ExpertsFactory, SequenceContext
-from maestro_dist.model.distil import Distil
+from maestro_dist.model.downsample import Downsample
 from maestro_dist.model.layers import FeedForward, LayerScale, ResidualNorm, checkpointed
-from maestro_dist.model.layout import Layout
+from maestro_dist.model.layout import TokenLayout
 from maestro_dist.model.moe import MixtureOfExperts
+from maestro_dist.model.tokenwise import HashedDropout
 
 
 class Layer(nn.Module):
-    """One layer, of a modality or cross-modal; they differ in the module behind the attention.
+    """One layer, of a modality or cross-modal; the two differ in the module after the attention.
 
-    `feed` is a feed-forward or a mixture of experts. Dropout falls on the output of either.
+    `feed` is a feed-forward or a mixture of experts. Dropout is applied to its output.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class Layer(nn.Module):
         )
         self.attention = Attention(f"{name}.attention", config, factor, seed, sequence)
         self.attention_norm = ResidualNorm(config.width)
-        self.distil = Distil(config.width, sequence) if config.downsample else None
+        self.downsample = Downsample(config.width, sequence) if config.downsample else None
         self.feed = feed
         self.feed_norm = ResidualNorm(config.width)
         start = config.layer_scale
@@ -40,37 +41,37 @@ class Layer(nn.Module):
         self.feed_scale = LayerScale(config.width, start) if start is not None else None
 
     def forward(
-        self, x: Tensor, layout: Layout, after: Layout, queries: Tensor, step: int
+        self, x: Tensor, layout: TokenLayout, after: TokenLayout, queries: Tensor, step: int
     ) -> tuple[Tensor, Tensor | None]:
-        """Tokens x [N, d] in `layout` -> (tokens in `after`, the experts' load int32 [S, M, E] if there are any)."""
+        """Tokens x [N, d] in `layout` -> (tokens in `after`, load of the experts int32 [S, M, E] if there are any)."""
         again = self.checkpoint == "layers"
         x = checkpointed(again, self._attend, x, layout, queries, step)
         return checkpointed(again, self._feed, x, after, step)
 
-    def _attend(self, x: Tensor, layout: Layout, queries: Tensor, step: int) -> Tensor:
+    def _attend(self, x: Tensor, layout: TokenLayout, queries: Tensor, step: int) -> Tensor:
         branch = self.attention(x, layout, queries, step)
-        keys = self._draws(self.attention.name, layout, step)
-        x = self.attention_norm(x, branch, _factor(self.attention_scale), self.dropout, keys)
-        return x if self.distil is None else self.distil(x, layout)
+        dropped = self._dropout(self.attention.name, layout, step)
+        x = self.attention_norm(x, branch, _factor(self.attention_scale), dropped)
+        return x if self.downsample is None else self.downsample(x, layout)
 
-    def _feed(self, x: Tensor, after: Layout, step: int) -> tuple[Tensor, Tensor | None]:
+    def _feed(self, x: Tensor, after: TokenLayout, step: int) -> tuple[Tensor, Tensor | None]:
         load = None
         if isinstance(self.feed, MixtureOfExperts):
             branch, load = self.feed(x, after)
         else:
             branch = self.feed(x)
-        keys = self._draws(self.name, after, step)
-        return self.feed_norm(x, branch, _factor(self.feed_scale), self.dropout, keys), load
+        dropped = self._dropout(self.name, after, step)
+        return self.feed_norm(x, branch, _factor(self.feed_scale), dropped), load
 
-    def _draws(self, name: str, layout: Layout, step: int) -> Tensor | None:
-        """int64 [N]: which draws of dropout each token has; None where nothing is dropped."""
+    def _dropout(self, name: str, layout: TokenLayout, step: int) -> HashedDropout | None:
+        """The draws of dropout of each token; None where nothing is dropped."""
         if not self.training or self.dropout == 0:
             return None
-        return layout.draw_keys(rng.key(self.seed, "dropout", name, step))
+        return HashedDropout(self.dropout, layout.draw_keys(rng.key(self.seed, "dropout", name, step)))
 
 
 class Encoder(nn.Module):
-    """The layers of one modality; called once a forward, also with no rows."""
+    """The layers of one modality. It is called once in each forward, also with no rows."""
 
     def __init__(self, name: str, config: ModelConfig, factor: float, seed: int, sequence: SequenceContext) -> None:
         super().__init__()
@@ -79,8 +80,8 @@ class Encoder(nn.Module):
             for depth in range(config.encoder_layers)
         )
 
-    def forward(self, x: Tensor, layouts: list[Layout], queries: Tensor, step: int) -> Tensor:
-        """Tokens [N, d] at depth 0 -> at the last depth of the encoder. queries [R, layers]; layouts: layers + 1."""
+    def forward(self, x: Tensor, layouts: list[TokenLayout], queries: Tensor, step: int) -> Tensor:
+        """Tokens [N, d] at depth 0 -> tokens at the encoder's last depth. queries [R, layers]; layouts: layers + 1."""
         for depth, layer in enumerate(self.layers):
             x, _ = layer(x, layouts[depth], layouts[depth + 1], queries[:, depth], step)
         return x
@@ -89,7 +90,7 @@ class Encoder(nn.Module):
 def fusion_layer(
     name: str, config: ModelConfig, modalities: int, factory: ExpertsFactory, seed: int, sequence: SequenceContext
 ) -> Layer:
-    """A cross-modal layer, with experts unless there are none."""
+    """A cross-modal layer: with experts, or with a feed-forward if `moe.experts` is 0."""
     feed = MixtureOfExperts(config, modalities, factory) if config.moe.experts else _feed_forward(config)
     return Layer(name, config, config.fusion_beta, feed, seed, sequence)
 

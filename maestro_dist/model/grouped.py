@@ -1,10 +1,10 @@
-"""Matrix products of rows that are sorted by group, each group with a weight of its own.
+"""Matrix products of rows that are sorted by group. Each group has its own weight.
 
-Letters: n rows, E groups (experts), d and h widths. Rows past the last group belong to none: they give zeros and get no
-gradient. `torch._grouped_mm` does the work where it can; elsewhere groups are cut into blocks of equal height and one
-batched product does it. Neither waits for the device, and on neither does the cost grow with E beyond the weights.
-(On a GPU that is so for bf16 from compute capability 9.0 on. Elsewhere torch loops over the groups on the host, and
-reads their sizes back first; the batched product is used there.)
+Letters: n rows, E groups (experts), d and h widths. Rows after the last group belong to no group: they give zeros and
+get no gradient. `torch._grouped_mm` is used where it is one kernel: on a CPU, and on a GPU for bf16 from compute
+capability 9.0 on. Elsewhere torch would loop over the groups on the host and wait for their sizes. There the groups are
+cut into blocks of equal height, for one batched product. Neither way waits for the device, and apart from the weights
+the cost does not grow with E.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _KERNEL_TYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.bfloat16
 _KERNEL_SINCE = (9, 0)
 """Compute capability of the first GPUs on which torch's grouped product is one kernel."""
 _WHOLE = 8
-"""The kernel wants rows of whole 16 bytes: widths are filled up to multiples of this with zeros."""
+"""The kernel needs rows of a multiple of 16 bytes: widths are padded with zeros to multiples of this."""
 _LOWEST, _HIGHEST = 16, 1024
-"""Rows a block of the batched product."""
+"""Smallest and largest height of a block of the batched product, in rows."""
 
 
 class Groups(NamedTuple):
-    """Where the groups of n sorted rows lie.
+    """The positions of groups of sorted rows.
 
-    counts  int64 [E]: rows a group
-    ends    int32 [E]: number of the row after a group's last
-    inside  rows that belong to some group, where the host knows that without waiting (on a CPU), else None
+    counts  int64 [E]: rows of each group
+    ends    int32 [E]: number of the row after the last one of each group
+    inside  number of rows in groups, if the host knows it without waiting (on a CPU), else None
     """
 
     counts: Tensor
@@ -45,7 +45,7 @@ class Groups(NamedTuple):
 
 
 def has_kernel(x: Tensor) -> bool:
-    """Whether `torch._grouped_mm` takes rows of this type on this device as one kernel (and is there at all)."""
+    """Whether `torch._grouped_mm` exists and is one kernel for rows of this type on this device."""
     if x.dtype not in _KERNEL_TYPES.get(x.device.type, ()) or not hasattr(torch, "_grouped_mm"):
         return False
     return x.device.type == "cpu" or torch.cuda.get_device_capability(x.device) >= _KERNEL_SINCE
@@ -54,19 +54,19 @@ def has_kernel(x: Tensor) -> bool:
 def product(x: Tensor, weight: Tensor, groups: Groups) -> Tensor:
     """x[i] W[group of i]: rows x [n, d], weight [E, d, h] -> [n, h], undefined outside the groups. No autograd."""
     if len(x) == 0 or not has_kernel(x):
-        return Blocks(groups, len(x)).product(x, weight)
+        return PaddedGroups(groups, len(x)).product(x, weight)
     return torch._grouped_mm(x, weight, offs=groups.ends)
 
 
 def outer(x: Tensor, y: Tensor, groups: Groups) -> Tensor:
     """Sum over each group of the outer products x[i] y[i]. Rows [n, d] and [n, h] -> [E, d, h]. No autograd."""
     if len(x) == 0 or not has_kernel(x):
-        return Blocks(groups, len(x)).outer(x, y)
+        return PaddedGroups(groups, len(x)).outer(x, y)
     return torch._grouped_mm(x.t(), y, offs=groups.ends)
 
 
 def clear_outside_(x: Tensor, groups: Groups) -> Tensor:
-    """Set the rows that are in no group to zero, in place."""
+    """Set the rows of no group to zero, in place."""
     if groups.inside is not None:
         x[groups.inside :].zero_()
         return x
@@ -74,8 +74,8 @@ def clear_outside_(x: Tensor, groups: Groups) -> Tensor:
     return x.masked_fill_(outside[:, None], 0)
 
 
-class Blocks:
-    """Groups cut into blocks of one height, a group's last filled up with zeros: at most n / height + E blocks."""
+class PaddedGroups:
+    """Groups cut into blocks of one height, the last of each padded with zeros: at most n / height + E blocks."""
 
     def __init__(self, groups: Groups, rows: int) -> None:
         counts, ends = groups.counts, groups.ends.long()
@@ -90,7 +90,7 @@ class Blocks:
         inside = group < self.experts
         group = group.clamp_max(self.experts - 1)
         place = (last - blocks)[group] * self.height + number - (ends - counts)[group]
-        self.place = torch.where(inside, place, most * self.height)  # one more row takes what is outside
+        self.place = torch.where(inside, place, most * self.height)  # rows of no group go to one extra row
         block = torch.arange(most, device=counts.device)
         self.group = torch.searchsorted(last, block, right=True).clamp_max(self.experts - 1)
 
@@ -112,7 +112,7 @@ class Blocks:
 
 
 class GroupedNetwork(torch.autograd.Function):
-    """gelu(x W) V for rows sorted by group, each group with its own W and V."""
+    """gelu(x W) V for rows sorted by group. Each group has its own W and V."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, expand: Tensor, contract: Tensor, groups: Groups) -> Tensor:
@@ -139,13 +139,13 @@ class GroupedNetwork(torch.autograd.Function):
 
 
 def grouped_network(x: Tensor, expand: Tensor, contract: Tensor, counts: Tensor) -> Tensor:
-    """gelu(x W) V, W and V those of each row's group.
+    """gelu(x W) V, where each group of rows has its own W and V.
 
-    Rows x [n, d], sorted by group; expand [E, d, h], contract [E, h, d], counts int64 [E] -> [n, d]; rows past
-    `counts.sum()` give 0. Under autocast it computes in autocast's type.
+    Rows x [n, d], sorted by group; expand [E, d, h], contract [E, h, d], counts int64 [E] -> [n, d]. Rows after the
+    first `counts.sum()` give 0. Under autocast it computes in autocast's type.
     """
     width = contract.shape[2]
-    if torch.is_autocast_enabled(x.device.type):  # the kernel is not on autocast's list
+    if torch.is_autocast_enabled(x.device.type):  # autocast does not know the kernel
         dtype = torch.get_autocast_dtype(x.device.type)
         x, expand, contract = x.to(dtype), expand.to(dtype), contract.to(dtype)
     if has_kernel(x):

@@ -1,4 +1,4 @@
-"""From the last tokens to the outputs."""
+"""Pooling and heads: from the last tokens to the outputs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def pool(x: Tensor, layout_mask: Tensor, group: Tensor, groups: int, sequence: S
     """Sums and counts of observed tokens x [N, d] by group int64 [N] -> means [groups, d]; 0 for an empty group."""
     observed = layout_mask[:, None].to(x.dtype)
     joined = torch.cat((x * observed, observed), 1)
-    total = sequence.sum(joined.new_zeros(groups, joined.shape[1]).index_add(0, group, joined))
+    total = sequence.all_reduce_sum(joined.new_zeros(groups, joined.shape[1]).index_add(0, group, joined))
     return total[:, :-1] / total[:, -1:].clamp_min(1)
 
 
 class AttentionPool(nn.Module):
-    """A mean weighted by softmax of a learned score of each token, in each of H slices of the channels by itself."""
+    """A mean of tokens, weighted by the softmax of a learned score; each of H slices of the channels has its own."""
 
     def __init__(self, width: int, heads: int, sequence: SequenceContext) -> None:
         super().__init__()
@@ -35,19 +35,21 @@ class AttentionPool(nn.Module):
             own = score.detach().masked_fill(~layout_mask[:, None], lowest)
             top = score.new_full((groups, self.heads), lowest)
             top = top.scatter_reduce(0, group[:, None].expand(-1, self.heads), own, "amax")
-            top = self.sequence.maximum(top)
+            top = self.sequence.all_reduce_max(top)
         weight = (score - top.index_select(0, group)).clamp_max(0).exp() * layout_mask[:, None]
         weighted = (x.unflatten(1, (self.heads, -1)) * weight[..., None]).flatten(1)
         joined = torch.cat((weighted, weight), 1)
-        total = self.sequence.sum(joined.new_zeros(groups, joined.shape[1]).index_add(0, group, joined))
+        total = self.sequence.all_reduce_sum(joined.new_zeros(groups, joined.shape[1]).index_add(0, group, joined))
         sums, weights = total[:, : x.shape[1]], total[:, x.shape[1] :]
         floor = torch.finfo(weights.dtype).tiny
         return (sums.unflatten(1, (self.heads, -1)) / weights.clamp_min(floor)[..., None]).flatten(1)
 
 
 class DeepHead(nn.Module):
-    """A head with one hidden layer, for what shows only in several modalities together: norm, linear, GELU, dropout,
-    linear. Tokens have met in the cross-modal layers, but each was then fed forward by itself."""
+    """A head with one hidden layer: norm, linear, GELU, dropout, linear.
+
+    It can use combinations of modalities: the feed-forward of a cross-modal layer sees one token at a time.
+    """
 
     def __init__(self, width: int, hidden: int, outputs: int, dropout: float, seed: int) -> None:
         super().__init__()
@@ -57,7 +59,7 @@ class DeepHead(nn.Module):
         self.contract = Linear(hidden, outputs)
 
     def forward(self, pooled: Tensor, sample: Tensor, step: int) -> Tensor:
-        """Pooled [B, d] of samples with these numbers, int64 [B] -> [B, C]; `step` keys the draws of dropout."""
+        """Pooled [B, d], sample numbers int64 [B] -> [B, C]; `step` keys the draws of dropout."""
         hidden = F.gelu(self.expand(self.norm(pooled)))
         if self.training and self.dropout:
             hidden = dropout(hidden, self.dropout, rng.bits(rng.key(self.seed, "dropout", "head", step), sample))
@@ -66,7 +68,7 @@ class DeepHead(nn.Module):
 
 
 class ModalityHeads(nn.Module):
-    """A small head for each modality on its own pooled tokens, and the weight that each has in the sum."""
+    """A small head for each modality on its own pooled tokens, and the weight of each in the sum."""
 
     def __init__(self, modalities: int, width: int, outputs: int) -> None:
         super().__init__()
@@ -75,7 +77,7 @@ class ModalityHeads(nn.Module):
         self.share = nn.Parameter(torch.full((modalities,), 1.0 / modalities))
 
     def fill(self, key: Key) -> None:
-        """The usual start of linear layers; the shares start equal and sum to 1."""
+        """Weights and biases as in a linear layer. The shares start equal and sum to 1."""
         rng.fill_linear_(self.weight, self.weight.shape[1], key("weight"))
         rng.fill_linear_(self.bias, self.weight.shape[1], key("bias"))
 

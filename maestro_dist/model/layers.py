@@ -1,4 +1,4 @@
-"""Small building blocks: layers filled by counter hash, keyed dropout, the feed-forward, LayerScale."""
+"""Small building blocks: layers whose initial values are hashes, dropout by hash, feed-forward, LayerScale."""
 
 from __future__ import annotations
 
@@ -11,35 +11,43 @@ from torch.utils.checkpoint import checkpoint
 
 from maestro_dist import rng
 from maestro_dist.model.convolution import Convolution
-from maestro_dist.model.tokenwise import Dropped, Fed, Normed, compute_type
+from maestro_dist.model.tokenwise import (
+    FeedForwardParameters,
+    HashedDropout,
+    NormParameters,
+    compute_type,
+    dropout_by_hash,
+    feed_forward,
+    residual_norm,
+)
 
 Key = Callable[[str], int]
-"""Maps the name of a module's own parameter to the 64-bit key of its initial draws."""
+"""Maps the name of a module's parameter to the 64-bit key of its initial draws."""
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` whose parameters are filled by `Maestro`, from their names."""
+    """`nn.Linear` whose parameters get their initial values from their names (`Trunk.initialise`)."""
 
     def reset_parameters(self) -> None:
-        """Leave the memory as it is: no draw from torch's generator."""
+        """Leave the memory as it is, and draw nothing from torch's generator."""
 
     def fill(self, key: Key) -> None:
-        """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the usual start."""
+        """U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
         rng.fill_linear_(self.weight, self.in_features, key("weight"))
         if self.bias is not None:
             rng.fill_linear_(self.bias, self.in_features, key("bias"))
 
 
 class ByModality(nn.ModuleDict):
-    """A module a modality, by its name, whatever that is.
+    """One module for each modality, by any name.
 
-    Torch refuses the names that a module has as attributes (`cpu`, `type`, `items`), because it also finds modules as
-    attributes. These are found as `modules["cpu"]` alone, never as attributes, so that none is taken for anything else
-    (`training`, `fill`). Their parameters have the names that they would have in a `ModuleDict`.
+    Torch's `ModuleDict` refuses names that modules have as attributes (`cpu`, `type`, `items`), because it offers its
+    modules as attributes too. Here they are items only, `modules["cpu"]`, so that no name is confused with an attribute
+    (`training`, `fill`). The parameters have the same names as in a `ModuleDict`.
     """
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
-        """Keep a module by the name of its modality."""
+        """Add a module under the name of its modality."""
         self._modules[name] = cast(nn.Module, module)
 
     def __getattr__(self, name: str) -> Any:
@@ -50,9 +58,9 @@ class ByModality(nn.ModuleDict):
 
 
 class Windowed(Linear):
-    """A convolution over time, as matrix products on neighbouring tokens joined along the channels.
+    """A convolution over time, as matrix products on windows of neighbouring tokens.
 
-    Unlike `nn.Conv1d` it keeps the [R, L, C] layout and takes sequences of length 0.
+    Unlike `nn.Conv1d` it uses the [R, L, C] layout and accepts sequences of length 0.
     """
 
     def __init__(self, channels: int, outputs: int, kernel: int) -> None:
@@ -75,17 +83,16 @@ def taps(x: Tensor, kernel: int, stride: int) -> list[Tensor]:
 
 
 def dropout(x: Tensor, p: float, row_key: Tensor, numbers: Tensor | None = None) -> Tensor:
-    """Inverted dropout of x [..., C]; `row_key` int64 [...] says which draw belongs to which row.
+    """Inverted dropout of x [..., C]; `row_key` int64 [...] keys the draws of each row.
 
-    `numbers` int64 [C] are the columns' numbers in the whole row, where x holds only some of them.
+    `numbers` int64 [C] are the numbers of the columns in the whole row, if x has only some of them.
     """
     numbers = torch.arange(x.shape[-1], device=x.device) if numbers is None else numbers
-    out: Tensor = Dropped.apply(x, p, row_key, rng.lanes(numbers))
-    return out
+    return dropout_by_hash(x, p, row_key, rng.lanes(numbers))
 
 
 class FeedForward(nn.Module):
-    """Linear, GELU, Linear on each token; with `tile`, that many tokens at a time, computed again in the backward."""
+    """Linear, GELU, Linear on each token. With `tile`, see `tokenwise.feed_forward`."""
 
     def __init__(self, width: int, hidden: int, tile: int | None = None) -> None:
         super().__init__()
@@ -97,27 +104,27 @@ class FeedForward(nn.Module):
         """Tokens [N, d] -> [N, d]."""
         dtype = compute_type(x)
         parameters = (self.expand.weight, self.expand.bias, self.contract.weight, self.contract.bias)
-        out: Tensor = Fed.apply(x.to(dtype), *(parameter.to(dtype) for parameter in parameters), self.tile)
-        return out
+        cast_parameters = FeedForwardParameters(*(parameter.to(dtype) for parameter in parameters))
+        return feed_forward(x.to(dtype), cast_parameters, self.tile)
 
 
 class ResidualNorm(nn.LayerNorm):
-    """LayerNorm of a residual sum, with dropout on the branch."""
+    """LayerNorm of a residual sum with dropout on the branch."""
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, branch: Tensor, scale: Tensor | None, p: float, keys: Tensor | None
+        self, x: Tensor, branch: Tensor, scale: Tensor | None, dropout: HashedDropout | None
     ) -> Tensor:
-        """Norm of x + scale * dropout(branch): x, branch [N, d], scale [d]; keys int64 [N], None: no dropout."""
-        out: Tensor = Normed.apply(x, branch.to(x.dtype), self.weight, self.bias, scale, self.eps, p, keys)
-        return out
+        """LayerNorm(x + scale * dropout(branch)): x, branch [N, d], scale [d]."""
+        norm = NormParameters(self.weight, self.bias, self.eps)
+        return residual_norm(x, branch.to(x.dtype), scale, norm, dropout)
 
 
 def checkpointed(again: bool, function: Callable[..., Any], *inputs: Any) -> Any:
-    """`function(*inputs)`; with `again`, nothing inside is kept for the backward, which computes it again.
+    """`function(*inputs)`; with `again`, nothing inside is stored for the backward, which computes it again.
 
-    All draws are keyed, so the second time gives the same bits, and torch's generators need no care. The second run
-    ends with the last tensor that the backward wants (`early_stop`): ZeRO 3 relies on that, since a module that is left
-    gives its parameters back, and the last one's backward comes right then.
+    All draws are keyed, so the second run gives the same bits, and the state of torch's generators does not matter. The
+    second run stops after the last tensor that the backward needs (`early_stop`). ZeRO 3 needs this: it frees the
+    parameters of a module at its end, and the backward of the last module follows at once.
     """
     if not again or not torch.is_grad_enabled():
         return function(*inputs)
@@ -125,7 +132,7 @@ def checkpointed(again: bool, function: Callable[..., Any], *inputs: Any) -> Any
 
 
 class LayerScale(nn.Module):
-    """A learned factor a channel on a residual branch (Touvron et al., 2021)."""
+    """A learned factor for each channel of a residual branch (Touvron et al., 2021)."""
 
     def __init__(self, width: int, start: float) -> None:
         super().__init__()

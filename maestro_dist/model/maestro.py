@@ -13,32 +13,35 @@ import torch
 from torch import Tensor, nn
 
 from maestro_dist import rng
+from maestro_dist.config.attention import selects_queries
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.errors import ConfigError
 from maestro_dist.model import budget, layout
 from maestro_dist.model.budget import BudgetGate, Budgets
 from maestro_dist.model.context import ExpertsFactory, OneProcess, SequenceContext
-from maestro_dist.model.embedding import Embedding, Prepared, TimeCode, prepare_together, word_steps
+from maestro_dist.model.embedding import Embedding, Prepared, prepare_together, word_steps
 from maestro_dist.model.encoder import Encoder, fusion_layer
 from maestro_dist.model.head import AttentionPool, DeepHead, ModalityHeads, pool
 from maestro_dist.model.layers import ByModality, Key, Linear, checkpointed
-from maestro_dist.model.layout import Layout, Part, Plan
+from maestro_dist.model.layout import DepthPlan, EnteringTokens, ModalityTokens, TokenLayout
 from maestro_dist.model.moe import LocalExperts, MixtureOfExperts
+from maestro_dist.model.names import draw_name
+from maestro_dist.model.time_code import TimeCode
 from maestro_dist.types import Batch, Modality, Output
 
 
 class ModalityEmbedding(nn.Module):
-    """Adds the learned embedding of its modality, and the time again, to each token before the cross-modal layers."""
+    """Adds the embedding of its modality, and the time again, to each token before the cross-modal layers."""
 
     def __init__(self, modalities: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(modalities, width))
 
     def fill(self, key: Key) -> None:
-        """N(0, .1): apart, and small beside the normalised tokens."""
+        """N(0, .1): small compared with the normalised tokens."""
         rng.fill_normal_(self.weight, 0.1, key("weight"))
 
-    def forward(self, x: Tensor, layout: Layout, time: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, layout: TokenLayout, time: list[Tensor]) -> Tensor:
         """Tokens x [N, d], time codes of each modality's columns [L_j, d] -> [N, d]."""
         sizes = [part.rows * part.length for part in layout.parts]
         pieces = [
@@ -49,29 +52,29 @@ class ModalityEmbedding(nn.Module):
 
 
 class Encoded(NamedTuple):
-    """What the layers made of a micro-batch: flat tokens with their layouts, and what to watch.
+    """The layers' outputs for a micro-batch: flat tokens with their layouts, and values to monitor.
 
-    own, joint      tokens [N, d] that left the modalities' own layers
-    entering        the same with modality and time added, as they enter the cross-modal layers
-    fused, final    tokens [N', d] that left the cross-modal layers; where there are none, those that entered
+    own, joint      output [N, d] of the modalities' own layers, and its layout
+    entering        input of the cross-modal layers: `own` with modality and time added
+    fused, final    output [N', d] of the cross-modal layers, or their input if there are none, and its layout
     present         bool [B, M]: which modalities have an observed token
     watched         budgets, queries and expert loads
     """
 
     own: Tensor
     entering: Tensor
-    joint: Layout
+    joint: TokenLayout
     fused: Tensor
-    final: Layout
+    final: TokenLayout
     present: Tensor
     watched: Output
 
 
 class Trunk(nn.Module):
-    """All of the model but its heads: what a classifier and a model in pre-training share, name by name.
+    """The model without its heads: the part that a classifier and a model in pre-training have in common.
 
-    All parameters live in modules; each module is called once a forward, in one fixed order. Initial values are keyed
-    by (seed, full parameter name), so they depend neither on process nor on call order.
+    Each module is called exactly once in a forward, in a fixed order, also with no rows. Initial values are keyed by
+    (seed, full parameter name), so they depend neither on the process nor on the order of calls.
     """
 
     unit: Tensor
@@ -85,11 +88,11 @@ class Trunk(nn.Module):
         sequence: SequenceContext | None = None,
         experts: ExpertsFactory | None = None,
     ) -> None:
-        """For `modalities` in any order. Who inherits adds its own modules and then calls `initialise`."""
+        """For `modalities` in any order. A subclass adds its own modules and then calls `initialise`."""
         super().__init__()
         modalities = sorted(modalities, key=lambda modality: modality.name)
         sequence = OneProcess() if sequence is None else sequence
-        _check(config, modalities, sequence)
+        _check(config, modalities)
         self.config, self.names, self.sequence = config, [modality.name for modality in modalities], sequence
         self.modalities = modalities
         self.words = [word_steps(config, name) for name in self.names]
@@ -101,7 +104,7 @@ class Trunk(nn.Module):
         )
         self.gate: BudgetGate | None = None
         factor = config.beta
-        if config.budget != "fixed" and config.attention == "sparse" and config.encoder_layers:
+        if config.budget != "fixed" and selects_queries(config) and config.encoder_layers:
             content = width if config.budget_inputs == "content" else 0
             reallocate = config.budget == "reallocate"
             self.gate = BudgetGate(count, content, reallocate=reallocate, beta=config.beta)
@@ -114,21 +117,21 @@ class Trunk(nn.Module):
             fusion_layer(f"fusion.{depth}", config, count, experts or LocalExperts, seed, sequence)
             for depth in range(config.fusion_layers)
         )
-        self.register_buffer("unit", torch.ones(()), persistent=False)  # carries the model's float type
+        self.register_buffer("unit", torch.ones(()), persistent=False)  # has the model's float type
 
     def initialise(self, seed: int) -> None:
-        """Fill all parameters from (seed, full parameter name)."""
+        """Set all parameters from (seed, full parameter name)."""
         for path, module in self.named_modules():
             fill = getattr(module, "fill", None)
             if fill is not None:
-                fill(lambda name, path=path: rng.key(seed, "init", f"{path}.{name}"))
+                fill(lambda name, path=path: rng.key(seed, "init", draw_name(f"{path}.{name}")))
 
     def encode(self, batch: Batch, step: int) -> Encoded:
-        """Tokens of one micro-batch through all layers. `step` (0-based optimizer step) keys the draws of training."""
+        """One micro-batch through all layers. `step` (0-based optimizer step) keys the draws of training."""
         rows = [batch.rows[name] for name in self.names]
-        having = batch.host_rows(self.names)
+        host_rows = batch.host_rows(self.names)
         tokens, plan = self._embed(batch, rows)
-        present = plan.total[:, :, 0] > 0
+        present = plan.observed[:, :, 0] > 0
         depth = self.config.encoder_layers
         budgets = self._budgets(tokens, plan, rows, batch.sample, present)
 
@@ -137,19 +140,19 @@ class Trunk(nn.Module):
             queries = budgets.queries[:, j].index_select(0, rows[j])
             tokens[j] = self.encoders[name](tokens[j], layouts, queries, step)
 
-        joint = layout.joint_layout(plan, depth, rows, batch.sample, having)
+        joint = layout.cross_modal_layout(plan, depth, rows, batch.sample, host_rows)
         encoded = torch.cat(tokens)
         x = entering = self.modality_embedding(encoded, joint, self._times(joint))
         loads, final = [], joint
         for level, layer in enumerate(self.fusion, start=depth):
-            entered, final = final, layout.joint_layout(plan, level + 1, rows, batch.sample, having)
+            entered, final = final, layout.cross_modal_layout(plan, level + 1, rows, batch.sample, host_rows)
             share = self.unit.new_full(entered.observed.shape, self.config.fusion_beta)
-            queries = budget.spend(share, entered.observed).queries
+            queries = budget.queries_from_budgets(share, entered.observed).queries
             x, load = layer(x, entered, final, queries, step)
             loads.append(load)
 
         watched = Output(observed=present)
-        if depth and self.config.attention == "sparse":
+        if depth and selects_queries(self.config):
             watched["budgets"] = budgets.share[:, :, -1].detach()
             watched["queries"] = budgets.queries[:, :, -1].detach()
         if self.config.moe.experts and loads:
@@ -158,7 +161,7 @@ class Trunk(nn.Module):
         return Encoded(encoded, entering, joint, x, final, present, watched)
 
     def update_balance(self, load: Tensor) -> None:
-        """Nudge the experts' selection biases (`moe.balance: bias`), after a step.
+        """Adjust the experts' selection biases after a step (`moe.balance: bias`).
 
         load [layers, M, E]: tokens sent to each expert, summed over the ranks and micro-batches of the step.
         """
@@ -166,13 +169,15 @@ class Trunk(nn.Module):
             if isinstance(layer.feed, MixtureOfExperts):
                 layer.feed.update_balance(layer_load.sum(0))
 
-    def _embed(self, batch: Batch, rows: list[Tensor]) -> tuple[list[Tensor], Plan]:
+    def _embed(self, batch: Batch, rows: list[Tensor]) -> tuple[list[Tensor], DepthPlan]:
         """Flat tokens of each modality at depth 0, and the masks and counts of all depths."""
         tokens, parts, words, summaries = [], [], [], []
         lead = int(self.config.summary != "none")
         again = self.config.activation_checkpointing == "layers"
         prepared: dict[str, Prepared] = {}
-        if not again and self.sequence.size == 1:  # recordings so long that this is on are worth a call each
+        if (
+            not again and self.sequence.size == 1
+        ):  # with checkpoints the recordings are long, and a call for each is cheap in comparison
             embeddings = cast(dict[str, Embedding], dict(self.embeddings.items()))
             raw = {name: values for name, values in batch.values.items() if name not in batch.symbols}
             prepared = prepare_together(embeddings, raw, batch.recording, self.unit.dtype)
@@ -183,34 +188,35 @@ class Trunk(nn.Module):
             local = observed.shape[1] * word if values is None else values.shape[1]
             start, steps = self.sequence.slice(name, local)
             held, total = observed.shape[1], -(-steps // word)
-            bounds = () if self.sequence.swap is None else self.sequence.swap.bounds(name, word)
-            parts.append(Part(len(observed), summary.shape[1], held, start // word, lead, total, bounds))
+            bounds = () if self.sequence.head_exchange is None else self.sequence.head_exchange.word_bounds(name, word)
+            parts.append(ModalityTokens(len(observed), summary.shape[1], held, start // word, lead, total, bounds))
             tokens.append(embedded.flatten(0, 1))
             words.append(observed)
             summaries.append(summary)
-        distils = [self.config.downsample] * (self.config.encoder_layers + self.config.fusion_layers)
-        return tokens, layout.plan(parts, words, summaries, rows, len(batch), distils, self.sequence)
+        halves = [self.config.downsample] * (self.config.encoder_layers + self.config.fusion_layers)
+        entering = EnteringTokens(parts, words, summaries, rows, len(batch))
+        return tokens, layout.plan_depths(entering, halves, self.sequence)
 
     def _budgets(
-        self, tokens: list[Tensor], plan: Plan, rows: list[Tensor], sample: Tensor, present: Tensor
+        self, tokens: list[Tensor], plan: DepthPlan, rows: list[Tensor], sample: Tensor, present: Tensor
     ) -> Budgets:
-        counts = plan.total[:, :, : self.config.encoder_layers]
+        counts = plan.observed[:, :, : self.config.encoder_layers]
         if self.gate is None:
-            return budget.fixed(self.config.beta, present, counts, self.unit.dtype)
+            return budget.fixed_budgets(self.config.beta, present, counts, self.unit.dtype)
         content = None
         if self.config.budget_inputs == "content":
-            joint = layout.joint_layout(plan, 0, rows, sample)
+            joint = layout.cross_modal_layout(plan, 0, rows, sample)
             pooled = pool(torch.cat(tokens), joint.flat_mask, joint.cell(), present.numel(), self.sequence)
             content = pooled.view(*present.shape, pooled.shape[1])
         gated: Budgets = self.gate(present, content, counts)
         return gated
 
-    def _times(self, joint: Layout) -> list[Tensor]:
+    def _times(self, joint: TokenLayout) -> list[Tensor]:
         """Time codes [L_j, d] of the columns that enter the cross-modal layers; zeros for summary tokens."""
-        distilled = 2**self.config.encoder_layers if self.config.downsample else 1
+        stride = 2**self.config.encoder_layers if self.config.downsample else 1
         codes = []
         for part, word, modality in zip(joint.parts, self.words, self.modalities, strict=True):
-            index = (part.words, part.first, distilled)
+            index = (part.words, part.first_word, stride)
             code = self.time.of_words(index, word, modality.rate_hz, self.unit.dtype, self.unit.device)
             codes.append(torch.cat((code.new_zeros(part.summary, code.shape[1]), code)) if part.summary else code)
         return codes
@@ -231,8 +237,8 @@ class Maestro(Trunk):
     ) -> None:
         """A model for `modalities` (in any order) with `outputs` logits.
 
-        `sequence` and `experts` are given when tokens or experts are spread over ranks. Raises `ConfigError` when the
-        numbers do not fit each other.
+        `sequence` and `experts` are given if tokens or experts are spread over ranks. Raises `ConfigError` if values of
+        the configuration do not fit each other.
         """
         super().__init__(config, modalities, seed=seed, sequence=sequence, experts=experts)
         attends = config.pooling == "attention"
@@ -246,7 +252,7 @@ class Maestro(Trunk):
         self.initialise(seed)
 
     def forward(self, batch: Batch, step: int = 0) -> Output:
-        """Logits and what to watch, for one micro-batch. `step` (0-based optimizer step) keys the draws of training."""
+        """Logits and values to monitor. `step` (0-based optimizer step) keys the draws of training."""
         own, _, joint, fused, final, present, watched = self.encode(batch, step)
         where = final.flat_mask, final.row(), len(present)
         pooled = self.pool(fused, *where) if self.pool is not None else pool(fused, *where, self.sequence)
@@ -261,15 +267,10 @@ class Maestro(Trunk):
         return output
 
 
-def _check(config: ModelConfig, modalities: Sequence[Modality], sequence: SequenceContext) -> None:
+def _check(config: ModelConfig, modalities: Sequence[Modality]) -> None:
     if not modalities:
         raise ConfigError("the model needs at least one modality; data.modalities is empty")
     if config.width % config.heads:
         raise ConfigError(f"model.heads {config.heads} does not divide model.width {config.width}")
     if config.moe.experts and config.moe.top_k > config.moe.experts:
         raise ConfigError(f"model.moe.top_k {config.moe.top_k} is more than model.moe.experts {config.moe.experts}")
-    if sequence.size > 1 and sequence.swap is None and config.attention == "dense":
-        raise ConfigError(
-            "model.attention dense cannot be sharded by time; set it to sparse, mesh.sequence to 1, or "
-            "mesh.sequence_method to ulysses"
-        )

@@ -15,12 +15,12 @@ from maestro_dist.config.model import ModelConfig
 from maestro_dist.model.context import ExpertsFactory
 from maestro_dist.model.grouped import grouped_network
 from maestro_dist.model.layers import FeedForward, Key
-from maestro_dist.model.layout import Layout
+from maestro_dist.model.layout import TokenLayout
 from maestro_dist.model.router import Router
 
 
 class LocalExperts(nn.Module):
-    """All experts of a layer in this process: d -> hidden -> d with GELU, without biases."""
+    """All experts of a layer in this process: d -> hidden -> d with GELU, no biases."""
 
     def __init__(self, experts: int, width: int, hidden: int) -> None:
         super().__init__()
@@ -28,18 +28,18 @@ class LocalExperts(nn.Module):
         self.contract = nn.Parameter(torch.empty(experts, hidden, width))
 
     def fill(self, key: Key) -> None:
-        """The usual start of linear layers; a draw is keyed by its place in the whole [E, ...] tensor."""
+        """As linear layers. A draw is keyed by its position in the whole [E, ...] tensor."""
         rng.fill_linear_(self.expand, self.expand.shape[1], key("expand"))
         rng.fill_linear_(self.contract, self.contract.shape[1], key("contract"))
 
     def forward(self, tokens: Tensor, counts: Tensor) -> Tensor:
-        """Tokens [n, d], sorted by expert, counts int64 [E] -> [n, d]; rows past `counts.sum()` give 0."""
+        """Tokens [n, d], sorted by expert, counts int64 [E] -> [n, d]; rows after the first `counts.sum()` give 0."""
         return grouped_network(tokens, self.expand, self.contract, counts)
 
 
 def sort_by_expert(expert: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Stable order int64 [n] of rows by expert number [n] <= count, and the place int64 [n] of each row in it."""
-    if expert.device.type == "cpu" and count < 1 << 15:  # numpy sorts numbers of 16 bits by radix
+    """Stable order int64 [n] of rows by expert number [n] <= count, and the position int64 [n] of each row in it."""
+    if expert.device.type == "cpu" and count < 1 << 15:  # numpy sorts 16-bit numbers by radix sort
         order = torch.from_numpy(expert.to(torch.int16).numpy().argsort(kind="stable"))
     else:
         order = expert.argsort(stable=True)
@@ -59,7 +59,7 @@ class Dispatch(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        """Gradient of the tokens: each reads its copies again."""
+        """Gradient of the tokens: the sum over their copies."""
         (place,) = ctx.saved_tensors
         rows = gradients[0].index_select(0, place)
         if ctx.top_k > 1:
@@ -68,7 +68,7 @@ class Dispatch(torch.autograd.Function):
 
 
 class Combine(torch.autograd.Function):
-    """What the experts made of each token, weighted by its gates, back in the tokens' order."""
+    """The outputs of the experts for each token, weighted by its gates, in the order of the tokens."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, gates: Tensor, order: Tensor, place: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class Combine(torch.autograd.Function):
 
 
 class MixtureOfExperts(nn.Module):
-    """Routes each observed token to k of E experts, dropless; softmax scores, not renormalised over the chosen k."""
+    """Routes each observed token to k of E experts. No token is dropped; the softmax scores are not renormalised."""
 
     bias: Tensor
 
@@ -106,11 +106,11 @@ class MixtureOfExperts(nn.Module):
         if self.balanced:
             self.register_buffer("bias", torch.zeros(moe.experts))
 
-    def forward(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor]:
         """Tokens x [N, d] -> ([N, d], load int32 [S, M, E]: tokens sent to each expert, by sample and modality)."""
         gates, chosen = self.router(x, self.bias if self.balanced else None, self.top_k)
         with torch.no_grad():
-            # A missing token goes to no expert: number E sorts last and lies outside all groups.
+            # A missing token goes to no expert: number E sorts last and belongs to no group.
             expert = torch.where(layout.flat_mask[:, None], chosen, self.count)
             load = self._load(expert, layout)
             order, place = sort_by_expert(expert.flatten(), self.count)
@@ -120,8 +120,8 @@ class MixtureOfExperts(nn.Module):
             mixed = mixed + self.shared(x)
         return mixed, load
 
-    def _load(self, expert: Tensor, layout: Layout) -> Tensor:
-        """Tokens by sample, modality and expert; number E is counted and left out."""
+    def _load(self, expert: Tensor, layout: TokenLayout) -> Tensor:
+        """Tokens by sample, modality and expert, without number E."""
         samples = len(layout.mask)
         cell = torch.arange(samples, device=expert.device)[:, None] * self.modalities + layout.part
         cell = layout.flat(cell * (self.count + 1))[:, None] + expert
@@ -132,7 +132,7 @@ class MixtureOfExperts(nn.Module):
         return cells.view(samples, self.modalities, self.count + 1)[..., : self.count]
 
     def update_balance(self, load: Tensor) -> None:
-        """After a step: raise the selection bias of experts below the mean of the global load [E], lower it above."""
+        """After a step: raise the selection bias of experts with less than the mean load [E], lower the others."""
         if self.balanced:
             load = load.to(self.bias.dtype)
             self.bias += self.rate * (load.mean() - load).sign()

@@ -1,11 +1,11 @@
-"""Pre-training on recordings without labels: some words are hidden, and the model tells their symbols from the rest.
+"""Masked pre-training on recordings without labels: some words are hidden, and the model predicts their SAX symbols.
 
-The tokens are a vocabulary already, so what is to be told are the SAX symbols of the hidden words. A hidden word is
-made a gap before anything is computed from it: its steps become NaN, and all that follows (symbols, samples, stem,
-summary, attention) treats it as a word whose sensor did not deliver. Hidden words may be shorter than the model's own
-(`task.pretrain.word`), which then have gaps inside.
+A hidden word becomes a gap before anything is computed from it. Its steps become NaN, and everything after that
+(symbols, samples, stem, summary, attention) treats it as a word that the sensor did not deliver. Hidden words may be
+shorter than the model's words (`task.pretrain.word`); the model's words then have gaps inside.
 
-Letters as in `maestro`; K_j: most words of modality j that are asked of a sample, Q: their sum over the modalities.
+Letters as in `maestro`; K_j: largest number of words of modality j that are predicted for a sample, Q: their sum over
+the modalities.
 """
 
 from __future__ import annotations
@@ -24,23 +24,25 @@ from maestro_dist.config.learning import PretrainConfig
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.word_length import hidden_word_length
 from maestro_dist.errors import DataError
-from maestro_dist.model import cost, sparse
+from maestro_dist.model.attention.kernel import AttendOptions, attend
+from maestro_dist.model.attention.variant import AttentionShape, stores_probabilities
 from maestro_dist.model.context import ExpertsFactory, SequenceContext
-from maestro_dist.model.embedding import Embedding, TimeCode
+from maestro_dist.model.embedding import Embedding
 from maestro_dist.model.layers import ByModality, FeedForward, Key, Linear, ResidualNorm
-from maestro_dist.model.layout import Layout, pack
+from maestro_dist.model.layout import TokenLayout, pack_numbers
 from maestro_dist.model.maestro import Trunk
+from maestro_dist.model.time_code import TimeCode
 from maestro_dist.types import Batch, Modality, Output
 
-Memory = tuple[Tensor, Layout]
-"""Flat tokens [N, d] that are looked at, and where they lie."""
+Memory = tuple[Tensor, TokenLayout]
+"""Flat tokens [N, d] that the decoder attends to, and their layout."""
 
 
-class Asked(NamedTuple):
-    """Which words are asked of each sample, the same on all ranks that share its time axis.
+class PredictionTargets(NamedTuple):
+    """The words to predict for each sample; the same on all ranks that share its time axis.
 
-    number   int64 [B, Q]: their numbers within their modality, modality after modality; any number where none is asked
-    symbols  of each modality int64 [R_j, K_j, D_j]: what they were; 0 where a variate was missing or none is asked
+    number   int64 [B, Q]: their numbers within their modality, modality after modality; unused entries are arbitrary
+    symbols  of each modality int64 [R_j, K_j, D_j]: their true symbols; 0 for a missing variate or an unused entry
     """
 
     number: Tensor
@@ -50,19 +52,19 @@ class Asked(NamedTuple):
 def hidden_words(key: int, sample: Tensor, first: int, words: int, *, span: int, share: float) -> Tensor:
     """Which of the words first, first + 1, ... of samples int64 [R] are hidden: bool [R, words].
 
-    Words go in spans of `span`, which start at another place in each sample; a span is hidden with probability `share`.
-    A draw belongs to (key, sample, span), so neither the batch nor the slice of the time axis matters.
+    Words are grouped in spans of `span` words; their start differs between samples. A span is hidden with probability
+    `share`. A draw is keyed by (key, sample, span), so neither the batch nor the slice of the time axis matters.
     """
     number = torch.arange(first, first + words, device=sample.device)
     offset = rng.bits(key, sample, span) % span
-    return rng.uniform(key, pack(sample[:, None], (number + offset[:, None]) // span)) < share
+    return rng.uniform(key, pack_numbers(sample[:, None], (number + offset[:, None]) // span)) < share
 
 
 def hidden_sensors(keys: Sequence[int], sample: Tensor, present: Tensor, share: float) -> Tensor:
     """Which modalities of samples int64 [B] are hidden whole: bool [B, M], some of those in `present` [B, M].
 
-    Each is with probability `share`. Where all would be, the one with the largest draw is not. keys[j] and the sample
-    make modality j's draw, so the batch does not matter.
+    Each is hidden with probability `share`. If all would be hidden, the one with the largest draw is not. The draw of
+    modality j is keyed by keys[j] and the sample, so the batch does not matter.
     """
     draws = torch.stack([rng.uniform(key, sample) for key in keys], 1)
     hidden = present & (draws < share)
@@ -77,18 +79,19 @@ class CrossAttention(nn.Module):
     def __init__(self, config: ModelConfig, sequence: SequenceContext) -> None:
         super().__init__()
         width = config.width
-        self.heads, self.keep, self.sequence = config.heads, config.keep_attention_weights, sequence
+        self.heads, self.keep_attention_weights, self.sequence = config.heads, config.keep_attention_weights, sequence
         self.query, self.key = Linear(width, width), Linear(width, width, bias=False)
         self.value, self.output = Linear(width, width), Linear(width, width)
 
-    def forward(self, x: Tensor, tokens: Tensor, layout: Layout) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tensor, layout: TokenLayout) -> Tensor:
         """Queries x [B, Q, d], flat tokens [N, d] -> [B, Q, d]; linear in the tokens in time and memory."""
         key, value = (self._heads(layout.padded(part)) for part in (self.key(tokens), self.value(tokens)))
         query = self._heads(self.query(x) * (x.shape[2] // self.heads) ** -0.5)
-        keep = cost.keeps_scores(self.keep, x.shape[2], self.heads, x.shape[1])
-        out, total = sparse.attend(query, key, value, bias=layout.bias, keep=keep, lengths=layout.ragged)
+        shape = AttentionShape(layout.capacity, x.shape[2], self.heads, 0, x.shape[1])
+        store = stores_probabilities(self.keep_attention_weights, shape)
+        out, total = attend(query, key, value, AttendOptions(bias=layout.bias, store=store, lengths=layout.ragged))
         assert total is not None
-        out = self.sequence.merge(out, total) * (layout.observed > 0).to(out.dtype)[:, None, None, None]
+        out = self.sequence.merge_attention(out, total) * (layout.observed > 0).to(out.dtype)[:, None, None, None]
         mixed: Tensor = self.output(out.to(query.dtype).transpose(1, 2).flatten(2))
         return mixed
 
@@ -98,10 +101,10 @@ class CrossAttention(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Tells symbols from tokens: one layer of cross attention and a feed-forward, then a linear layer a modality.
+    """Predicts symbols: one layer of cross attention and a feed-forward, then a linear layer for each modality.
 
-    A query is the time of the word asked for and its modality. It looks at the tokens that enter the cross-modal layers
-    and at those that leave them, so that all layers learn.
+    A query is the time and the modality of the word to predict. It attends to the inputs and to the outputs of the
+    cross-modal layers, so that all layers learn.
     """
 
     def __init__(
@@ -112,7 +115,7 @@ class Decoder(nn.Module):
         memories: int,
         sequence: SequenceContext,
     ) -> None:
-        """`most`: K_j of each modality; `memories`: sets of tokens to look at."""
+        """`most`: K_j of each modality; `memories`: number of sets of tokens to attend to."""
         super().__init__()
         self.most, self.alphabet = list(most), config.alphabet
         self.embedding = nn.Parameter(torch.empty(len(modalities), config.width))
@@ -123,29 +126,29 @@ class Decoder(nn.Module):
         self.outputs = ByModality({m.name: Linear(config.width, m.variates * config.alphabet) for m in modalities})
 
     def fill(self, key: Key) -> None:
-        """N(0, 1): as large as the time's code, so that words of one time in two modalities are told apart."""
+        """N(0, 1): as large as the time code, so that words of two modalities at the same time differ."""
         rng.fill_normal_(self.embedding, 1.0, key("embedding"))
 
     def forward(self, time: Tensor, memories: Sequence[Memory], rows: Sequence[Tensor]) -> list[Tensor]:
-        """Time codes [B, Q, d] of the words asked for -> scores of their symbols [R_j, K_j, D_j, alphabet].
+        """Time codes [B, Q, d] of the words to predict -> scores of their symbols [R_j, K_j, D_j, alphabet].
 
         rows[j] int64 [R_j]: the samples that have modality j.
         """
         own = zip(self.embedding, self.most, strict=True)
         x = time + torch.cat([embedding.expand(most, -1) for embedding, most in own])
-        # one branch: a sum of attentions, each over its own set of tokens
+        # the branch is a sum of attentions, each over its own set of tokens
         seen = sum(attend(x, *memory) for attend, memory in zip(self.attention, memories, strict=True))
         shape, x = x.shape, x.flatten(0, 1)
-        x = self.attention_norm(x, cast(Tensor, seen).flatten(0, 1), None, 0.0, None)
-        x = self.feed_norm(x, self.feed(x), None, 0.0, None).view(shape)
+        x = self.attention_norm(x, cast(Tensor, seen).flatten(0, 1), None, None)
+        x = self.feed_norm(x, self.feed(x), None, None).view(shape)
         scores = []
         for output, part, row in zip(self.outputs.values(), x.split(self.most, 1), rows, strict=True):
             scores.append(output(part.index_select(0, row)).unflatten(2, (-1, self.alphabet)))
         return scores
 
 
-class Pretraining(Trunk):
-    """The model with a decoder in place of its heads. Parameters that it shares with `Maestro` have the same names."""
+class PretrainModel(Trunk):
+    """The model with a decoder instead of its heads. Parameters that it shares with `Maestro` have the same names."""
 
     def __init__(
         self,
@@ -171,9 +174,9 @@ class Pretraining(Trunk):
         self.initialise(seed)
 
     def forward(self, batch: Batch, step: int = 0) -> Output:
-        """`masked` and what to watch, for one micro-batch. `step` keys the draws of training; others are always alike.
+        """`masked` and values to monitor. `step` keys the draws of training; evaluation has fixed draws.
 
-        Gradients are those of sums over symbols; a sample that nothing is asked of has zeros.
+        `masked` has sums over symbols; a sample without words to predict has zeros.
         """
         rows = [batch.rows[name] for name in self.names]
         with torch.no_grad():
@@ -190,8 +193,8 @@ class Pretraining(Trunk):
         output.update(tokens.watched)
         return output
 
-    def hide(self, batch: Batch, step: int) -> tuple[Batch, Asked]:
-        """The batch with gaps where words are hidden, and the words asked for: some of those, all of them observed."""
+    def hide(self, batch: Batch, step: int) -> tuple[Batch, PredictionTargets]:
+        """The batch with gaps where words are hidden, and the words to predict: some of the hidden, observed words."""
         values, symbols = dict(batch.values), dict(batch.symbols)
         purpose: int | str = step if self.training else "evaluation"
         draws = [rng.key(self.seed, "mask sensor", purpose, name) for name in self.names]
@@ -225,7 +228,9 @@ class Pretraining(Trunk):
                 symbols.pop(name, None)
             number = torch.arange(first, first + count, device=sample.device)
             key = rng.key(self.seed, "asked", purpose, name)
-            priority = rng.uniform(key, pack(sample[:, None], number)) + 1  # above the 0 of words not to be asked
+            priority = (
+                rng.uniform(key, pack_numbers(sample[:, None], number)) + 1
+            )  # above 0, the priority of other words
             best = (priority * (hidden & (whole > 0).any(2))).topk(min(self.most[j], count), 1)
             known.append(whole)
             firsts.append(first)
@@ -238,13 +243,13 @@ class Pretraining(Trunk):
         for j, (wanted, chosen) in enumerate(zip(number.split(self.most, 1), asked.split(self.most, 1), strict=True)):
             row = batch.rows[self.names[j]]
             truth.append(self._looked_up(known[j], wanted[row] - firsts[j], chosen[row]))
-        return replace(batch, values=values, symbols=symbols), Asked(number, truth)
+        return replace(batch, values=values, symbols=symbols), PredictionTargets(number, truth)
 
     def _best_of_ranks(self, offered: Tensor) -> Tensor:
         """Priorities and numbers [2, B, Q] of this rank's words -> those of the best words of all ranks, [2, B, Q]."""
         if self.sequence.size == 1:
             return offered
-        every = self.sequence.gather(offered).unflatten(2, (self.sequence.size, -1))
+        every = self.sequence.all_gather(offered).unflatten(2, (self.sequence.size, -1))
         found = []
         for part, most in zip(every.split(self.most, 3), self.most, strict=True):
             part = part.flatten(2)
@@ -252,13 +257,13 @@ class Pretraining(Trunk):
         return torch.cat(found, 2)
 
     def _looked_up(self, symbols: Tensor, at: Tensor, asked: Tensor) -> Tensor:
-        """Symbols uint8 [R, W, D] held here, at places int64 [R, K] that may lie on other ranks -> int64 [R, K, D]."""
+        """Symbols uint8 [R, W, D] of this rank, at positions int64 [R, K] that may be on others -> int64 [R, K, D]."""
         held = asked & (at >= 0) & (at < symbols.shape[1])
         found = symbols.new_zeros(*at.shape, symbols.shape[2], dtype=torch.int64)
         if symbols.shape[1]:
             at = at.clamp(0, symbols.shape[1] - 1)[..., None].expand(-1, -1, symbols.shape[2])
             found = symbols.gather(1, at).long() * held[..., None]
-        return self.sequence.sum(found)
+        return self.sequence.all_reduce_sum(found)
 
     def _time_codes(self, number: Tensor) -> Tensor:
         """Codes [B, Q, d] of the times, from the window's start to the centres, of words with these numbers [B, Q]."""

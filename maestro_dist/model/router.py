@@ -1,4 +1,4 @@
-"""Which experts a token goes to: scores, the k best of them, and their gradient, a tile of tokens at a time.
+"""The router: scores of the experts for each token, the k best, and the gradient, a tile of tokens at a time.
 
 Letters: N tokens, d width, E experts, k experts a token.
 """
@@ -16,28 +16,27 @@ from maestro_dist import rng
 from maestro_dist.model.layers import Key
 
 _FEW = 12
-"""Fewer experts than this stand in columns, [E, N]: softmax and maximum along so short a row are many times slower."""
+"""With fewer experts the scores are stored as [E, N]: softmax and maximum along short rows are much slower."""
 
 _TILE = 1 << 18
-"""Scores in a tile on a CPU: about as much as a core's second-level cache."""
+"""Scores in a tile on a CPU: about the size of a core's second-level cache."""
 
 
 class Router(nn.Module):
-    """A linear layer d -> E without bias whose scores are a softmax over the experts."""
+    """A linear layer d -> E without bias, then a softmax over the experts."""
 
     def __init__(self, width: int, experts: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(experts, width))
 
     def fill(self, key: Key) -> None:
-        """The usual start of linear layers."""
+        """As a linear layer."""
         rng.fill_linear_(self.weight, self.weight.shape[1], key("weight"))
 
     def forward(self, x: Tensor, bias: Tensor | None = None, top_k: int = 1) -> tuple[Tensor, Tensor]:
-        """Tokens x [N, d], bias [E] for the choice alone -> scores of the chosen [N, k], their numbers int64 [N, k].
+        """Tokens x [N, d], bias [E] for the selection only -> scores of the chosen [N, k], their numbers int64 [N, k].
 
-        The scores are not renormalised over the chosen ones. Under autocast the product is in autocast's type, all
-        after it in that of x.
+        The scores are not renormalised. Under autocast the product is in autocast's type; the rest has the type of x.
         """
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
@@ -46,7 +45,7 @@ class Router(nn.Module):
 
 
 def _tiles(x: Tensor, experts: int) -> Iterator[slice]:
-    """Slices of the tokens: one of all where there is no cache to stay in, or sums over tiles would be rounded."""
+    """Slices of the tokens. One slice of all on a GPU, and for half precision, where sums over tiles would round."""
     whole = x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64)
     size = max(1, len(x)) if whole else max(1, _TILE // experts)
     for start in range(0, len(x), size):
@@ -54,13 +53,13 @@ def _tiles(x: Tensor, experts: int) -> Iterator[slice]:
 
 
 class Gates(torch.autograd.Function):
-    """Softmax scores of the experts and the k best of each token; of the size [N, E] only the scores are kept."""
+    """Softmax scores of the experts and the k best of each token. The scores are the only [N, E] array stored."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, top_k: int, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """Tokens x [N, d], weight [E, d], bias [E] for the choice alone; `dtype` of the scores. See `Router`."""
+        """Tokens x [N, d], weight [E, d], bias [E] for the selection only; `dtype` of the scores. See `Router`."""
         ctx.upright = len(weight) < _FEW
         with torch.autocast(x.device.type, enabled=False):
             if ctx.upright:
@@ -83,7 +82,7 @@ class Gates(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        """Through the logits, whose gradient is s (g - sum s g), where g is zero but for the chosen."""
+        """The gradient of the logits is s (g - sum s g); g is zero except for the chosen experts."""
         x, weight, scores, chosen, gates = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
             if ctx.upright:

@@ -1,11 +1,11 @@
 """Missingness-aware SAX: from raw windows to symbols, and to the samples inside the words.
 
-Letters: R rows (samples that have the modality), T steps, W words of w steps, D variates. A step that is not finite was
-not observed; an odd tail is filled up with steps that were not. Statistics and comparisons are float64; no gradient
-flows through this file.
+Letters: R rows (samples that have the modality), T steps, W words of w steps, D variates. A step that is not finite is
+missing; an incomplete last word is padded with missing steps. Statistics and comparisons are float64. Nothing here has
+a gradient.
 
-Windows are read in tiles that stay in a processor's cache. Sums run over a fixed tree, so that a window's statistics,
-and with them its symbols, depend neither on the other rows of the batch nor on the number of threads.
+Windows are read in tiles that stay in a CPU's cache. Sums have a fixed order (a tree), so that a window's statistics
+and symbols depend neither on the other rows of the batch nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -22,27 +22,26 @@ from torch import Tensor
 from maestro_dist.model.context import OneProcess, SequenceContext
 
 _CONSTANT = 1e-13
-"""A spread below this share of the mean's size is rounding: the channel is constant (float32 resolves 6e-8)."""
+"""A spread below this share of the mean is rounding: the variate is constant (float32 resolves 6e-8)."""
 
 _TILE, _ACCELERATOR_TILE = 1 << 17, 1 << 24
-"""Numbers of a tile: 1 MiB of float64 on a processor, where a smaller one is not worth its calls."""
+"""Numbers of a tile on a CPU (1 MiB of float64) and on an accelerator."""
 
 _SUMS = 16
-"""Partial sums that a tile leaves to be added at the end, so that none is too small to be worth its call."""
+"""Partial sums of each tile; they are added at the end."""
 
 _LONG_WORD = 64
-"""Steps from which on a word is summed by halves, not step by step: few calls where words are long."""
+"""From this many steps on, a word is summed by halves instead of step by step, which needs fewer calls."""
 
 FARTHEST = 1000.0
-"""A number that lies farther from its mean, in deviations, is taken as lying there: a placeholder (-9999) or a broken
-reading (1e30) must not outweigh all else in a batch. Far outside what sensors deliver: three real data sets, intensive
-care with its typing errors among them, reach 79."""
+"""z-scores are limited to this: a placeholder (-9999) or a broken reading (1e30) must not dominate a batch. Sensors
+stay far below: three real data sets, one of them with typing errors, reach 79."""
 
 _CELLS = 1 << 14
-"""Cells of the table that finds symbols on a processor."""
+"""Cells of the table that finds symbols on a CPU."""
 
 
-class Moments(NamedTuple):
+class WindowMoments(NamedTuple):
     """Count n, mean and M2 = sum of squared deviations over the observed steps, float64 [R, D]."""
 
     n: Tensor
@@ -50,12 +49,12 @@ class Moments(NamedTuple):
     m2: Tensor
 
 
-class Words(NamedTuple):
-    """What the embeddings are made from.
+class SaxWords(NamedTuple):
+    """Input of the embeddings.
 
     symbols  uint8 [R, W, D]: 1..alpha, 0 = missing
-    samples  [R, W, w, 2 D]: z-scored samples, 0 where not observed, and then their observed mask; None if not asked for
-    whole    whether all steps are known to be observed (never on an accelerator: nobody looks there)
+    samples  [R, W, w, 2 D]: z-scored samples, 0 where missing, then their observed mask; None if not requested
+    whole    whether all steps are known to be observed (always False on an accelerator, which is not asked)
     """
 
     symbols: Tensor
@@ -68,8 +67,8 @@ class Words(NamedTuple):
         return (self.symbols > 0).any(2)
 
 
-def cuts(alphabet: int) -> Tensor:
-    """The alpha - 1 cuts of N(0, 1) into equiprobable regions, float64."""
+def breakpoints(alphabet: int) -> Tensor:
+    """The alpha - 1 breakpoints that divide N(0, 1) into equiprobable regions, float64."""
     return torch.special.ndtri(torch.arange(1, alphabet, dtype=torch.float64) / alphabet)
 
 
@@ -80,18 +79,18 @@ def tokenise(
     reference: tuple[Tensor, Tensor] | None = None,
     sequence: SequenceContext | None = None,
 ) -> Tensor:
-    """Symbols uint8 [R, W, D] of raw windows (METHOD 2; Lin et al., 2007, with a symbol for missing).
+    """Symbols uint8 [R, W, D] of raw windows (SAX of Lin et al., 2007, with a symbol for missing words).
 
-    values float [R, T, D]; word: steps a word; edges = `cuts(alphabet)`; reference: mean and divisor as of
+    values float [R, T, D]; word: steps a word; edges = `breakpoints(alphabet)`; reference: mean and divisor as of
     `given_reference`, or None for those of the window itself, over all ranks of `sequence`.
     """
     if reference is None:
-        reference = window_reference(moments(values, sequence or OneProcess()))
+        reference = window_reference(window_moments(values, sequence or OneProcess()))
     return words(values, word, edges, reference).symbols
 
 
-def moments(values: Tensor, sequence: SequenceContext) -> Moments:
-    """Moments of [R, T, D] over all steps, by two passes (never from sums of squares)."""
+def window_moments(values: Tensor, sequence: SequenceContext) -> WindowMoments:
+    """WindowMoments of [R, T, D] over all steps, in two passes (sums of squares would lose precision)."""
     tiles, (rows, _, variates) = list(_tiles(values, 1)), values.shape
     parts = max(1, len({steps.start for _, steps in tiles}))
     count = values.new_zeros((rows, parts, variates), dtype=torch.float64)
@@ -100,7 +99,7 @@ def moments(values: Tensor, sequence: SequenceContext) -> Moments:
         x, mask = _observed(values[chosen, steps])
         count[chosen, number % parts] = x.shape[1] if mask is None else mask.sum(1, dtype=torch.float64)
         _fold_into(total[chosen, number % parts], x)
-    n, summed = sequence.sum(torch.stack((_fold(count)[:, 0], _fold(total.flatten(1, 2))[:, 0])))
+    n, summed = sequence.all_reduce_sum(torch.stack((_fold(count)[:, 0], _fold(total.flatten(1, 2))[:, 0])))
     mean = summed / n.clamp_min(1)
     reference = _Reference(mean)
     for number, (chosen, steps) in enumerate(tiles):
@@ -109,11 +108,11 @@ def moments(values: Tensor, sequence: SequenceContext) -> Moments:
         if mask is not None:
             x.mul_(mask)
         _fold_into(square[chosen, number % parts], x.square_())
-    return Moments(n, mean, sequence.sum(_fold(square.flatten(1, 2))[:, 0]))
+    return WindowMoments(n, mean, sequence.all_reduce_sum(_fold(square.flatten(1, 2))[:, 0]))
 
 
-def window_reference(window: Moments) -> tuple[Tensor, Tensor]:
-    """Mean and divisor of `normalize: window`; the divisor of a constant channel is infinite, so its z is 0."""
+def window_reference(window: WindowMoments) -> tuple[Tensor, Tensor]:
+    """Mean and divisor of `normalize: window`. The divisor of a constant variate is infinite, so its z is 0."""
     std = (window.m2 / window.n.clamp_min(1)).sqrt()
     return window.mean, torch.where(std > _CONSTANT * window.mean.abs(), std, torch.inf)
 
@@ -121,8 +120,8 @@ def window_reference(window: Moments) -> tuple[Tensor, Tensor]:
 def given_reference(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and divisor from statistics [.., D] of a recording or data set, float64.
 
-    A channel that was constant there (std 0) has no unit of its own: z is the plain difference from its mean, so an
-    unchanged value is 0, "in the middle", and a changed one stays visible and finite.
+    For a variate that was constant there (std 0), z is the difference from its mean: 0 for the same value, and finite
+    for another.
     """
     mean, std = mean.double(), std.double()
     return mean, torch.where(std > _CONSTANT * mean.abs(), std, 1.0)
@@ -130,10 +129,10 @@ def given_reference(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
 
 def words(
     values: Tensor, word: int, edges: Tensor, reference: tuple[Tensor, Tensor], dtype: torch.dtype | None = None
-) -> Words:
-    """Symbols of raw windows [R, T, D] for references [R, D] or [D], and their samples in `dtype` where that is given.
+) -> SaxWords:
+    """Symbols of raw windows [R, T, D] for references [R, D] or [D], and the samples in `dtype` if it is given.
 
-    A word's symbol is that of the mean over its observed steps; z at a cut goes up, 0 is missing.
+    A word's symbol is that of the mean over its observed steps. z at a breakpoint gets the higher symbol; 0 is missing.
     """
     rows, steps, variates = values.shape
     length = -(-steps // word)
@@ -162,7 +161,7 @@ def words(
             found.copy_(_symbols(scale.score(average, chosen), edges).mul_(count > 0))
     if samples is not None:
         samples = samples.view(rows, length, word, 2 * variates)
-    return Words(symbols, samples, whole)
+    return SaxWords(symbols, samples, whole)
 
 
 def _tiles(values: Tensor, word: int) -> Iterator[tuple[slice, slice]]:
@@ -180,19 +179,19 @@ def _tiles(values: Tensor, word: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _observed(values: Tensor) -> tuple[Tensor, Tensor | None]:
-    """A tile as new float64 numbers, 0 where not observed, and its mask as numbers; None where all is observed.
+    """A tile in float64, 0 where not observed, and its mask as numbers; None if everything is observed.
 
-    Only a processor looks whether all is: the sum is finite only then.
+    Only a CPU is asked: the sum is finite only if every number is.
     """
     if values.device.type == "cpu" and math.isfinite(values.sum().item()):
         return values.to(torch.float64, copy=True).contiguous(), None
     x = values.contiguous()
-    mask = (x - x).eq_(0).float()  # 0 for what is finite, NaN for the rest; half precision could not count
+    mask = (x - x).eq_(0).float()  # 0 for finite numbers, NaN for others; half precision could not count
     return torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0).to(torch.float64, copy=True), mask
 
 
 def _fold(x: Tensor, sums: int = 1) -> Tensor:
-    """Sum of [R, n, D] over dim 1 by halves, in place, until no more than `sums` >= 1 are left."""
+    """Sum of [R, n, D] over dim 1 by halves, in place, until at most `sums` >= 1 are left."""
     size = x.shape[1]
     while size > sums:
         half = size // 2
@@ -208,9 +207,9 @@ def _fold_into(out: Tensor, x: Tensor) -> None:
 
 
 class _Reference:
-    """Mean, and divisor, float64 [R, D], for all steps of a tile.
+    """Mean and divisor, float64 [R, D], for all steps of a tile.
 
-    They are repeated, and several steps are taken as one: D numbers alone would make for short inner loops.
+    They are repeated, so that several steps are one row: with D numbers alone the inner loops would be short.
     """
 
     def __init__(self, *numbers: Tensor) -> None:
@@ -236,7 +235,7 @@ class _Reference:
 
 
 def _word_sums(x: Tensor, word: int) -> Tensor:
-    """[R, W x w, D] -> sums of the words, contiguous [R, W, D]; x may be lost in it."""
+    """[R, W x w, D] -> sums of the words, contiguous [R, W, D]; x may be overwritten."""
     if word >= _LONG_WORD:
         halves = x.contiguous().view(-1, word, x.shape[2])
         return _fold(halves).double().contiguous().view(x.shape[0], -1, x.shape[2])
@@ -248,7 +247,7 @@ def _word_sums(x: Tensor, word: int) -> Tensor:
 
 
 def _symbols(z: Tensor, edges: Tensor) -> Tensor:
-    """uint8 [R, W, D]: 1 + the number of cuts that are not above z."""
+    """uint8 [R, W, D]: 1 + the number of breakpoints that are not above z."""
     if z.device.type != "cpu":
         return (torch.bucketize(z, edges, right=True, out_int32=True) + 1).to(torch.uint8)
     table, scale, offset = _table(len(edges) + 1)
@@ -263,11 +262,11 @@ def _symbols(z: Tensor, edges: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _table(alphabet: int) -> tuple[Tensor, float, Tensor]:
-    """Symbols by cell of z, with scale and offset that lead from z to its cell; 0 where a cut is too near to say.
+    """Symbols by cell of z, with scale and offset from z to its cell; 0 where a breakpoint is too close to decide.
 
-    The cell is found in float32, whose rounding (1e-3 of a cell) stays below the margin around a cut (1e-2).
+    The cell is computed in float32. Its rounding (1e-3 of a cell) is below the margin around a breakpoint (1e-2).
     """
-    edges = cuts(alphabet)
+    edges = breakpoints(alphabet)
     reach = edges[-1].item() + 0.5
     scale = (_CELLS - 2) / (2 * reach)
     offset = torch.tensor(_CELLS / 2, dtype=torch.float64)

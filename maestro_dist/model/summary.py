@@ -1,9 +1,9 @@
-"""One more token a present modality: what the whole window was like.
+"""One more token for each present modality: statistics of the whole window.
 
-Features are in units of the training split, or of the recording when the words are normalised by it. Every one is a
-sum, a minimum or a maximum over steps, or a function of such, and none looks across a border of words: ranks that share
-the time axis combine theirs exactly. Each is brought to about [-2, 2], standardised over the training split, and may be
-encoded piece by piece besides, so that a linear layer can bend where it wants: what trees do with their thresholds.
+Features are in units of the training split, or of the recording if the words are normalised by it. Each is a sum, a
+minimum or a maximum over steps, or a function of these, and none crosses the border of a word. So ranks that share the
+time axis combine their features exactly. Features are scaled to about [-2, 2] and standardised over the training split.
+They can also be encoded piecewise, so that a linear layer can use thresholds as trees do.
 
 Letters besides those of `maestro`: F features a variate, K pieces.
 """
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from maestro_dist.model.context import SequenceContext
 from maestro_dist.model.layers import Key, Linear
-from maestro_dist.model.sax import FARTHEST, Moments
+from maestro_dist.model.sax import FARTHEST, WindowMoments
 
 LEVEL, STATISTICS = 2, 18
 """Features F a variate: mean, log std; and minimum, maximum, first, last and their difference, slope, observed share,
@@ -28,25 +28,25 @@ three log energies, the means of the window's quarters, the times of the first a
 QUARTERS = 4
 
 EXTREMES, SUMS = 4, 8 + 2 * QUARTERS
-"""Numbers of a variate, in float64, that ranks which share the time axis combine: by their maximum, and by their sum
-(to these come the powers of the bands)."""
+"""Float64 numbers of a variate that ranks with a shared time axis combine by maximum, and by sum (the powers of the
+bands are added to these)."""
 
 _FLOOR = 1e-4
-"""Smallest spread, in units, that a logarithm still tells from zero."""
+"""Smallest spread, in units: smaller ones count as this."""
 
 _FARTHEST = 5.0
-"""A feature that lies farther from its mean, in deviations, is taken as lying there."""
+"""Features are limited to this many standard deviations from their mean."""
 
 _ENDS = (-2.0, 2.0)
-"""Where the first piece begins and the last one ends."""
+"""Start of the first piece and end of the last."""
 
 
 class Summary(nn.Module):
     """Window statistics of one modality -> one token.
 
-    Features enter the linear layer less `shift` and times exp(`log_scale`): parameters that start at what makes the
-    training split's mean 0 and deviation 1 (`standardise`). Sensors' features differ in spread by orders, and a network
-    learns last from the smallest.
+    The linear layer gets (feature - `shift`) exp(`log_scale`). These parameters start with values that give the
+    training split mean 0 and deviation 1 (`standardise`). Otherwise the model would learn
+    features with a small spread very late.
     """
 
     def __init__(
@@ -58,26 +58,26 @@ class Summary(nn.Module):
         pieces: int = 0,
         bands: Sequence[tuple[int, int]] = (),
     ) -> None:
-        """`kind`: level or statistics; `pieces`: K of each feature's piecewise-linear encoding, 0: its value alone;
-        `bands`: of the words' spectrum, as of `spectral_bands`."""
+        """`kind`: level or statistics; `pieces`: K of the piecewise-linear encoding, 0: the value alone;
+        `bands`: bands of the words' spectrum, from `spectral_bands`."""
         super().__init__()
         self.full, self.sequence, self.pieces, self.bands = kind == "statistics", sequence, pieces, tuple(bands)
         self.count = (STATISTICS if self.full else LEVEL) + len(self.bands)
-        # Both have one dimension, so weight decay leaves them alone.
+        # Both have one dimension, so weight decay does not apply to them.
         self.shift = nn.Parameter(torch.empty(variates * self.count))
         self.log_scale = nn.Parameter(torch.empty(variates * self.count))
         self.linear = Linear(variates * self.count * (1 + pieces), width)
 
     def fill(self, key: Key) -> None:
-        """Features as they are, until `standardise` is told better."""
+        """Start with features as they are, until `standardise` is called."""
         with torch.no_grad():
             self.shift.zero_()
             self.log_scale.zero_()
 
     def standardise(self, mean: Tensor, std: Tensor) -> None:
-        """Features of this mean and deviation [D, F] will have 0 and 1; one that is always the same stays in its unit.
+        """Scale features with this mean and deviation [D, F] to 0 and 1. A constant feature is not scaled.
 
-        Call it before training only: weights that were trained belong to the scales they were trained with.
+        Only before training: trained weights depend on the scales that they were trained with.
         """
         std = torch.where(std > _FLOOR, std, 1.0)
         with torch.no_grad():
@@ -95,13 +95,14 @@ class Summary(nn.Module):
         out: Tensor = self.linear(z.flatten(1))
         return out
 
-    def features(self, samples: Tensor, mean: Tensor, window: Moments, unit: Tensor, start: int, steps: int) -> Tensor:
-        """What the token is made from, [R, D, F], NaN where nothing was observed. It takes no parameters, so that
-        modalities can share a call.
+    def features(
+        self, samples: Tensor, mean: Tensor, window: WindowMoments, unit: Tensor, start: int, steps: int
+    ) -> Tensor:
+        """Features [R, D, F], NaN where nothing was observed. No parameters, so that modalities can share a call.
 
-        samples [R, W, w, 2 D] of `sax.Words`, in units; mean float64 [R, D] in units; window: moments in raw units;
-        unit: one unit, float64 [D] or [R, D]; start: global number of the first step; steps: how many there are over
-        all ranks.
+        samples [R, W, w, 2 D] of `sax.SaxWords`, in units; mean float64 [R, D] in units; window: moments in raw units;
+        unit: one unit, float64 [D] or [R, D]; start: global number of the first step; steps: their number over all
+        ranks.
         """
         mean = mean.clamp(-FARTHEST, FARTHEST)
         spread = ((window.m2 / window.n.clamp_min(1)).sqrt() / unit).clamp_max(FARTHEST)
@@ -121,8 +122,8 @@ class Summary(nn.Module):
         peaks = torch.stack(
             [_largest(torch.where(seen, value, -far), -far) for value in (z, -z, time.expand_as(z), -time.expand_as(z))]
         )
-        largest, smallest, last, first = self.sequence.maximum(peaks)
-        # Words' own spread: what the mean of a word averages away, all of it and between neighbouring steps.
+        largest, smallest, last, first = self.sequence.all_reduce_max(peaks)
+        # Spread inside the words, which their means do not show: in total, and between neighbouring steps.
         inside = z - (z.sum(2, keepdim=True) / mask.sum(2, keepdim=True).clamp_min(1))
         pairs = mask[:, :, 1:] * mask[:, :, :-1]
         quarter = (time * QUARTERS / steps).long().clamp_max(QUARTERS - 1)
@@ -140,7 +141,7 @@ class Summary(nn.Module):
             *torch.einsum("rwsd,wsq->qrd", z, inner),
             *torch.einsum("rwsd,wsq->qrd", mask, inner),
         ]
-        end, begin, t, tt, zt, within, quick, neighbours, *rest = self.sequence.sum(torch.stack(sums))
+        end, begin, t, tt, zt, within, quick, neighbours, *rest = self.sequence.all_reduce_sum(torch.stack(sums))
         powers, quarters = rest[: len(self.bands)], rest[len(self.bands) :]
         n = count.clamp_min(1)
         spectrum = [_log((power / n).sqrt()) for power in powers]
@@ -150,7 +151,7 @@ class Summary(nn.Module):
         slope = (zt / n - mean * t / n) / variance.clamp_min(1e-9) * variance.clamp_min(0).sqrt()
         slow = (spread.square() - within / n).clamp_min(0)
         energies = [slow, within / n, quick / neighbours.clamp_min(1)]
-        # a quarter without any observation says nothing: it is as the whole window
+        # a quarter without any observation gets the mean of the whole window
         pairs_of = zip(quarters[:QUARTERS], quarters[QUARTERS:], strict=True)
         means = [torch.where(there > 0, total / there.clamp_min(1), mean) for total, there in pairs_of]
         return [
@@ -168,8 +169,8 @@ class Summary(nn.Module):
         ]
 
     def _powers(self, inside: Tensor, dtype: torch.dtype) -> Tensor:
-        """Power of each band summed over the words, float64 [bands, R, D]; `inside` [R, W, w, D]: steps less the mean
-        of their word, 0 where not observed. A Hann window keeps a strong band out of its neighbours (Welch, 1967)."""
+        """Power of each band summed over the words, float64 [bands, R, D]; `inside` [R, W, w, D]: steps minus the mean
+        of their word, 0 where not observed. A Hann window reduces leakage into neighbouring bands (Welch, 1967)."""
         if not self.bands or not inside.numel():
             return inside.new_zeros(len(self.bands), len(inside), inside.shape[3])
         kind = torch.promote_types(dtype, torch.float32)
@@ -180,18 +181,19 @@ class Summary(nn.Module):
 
 
 def spectral_bands(word: int, count: int) -> list[tuple[int, int]]:
-    """Up to `count` bands of the spectrum of words of `word` steps, of equal width in octaves: first bin and one past
-    the last. Bin b is b / word of the rate; low bands that would lie between two bins are left out."""
+    """Up to `count` bands of the spectrum of words of `word` steps, with equal width in octaves: (first bin, end).
+
+    Bin b is the frequency b / word of the rate. Low bands without a bin are left out.
+    """
     last = word // 2
     edges = [math.floor((last + 1) ** (band / max(1, count)) + 1e-9) for band in range(count + 1)]
     return [(first, end) for first, end in pairwise(edges) if end > first] if last else []
 
 
 def piecewise(x: Tensor, pieces: int) -> Tensor:
-    """How much of each of K pieces between -2 and 2 lies below x [...]: [..., K] in [0, 1].
+    """Piecewise-linear encoding of x [...]: the share of each of K equal pieces of [-2, 2] below x, [..., K] in [0, 1].
 
-    Piecewise-linear encoding (Gorishniy et al., On Embeddings for Numerical Features in Tabular Deep Learning, 2022),
-    with pieces of one length.
+    Gorishniy et al., On Embeddings for Numerical Features in Tabular Deep Learning, 2022.
     """
     low, high = _ENDS
     first = torch.arange(pieces, dtype=x.dtype, device=x.device)
@@ -199,11 +201,11 @@ def piecewise(x: Tensor, pieces: int) -> Tensor:
 
 
 def _log(spread: Tensor) -> Tensor:
-    """About [-2, 2] for what is seen: from a 400th of a unit to some units."""
+    """About [-2, 2] for usual spreads: from a 400th of a unit to some units."""
     return spread.clamp_min(_FLOOR).log() / 2 + 1
 
 
 def _largest(x: Tensor, fill: float) -> Tensor:
-    """Maximum of [R, W, w, D] over all steps, also when there are none."""
+    """Maximum of [R, W, w, D] over all steps, also if there are none."""
     flat = torch.nn.functional.pad(x.flatten(1, 2), (0, 0, 0, 1), value=fill)
     return flat.amax(1)

@@ -1,13 +1,13 @@
-"""What is done to each token by itself, in blocks of tokens and with little kept for the backward.
+"""Functions on each token by itself. They work in blocks of tokens and store little for the backward.
 
-On a CPU a block stays in the cache; on any device a block bounds what is alive at a time besides the layer's inputs
-and outputs. Nothing here depends on the block size but the rounding of the parameters' gradients.
+On a CPU a block stays in the cache. On any device a block limits the memory in use beside the layer's inputs and
+outputs. The block size changes only the rounding of the parameters' gradients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,23 +20,38 @@ _BLOCK = 1 << 18
 
 
 def blocks(x: Tensor, width: int, tile: int | None) -> Iterator[slice]:
-    """Slices of the rows of x: `tile` rows each; without one as many of `width` elements as suit the device."""
+    """Slices of the rows of x: `tile` rows each. If `tile` is None, a block size that suits the device is used.
+
+    `width`: elements of a row.
+    """
     rows = tile or (max(1, _BLOCK // max(1, width)) if x.device.type == "cpu" else max(1, len(x)))
     return (slice(start, start + rows) for start in range(0, len(x), rows))
 
 
 def compute_type(x: Tensor) -> torch.dtype:
-    """Float type of matrix products: autocast's, or that of x."""
+    """Float type of matrix products: autocast's type if it is on, else the type of x."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-class Dropped(torch.autograd.Function):
-    """Inverted dropout of rows by hash; the backward draws again, so that only the rows' hashes are kept."""
+class HashedDropout(NamedTuple):
+    """Dropout of whole [N, d] arrays by hash: probability p, and keys int64 [N], one hash for each row."""
+
+    p: float
+    keys: Tensor
+
+
+def dropout_by_hash(x: Tensor, p: float, row_key: Tensor, lane: Tensor) -> Tensor:
+    """Inverted dropout of x [..., C]; row_key int64 [...] and lane int32 [C] key the draws (see `rng.keep_mask`)."""
+    out: Tensor = _Dropout.apply(x, p, row_key, lane)
+    return out
+
+
+class _Dropout(torch.autograd.Function):
+    """The backward draws again, so that only the hashes of the rows are stored."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float, row_key: Tensor, lane: Tensor) -> Tensor:
-        """x [..., C], row_key int64 [...], lane int32 [C] (see `rng.keep_mask`)."""
         ctx.save_for_backward(row_key, lane)
         ctx.p = p
         return _drop(x, p, row_key, lane)
@@ -55,14 +70,31 @@ def _lane(x: Tensor) -> Tensor:
 def _drop(x: Tensor, p: float, row_key: Tensor, lane: Tensor) -> Tensor:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     rows, flat, keys = x.reshape(-1, x.shape[-1]), out.view(-1, x.shape[-1]), row_key.reshape(-1)
-    for part in blocks(flat, -(-flat.shape[1] // 4), None):  # measured: here larger blocks are better
+    for part in blocks(flat, -(-flat.shape[1] // 4), None):  # larger blocks are faster here
         keep = rng.keep_mask(p, keys[part], lane).to(x.dtype)
         torch.mul(rows[part], keep.mul_(1 / (1 - p)), out=flat[part])
     return out
 
 
-class Normed(torch.autograd.Function):
-    """LayerNorm(x + scale * dropout(branch)), keeping the sum and no mask."""
+class NormParameters(NamedTuple):
+    """Parameters of a LayerNorm: weight and bias [d], and epsilon."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+
+def residual_norm(
+    x: Tensor, branch: Tensor, scale: Tensor | None, norm: NormParameters, dropout: HashedDropout | None
+) -> Tensor:
+    """LayerNorm(x + scale * dropout(branch)). x, branch [N, d]; scale [d] -> [N, d]. It stores the sum and no mask."""
+    p, keys = (0.0, None) if dropout is None else dropout
+    out: Tensor = _ResidualNorm.apply(x, branch, norm.weight, norm.bias, scale, norm.eps, p, keys)
+    return out
+
+
+class _ResidualNorm(torch.autograd.Function):
+    """See `residual_norm`."""
 
     @staticmethod
     def forward(
@@ -76,7 +108,6 @@ class Normed(torch.autograd.Function):
         p: float,
         keys: Tensor | None,
     ) -> Tensor:
-        """x, branch [N, d]; weight, bias, scale [d]; keys int64 [N] or None (nothing is dropped) -> [N, d]."""
         total = torch.empty_like(x)
         lane = _lane(x)
         for part in blocks(x, x.shape[1], None):
@@ -115,14 +146,32 @@ class Normed(torch.autograd.Function):
         return own, inner, weights, biases, scales, None, None, None
 
 
-class Fed(torch.autograd.Function):
-    """Linear, GELU, Linear. Keeps what enters GELU, or with a tile nothing: it is then computed again."""
+class FeedForwardParameters(NamedTuple):
+    """Parameters of two linear layers: expand [h, d] with bias [h], contract [d, h] with bias [d]."""
+
+    expand: Tensor
+    expand_bias: Tensor
+    contract: Tensor
+    contract_bias: Tensor
+
+
+def feed_forward(x: Tensor, parameters: FeedForwardParameters, tile: int | None) -> Tensor:
+    """Linear, GELU, Linear of tokens x [N, d] -> [N, d].
+
+    It stores the input of GELU for the backward. With `tile`, that many tokens are computed at a time, nothing is
+    stored, and the backward computes it again.
+    """
+    out: Tensor = _FeedForward.apply(x, *parameters, tile)
+    return out
+
+
+class _FeedForward(torch.autograd.Function):
+    """See `feed_forward`."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, expand: Tensor, first: Tensor, contract: Tensor, second: Tensor, tile: int | None
     ) -> Tensor:
-        """x [N, d], expand [h, d], first [h], contract [d, h], second [d] -> [N, d]."""
         out = x.new_empty(len(x), len(contract))
         inner = None if tile else x.new_empty(len(x), len(expand))
         for part in blocks(x, len(expand), tile):

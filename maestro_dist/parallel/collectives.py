@@ -1,8 +1,8 @@
-"""Collective operations that autograd can pass through, and that count the bytes they are handed.
+"""Collective operations, some of them differentiable, that count the bytes they communicate.
 
-All ranks of a group must call the same ones in the same order, backward included: autograd keeps that order where every
-rank builds the same graph. The loss is computed on every rank of the group and counts 1 / size on each, so that the
-backward of a sum is a sum.
+All ranks of a group must call the same operations in the same order, backward included. Autograd keeps the order if
+every rank builds the same graph. Every rank of the group computes the whole loss and counts it 1 / size. Therefore the
+backward of an all-reduce (sum) is an all-reduce (sum).
 """
 
 from __future__ import annotations
@@ -16,126 +16,126 @@ from torch.autograd.function import once_differentiable
 
 __all__ = ["Group"]
 
-_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-"""torch 2.13 has renamed both; before, there are the second names only."""
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+"""torch 2.13 renamed both; earlier versions have the second names only."""
 
 
 class Group:
     """The collectives of one process group.
 
-    `handed` counts the bytes of all tensors that this rank has handed to them since the group was made.
+    `communicated_bytes`: bytes of all tensors that this rank has given to them since the group was made.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self.handed = 0
+        self.communicated_bytes = 0
 
-    def reduce(self, x: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
-        """Elementwise over the ranks, the same bits on all of them; without autograd."""
+    def all_reduce(self, x: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+        """Sum (or another operation) over the ranks, elementwise, with the same bits on all; no autograd."""
         out = x.detach().clone(memory_format=torch.contiguous_format)
-        self.handed += out.nbytes
+        self.communicated_bytes += out.nbytes
         dist.all_reduce(out, operation, group=self.group)
         return out
 
-    def scatter(self, x: Tensor) -> Tensor:
-        """Sum over the ranks of their x [size, ...], of which each gets its own row [...]; without autograd."""
+    def reduce_scatter(self, x: Tensor) -> Tensor:
+        """Sum of x [size, ...] over the ranks; each rank gets its own row [...]; no autograd."""
         mine = x.detach().contiguous()
-        self.handed += mine.nbytes
+        self.communicated_bytes += mine.nbytes
         out = mine.new_empty(mine.shape[1:])
-        _scatter(out.view(-1), mine.view(-1), group=self.group)
+        _reduce_scatter(out.view(-1), mine.view(-1), group=self.group)
         return out
 
-    def stack(self, x: Tensor) -> Tensor:
-        """Every rank's x, [size, ...]; all are of one shape; without autograd."""
+    def all_gather(self, x: Tensor) -> Tensor:
+        """The x of every rank, all of one shape, as [size, ...]; no autograd."""
         mine = x.detach().contiguous()
-        self.handed += mine.nbytes
+        self.communicated_bytes += mine.nbytes
         out = mine.new_empty((self.size, *mine.shape))
-        _gather(out.view(-1), mine.view(-1), group=self.group)
+        _all_gather(out.view(-1), mine.view(-1), group=self.group)
         return out
 
-    def trade(self, x: Tensor) -> Tensor:
-        """Row r of x [size, ...] to rank r -> the rows that the ranks had for this one; without autograd."""
-        return self._swap(x.detach(), [1] * self.size, [1] * self.size)
+    def all_to_all(self, x: Tensor) -> Tensor:
+        """Row r of x [size, ...] goes to rank r -> the rows that came from the ranks; no autograd."""
+        return self._all_to_all(x.detach(), [1] * self.size, [1] * self.size)
 
-    def exchange(self, x: Tensor, sent: list[int], got: list[int]) -> Tensor:
-        """The first `sent[0]` rows of x [n, ...] to rank 0, the next to rank 1, ... -> the rows that came.
+    def differentiable_all_to_all(self, x: Tensor, sent: list[int], got: list[int]) -> Tensor:
+        """The first `sent[0]` rows of x [n, ...] go to rank 0, the next `sent[1]` to rank 1, ... -> the received rows.
 
-        `got[r]` is what rank r sends here. Any of them may be 0; differentiable.
+        `got[r]` is the number of rows that rank r sends to this rank. Any number may be 0. Differentiable.
         """
-        out: Tensor = _Exchange.apply(x, self, sent, got)
+        out: Tensor = _DifferentiableAllToAll.apply(x, self, sent, got)
         return out
 
-    def _swap(self, x: Tensor, sent: list[int], got: list[int]) -> Tensor:
+    def _all_to_all(self, x: Tensor, sent: list[int], got: list[int]) -> Tensor:
         mine = x.contiguous()
-        self.handed += mine.nbytes
+        self.communicated_bytes += mine.nbytes
         out = mine.new_empty((sum(got), *mine.shape[1:]))
         dist.all_to_all_single(out, mine, got, sent, group=self.group)
         return out
 
-    def sum(self, x: Tensor) -> Tensor:
+    def differentiable_all_reduce(self, x: Tensor) -> Tensor:
         """Sum over the ranks; differentiable."""
-        out: Tensor = _Sum.apply(x, self)
+        out: Tensor = _DifferentiableAllReduce.apply(x, self)
         return out
 
-    def everyone(self, x: Tensor) -> Tensor:
-        """Every rank's x, [size, ...]; all are of one shape; differentiable."""
-        out: Tensor = _Everyone.apply(x, self)
+    def differentiable_all_gather(self, x: Tensor) -> Tensor:
+        """The x of every rank, all of one shape, as [size, ...]; differentiable."""
+        out: Tensor = _DifferentiableAllGather.apply(x, self)
         return out
 
-    def merge(self, out: Tensor, total: Tensor) -> Tensor:
-        """Attention over each rank's keys -> over all; differentiable. See `SequenceContext.merge`."""
-        merged: Tensor = _Merge.apply(out, total, self)
+    def merge_attention(self, out: Tensor, total: Tensor) -> Tensor:
+        """Attention over each rank's keys -> over all keys; differentiable. See `SequenceContext.merge_attention`."""
+        merged: Tensor = _MergeAttention.apply(out, total, self)
         return merged
 
 
-class _Sum(torch.autograd.Function):
+class _DifferentiableAllReduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
         ctx.group = group
-        return group.reduce(x)
+        return group.all_reduce(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.group.reduce(gradients[0]), None
+        return ctx.group.all_reduce(gradients[0]), None
 
 
-class _Everyone(torch.autograd.Function):
+class _DifferentiableAllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
         ctx.group = group
-        return group.stack(x)
+        return group.all_gather(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.group.scatter(gradients[0]), None
+        return ctx.group.reduce_scatter(gradients[0]), None
 
 
-class _Exchange(torch.autograd.Function):
+class _DifferentiableAllToAll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group, sent: list[int], got: list[int]) -> Tensor:
         ctx.group, ctx.sent, ctx.got = group, sent, got
-        return group._swap(x, sent, got)
+        return group._all_to_all(x, sent, got)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return ctx.group._swap(gradients[0], ctx.got, ctx.sent), None, None, None
+        return ctx.group._all_to_all(gradients[0], ctx.got, ctx.sent), None, None, None
 
 
-class _Merge(torch.autograd.Function):
-    """Weights are the ranks' shares of the whole sum of exponentials (the log-sum-exp merge).
+class _MergeAttention(torch.autograd.Function):
+    """Log-sum-exp merge: each rank is weighted by its share of the whole sum of exponentials.
 
-    A rank without keys gives a total so low that its weight is 0.
+    A rank without keys has a total so low that its weight is 0.
     """
 
     @staticmethod
     def forward(ctx: Any, out: Tensor, total: Tensor, group: Group) -> Tensor:
-        weight = (total - group.reduce(total, dist.ReduceOp.MAX)).exp()[..., None]
-        both = group.reduce(torch.cat((out * weight, weight), -1))
+        weight = (total - group.all_reduce(total, dist.ReduceOp.MAX)).exp()[..., None]
+        both = group.all_reduce(torch.cat((out * weight, weight), -1))
         merged, whole = both[..., :-1] / both[..., -1:], both[..., -1:]
         ctx.save_for_backward(out, weight / whole, merged)
         ctx.group = group
@@ -145,5 +145,5 @@ class _Merge(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         out, share, merged = ctx.saved_tensors
-        gradient = ctx.group.reduce(gradients[0]) * share
+        gradient = ctx.group.all_reduce(gradients[0]) * share
         return gradient, (gradient * (out - merged)).sum(-1), None

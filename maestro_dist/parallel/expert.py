@@ -1,10 +1,10 @@
-"""Experts spread over ranks: tokens travel to their experts and back, or the experts' weights to the tokens.
+"""Expert parallelism: tokens travel to their experts and back, or the experts' weights travel to the tokens.
 
 Letters: N ranks of an expert group, E experts of a layer (E / N on each rank), n rows, d and h widths.
 
-DeepSpeed must know which parameters differ from rank to rank: it reduces and shards them over the ranks that hold the
-same experts. It finds them by marks on the parameters, and finds out that there are any by a class (0.19): both names
-are private to it and pinned.
+DeepSpeed must know which parameters differ between ranks: it reduces and shards them over the ranks with the same
+experts. It finds them by attributes of the parameters, and looks for them if a module has a certain class (0.19). Both
+names are private to DeepSpeed, so its version is pinned.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ MOVEMENTS = ("tokens", "weights")
 
 
 def spread_experts(mesh: Mesh, device: str, timeout_s: int, movement: str = "tokens") -> tuple[ExpertsFactory, Group]:
-    """What makes the experts of a layer on the ranks of `mesh`, and the group that they talk in.
+    """A factory for the experts of a layer on the ranks of `mesh`, and the group in which they communicate.
 
     `movement`: what travels between the ranks, "tokens" or "weights"; the result is the same. All ranks of the world
-    must call it together, once a process group exists. The factory raises `MeshError` where the experts of a layer do
-    not divide among the ranks.
+    must call it together, after a process group exists. The factory raises `MeshError` if the ranks do not divide the
+    experts of a layer.
     """
     if movement not in MOVEMENTS:
         raise MeshError(f"mesh.expert_movement: {movement!r}; use one of {', '.join(MOVEMENTS)}")
@@ -46,7 +46,7 @@ def spread_experts(mesh: Mesh, device: str, timeout_s: int, movement: str = "tok
 
 
 def _deepspeed_groups(ranks: int, timeout_s: int) -> None:
-    """DeepSpeed's own groups, over which it reduces the experts' gradients; one set a process and size."""
+    """DeepSpeed's groups, over which it reduces the experts' gradients; one set for each process and size."""
     from deepspeed.utils import groups
 
     if f"ep_size_{ranks}" not in groups._get_expert_data_parallel_group_dict():
@@ -56,17 +56,17 @@ def _deepspeed_groups(ranks: int, timeout_s: int) -> None:
 
 @cache
 def _layer() -> Any:
-    """The class of the experts of a layer; made here, since DeepSpeed's is slow to import."""
+    """The class of the experts of a layer. It is defined here because DeepSpeed is slow to import."""
     from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 
     class ExpertRanks(AutoEPMoELayer):  # type: ignore[misc]
         """This rank's share of a layer's experts; results are those of `moe.LocalExperts`.
 
-        Parameters have the names of `LocalExperts`, with E / N experts: rank r of the group holds those from r E / N.
+        Parameters have the names of `LocalExperts`, with E / N experts: rank r of the group has those from r E / N.
         """
 
         def __init__(self, experts: int, width: int, hidden: int, *, group: Group, movement: str) -> None:
-            nn.Module.__init__(self)  # DeepSpeed's own would take a model's layer apart
+            nn.Module.__init__(self)  # the constructor of DeepSpeed's class would convert a layer of a model
             if experts % group.size:
                 raise MeshError(
                     f"mesh.expert: {group.size} ranks do not divide the {experts} experts of model.moe.experts"
@@ -83,19 +83,19 @@ def _layer() -> Any:
                 mark.expert_rank, mark.expert_ranks = group.rank, group.size
 
         def set_deepspeed_parallelism(self, *_: Any, **__: Any) -> None:
-            """The groups are there already."""
+            """Nothing to do: the groups exist already."""
 
         def fill(self, key: Key) -> None:
-            """As `LocalExperts` does: a draw is keyed by its place in the whole [E, ...] tensor."""
+            """As `LocalExperts`: a draw is keyed by its position in the whole [E, ...] tensor."""
             for name, parameter in self.named_parameters():
                 rng.fill_linear_(parameter, parameter.shape[1], key(name), self.group.rank * parameter.numel())
 
         def forward(self, tokens: Tensor, counts: Tensor) -> Tensor:
-            """Tokens [n, d], sorted by expert, counts int64 [E] -> [n, d]; rows past `counts.sum()` give 0."""
+            """Tokens [n, d], sorted by expert, counts int64 [E] -> [n, d]; rows of no expert give 0."""
             if self.movement == "weights":
-                # in one piece: on few tokens it is the number of collectives that counts
+                # as one tensor: with few tokens the number of collectives decides the time
                 both = torch.cat((self.expand.flatten(1), self.contract.flatten(1)), 1)
-                expand, contract = self.group.everyone(both).flatten(0, 1).chunk(2, 1)
+                expand, contract = self.group.differentiable_all_gather(both).flatten(0, 1).chunk(2, 1)
                 shapes = self.expand.shape[1:], self.contract.shape[1:]
                 expand, contract = expand.unflatten(1, shapes[0]), contract.unflatten(1, shapes[1])
                 return grouped_network(tokens, expand.contiguous(), contract.contiguous(), counts)
@@ -105,17 +105,18 @@ def _layer() -> Any:
 
 
 def through_experts(tokens: Tensor, counts: Tensor, expand: Tensor, contract: Tensor, group: Group) -> Tensor:
-    """Rows to the ranks of their experts, through them, and back.
+    """Send rows to the ranks of their experts, compute the experts, and send the results back.
 
     tokens [n, d] sorted by expert, counts int64 [E]; expand [E / N, d, h] and contract [E / N, h, d] of this rank's
-    experts -> [n, d]; rows past `counts.sum()` give 0. The host waits for the device once, to learn how many rows come.
+    experts -> [n, d]; rows after the first `counts.sum()` give 0. The host waits for the device once, for the number of
+    rows to receive.
     """
     with torch.no_grad():
         mine = counts.view(group.size, -1)
-        theirs = group.trade(mine)  # [N, E / N]: rows that each rank sends to each expert here
+        theirs = group.all_to_all(mine)  # [N, E / N]: rows that each rank sends to each expert here
         sent, got = torch.stack((mine.sum(1), theirs.sum(1))).tolist()
-    rows = group.exchange(tokens[: sum(sent)], sent, got)
-    if theirs.shape[1] > 1:  # they come by rank, then by expert
+    rows = group.differentiable_all_to_all(tokens[: sum(sent)], sent, got)
+    if theirs.shape[1] > 1:  # they arrive sorted by rank, then by expert
         with torch.no_grad():
             number = torch.arange(theirs.shape[1], device=tokens.device).expand_as(theirs).flatten()
             expert = number.repeat_interleave(theirs.flatten(), output_size=sum(got))
@@ -124,5 +125,5 @@ def through_experts(tokens: Tensor, counts: Tensor, expand: Tensor, contract: Te
         out = Dispatch.apply(out, place, order, 1)
     else:
         out = grouped_network(rows, expand, contract, theirs.sum(0))
-    back = group.exchange(out, got, sent)
+    back = group.differentiable_all_to_all(out, got, sent)
     return F.pad(back, (0, 0, 0, len(tokens) - len(back)))

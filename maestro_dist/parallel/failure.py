@@ -1,4 +1,4 @@
-"""When a rank fails: what it tells, how it frees the ranks that wait for it, and which of all reports is the cause."""
+"""When a rank fails: its report, how it frees ranks that wait for it, and which of all reports is the cause."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from maestro_dist import errors
 from maestro_dist.errors import MaestroError, RunError
 
 _FINAL = (errors.ConfigError, errors.DataError, errors.NonFiniteError, errors.RunError)
-"""Errors that would only come again. Others (a store that does not answer) are worth another start."""
+"""Errors that another start would repeat. After others (a store that does not answer) a restart can help."""
 _GLOO = re.compile(r"gloo.*(by peer|timed out|timeout|broken pipe|connection refused)", re.IGNORECASE | re.DOTALL)
 _UNUSED_TAG = 1 << 20
 _TIMED_OUT = re.compile(r"timed out|timeout", re.IGNORECASE)
 
 
 class Report(NamedTuple):
-    """What a rank tells of the error that ended its work; plain values, so that it can travel.
+    """The error that ended a rank's work, as plain values that can be sent.
 
-    kind     the class of `maestro_dist.errors` that it is an instance of; None for errors that are not ours
-    name     its own class
-    place    the innermost function, and the last line of ours that leads to it
-    lost     a collective failed because another rank went away or stayed away: the cause lies there
-    waited   it was lost by waiting for as long as is allowed
+    kind     its class in `maestro_dist.errors`; None for other errors
+    name     its class
+    place    the innermost function, and the last line of this package that called it
+    lost     a collective failed because another rank failed or did not come: the cause is there
+    waited   as `lost`, after a wait up to the time limit
     """
 
     rank: int
@@ -40,7 +40,7 @@ class Report(NamedTuple):
 
     @property
     def final(self) -> bool:
-        """Whether the error would only come again after another start."""
+        """Whether another start would repeat the error."""
         return self.kind is not None and issubclass(getattr(errors, self.kind), _FINAL)
 
 
@@ -62,9 +62,9 @@ def report_of(rank: int, error: BaseException) -> Report:
 
 
 def leave_groups() -> None:
-    """Break off all process groups of this rank: whoever waits for it in a collective gets an error at once.
+    """Abort all process groups of this rank, so that ranks that wait for it in a collective get an error at once.
 
-    No group exists afterwards. For a rank that has failed: otherwise its peers wait until their timeout.
+    A rank that has failed calls this; otherwise its peers wait until their timeout. No group exists afterwards.
     """
     import torch
     import torch.distributed as dist
@@ -73,8 +73,8 @@ def leave_groups() -> None:
         return
     for group in list(dist.distributed_c10d._world.pg_map):
         if group.size() > 1 and dist.get_backend(group) == "gloo":
-            # gloo's abort leaves the connections of a group open that is still referred to (the model and DeepSpeed
-            # do); a time limit that is over closes them. No rank sends with this tag.
+            # gloo's abort leaves connections open if the group is still referenced (by the model and DeepSpeed). A
+            # receive that times out closes them. No rank sends with this tag.
             with suppress(RuntimeError):
                 peer = (group.rank() + 1) % group.size()
                 group.recv([torch.empty(1)], peer, _UNUSED_TAG).wait(timedelta(milliseconds=1))
@@ -84,8 +84,8 @@ def leave_groups() -> None:
 def root_cause(reports: Sequence[Report], ranks: int, timeout_s: int) -> MaestroError:
     """The error to show for these reports (one at least, in the order of arrival) of a world of `ranks`.
 
-    The first rank with a trouble of its own is the cause; the others have only lost it. Where all have lost somebody,
-    it is one of those that do not report: they hang, or died without a word.
+    The first rank with an error of its own is the cause; the others only lost their connection to it. If all ranks
+    lost a connection, the cause is a rank without a report: it hangs, or was killed.
     """
     own = next((report for report in reports if not report.lost), None)
     if own is None:
@@ -108,20 +108,20 @@ def _missing(reports: Sequence[Report], ranks: int, timeout_s: int) -> str:
     waited = next((report for report in reports if report.waited), None)
     if waited:
         return (
-            f"worker {waited.rank} waited in vain for {whom}, for {timeout_s} s in {waited.place}; see what holds them "
-            "up there, or raise run.timeout_s if they are only slow"
+            f"worker {waited.rank} waited for {whom} until the time limit of {timeout_s} s, in {waited.place}; find "
+            "out what blocks them, or raise run.timeout_s if they are only slow"
         )
     lost = reports[0]
     return (
-        f"worker {lost.rank} lost its connection to {whom} in {lost.place}, without a word from there; "
-        "they were killed (out of memory?) or the network failed"
+        f"worker {lost.rank} lost its connection to {whom} in {lost.place}, and there is no error "
+        "report from there; the process was killed (out of memory?) or the network failed"
     )
 
 
 def _is_loss(error: BaseException) -> bool:
     import torch.distributed as dist
 
-    # gloo's errors have no type of their own
+    # gloo's errors have no class of their own
     return isinstance(error, dist.DistError) or (type(error) is RuntimeError and bool(_GLOO.search(str(error))))
 
 

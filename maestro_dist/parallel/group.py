@@ -1,4 +1,4 @@
-"""The process group: Ray's workers bring theirs; the inline launcher gets a group of one."""
+"""Process groups. Ray's workers have one already; the inline launcher makes a group of one process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def backend(device: str) -> str:
 
 
 def init_process_group(device: str, timeout_s: int) -> None:
-    """Make a group of this process alone, unless a group exists. No port is opened."""
+    """Make a group of this process only, unless a group exists. No port is opened."""
     import torch
     import torch.distributed as dist
 
@@ -42,7 +42,7 @@ def sequence_group(mesh: Mesh, timeout_s: int) -> dist.ProcessGroup:
 
 
 def neighbours(mesh: Mesh, size: int, timeout_s: int) -> dist.ProcessGroup:
-    """The world cut into groups of `size` consecutive ranks; this rank's. All ranks of the world must call it."""
+    """Divide the world into groups of `size` consecutive ranks; return this rank's. All ranks must call it."""
     import torch.distributed as dist
 
     mine: dist.ProcessGroup | None = None
@@ -57,9 +57,9 @@ def neighbours(mesh: Mesh, size: int, timeout_s: int) -> dist.ProcessGroup:
 
 @contextmanager
 def new_groups_limited(timeout_s: int) -> Iterator[None]:
-    """Groups made inside have this timeout where their maker names none.
+    """Groups that are made inside get this timeout as their default.
 
-    DeepSpeed names none, and gradients are reduced in a group of its own: torch would let it wait for 30 minutes.
+    DeepSpeed reduces gradients in a group of its own and sets no timeout: torch's default would be 30 minutes.
     """
     import torch.distributed as dist
 
@@ -72,7 +72,7 @@ def new_groups_limited(timeout_s: int) -> Iterator[None]:
 
 
 def destroy_process_group() -> None:
-    """Destroy the group, DeepSpeed's references to it included, so that another can be made in this process."""
+    """Destroy the group, with DeepSpeed's references to it, so that this process can make another one."""
     import sys
 
     import torch.distributed as dist

@@ -1,4 +1,4 @@
-"""The grid of ranks: world = data x sequence, sequence ranks are neighbours, expert groups are cut from the world."""
+"""The grid of ranks: world = data x sequence, sequence ranks are neighbours, expert groups divide the world."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from maestro_dist.errors import MeshError
 class Mesh:
     """One rank's place in the grid. Plain integers: no process group, no torch.
 
-    Ranks `d * sequence ... d * sequence + sequence - 1` take the same samples, each its own slice of time.
+    Ranks `d * sequence ... d * sequence + sequence - 1` process the same samples, each its own slice of time.
     """
 
     rank: int
@@ -23,36 +23,36 @@ class Mesh:
 
     @property
     def data_rank(self) -> int:
-        """Which share of the global batch this rank takes."""
+        """Which part of the global batch this rank processes."""
         return self.rank // self.sequence
 
     @property
     def sequence_rank(self) -> int:
-        """Which time slice of its samples this rank takes."""
+        """Which time slice of its samples this rank processes."""
         return self.rank % self.sequence
 
     @property
     def expert_rank(self) -> int:
-        """Which share of a layer's experts this rank holds; expert groups are consecutive ranks."""
+        """Which part of a layer's experts this rank has; expert groups are consecutive ranks."""
         return self.rank % self.expert
 
     @property
     def sequence_group(self) -> range:
-        """The ranks that take the same samples as this one."""
+        """The ranks that process the same samples as this one."""
         return range(self.rank - self.sequence_rank, self.rank - self.sequence_rank + self.sequence)
 
     @property
     def expert_group(self) -> range:
-        """The ranks that hold a layer's experts between them, this one included."""
+        """The ranks that together have all experts of a layer, this rank included."""
         return range(self.rank - self.expert_rank, self.rank - self.expert_rank + self.expert)
 
     @property
     def expert_replicas(self) -> range:
-        """The ranks that hold the same experts as this one: their gradients are averaged over these."""
+        """The ranks with the same experts as this one. Gradients of experts are averaged over them."""
         return range(self.expert_rank, self.world, self.expert)
 
     def table(self, *, mark: bool = True) -> str:
-        """The grid as text: a line for each data rank (at most 16), sequence ranks in order; `mark` shows this one."""
+        """The grid as text: one line for each data rank (at most 16); `mark` shows this rank."""
         head = f"{self.world} ranks = {self.data} data x {self.sequence} sequence; experts over {self.expert}"
         shown = min(self.data, 16)
         lines = [
@@ -69,7 +69,7 @@ class Mesh:
 def build_mesh(config: MeshConfig, *, world: int, rank: int = 0) -> Mesh:
     """The mesh of `world` ranks as seen by `rank`.
 
-    Raises `MeshError`, with the numbers and what would fit, when the grid does not fill the world exactly.
+    Raises `MeshError` if the grid does not fill the world exactly; the message says what would fit.
     """
     if not 0 <= rank < world:
         raise MeshError(f"rank {rank} is outside a world of {world} ranks")

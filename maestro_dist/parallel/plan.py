@@ -1,7 +1,6 @@
-"""What a mesh costs before any of its ranks exists: bytes to collectives a step and memory, rank by rank.
+"""The costs of a mesh before a run starts: bytes to collectives in a step, and memory, for each rank.
 
-Pure arithmetic on configuration, modalities and mesh: no process group, no model, 1,024 ranks in a moment. Letters as
-in `traffic`.
+Arithmetic on configuration, modalities and mesh only: no process group and no model. Letters as in `traffic`.
 """
 
 from __future__ import annotations
@@ -10,8 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from maestro_dist.config.attention import usable_variants
+from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.schema import Config
-from maestro_dist.model.estimate import STATES, MemoryEstimate, expert_hidden, expert_parameters, memory_estimate
+from maestro_dist.model.estimate import expert_hidden, expert_parameters
+from maestro_dist.model.memory import STATES, MemoryEstimate, TrainingSetup, memory_estimate
 from maestro_dist.parallel.mesh import Mesh
 from maestro_dist.parallel.traffic import (
     FLOAT,
@@ -27,13 +29,13 @@ from maestro_dist.parallel.traffic import (
 from maestro_dist.types import Modality
 
 _LIVE = 10**9
-"""Parameters that DeepSpeed's ZeRO 3 leaves gathered at most (its `max_live_parameters`, which is left as it is)."""
+"""Largest number of parameters that ZeRO 3 leaves gathered (DeepSpeed's default of `max_live_parameters`)."""
 
 
 class ExpertMovement(NamedTuple):
-    """What travels between the ranks of an expert group, and what either choice moves, bytes a layer and micro-batch.
+    """What travels between the ranks of an expert group, and the bytes of both choices, a layer and micro-batch.
 
-    `forced`: the configuration said so.
+    `forced`: the configuration sets it.
     """
 
     movement: Movement
@@ -49,63 +51,59 @@ class ExpertMovement(NamedTuple):
         )
 
 
-def choose_expert_movement(
-    tokens: int,
-    top_k: int,
-    width: int,
-    hidden: int,
-    experts: int,
-    element_bytes: int,
-    expert_ranks: int,
-    wanted: Literal["auto", "tokens", "weights"] = "auto",
-) -> ExpertMovement:
-    """Move tokens to their experts, or the experts' weights to the tokens: what is less, unless `wanted` says which.
+class ExpertLayerShape(NamedTuple):
+    """Sizes of a layer of experts: E experts, k experts a token, width d, hidden width e, b bytes a number."""
 
-    Forward and backward of one layer on one rank with `tokens` tokens (L / P of them where a sample's time axis is
-    shared). Tokens: 4 tokens k d b; they go and come, and so do their gradients. Weights: 6 E d e b; 2 E d e numbers
-    are gathered, once more where layers are computed again, and their gradients summed and dealt out. Either way 1 / N
-    of it stays on the rank. With one expert rank nothing moves: both are 0. Ties go to the tokens.
+    experts: int
+    top_k: int
+    width: int
+    hidden: int
+    element_bytes: int = FLOAT
+
+
+def choose_expert_movement(
+    tokens: int, layer: ExpertLayerShape, ranks: int, wanted: Literal["auto", "tokens", "weights"] = "auto"
+) -> ExpertMovement:
+    """Move tokens to their experts, or the experts' weights to the tokens: the smaller, unless `wanted` says which.
+
+    The bytes are those of forward and backward of one layer on one of `ranks` expert ranks with `tokens` tokens (L / P
+    of them where the ranks share a sequence). Tokens: 4 tokens k d b; they go and return, and so do their gradients.
+    Weights: 6 E d e b; 2 E d e numbers are all-gathered, once more where layers are computed again, and their gradients
+    are reduce-scattered. In both cases 1 / N of it stays on the rank. With one expert rank nothing moves: both are 0.
+    If they are equal, tokens move.
     """
-    moves = expert_ranks > 1
-    by_tokens = 4 * tokens * top_k * width * element_bytes * moves
-    by_weights = 6 * experts * width * hidden * element_bytes * moves
+    moves = ranks > 1
+    by_tokens = 4 * tokens * layer.top_k * layer.width * layer.element_bytes * moves
+    by_weights = 6 * layer.experts * layer.width * layer.hidden * layer.element_bytes * moves
     least: Movement = "weights" if by_weights < by_tokens else "tokens"
     movement = least if wanted == "auto" else wanted
     return ExpertMovement(movement, by_tokens, by_weights, wanted != "auto")
 
 
 def plan_expert_movement(config: Config, modalities: Sequence[Modality], mesh: Mesh) -> ExpertMovement:
-    """The one choice for all ranks and cross-modal layers of a run; the same whichever rank of `mesh` asks.
+    """One choice for all ranks and cross-modal layers of a run. Every rank of `mesh` gets the same result.
 
-    It goes by the mean over the layers of the tokens of a whole micro-batch on the rank that holds most. Tokens and
-    weights both count as float32: that is what enters the experts, also under bf16 autocast.
+    It uses the mean over the layers of the tokens of a whole micro-batch, on the rank with the most tokens. Tokens and
+    weights count as float32, the type in which they enter the experts, also under bf16 autocast.
     """
     model = config.model
     held = max(sum(expert_tokens(model, slices)) for slices in held_slices(model, modalities, mesh.sequence))
     tokens = -(-held * _micro_batch(config, mesh) * _views(config) // max(1, model.fusion_layers))
-    return choose_expert_movement(
-        tokens,
-        model.moe.top_k,
-        model.width,
-        expert_hidden(model),
-        model.moe.experts,
-        FLOAT,
-        mesh.expert,
-        config.mesh.expert_movement,
-    )
+    layer = ExpertLayerShape(model.moe.experts, model.moe.top_k, model.width, expert_hidden(model))
+    return choose_expert_movement(tokens, layer, mesh.expert, config.mesh.expert_movement)
 
 
 @dataclass(frozen=True)
 class RankPlan:
     """An optimizer step on one rank.
 
-    samples        of its share of the global batch
-    micro_batches  that it takes them in (the same number on all ranks)
-    steps          of each modality's window that the rank holds
-    traffic        bytes to collectives a step, itemised
-    attention      bytes that attention hands in by each way to share the time axis that the model allows
-    memory         bytes on the rank, beside the libraries
-    gathered       bytes of parameters that are there for a while: those that ZeRO 3 gathers, and moved experts
+    samples        samples of the global batch on this rank
+    micro_batches  number of micro-batches (the same on all ranks)
+    steps          steps of each modality's window on this rank
+    traffic        bytes to collectives in a step, by kind
+    attention      bytes of attention by each method of sequence parallelism that the model allows
+    memory         bytes on the rank, without the libraries
+    gathered       bytes of parameters that exist temporarily: gathered by ZeRO 3, or moved experts
     """
 
     rank: int
@@ -118,26 +116,25 @@ class RankPlan:
     gathered: int
 
     @property
-    def handed(self) -> float:
-        """Bytes handed in a step."""
-        return sum(item.handed for item in self.traffic)
+    def communicated_bytes(self) -> float:
+        """Bytes given to collectives in a step."""
+        return sum(item.communicated_bytes for item in self.traffic)
 
     @property
     def sent(self) -> float:
-        """Bytes that leave the rank a step."""
+        """Bytes that leave the rank in a step."""
         return sum(item.sent for item in self.traffic)
 
     @property
     def total_memory(self) -> int:
-        """The most at a time."""
+        """The peak."""
         return self.memory.total + self.gathered
 
 
 def plan_world(config: Config, modalities: Sequence[Modality], mesh: Mesh, *, parameters: int) -> list[RankPlan]:
-    """The step of every rank of the world that `mesh` is of, in rank order.
+    """The step of every rank of the world of `mesh`, in rank order.
 
-    `parameters`: their number in the whole model, all experts included. Ranks with the same slices and equally many
-    samples share the arithmetic.
+    `parameters`: number of parameters of the whole model, all experts included.
     """
     movement = plan_expert_movement(config, modalities, mesh).movement
     slices = held_slices(config.model, modalities, mesh.sequence)
@@ -176,32 +173,38 @@ def _plan_rank(
         *(item.times(seen if movement == "tokens" else micro_batches) for item in of_experts),
         *of_engine,
     ]
-    memory = memory_estimate(
-        model,
-        slices,
+    setup = TrainingSetup(
         parameters=parameters,
         micro_batch=micro * _views(config),
         ranks=mesh.world,
         zero_stage=config.engine.zero_stage,
-        experts_ranks=mesh.expert,
-        swaps=mesh.sequence > 1 and config.mesh.sequence_method == "ulysses",
+        expert_ranks=mesh.expert,
+        exchanges_heads=mesh.sequence > 1 and config.mesh.sequence_method == "ulysses",
         states=STATES + (config.optim.ema is not None),
         pretrain=config.task.pretrain if config.task.kind == "pretrain" else None,
     )
+    memory = memory_estimate(model, slices, setup)
     return RankPlan(
         rank=mesh.rank,
         samples=samples,
         micro_batches=micro_batches,
         steps={modality.name: modality.steps for modality in slices},
-        traffic=tuple(item for item in traffic if item.handed),
+        traffic=tuple(item for item in traffic if item.communicated_bytes),
         attention={
-            method: seen * sum(item.handed for item in items if item.name == "attention")
+            method: seen * sum(item.communicated_bytes for item in items if item.name == "attention")
             for method, items in shared.items()
-            if (model.attention == "sparse" if method == "sparse" else model.heads % mesh.sequence == 0)
+            if _allows(model, mesh.sequence, method)
         },
         memory=memory,
         gathered=_gathered(config, mesh, movement, parameters),
     )
+
+
+def _allows(model: ModelConfig, ranks: int, method: Method) -> bool:
+    """Whether the model's attention can share the time axis by this method."""
+    if method == "ulysses":
+        return model.heads % ranks == 0
+    return bool(usable_variants(model, sequence_ranks=max(2, ranks), exchanges_heads=False))
 
 
 def _micro_batch(config: Config, mesh: Mesh) -> int:
@@ -209,38 +212,43 @@ def _micro_batch(config: Config, mesh: Mesh) -> int:
 
 
 def _views(config: Config) -> int:
-    """How often a step sees each sample, once something is dropped."""
+    """How often a step processes each sample: twice with the consistency loss."""
     return 2 if config.missing.consistency else 1
 
 
 def _gathered(config: Config, mesh: Mesh, movement: Movement, parameters: int) -> int:
-    """Bytes of parameters that are there for a while besides those that a rank owns."""
+    """Bytes of parameters that exist temporarily on a rank, beside its own."""
     model = config.model
     experts = expert_parameters(model)
     held = 0
     if config.engine.zero_stage == 3 and mesh.world > 1:
         held += min(_LIVE, parameters - experts + experts // mesh.expert)
     if mesh.expert > 1 and movement == "weights":
-        # of all layers until their backward, unless computed again; and the gradient of one
+        # of all layers until their backward, or of one if layers are computed again; and the gradient of one layer
         layer = experts // model.fusion_layers
         held += (layer if model.activation_checkpointing == "layers" else experts) + layer
     return held * FLOAT
 
 
 def plan_text(mesh: Mesh, plans: Sequence[RankPlan]) -> str:
-    """What the busiest rank hands to collectives in a step, itemised; its groups; how far the other ranks differ."""
-    busiest = max(plans, key=lambda plan: plan.handed)
+    """What the busiest rank gives to collectives in a step, by kind; its groups; the range of the other ranks."""
+    busiest = max(plans, key=lambda plan: plan.communicated_bytes)
     here = replace(mesh, rank=busiest.rank)
     batches = f"{busiest.micro_batches} micro-batch{'es' if busiest.micro_batches > 1 else ''}"
-    lines = [f"a step of rank {here.rank} ({busiest.samples} samples, {batches}), bytes handed to collectives; sent on"]
-    rows = [(item.name, f"{item.operation}, {item.ranks:,} ranks", item.handed, item.sent) for item in busiest.traffic]
-    least = min(plan.handed for plan in plans)
-    others = "as all ranks" if least == busiest.handed else f"others from {_size(least)}"
-    rows.append(("in all", others, busiest.handed, busiest.sent))
-    lines += [f"  {name:20} {how:24} {_size(handed):>12} {_size(sent):>12}" for name, how, handed, sent in rows]
+    lines = [
+        f"a step of rank {here.rank} ({busiest.samples} samples, {batches}), bytes given to collectives; bytes sent"
+    ]
+    rows = [
+        (item.name, f"{item.operation}, {item.ranks:,} ranks", item.communicated_bytes, item.sent)
+        for item in busiest.traffic
+    ]
+    least = min(plan.communicated_bytes for plan in plans)
+    others = "as all ranks" if least == busiest.communicated_bytes else f"others from {_size(least)}"
+    rows.append(("in all", others, busiest.communicated_bytes, busiest.sent))
+    lines += [f"  {name:20} {how:24} {_size(given):>12} {_size(sent):>12}" for name, how, given, sent in rows]
     if mesh.sequence > 1:
-        told = ", ".join(f"{method} {_size(handed)}" for method, handed in busiest.attention.items())
-        lines.append(f"  attention by mesh.sequence_method: {told} handed in")
+        told = ", ".join(f"{method} {_size(size)}" for method, size in busiest.attention.items())
+        lines.append(f"  attention by mesh.sequence_method: {told}")
     groups = {"time axis": here.sequence_group}
     if mesh.expert > 1:
         groups |= {"experts": here.expert_group, "same experts": here.expert_replicas}

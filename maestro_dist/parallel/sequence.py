@@ -1,7 +1,7 @@
-"""The time axis of a sample spread over ranks: sparse attention whose communication does not grow with the sequence.
+"""Sequence parallelism for sparse attention: its communication does not grow with the length of the sequence.
 
-Each rank holds one slice of each modality. What crosses ranks in a layer are the sampled keys, the offers for the best
-queries, the u selected rows, and their attended values: nothing of the length L (see `SequenceContext`).
+Each rank has one slice of each modality. Between ranks a layer exchanges only the sampled keys, the candidates for the
+best queries, the u selected rows and their attended values (see `SequenceContext`).
 """
 
 from __future__ import annotations
@@ -13,71 +13,71 @@ import torch.distributed as dist
 from torch import Tensor
 
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.model.context import Swap
+from maestro_dist.model.context import HeadExchange
 from maestro_dist.model.embedding import word_steps
 from maestro_dist.parallel.collectives import Group
 from maestro_dist.types import Modality
 
 
 def time_cuts(steps: int, unit: int, ranks: int) -> list[int]:
-    """Where the slices of `ranks` ranks start, and where the last ends: multiples of `unit`, as even as that allows.
+    """The starts of the ranks' slices, and the end of the last. Starts are multiples of `unit`, as even as possible.
 
-    The end of the last is `steps` itself. Ranks may get nothing where there are fewer units than ranks.
+    The last end is `steps`. If there are fewer units than ranks, some ranks get nothing.
     """
     units = -(-steps // unit)
     return [min(steps, units * rank // ranks * unit) for rank in range(ranks + 1)]
 
 
 def model_cuts(config: ModelConfig, modalities: Sequence[Modality], ranks: int) -> dict[str, list[int]]:
-    """The slices of each modality, in steps: their bounds lie on words that no distilling layer cuts apart."""
-    distils = config.encoder_layers + config.fusion_layers if config.downsample else 0
-    return {m.name: time_cuts(m.steps, word_steps(config, m.name) * 2**distils, ranks) for m in modalities}
+    """The slices of each modality, in steps: their bounds lie on words that no downsampling layer joins with others."""
+    halvings = config.encoder_layers + config.fusion_layers if config.downsample else 0
+    return {m.name: time_cuts(m.steps, word_steps(config, m.name) * 2**halvings, ranks) for m in modalities}
 
 
 class SequenceRanks:
-    """`SequenceContext` on a process group whose ranks hold the slices of the same samples, in rank order."""
+    """`SequenceContext` on a process group whose ranks have the slices of the same samples, in rank order."""
 
-    swap: Swap | None = None
+    head_exchange: HeadExchange | None = None
 
     def __init__(self, group: dist.ProcessGroup, cuts: Mapping[str, Sequence[int]]) -> None:
-        """`cuts`: of each modality where the ranks' slices start, and where the last one ends."""
+        """`cuts`: for each modality the starts of the ranks' slices, and the end of the last, in steps."""
         self.group, self.cuts = Group(group), cuts
         self.rank, self.size = self.group.rank, self.group.size
 
     def slice(self, name: str, steps: int) -> tuple[int, int]:
         """See `SequenceContext`. Raises `ValueError` when the local steps are not those of the rank's slice.
 
-        The last rank may hold more: symbols tell of whole words only.
+        The last rank may have more: symbols cover whole words only.
         """
         (start, end), total = self.cuts[name][self.rank : self.rank + 2], self.cuts[name][-1]
         if steps < end - start or (steps > end - start and end < total):
             raise ValueError(f"{name}: {steps} steps on sequence rank {self.rank}, but its slice is {start} to {end}")
         return start, total
 
-    def sum(self, x: Tensor) -> Tensor:
+    def all_reduce_sum(self, x: Tensor) -> Tensor:
         """See `SequenceContext`."""
-        return self.group.sum(x)
+        return self.group.differentiable_all_reduce(x)
 
-    def maximum(self, x: Tensor) -> Tensor:
+    def all_reduce_max(self, x: Tensor) -> Tensor:
         """See `SequenceContext`."""
-        return self.group.reduce(x, dist.ReduceOp.MAX)
+        return self.group.all_reduce(x, dist.ReduceOp.MAX)
 
-    def gather(self, x: Tensor) -> Tensor:
+    def all_gather(self, x: Tensor) -> Tensor:
         """See `SequenceContext`."""
-        return torch.cat(self.group.stack(x).unbind(0), -1)
+        return torch.cat(self.group.all_gather(x).unbind(0), -1)
 
-    def before(self, x: Tensor) -> Tensor:
+    def exclusive_prefix_sum(self, x: Tensor) -> Tensor:
         """See `SequenceContext`."""
-        return self.group.stack(x)[: self.rank].sum(0, dtype=x.dtype)
+        return self.group.all_gather(x)[: self.rank].sum(0, dtype=x.dtype)
 
-    def merge(self, out: Tensor, total: Tensor) -> Tensor:
+    def merge_attention(self, out: Tensor, total: Tensor) -> Tensor:
         """See `SequenceContext`."""
-        return self.group.merge(out, total)
+        return self.group.merge_attention(out, total)
 
-    def halo(self, x: Tensor, width: int) -> Tensor:
-        """See `SequenceContext`: each rank offers its `width` first and last tokens; the nearest ones are taken.
+    def halo_exchange(self, x: Tensor, width: int) -> Tensor:
+        """See `SequenceContext`. Each rank gives its first and last `width` tokens, and the nearest ones are used.
 
-        Where a neighbour holds fewer, the next one's follow. Which they are is worked out on the device: no host waits.
+        If a neighbour has fewer, tokens of the next rank follow. They are found on the device: the host does not wait.
         """
         if width == 0:
             return x
@@ -88,11 +88,11 @@ class SequenceRanks:
         empty = values.new_zeros(x.shape[0], width - taken, x.shape[2])
         last, first = values[:, length - taken :], values[:, :taken]
         # the last ones right-aligned, the first ones left-aligned
-        ends = self.group.everyone(torch.cat((empty, last, first, empty), 1))
+        ends = self.group.differentiable_all_gather(torch.cat((empty, last, first, empty), 1))
         held = torch.cat((slot >= width - taken, slot < taken))
-        held = self.group.stack(held.to(torch.uint8)).to(torch.int64)  # [ranks, 2 width]
+        held = self.group.all_gather(held.to(torch.uint8)).to(torch.int64)  # [ranks, 2 width]
         rank = torch.arange(self.size, device=x.device)[:, None]
-        # tokens of lower ranks, counted from the nearest on; then those of higher ranks
+        # tokens of lower ranks, counted from the nearest; then those of higher ranks
         lower = (held[:, :width] * (rank < self.rank)).flatten()
         upper = (held[:, width:] * (rank > self.rank)).flatten()
         behind = lower.flip(0).cumsum(0).flip(0) * lower

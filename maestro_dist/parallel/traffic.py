@@ -1,6 +1,6 @@
-"""Bytes that a rank hands to collectives, from configuration and modalities alone.
+"""Bytes that a rank gives to collectives, from configuration and modalities only.
 
-Samples are taken as complete and budgets as their largest, so a step hands in at most what is told here.
+They are upper limits: samples are assumed to be complete, and budgets to have their largest value.
 
 Letters: P sequence ranks, N expert ranks, W ranks of the world; L tokens of a sample (over all P), U sampled keys, u
 selected queries, d width, H heads, d_h = d / H, A = H u d_h, E experts, e their hidden width, k experts a token, b
@@ -16,13 +16,14 @@ from typing import Literal
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.schema import Config
 from maestro_dist.config.word_length import word_length
+from maestro_dist.model.attention import AttentionShape, AttentionVariant, planned_variant
+from maestro_dist.model.attention.variant import SequenceSharding
 from maestro_dist.model.estimate import expert_parameters, tokens_by_depth
-from maestro_dist.model.sampling import cap
 from maestro_dist.model.summary import EXTREMES, SUMS, spectral_bands
 from maestro_dist.parallel.sequence import model_cuts
 from maestro_dist.types import Modality
 
-Operation = Literal["reduce", "gather", "scatter", "exchange"]
+Operation = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all"]
 Method = Literal["sparse", "ulysses"]
 Movement = Literal["tokens", "weights"]
 
@@ -33,76 +34,74 @@ FLOAT = 4
 class Traffic:
     """Bytes of one kind of collective on one rank.
 
-    operation  reduce: all-reduce; gather: all-gather; scatter: reduce-scatter; exchange: all-to-all
-    ranks      of the group it runs in
-    handed     bytes that the rank hands in, as `collectives.Group` counts them
+    ranks               ranks of its group
+    communicated_bytes  bytes that the rank gives to it, as `collectives.Group` counts them
     """
 
     name: str
     operation: Operation
     ranks: int
-    handed: float
+    communicated_bytes: float
 
     @property
     def sent(self) -> float:
-        """Bytes that leave the rank when each number takes the shortest way (rings, direct exchange)."""
+        """Bytes that leave the rank with the usual algorithms (rings, direct exchange)."""
         others = self.ranks - 1
-        share = {"reduce": 2 / self.ranks, "gather": 1.0, "scatter": 1 / self.ranks, "exchange": 1 / self.ranks}
-        return self.handed * others * share[self.operation]
+        share = {
+            "all-reduce": 2 / self.ranks,
+            "all-gather": 1.0,
+            "reduce-scatter": 1 / self.ranks,
+            "all-to-all": 1 / self.ranks,
+        }
+        return self.communicated_bytes * others * share[self.operation]
 
     def times(self, number: float) -> Traffic:
         """The same, `number` times."""
-        return replace(self, handed=self.handed * number)
+        return replace(self, communicated_bytes=self.communicated_bytes * number)
 
 
 def attention_traffic(
-    length: int, held: int, width: int, heads: int, sampled: int, selected: int, *,
-    ranks: int, method: Method = "sparse", element_bytes: int = FLOAT, again: bool = False,
-) -> list[Traffic]:  # fmt: skip
-    """One attention layer on one sample, forward and backward, `length` tokens over `ranks` ranks, `held` of them here.
+    variant: AttentionVariant, shape: AttentionShape, sharding: SequenceSharding, held: int, method: Method = "sparse"
+) -> list[Traffic]:
+    """One attention layer on one sample, forward and backward, of which this rank holds `held` tokens.
 
-    sparse: 5 A b + 16 H u + O(d), whatever the length; of the 16, 8 are the offers for the best queries, 4 the rows'
-    largest scores and 4 their weights. What merges is float32 also where `element_bytes` is 2. ulysses: 8 held d b;
-    queries, keys, values and outputs are exchanged, and so are their gradients (a rank that holds less than another
-    pads). `again`: with checkpoints the forward is computed twice.
+    sparse: what the variant says; it does not grow with the length. ulysses: 8 held d b bytes. Queries, keys, values
+    and outputs are exchanged, and so are their gradients (a rank with fewer tokens than another pads them).
     """
-    if ranks == 1 or length == 0:
+    ranks = sharding.ranks
+    if ranks == 1 or shape.length == 0:
         return []
-    forwards = 2 if again else 1
     if method == "ulysses":
-        return [Traffic("attention", "exchange", ranks, 4 * (forwards + 1) * held * width * element_bytes)]
-    sampled, rows = sampled or min(1, length), selected + 1  # the mean of the values is one row more
-    selected_bytes = selected * width * element_bytes
-    ahead = sampled * width * element_bytes + selected_bytes + FLOAT * (heads * rows + rows * (width + heads))
-    back = FLOAT * rows * width + selected_bytes
+        size = 4 * (sharding.forwards + 1) * held * shape.width * sharding.element_bytes
+        return [Traffic("attention", "all-to-all", ranks, size)]
+    if not variant.abilities.shares_sequence:
+        return []
+    given = variant.communication(shape, sharding)
     return [
-        Traffic("attention", "reduce", ranks, forwards * ahead + back),
-        Traffic("attention", "gather", ranks, forwards * 8 * heads * selected),
+        Traffic("attention", "all-reduce", ranks, given.all_reduce),
+        Traffic("attention", "all-gather", ranks, given.all_gather),
     ]
 
 
 def sequence_traffic(
     config: Config, modalities: Sequence[Modality], slices: Sequence[Modality], ranks: int, method: Method = "sparse"
 ) -> list[Traffic]:
-    """What `ranks` ranks that share the time axis exchange for one complete sample, on the one that holds `slices`.
+    """What the rank with `slices` exchanges for one complete sample, if `ranks` ranks share the time axis.
 
     attention         of all layers: see `attention_traffic`
-    neighbour tokens  distilling takes one token from each side, 8 d bytes forward and 8 d P backward a layer and
+    neighbour tokens  downsampling takes one token from each side, 8 d bytes forward and 8 d P backward a layer and
                       modality; the stem its reach
     sums              pooled tokens, 8 (d + 1) bytes a pool; counts and moments
     """
     model, count = config.model, len(modalities)
     if ranks == 1:
         return []
-    again = model.activation_checkpointing == "layers"
-    forwards = 2 if again else 1
+    forwards = 2 if model.activation_checkpointing == "layers" else 1
+    sharding = SequenceSharding(ranks, 2 if config.engine.precision == "bf16" else FLOAT, forwards)
     found: list[Traffic] = []
     for length, held, factor in _attention_layers(model, modalities, slices):
-        limits = cap(model.sample_factor, length), cap(factor, length)
-        found += attention_traffic(
-            length, held, model.width, model.heads, *limits, ranks=ranks, method=method, again=again,
-            element_bytes=2 if config.engine.precision == "bf16" else FLOAT,
-        )  # fmt: skip
+        shape = AttentionShape.of(model, length, factor)
+        found += attention_traffic(planned_variant(model, shape), shape, sharding, held, method)
 
     layers = model.encoder_layers + model.fusion_layers
     ahead = back = 0.0
@@ -115,17 +114,20 @@ def sequence_traffic(
         inner = (model.stem.layers - 1) * model.stem.channels * count
         ahead += forwards * reach * (inner + sum(2 * modality.variates for modality in modalities))
         back += reach * inner * ranks
-    found += [Traffic("neighbour tokens", "gather", ranks, ahead), Traffic("neighbour tokens", "scatter", ranks, back)]
+    found += [
+        Traffic("neighbour tokens", "all-gather", ranks, ahead),
+        Traffic("neighbour tokens", "reduce-scatter", ranks, back),
+    ]
 
     gated = model.budget != "fixed" and model.encoder_layers > 0
     pools = 1 + count * ((model.head == "additive") + (gated and model.budget_inputs == "content"))
     moments = sum(modality.variates * _moments(model, modality) for modality in modalities)
     sums = 2 * pools * (model.width + 1) * FLOAT + 16 * count * (layers + 1) + forwards * moments
-    return _merged([*found, Traffic("sums", "reduce", ranks, sums)])
+    return _merged([*found, Traffic("sums", "all-reduce", ranks, sums)])
 
 
 def _moments(model: ModelConfig, modality: Modality) -> int:
-    """Bytes of a window's count, mean and squares, and of what its summary token is made from, for each variate."""
+    """Bytes of a window's count, mean and squares, and of the features of its summary token, for each variate."""
     if model.summary == "none":
         return 24 if model.normalize == "window" else 0
     bands = len(spectral_bands(word_length(model.word, modality.name), model.summary_bands))
@@ -135,35 +137,35 @@ def _moments(model: ModelConfig, modality: Modality) -> int:
 
 
 def expert_traffic(model: ModelConfig, slices: Sequence[Modality], ranks: int, movement: Movement) -> list[Traffic]:
-    """What the `ranks` ranks of an expert group exchange, on one that holds `slices` of its samples.
+    """What one of the `ranks` ranks of an expert group, with `slices` of its samples, exchanges.
 
-    tokens: of one sample. weights: of one micro-batch, whatever is in it. With checkpoints the forward's part of either
-    comes twice.
+    tokens: for one sample. weights: for one micro-batch, independent of its samples. With checkpoints the part of the
+    forward counts twice.
     """
     if ranks == 1:
         return []
     forwards = 2 if model.activation_checkpointing == "layers" else 1
     if movement == "tokens":
         tokens = sum(expert_tokens(model, slices))
-        handed = 2 * (forwards + 1) * tokens * model.moe.top_k * model.width * FLOAT
-        return [Traffic("experts: tokens", "exchange", ranks, handed)]
+        communicated_bytes = 2 * (forwards + 1) * tokens * model.moe.top_k * model.width * FLOAT
+        return [Traffic("experts: tokens", "all-to-all", ranks, communicated_bytes)]
     weights = expert_parameters(model) * FLOAT
     return [
-        Traffic("experts: weights", "gather", ranks, forwards * weights / ranks),
-        Traffic("experts: weights", "scatter", ranks, weights),
+        Traffic("experts: weights", "all-gather", ranks, forwards * weights / ranks),
+        Traffic("experts: weights", "reduce-scatter", ranks, weights),
     ]
 
 
 def engine_traffic(
     dense: int, experts: int, *, world: int, expert_ranks: int, zero_stage: int, micro_batches: int
 ) -> list[Traffic]:
-    """What DeepSpeed hands in for one optimizer step: numbers are float32, `dense` and `experts` count parameters.
+    """What DeepSpeed communicates in one optimizer step, in float32; `dense` and `experts` are numbers of parameters.
 
     gradients   ZeRO 1: all-reduced once a step, 4 bytes a parameter; ZeRO 2: the same for each micro-batch; ZeRO 3:
                 reduce-scattered for each micro-batch
     parameters  ZeRO 1 and 2: each rank's slice, 4 / W bytes a parameter, is gathered after the step; ZeRO 3: for each
-                micro-batch in the forward and again in the backward (at most: what DeepSpeed keeps gathered in between
-                does not come twice)
+                micro-batch in the forward and again in the backward (an upper limit: parameters that stay gathered in
+                between count once)
 
     Dense parameters go over all W ranks; a rank's experts, 1 / N of all, over the W / N ranks that hold the same.
     """
@@ -176,15 +178,15 @@ def engine_traffic(
         if not number or ranks == 1:
             continue
         size = number * FLOAT
-        operation: Operation = "scatter" if zero_stage == 3 else "reduce"
+        operation: Operation = "reduce-scatter" if zero_stage == 3 else "all-reduce"
         gathered = size / ranks * (2 * micro_batches if zero_stage == 3 else 1)
         found.append(Traffic(f"gradients: {name}", operation, ranks, size * times))
-        found.append(Traffic(f"parameters: {name}", "gather", ranks, gathered))
+        found.append(Traffic(f"parameters: {name}", "all-gather", ranks, gathered))
     return found
 
 
 def held_slices(config: ModelConfig, modalities: Sequence[Modality], ranks: int) -> list[list[Modality]]:
-    """For each sequence rank the modalities with the steps of a window that it holds."""
+    """For each sequence rank the modalities with the steps of its slices."""
     if ranks == 1:
         return [list(modalities)]
     cuts = model_cuts(config, modalities, ranks)
@@ -197,7 +199,7 @@ def held_slices(config: ModelConfig, modalities: Sequence[Modality], ranks: int)
 def _attention_layers(
     model: ModelConfig, modalities: Sequence[Modality], slices: Sequence[Modality]
 ) -> Iterator[tuple[int, int, float]]:
-    """Of each attention layer the tokens of a sample over all ranks, those held here, and the factor of the budget."""
+    """For each attention layer: tokens of a sample over all ranks, tokens on this rank, factor of the budget."""
     whole = [tokens_by_depth(model, modality) for modality in modalities]
     held = [tokens_by_depth(model, modality) for modality in slices]
     factor = model.beta * (len(modalities) if model.budget == "reallocate" else 1)
@@ -208,7 +210,7 @@ def _attention_layers(
 
 
 def expert_tokens(model: ModelConfig, slices: Sequence[Modality]) -> list[int]:
-    """Tokens of a sample that the experts of each cross-modal layer see on a rank with these slices."""
+    """Tokens of a sample in the experts of each cross-modal layer, on a rank with these slices."""
     held = [tokens_by_depth(model, modality) for modality in slices]
     depths = range(model.encoder_layers + 1, model.encoder_layers + model.fusion_layers + 1)
     return [sum(here[depth] for here in held) for depth in depths] if model.moe.experts else []
@@ -219,5 +221,9 @@ def _merged(items: Sequence[Traffic]) -> list[Traffic]:
     sums: dict[tuple[str, str], Traffic] = {}
     for item in items:
         key = item.name, item.operation
-        sums[key] = replace(item, handed=item.handed + sums[key].handed) if key in sums else item
+        sums[key] = (
+            replace(item, communicated_bytes=item.communicated_bytes + sums[key].communicated_bytes)
+            if key in sums
+            else item
+        )
     return list(sums.values())

@@ -1,9 +1,9 @@
-"""The time axis of a sample spread over ranks, the other way: whole sequences for some of the heads (Ulysses).
+"""Sequence parallelism by an exchange of heads (Ulysses): each rank gets whole sequences for some of the heads.
 
-Before the attention each rank gives its tokens of other ranks' heads away and gets all tokens of its own heads; after
-it, the context goes back (Jacobs et al., 2023; DeepSpeed's `DistributedAttention`). Attention itself is that of one
-process, sparse or dense, with the same draws and ties. But a rank hands in 8 (L / P) d numbers a layer, forward and
-backward, where `sequence` hands in nothing of the length L.
+Before the attention an all-to-all gives each rank all tokens of its heads. After it a second one returns the context
+(Jacobs et al., 2023; DeepSpeed's `DistributedAttention`). The attention is that of one process, sparse or dense, with
+the same draws and ties. A rank communicates 8 (L / P) d numbers a layer, forward and backward; the communication of
+`sequence` does not depend on the length L.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from maestro_dist.errors import MeshError
-from maestro_dist.model.context import Blocks
+from maestro_dist.model.context import TokensByRank
 from maestro_dist.parallel.collectives import Group
 from maestro_dist.parallel.load_deepspeed import load_deepspeed
 from maestro_dist.parallel.sequence import SequenceRanks
 
 
 class UlyssesRanks(SequenceRanks):
-    """`SequenceContext` whose attention goes through `UlyssesSwap`; all else is as in `SequenceRanks`."""
+    """`SequenceContext` whose attention uses `UlyssesHeadExchange`; the rest is as in `SequenceRanks`."""
 
     def __init__(self, group: dist.ProcessGroup, cuts: Mapping[str, Sequence[int]]) -> None:
-        """`cuts`: of each modality where the ranks' slices start, and where the last one ends."""
+        """`cuts`: for each modality the starts of the ranks' slices, and the end of the last, in steps."""
         super().__init__(group, cuts)
-        self.swap = UlyssesSwap(self.group, cuts)
+        self.head_exchange = UlyssesHeadExchange(self.group, cuts)
 
 
-class UlyssesSwap:
-    """`Swap` by DeepSpeed's `DistributedAttention`.
+class UlyssesHeadExchange:
+    """`HeadExchange` by DeepSpeed's `DistributedAttention`.
 
-    It exchanges equal numbers of tokens only, and hangs where ranks hold different ones. So the exchange takes flat
-    tokens, padded to the most that a rank holds, and what is added is left out again before the attention sees it.
+    DeepSpeed exchanges equal numbers of tokens only, and hangs if the ranks have different numbers. So flat tokens are
+    padded to the largest number of a rank, and the padding is removed again before the attention.
     """
 
     def __init__(self, group: Group, cuts: Mapping[str, Sequence[int]]) -> None:
-        """`cuts`: of each modality where the ranks' slices start, and where the last one ends, in steps."""
+        """`cuts`: for each modality the starts of the ranks' slices, and the end of the last, in steps."""
         self.group, self.cuts = group, cuts
         deepspeed = load_deepspeed("cuda" if dist.get_backend(group.group) == "nccl" else "cpu")
         if not deepspeed.comm.is_initialized():
@@ -50,32 +50,32 @@ class UlyssesSwap:
 
         self.exchange = DistributedAttention(_on_whole, group.group, scatter_idx=2, gather_idx=1)
 
-    def heads(self, count: int) -> range:
-        """See `Swap`."""
+    def local_heads(self, count: int) -> range:
+        """See `HeadExchange`."""
         if count % self.group.size:
             raise MeshError(
-                f"model.heads = {count} cannot be shared out evenly among mesh.sequence = {self.group.size} ranks"
+                f"model.heads = {count} cannot be divided evenly among mesh.sequence = {self.group.size} ranks"
             )
         each = count // self.group.size
         return range(self.group.rank * each, (self.group.rank + 1) * each)
 
-    def bounds(self, name: str, word: int) -> tuple[int, ...]:
-        """See `Swap`."""
+    def word_bounds(self, name: str, word: int) -> tuple[int, ...]:
+        """See `HeadExchange`."""
         return tuple(-(-cut // word) for cut in self.cuts[name])
 
-    def join(self, mask: Tensor, blocks: Blocks) -> Tensor:
-        """See `Swap`."""
-        size = _most(blocks)
+    def all_gather_mask(self, mask: Tensor, tokens: TokensByRank) -> Tensor:
+        """See `HeadExchange`."""
+        size = _most(tokens)
         held = F.pad(mask.to(torch.uint8), (0, size - len(mask)))
-        return self.group.stack(held).flatten().index_select(0, _order(blocks, size, mask.device)) > 0
+        return self.group.all_gather(held).flatten().index_select(0, _order(tokens, size, mask.device)) > 0
 
-    def attend(self, packed: Tensor, blocks: Blocks, attention: Callable[[Tensor], Tensor]) -> Tensor:
-        """See `Swap`."""
-        size, length = _most(blocks), len(packed)
+    def attend(self, packed: Tensor, tokens: TokensByRank, attention: Callable[[Tensor], Tensor]) -> Tensor:
+        """See `HeadExchange`."""
+        size, length = _most(tokens), len(packed)
         if length < size:
             packed = F.pad(packed, (0, 0, 0, 0, 0, 0, 0, size - length))
         parts = [self._counted(part) for part in packed[None].unbind(2)]
-        order = _order(blocks, size, packed.device)
+        order = _order(tokens, size, packed.device)
         context = self.exchange(*parts, 0, None, order=order, attention=attention)
         return self._counted(context)[0, :length]
 
@@ -84,24 +84,24 @@ class UlyssesSwap:
         return out
 
 
-def _sizes(blocks: Blocks) -> list[int]:
-    """Tokens that each rank holds."""
-    return [sum(held) for held in zip(*([rows * share for share in shares] for rows, shares in blocks), strict=True)]
+def _sizes(tokens: TokensByRank) -> list[int]:
+    """Tokens on each rank."""
+    return [sum(held) for held in zip(*([rows * share for share in shares] for rows, shares in tokens), strict=True)]
 
 
-def _most(blocks: Blocks) -> int:
-    """Most tokens that a rank holds; at least one, so that all ranks always exchange."""
-    return max(1, *_sizes(blocks))
+def _most(tokens: TokensByRank) -> int:
+    """Largest number of tokens on a rank; at least one, so that all ranks always exchange."""
+    return max(1, *_sizes(tokens))
 
 
-def _order(blocks: Blocks, size: int, device: torch.device) -> Tensor:
-    """int64 [N']: where the tokens of one process (modality, row, time) lie among those of all ranks.
+def _order(tokens: TokensByRank, size: int, device: torch.device) -> Tensor:
+    """int64 [N']: positions, among the tokens of all ranks, of the tokens in the order of one process.
 
-    Each rank has `size` places, and there modality after modality, row after row, its own stretch of time.
+    That order is (modality, row, time). Each rank has `size` positions, in the order modality, row, its slice of time.
     """
-    starts = [rank * size for rank in range(len(_sizes(blocks)))]
+    starts = [rank * size for rank in range(len(_sizes(tokens)))]
     order = []
-    for rows, shares in blocks:
+    for rows, shares in tokens:
         row = torch.arange(rows, device=device)[:, None]
         pieces = [
             start + row * share + torch.arange(share, device=device)
@@ -115,14 +115,14 @@ def _order(blocks: Blocks, size: int, device: torch.device) -> Tensor:
 def _on_whole(
     query: Tensor, key: Tensor, value: Tensor, *, order: Tensor, attention: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Own heads of all ranks' tokens [1, ranks x size, h, d_h], in rank order -> their context, in the same order."""
+    """This rank's heads of all tokens [1, ranks x size, h, d_h], in rank order -> their context in the same order."""
     context = attention(_Ordered.apply(order, query[0], key[0], value[0]))
     back: Tensor = _Spread.apply(order, query.shape[1], context)
     return back[None]
 
 
 class _Ordered(torch.autograd.Function):
-    """Rows of each x [n, h, c] in an order, int64 [N] -> [N, parts, h, c]; rows that are not named get no gradient."""
+    """Rows of each x [n, h, c] in an order, int64 [N] -> [N, parts, h, c]. Other rows get no gradient."""
 
     @staticmethod
     def forward(ctx: Any, order: Tensor, *parts: Tensor) -> Tensor:
@@ -141,9 +141,9 @@ class _Ordered(torch.autograd.Function):
 
 
 class _Spread(torch.autograd.Function):
-    """Rows [N, h, c] to the places that an order names, int64 [N], among `size` -> [size, h, c]; zeros elsewhere.
+    """Rows [N, h, c] to positions int64 [N] among `size` -> [size, h, c], with zeros elsewhere.
 
-    Unlike torch's `index_copy` it does not keep the rows for the backward.
+    Unlike torch's `index_copy` it does not store the rows for the backward.
     """
 
     @staticmethod
@@ -163,16 +163,16 @@ def _spread(order: Tensor, size: int, rows: Tensor) -> Tensor:
 
 
 class _Counted(torch.autograd.Function):
-    """Identity that counts what enters an all-to-all; the gradient that comes back entered one of the same size."""
+    """Identity that counts the bytes of an all-to-all, forward and backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
         ctx.group = group
-        group.handed += x.nbytes
+        group.communicated_bytes += x.nbytes
         return x.view_as(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        ctx.group.handed += gradients[0].nbytes
+        ctx.group.communicated_bytes += gradients[0].nbytes
         return gradients[0], None

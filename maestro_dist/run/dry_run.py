@@ -116,7 +116,8 @@ def trial_samples(config: Config, manifest: Manifest) -> tuple[int, int]:
 
     Samples are not split over sequence ranks here, and all experts are in this process.
     """
-    from maestro_dist.model.estimate import forward_operations, memory_estimate
+    from maestro_dist.model.estimate import forward_operations
+    from maestro_dist.model.memory import TrainingSetup, memory_estimate
 
     pieces = described(config, manifest)
     mesh = build_mesh(config.mesh, world=config.run.workers)
@@ -128,7 +129,7 @@ def trial_samples(config: Config, manifest: Manifest) -> tuple[int, int]:
     free = available()
     if free is not None:
         pretrain = config.task.pretrain if config.task.kind == "pretrain" else None
-        one = memory_estimate(config.model, pieces.modalities, parameters=0, micro_batch=1, pretrain=pretrain)
+        one = memory_estimate(config.model, pieces.modalities, TrainingSetup(0, 1, pretrain=pretrain))
         fit = min(fit, (free // 2 - 4 * parameters - _BYTES_TO_FILL * max(sizes)) // one.total)
     if config.missing.consistency:  # each sample is computed twice
         fit //= 2

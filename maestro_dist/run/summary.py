@@ -26,7 +26,7 @@ from maestro_dist.training.worker import work_folder
 
 def print_start(config: Config, manifest: Manifest) -> None:
     """Print every derived number: data, model, mesh, steps, memory. Invalid settings of the model raise here."""
-    from maestro_dist.model.cost import explain
+    from maestro_dist.model.attention import describe_attention
     from maestro_dist.model.estimate import count_parameters, tokens_by_modality
     from maestro_dist.parallel.plan import plan_expert_movement, plan_text, plan_world
 
@@ -37,9 +37,7 @@ def print_start(config: Config, manifest: Manifest) -> None:
     share = config.engine.micro_batch or math.ceil(optim.global_batch / mesh.data)
     parameters = count_parameters(pieces.model)
     tokens = tokens_by_modality(config.model, pieces.modalities)
-    model, swaps = config.model, mesh.sequence > 1 and config.mesh.sequence_method == "ulysses"
-    if swaps:  # the only form of sparse attention that Ulysses supports
-        model = model.model_copy(update={"attention_algorithm": "plain"})
+    exchanges_heads = mesh.sequence > 1 and config.mesh.sequence_method == "ulysses"
     plans = plan_world(config, pieces.modalities, mesh, parameters=parameters)
     fullest = max(plans, key=lambda plan: plan.total_memory)
     memory, accumulation = fullest.memory, fullest.micro_batches
@@ -47,7 +45,7 @@ def print_start(config: Config, manifest: Manifest) -> None:
     whose = "a rank" if least == fullest.total_memory else f"on rank {fullest.rank} ({_mib(least)} on another)"
     gathered = f", {_mib(fullest.gathered)} of parameters gathered for a while" if fullest.gathered else ""
     grid = mesh.table(mark=False).splitlines()
-    grid[0] += "; ulysses" if swaps else ""
+    grid[0] += "; ulysses" if exchanges_heads else ""
     launched = f"{run.launcher} on {run.device}, ZeRO {config.engine.zero_stage}, {config.engine.precision}"
     splits = (config.data.train, config.data.validation, config.data.test)
     part = f"{used:,} of " if config.data.label_share < 1.0 else ""
@@ -62,7 +60,7 @@ def print_start(config: Config, manifest: Manifest) -> None:
         "modalities": names,
         "model": f"{parameters:,} parameters, {sum(tokens.values()):,} tokens a sample, d {config.model.width}, "
         f"H {config.model.heads}, E {config.model.moe.experts}",
-        "attention": explain(model, list(tokens.values())) if model.attention == "sparse" else "dense",
+        "attention": describe_attention(config.model, list(tokens.values()), exchanges_heads=exchanges_heads),
         "mesh": "\n".join([f"{grid[0]}; {launched}", *(grid[1:] if mesh.sequence > 1 else [])]),
         "steps": f"{per_epoch:,} an epoch, {total:,} in all; global batch {optim.global_batch} = {mesh.data} ranks x "
         f"{accumulation} micro-batch{'es' if accumulation > 1 else ''} of up to {share}",

@@ -43,7 +43,7 @@ def build(config: Config, manifest: Manifest | None = None, mesh: Mesh | None = 
 
     Where the ranks of `mesh` share the time axis or experts, a process group must exist.
     """
-    from maestro_dist.model import Maestro, Pretraining
+    from maestro_dist.model import Maestro, PretrainModel
 
     manifest = manifest or load_manifest(config.data.url)
     modalities = manifest.select(config.data.modalities)
@@ -70,7 +70,7 @@ def build(config: Config, manifest: Manifest | None = None, mesh: Mesh | None = 
     model: Trunk
     given: dict[str, Any] = {"seed": config.run.seed, "sequence": sequence, "experts": experts}
     if task.kind == "pretrain":
-        model = Pretraining(config.model, modalities, config.task.pretrain, **given)
+        model = PretrainModel(config.model, modalities, config.task.pretrain, **given)
     else:
         model = Maestro(config.model, modalities, task.outputs, **given)
     return Pieces(manifest, modalities, task, model, tuple(groups))

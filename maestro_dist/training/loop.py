@@ -36,7 +36,7 @@ def fit(state: State, batches: Batches, callbacks: Callback) -> None:
 
 def train_step(state: State, stream: Generator[Batch, None, None]) -> StepRecord:
     """One optimizer step: forward and backward passes over the micro-batches of a global batch, then the update."""
-    engine, clock, sums, handed = state.engine, _Clock(), _StepSums(state), state.handed
+    engine, clock, sums, communicated = state.engine, _Clock(), _StepSums(state), state.communicated_bytes
     while True:
         batch = next(stream)
         clock.lap("data")
@@ -68,7 +68,7 @@ def train_step(state: State, stream: Generator[Batch, None, None]) -> StepRecord
         budgets=sums.budgets,
         present=sums.present,
         expert_load=sums.expert_load,
-        handed=state.handed - handed,
+        communicated_bytes=state.communicated_bytes - communicated,
         data_s=clock["data"],
         forward_s=clock["forward"],
         backward_s=clock["backward"],

@@ -111,7 +111,7 @@ def test_symbols_of_the_loop_are_those_of_the_fast_form(word: int, alphabet: int
     x = torch.randn(3, 64, 5) * 3 + 100
     slow = published.symbols(x, word, alphabet)
     assert len(slow.unique()) > 3
-    assert torch.equal(slow, sax.tokenise(x, word, sax.cuts(alphabet)).long())
+    assert torch.equal(slow, sax.tokenise(x, word, sax.breakpoints(alphabet)).long())
     assert torch.equal(slow, published.symbols_by_word(x, word, alphabet))
     assert torch.equal(slow, published.symbols_by_word_numpy(x, word, alphabet))
 

@@ -23,7 +23,7 @@ from maestro_dist.data.stream import DataRank, TrainSchedule, TrainStream, evalu
 from maestro_dist.data.symbols import add_symbols, reads_symbols
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.model import Maestro
-from maestro_dist.model.embedding import Symboliser
+from maestro_dist.model.embedding import SymbolEncoder
 from maestro_dist.parallel.sequence import time_cuts
 from maestro_dist.run.launch import prepare_data
 from maestro_dist.training.builder import first_batch
@@ -41,7 +41,7 @@ def model_of(**changes: Any) -> ModelConfig:
 def symbols_of(source: str, url: Path, *, raw: bool, **changes: Any) -> str:
     values = {**VALUES, **changes}
     spec = SymbolSpec(**values, raw=raw)
-    add_symbols(source, str(url), spec, Symboliser(model_of(**changes), load_manifest(source).select(None)))
+    add_symbols(source, str(url), spec, SymbolEncoder(model_of(**changes), load_manifest(source).select(None)))
     return str(url)
 
 

@@ -133,7 +133,9 @@ def test_a_rank_that_hangs_is_named_after_the_timeout() -> None:
     (report, waited), _ = run_ranks(hangs, 2, timeout_s=60)
     assert 2.5 < waited < STAYS_S - 1
     message = str(root_cause([report], 2, 3))
-    assert message.startswith("worker 0 waited in vain for worker 1, for 3 s in all_reduce (parallel/engine.py:")
+    assert message.startswith(
+        "worker 0 waited for worker 1 until the time limit of 3 s, in all_reduce (engine/engine.py:"
+    )
     assert "backward)" in message
 
 
@@ -154,7 +156,11 @@ LATE = "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Time
         ({0: RuntimeError(CLOSED), 2: DataError("shard 7: bad")}, DataError, "worker 2: shard 7: bad"),
         ({1: RuntimeError("timed out in a lock of our own")}, RunError, "worker 1 failed (RuntimeError: timed out in"),
         ({0: ConnectionResetError("reset by peer")}, RunError, "worker 0 failed (ConnectionResetError: reset by peer)"),
-        ({2: RuntimeError(CLOSED), 0: RuntimeError(LATE)}, RunError, "worker 0 waited in vain for worker 1, for 9 s"),
+        (
+            {2: RuntimeError(CLOSED), 0: RuntimeError(LATE)},
+            RunError,
+            "worker 0 waited for worker 1 until the time limit of 9 s",
+        ),
         ({2: RuntimeError(CLOSED)}, RunError, "worker 2 lost its connection to workers 0, 1 in raised"),
         ({r: RuntimeError(CLOSED) for r in range(3)}, RunError, "worker 0 lost its connection to the others in raised"),
     ],

@@ -19,7 +19,7 @@ from maestro_dist.config.learning import OptimConfig, TaskConfig
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.schema import Config, EngineConfig, MeshConfig
 from maestro_dist.engine.engine import Engine
-from maestro_dist.model import Maestro, Pretraining, Trunk
+from maestro_dist.model import Maestro, PretrainModel, Trunk
 from maestro_dist.model.context import ExpertsFactory
 from maestro_dist.optim import build_optimizer
 from maestro_dist.parallel.expert import spread_experts
@@ -77,7 +77,7 @@ def make(
     task = make_task(config.task, Labels("classification", classes=CLASSES, class_counts=[3, 2, 1]))
     if task.kind == "pretrain":
         given = (config.model, modalities, config.task.pretrain)
-        return Pretraining(*given, seed=7, sequence=sequence, experts=experts), task
+        return PretrainModel(*given, seed=7, sequence=sequence, experts=experts), task
     return Maestro(config.model, modalities, task.outputs, seed=7, sequence=sequence, experts=experts), task
 
 

@@ -35,8 +35,8 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-def handed_in(rank: int, ranks: int) -> list[tuple[float, float]]:
-    """For each option the bytes that this rank hands in for a forward and backward, and those of the plan."""
+def communicated(rank: int, ranks: int) -> list[tuple[float, float]]:
+    """For each option the bytes that this rank communicates in a forward and backward, and those of the plan."""
     found = []
     for options in OPTIONS:
         options = {"dropout": 0.0, "budget": "fixed", **options}
@@ -50,14 +50,14 @@ def handed_in(rank: int, ranks: int) -> list[tuple[float, float]]:
         F.cross_entropy(output["logits"], batch.target).backward()
         config = Config(model=model.config)
         slices = held_slices(config.model, MODALITIES, ranks)[rank]
-        planned = sum(item.handed for item in sequence_traffic(config, MODALITIES, slices, ranks))
-        found.append((sequence.group.handed, SAMPLES * planned))
+        planned = sum(item.communicated_bytes for item in sequence_traffic(config, MODALITIES, slices, ranks))
+        found.append((sequence.group.communicated_bytes, SAMPLES * planned))
     return found
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_a_step_hands_in_what_was_planned(ranks: int) -> None:
-    for results in run_ranks(handed_in, ranks):
+def test_a_step_communicates_what_was_planned(ranks: int) -> None:
+    for results in run_ranks(communicated, ranks):
         for options, (counted, planned) in zip(OPTIONS, results, strict=True):
             if options.get("budget", "fixed") == "fixed":
                 assert counted == pytest.approx(planned, rel=0.005), options
@@ -74,7 +74,7 @@ MOVED: list[tuple[Movement, str]] = [
 
 
 def moved(rank: int, ranks: int) -> list[tuple[float, float]]:
-    """For each way of moving experts the bytes that this rank hands in for a micro-batch, and those of the plan."""
+    """For each way of moving experts the bytes that this rank communicates in a micro-batch, and those of the plan."""
     found = []
     for movement, checkpoint in MOVED:
         experts, group = spread_experts(
@@ -90,12 +90,12 @@ def moved(rank: int, ranks: int) -> list[tuple[float, float]]:
         model = Maestro(config, MODALITIES, 4, seed=7, experts=experts).train()
         batch = make_batch(torch.ones(SAMPLES, len(MODALITIES)).bool(), nan=0.0)
         F.cross_entropy(model(batch, 4)["logits"], batch.target).backward()
-        planned = sum(item.handed for item in expert_traffic(config, MODALITIES, ranks, movement))
-        found.append((group.handed, planned * (SAMPLES if movement == "tokens" else 1)))
+        planned = sum(item.communicated_bytes for item in expert_traffic(config, MODALITIES, ranks, movement))
+        found.append((group.communicated_bytes, planned * (SAMPLES if movement == "tokens" else 1)))
     return found
 
 
-def test_experts_hand_in_what_was_planned() -> None:
+def test_experts_communicate_what_was_planned() -> None:
     # each rank sends what its router says; the ranks' sum is what the plan counts, and the numbers of rows besides
     for way, results in zip(MOVED, zip(*run_ranks(moved, 2), strict=True), strict=True):
         counted, planned = (sum(figures) for figures in zip(*results, strict=True))
@@ -118,7 +118,7 @@ class Big(nn.Module):
 
 
 def reduced(rank: int, ranks: int) -> list[dict[str, int]]:
-    """Of each ZeRO stage the bytes that DeepSpeed hands in during the third step of two micro-batches, by operation."""
+    """Of each ZeRO stage the bytes that DeepSpeed communicates in the third step of two micro-batches, by operation."""
     handed: dict[str, int] = {}
 
     def count(name: str, operation: str, place: int) -> None:
@@ -131,9 +131,9 @@ def reduced(rank: int, ranks: int) -> list[dict[str, int]]:
 
         setattr(dist, name, counted)
 
-    count("all_reduce", "reduce", 0)
-    count("all_gather_into_tensor", "gather", 1)
-    count("reduce_scatter_tensor", "scatter", 1)
+    count("all_reduce", "all-reduce", 0)
+    count("all_gather_into_tensor", "all-gather", 1)
+    count("reduce_scatter_tensor", "reduce-scatter", 1)
 
     # DeepSpeed takes some of these functions as it is imported
     from maestro_dist.engine.engine import Engine
@@ -155,13 +155,13 @@ def reduced(rank: int, ranks: int) -> list[dict[str, int]]:
     return found
 
 
-def test_deepspeed_hands_in_what_was_planned() -> None:
+def test_deepspeed_communicates_what_was_planned() -> None:
     for results in run_ranks(reduced, 2):
         for stage, handed in zip(STAGES, results, strict=True):
             items = engine_traffic(2 * BIG * BIG, 0, world=2, expert_ranks=1, zero_stage=stage, micro_batches=2)
-            planned = {item.operation: item.handed for item in items}
+            planned = {item.operation: item.communicated_bytes for item in items}
             for operation, size in planned.items():
-                if (stage, operation) == (3, "gather"):  # what is kept from the forward is not gathered again
+                if (stage, operation) == (3, "all-gather"):  # what is kept from the forward is not gathered again
                     assert size / 2 <= handed[operation] <= size
                 else:
                     assert handed[operation] == pytest.approx(size, abs=64)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.model.attention import Attention
-from maestro_dist.model.layout import Part, modality_layout, plan
-from maestro_dist.model.sampling import cap
+from maestro_dist.model.attention.sampling import cap
+from maestro_dist.model.layout import EnteringTokens, ModalityTokens, modality_layout, plan_depths
 from maestro_dist.parallel.sequence import SequenceRanks, model_cuts, time_cuts
 
 pytestmark = pytest.mark.slow
@@ -109,7 +109,7 @@ def halos(rank: int, ranks: int) -> list[str]:
             joined = F.pad(torch.cat(parts, 1), (0, 0, width, width))
             sequence = SequenceRanks(dist.group.WORLD, {})
             mine = parts[rank].detach().clone().requires_grad_()
-            got = sequence.halo(mine, width)
+            got = sequence.halo_exchange(mine, width)
             pulls = [torch.randn(2, length + 2 * width, 3, dtype=torch.float64) for length in lengths]
             (got * pulls[rank]).sum().backward()
             at, loss = 0, joined.new_zeros(())
@@ -121,7 +121,7 @@ def halos(rank: int, ranks: int) -> list[str]:
             if not same or not torch.allclose(mine.grad, parts[rank].grad, atol=1e-12):
                 wrong.append(f"{lengths}, {width}")
             flags = torch.arange(lengths[rank])[None, :, None] % 2 == 0
-            if sequence.halo(flags, width).dtype != torch.bool:
+            if sequence.halo_exchange(flags, width).dtype != torch.bool:
                 wrong.append(f"{lengths}, {width}: type")
     return wrong
 
@@ -142,14 +142,16 @@ def bytes_of_a_layer(rank: int, ranks: int) -> list[int]:
         sequence = SequenceRanks(dist.group.WORLD, {"x": cuts})
         start, words, rows = cuts[rank], cuts[rank + 1] - cuts[rank], torch.zeros(1, dtype=torch.int64)
         mask = torch.ones(1, words, dtype=torch.bool)
-        part = Part(rows=1, summary=0, words=words, first=start, lead=0, total=length)
-        layout = modality_layout(plan([part], [mask], [mask[:, :0]], [rows], 1, [], sequence), 0, 0, rows, rows)
+        part = ModalityTokens(rows=1, summary=0, words=words, first_word=start, summary_total=0, words_total=length)
+        layout = modality_layout(
+            plan_depths(EnteringTokens([part], [mask], [mask[:, :0]], [rows], 1), [], sequence), 0, 0, rows, rows
+        )
         layer = Attention("layer", config, FACTOR, 0, sequence)
         layer.fill(lambda name: 5)
-        before = sequence.group.handed
+        before = sequence.group.communicated_bytes
         out = layer(torch.randn(words, WIDTH), layout, torch.tensor([float(cap(FACTOR, length))]), 0)
         out.sum().backward()
-        handed.append(sequence.group.handed - before)
+        handed.append(sequence.group.communicated_bytes - before)
     return handed
 
 

@@ -20,8 +20,15 @@ from maestro_dist.config.schema import Config, EngineConfig, MeshConfig
 from maestro_dist.errors import ConfigError, MeshError
 from maestro_dist.model import OneProcess, SequenceContext
 from maestro_dist.model.attention import Attention
-from maestro_dist.model.layout import Layout, Part, joint_layout, modality_layout, plan
-from maestro_dist.model.sampling import cap
+from maestro_dist.model.attention.sampling import cap
+from maestro_dist.model.layout import (
+    EnteringTokens,
+    ModalityTokens,
+    TokenLayout,
+    cross_modal_layout,
+    modality_layout,
+    plan_depths,
+)
 from maestro_dist.parallel.sequence import model_cuts, time_cuts
 from maestro_dist.parallel.ulysses import UlyssesRanks
 
@@ -70,24 +77,24 @@ HAVING = [[0, 1, 3], [0, 3, 4], [0, 1, 2, 3]]
 """Samples that have each modality: the second and third of five lack some, the fifth has the short one alone."""
 
 
-def layouts(cuts: dict[str, list[int]], sequence: SequenceContext, masks: list[Tensor]) -> list[Layout]:
+def layouts(cuts: dict[str, list[int]], sequence: SequenceContext, masks: list[Tensor]) -> list[TokenLayout]:
     """Of each modality by itself, and of all together: the tokens that this rank holds."""
     parts, words, summaries, rows = [], [], [], [torch.tensor(own) for own in HAVING]
     for name, mask in zip(STEPS, masks, strict=True):
         start, end = cuts[name][sequence.rank :][:2]
         lead = int(sequence.rank == 0)
-        bounds = () if sequence.swap is None else sequence.swap.bounds(name, 1)
-        parts.append(Part(len(mask), lead, end - start, start, 1, STEPS[name], bounds))
+        bounds = () if sequence.head_exchange is None else sequence.head_exchange.word_bounds(name, 1)
+        parts.append(ModalityTokens(len(mask), lead, end - start, start, 1, STEPS[name], bounds))
         words.append(mask[:, 1 + start : 1 + end])
         summaries.append(mask[:, :lead])
-    made = plan(parts, words, summaries, rows, 5, [], sequence)
+    made = plan_depths(EnteringTokens(parts, words, summaries, rows, 5), [], sequence)
     sample = torch.arange(5) + 40
     single = [modality_layout(made, j, 0, rows[j], sample) for j in range(3)]
-    return [*single, joint_layout(made, 0, rows, sample), joint_layout(made, 0, rows, sample, HAVING)]
+    return [*single, cross_modal_layout(made, 0, rows, sample), cross_modal_layout(made, 0, rows, sample, HAVING)]
 
 
 def attended(
-    config: ModelConfig, sequence: SequenceContext, layout: Layout, x: Tensor, pull: Tensor, training: bool
+    config: ModelConfig, sequence: SequenceContext, layout: TokenLayout, x: Tensor, pull: Tensor, training: bool
 ) -> list[Tensor]:
     """Output, gradient of the input, of the budgets and of all parameters."""
     layer = Attention("layer", config, 2.0, 3, sequence).double().train(training)
@@ -102,12 +109,12 @@ def attended(
     return [out, x.grad, of_queries, *(parameter.grad for parameter in layer.parameters())]
 
 
-def of_rank(x: Tensor, parts: tuple[Part, ...], cuts: dict[str, list[int]], rank: int) -> Tensor:
+def of_rank(x: Tensor, parts: tuple[ModalityTokens, ...], cuts: dict[str, list[int]], rank: int) -> Tensor:
     """The flat tokens that a rank holds, of those of one process; `parts` are the latter's."""
     names = {steps: name for name, steps in STEPS.items()}
     held = []
     for piece, part in zip(x.split([part.rows * part.length for part in parts]), parts, strict=True):
-        start, end = cuts[names[part.total]][rank:][:2]
+        start, end = cuts[names[part.words_total]][rank:][:2]
         tokens = piece.view(part.rows, part.length, -1)
         held.append(torch.cat((tokens[:, : int(rank == 0)], tokens[:, 1 + start : 1 + end]), 1).flatten(0, 1))
     return torch.cat(held)
@@ -170,17 +177,19 @@ def bytes_of_a_layer(rank: int, ranks: int) -> list[int]:
     deepspeed.comm.all_to_all_single = counting
     start, words, rows = cuts[rank], cuts[rank + 1] - cuts[rank], torch.zeros(1, dtype=torch.int64)
     mask = torch.ones(1, words, dtype=torch.bool)
-    part = Part(1, 0, words, start, 0, LENGTH, sequence.swap.bounds("x", 1))
+    part = ModalityTokens(1, 0, words, start, 0, LENGTH, sequence.head_exchange.word_bounds("x", 1))
     found = []
     for attention in ("sparse", "dense"):
         config = ModelConfig(width=WIDTH, heads=HEADS, attention=attention, dropout=0.0)
-        layout = modality_layout(plan([part], [mask], [mask[:, :0]], [rows], 1, [], sequence), 0, 0, rows, rows)
+        layout = modality_layout(
+            plan_depths(EnteringTokens([part], [mask], [mask[:, :0]], [rows], 1), [], sequence), 0, 0, rows, rows
+        )
         layer = Attention("layer", config, 5.0, 0, sequence)
         layer.fill(lambda name: 5)
-        before = sequence.group.handed
+        before = sequence.group.communicated_bytes
         entered.clear()
         layer(torch.randn(words, WIDTH), layout, torch.tensor([float(cap(5.0, LENGTH))]), 0).sum().backward()
-        found += [sequence.group.handed - before, sum(entered)]
+        found += [sequence.group.communicated_bytes - before, sum(entered)]
     return found
 
 

@@ -17,7 +17,7 @@ import torch
 
 from maestro_dist.config.learning import PretrainConfig
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.model import Maestro, Pretraining, Trunk
+from maestro_dist.model import Maestro, PretrainModel, Trunk
 from maestro_dist.types import Batch, Modality
 
 
@@ -39,7 +39,7 @@ def make(
     present = torch.ones(samples, len(sensors)).bool()
     batch = Batch(values, {m.name: rows for m in sensors}, present, rows, rows % 3)
     if pretrain is not None:
-        return Pretraining(config, sensors, pretrain, seed=0).train(), batch
+        return PretrainModel(config, sensors, pretrain, seed=0).train(), batch
     return Maestro(config, sensors, 3, seed=0).train(), batch
 
 

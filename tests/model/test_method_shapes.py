@@ -12,9 +12,9 @@ from test_model_parts import filled, masked_loop, water
 
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.model import OneProcess
-from maestro_dist.model.budget import BudgetGate, fill_up
+from maestro_dist.model.budget import BudgetGate, water_fill
 from maestro_dist.model.grouped import grouped_network
-from maestro_dist.model.layout import distil_mask
+from maestro_dist.model.layout import downsample_mask
 from maestro_dist.model.moe import LocalExperts, MixtureOfExperts
 
 FEW = settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -108,16 +108,16 @@ def test_budgets(data: st.DataObject) -> None:
 )
 def test_what_exceeds_a_limit_pours_over(pairs: list[tuple[float, float]], total: float) -> None:
     share, limit = ([pair[side] for pair in pairs] for side in (0, 1))
-    found = fill_up(torch.tensor([share]).double(), total, torch.tensor([limit]).double())
+    found = water_fill(torch.tensor([share]).double(), total, torch.tensor([limit]).double())
     torch.testing.assert_close(found[0], torch.tensor(water(share, total, limit)).double(), rtol=1e-6, atol=1e-6)
     assert math.isclose(float(found.sum()), min(total, sum(limit)), rel_tol=1e-6, abs_tol=1e-6)
 
 
 @FEW
 @given(st.integers(0, 4), st.integers(0, 20), st.integers(0, 99))
-def test_distilled_masks(rows: int, words: int, seed: int) -> None:
+def test_downsampled_masks(rows: int, words: int, seed: int) -> None:
     mask = torch.rand(rows, words, generator=torch.Generator().manual_seed(seed)) < 0.4
-    found = distil_mask(mask, OneProcess())
+    found = downsample_mask(mask, OneProcess())
     assert found.shape == (rows, -(-words // 2))
     for row in range(rows):
         for word in range(found.shape[1]):

@@ -11,12 +11,23 @@ from torch import Tensor
 from maestro_dist import rng
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.errors import ConfigError
-from maestro_dist.model import OneProcess, cost, sparse
-from maestro_dist.model.attention import Attention, query_weights
-from maestro_dist.model.layout import Layout, Part, joint_layout, modality_layout, plan
-from maestro_dist.model.sampling import best_queries
+from maestro_dist.model import OneProcess
+from maestro_dist.model.attention import VARIANTS, describe_attention
+from maestro_dist.model.attention import tiles as tiles_module
+from maestro_dist.model.attention.layer import Attention
+from maestro_dist.model.attention.sampling import best_queries
+from maestro_dist.model.attention.selection import query_weights
+from maestro_dist.model.layout import (
+    EnteringTokens,
+    ModalityTokens,
+    TokenLayout,
+    cross_modal_layout,
+    modality_layout,
+    plan_depths,
+)
 
 WIDTH, HEADS = 12, 3
+FORMS = [name for name, variant in VARIANTS.items() if variant.abilities.selects_queries]
 
 
 def make_attention(**options: object) -> Attention:
@@ -32,20 +43,20 @@ def make_attention(**options: object) -> Attention:
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of the usual size, or of a few scores."""
     if request.param is not None:
-        monkeypatch.setitem(sparse._TILE, "cpu", request.param)
-        monkeypatch.setattr(sparse, "_TILE_LENGTH", 3)
+        monkeypatch.setitem(tiles_module._TILE, "cpu", request.param)
+        monkeypatch.setattr(tiles_module, "_TILE_LENGTH", 3)
 
 
-def make_layout(masks: list[Tensor], rows: list[Tensor], samples: int, ragged: bool = True) -> Layout:
-    """Layout of modalities whose words have the given masks."""
-    parts = [Part(len(mask), 0, mask.shape[1], 0, 0, mask.shape[1]) for mask in masks]
+def make_layout(masks: list[Tensor], rows: list[Tensor], samples: int, ragged: bool = True) -> TokenLayout:
+    """TokenLayout of modalities whose words have the given masks."""
+    parts = [ModalityTokens(len(mask), 0, mask.shape[1], 0, 0, mask.shape[1]) for mask in masks]
     none = [mask[:, :0] for mask in masks]
     sample = torch.arange(samples) + 40
     having = [row.tolist() for row in rows] if ragged else None
-    made = plan(parts, masks, none, rows, samples, [], OneProcess())
+    made = plan_depths(EnteringTokens(parts, masks, none, rows, samples), [], OneProcess())
     if len(masks) == 1:
         return modality_layout(made, 0, 0, rows[0], sample)
-    return joint_layout(made, 0, rows, sample, having)
+    return cross_modal_layout(made, 0, rows, sample, having)
 
 
 def oracle(attention: Attention, x: Tensor, mask: Tensor, sample: int, queries: Tensor, step: int) -> Tensor:
@@ -86,7 +97,9 @@ def oracle(attention: Attention, x: Tensor, mask: Tensor, sample: int, queries: 
     return torch.cat(heads, 1) @ attention.output_weight.T + attention.output_bias
 
 
-def check(attention: Attention, x: Tensor, layout: Layout, queries: Tensor, dense: list[tuple[Tensor, Tensor]]) -> None:
+def check(
+    attention: Attention, x: Tensor, layout: TokenLayout, queries: Tensor, dense: list[tuple[Tensor, Tensor]]
+) -> None:
     """Same values and gradients. `dense`: for each sample its canonical columns, in order, and their rows in x."""
     leaves = [x, queries, *attention.parameters()]
     pull = torch.from_numpy(rng.uniform_np(3, torch.arange(x.numel()).numpy()).reshape(x.shape))
@@ -107,7 +120,7 @@ def check(attention: Attention, x: Tensor, layout: Layout, queries: Tensor, dens
 
 
 @pytest.mark.usefixtures("tiles")
-@pytest.mark.parametrize("form", cost.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("beta", [1.3, 50.0])
 def test_one_modality(training: bool, beta: float, form: str) -> None:
@@ -124,7 +137,7 @@ def test_one_modality(training: bool, beta: float, form: str) -> None:
 
 
 @pytest.mark.usefixtures("tiles")
-@pytest.mark.parametrize("form", cost.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("ragged", [True, False])
 @pytest.mark.parametrize("training", [True, False])
 def test_joint_sequence_with_absent_modalities(training: bool, form: str, ragged: bool) -> None:
@@ -148,7 +161,7 @@ def test_joint_sequence_with_absent_modalities(training: bool, form: str, ragged
 
 
 @pytest.mark.parametrize("kernel", ["tiles", "fused"])
-@pytest.mark.parametrize("form", cost.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("length", [1, 2, 9])
 def test_enough_queries_are_dense_attention(length: int, form: str, kernel: str) -> None:
     few, dense = (
@@ -215,7 +228,7 @@ def test_forms_agree_with_dropout(keep: bool) -> None:
     x = torch.randn(27, WIDTH, dtype=torch.float64, requires_grad=True)
     queries = torch.tensor([3.4, 2.0, 1.7], dtype=torch.float64, requires_grad=True)
     results = []
-    for form in cost.FORMS:
+    for form in FORMS:
         attention = make_attention(beta=2.0, dropout=0.4, attention_algorithm=form, keep_attention_weights=keep).train()
         out = attention(x, layout, queries, 5) * layout.flat_mask[:, None]
         results.append([out, *torch.autograd.grad(out.square().sum(), [x, queries, *attention.parameters()])])
@@ -231,6 +244,6 @@ def test_the_fused_kernel_refuses_what_it_cannot_do() -> None:
 
 def test_the_choice_of_a_form_is_told_with_its_costs() -> None:
     wide = ModelConfig.model_validate({"width": 512, "heads": 8, "word": 1})
-    assert "cross-modal (8,192 tokens) absorbed (operations a token: plain" in cost.explain(wide, [8192, 8192])
+    assert "cross-modal (8,192 tokens) absorbed (operations a token: plain" in describe_attention(wide, [8192, 8192])
     narrow = ModelConfig.model_validate({"width": 64, "heads": 8, "word": 1, "attention_algorithm": "rows"})
-    assert cost.explain(narrow, [128]).startswith("encoders (128 tokens) rows, as set")
+    assert describe_attention(narrow, [128]).startswith("encoders (128 tokens) rows, as set")

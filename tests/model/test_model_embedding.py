@@ -13,8 +13,9 @@ from torch import Tensor
 from maestro_dist.config.model import StemConfig
 from maestro_dist.model import OneProcess, sax
 from maestro_dist.model.convolution import Convolution
-from maestro_dist.model.embedding import Stem, SummedRows, Table
 from maestro_dist.model.layers import Windowed
+from maestro_dist.model.stem import Stem
+from maestro_dist.model.symbol_embedding import TableEmbedding, _EmbeddingSum
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -93,7 +94,7 @@ def test_stem_is_masked_convolutions(missing: float, steps: int) -> None:
     values[torch.rand(values.shape, generator=torch.Generator().manual_seed(1)) < missing] = torch.nan
     values[0, 3:7] = torch.nan if missing else 1.0
     unit = (torch.zeros(2).double(), torch.ones(2).double())
-    words = sax.words(values, 4, sax.cuts(5), unit, torch.float64)
+    words = sax.words(values, 4, sax.breakpoints(5), unit, torch.float64)
     assert words.whole == (missing == 0 and steps == 12)
 
     padded = F.pad(values, (0, 0, 0, 12 - steps), value=torch.nan)
@@ -118,7 +119,9 @@ def test_a_pooled_stem_averages_what_was_observed(word: int, pool: int, cuts: tu
     values = drawn(2, 4 * word, 1)
     values[torch.rand(values.shape, generator=torch.Generator().manual_seed(2)) < 0.5] = torch.nan
     values[0, :word] = torch.nan
-    words = sax.words(values, word, sax.cuts(5), (torch.zeros(1).double(), torch.ones(1).double()), torch.float64)
+    words = sax.words(
+        values, word, sax.breakpoints(5), (torch.zeros(1).double(), torch.ones(1).double()), torch.float64
+    )
     x, seen = torch.cat((values.nan_to_num(0.0), values.isfinite().double()), -1), values.isfinite().double()
     for layer, cut in zip(stem.convolutions, cuts, strict=True):
         x = F.gelu(conv1d(F.pad(x, (0, 0, 1, 1)), layer.weight, layer.bias, 3, 1))
@@ -146,7 +149,7 @@ def test_symbols_in_a_batch_give_the_same_logits(embedding: str, normalize: str)
 
 @pytest.mark.parametrize(("words", "variates"), [(7, 1), (5, 3), (0, 2)])
 def test_table_sums_rows(words: int, variates: int) -> None:
-    table = Table(variates, 4, 5, 3).double()
+    table = TableEmbedding(variates, 4, 5, 3).double()
     table.fill(lambda name: 1)
     generator = torch.Generator().manual_seed(0)
     symbols = torch.randint(0, 6, (2, words, variates), dtype=torch.uint8, generator=generator)
@@ -155,4 +158,4 @@ def test_table_sums_rows(words: int, variates: int) -> None:
     torch.testing.assert_close(table(symbols, None), expected)
     if words:
         flat = symbols.flatten(0, 1)
-        assert torch.autograd.gradcheck(lambda weight: SummedRows.apply(weight, flat, 6), table.weight)
+        assert torch.autograd.gradcheck(lambda weight: _EmbeddingSum.apply(weight, flat, 6), table.weight)

@@ -16,7 +16,7 @@ from peak_of_a_step import make, modalities
 
 from maestro_dist.config.learning import PretrainConfig
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.model import count_parameters, memory_estimate
+from maestro_dist.model import TrainingSetup, count_parameters, memory_estimate
 from maestro_dist.model.estimate import tokens_by_modality
 from maestro_dist.system.memory import HUGE_PAGES
 
@@ -63,7 +63,7 @@ def test_estimate_is_within_a_fifth(options: dict[str, Any], shape: tuple[int, i
     config = ModelConfig.model_validate({key: value for key, value in options.items() if key != "pretrain"})
     sensors = modalities(count, steps, variates)
     parameters = count_parameters(make(config, sensors, 1, pretrain)[0])
-    estimate = memory_estimate(config, sensors, parameters=parameters, micro_batch=samples, pretrain=pretrain)
+    estimate = memory_estimate(config, sensors, TrainingSetup(parameters, samples, pretrain=pretrain))
     # the script starts to count when model and inputs are there
     expected = estimate.peak + estimate.parameters * 3 / 4
     if measured < expected / 1.2:  # gaps differ from process to process, and what a step may take is to be told
@@ -84,22 +84,22 @@ def test_estimate_is_within_a_fifth(options: dict[str, Any], shape: tuple[int, i
 def test_sizes_follow_the_configuration() -> None:
     config = ModelConfig(width=12, heads=3, word=4, summary="level")
     assert tokens_by_modality(config, MODALITIES) == {"acc": 16 + 1, "bvp": 24 + 1, "temp": 2 + 1}
-    small, large = (memory_estimate(config, MODALITIES, parameters=1000, micro_batch=batch) for batch in (4, 8))
+    small, large = (memory_estimate(config, MODALITIES, TrainingSetup(1000, batch)) for batch in (4, 8))
     assert small.parameters == 16 * 1000
     assert large.peak == pytest.approx(2 * small.peak, rel=1e-3)
     assert small.total == small.parameters + small.inputs + small.peak
     again = memory_estimate(
-        config.model_copy(update={"activation_checkpointing": "layers"}), MODALITIES, parameters=0, micro_batch=4
+        config.model_copy(update={"activation_checkpointing": "layers"}), MODALITIES, TrainingSetup(0, 4)
     )
     assert again.kept < 0.4 * small.kept
     assert small.kept < small.live < small.peak
 
 
-def test_swapping_tokens_for_heads_takes_more_while_it_lasts() -> None:
+def test_exchanging_tokens_for_heads_takes_more_while_it_lasts() -> None:
     config = ModelConfig(word=2, activation_checkpointing="layers", tile=4096, attention_algorithm="plain")
     sensors = modalities(1, 65536, 1)
-    swapped, plain = (memory_estimate(config, sensors, parameters=0, micro_batch=1, swaps=s) for s in (True, False))
+    exchanged, plain = (memory_estimate(config, sensors, TrainingSetup(0, 1, exchanges_heads=s)) for s in (True, False))
     auto = config.model_copy(update={"attention_algorithm": "auto"})
-    assert memory_estimate(auto, sensors, parameters=0, micro_batch=1, swaps=True) == swapped
-    assert swapped.kept == plain.kept
-    assert plain.live < swapped.live < 1.5 * plain.live
+    assert memory_estimate(auto, sensors, TrainingSetup(0, 1, exchanges_heads=True)) == exchanged
+    assert exchanged.kept == plain.kept
+    assert plain.live < exchanged.live < 1.5 * plain.live

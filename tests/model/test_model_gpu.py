@@ -13,11 +13,11 @@ from torch import Tensor
 from maestro_dist import rng
 from maestro_dist.config.model import ModelConfig, MoeConfig
 from maestro_dist.model.attention import Attention
-from maestro_dist.model.budget import spend
+from maestro_dist.model.attention.core import ProbSparseOptions, probsparse
+from maestro_dist.model.budget import queries_from_budgets
 from maestro_dist.model.context import OneProcess
-from maestro_dist.model.layout import Layout, Part, modality_layout, plan
+from maestro_dist.model.layout import EnteringTokens, ModalityTokens, TokenLayout, modality_layout, plan_depths
 from maestro_dist.model.moe import LocalExperts, MixtureOfExperts
-from maestro_dist.model.sparse import probsparse
 
 pytestmark = pytest.mark.gpu
 PRESENT = torch.tensor([[True, True, True], [False, True, False], [True, False, True], [False, False, False]])
@@ -40,12 +40,14 @@ def _exact_products() -> Iterator[None]:
     torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def _layout(length: int, device: str) -> Layout:
-    part = Part(rows=2, summary=0, words=length, first=0, lead=0, total=length)
+def _layout(length: int, device: str) -> TokenLayout:
+    part = ModalityTokens(rows=2, summary=0, words=length, first_word=0, summary_total=0, words_total=length)
     mask = torch.ones(2, length, dtype=torch.bool)
     mask[1, length // 3 : length // 2] = False
     mask, rows = mask.to(device), torch.arange(2, device=device)
-    return modality_layout(plan([part], [mask], [mask[:, :0]], [rows], 2, [], OneProcess()), 0, 0, rows, rows)
+    return modality_layout(
+        plan_depths(EnteringTokens([part], [mask], [mask[:, :0]], [rows], 2), [], OneProcess()), 0, 0, rows, rows
+    )
 
 
 def _fill(module: torch.nn.Module) -> None:
@@ -66,8 +68,8 @@ def test_attention_core(length: int) -> None:
     given = [torch.randn(2, 4, length, 16, requires_grad=True) for _ in range(3)]
     moved = [x.detach().cuda().requires_grad_() for x in given]
     weight = torch.randn(2, 4, length, 16)
-    out = probsparse(*given, sample_factor=5.0, factor=5.0, seed=3)
-    gpu = probsparse(*moved, sample_factor=5.0, factor=5.0, seed=3)
+    out = probsparse(*given, ProbSparseOptions(5.0, 5.0, seed=3))
+    gpu = probsparse(*moved, ProbSparseOptions(5.0, 5.0, seed=3))
     _close(gpu, out)
     out.backward(weight)
     gpu.backward(weight.cuda())
@@ -87,7 +89,7 @@ def test_attention_layer(training: bool) -> None:
         layer = layer.to(device)
         layer.zero_grad()
         layout, inputs = _layout(300, device), x.to(device).requires_grad_()
-        queries = spend(torch.full((2,), 5.0, device=device), layout.observed).queries
+        queries = queries_from_budgets(torch.full((2,), 5.0, device=device), layout.observed).queries
         out = layer(inputs, layout, queries, 0)
         out.square().sum().backward()
         results.append([out.detach(), inputs.grad, *(weight.grad for weight in layer.parameters())])

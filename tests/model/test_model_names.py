@@ -13,7 +13,7 @@ from maestro_dist.config.learning import PretrainConfig
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.inference.exported_model import TaskDescription, export_model
 from maestro_dist.inference.predictor import load_model
-from maestro_dist.model import Maestro, Pretraining
+from maestro_dist.model import Maestro, PretrainModel
 from maestro_dist.types import Batch, Modality
 
 TAKEN = sorted(name for name in dir(nn.ModuleDict()) if re.fullmatch(r"[a-z0-9_]{1,40}", name))
@@ -65,7 +65,7 @@ def test_names_change_neither_the_order_nor_the_names_of_parameters() -> None:
 
 
 def test_pretraining_takes_them_too() -> None:
-    model = Pretraining(CONFIG, modalities(), PretrainConfig(), seed=1)
+    model = PretrainModel(CONFIG, modalities(), PretrainConfig(), seed=1)
     output = model(batch(windows()))
     output["masked"][:, 0].sum().backward()
     (weight,) = (value for path, value in model.named_parameters() if path.endswith("outputs.cpu.weight"))

@@ -1,4 +1,4 @@
-"""Budget gate, distilling, experts and pooling against obvious oracles, in float64."""
+"""Budget gate, downsampling, experts and pooling against obvious oracles, in float64."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from maestro_dist import rng
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.model import OneProcess
-from maestro_dist.model.budget import BudgetGate, fill_up, spend
-from maestro_dist.model.distil import Distil
+from maestro_dist.model.budget import BudgetGate, queries_from_budgets, water_fill
+from maestro_dist.model.downsample import Downsample
 from maestro_dist.model.grouped import grouped_network
 from maestro_dist.model.head import AttentionPool, DeepHead, pool
-from maestro_dist.model.layout import Part, joint_layout, plan
+from maestro_dist.model.layout import EnteringTokens, ModalityTokens, cross_modal_layout, plan_depths
 from maestro_dist.model.moe import LocalExperts, MixtureOfExperts
 
 
@@ -65,7 +65,7 @@ def test_reallocation_pours_over(seed: int) -> None:
     expected = torch.tensor(
         [water(s, 10.0, limits) for s, limits in zip(share.tolist(), limit.tolist(), strict=True)], dtype=torch.float64
     )
-    torch.testing.assert_close(fill_up(share, 10.0, limit), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(water_fill(share, 10.0, limit), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_a_failed_sensor_s_budget_goes_to_the_others() -> None:
@@ -80,28 +80,28 @@ def test_a_failed_sensor_s_budget_goes_to_the_others() -> None:
 
 
 def test_spend_never_exceeds_what_is_there() -> None:
-    budgets = spend(torch.full((1, 4, 1), 9.0), torch.tensor([[[0], [1], [2], [1000]]]))
+    budgets = queries_from_budgets(torch.full((1, 4, 1), 9.0), torch.tensor([[[0], [1], [2], [1000]]]))
     assert budgets.queries.flatten().tolist() == pytest.approx([0, 0, 2, 9 * 6.907755], rel=1e-5)
 
 
-# distil
+# downsampling
 
 
 @pytest.mark.parametrize("words", [0, 1, 2, 5, 8])
 @pytest.mark.parametrize("summary", [0, 1])
-def test_distil_is_convolution_plus_pool(words: int, summary: int) -> None:
+def test_downsampling_is_convolution_plus_pool(words: int, summary: int) -> None:
     width, shapes = 4, [(2, words), (3, words), (1, 3), (0, 6)]
     torch.manual_seed(0)
     masks = [torch.rand(shape) > 0.4 for shape in shapes]
-    parts = [Part(rows, summary, count, 0, summary, count) for rows, count in shapes]
+    parts = [ModalityTokens(rows, summary, count, 0, summary, count) for rows, count in shapes]
     summaries = [torch.ones(rows, summary).bool() for rows, _ in shapes]
     rows = [torch.arange(count) for count, _ in shapes]
-    made = plan(parts, masks, summaries, rows, 3, [True], OneProcess())
-    before, after = (joint_layout(made, depth, rows, torch.arange(3)) for depth in (0, 1))
-    distil = filled(Distil(width, OneProcess()))
+    made = plan_depths(EnteringTokens(parts, masks, summaries, rows, 3), [True], OneProcess())
+    before, after = (cross_modal_layout(made, depth, rows, torch.arange(3)) for depth in (0, 1))
+    downsample = filled(Downsample(width, OneProcess()))
     x = torch.randn(sum(part.rows * part.length for part in parts), width, dtype=torch.float64, requires_grad=True)
 
-    kernel = distil.convolution.weight.view(width, 3, width).transpose(1, 2)  # [out, in, 3]
+    kernel = downsample.convolution.weight.view(width, 3, width).transpose(1, 2)  # [out, in, 3]
     pieces, expected = [], []
     offset = 0
     for part, mask in zip(parts, masks, strict=True):
@@ -113,7 +113,7 @@ def test_distil_is_convolution_plus_pool(words: int, summary: int) -> None:
             rows_out, seen_out = [], []
             for r in range(part.rows):
                 seen = [i for i in inputs if mask[r, i]]
-                value = distil.convolution.bias.clone()
+                value = downsample.convolution.bias.clone()
                 for i in seen:
                     value = value + kernel[:, :, i - 2 * o + 1] @ tokens[r, summary + i]
                 if seen:
@@ -123,7 +123,7 @@ def test_distil_is_convolution_plus_pool(words: int, summary: int) -> None:
             out.append(torch.stack(rows_out)[:, None] if rows_out else tokens.new_zeros(0, 1, width))
             pieces.append((part, o, seen_out))
         expected.append(torch.cat(out, 1).reshape(-1, width))
-    slow, fast = torch.cat(expected), distil(x, before)
+    slow, fast = torch.cat(expected), downsample(x, before)
     torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-12)
     mask_after = iter(after.flat_mask.tolist())
     flat = [next(mask_after) for _ in range(len(fast))]
@@ -137,8 +137,8 @@ def test_distil_is_convolution_plus_pool(words: int, summary: int) -> None:
         offset += part.rows * part.length
     pull = torch.randn_like(slow)
     for ours, theirs in zip(
-        torch.autograd.grad((fast * pull).sum(), [x, *distil.parameters()]),
-        torch.autograd.grad((slow * pull).sum(), [x, *distil.parameters()]),
+        torch.autograd.grad((fast * pull).sum(), [x, *downsample.parameters()]),
+        torch.autograd.grad((slow * pull).sum(), [x, *downsample.parameters()]),
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)

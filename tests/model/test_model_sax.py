@@ -57,7 +57,7 @@ def oracle(
 def symbols(
     x: torch.Tensor, word: int, alphabet: int, reference: tuple[torch.Tensor, torch.Tensor] | None
 ) -> torch.Tensor:
-    return sax.tokenise(x, word, sax.cuts(alphabet), reference)
+    return sax.tokenise(x, word, sax.breakpoints(alphabet), reference)
 
 
 def damage(values: np.ndarray, kind: str, draw: np.random.Generator) -> None:
@@ -103,7 +103,7 @@ def test_symbols_equal_the_loop(
     with np.errstate(over="ignore"):
         x = torch.from_numpy(values).to(dtype)
     exact = x.double().numpy()
-    edges, reference = sax.cuts(alphabet), None
+    edges, reference = sax.breakpoints(alphabet), None
     if normalize != "window":
         size = (variates,) if normalize == "dataset" else (rows, variates)
         mean, std = np.full(size, level), draw.choice([2.0, 0.0, 0.5], size)
@@ -112,7 +112,7 @@ def test_symbols_equal_the_loop(
         patch.setattr(sax, "_TILE", tile)
         ours = sax.tokenise(x, word, edges, reference)
         alone = [sax.tokenise(x[row : row + 1], word, edges, _row(reference, row)) for row in range(rows)]
-        used = reference or sax.window_reference(sax.moments(x, OneProcess()))
+        used = reference or sax.window_reference(sax.window_moments(x, OneProcess()))
         words = sax.words(x, word, edges, used, torch.float64)
     assert ours.dtype == torch.uint8
     assert torch.equal(ours, torch.cat(alone))
@@ -151,7 +151,7 @@ def _row(reference: tuple[torch.Tensor, torch.Tensor] | None, row: int) -> tuple
 def test_symbols_near_cuts_are_exact(alphabet: int, seed: int, spread: float) -> None:
     """The table of a processor says what a search among the cuts says, however near a cut z is."""
     draw = np.random.default_rng(seed)
-    edges = sax.cuts(alphabet)
+    edges = sax.breakpoints(alphabet)
     z = np.concatenate((draw.choice(edges.numpy(), 500) + draw.standard_normal(500) * spread, edges.numpy()))
     x = torch.from_numpy(np.concatenate((z, np.nextafter(z, 9), np.nextafter(z, -9))))[None, :, None]
     unit = (torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
@@ -161,15 +161,15 @@ def test_symbols_near_cuts_are_exact(alphabet: int, seed: int, spread: float) ->
 
 @pytest.mark.parametrize("shape", [(0, 8, 3), (2, 0, 3), (0, 0, 1)])
 def test_nothing_to_tokenise(shape: tuple[int, int, int]) -> None:
-    symbols = sax.tokenise(torch.zeros(shape), 4, sax.cuts(5))
+    symbols = sax.tokenise(torch.zeros(shape), 4, sax.breakpoints(5))
     assert symbols.shape == (shape[0], shape[1] // 4, shape[2])
-    found = sax.moments(torch.zeros(shape), OneProcess())
+    found = sax.window_moments(torch.zeros(shape), OneProcess())
     assert not torch.stack(found).any()
 
 
 @pytest.mark.parametrize("alphabet", [2, 3, 20, 255])
 def test_a_value_on_a_cut_goes_up(alphabet: int) -> None:
-    cuts = sax.cuts(alphabet)
+    cuts = sax.breakpoints(alphabet)
     unit = (torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
     on = symbols(cuts[None, :, None], 1, alphabet, unit)[0, :, 0]
     below = symbols(torch.nextafter(cuts, torch.tensor(-10.0, dtype=torch.float64))[None, :, None], 1, alphabet, unit)
@@ -181,8 +181,8 @@ def test_a_value_on_a_cut_goes_up(alphabet: int) -> None:
 def test_a_constant_channel_is_in_the_middle(dtype: torch.dtype) -> None:
     x = torch.full((1, 10_001, 1), 0.1, dtype=dtype) * 3e4
     assert set(symbols(x, 7, 20, None).flatten().tolist()) == {11}
-    reference = sax.window_reference(sax.moments(x, OneProcess()))
-    samples = sax.words(x, 7, sax.cuts(20), reference, torch.float32).samples
+    reference = sax.window_reference(sax.window_moments(x, OneProcess()))
+    samples = sax.words(x, 7, sax.breakpoints(20), reference, torch.float32).samples
     assert samples is not None
     assert not samples[..., 0].any()
     assert samples[..., 1].sum() == 10_001
@@ -190,6 +190,6 @@ def test_a_constant_channel_is_in_the_middle(dtype: torch.dtype) -> None:
 
 def test_moments_of_a_million_steps_keep_their_digits() -> None:
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 1_000_000, 1)) + 1e4)
-    moments = sax.moments(x, OneProcess())
+    moments = sax.window_moments(x, OneProcess())
     assert moments.n.item() == 1_000_000
     assert (moments.m2 / moments.n).sqrt().item() == pytest.approx(float(x.numpy().std()), rel=1e-12)

@@ -39,7 +39,7 @@ class Board:
 class Lockstep:
     """`SequenceContext` between threads."""
 
-    swap = None
+    head_exchange = None
 
     def __init__(self, board: Board, rank: int, cuts: Cuts) -> None:
         self.board, self.rank, self.size, self.cuts = board, rank, board.size, cuts
@@ -49,26 +49,26 @@ class Lockstep:
         assert steps == self.cuts[name][self.rank + 1] - self.cuts[name][self.rank]
         return self.cuts[name][self.rank], self.cuts[name][-1]
 
-    def sum(self, x: Tensor) -> Tensor:
+    def all_reduce_sum(self, x: Tensor) -> Tensor:
         return torch.stack(self.exchange(x)).sum(0)
 
-    def maximum(self, x: Tensor) -> Tensor:
+    def all_reduce_max(self, x: Tensor) -> Tensor:
         return torch.stack(self.exchange(x.detach())).amax(0)
 
-    def gather(self, x: Tensor) -> Tensor:
+    def all_gather(self, x: Tensor) -> Tensor:
         parts = self.exchange(x.detach())
         assert len({part.shape for part in parts}) == 1
         return torch.cat(parts, -1)
 
-    def before(self, x: Tensor) -> Tensor:
+    def exclusive_prefix_sum(self, x: Tensor) -> Tensor:
         return torch.stack([torch.zeros_like(x), *self.exchange(x.detach())[: self.rank]]).sum(0)
 
-    def halo(self, x: Tensor, width: int) -> Tensor:
+    def halo_exchange(self, x: Tensor, width: int) -> Tensor:
         parts = self.exchange(x)
         start = sum(part.shape[1] for part in parts[: self.rank])
         return F.pad(torch.cat(parts, 1), (0, 0, width, width))[:, start : start + x.shape[1] + 2 * width]
 
-    def merge(self, out: Tensor, total: Tensor) -> Tensor:
+    def merge_attention(self, out: Tensor, total: Tensor) -> Tensor:
         sizes = torch.stack(self.exchange(total))
         return (sizes.softmax(0)[..., None] * torch.stack(self.exchange(out))).sum(0)
 

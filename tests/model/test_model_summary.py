@@ -30,8 +30,8 @@ def features(
         summary.linear.bias.zero_()
     raw = torch.from_numpy(values)
     given_ = sax.given_reference(torch.from_numpy(mean), torch.from_numpy(std))
-    window = sax.moments(raw, OneProcess())
-    words = sax.words(raw, word, sax.cuts(4), given_, torch.float64)
+    window = sax.window_moments(raw, OneProcess())
+    words = sax.words(raw, word, sax.breakpoints(4), given_, torch.float64)
     mean = (window.mean - given_[0]) / given_[1]
     token = summary(summary.features(words.samples, mean, window, given_[1], 0, steps))
     return token.detach().view(rows, variates, -1).numpy()

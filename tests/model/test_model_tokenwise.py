@@ -10,7 +10,7 @@ from torch.autograd import gradcheck
 
 from maestro_dist import rng
 from maestro_dist.model import tokenwise
-from maestro_dist.model.distil import Halved
+from maestro_dist.model.downsample import _Downsampling
 from maestro_dist.model.layers import FeedForward, ResidualNorm, dropout
 
 
@@ -81,13 +81,14 @@ def test_residual_norm(scaled: bool, p: float, small_blocks: None) -> None:
     keys = row_keys(5) if p else None
     plain = dropout(branch, p, keys) if keys is not None else branch
     plain = norm.__class__.__bases__[0].forward(norm, x + (plain if scale is None else plain * scale))
-    torch.testing.assert_close(norm(x, branch, scale, p, keys), plain, rtol=1e-12, atol=1e-12)
+    dropped = None if keys is None else tokenwise.HashedDropout(p, keys)
+    torch.testing.assert_close(norm(x, branch, scale, dropped), plain, rtol=1e-12, atol=1e-12)
 
     def run(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None) -> Tensor:
-        return tokenwise.Normed.apply(x, branch, weight, bias, scale, norm.eps, p, keys)
+        return tokenwise.residual_norm(x, branch, scale, tokenwise.NormParameters(weight, bias, norm.eps), dropped)
 
     assert gradcheck(run, (x, branch, norm.weight, norm.bias, scale))
-    assert norm(x[:0], branch[:0], scale, 0.0, None).shape == (0, 4)
+    assert norm(x[:0], branch[:0], scale, None).shape == (0, 4)
 
 
 # feed-forward
@@ -104,7 +105,11 @@ def test_feed_forward(tile: int | None, small_blocks: None) -> None:
         F.gelu(F.linear(x, feed.expand.weight, feed.expand.bias)), feed.contract.weight, feed.contract.bias
     )
     torch.testing.assert_close(feed(x), plain, rtol=1e-12, atol=1e-12)
-    assert gradcheck(lambda x, *parameters: tokenwise.Fed.apply(x, *parameters, tile), (x, *feed.parameters()))
+
+    def run(x: Tensor, *parameters: Tensor) -> Tensor:
+        return tokenwise.feed_forward(x, tokenwise.FeedForwardParameters(*parameters), tile)
+
+    assert gradcheck(run, (x, *feed.parameters()))
     feed(x[:0]).sum().backward()
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in feed.parameters())
 
@@ -124,13 +129,13 @@ def test_feed_forward_under_autocast() -> None:
     assert all(parameter.grad.dtype == torch.float32 for parameter in feed.parameters())
 
 
-# distilling
+# downsampling
 
 
 @pytest.mark.parametrize("observed", ["all", "some", "none"])
 @pytest.mark.parametrize("halo", [False, True])
 @pytest.mark.parametrize(("rows", "words"), [(3, 4), (1, 6), (2, 2)])
-def test_gradient_of_distilling(rows: int, words: int, halo: bool, observed: str, small_blocks: None) -> None:
+def test_gradient_of_downsampling(rows: int, words: int, halo: bool, observed: str, small_blocks: None) -> None:
     torch.manual_seed(1)
     x = torch.randn(rows, words, 3, dtype=torch.float64, requires_grad=True)
     before = torch.randn(rows, 1, 3, dtype=torch.float64, requires_grad=True) if halo else None
@@ -138,9 +143,9 @@ def test_gradient_of_distilling(rows: int, words: int, halo: bool, observed: str
     mask[:, 0] &= halo
     weight = torch.randn(3, 9, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(3, dtype=torch.float64, requires_grad=True)
-    assert gradcheck(lambda *tensors: Halved.apply(tensors[0], before, mask, *tensors[1:]), (x, weight, bias))
+    assert gradcheck(lambda *tensors: _Downsampling.apply(tensors[0], before, mask, *tensors[1:]), (x, weight, bias))
     if before is not None:
-        assert gradcheck(lambda before: Halved.apply(x, before, mask, weight, bias), before)
+        assert gradcheck(lambda before: _Downsampling.apply(x, before, mask, weight, bias), before)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -148,5 +153,5 @@ def test_equal_words_send_the_maximum_s_gradient_to_the_earliest(masked: bool) -
     x = torch.zeros(1, 4, 1, requires_grad=True)
     mask = torch.tensor([[False, True, True, not masked, True]])
     weight, bias = torch.zeros(1, 3), torch.zeros(1)
-    Halved.apply(x, None, mask, weight, bias).backward(torch.tensor([[[1.0], [10.0]]]))
+    _Downsampling.apply(x, None, mask, weight, bias).backward(torch.tensor([[[1.0], [10.0]]]))
     assert x.grad.flatten().tolist() == [1.0, 10.0, 0.0, 0.0]

@@ -74,7 +74,7 @@ DEEPSPEED = """
     from torch.testing._internal.distributed.fake_pg import FakeStore
     from maestro_dist.config.schema import MeshConfig
     from maestro_dist.parallel.mesh import build_mesh
-    from maestro_dist.engine.settings import load_deepspeed
+    from maestro_dist.parallel.load_deepspeed import load_deepspeed
 
     rank, world = 517, 1024
     deepspeed = load_deepspeed("cpu")

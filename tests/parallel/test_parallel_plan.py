@@ -9,11 +9,20 @@ from typing import Any
 import pytest
 
 from maestro_dist.config.schema import Config
-from maestro_dist.model import memory_estimate
+from maestro_dist.model import TrainingSetup, memory_estimate
+from maestro_dist.model.attention import VARIANTS, AttentionShape
+from maestro_dist.model.attention.sampling import cap
+from maestro_dist.model.attention.variant import SequenceSharding
 from maestro_dist.model.estimate import expert_parameters
-from maestro_dist.model.sampling import cap
 from maestro_dist.parallel.mesh import build_mesh
-from maestro_dist.parallel.plan import RankPlan, choose_expert_movement, plan_expert_movement, plan_text, plan_world
+from maestro_dist.parallel.plan import (
+    ExpertLayerShape,
+    RankPlan,
+    choose_expert_movement,
+    plan_expert_movement,
+    plan_text,
+    plan_world,
+)
 from maestro_dist.parallel.traffic import Traffic, attention_traffic, engine_traffic, held_slices
 from maestro_dist.types import Modality
 
@@ -32,50 +41,61 @@ def make_config(**mesh: Any) -> Config:
     )
 
 
+def sparse_traffic(shape: AttentionShape, ranks: int, element_bytes: int = 4) -> list[Traffic]:
+    sharding = SequenceSharding(ranks, element_bytes, forwards=1)
+    found = [
+        attention_traffic(VARIANTS[name], shape, sharding, shape.length // ranks)
+        for name in ("plain", "rows", "absorbed")
+    ]
+    assert found[0] == found[1] == found[2]
+    return found[0]
+
+
 @pytest.mark.parametrize(("length", "measured"), [(65_536, 585e3), (262_144, 657e3)])
 def test_sparse_attention_moves_no_token(length: int, measured: float) -> None:
     """d 512, H 8, fp32; the measured figures are those of one layer between two processes."""
     width, heads, selected = 512, 8, cap(5.0, length)
-    items = attention_traffic(length, length // 2, width, heads, selected, selected, ranks=2)
-    handed = sum(item.handed for item in items)
+    shape = AttentionShape(length, width, heads, selected, selected)
+    items = sparse_traffic(shape, 2)
+    handed = sum(item.communicated_bytes for item in items)
     least = 5 * selected * width * 4 + 12 * heads * selected
     assert least < handed < least + 8 * heads * selected + 12 * width
     assert handed == pytest.approx(measured, rel=2e-3)
-    half = sum(
-        item.handed
-        for item in attention_traffic(length, length // 2, width, heads, selected, selected, ranks=2, element_bytes=2)
-    )
+    half = sum(item.communicated_bytes for item in sparse_traffic(shape, 2, element_bytes=2))
     assert 0.6 * handed < half < 0.8 * handed  # what merges stays float32
 
 
 def test_ulysses_exchanges_every_token() -> None:
+    shape = AttentionShape(262_144, 512, 8, 63, 63)
     for ranks, expected in ((2, 2_147e6), (4, 1_074e6)):
-        (item,) = attention_traffic(262_144, 262_144 // ranks, 512, 8, 63, 63, ranks=ranks, method="ulysses")
-        assert item.handed == 8 * 262_144 / ranks * 512 * 4
-        assert item.handed == pytest.approx(expected, rel=1e-3)
-        (again,) = attention_traffic(
-            262_144, 262_144 // ranks, 512, 8, 63, 63, ranks=ranks, method="ulysses", again=True
-        )
-        assert again.handed == 1.5 * item.handed
-    assert attention_traffic(1000, 1000, 512, 8, 35, 35, ranks=1) == []
+        held, plain = 262_144 // ranks, VARIANTS["plain"]
+        (item,) = attention_traffic(plain, shape, SequenceSharding(ranks, 4, 1), held, "ulysses")
+        assert item.communicated_bytes == 8 * 262_144 / ranks * 512 * 4
+        assert item.communicated_bytes == pytest.approx(expected, rel=1e-3)
+        (again,) = attention_traffic(plain, shape, SequenceSharding(ranks, 4, 2), held, "ulysses")
+        assert again.communicated_bytes == 1.5 * item.communicated_bytes
+    assert sparse_traffic(AttentionShape(1000, 512, 8, 35, 35), 1) == []
 
 
 def test_what_leaves_a_rank_depends_on_the_operation() -> None:
-    sent = {operation: Traffic("x", operation, 4, 100.0).sent for operation in ("reduce", "gather", "scatter")}
-    assert sent == {"reduce": 150.0, "gather": 300.0, "scatter": 75.0}
-    assert Traffic("x", "exchange", 4, 100.0).sent == 75.0
-    assert Traffic("x", "gather", 1, 100.0).sent == 0.0
+    sent = {
+        operation: Traffic("x", operation, 4, 100.0).sent
+        for operation in ("all-reduce", "all-gather", "reduce-scatter")
+    }
+    assert sent == {"all-reduce": 150.0, "all-gather": 300.0, "reduce-scatter": 75.0}
+    assert Traffic("x", "all-to-all", 4, 100.0).sent == 75.0
+    assert Traffic("x", "all-gather", 1, 100.0).sent == 0.0
 
 
 def test_the_smaller_of_tokens_and_weights_moves() -> None:
-    few, many = (choose_expert_movement(tokens, 2, 512, 512, 16, 4, 8) for tokens in (1_000, 1_000_000))
+    few, many = (choose_expert_movement(tokens, ExpertLayerShape(16, 2, 512, 512), 8) for tokens in (1_000, 1_000_000))
     assert (few.movement, few.tokens, few.weights) == ("tokens", 4 * 1_000 * 2 * 512 * 4, 6 * 16 * 512 * 512 * 4)
     assert (many.movement, many.tokens) == ("weights", 1_000 * few.tokens)
     assert str(many) == "weights move; a layer and micro-batch: tokens 16.38 GB, weights 100.66 MB"
 
 
 def test_a_set_movement_is_kept_with_both_figures() -> None:
-    few = choose_expert_movement(1_000, 2, 512, 512, 16, 4, 8, "weights")
+    few = choose_expert_movement(1_000, ExpertLayerShape(16, 2, 512, 512), 8, "weights")
     assert few.movement == "weights"
     assert few.tokens < few.weights
     assert "as set" in str(few)
@@ -83,9 +103,9 @@ def test_a_set_movement_is_kept_with_both_figures() -> None:
 
 def test_at_equal_cost_and_on_one_rank_tokens_move() -> None:
     # 4 n k d b = 6 E d e b for n k = 1.5 E e
-    assert choose_expert_movement(96, 1, 8, 16, 4, 4, 2).movement == "tokens"
-    assert choose_expert_movement(97, 1, 8, 16, 4, 4, 2).movement == "weights"
-    alone = choose_expert_movement(10**6, 1, 8, 16, 4, 4, 1)
+    assert choose_expert_movement(96, ExpertLayerShape(4, 1, 8, 16), 2).movement == "tokens"
+    assert choose_expert_movement(97, ExpertLayerShape(4, 1, 8, 16), 2).movement == "weights"
+    alone = choose_expert_movement(10**6, ExpertLayerShape(4, 1, 8, 16), 1)
     assert (alone.movement, alone.tokens, alone.weights) == ("tokens", 0, 0)
 
 
@@ -104,7 +124,7 @@ def test_zero_reduces_and_gathers_by_stage() -> None:
         stage: {item.name: item for item in engine_traffic(1000, 400, zero_stage=stage, **common)}
         for stage in (1, 2, 3)
     }
-    handed = {stage: {name: item.handed for name, item in items.items()} for stage, items in found.items()}
+    handed = {stage: {name: item.communicated_bytes for name, item in items.items()} for stage, items in found.items()}
     assert handed[1] == {
         "gradients: dense": 4000,
         "parameters: dense": 500,
@@ -114,7 +134,11 @@ def test_zero_reduces_and_gathers_by_stage() -> None:
     assert handed[2]["gradients: dense"] == 3 * 4000
     assert handed[2]["parameters: dense"] == 500
     assert handed[3]["parameters: dense"] == 2 * 3 * 500
-    assert [found[stage]["gradients: dense"].operation for stage in (1, 2, 3)] == ["reduce", "reduce", "scatter"]
+    assert [found[stage]["gradients: dense"].operation for stage in (1, 2, 3)] == [
+        "all-reduce",
+        "all-reduce",
+        "reduce-scatter",
+    ]
     assert {item.ranks for name, item in found[3].items() if "experts" in name} == {4}
     assert engine_traffic(1000, 400, world=1, expert_ranks=1, zero_stage=1, micro_batches=1) == []
     alone = engine_traffic(1000, 400, world=2, expert_ranks=2, zero_stage=1, micro_batches=1)
@@ -127,10 +151,10 @@ def test_spread_experts_take_their_share_of_memory() -> None:
     assert experts == 64 * 2 * 256 * 256
     sizes: dict[str, Any] = {"parameters": experts + 1000, "micro_batch": 1, "ranks": 16}
     for stage, whole in ((1, 2), (2, 1), (3, 0)):
-        spread = memory_estimate(model, SENSORS, **sizes, zero_stage=stage, experts_ranks=8).parameters
+        spread = memory_estimate(model, SENSORS, TrainingSetup(**sizes, zero_stage=stage, expert_ranks=8)).parameters
         # dense: shared by 16; an eighth of the experts: by the two ranks that hold them
         assert spread == int(4 * (1000 * (whole + (4 - whole) / 16) + experts / 8 * (whole + (4 - whole) / 2)))
-        together = memory_estimate(model, SENSORS, **sizes, zero_stage=stage).parameters
+        together = memory_estimate(model, SENSORS, TrainingSetup(**sizes, zero_stage=stage)).parameters
         assert spread < together or stage == 3  # there all is shared by 16 ranks either way
     assert together == pytest.approx(spread, rel=1e-3)
 
@@ -150,18 +174,19 @@ def test_1024_ranks_are_planned_in_seconds(sequence: int, expert: int) -> None:
         assert {sum(plan.steps[name] for plan in plans[at : at + sequence]) for at in range(0, 1024, sequence)} == {
             steps
         }
-    assert all(plan.total_memory > plan.memory.parameters > 0 and plan.handed > 0 for plan in plans)
+    assert all(plan.total_memory > plan.memory.parameters > 0 and plan.communicated_bytes > 0 for plan in plans)
     assert "gradients: dense" in text
     assert ("attention" in text) == (sequence > 1)
 
 
-def test_a_rank_with_more_samples_hands_in_more() -> None:
+def test_a_rank_with_more_samples_communicates_more() -> None:
     config = make_config(sequence=2, expert=2)
     plans = plan_world(config, SENSORS, build_mesh(config.mesh, world=64), parameters=PARAMETERS)
     assert (plans[0].samples, plans[-1].samples) == (10, 9)
     assert plans[0].micro_batches == plans[-1].micro_batches == 10
     attention = [
-        sum(item.handed for item in plan.traffic if item.name == "attention") for plan in (plans[0], plans[-1])
+        sum(item.communicated_bytes for item in plan.traffic if item.name == "attention")
+        for plan in (plans[0], plans[-1])
     ]
     assert attention[0] == pytest.approx(attention[1] * 10 / 9)
     assert "others from" in plan_text(build_mesh(config.mesh, world=64), plans)
@@ -176,14 +201,14 @@ def test_longer_windows_cost_ulysses_more_and_sparse_attention_no_more() -> None
     )
     assert long.attention["ulysses"] == pytest.approx(4 * short.attention["ulysses"], rel=0.01)
     assert long.attention["sparse"] < 1.15 * short.attention["sparse"]
-    assert long.handed < 1.15 * short.handed
+    assert long.communicated_bytes < 1.15 * short.communicated_bytes
 
 
 def test_the_method_in_use_is_the_one_that_is_counted() -> None:
     for method in ("sparse", "ulysses"):
         config = make_config(sequence=8, sequence_method=method)
         plan = plan_world(config, SENSORS, build_mesh(config.mesh, world=8), parameters=PARAMETERS)[0]
-        counted = sum(item.handed for item in plan.traffic if item.name == "attention")
+        counted = sum(item.communicated_bytes for item in plan.traffic if item.name == "attention")
         assert counted == pytest.approx(plan.attention[method])
     config = make_config(sequence=16)  # more than heads: Ulysses could not
     plan = plan_world(config, SENSORS, build_mesh(config.mesh, world=16), parameters=PARAMETERS)[0]
@@ -214,7 +239,7 @@ def test_an_average_and_two_views_are_counted() -> None:
     assert twice.memory.inputs == 2 * plain.memory.inputs
     assert twice.memory.kept == pytest.approx(2 * plain.memory.kept)
     assert (twice.samples, twice.micro_batches) == (plain.samples, plain.micro_batches)
-    attention = [sum(item.handed for item in p.traffic if item.name == "attention") for p in (plain, twice)]
+    attention = [sum(item.communicated_bytes for item in p.traffic if item.name == "attention") for p in (plain, twice)]
     assert attention[1] == 2 * attention[0]
 
 

@@ -118,9 +118,9 @@ def test_1024_workers_from_a_manifest_alone(synthetic: str, tmp_path: Path, caps
     for word in (
         "1024 ranks = 256 data x 4 sequence; experts over 16",
         "(2 samples, 1 micro-batch)",
-        "exchange, 16 ranks",
-        "reduce, 1,024 ranks",
-        "reduce, 64 ranks",
+        "all-to-all, 16 ranks",
+        "all-reduce, 1,024 ranks",
+        "all-reduce, 64 ranks",
         "tokens move; a layer and micro-batch: tokens ",
         "there is a manifest but no shards",
     ):

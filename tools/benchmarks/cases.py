@@ -15,9 +15,9 @@ from benchmarks.common import Row, Setting, at_most
 from benchmarks.published.attention import budget
 from benchmarks.timing import Rates, Times
 from maestro_dist.config.model import ModelConfig
+from maestro_dist.model.attention.core import ProbSparseOptions, probsparse
 from maestro_dist.model.context import OneProcess
-from maestro_dist.model.layout import Layout, Part, modality_layout, plan
-from maestro_dist.model.sparse import probsparse
+from maestro_dist.model.layout import EnteringTokens, ModalityTokens, TokenLayout, modality_layout, plan_depths
 from maestro_dist.types import Batch, Modality
 
 HEADS, HEAD_WIDTH, FACTOR = 8, 64, 5.0
@@ -53,7 +53,7 @@ RATE_HZ = 32.0
 
 def ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """This model's attention core in training: [1, H, L, d_h] each -> [1, H, L, d_h]."""
-    return probsparse(query, key, value, sample_factor=FACTOR, factor=FACTOR, training=True)
+    return probsparse(query, key, value, ProbSparseOptions(FACTOR, FACTOR))
 
 
 def trained(function: Callable[..., Tensor], inputs: Sequence[Tensor], gradient: Tensor) -> Callable[[], Tensor]:
@@ -94,12 +94,12 @@ def tokens(length: int, width: int, device: str) -> Tensor:
     return torch.randn(length, width, device=device).requires_grad_()
 
 
-def layout_of(length: int, device: str, samples: int = 1) -> Layout:
+def layout_of(length: int, device: str, samples: int = 1) -> TokenLayout:
     """One modality, all tokens observed."""
-    part = Part(rows=samples, summary=0, words=length, first=0, lead=0, total=length)
+    part = ModalityTokens(rows=samples, summary=0, words=length, first_word=0, summary_total=0, words_total=length)
     observed = torch.ones(samples, length, dtype=torch.bool, device=device)
     rows = torch.arange(samples, device=device)
-    planned = plan([part], [observed], [observed[:, :0]], [rows], samples, [], OneProcess())
+    planned = plan_depths(EnteringTokens([part], [observed], [observed[:, :0]], [rows], samples), [], OneProcess())
     return modality_layout(planned, 0, 0, rows, rows)
 
 

@@ -11,7 +11,7 @@ from benchmarks.timing import Case, compare
 from maestro_dist import rng
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.model.attention import Attention
-from maestro_dist.model.budget import spend
+from maestro_dist.model.budget import queries_from_budgets
 from maestro_dist.model.context import OneProcess
 
 _WIDTH = 512
@@ -30,7 +30,9 @@ def _table(options: Options, setting: Setting, length: int, width: int) -> list[
     ours = Attention("layer", config, FACTOR, SEED, OneProcess()).to(device)
     ours.fill(lambda name: rng.key(SEED, "init", name))
     layout = layout_of(length, device)
-    queries = spend(layout.observed.new_full((1,), FACTOR, dtype=ours.query_weight.dtype), layout.observed).queries
+    queries = queries_from_budgets(
+        layout.observed.new_full((1,), FACTOR, dtype=ours.query_weight.dtype), layout.observed
+    ).queries
     slow = published.SparseAttention(width, HEADS, FACTOR).to(device)
     usual = conventional.SparseAttention(width, HEADS, FACTOR).to(device)
     flat, batched = tokens(length, width, device), tokens(length, width, device)

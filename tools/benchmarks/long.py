@@ -23,7 +23,7 @@ from benchmarks.common import Options, Row, Setting, at_least, at_most, need_mem
 from benchmarks.memory import peak_memory, time_alone
 from benchmarks.timing import Case, compare
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.model import Maestro, count_parameters, memory_estimate
+from maestro_dist.model import Maestro, TrainingSetup, count_parameters, memory_estimate
 from maestro_dist.types import Modality
 
 _MILLION = 10**6
@@ -117,7 +117,7 @@ def _core_memory(options: Options, length: int) -> list[Row]:
 def _model(options: Options, setting: Setting, steps: int) -> list[Row]:
     peak = peak_memory("long:model", steps, options.device, worker=True)
     whole = Maestro(config(), streams(steps), _CLASSES, seed=SEED)
-    estimate = memory_estimate(config(), streams(steps), parameters=count_parameters(whole), micro_batch=1).total
+    estimate = memory_estimate(config(), streams(steps), TrainingSetup(count_parameters(whole), micro_batch=1)).total
     case = {"step": Case(model(steps, options.device), repetitions=1)}
     times, _ = compare(case, setting, options.device, quick=options.quick)
     name = f"long/model, {len(_STREAMS)} x {size_name(steps)} steps"

@@ -16,7 +16,7 @@ from benchmarks.common import Options, Row, at_least, at_most, cores, need_memor
 from benchmarks.ranks import run_ranks
 from benchmarks.sharded import ALONE, SHARE, recording_config, recording_streams
 from benchmarks.ways import GATHERED, NATIVE, PLAIN, ULYSSES, WAYS, Shape
-from maestro_dist.model import Maestro, count_parameters, memory_estimate
+from maestro_dist.model import Maestro, TrainingSetup, count_parameters, memory_estimate
 from maestro_dist.parallel.expert import MOVEMENTS
 
 _RANKS = (2, 4)
@@ -205,7 +205,7 @@ def _recording_estimate(steps: int, ranks: int) -> int:
     config = recording_config()
     model = Maestro(config, recording_streams(steps), 3, seed=SEED)
     share = recording_streams(steps // ranks)
-    estimate = memory_estimate(config, share, parameters=count_parameters(model), micro_batch=1, ranks=ranks)
+    estimate = memory_estimate(config, share, TrainingSetup(count_parameters(model), micro_batch=1, ranks=ranks))
     return ranks * estimate.total
 
 

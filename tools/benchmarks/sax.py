@@ -26,7 +26,7 @@ def run(options: Options) -> list[Row]:
 def _table(options: Options, setting: Setting) -> list[Row]:
     rows, steps, variates = (2, 128, 3) if options.quick else (4, 65536, 14)
     x = torch.randn(rows, steps, variates, device=options.device)
-    edges = sax.cuts(_ALPHABET).to(options.device)
+    edges = sax.breakpoints(_ALPHABET).to(options.device)
 
     def ours() -> torch.Tensor:
         return sax.tokenise(x, _WORD, edges)

@@ -21,7 +21,7 @@ from maestro_dist.config.model import ModelConfig, MoeConfig
 from maestro_dist.config.schema import Config, MeshConfig
 from maestro_dist.engine.engine import Engine
 from maestro_dist.model import Maestro
-from maestro_dist.model.layout import Layout
+from maestro_dist.model.layout import TokenLayout
 from maestro_dist.model.moe import LocalExperts, MixtureOfExperts
 from maestro_dist.optim import build_optimizer
 from maestro_dist.parallel.expert import MOVEMENTS, spread_experts
@@ -161,7 +161,7 @@ def experts(length: int, width: int, experts: int, repetitions: int) -> dict[str
     found: dict[str, dict[str, Any]] = {name: {"seconds": []} for name in (ALONE, *MOVEMENTS)}
     for name, group in groups.items():
         steps[name]()
-        found[name]["bytes"] = group.handed
+        found[name]["bytes"] = group.communicated_bytes
     for turn in range(2 + repetitions):
         for name in found:
             seconds = _timed(steps.get(name))
@@ -170,7 +170,7 @@ def experts(length: int, width: int, experts: int, repetitions: int) -> dict[str
     return found
 
 
-def _mixing(module: MixtureOfExperts, layout: Layout, x: Tensor) -> Callable[[], object]:
+def _mixing(module: MixtureOfExperts, layout: TokenLayout, x: Tensor) -> Callable[[], object]:
     return module_step(module, lambda x: module(x, layout)[0], x)
 
 

@@ -21,11 +21,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.cases import FACTOR, SEED, layout_of
 from maestro_dist import rng
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.model import sampling, sparse
-from maestro_dist.model.attention import Attention, Split, query_weights
-from maestro_dist.model.budget import spend
+from maestro_dist.model.attention import sampling
+from maestro_dist.model.attention.kernel import attend
+from maestro_dist.model.attention.layer import Attention
+from maestro_dist.model.attention.row_functions import FillRows, SplitProjections, TakeRows
+from maestro_dist.model.attention.selection import query_weights
+from maestro_dist.model.attention.tiles import largest_product
+from maestro_dist.model.budget import queries_from_budgets
 from maestro_dist.model.context import OneProcess, SequenceContext
-from maestro_dist.model.layout import Layout, Part, modality_layout, plan
+from maestro_dist.model.layout import EnteringTokens, ModalityTokens, TokenLayout, modality_layout, plan_depths
 from maestro_dist.parallel.sequence import SequenceRanks, time_cuts
 from maestro_dist.parallel.ulysses import UlyssesRanks
 
@@ -119,8 +123,8 @@ def _gathered(shape: Shape, dtype: torch.dtype) -> Way:
         """The metric of queries [1, H, n, d_h] with sampled keys of [1, H, L, d_h]."""
         sizes = sampling.sample_sizes(layer.sample_factor, whole.observed)
         most = sampling.cap(layer.sample_factor, whole.capacity)
-        column, held = sampling.hold(sampling.drawn_keys(sizes, most, whole, draws, layer.heads), sizes, whole)
-        return sparse.largest_product(query, sampling.centred(sampling.rows(key, column, held), sizes), None, 1)
+        column, held = sampling.locate_tokens(sampling.drawn_keys(sizes, most, whole, draws, layer.heads), sizes, whole)
+        return largest_product(query, sampling.centred(sampling.gather_rows(key, column, held), sizes), None, 1)
 
     def call(x: Tensor) -> Tensor:
         # without the bias of the values, which the layer adds after the attention
@@ -128,7 +132,7 @@ def _gathered(shape: Shape, dtype: torch.dtype) -> Way:
         packed = F.linear(x, torch.cat((layer.query_weight, layer.key_weight, layer.value_weight)), bias)
         query = packed[:, : shape.width].view(1, len(x), shape.heads, -1).transpose(1, 2)
         every = _Everyones.apply(packed[:, shape.width :])
-        key, value = Split.apply(every.view(1, shape.length, 2, shape.heads, -1), None)
+        key, value = SplitProjections.apply(every.view(1, shape.length, 2, shape.heads, -1), None)
         chosen = sampling.best_queries(scores(query, key), mine, limit, sequence)
         # the queries that this rank holds come first; other ranks compute the others
         assert chosen.held is not None  # there is more than one rank
@@ -136,14 +140,14 @@ def _gathered(shape: Shape, dtype: torch.dtype) -> Way:
         first = held.argsort(dim=-1, descending=True, stable=True)[..., : int(held.sum(-1).max())]
         column = chosen.column.gather(2, first)
         weights = (query_weights(queries, limit, 0.0)[:, None] * held).gather(2, first)
-        best = sparse.TakeRows.apply(query, column)
+        best = TakeRows.apply(query, column)
         best = F.pad(best * best.shape[3] ** -0.5, (0, 0, 0, 1))  # a query of zeros attends to the mean of the values
-        out, _ = sparse.attend(best, key, value)
+        out, _ = attend(best, key, value)
         mean = out[:, :, -1:]
         delta = weights[..., None] * (out[:, :, :-1] - mean)
         row = column * shape.heads + torch.arange(shape.heads)[:, None]
         mean = mean + layer.value_bias.view(1, shape.heads, 1, -1)
-        context = sparse.FillRows.apply(mean.flatten(1), delta.flatten(0, 2), row.flatten(), len(x))
+        context = FillRows.apply(mean.flatten(1), delta.flatten(0, 2), row.flatten(), len(x))
         return F.linear(context.view(x.shape), layer.output_weight, layer.output_bias)
 
     return Way(layer, call, mine.parts[0].words)
@@ -191,7 +195,7 @@ def _layer(shape: Shape, dtype: torch.dtype, sequence: SequenceContext | None = 
     return layer.to(dtype)
 
 
-def _slice(length: int, context: type[SequenceRanks]) -> tuple[SequenceRanks, Layout]:
+def _slice(length: int, context: type[SequenceRanks]) -> tuple[SequenceRanks, TokenLayout]:
     """This rank's slice of one modality, all tokens observed."""
     world = dist.group.WORLD
     assert world is not None
@@ -199,11 +203,13 @@ def _slice(length: int, context: type[SequenceRanks]) -> tuple[SequenceRanks, La
     sequence = context(world, {"x": cuts})
     words, rows = cuts[rank + 1] - cuts[rank], torch.zeros(1, dtype=torch.int64)
     mask = torch.ones(1, words, dtype=torch.bool)
-    bounds = () if sequence.swap is None else sequence.swap.bounds("x", 1)
-    part = Part(rows=1, summary=0, words=words, first=cuts[rank], lead=0, total=length, bounds=bounds)
-    planned = plan([part], [mask], [mask[:, :0]], [rows], 1, [], sequence)
+    bounds = () if sequence.head_exchange is None else sequence.head_exchange.bounds("x", 1)
+    part = ModalityTokens(1, 0, words, first_word=cuts[rank], summary_total=0, words_total=length, word_bounds=bounds)
+    planned = plan_depths(EnteringTokens([part], [mask], [mask[:, :0]], [rows], 1), [], sequence)
     return sequence, modality_layout(planned, 0, 0, rows, rows)
 
 
-def _queries(layer: Attention, layout: Layout) -> Tensor:
-    return spend(layout.observed.new_full((1,), FACTOR, dtype=layer.query_weight.dtype), layout.observed).queries
+def _queries(layer: Attention, layout: TokenLayout) -> Tensor:
+    return queries_from_budgets(
+        layout.observed.new_full((1,), FACTOR, dtype=layer.query_weight.dtype), layout.observed
+    ).queries

@@ -1,7 +1,7 @@
-"""Distilling: half the words, inside each modality's segment.
+"""Downsampling: it halves the words, inside each modality's segment. (Informer calls this distilling.)
 
-y = convolution(x) + max-pool(x), both of kernel 3, stride 2, padding 1, the *sum* of the two. A missing word is zero to
-the convolution and ignored by the maximum; summary tokens pass unchanged.
+y = convolution(x) + max-pool(x), the *sum* of the two, both with kernel 3, stride 2, padding 1. A missing word is zero
+for the convolution and ignored by the maximum. Summary tokens pass unchanged.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from torch import Tensor, nn
 
 from maestro_dist.model.context import SequenceContext
 from maestro_dist.model.layers import Windowed
-from maestro_dist.model.layout import Layout, Part
+from maestro_dist.model.layout import ModalityTokens, TokenLayout
 from maestro_dist.model.tokenwise import blocks, compute_type
 
 
-class Distil(nn.Module):
-    """One convolution, shared by the modalities that the layer sees."""
+class Downsample(nn.Module):
+    """Halves the words. One convolution is shared by the modalities of the layer."""
 
     def __init__(self, width: int, sequence: SequenceContext) -> None:
         super().__init__()
         self.sequence = sequence
         self.convolution = Windowed(width, width, 3)
 
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        """Tokens [N, d] of one depth -> those of the next."""
+    def forward(self, x: Tensor, layout: TokenLayout) -> Tensor:
+        """Tokens [N, d] of one depth -> tokens of the next."""
         pieces, masks, blocks = [], [], _blocks(layout.parts) if self.sequence.size == 1 else list(layout.parts)
         sizes = [part.rows * part.length for part in blocks]
         for part, tokens, mask in zip(blocks, x.split(sizes), layout.flat_mask.split(sizes), strict=True):
@@ -47,7 +47,7 @@ class Distil(nn.Module):
         """Words [R, W, d] with mask [R, W] -> [R, ceil(W / 2), d]."""
         before, short = None, x.shape[1] % 2
         if self.sequence.size > 1:
-            padded, known = self.sequence.halo(x, 1), self.sequence.halo(mask[..., None], 1)[..., 0]
+            padded, known = self.sequence.halo_exchange(x, 1), self.sequence.halo_exchange(mask[..., None], 1)[..., 0]
             before, x = padded[:, :1], padded[:, 1 : padded.shape[1] - 1 + short]
             mask = known[:, : known.shape[1] - 1 + short]
         else:
@@ -55,26 +55,26 @@ class Distil(nn.Module):
             mask = F.pad(mask, (1, short))
         dtype = compute_type(x)
         weight, bias = self.convolution.weight.to(dtype), self.convolution.bias.to(dtype)
-        out: Tensor = Halved.apply(x.contiguous(), before, mask, weight, bias)
+        out: Tensor = _Downsampling.apply(x.contiguous(), before, mask, weight, bias)
         return out
 
 
-class Halved(torch.autograd.Function):
-    """Convolution plus maximum over (left, centre, right) = words (2o - 1, 2o, 2o + 1); missing words count in neither.
+class _Downsampling(torch.autograd.Function):
+    """Convolution plus maximum over (left, centre, right) = words (2o - 1, 2o, 2o + 1), without missing words.
 
-    Centre and right lie side by side in memory: their part of the convolution is one matrix product on the words as
-    they are. Left is the right word of the output before. The maximum's ties go to the earliest word; it is 0 where
-    all three are missing. Only the words are kept for the backward.
+    Centre and right are neighbours in memory: their part of the convolution is one matrix product without copies. Left
+    is the right word of the previous output. If values are equal, the earliest word is the maximum. The maximum is 0
+    where all three are missing. Only the words are stored for the backward.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, before: Tensor | None, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Words x [R, 2 O, d] -> [R, O, d].
 
-        before [R, 1, d] is the word left of the first, None where there is none; mask bool [R, 1 + 2 O] says which of
-        these are observed; weight [d, 3 d] holds the taps from left to right, bias [d].
+        before [R, 1, d] is the word before the first, or None; mask bool [R, 1 + 2 O] says which words are observed,
+        `before` included; weight [d, 3 d] has the taps from left to right; bias [d].
         """
-        # Nothing is missing: two passes fewer. Asking costs nothing on a CPU, and would wait for another device.
+        # If nothing is missing, two passes are saved. Only a CPU is asked: the host would wait for a GPU.
         whole = x.device.type == "cpu" and bool(mask[:, 1:].all()) and (before is None or bool(mask[:, 0].all()))
         if not whole:
             x = x * mask[:, 1:, None]
@@ -109,7 +109,7 @@ def _at(x: Tensor | None, rows: slice) -> Tensor | None:
 
 
 def _halve(out: Tensor, x: Tensor, before: Tensor | None, mask: Tensor | None, weight: Tensor, bias: Tensor) -> None:
-    """Fill out [R, O, d] as `Halved` says; x and before are 0 where nothing was observed."""
+    """Fill out [R, O, d]; x and before are 0 where nothing was observed."""
     width, dtype = x.shape[2], weight.dtype
     if not out.numel():
         return
@@ -119,7 +119,7 @@ def _halve(out: Tensor, x: Tensor, before: Tensor | None, mask: Tensor | None, w
     convolved = torch.addmm(bias, x.view(-1, 2 * width).to(dtype), weight[:, width:].t())
     start = convolved.view(out.shape)[:, 0].clone()
     convolved[1:].addmm_(x.view(-1, 2, width)[:-1, 1].to(dtype), weight[:, :width].t())
-    # The first output of a row has no left word in it, but what is before it.
+    # The left word of a row's first output is `before`.
     convolved.view(out.shape)[:, 0] = (
         start if before is None else start + before[:, 0].to(dtype) @ weight[:, :width].t()
     )
@@ -127,7 +127,7 @@ def _halve(out: Tensor, x: Tensor, before: Tensor | None, mask: Tensor | None, w
 
 
 def _maximum(x: Tensor, before: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The largest of three words [R, O, d]; and x and before with the lowest number where nothing was observed."""
+    """The largest of three words [R, O, d], and x and before with the lowest number where nothing was observed."""
     if mask is not None:
         lowest = (~mask[..., None]).to(x.dtype) * torch.finfo(x.dtype).min
         x, before = x + lowest[:, 1:], None if before is None else before + lowest[:, :1]
@@ -141,13 +141,13 @@ def _maximum(x: Tensor, before: Tensor | None, mask: Tensor | None) -> tuple[Ten
 def _pull_maximum(
     own: Tensor, ahead: Tensor | None, pull: Tensor, x: Tensor, before: Tensor | None, mask: Tensor | None
 ) -> None:
-    """Gradients of x and before through the maximum: all to the word that was largest, the earliest of equals."""
+    """Gradients of x and before through the maximum: they go to the largest word, the earliest of equal ones."""
     if not pull.numel():
         return
     largest, x, before = _maximum(x, before, mask)
     if mask is not None:
         pull = pull * (mask[:, :-1:2] | mask[:, 1::2] | mask[:, 2::2])[..., None]
-    # 1 where the left word was largest: comparisons in place give float factors, the fastest selection on a CPU
+    # 1 where the left word was largest: comparisons in place give float factors, which is fastest on a CPU
     left = largest.neg_()
     left[:, 1:] += x[:, 1:-1:2]
     left[:, 1:].ge_(0).mul_(pull[:, 1:])
@@ -174,7 +174,7 @@ def _pull_product(
     start, end = flat.view(pull.shape)[:, 0], words.view(*pull.shape[:2], 2 * width)[:, -1, width:]
     weights[:, width:] += flat.t() @ words
     weights[:, :width] += flat[1:].t() @ words[:-1, width:]
-    weights[:, :width] -= start[1:].t() @ end[:-1]  # from row to row there is no left word
+    weights[:, :width] -= start[1:].t() @ end[:-1]  # the first output of a row has no left word in x
     pairs, odd = own.view(-1, 2 * width), own.view(-1, 2, width)[:, 1]
     last = own[:, -1].clone()
     if dtype == own.dtype:
@@ -189,7 +189,7 @@ def _pull_product(
         weights[:, :width] += start.t() @ before[:, 0].to(dtype)
 
 
-def _blocks(parts: tuple[Part, ...]) -> list[Part]:
-    """Neighbouring parts of equal shape, joined: they go through as one array."""
+def _blocks(parts: tuple[ModalityTokens, ...]) -> list[ModalityTokens]:
+    """Merge neighbouring modalities of equal shape, so that they are computed as one array."""
     grouped = (list(same) for _, same in groupby(parts, key=lambda part: (part.summary, part.words)))
     return [same[0]._replace(rows=sum(part.rows for part in same)) for same in grouped]

@@ -1,6 +1,6 @@
 """Which keys the sparsity metric sees and which queries it selects.
 
-Letters: S samples, H heads, L columns (tokens held here, padded), U sampled keys, u selected queries.
+Letters: S samples, H heads, L columns (padded tokens on this rank), U sampled keys, u selected queries.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from maestro_dist import rng
 from maestro_dist.model.context import SequenceContext
-from maestro_dist.model.layout import Layout, pack
+from maestro_dist.model.layout import TokenLayout, pack_numbers
 
 _LOW = 0xFFFFFFFF
 _NONE = -(1 << 63)
 
 
 def cap(factor: float, length: int) -> int:
-    """Static limit ceil(factor ln L) <= L on sampled keys or selected queries of a padded length."""
+    """Upper limit ceil(factor ln L) <= L of sampled keys or selected queries, from a padded length L."""
     return min(length, math.ceil(factor * math.log(length))) if length > 0 else 0
 
 
@@ -31,18 +31,20 @@ def sample_sizes(factor: float, count: Tensor) -> Tensor:
     return torch.minimum(wanted, count)
 
 
-def strided_keys(sizes: Tensor, limit: int, layout: Layout) -> Tensor:
+def strided_keys(sizes: Tensor, limit: int, layout: TokenLayout) -> Tensor:
     """Evaluation: ranks int64 [S, 1, limit] of keys evenly strided over the observed tokens, the same for all heads."""
     number = torch.arange(limit, device=sizes.device)
     count, size = layout.observed[:, None], sizes[:, None]
     return ((2 * number + 1) * count).div(2 * size.clamp_min(1), rounding_mode="floor")[:, None]
 
 
-def drawn_keys(sizes: Tensor, limit: int, layout: Layout, key: int, heads: int, own: range | None = None) -> Tensor:
+def drawn_keys(
+    sizes: Tensor, limit: int, layout: TokenLayout, key: int, heads: int, own: range | None = None
+) -> Tensor:
     """Training: ranks int64 [S, H, limit] among the observed tokens, drawn without replacement, for the heads `own`.
 
-    The observed tokens are cut into U strata of equal size (to one token) and each gives one: no two are the same, all
-    of the time axis is seen, and the cost is that of the U draws, not of the L tokens.
+    The observed tokens are divided into U strata of equal size, and one key is drawn from each. So the keys differ and
+    cover the time axis, and the cost is that of U draws, not of L tokens.
     """
     number = torch.arange(limit, device=sizes.device)
     count, size = layout.observed[:, None], sizes.clamp_min(1)[:, None]
@@ -50,26 +52,26 @@ def drawn_keys(sizes: Tensor, limit: int, layout: Layout, key: int, heads: int, 
     width = ((number + 1) * count).div(size, rounding_mode="floor") - first
     own = range(heads) if own is None else own
     head = torch.arange(own.start, own.stop, device=sizes.device)[:, None]
-    draws = rng.uniform(key, pack(layout.sample[:, None, None], number * heads + head))
+    draws = rng.uniform(key, pack_numbers(layout.sample[:, None, None], number * heads + head))
     return first[:, None] + torch.minimum((draws * width[:, None]).long(), width[:, None] - 1)
 
 
-def hold(rank: Tensor, sizes: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
-    """Local columns of observed tokens given by rank, int64 [S, H, U], and which of them are held here (None: all).
+def locate_tokens(rank: Tensor, sizes: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor | None]:
+    """Columns of observed tokens from their ranks, int64 [S, H, U], and which of them are on this rank (None: all).
 
-    Ranks past a sample's own U are not asked for; their columns are in range and mean nothing.
+    Ranks after a sample's own U are unused; their columns are in range.
     """
     if layout.whole:
-        return rank.clamp(0, max(0, layout.order.shape[1] - 1)), None
+        return rank.clamp(0, max(0, layout.observed_so_far.shape[1] - 1)), None
     wanted = (rank + 1).flatten(1)
-    column = torch.searchsorted(layout.order, wanted).clamp_max(max(0, layout.order.shape[1] - 1))
+    column = torch.searchsorted(layout.observed_so_far, wanted).clamp_max(max(0, layout.observed_so_far.shape[1] - 1))
     number = torch.arange(rank.shape[2], device=rank.device)
-    held = _at(layout.order, column, wanted) & _at(layout.mask, column, True)
+    held = _at(layout.observed_so_far, column, wanted) & _at(layout.mask, column, True)
     return column.view(rank.shape), held.view(rank.shape) & (number < sizes[:, None, None])
 
 
-def rows(x: Tensor, column: Tensor, held: Tensor | None) -> Tensor:
-    """Rows of x [S, H, L, c] by column [S, H, n] -> [S, H, n, c]; zeros where not held here. Without autograd."""
+def gather_rows(x: Tensor, column: Tensor, held: Tensor | None) -> Tensor:
+    """Rows of x [S, H, L, c] by column [S, H, n] -> [S, H, n, c]; zeros for tokens of other ranks. No autograd."""
     if x.shape[2] == 0:
         return x.new_zeros((*column.shape, x.shape[3]))
     taken = x.gather(2, column[..., None].expand(-1, -1, -1, x.shape[3]))
@@ -77,21 +79,21 @@ def rows(x: Tensor, column: Tensor, held: Tensor | None) -> Tensor:
 
 
 def centred(keys: Tensor, sizes: Tensor) -> Tensor:
-    """Sampled keys [S, H, U, c] minus their mean: the largest product with them is the metric max q.k - mean q.k.
+    """Sampled keys [S, H, U, c] minus their mean: the largest product with a query is max q.k - mean q.k, the metric.
 
-    A sample with fewer keys than U has its first in the place of the others, which changes no maximum.
+    A sample with fewer keys than U repeats its first key, which changes no maximum.
     """
     valid = (torch.arange(keys.shape[2], device=keys.device) < sizes[:, None])[:, None, :, None]
     mean = (keys * valid).sum(2, keepdim=True) / sizes.clamp_min(1)[:, None, None, None]
     return torch.where(valid, keys, keys[:, :, :1]) - mean
 
 
-class Chosen(NamedTuple):
+class SelectedQueries(NamedTuple):
     """The selected queries, best first, each int64 [S, H, u].
 
     number  global token number
-    column  where it is held here
-    held    bool: whether it is held here; None: all are
+    column  its column on this rank
+    held    bool: whether it is on this rank; None: all are
     """
 
     number: Tensor
@@ -99,11 +101,11 @@ class Chosen(NamedTuple):
     held: Tensor | None
 
 
-def best_queries(scores: Tensor, layout: Layout, limit: int, sequence: SequenceContext) -> Chosen:
-    """The `limit` tokens with the best scores, float32 [S, H, L]; ties go to the lower number.
+def best_queries(scores: Tensor, layout: TokenLayout, limit: int, sequence: SequenceContext) -> SelectedQueries:
+    """The `limit` tokens with the best scores, float32 [S, H, L]. Of equal scores the lower number wins.
 
-    The score and the token number are packed into one int64, so the order is total and exact. Of many tokens only those
-    in the best `limit` blocks are compared: each token outside is below the largest of each of these.
+    Score and token number are packed into one int64, so the order is total and exact. If there are many tokens, only
+    those in the best `limit` blocks are compared: a token in another block cannot be among the best.
     """
     if layout.bias is not None:
         scores = scores + layout.bias[:, None]
@@ -122,17 +124,17 @@ def best_queries(scores: Tensor, layout: Layout, limit: int, sequence: SequenceC
     token = layout.token.expand(layout.mask.shape)[:, None].expand(-1, scores.shape[1], -1)
     number = token.gather(2, column)
     if sequence.size == 1:
-        return Chosen(number, column, None)
+        return SelectedQueries(number, column, None)
     offers = F.pad((best | _LOW) - number, (0, limit - wanted), value=_NONE)
-    number = _number(sequence.gather(offers).topk(limit, dim=-1).values)
+    number = _number(sequence.all_gather(offers).topk(limit, dim=-1).values)
     if length == 0:
-        return Chosen(number, torch.zeros_like(number), torch.zeros_like(number, dtype=torch.bool))
+        return SelectedQueries(number, torch.zeros_like(number), torch.zeros_like(number, dtype=torch.bool))
     column = torch.searchsorted(token[:, 0].contiguous(), number.flatten(1)).view(number.shape).clamp_max(length - 1)
-    return Chosen(number, column, token.gather(2, column) == number)
+    return SelectedQueries(number, column, token.gather(2, column) == number)
 
 
 def _block_size(length: int, limit: int) -> int:
-    """A power of two, so that there are at least eight blocks for each query that is wanted."""
+    """A power of two, such that there are at least eight blocks for each selected query."""
     return 1 << max(0, (length // (8 * max(1, limit))).bit_length() - 1)
 
 

@@ -1,0 +1,19 @@
+"""Attention: one file a variant (`dense`, `plain`, `rows`, `absorbed`), all listed in `registry`.
+
+`layer` holds the module. It chooses a variant by its cost and passes the tokens to it. `variant` is the interface of a
+variant, `projections` the parameters, `selection` and `sampling` the steps that the sparse variants share, `kernel` and
+`tiles` the softmax attention of a few queries over many keys.
+"""
+
+from maestro_dist.model.attention.layer import Attention
+from maestro_dist.model.attention.registry import VARIANTS, describe_attention, planned_variant
+from maestro_dist.model.attention.variant import AttentionShape, AttentionVariant
+
+__all__ = [
+    "VARIANTS",
+    "Attention",
+    "AttentionShape",
+    "AttentionVariant",
+    "describe_attention",
+    "planned_variant",
+]
