@@ -203,7 +203,7 @@ def _slice(length: int, context: type[SequenceRanks]) -> tuple[SequenceRanks, To
     sequence = context(world, {"x": cuts})
     words, rows = cuts[rank + 1] - cuts[rank], torch.zeros(1, dtype=torch.int64)
     mask = torch.ones(1, words, dtype=torch.bool)
-    bounds = () if sequence.head_exchange is None else sequence.head_exchange.bounds("x", 1)
+    bounds = () if sequence.head_exchange is None else sequence.head_exchange.word_bounds("x", 1)
     part = ModalityTokens(1, 0, words, first_word=cuts[rank], summary_total=0, words_total=length, word_bounds=bounds)
     planned = plan_depths(EnteringTokens([part], [mask], [mask[:, :0]], [rows], 1), [], sequence)
     return sequence, modality_layout(planned, 0, 0, rows, rows)
