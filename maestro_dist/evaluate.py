@@ -81,10 +81,11 @@ def evaluate(options: argparse.Namespace) -> int:
 
     import torch
 
-    from maestro_dist.data.compare import log_notes
-    from maestro_dist.data.stream import evaluation_batches, presence
+    from maestro_dist.data.compatibility import log_notes
+    from maestro_dist.data.reader import SplitSource
+    from maestro_dist.data.stream import DataRank
     from maestro_dist.data.symbols import reads_symbols
-    from maestro_dist.evaluation import evaluate_split
+    from maestro_dist.evaluation import EvaluationData, EvaluationPlan, evaluate_split
     from maestro_dist.evaluation.table import results_table
     from maestro_dist.parallel.mesh import Mesh
 
@@ -92,32 +93,12 @@ def evaluate(options: argparse.Namespace) -> int:
         torch.set_num_threads(options.threads)
     loaded, split = load(target, config), config.data.test
     manifest, notes = _fitting(loaded, config, options)
-    modalities, symbols = loaded.modalities, reads_symbols(manifest, config.model, loaded.modalities)
-    present = presence(config.data.url, manifest, modalities, split, symbols=symbols)
-    log_notes([*_unfinished(target), *notes, *_unobserved(present, manifest.name, split)])
-    found = evaluate_split(
-        loaded.model,
-        loaded.task,
-        lambda keep: evaluation_batches(
-            config.data.url,
-            manifest,
-            config.data,
-            modalities,
-            split,
-            batch=config.evaluation.batch,
-            rank=0,
-            ranks=1,
-            keep=keep,
-            symbols=symbols,
-        ),
-        present,
-        rates=config.evaluation.test_rates,
-        draws=config.evaluation.draws,
-        mesh=Mesh(rank=0, world=1, data=1),
-        split=split,
-        always=[modality.always for modality in modalities],
-        progress=True,
-    )
+    symbols = reads_symbols(manifest, config.model, loaded.modalities)
+    source = SplitSource(config.data.url, manifest, config.data, tuple(loaded.modalities), split, symbols)
+    data = EvaluationData.of(source, config.evaluation.batch, DataRank())
+    log_notes([*_unfinished(target), *notes, *_unobserved(data.present, manifest.name, split)])
+    plan = EvaluationPlan(split, config.evaluation.test_rates, config.evaluation.draws, progress=True)
+    found = evaluate_split(loaded.model, loaded.task, data, plan, Mesh(rank=0, world=1, data=1))
     print(loaded.about)
     print(results_table(found), flush=True)
     if options.json:
@@ -155,7 +136,7 @@ def _configuration(target: Target, options: argparse.Namespace) -> Config:
 
 def _fitting(loaded: Loaded, config: Config, options: argparse.Namespace) -> tuple[Manifest, list[str]]:
     """The manifest as the model reads it, and notes for the user. Raises an error if the data set does not fit."""
-    from maestro_dist.data.compare import check_target, check_values, fit_modalities
+    from maestro_dist.data.compatibility import check_labels, check_values, fit_modalities
     from maestro_dist.data.manifest import load_manifest
     from maestro_dist.data.reader import SplitSource
 
@@ -177,7 +158,7 @@ def _fitting(loaded: Loaded, config: Config, options: argparse.Namespace) -> tup
         return manifest, []
     notes = []
     if loaded.task.kind != "pretrain":
-        notes = check_target(manifest, split, loaded.answer, any_units=any_units)
+        notes = check_labels(manifest, split, loaded.answer, any_units=any_units)
     manifest, more = fit_modalities(manifest, loaded.modalities, config.model, any_units=any_units)
     notes += more
     if config.model.needs_statistics:

@@ -2,9 +2,9 @@
 
 `python tools/pack_dataset.py uci_hapt --source FOLDER --out URL`
 
-The source is a folder or an archive as it was published; the target any folder or fsspec URL (s3://bucket/name).
-`--symbols beside --alphabet 20 --word 8 --normalize dataset` packs SAX symbols too, made as a model with these values
-makes them (`instead`: without the raw windows). The name `packed` takes a packed data set as source.
+The source is a folder or an archive as it was published. The output is a folder or an fsspec URL (s3://bucket/name).
+`--symbols beside --alphabet 20 --word 8 --normalize dataset` also packs the SAX symbols of a model with these values
+(`instead`: without the raw windows). With the name `packed` the source is a packed data set.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from maestro_dist.config.paths import expand_home
 from maestro_dist.data.converters import CONVERTERS
 from maestro_dist.data.manifest import MANIFEST_NAME, Manifest, SymbolSpec, load_manifest
 from maestro_dist.data.pack import pack
-from maestro_dist.data.prepare import OptionParser, check_source, check_target, log_warnings, unknown_options
+from maestro_dist.data.prepare import OptionParser, check_destination, check_source, log_warnings, unknown_options
 from maestro_dist.data.storage import Storage, redact
 from maestro_dist.data.symbols import add_symbols
 from maestro_dist.errors import ConfigError, DataError, run_main
@@ -32,13 +32,13 @@ from maestro_dist.model.embedding import Symboliser, word_steps
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse the command line, convert, pack, and print what there is now."""
+    """Parse the command line, convert, pack, and print a summary."""
     arguments = _parsed(argv)
     console = Console(stderr=True)
     source, out = arguments.source, arguments.out
     if arguments.name != "packed":
         check_source(source, source="--source")
-    check_target(source, out, source="--source", target="--out")
+    check_destination(source, out, source="--source", target="--out")
     if not arguments.overwrite and Storage(out).exists(MANIFEST_NAME):
         raise DataError(f"{redact(out)}: a packed data set is there already; --overwrite replaces it")
     if arguments.name == "packed":
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
             shard_bytes=arguments.shard_mb << 20,
             overwrite=arguments.overwrite,
         )
-        if arguments.symbols:  # they need the statistics of the whole training split, known only now
+        if arguments.symbols:  # they need the statistics of the training split, which are known only now
             manifest = _symbols(folder, arguments)
     _summary(manifest, out, conversion.description.notice)
     for note in conversion.notes:
@@ -68,28 +68,33 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parsed(argv: list[str] | None) -> argparse.Namespace:
-    """The command line, with local paths from home (`~`) and the values of symbols checked."""
+    """The checked command line; `~` in paths is replaced."""
     parser, children = _parser()
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         child = children[arguments.name]
         options = [text.partition("=")[0] for text in unknown if text.startswith("-")]
-        child.error(unknown_options(options, child.names) if options else f"no place for {' '.join(unknown)}")
+        child.error(unknown_options(options, child.names) if options else f"unknown argument: {' '.join(unknown)}")
     arguments.source, arguments.out = expand_home(arguments.source, "--source"), expand_home(arguments.out, "--out")
     _model(arguments)
     return arguments
 
 
 def _parser() -> tuple[OptionParser, dict[str, OptionParser]]:
-    """The parser, and those of the names by name."""
+    """The parser, and the parsers of the data sets by name."""
     parser = OptionParser(description=__doc__.splitlines()[0] if __doc__ else None)
     names = parser.add_subparsers(
-        dest="name", required=True, metavar="NAME", help=", ".join([*sorted(CONVERTERS), "packed"])
+        dest="name", required=True, metavar="NAME", help="the data set; `NAME --help` shows its options"
     )
-    for name, converter in sorted(CONVERTERS.items()):
-        child = names.add_parser(name, help=(converter.__doc__ or "").splitlines()[0])
+    for name, converter in CONVERTERS.items():
+        child = names.add_parser(name, help=converter.reads, description=converter.__doc__)
         child.add_argument("--source", required=True, help="folder or archive with the original files")
-        child.add_argument("--splits", nargs="+", metavar="SPLIT=SUBJECTS", help="e.g. validation=1,3 test=2,4")
+        child.add_argument(
+            "--splits",
+            nargs="+",
+            metavar="SPLIT=SUBJECTS",
+            help="subjects of a split, for instance validation=1,3 test=2,4; all others are for training",
+        )
         _add_arguments(child, symbols_needed=False)
         converter.add_arguments(child)
     child = names.add_parser("packed", help="Add SAX symbols to a packed data set.")
@@ -109,11 +114,22 @@ def _add_arguments(child: argparse.ArgumentParser, *, symbols_needed: bool) -> N
         default="beside" if symbols_needed else None,
         help="pack SAX symbols beside the raw windows, or instead of them",
     )
-    child.add_argument("--alphabet", type=int, default=model.alphabet, help=f"symbols (default {model.alphabet})")
     child.add_argument(
-        "--word", nargs="+", default=[str(model.word)], metavar="STEPS", help="steps a word, or MODALITY=STEPS for each"
+        "--alphabet", type=int, default=model.alphabet, help=f"number of symbols (default {model.alphabet})"
     )
-    child.add_argument("--normalize", choices=("window", "recording", "dataset"), default=model.normalize)
+    child.add_argument(
+        "--word",
+        nargs="+",
+        default=[str(model.word)],
+        metavar="STEPS",
+        help="steps of a word, or MODALITY=STEPS for each modality",
+    )
+    child.add_argument(
+        "--normalize",
+        choices=("window", "recording", "dataset"),
+        default=model.normalize,
+        help=f"whose mean and std normalise the windows before symbols are made (default {model.normalize})",
+    )
 
 
 def _positive(text: str) -> int:
@@ -124,7 +140,7 @@ def _positive(text: str) -> int:
 
 
 def _symbols(source: str, arguments: argparse.Namespace) -> Manifest:
-    """Pack `source` anew with the symbols that the command line asks for."""
+    """Copy the packed data set `source` with the symbols of the command line."""
     modalities = load_manifest(source).select(None)
     model = _model(arguments)
     spec = SymbolSpec(
@@ -144,7 +160,7 @@ def _symbols(source: str, arguments: argparse.Namespace) -> Manifest:
 
 
 def _model(arguments: argparse.Namespace) -> ModelConfig:
-    """The values of a model that decide its symbols."""
+    """A model configuration with the values that decide the symbols."""
     pairs = [text.partition("=") for text in arguments.word]
     word: str | dict[str, str] = {name: steps for name, _, steps in pairs}
     if len(pairs) == 1 and not pairs[0][1]:

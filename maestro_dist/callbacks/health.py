@@ -6,8 +6,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from maestro_dist.callbacks.base import Callback, State, StepRecord
-from maestro_dist.callbacks.progress import Say, say_line
+from maestro_dist.callbacks.progress import say_line
 from maestro_dist.errors import DataError, NonFiniteError
+from maestro_dist.types import ReportLine
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,7 @@ class Health(Callback):
     the same time; ranks exchange their numbers only if the sum says that there were any.
     """
 
-    def __init__(self, metrics: Metrics, say: Say = say_line) -> None:
+    def __init__(self, metrics: Metrics, say: ReportLine = say_line) -> None:
         self._metrics = metrics
         self._say = say
         self._seen: Window | None = None

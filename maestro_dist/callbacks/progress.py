@@ -6,20 +6,17 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from maestro_dist.callbacks.base import Callback, State, StepRecord
 from maestro_dist.tracking.client import short
+from maestro_dist.types import ReportLine
 
 if TYPE_CHECKING:
     from maestro_dist.callbacks.metrics import Metrics
 
 _LOG = logging.getLogger(__name__)
-
-Say = Callable[[str], None]
-"""Shows a line to the person who started the run."""
 
 
 def say_line(text: str) -> None:
@@ -27,7 +24,7 @@ def say_line(text: str) -> None:
     print(text, flush=True)
 
 
-def never_raising(say: Say) -> Say:
+def never_raising(say: ReportLine) -> ReportLine:
     """`say` without its errors: a closed terminal, or a log on a full disk, must not end a run."""
 
     def quiet(text: str) -> None:
@@ -47,7 +44,7 @@ class Progress(Callback):
     A line that cannot be made or printed is left out, with a warning for the first one.
     """
 
-    def __init__(self, metrics: Metrics, say: Say = say_line) -> None:
+    def __init__(self, metrics: Metrics, say: ReportLine = say_line) -> None:
         self._metrics = metrics
         self._say = say
         self._start = (0, time.monotonic())

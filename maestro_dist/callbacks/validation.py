@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from maestro_dist.callbacks.base import Callback, State, StepRecord
-from maestro_dist.callbacks.progress import Say, say_line
+from maestro_dist.callbacks.progress import say_line
 from maestro_dist.errors import DataError
 from maestro_dist.task import higher_is_better
+from maestro_dist.types import ReportLine
 
 if TYPE_CHECKING:
     from maestro_dist.evaluation import Evaluation
@@ -35,7 +36,7 @@ class Validation(Callback):
     or infinite, the validation is ignored with a warning, and training continues.
     """
 
-    def __init__(self, evaluate: Callable[[], Evaluation], log: MetricLog | None, say: Say = say_line) -> None:
+    def __init__(self, evaluate: Callable[[], Evaluation], log: MetricLog | None, say: ReportLine = say_line) -> None:
         """`evaluate` is called on all ranks and returns the same on all; `log` on rank 0, None elsewhere."""
         self.best_step: int | None = None
         self.best_score: float | None = None

@@ -71,8 +71,8 @@ class MeshConfig(Section):
 class SourceConfig(Section):
     """Raw files that are packed where `data.url` holds no manifest yet."""
 
-    converter: Literal["uci_hapt", "stress_predict", "physionet2012"]
-    """Converter that reads the raw files."""
+    converter: Text
+    """Name of the converter that reads the raw files; `tools/pack_dataset.py --help` lists them."""
     path: Annotated[Text, Location()]
     """Folder or archive with the raw files."""
     options: dict[str, str | int | float] = {}

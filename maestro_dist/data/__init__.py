@@ -1,1 +1,1 @@
-"""Samples: manifest and shards in any fsspec storage, one global order, ragged micro-batches."""
+"""Data: raw files to samples, samples to shards and a manifest, shards to micro-batches. See README.md here."""

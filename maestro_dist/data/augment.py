@@ -1,11 +1,14 @@
-"""Augmentation of training windows (`augment`): on whole decoded windows, before sequence ranks take their slices.
+"""Augmentation of training windows (the section `augment` of the configuration).
 
-A draw belongs to (seed, kind, epoch, sample number, modality), those of the time axis to the sample alone, so that its
-streams stay aligned: an augmented window depends neither on ranks, readers and micro-batches nor on restarts. Time
-is changed first, then axes are turned, then values scaled and noise added, then a span removed. Statistics of the
-recording are left as they are. Letters: R samples that have a modality, T steps, D variates.
+It works on whole decoded windows, before sequence ranks take their slices. The order is: time warp and shift, rotation,
+scaling, jitter, time mask. Statistics of the recording stay unchanged.
 
-Um et al., Data Augmentation of Wearable Sensor Data, ICMI 2017, compare the kinds.
+A random draw depends on (seed, kind, epoch, sample number, modality). Draws for the time axis do not depend on the
+modality, so that all streams of a sample stay aligned. An augmented window is therefore the same for any number of
+ranks, readers and micro-batches, and after a restart.
+
+Shape letters: R samples that have a modality, T steps, D variates. Source: Um et al., Data Augmentation of Wearable
+Sensor Data, ICMI 2017.
 """
 
 from __future__ import annotations
@@ -18,46 +21,48 @@ import numpy as np
 
 from maestro_dist import rng
 from maestro_dist.config.learning import AugmentConfig
-from maestro_dist.data.sample import Sample
+from maestro_dist.data.sample import DecodedSample
 from maestro_dist.errors import ConfigError
 from maestro_dist.types import Modality
 
 _STEPS = 1 << 16
-"""Steps taken at a time: draws and positions take 8 bytes a number."""
+"""Steps processed at a time, to limit memory: draws and positions take 8 bytes each."""
 _WAVES = 3
-"""Half waves in a window that make up a time warp."""
+"""Half waves whose sum is a time warp."""
 
 Axis = tuple[str, int]
-"""A variate of a modality."""
-Turn = tuple[str, list[tuple[Axis, Axis, Axis]]]
-"""Axes that turn together, in threes, and the name that keys their rotation."""
+"""A variate of a modality: its name and the number of the variate."""
+RotationGroup = tuple[str, list[tuple[Axis, Axis, Axis]]]
+"""Triples of axes that rotate together, and the name that keys the random draw of their rotation."""
 
 _KINDS = ("jitter", "scaling", "rotation", "time_warp", "shift", "time_mask")
 
 
 def wanted_kinds(config: AugmentConfig) -> list[str]:
-    """The keys of `augment` that are on."""
+    """The keys of `augment` that are switched on."""
     return [kind for kind in (*_KINDS, "mixup") if getattr(config, kind) > 0.0]
 
 
 def check_augment(config: AugmentConfig, modalities: Sequence[Modality]) -> None:
-    """Raise `ConfigError` where the data's modalities do not fit what is asked for."""
+    """Raise `ConfigError` where an augmentation does not fit the modalities of the data."""
     modalities = [modality for modality in modalities if not modality.always]
     for key in ("jitter", "scaling"):
         for modality in modalities:
             if getattr(config, key) > 0.0 and not len(modality.mean) == len(modality.std) == modality.variates:
                 raise ConfigError(
-                    f"augment.{key}: the manifest has no mean and std of modality {modality.name!r}, which it goes by; "
+                    f"augment.{key}: the manifest has no mean and std of modality {modality.name!r}; "
                     "pack the data again"
                 )
     if config.rotation > 0.0:
-        turns(config, modalities)
+        rotation_groups(config, modalities)
 
 
-def turns(config: AugmentConfig, modalities: Sequence[Modality]) -> list[Turn]:
-    """What turns together: `rotation_groups`, or by default each modality of three variates by itself.
+def rotation_groups(config: AugmentConfig, modalities: Sequence[Modality]) -> list[RotationGroup]:
+    """Which axes rotate together: `augment.rotation_groups`, or by default each modality with three variates.
 
-    Raises `ConfigError` for a group that names an unused modality, or whose axes do not come in threes of one rate.
+    Raises:
+        ConfigError: a group names a modality that is not used, its number of axes is not a multiple of three, or the
+            axes of a triple differ in rate or length.
     """
     by_name = {modality.name: modality for modality in modalities}
     groups = config.rotation_groups or [[m.name] for m in modalities if m.variates == 3]
@@ -66,7 +71,7 @@ def turns(config: AugmentConfig, modalities: Sequence[Modality]) -> list[Turn]:
             "augment.rotation: no modality has three variates; name the axes in augment.rotation_groups, as in "
             "[[acc_x, acc_y, acc_z]]"
         )
-    found: list[Turn] = []
+    found: list[RotationGroup] = []
     for group in groups:
         where = f"augment.rotation_groups: [{', '.join(group)}]"
         for name in group:
@@ -74,29 +79,28 @@ def turns(config: AugmentConfig, modalities: Sequence[Modality]) -> list[Turn]:
                 raise ConfigError(f"{where}: modality {name!r} is not used; there are {', '.join(by_name)}")
         axes = [(name, variate) for name in group for variate in range(by_name[name].variates)]
         if not axes or len(axes) % 3 or len(set(axes)) < len(axes):
-            raise ConfigError(f"{where} has {len(axes)} axes; they turn in threes, each of them once")
+            raise ConfigError(f"{where} has {len(axes)} axes; give a multiple of three, each axis once")
         threes = [(axes[at], axes[at + 1], axes[at + 2]) for at in range(0, len(axes), 3)]
         for three in threes:
             if len({(by_name[name].steps, by_name[name].rate_hz) for name, _ in three}) > 1:
                 names = ", ".join(name for name, _ in three)
-                raise ConfigError(f"{where}: {names} turn together, but differ in rate or length")
+                raise ConfigError(f"{where}: {names} rotate together, but differ in rate or length")
         found.append(("+".join(group), threes))
     return found
 
 
 def augment(
-    samples: Sequence[Sample],
+    samples: Sequence[DecodedSample],
     config: AugmentConfig,
     modalities: Sequence[Modality],
     window_s: float,
     *,
     seed: int,
     epoch: int,
-) -> list[Sample]:
-    """The samples with augmented windows; those given are left as they are.
+) -> list[DecodedSample]:
+    """New samples with augmented windows [T_j, D_j]; the given samples are not changed.
 
-    `window_s` (seconds) is the time axis that all modalities share. A window is [T_j, D_j] before and after. What a
-    record always knows (`Modality.always`) stays as it is.
+    `window_s` is the length of a window in seconds. Modalities with `always` are not augmented.
     """
     modalities = [modality for modality in modalities if not modality.always]
     if not samples or not any(getattr(config, kind) > 0.0 for kind in _KINDS):
@@ -117,7 +121,7 @@ def augment(
         if config.time_warp or config.shift:
             windows[name] = _move(windows[name], numbers[having[name]], config, modality, window_s, key)
     if config.rotation:
-        for label, threes in turns(config, modalities):
+        for label, threes in rotation_groups(config, modalities):
             matrices = _rotations(key("rotation", label), numbers, config.rotation)
             for three in threes:
                 _turn(windows, having, three, matrices)
@@ -140,10 +144,10 @@ def augment(
 def _move(
     x: np.ndarray, numbers: np.ndarray, config: AugmentConfig, modality: Modality, window_s: float, key: rng.Keyed
 ) -> np.ndarray:
-    """Windows [R, T, D] read at warped and shifted times; the same times for all modalities of a sample.
+    """Windows [R, T, D] read at warped and shifted times; all modalities of a sample use the same times.
 
-    The warped time is t + strength * sum of sin(pi k t / window) c_k / (pi k), c_k uniform in [-1/3, 1/3]: the speed
-    stays within 1 +- strength, and both ends stay where they are.
+    The warped time is t + strength * sum of sin(pi k t / window) c_k / (pi k), with c_k uniform in [-1/3, 1/3]. The
+    speed stays within 1 +- strength, and both ends of the window do not move.
     """
     waves = np.arange(1, _WAVES + 1)
     span = window_s * modality.rate_hz  # steps of the shared axis
@@ -158,7 +162,7 @@ def _move(
             for wave, height in zip(np.sin(np.pi * waves[:, None] * steps / span), size.T, strict=True):
                 position += height[:, None] * wave
         else:
-            position = np.rint(position)  # a shift alone takes whole steps: nothing is smoothed
+            position = np.rint(position)  # whole steps: a shift without a warp does not interpolate
         moved[:, start : start + len(steps)] = _read(x, position)
     return moved
 
@@ -166,11 +170,11 @@ def _move(
 def _read(x: np.ndarray, position: np.ndarray) -> np.ndarray:
     """Linear interpolation of windows [R, T, D] at real-valued steps [R, S] -> [R, S, D].
 
-    A neighbour that was not observed is left out where the other is the nearer one; else the value is not observed
-    either. So is what lies outside of the window.
+    Where one neighbour was not observed, the value is that of the nearer neighbour (NaN if that one was not observed).
+    Positions outside of the window give NaN.
     """
     last = x.shape[1] - 1
-    inside = (position > -1) & (position < last + 1)  # less than a step beyond the ends is what a warp may take
+    inside = (position > -1) & (position < last + 1)  # a warp may reach up to one step beyond the ends
     at = np.clip(position, 0, last)
     low = np.floor(at).astype(np.int64)
     share = (at - low)[:, :, None]
@@ -182,9 +186,9 @@ def _read(x: np.ndarray, position: np.ndarray) -> np.ndarray:
 
 
 def _rotations(key: int, numbers: np.ndarray, degrees: float) -> np.ndarray:
-    """A rotation a sample, float64 [R, 3, 3]: about an axis uniform on the sphere, by an angle uniform up to `degrees`.
+    """A rotation matrix for each sample, float64 [R, 3, 3], by Rodrigues' formula.
 
-    Rodrigues' formula.
+    The axis is uniform on the sphere, the angle uniform between 0 and `degrees`.
     """
     axis = rng.normal_np(key, numbers[:, None], np.arange(3))
     axis = axis / np.sqrt((axis * axis).sum(1, keepdims=True))
@@ -203,7 +207,7 @@ def _turn(
     three: tuple[Axis, Axis, Axis],
     matrices: np.ndarray,
 ) -> None:
-    """Turn three axes, in place, in the samples that have all of them; where a step lacks one, it loses all three."""
+    """Rotate three axes in place, in the samples that have all three. A step with one NaN becomes NaN in all three."""
     rows = having[three[0][0]]
     for name, _ in three[1:]:
         rows = np.intersect1d(rows, having[name], assume_unique=True)
@@ -220,7 +224,7 @@ def _turn(
 
 
 def _scale(x: np.ndarray, numbers: np.ndarray, config: AugmentConfig, modality: Modality, key: rng.Keyed) -> None:
-    """In place: deviations from the training split's mean times a factor a variate, plus noise. x [R, T, D]."""
+    """In place, x [R, T, D]: scale the deviation from the training mean by a factor for each variate, and add noise."""
     mean, std = np.array(modality.mean), np.array(modality.std)
     variates = np.arange(modality.variates)
     factor = 1 + config.scaling * rng.normal_np(key("scaling", modality.name), numbers[:, None], variates)
@@ -235,7 +239,7 @@ def _scale(x: np.ndarray, numbers: np.ndarray, config: AugmentConfig, modality: 
 
 
 def _mask(x: np.ndarray, draws: np.ndarray, share: float) -> None:
-    """In place: a span of each window [R, T, D] is not observed. draws [R, 2]: its length, up to `share`, and place."""
+    """In place: set one span of each window [R, T, D] to NaN. draws [R, 2]: length (up to `share`) and place."""
     steps = x.shape[1]
     length = np.rint(draws[:, 0] * share * steps)
     start = np.floor(draws[:, 1] * (steps - length + 1))

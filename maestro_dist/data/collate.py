@@ -1,4 +1,4 @@
-"""Decoded samples -> a ragged micro-batch of numpy arrays: only what is observed is carried."""
+"""Decoded samples -> a ragged micro-batch: a modality has rows only for the samples that have it."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from typing import Any
 
 import numpy as np
 
-from maestro_dist.data.sample import Layout, Sample
+from maestro_dist.data.sample import DecodedSample, SampleFormat
 from maestro_dist.types import Batch
 
 
-def collate(samples: Sequence[Sample], layout: Layout) -> Batch:
-    """Stack the rows of each modality; works for 0 samples too (R_j = 0, B = 0).
+def collate(samples: Sequence[DecodedSample], sample_format: SampleFormat) -> Batch:
+    """Stack the windows of each modality, [R_j, T_j, D_j]; also for 0 samples.
 
-    Arrays stand where `Batch` has tensors (`Batch.tensors` makes them): reader processes do without torch.
+    The batch holds numpy arrays, because reader processes do not import torch; `Batch.tensors` converts them.
     """
-    names = [modality.name for modality in layout.modalities]
+    names = [modality.name for modality in sample_format.modalities]
     arrays: dict[str, np.ndarray] = {}
     rows: dict[str, np.ndarray] = {}
     recording: dict[str, np.ndarray] = {}
-    for modality in layout.modalities:
+    for modality in sample_format.modalities:
         name = modality.name
         having = [row for row, sample in enumerate(samples) if name in sample.values]
-        part = layout.part(modality)
-        stacked = np.empty((len(having), part.stop - part.start, modality.variates), dtype=layout.dtype)
+        part = sample_format.part(modality)
+        stacked = np.empty((len(having), part.stop - part.start, modality.variates), dtype=sample_format.dtype)
         for target, row in enumerate(having):
             stacked[target] = samples[row].values[name][part]
         arrays[name] = stacked
         rows[name] = np.array(having, dtype=np.int64)
-        if layout.recording:
+        if sample_format.recording:
             pairs = np.empty((len(having), modality.variates, 2), dtype=np.float32)
             for target, row in enumerate(having):
                 pairs[target] = samples[row].recording[name]
@@ -37,14 +37,14 @@ def collate(samples: Sequence[Sample], layout: Layout) -> Batch:
     present = np.zeros((len(samples), len(names)), dtype=bool)
     for row, sample in enumerate(samples):
         present[row] = [name in sample.values for name in names]
-    batch: Any = Batch  # whose tensors are arrays here
+    batch: Any = Batch  # its fields are typed as tensors
     made: Batch = batch(
-        values=arrays if layout.symbols is None else {},
-        symbols={} if layout.symbols is None else arrays,
+        values=arrays if sample_format.symbols is None else {},
+        symbols={} if sample_format.symbols is None else arrays,
         rows=rows,
         present=present,
         sample=np.array([sample.number for sample in samples], dtype=np.int64),
-        target=np.array([s.target for s in samples], dtype=np.int64 if layout.classes else np.float32),
+        target=np.array([s.target for s in samples], dtype=np.int64 if sample_format.classes else np.float32),
         recording=recording,
         keys=[sample.key for sample in samples],
     )

@@ -1,4 +1,4 @@
-"""What is found out about a data set while it is packed: its manifest, and what a person should know of it."""
+"""What packing finds out about a data set: the statistics in its manifest, outliers, people in two splits."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from itertools import combinations
 import numpy as np
 
 from maestro_dist.data.description import Description
-from maestro_dist.data.intake import Checked
-from maestro_dist.data.manifest import Manifest, ManifestModality, Outliers, SharedPeople, Split
-from maestro_dist.data.moments import Moments
-from maestro_dist.data.spread import Absurd, Bulk, Spread
+from maestro_dist.data.manifest import Manifest, ManifestModality, ManifestSplit, Outliers, SharedPeople
+from maestro_dist.data.moments import RunningMoments
+from maestro_dist.data.outliers import Bulk, FarValues, ValueHistogram
+from maestro_dist.data.sample_checks import CheckedSample
 from maestro_dist.errors import DataError
 from maestro_dist.types import Modality
 
 TRAIN = "train"
-_SOME = 5  # names that stand for all
+_SOME = 5  # names that are listed as examples
 
 
 class Findings:
-    """Moments, spreads and people of each split, gathered sample by sample."""
+    """Statistics, histograms and people of each split, collected sample by sample."""
 
     def __init__(self, description: Description, splits: Sequence[str]) -> None:
         self.description, self.splits = description, splits
         self.modalities = sorted(description.modalities, key=lambda modality: modality.name)
         variates = {modality.name: modality.variates for modality in self.modalities}
-        self.moments = {split: {name: Moments(count) for name, count in variates.items()} for split in splits}
-        self.spreads = {split: {name: Spread(count) for name, count in variates.items()} for split in splits}
+        self.moments = {split: {name: RunningMoments(count) for name, count in variates.items()} for split in splits}
+        self.histograms = {split: {name: ValueHistogram(count) for name, count in variates.items()} for split in splits}
         self._train = False
-        self.targets = {split: Spread(1) for split in splits}
+        self.targets = {split: ValueHistogram(1) for split in splits}
         self.people: dict[str, set[str]] = {split: set() for split in splits}
 
-    def add(self, sample: Checked) -> None:
-        """Take notice of a sample."""
+    def add(self, sample: CheckedSample) -> None:
+        """Count a sample."""
         self._train = self._train or sample.split == TRAIN
         for name, array in sample.arrays.items():
-            if sample.split == TRAIN or not self._train:  # without a training split those of another one are needed
+            if sample.split == TRAIN or not self._train:  # other splits count only until train has a sample
                 self.moments[sample.split][name].add(array)
-            self.spreads[sample.split][name].add(array)
+            self.histograms[sample.split][name].add(array)
         if self.description.task == "regression":
             self.targets[sample.split].add(np.array([[sample.label]], dtype=np.float32))
         if sample.subject:
             self.people[sample.split].add(sample.subject)
 
-    def manifest(self, splits: dict[str, Split]) -> Manifest:
+    def manifest(self, splits: dict[str, ManifestSplit]) -> Manifest:
         """The manifest of what was written.
 
         Raises:
@@ -62,7 +62,7 @@ class Findings:
             for modality in self.modalities
             for found in self._outliers(split, modality, bulks[modality.name])
         ]
-        outliers += [found for split in having for found in self._absurd_targets(source, split)]
+        outliers += [found for split in having for found in self._target_outliers(source, split)]
         return Manifest(
             format="maestro_dist/1",
             name=about.name,
@@ -82,26 +82,26 @@ class Findings:
         )
 
     def _bulks(self, split: str, modality: Modality) -> list[Bulk | None]:
-        """Of each variate; None where there are no values."""
-        return [self.spreads[split][modality.name].bulk(variate) for variate in range(modality.variates)]
+        """The bulk of each variate; None where there are no values."""
+        return [self.histograms[split][modality.name].bulk(variate) for variate in range(modality.variates)]
 
     def _outliers(self, split: str, modality: Modality, bulks: Sequence[Bulk | None]) -> Iterator[Outliers]:
         for variate, bulk in enumerate(bulks):
-            found = self.spreads[split][modality.name].absurd(variate, bulk) if bulk is not None else None
+            found = self.histograms[split][modality.name].far_values(variate, bulk) if bulk is not None else None
             if found is not None:
                 yield _outliers_of(split, modality.name, variate, found)
 
-    def _absurd_targets(self, source: str, split: str) -> Iterator[Outliers]:
+    def _target_outliers(self, source: str, split: str) -> Iterator[Outliers]:
         bulk = self.targets[source].bulk(0)
-        found = self.targets[split].absurd(0, bulk) if bulk is not None else None
+        found = self.targets[split].far_values(0, bulk) if bulk is not None else None
         if found is not None:
             yield _outliers_of(split, None, 0, found)
 
     def _described(self, split: str, modality: Modality, bulks: Sequence[Bulk | None]) -> ManifestModality:
-        moments, spread = self.moments[split][modality.name], self.spreads[split][modality.name]
+        moments, histogram = self.moments[split][modality.name], self.histograms[split][modality.name]
         mean, std = moments.mean.tolist(), moments.std.tolist()
         for variate, bulk in enumerate(bulks):
-            if bulk is not None and spread.absurd(variate, bulk) is not None:
+            if bulk is not None and histogram.far_values(variate, bulk) is not None:
                 mean[variate], std[variate] = bulk.mean, bulk.std
         return ManifestModality(
             name=modality.name,
@@ -121,7 +121,7 @@ class Findings:
                 yield SharedPeople(splits=[one, other], people=len(both), some=sorted(both)[:_SOME])
 
 
-def _outliers_of(split: str, modality: str | None, variate: int, found: Absurd) -> Outliers:
+def _outliers_of(split: str, modality: str | None, variate: int, found: FarValues) -> Outliers:
     return Outliers(
         split=split,
         modality=modality,
@@ -132,12 +132,16 @@ def _outliers_of(split: str, modality: str | None, variate: int, found: Absurd) 
     )
 
 
-def said(manifest: Manifest, splits: Sequence[str] | None = None, modalities: Sequence[str] | None = None) -> list[str]:
-    """What a person should know of a data set, a line each; of these splits, the one to train on first, and modalities,
-    by default of all."""
+def warning_lines(
+    manifest: Manifest, splits: Sequence[str] | None = None, modalities: Sequence[str] | None = None
+) -> list[str]:
+    """Warnings about a data set, one line each.
+
+    Only about these splits (the first is the one to train on) and modalities; None: all of them.
+    """
     splits = list(manifest.splits) if splits is None else splits
     names = [m.name for m in manifest.modalities] if modalities is None else modalities
-    lines, absurd = [], defaultdict(list)
+    lines, outliers = [], defaultdict(list)
     train = manifest.splits.get(TRAIN)
     source = manifest.statistics_of or (TRAIN if train and train.samples else splits[0])
     if source != splits[0]:
@@ -146,11 +150,11 @@ def said(manifest: Manifest, splits: Sequence[str] | None = None, modalities: Se
         if found.split in splits and found.modality is None:
             lines.append(
                 f"targets of {_counted(found.samples, 'sample')} of split '{found.split}' lie far from all others, up "
-                f"to {found.largest:.6g}, and decide what is learned; leave out samples that have no target"
+                f"to {found.largest:.6g}, and dominate the loss; leave out samples that have no target"
             )
         elif found.split in splits and found.modality in names:
-            absurd[found.split, found.modality].append(found)
-    for (split, name), group in absurd.items():
+            outliers[found.split, found.modality].append(found)
+    for (split, name), group in outliers.items():
         worst = max(group, key=lambda found: abs(found.largest))
         more = f", and {len(group) - 1} more of its variates" if len(group) > 1 else ""
         lines.append(
@@ -164,7 +168,7 @@ def said(manifest: Manifest, splits: Sequence[str] | None = None, modalities: Se
             people = f"{shared.people:,} {'person has' if shared.people == 1 else 'people have'}"
             lines.append(
                 f"{people} samples in both '{shared.splits[0]}' and '{shared.splits[1]}' "
-                f"({', '.join(shared.some)}{more}): what is measured there says little about people never seen"
+                f"({', '.join(shared.some)}{more}): results there say little about new people"
             )
     return lines
 

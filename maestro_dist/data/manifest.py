@@ -1,4 +1,4 @@
-"""The manifest: everything a run must know of a data set before it reads a sample."""
+"""The manifest: everything that a run must know about a data set before it reads a sample."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from maestro_dist.config.sections import NonNegativeInt
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.types import Modality
@@ -20,10 +21,9 @@ MANIFEST_NAME = "manifest.json"
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=40)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
 
 
-class _Model(BaseModel):
+class _ManifestEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -33,8 +33,8 @@ def _relative(path: str) -> str:
     return path
 
 
-class Shard(_Model):
-    """One tar and its index: paths relative to the manifest, and what the tar must look like."""
+class Shard(_ManifestEntry):
+    """One tar and its index: paths relative to the manifest, and number of samples, size and hash of the tar."""
 
     path: str
     index: str
@@ -45,17 +45,17 @@ class Shard(_Model):
     _paths = field_validator("path", "index")(_relative)
 
 
-class Split(_Model):
-    """The shards of one split, in order, with the class counts or the mean and standard deviation of the target."""
+class ManifestSplit(_ManifestEntry):
+    """The shards of one split, in order, with its class counts, or the mean and standard deviation of its target."""
 
     shards: list[Shard]
-    samples: Count
-    class_counts: list[Count] = []
+    samples: NonNegativeInt
+    class_counts: list[NonNegativeInt] = []
     target_mean: Finite | None = None
     target_std: Finite | None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> Split:
+    def _consistent(self) -> ManifestSplit:
         if sum(shard.samples for shard in self.shards) != self.samples:
             raise ValueError(f"its shards hold {sum(s.samples for s in self.shards)} samples, not {self.samples}")
         if self.class_counts and sum(self.class_counts) != self.samples:
@@ -64,14 +64,17 @@ class Split(_Model):
 
     @property
     def shard_samples(self) -> list[int]:
-        """Samples of each shard."""
+        """Number of samples of each shard."""
         return [shard.samples for shard in self.shards]
 
 
-class ManifestModality(_Model):
-    """One modality: `steps` at `rate_hz` make a window; `mean` and `std` (population) are those of the training split
-    over observed steps, one number a variate, in `unit`; `always` marks one that is never taken away, neither in
-    training nor in an evaluation with modalities missing."""
+class ManifestModality(_ManifestEntry):
+    """One modality.
+
+    rate_hz, steps  a window has `steps` steps at `rate_hz`
+    mean, std       of the observed steps of the training split (population), one number for each variate, in `unit`
+    always          never dropped, neither in training nor in an evaluation with modalities missing
+    """
 
     name: Name
     variates: Annotated[int, Field(ge=1)]
@@ -89,10 +92,10 @@ class ManifestModality(_Model):
         return self
 
 
-class SymbolSpec(_Model):
-    """How the symbols of a data set were made, and whether the raw windows are there beside them (`raw`).
+class SymbolSpec(_ManifestEntry):
+    """How the SAX symbols of a data set were made, and whether the raw windows are stored too (`raw`).
 
-    `alphabet`, `word` (steps, by modality) and `normalize` are those of the model that they were made for.
+    `alphabet`, `word` (steps, by modality) and `normalize` are those of the model that the symbols are for.
     """
 
     alphabet: Annotated[int, Field(ge=2, le=255)]
@@ -101,37 +104,47 @@ class SymbolSpec(_Model):
     raw: bool
 
     def length(self, modality: Modality) -> int:
-        """Words W_j of a window."""
+        """Number of words W_j of a window."""
         return -(-modality.steps // self.word[modality.name])
 
 
-class Outliers(_Model):
-    """Numbers of one variate (from 0) that lie absurdly far from all others: `values` of them in `samples` samples of a
-    split, and the one that is largest in size. The modality's mean and std leave them out; where `modality` is not
-    given they are targets, and nothing leaves them out."""
+class Outliers(_ManifestEntry):
+    """Values of one variate (numbered from 0) that lie very far from all others in a split.
+
+    samples, values  how many samples contain such values, and how many values there are
+    largest          the value with the largest size
+    modality         None: the values are targets. The mean and std of a modality leave outliers out, those of the
+                     target do not
+    """
 
     split: str
     modality: Name | None
-    variate: Count
-    samples: Count
-    values: Count
+    variate: NonNegativeInt
+    samples: NonNegativeInt
+    values: NonNegativeInt
     largest: Finite
 
 
-class SharedPeople(_Model):
-    """How many people have samples in both of two splits, and some of them."""
+class SharedPeople(_ManifestEntry):
+    """How many people have samples in both of two splits, with some examples."""
 
     splits: Annotated[list[str], Field(min_length=2, max_length=2)]
     people: Annotated[int, Field(ge=1)]
     some: list[str]
 
 
-class Manifest(_Model):
-    """A packed data set. `task` is none where nothing is labelled (for pre-training); `target` says what is predicted,
-    with its unit; `recording` whether samples carry the causal mean and standard deviation of their recording (what
-    `normalize: recording` needs); `symbols` how its symbols were made, where it has any; `statistics_of` the split that
-    means and standard deviations are of, where it is not train; `outliers` and `shared_people` what a person should
-    know before training, where there is any."""
+class Manifest(_ManifestEntry):
+    """A packed data set.
+
+    task           none: no labels (for pre-training)
+    target         what is predicted, with its unit
+    window_s       length of a window, in seconds
+    recording      whether samples have the mean and std of their recording up to the window's end, as
+                   `normalize: recording` needs them
+    symbols        how its SAX symbols were made; None: it has none
+    statistics_of  the split of the means and standard deviations, where it is not train
+    outliers, shared_people   findings that the user should know before training
+    """
 
     format: Literal["maestro_dist/1"]
     name: str
@@ -144,7 +157,7 @@ class Manifest(_Model):
     window_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     recording: bool = False
     modalities: Annotated[list[ManifestModality], Field(min_length=1)]
-    splits: dict[str, Split]
+    splits: dict[str, ManifestSplit]
     symbols: SymbolSpec | None = None
     statistics_of: str | None = None
     outliers: list[Outliers] = []
@@ -168,7 +181,7 @@ class Manifest(_Model):
         """The modalities of a run, sorted by name; all of them by default.
 
         Raises:
-            ConfigError: a name that the data does not have, twice the same name, or no name at all.
+            ConfigError: a name is unknown or given twice, or no name is given.
         """
         have = {modality.name: modality for modality in self.modalities}
         chosen = sorted(have) if names is None else sorted(names)
@@ -182,7 +195,7 @@ class Manifest(_Model):
             for m in (have[name] for name in chosen)
         ]
 
-    def split(self, name: str) -> Split:
+    def split(self, name: str) -> ManifestSplit:
         """A split by name.
 
         Raises:
@@ -195,7 +208,7 @@ class Manifest(_Model):
         return self.splits[name]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; without `symbols` and what else is not there, and without `always` where a modality is not so."""
+        """Plain JSON. Optional fields without a value are left out, and so is `always` where it is false."""
         optional = ("symbols", *_FINDINGS)
         body = self.model_dump(mode="json", exclude={name for name in optional if not getattr(self, name)})
         for modality in body["modalities"]:
@@ -204,9 +217,9 @@ class Manifest(_Model):
         return body
 
     def fingerprint(self) -> str:
-        """sha256 of the canonical JSON: the same data set packed twice has the same one.
+        """sha256 of the canonical JSON; the same data set packed twice has the same fingerprint.
 
-        What a person is told of the data does not count: releases that did not yet look for it packed the same data.
+        Findings for the user (outliers, shared people) do not count, because older releases did not write them.
         """
         body = {name: value for name, value in self.to_json().items() if name not in _FINDINGS}
         text = json.dumps(body, sort_keys=True, separators=(",", ":"))
@@ -226,15 +239,15 @@ def load_manifest(url: str) -> Manifest:
     """Read `manifest.json` below `url` (a folder or an fsspec URL).
 
     Raises:
-        DataError: missing, not JSON, of another format, or inconsistent; one line that names the file.
-        StorageError: it cannot be read, which may pass.
+        DataError: it is missing, not JSON, of another format, or inconsistent; the message names the file.
+        StorageError: it cannot be read at present.
     """
     storage = Storage(url)
     name = storage.name(MANIFEST_NAME)
     try:
         raw = json.loads(storage.read(MANIFEST_NAME))
     except ObjectMissing as error:
-        raise DataError(f"{name}: no manifest there; pack the data set first, or mend data.url") from error
+        raise DataError(f"{name}: no manifest there; pack the data set first, or correct data.url") from error
     except ValueError as error:
         raise DataError(f"{name}: not valid JSON ({error}); pack the data set again") from error
     found = raw.get("format") if isinstance(raw, dict) else None

@@ -1,4 +1,4 @@
-"""Missing modalities: the training curriculum (counter draws) and the masks of the evaluation protocol."""
+"""Missing modalities: the curriculum of training, and the masks of the evaluation protocol."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import numpy as np
 
 from maestro_dist import rng
 from maestro_dist.config.learning import MissingConfig
+from maestro_dist.types import Modality
 
 
 def drop_probability(config: MissingConfig, step: int, total_steps: int) -> float:
-    """Probability that a modality is dropped at a step: 0 up to `ramp_start`, linear to `max_rate` at `ramp_end`."""
+    """Probability that a modality is dropped at a step: 0 until `ramp_start`, linear up to `max_rate` at `ramp_end`."""
     share = step / total_steps
     if share >= config.ramp_end:
         return config.max_rate
@@ -23,27 +24,26 @@ def drop_probability(config: MissingConfig, step: int, total_steps: int) -> floa
 def drop_modalities(
     present: np.ndarray,
     sample: np.ndarray,
-    names: Sequence[str],
+    modalities: Sequence[Modality],
     *,
     p: float,
     seed: int,
     step: int,
-    always: Sequence[bool] | None = None,
 ) -> np.ndarray:
-    """What is left of `present` (bool [B, M]) after dropping each modality with probability `p`; never nothing.
+    """What is left of `present` (bool [B, M]) after each modality was dropped with probability `p`.
 
-    A draw belongs to (seed, step, sample number, modality name), so neither the cut of the batch nor the order of the
-    modalities matters. Where all would go, the present one with the largest draw stays. `always` marks modalities that
-    are never dropped; the others are then treated as if these were not there.
+    A sample always keeps at least one modality: where all would be dropped, the present one with the largest draw
+    stays. A draw depends on (seed, step, sample number, modality name), so neither the size of the batch nor the order
+    of the modalities matters. Modalities with `always` are never dropped and do not count as the one that is kept.
     """
-    if always is not None and any(always):
-        left, others = present.copy(), np.flatnonzero(~np.asarray(always, dtype=bool))
-        some = [names[column] for column in others.tolist()]
+    others = [column for column, modality in enumerate(modalities) if not modality.always]
+    if len(others) < len(modalities):
+        left, some = present.copy(), [modalities[column] for column in others]
         left[:, others] = drop_modalities(present[:, others], sample, some, p=p, seed=seed, step=step)
         return left
     if p <= 0.0 or not present.size:
         return present.copy()
-    draws = np.stack([rng.uniform_np(rng.key(seed, "missing", step, name), sample) for name in names], axis=1)
+    draws = np.stack([rng.uniform_np(rng.key(seed, "missing", step, m.name), sample) for m in modalities], axis=1)
     kept = present & (draws >= p)
     lost = np.flatnonzero(present.any(axis=1) & ~kept.any(axis=1))
     kept[lost, np.argmax(np.where(present, draws, -1.0)[lost], axis=1)] = True
@@ -53,9 +53,10 @@ def drop_modalities(
 def evaluation_mask(present: np.ndarray, rate: float, draw: int, always: Sequence[bool] | None = None) -> np.ndarray:
     """What is left of `present` (bool [N, M]) at a missing rate; the same on every machine and rank.
 
-    The protocol: numpy's `default_rng(draw).random([N, M]) < rate` removes modality m of sample n (samples in manifest
-    order, modalities by sorted name). Where none is left the same generator keeps `choice(naturally present)`, row by
-    row. `always` marks modalities that are never removed; the protocol then speaks of the others alone.
+    The protocol: modality m of sample n is removed where numpy's `default_rng(draw).random([N, M]) < rate` (samples in
+    manifest order, modalities sorted by name). Where all present modalities of a sample would be removed, the same
+    generator keeps `choice(present)`, row by row. Modalities marked in `always` are never removed; the protocol then
+    applies to the others only.
     """
     if always is not None and any(always):
         left, others = present.copy(), np.flatnonzero(~np.asarray(always, dtype=bool))

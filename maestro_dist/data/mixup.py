@@ -1,7 +1,7 @@
-"""Mixup (`augment.mixup`): a training sample and its partner, another one of the global batch, are mixed.
+"""Mixup (`augment.mixup`): each training sample is mixed with a partner, another sample of the global batch.
 
-Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018. Who is whose partner depends on (seed, step) and on
-which samples the global batch holds; the share on (seed, step, sample): neither on ranks nor on micro-batches.
+The partner depends on (seed, step) and the samples of the global batch, the share on (seed, step, sample). Neither
+depends on ranks or micro-batches. Source: Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018.
 """
 
 from __future__ import annotations
@@ -11,30 +11,30 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from maestro_dist import rng
-from maestro_dist.data.sample import Sample
+from maestro_dist.data.sample import DecodedSample
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """Whom the samples of a micro-batch are mixed with: int64 [B], and how much is of their own: float32 [B]."""
+    """Numbers of the partners of a micro-batch's samples, int64 [B], and the samples' own shares, float32 [B]."""
 
     partners: np.ndarray
     shares: np.ndarray
 
     def part(self, taken: slice) -> Mixing:
-        """The same for some of the samples."""
+        """The mixing of some of the samples."""
         return Mixing(self.partners[taken], self.shares[taken])
 
 
 def mixing_of(whole: np.ndarray, alpha: float, *, seed: int, step: int) -> Mixing:
-    """For each sample of a global batch, by their numbers int64 [G]."""
+    """The mixing of a whole global batch; `whole` has its sample numbers, int64 [G]."""
     return Mixing(partners_of(whole, seed=seed, step=step), shares_of(whole, alpha, seed=seed, step=step))
 
 
 def partners_of(whole: np.ndarray, *, seed: int, step: int) -> np.ndarray:
-    """For each sample number of a global batch, int64 [G], that of its partner; its own only where it is alone.
+    """The number of each sample's partner, int64 [G]: the next sample of a ring in random order.
 
-    The next one of a ring in drawn order.
+    A sample is its own partner only in a global batch of one sample.
     """
     ring = np.argsort(rng.bits_np(rng.key(seed, "mixup", "ring", step), whole), kind="stable")
     partners = np.empty_like(whole)
@@ -43,18 +43,18 @@ def partners_of(whole: np.ndarray, *, seed: int, step: int) -> np.ndarray:
 
 
 def shares_of(numbers: np.ndarray, alpha: float, *, seed: int, step: int) -> np.ndarray:
-    """The share of each sample in its mixture, float32 [B], of Beta(alpha, alpha)."""
+    """The share of each sample in its mixture, float32 [B], drawn from Beta(alpha, alpha)."""
     from scipy.special import betaincinv
 
     draws = rng.uniform_np(rng.key(seed, "mixup", "share", step), numbers)
     return np.asarray(betaincinv(alpha, alpha, draws), dtype=np.float32)
 
 
-def mix(own: Sample, partner: Sample, share: float) -> Sample:
-    """`share` of one sample and the rest of another, with the first one's number, name and target.
+def mix(own: DecodedSample, partner: DecodedSample, share: float) -> DecodedSample:
+    """`share` of the sample `own` plus the rest of its partner, with the number, key and target of `own`.
 
-    Statistics of recordings are mixed as the values are. What only one of them has (a modality, or a step that was
-    observed) is taken as it is.
+    Recording statistics are mixed in the same way. A modality, or an observed step, that only one of the two has is
+    taken unchanged.
     """
     first, rest = np.float32(share), np.float32(1) - np.float32(share)
     values, recording = {**partner.values, **own.values}, {**partner.recording, **own.recording}

@@ -1,14 +1,14 @@
-"""Mean and standard deviation of streams, from (n, mean, M2) in float64 (Chan, Golub, LeVeque 1983)."""
+"""Running mean and standard deviation, from (n, mean, M2) in float64 (Chan, Golub, LeVeque 1983)."""
 
 from __future__ import annotations
 
 import numpy as np
 
 
-class Moments:
-    """Running moments of each variate over its observed (not NaN) steps.
+class RunningMoments:
+    """Mean and variance of each variate over its observed (not NaN) steps.
 
-    Never from sums of squares: at 10^6 steps far from zero those lose the variance altogether.
+    Sums of squares would lose the variance of long streams far from zero.
     """
 
     def __init__(self, variates: int) -> None:
@@ -37,8 +37,8 @@ class Moments:
 
 
 def causal_statistics(stream: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Mean and std of `stream` [T, D] over the steps before each of `ends` (ascending): [len(ends), D, 2]."""
-    moments = Moments(stream.shape[1])
+    """Mean and std of `stream` [T, D] over all steps before each of the ascending `ends`: float64 [len(ends), D, 2]."""
+    moments = RunningMoments(stream.shape[1])
     result = np.empty((len(ends), stream.shape[1], 2))
     done = 0
     for row, end in enumerate(ends):

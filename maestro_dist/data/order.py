@@ -1,4 +1,4 @@
-"""The global order: a pure function of (seed, epoch, sizes of the shards), whatever the number of ranks or readers."""
+"""The order of an epoch: it depends on (seed, epoch, shard sizes) only, not on the number of ranks or readers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from maestro_dist import rng
 
 
 def epoch_order(seed: int, epoch: int, shard_samples: Sequence[int], window: int) -> np.ndarray:
-    """Sample numbers (in manifest order) of one epoch, as int64 [N]: a permutation of 0..N-1.
+    """Sample numbers (in manifest order) of one epoch, int64 [N]: a permutation of 0 ... N-1.
 
-    Shards are permuted over the whole split; then `window` of them at a time have their samples permuted among each
-    other, so a reader has few shards open and the order is still random over whole shards.
+    The shards of the split are permuted. Then the samples of each `window` consecutive shards are permuted together, so
+    that a reader needs few open shards at a time.
     """
     sizes = np.asarray(shard_samples, dtype=np.int64)
     starts = np.concatenate(([0], np.cumsum(sizes)))[: len(sizes)]
@@ -31,15 +31,15 @@ def _permuted(key: int, numbers: np.ndarray) -> np.ndarray:
 
 
 def labelled_count(samples: int, share: float) -> int:
-    """Samples that `data.label_share` leaves of a training split: the nearest number to its share, at least one."""
+    """Number of training samples that `data.label_share` keeps: rounded, at least one."""
     return max(1, round(share * samples)) if samples else 0
 
 
-def labelled(seed: int, samples: int, share: float) -> np.ndarray:
-    """bool [N]: which samples of the training split (in manifest order) `data.label_share` leaves.
+def labelled_mask(seed: int, samples: int, share: float) -> np.ndarray:
+    """bool [N]: which training samples (in manifest order) `data.label_share` keeps.
 
-    Those with the smallest hash of (seed, sample number): the same on every rank, and a smaller share is part of a
-    larger one.
+    The samples with the smallest hash of (seed, sample number): the same on every rank, and the samples of a smaller
+    share are among those of a larger share.
     """
     hashes = rng.bits_np(rng.key(seed, "label_share"), np.arange(samples, dtype=np.int64))
     chosen = np.zeros(samples, dtype=bool)
@@ -48,5 +48,5 @@ def labelled(seed: int, samples: int, share: float) -> np.ndarray:
 
 
 def steps_per_epoch(samples: int, global_batch: int) -> int:
-    """Optimizer steps of one epoch; the last may be of fewer samples."""
+    """Optimizer steps of one epoch; the last global batch may be smaller."""
     return -(-samples // global_batch)

@@ -1,6 +1,7 @@
-"""Writes a data set: WebDataset shards, an index beside each, and the manifest last (without it nothing is there).
+"""Write a data set: WebDataset shards, an index for each shard, and at last the manifest.
 
-Streaming, one sample at a time, to any fsspec URL. The same samples give the same bytes.
+Samples are written one at a time, to a folder or any fsspec URL. Without its manifest there is no data set. The same
+samples give the same bytes.
 """
 
 from __future__ import annotations
@@ -11,23 +12,32 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
 
 from maestro_dist.data.description import Description, checked_description, checked_splits
-from maestro_dist.data.findings import Findings, said
-from maestro_dist.data.index import META, index_tar, member_name
-from maestro_dist.data.intake import Intake, RawSample
-from maestro_dist.data.manifest import MANIFEST_NAME, Manifest, Shard, Split
-from maestro_dist.data.moments import Moments
-from maestro_dist.data.plain import kind_of, shown, whole
+from maestro_dist.data.findings import Findings, warning_lines
+from maestro_dist.data.manifest import MANIFEST_NAME, Manifest, ManifestSplit, Shard
+from maestro_dist.data.moments import RunningMoments
+from maestro_dist.data.plain_values import short_repr, type_name, whole_number
+from maestro_dist.data.sample_checks import RawSample, SampleChecker
+from maestro_dist.data.shard_index import META, index_tar, member_name
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import DataError, StorageError
 
-__all__ = ["Description", "RawSample", "SplitWriter", "check_room", "make_room", "npy", "pack", "write_manifest"]
+__all__ = [
+    "Description",
+    "RawSample",
+    "SplitWriter",
+    "check_nothing_packed",
+    "npy",
+    "open_for_packing",
+    "pack",
+    "write_manifest",
+]
 
 _LOG = logging.getLogger(__name__)
 _SHARD = re.compile(r"[A-Za-z0-9_-]+-\d{6}\.(tar|index\.json)")
@@ -41,33 +51,36 @@ def pack(
     splits: Sequence[str] = ("train", "validation", "test"),
     shard_bytes: int = 32 << 20,
     overwrite: bool = False,
-    warn: Callable[[str], None] = _LOG.warning,
 ) -> Manifest:
-    """Write all samples below `url` and return the manifest.
+    """Pack all samples below `url`, a folder or an fsspec URL, and return the manifest.
 
-    `splits` are always in the manifest, in this order, even when empty. It keeps the means and standard deviations of
-    `train`, or, where that has no sample, of the first split that has some (then it can be evaluated on, not trained
-    on). A shard ends with the sample that fills `shard_bytes`. `warn` is told, a line each, what a person should know:
-    absurd numbers, people in two splits. Where packing fails, no shard is left behind.
+    splits       the splits of the manifest, in this order; a split may be empty
+    shard_bytes  a shard ends with the sample that reaches this size
+    overwrite    replace the data set at `url`, if there is one
+
+    The manifest has the means and standard deviations of `train`, or, where that is empty, of the first split with
+    samples (such a data set can be evaluated on, not trained on). Outliers, and people in two splits, are logged as
+    warnings; `findings.warning_lines(manifest)` gives the same lines. Where packing fails, the written shards are
+    removed.
 
     Raises:
-        DataError: a data set is there already (and not `overwrite`), the description is wrong (told before the first
-            sample is read), or a sample does not fit it.
-        StorageError: it cannot be written.
+        DataError: there is a data set at `url` (without `overwrite`), the description is wrong (checked before the
+            first sample is read), or a sample does not fit the description.
+        StorageError: a file cannot be written.
     """
     description, names = checked_description(description), checked_splits(splits)
-    size = whole(shard_bytes)
+    size = whole_number(shard_bytes)
     if size is None or size < 1:
-        raise DataError(f"pack: shard_bytes {shown(shard_bytes)} is not a whole number from 1")
+        raise DataError(f"pack: shard_bytes {short_repr(shard_bytes)} is not a whole number from 1")
     if not isinstance(samples, Iterable):
-        raise DataError(f"pack: samples is {kind_of(samples)}, not an iterable of RawSample")
-    storage = make_room(os.fspath(url), overwrite=overwrite)
-    intake, found = Intake(description, names), Findings(description, names)
+        raise DataError(f"pack: samples is {type_name(samples)}, not an iterable of RawSample")
+    storage = open_for_packing(os.fspath(url), overwrite=overwrite)
+    checker, found = SampleChecker(description, names), Findings(description, names)
     with ExitStack() as stack:
         classes = len(description.classes)
         writers = {name: stack.enter_context(SplitWriter(storage, name, classes, size)) for name in names}
         for place, sample in enumerate(samples):
-            checked = intake.checked(sample, place)
+            checked = checker.checked(sample, place)
             members = {member_name(name): npy(array) for name, array in checked.arrays.items()}
             writers[checked.split].add(checked.key, checked.label, checked.meta, members)
             found.add(checked)
@@ -75,30 +88,30 @@ def pack(
         manifest = found.manifest(finished)
         _check_whole(storage, manifest)
         write_manifest(storage, manifest)
-    for line in said(manifest):
-        warn(line)
+    for line in warning_lines(manifest):
+        _LOG.warning("%s", line)
     return manifest
 
 
-def make_room(url: str, *, overwrite: bool) -> Storage:
-    """The place of a new data set, empty of any shard.
+def open_for_packing(url: str, *, overwrite: bool) -> Storage:
+    """The storage for a new data set; with `overwrite` the data set there is removed.
 
     Raises:
-        DataError: a data set is there already, and not `overwrite`.
+        DataError: there is a data set already, and `overwrite` is false.
     """
     storage = Storage(url)
     if not overwrite:
-        check_room(url)
+        check_nothing_packed(url)
     elif storage.exists(MANIFEST_NAME):
-        storage.remove(MANIFEST_NAME)  # first: shards without their manifest are no data set
+        storage.remove(MANIFEST_NAME)  # first: shards without a manifest are not a data set
         for name in storage.list():
             if _SHARD.fullmatch(name):
                 storage.remove(name)
     return storage
 
 
-def check_room(url: str) -> None:
-    """Raise `DataError` where a data set is at `url`."""
+def check_nothing_packed(url: str) -> None:
+    """Raise `DataError` where there is a data set at `url`."""
     if Storage(url).exists(MANIFEST_NAME):
         name = Storage(url).name()
         raise DataError(
@@ -108,30 +121,30 @@ def check_room(url: str) -> None:
 
 
 def _check_whole(storage: Storage, manifest: Manifest) -> None:
-    """Raise `DataError` where another process, which packed to the same place and failed, has removed a shard."""
+    """Raise `DataError` where another process packed to the same place, failed, and removed a shard of this one."""
     for split in manifest.splits.values():
         for shard in split.shards:
             if not storage.exists(shard.path) or not storage.exists(shard.index):
                 raise DataError(
-                    f"{storage.name(shard.path)} is gone: another process packs to this place; pack again, alone"
+                    f"{storage.name(shard.path)} has vanished: another process packs to this place; pack again alone"
                 )
 
 
 def write_manifest(storage: Storage, manifest: Manifest) -> None:
-    """The last step of packing."""
+    """Write the manifest; the last step of packing."""
     storage.write(MANIFEST_NAME, (json.dumps(manifest.to_json(), indent=1) + "\n").encode())
 
 
 class SplitWriter:
-    """The shards of one split of `classes` classes (0: regression).
+    """Writes the shards of one split. `classes`: number of classes; 0 for regression.
 
-    A context manager: when packing fails, what was written of the split is removed.
+    A context manager: when packing fails, the files of the split are removed.
     """
 
     def __init__(self, storage: Storage, split: str, classes: int, shard_bytes: int) -> None:
         self.storage, self.split, self.shard_bytes = storage, split, shard_bytes
         self.shards: list[Shard] = []
-        self.targets = Moments(1)
+        self.targets = RunningMoments(1)
         self.class_counts = [0] * classes
         self.keys: set[str] = set()
         self._written: list[str] = []
@@ -145,20 +158,20 @@ class SplitWriter:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if kind is None:
             return
-        with suppress(StorageError):  # the first failure is the one to be told
+        with suppress(StorageError):  # the first error is the one to report
             if self._open is not None:
                 self._open.__exit__(kind, error, trace)
         with suppress(StorageError):
             if self.storage.exists(MANIFEST_NAME):
-                return  # another process has packed here in the meantime: these are its shards now
+                return  # another process has packed here in the meantime: the shards are its own
             for path in self._written:
                 self.storage.remove(path)
 
     def add(self, key: str, label: float, meta: bytes, members: dict[str, bytes]) -> None:
-        """Write a sample: its json and its other members by name.
+        """Write a sample: its json `meta`, and its other members by name.
 
         Raises:
-            DataError: the shard has a sample of that key already.
+            DataError: the shard has a sample with this key already.
         """
         if key in self.keys:
             shard = f"{self.split}-{len(self.shards):06d}"
@@ -175,12 +188,12 @@ class SplitWriter:
         if self._file.tell() >= self.shard_bytes:
             self._end()
 
-    def finish(self) -> Split:
-        """Close the last shard and describe the split."""
+    def finish(self) -> ManifestSplit:
+        """Close the last shard; returns the split's entry in the manifest."""
         if self._open is not None:
             self._end()
         regression = not self.class_counts and bool(self.shards)
-        return Split(
+        return ManifestSplit(
             shards=self.shards,
             samples=sum(shard.samples for shard in self.shards),
             class_counts=self.class_counts,
@@ -221,7 +234,7 @@ class SplitWriter:
 
 
 def npy(array: np.ndarray) -> bytes:
-    """An array as an npy file."""
+    """An array as the bytes of an npy file."""
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Pack raw files that a configuration names (`data.source`), so that one command trains from them."""
+"""Pack the raw files that a configuration names (`data.source`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from maestro_dist.config.schema import SourceConfig
 from maestro_dist.data.converters import CONVERTERS, Conversion
-from maestro_dist.data.converters.files import listed
+from maestro_dist.data.converters.files import join_names
 from maestro_dist.data.manifest import MANIFEST_NAME, Manifest
 from maestro_dist.data.pack import pack
 from maestro_dist.data.storage import Storage, redact
@@ -25,14 +25,15 @@ _UNFINISHED = re.compile(r"([a-z0-9_]+-\d{6})\.(tar|index\.json)")
 
 
 def prepare(source: SourceConfig, url: str) -> Manifest:
-    """Convert and pack `source` to `url`, with the converter's options as `tools/pack_dataset.py` takes them.
+    """Convert and pack `source` to `url`. `source.options` are the converter's options in `tools/pack_dataset.py`.
 
-    What a person should know about the source is logged as warnings.
+    Warnings about the source are logged.
 
     Raises:
-        ConfigError: an option that the converter does not have, or a value that it cannot take.
+        ConfigError: there is no such converter or option, or an option has a wrong value.
         DataError: raw files are missing or damaged.
     """
+    check_converter(source)
     parser = _Quiet(add_help=False, allow_abbrev=False)
     converter = CONVERTERS[source.converter]
     converter.add_arguments(parser)
@@ -49,14 +50,23 @@ def prepare(source: SourceConfig, url: str) -> Manifest:
     return pack(url, conversion.description, conversion.samples, splits=conversion.splits)
 
 
+def check_converter(source: SourceConfig) -> None:
+    """Raise `ConfigError` where `data.source.converter` names no converter."""
+    name = source.converter
+    if name not in CONVERTERS:
+        near = difflib.get_close_matches(name, CONVERTERS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"data.source.converter: no converter {name!r}; {hint}There are {', '.join(CONVERTERS)}")
+
+
 def log_warnings(conversion: Conversion) -> None:
-    """Log what is odd about a source."""
+    """Log the warnings of a conversion."""
     for text in conversion.warnings:
         _LOG.warning(text)
 
 
 def unknown_options(unknown: Sequence[str], known: Iterable[str]) -> str:
-    """That there are no such options of a converter, and which were meant."""
+    """A message: a converter has no such options; with similar names, or all names."""
     names = sorted(name.removeprefix("--") for name in known)
     near = [name for text in unknown for name in difflib.get_close_matches(text.strip("-"), names, n=1)]
     hint = f"; did you mean --{', --'.join(near)}?" if near else f"; there are --{', --'.join(names)}"
@@ -64,75 +74,78 @@ def unknown_options(unknown: Sequence[str], known: Iterable[str]) -> str:
 
 
 class OptionParser(argparse.ArgumentParser):
-    """A parser that knows the `names` of its options."""
+    """A parser that lists the `names` of its options."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.names: list[str] = []
         super().__init__(*arguments, **options)
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
-        """As that of every parser."""
+        """See `argparse.ArgumentParser.add_argument`."""
         self.names += [name for name in names if name.startswith("--")]
         return super().add_argument(*names, **options)
 
 
 class _Quiet(OptionParser):
-    """Reports a wrong option as an error of the configuration."""
+    """Raises `ConfigError` for a wrong option instead of ending the process."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise it."""
+        """Raise `ConfigError`."""
         raise ConfigError(message)
 
 
 def check_source(path: str, *, source: str) -> None:
-    """Raise `DataError` where there are no raw files at `path`, which the option or key `source` names."""
+    """Raise `DataError` where `path`, the value of the option or key `source`, does not exist."""
     if not Path(path).exists():
-        only = "; raw files are read from local folders and archives, copy them to one" if "://" in path else ""
+        only = (
+            "; raw files are read from local folders and archives: copy them to this machine" if "://" in path else ""
+        )
         raise DataError(f"{source}: {path}: no such folder or archive{only}")
 
 
-def check_target(path: str, url: str, *, source: str, target: str) -> None:
-    """Refuse a place for packed data that cannot be a folder, or that lies in what they are made from.
+def check_destination(path: str, url: str, *, source: str, target: str) -> None:
+    """Check the place `url` of the packed data. `source` and `target` name the options or keys of `path` and `url`.
 
     Raises:
-        ConfigError: the place does not do; `source` and `target` name the options or keys of `path` and `url`.
+        ConfigError: it cannot be a folder, or lies inside the raw files `path`.
     """
     place, raw = Storage(url).local, Storage(path).local
     for folder in (place, *place.parents) if place else ():
         if os.path.lexists(folder) and not folder.is_dir():
-            what = "a file" if folder.exists() else "a link that leads nowhere"
+            what = "a file" if folder.exists() else "a broken link"
             raise ConfigError(f"{target}: {url}: {folder} is {what}; choose a folder for what is packed from {source}")
     if place and raw and raw.is_dir() and place.resolve().is_relative_to(raw.resolve()):
         raise ConfigError(f"{target}: {url} lies in {source} {path}; choose a place outside of it")
 
 
 def check_place(source: SourceConfig, url: str) -> None:
-    """Refuse to pack `source` to a `data.url` that looks mistyped: only an empty or new folder is taken.
+    """Check `data.url` before `source` is packed there: only an empty or new folder is accepted.
 
     Raises:
-        ConfigError: the place does not do, or holds other files.
+        ConfigError: there is no such converter, `data.url` cannot be a folder or holds other files.
         DataError: the raw files are not there.
     """
+    check_converter(source)
     check_source(source.path, source=f"data.source.path (to be packed to data.url {redact(url)})")
-    check_target(source.path, url, source="data.source.path", target="data.url")
+    check_destination(source.path, url, source="data.source.path", target="data.url")
     storage = Storage(url)
     place, what = storage.local, f"what is packed from data.source ({source.path})"
     if place is not None and not place.parent.exists() and not place.is_relative_to(Path.cwd()):
         raise ConfigError(
-            f"data.url: {url}: there is no folder {place.parent}; mend data.url, or make that folder for {what}"
+            f"data.url: {url}: there is no folder {place.parent}; correct data.url, or make that folder for {what}"
         )
     others = _other_files(storage.list())
-    if place is not None:  # the raw files may lie there
+    if place is not None:  # the raw files may lie beside the packed data
         others = [name for name in others if not Path(source.path).resolve().is_relative_to((place / name).resolve())]
     if others:
         raise ConfigError(
-            f"data.url: {redact(url)} holds no {MANIFEST_NAME} but other files ({listed(others, 4)}); mend data.url, "
-            f"or give an empty folder for {what}"
+            f"data.url: {redact(url)} holds no {MANIFEST_NAME} but other files ({join_names(others, 4)}); correct "
+            f"data.url, or give an empty folder for {what}"
         )
 
 
 def _other_files(names: list[str]) -> list[str]:
-    """Names that a packing which was killed does not leave: it leaves shards, all but the last with their index."""
+    """The names, unless they are the files of a killed packing: shards, each but the last with its index."""
     shards = [match for name in names if (match := _UNFINISHED.fullmatch(name))]
     tars, indexes = ({m[1] for m in shards if m[2] == kind} for kind in ("tar", "index.json"))
     if len(tars - indexes) > 1 or indexes - tars:
@@ -141,12 +154,13 @@ def _other_files(names: list[str]) -> list[str]:
 
 
 def check_typed(source: SourceConfig | None, url: str, overrides: Sequence[str]) -> None:
-    """Tell a person who typed `data.url`, or `data.source`, alone what that means beside the other one from a file.
+    """Check `data.url` and `data.source` where only one of them is given on the command line, the other in a file.
 
-    A URL typed alone says that the data is there: nothing is packed to a mistyped place.
+    A `data.url` given alone must hold a packed data set, so that nothing is packed to a mistyped place. A `data.source`
+    given alone is not read where the data set is packed already; this is printed.
 
     Raises:
-        ConfigError: there is no packed data set at such a URL.
+        ConfigError: there is no packed data set at a `data.url` that was given alone.
     """
     keys = [override.partition("=")[0] for override in overrides]
     paired = any(key in ("data", "data.source") or key.startswith("data.source.") for key in keys)
@@ -157,6 +171,6 @@ def check_typed(source: SourceConfig | None, url: str, overrides: Sequence[str])
         _LOG.info("data.source is not read: there is a packed data set at %s already", redact(url))
     elif not paired and not there:
         raise ConfigError(
-            f"data.url: {redact(url)} was given alone, but holds no {MANIFEST_NAME}; mend it, or, to pack the "
+            f"data.url: {redact(url)} was given alone, but holds no {MANIFEST_NAME}; correct it, or, to pack the "
             f"configuration's data.source there, add data.source.path={shlex.quote(source.path)}"
         )

@@ -1,4 +1,4 @@
-"""Random access to the samples of a split: `pread` by index from local(ised) shards."""
+"""Random access to the samples of a split: `pread` at the offsets of the index, in local or cached shards."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ import numpy as np
 from maestro_dist.config.learning import AugmentConfig
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.augment import augment
-from maestro_dist.data.cache import Tell
 from maestro_dist.data.collate import collate
-from maestro_dist.data.index import HEADER, META, load_index, member_name
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.missing import drop_modalities
 from maestro_dist.data.mixup import Mixing, mix
-from maestro_dist.data.sample import BadSample, Layout, Sample, decode_sample
-from maestro_dist.data.shards import OpenShard, OpenShards
+from maestro_dist.data.open_shards import OpenShard, OpenShards
+from maestro_dist.data.sample import BadSample, DecodedSample, SampleFormat, decode_sample
+from maestro_dist.data.shard_cache import Heartbeat
+from maestro_dist.data.shard_index import HEADER, META, load_index, member_name
 from maestro_dist.data.storage import Storage
 from maestro_dist.types import Batch, Modality
 
 
-def _nobody(what: str) -> None:
-    """Nobody listens."""
+def _ignore(what: str) -> None:
+    """A heartbeat that nobody waits for."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A micro-batch to be read: a plain value, so that any process can serve it.
+    """A micro-batch to read: a plain value that is sent to a reader process.
 
-    numbers   int64 [B]: samples of the split, in manifest order
-    keep      bool [B, M]: modalities to keep of those that are there; None: all, less those that the curriculum drops
-    drop      probability of that drop, keyed by (seed, step, sample, modality)
-    both      take each sample whole too, as a row of its own (`Batch.views`)
-    mixing    whom these samples are mixed with; None: nobody
-    fields    the bookkeeping fields of `Batch`: last, global_samples, position, epoch, step
+    numbers   int64 [B]: numbers of the samples in the split, in manifest order
+    keep      bool [B, M]: which of the present modalities to keep; None: all
+    drop      probability that the curriculum drops a modality, drawn by (seed, step, sample, modality)
+    both      read each sample twice, without and with dropped modalities (`Batch.views`)
+    mixing    the partners for mixup; None: no mixup
+    fields    further fields of `Batch`: last, global_samples, position, epoch, step
     """
 
     numbers: np.ndarray
@@ -50,10 +50,12 @@ class Request:
 
 @dataclass(frozen=True)
 class SplitSource:
-    """Where the samples of a split are; a plain value that a spawned reader process gets.
+    """The samples of a split: where they are and how they are read. A plain value that is sent to reader processes.
 
-    `symbols`: read SAX symbols instead of raw windows; `slices`: keep only these steps of each modality, [first, end).
-    `augment`: how windows are changed after they are decoded.
+    modalities  the modalities to read, sorted by name
+    symbols     read SAX symbols instead of raw windows (`reads_symbols` says whether a run may)
+    slices      steps [first, end) of each modality to keep, where ranks share the time axis; None: all
+    augment     augmentation of the decoded windows; None: none
     """
 
     url: str
@@ -65,14 +67,14 @@ class SplitSource:
     slices: Mapping[str, tuple[int, int]] | None = None
     augment: AugmentConfig | None = None
 
-    def open(self, tell: Tell = _nobody) -> SplitReader:
-        """A reader; its files are opened when they are first needed. `tell` hears what it is at, sample by sample."""
-        return SplitReader(self, tell)
+    def open(self, heartbeat: Heartbeat = _ignore) -> SplitReader:
+        """A reader; it opens files when it first needs them. `heartbeat` is called for each sample."""
+        return SplitReader(self, heartbeat)
 
 
 @dataclass(frozen=True)
-class Stored:
-    """The bytes of a sample's members: its json, and the npy file of each modality. `where` names it for messages."""
+class StoredSample:
+    """The bytes of a sample: its json, and the npy file of each modality. `where` names the sample in messages."""
 
     key: str
     where: str
@@ -81,36 +83,36 @@ class Stored:
 
 
 class SplitReader:
-    """Reads micro-batches of one split. Not for use by several threads at a time."""
+    """Reads micro-batches of one split. Only one thread at a time may use it."""
 
-    def __init__(self, source: SplitSource, tell: Tell = _nobody) -> None:
+    def __init__(self, source: SplitSource, heartbeat: Heartbeat = _ignore) -> None:
         self.source = source
-        self.layout = Layout.of(source.manifest, source.modalities, symbols=source.symbols, slices=source.slices)
+        self.format = SampleFormat.of(source.manifest, source.modalities, symbols=source.symbols, slices=source.slices)
         shards = source.manifest.split(source.split).shards
         self.starts = np.cumsum([0] + [shard.samples for shard in shards])
         self.members = [META] + [member_name(m.name, symbols=source.symbols) for m in source.modalities]
-        self._tell = tell
-        self._shards = OpenShards(Storage(source.url), shards, self.members, source.config, tell)
+        self._heartbeat = heartbeat
+        self._shards = OpenShards(Storage(source.url), shards, self.members, source.config, heartbeat)
 
     def close(self) -> None:
         """Close all files."""
         self._shards.close()
 
     def batch(self, request: Request) -> Batch:
-        """Read a micro-batch; bad samples are left out and named in `Batch.bad`."""
+        """Read a micro-batch. Bad samples are left out and named in `Batch.bad`."""
         return self.arrays(request).tensors()
 
     def arrays(self, request: Request) -> Batch:
-        """The same with numpy's arrays in the place of tensors, without loading torch."""
+        """A micro-batch with numpy arrays instead of tensors; does not import torch."""
         numbers, mixing, step = request.numbers, request.mixing, request.fields.get("step", 0)
         involved = numbers if mixing is None else np.concatenate([numbers, mixing.partners])
         self._shards.keep(len(np.unique(np.searchsorted(self.starts, involved, side="right"))))
         own = self._presence(numbers)
         there = own if mixing is None else own | self._presence(mixing.partners)
         keep = there if request.keep is None else there & request.keep
-        names = [modality.name for modality in self.layout.modalities]
-        always = [modality.always for modality in self.layout.modalities]
-        left = drop_modalities(keep, numbers, names, p=request.drop, seed=request.seed, step=step, always=always)
+        modalities = self.format.modalities
+        names = [modality.name for modality in modalities]
+        left = drop_modalities(keep, numbers, modalities, p=request.drop, seed=request.seed, step=step)
         keep = keep if request.both else left
         found, bad = self._decoded(numbers, own & keep, request)
         changes: dict[str, Any] = request.fields | {"bad": list(bad.values()), "bad_samples": list(bad)}
@@ -121,18 +123,18 @@ class SplitReader:
             changes |= {name: np.tile(changes[name], 2) for name in ("mix", "partner_target") if name in changes}
             changes |= {"views": 2, "keys": [sample.key for sample in samples]}
             samples += [_some(sample, names, left[place]) for place, sample in found.items()]
-        return replace(collate(samples, self.layout), **changes)
+        return replace(collate(samples, self.format), **changes)
 
     def _presence(self, numbers: np.ndarray) -> np.ndarray:
-        """bool [B, M]: which sample has which modality."""
+        """bool [B, M]: which samples have which modalities."""
         rows = [self._present(number) for number in numbers]
-        return np.array(rows, dtype=bool).reshape(len(rows), len(self.layout.modalities))
+        return np.array(rows, dtype=bool).reshape(len(rows), len(self.format.modalities))
 
     def _decoded(
         self, numbers: np.ndarray, wanted: np.ndarray, request: Request
-    ) -> tuple[dict[int, Sample], dict[int, str]]:
-        """The samples by their place among `numbers`, augmented; by number, what is wrong with those not there."""
-        found: dict[int, Sample] = {}
+    ) -> tuple[dict[int, DecodedSample], dict[int, str]]:
+        """The augmented samples by their place in `numbers`, and the messages of bad samples by sample number."""
+        found: dict[int, DecodedSample] = {}
         bad: dict[int, str] = {}
         for place, number in enumerate(numbers.tolist()):
             try:
@@ -152,10 +154,12 @@ class SplitReader:
         )
         return dict(zip(found, changed, strict=True)), bad
 
-    def _mix(self, found: dict[int, Sample], mixing: Mixing, keep: np.ndarray, request: Request) -> dict[str, Any]:
-        """Mix each of `found`, in place, with its partner. Returns what a batch says of it.
+    def _mix(
+        self, found: dict[int, DecodedSample], mixing: Mixing, keep: np.ndarray, request: Request
+    ) -> dict[str, Any]:
+        """Mix each sample of `found` with its partner, in place. Returns the fields of `Batch` about mixup.
 
-        A bad partner leaves its sample unmixed; the rank whose own sample it is names it.
+        A sample with a bad partner stays unmixed. The rank that owns the bad sample reports it.
         """
         places = list(found)
         numbers = mixing.partners[places]
@@ -167,11 +171,11 @@ class SplitReader:
             shares[at] = float(mixing.shares[place])
             targets[at] = partner.target
             found[place] = mix(found[place], partner, float(mixing.shares[place]))
-        dtype = np.int64 if self.layout.classes else np.float32
+        dtype = np.int64 if self.format.classes else np.float32
         return {"mix": shares, "partner_target": np.array(targets, dtype=dtype)}
 
-    def _sample(self, number: int, wanted: np.ndarray) -> Sample:
-        """A sample, read anew where it is bad and its file has changed since it was verified."""
+    def _sample(self, number: int, wanted: np.ndarray) -> DecodedSample:
+        """A sample. A bad one is read again where its file has changed since it was verified."""
         try:
             return self.decode(number, self.stored(number, wanted))
         except BadSample:
@@ -187,30 +191,31 @@ class SplitReader:
         shard, row = self._locate(number)
         return shard.sizes[row, 1:] > 0
 
-    def stored(self, number: int, wanted: np.ndarray | None = None) -> Stored:
-        """A sample as it is stored; `wanted`, bool [M], says which of its modalities (by default those it has).
+    def stored(self, number: int, wanted: np.ndarray | None = None) -> StoredSample:
+        """The bytes of a sample. `wanted`, bool [M]: which of its modalities; None: all.
 
         Raises:
             BadSample: the index does not point at its members.
-        DataError, StorageError: its shard is wrong, or cannot be read.
+            DataError: its shard is damaged.
+            StorageError: its shard cannot be read.
         """
         shard, row = self._locate(number)
         wanted = shard.sizes[row, 1:] > 0 if wanted is None else wanted
         where = f"{shard.name}, sample {shard.keys[row]}"
-        self._tell(f"reading {where}")
+        self._heartbeat(f"reading {where}")
         arrays = {
             modality.name: self._member(shard, row, column, where)
-            for column, modality in enumerate(self.layout.modalities, start=1)
+            for column, modality in enumerate(self.format.modalities, start=1)
             if wanted[column - 1]
         }
-        return Stored(shard.keys[row], where, self._member(shard, row, 0, where), arrays)
+        return StoredSample(shard.keys[row], where, self._member(shard, row, 0, where), arrays)
 
-    def decode(self, number: int, stored: Stored) -> Sample:
-        """Its content, checked. Raises BadSample."""
-        return decode_sample(number, stored.key, stored.meta, stored.arrays, self.layout, stored.where)
+    def decode(self, number: int, stored: StoredSample) -> DecodedSample:
+        """Decode and check the bytes of a sample. Raises BadSample."""
+        return decode_sample(number, stored.key, stored.meta, stored.arrays, self.format, stored.where)
 
     def _member(self, shard: OpenShard, row: int, column: int, where: str) -> bytes:
-        """Content of a member, after a look at its tar header: an index of another shard must not go unnoticed."""
+        """Content of a member. Checks its tar header, which detects the index of another shard."""
         size = int(shard.sizes[row, column])
         data = self._shards.read(shard, row, column) if size else b""
         name = f"{shard.keys[row]}.{self.members[column]}"
@@ -219,17 +224,15 @@ class SplitReader:
         return data[HEADER:]
 
 
-def _some(sample: Sample, names: Sequence[str], left: np.ndarray) -> Sample:
-    """The same sample with those modalities that are left, bool [M]."""
+def _some(sample: DecodedSample, names: Sequence[str], left: np.ndarray) -> DecodedSample:
+    """The sample with the modalities that are left, bool [M]."""
     kept = {name for name, stays in zip(names, left, strict=True) if stays}
     return replace(sample, values={name: window for name, window in sample.values.items() if name in kept})
 
 
-def presence(
-    url: str, manifest: Manifest, modalities: Sequence[Modality], split: str, *, symbols: bool = False
-) -> np.ndarray:
-    """bool [N, M]: which sample of a split has which modality, from the indexes alone."""
-    storage = Storage(url)
-    names = [member_name(modality.name, symbols=symbols) for modality in modalities]
-    parts = [load_index(storage, shard).columns(names)[1] > 0 for shard in manifest.split(split).shards]
+def presence(source: SplitSource) -> np.ndarray:
+    """bool [N, M]: which sample of a split has which modality. Only the indexes are read."""
+    storage, shards = Storage(source.url), source.manifest.split(source.split).shards
+    names = [member_name(modality.name, symbols=source.symbols) for modality in source.modalities]
+    parts = [load_index(storage, shard).columns(names)[1] > 0 for shard in shards]
     return np.concatenate(parts)

@@ -1,8 +1,7 @@
-"""A reader in a process of its own: what the training process knows of it, and what it does.
+"""A reader in a process of its own: `ReaderProcess` for the training process, `serve` for the reader.
 
-Requests and batches go through a pair of sockets, the arrays as plain bytes. There is nothing with a name or a size
-limit in between (no shared memory, no semaphore), so nothing is left behind, whoever is killed. The process imports
-neither torch nor the program's main module.
+Requests and batches go through a pair of sockets, arrays as plain bytes. There is no shared memory and no semaphore, so
+nothing is left behind when a process is killed. The reader process imports neither torch nor the main module.
 """
 
 from __future__ import annotations
@@ -23,39 +22,39 @@ from typing import Any
 import numpy as np
 
 from maestro_dist import errors
-from maestro_dist.data.cache import Tell
 from maestro_dist.data.reader import Request, SplitReader, SplitSource
+from maestro_dist.data.shard_cache import Heartbeat
 from maestro_dist.errors import MaestroError, ReaderError
 from maestro_dist.system.logging_setup import configure_logging
 from maestro_dist.types import Batch
 
-# Ctrl-C goes to all processes of a terminal, also while they start; the training process ends this one.
+# Ctrl-C reaches all processes of a terminal. A reader ignores it: the training process ends its readers.
 _START = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
     "from maestro_dist.data.reader_process import serve; serve(*map(int, sys.argv[1:]))"
 )
-_TELL_S = 1.0  # between two words of a reader on what it is at
+_HEARTBEAT_S = 1.0  # between two heartbeats of a reader
 _END_S = 5.0
 
 
 @dataclass(frozen=True)
 class _Coming:
-    """In the place of an array whose bytes follow."""
+    """Stands for an array whose bytes follow."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
 
 
 class ReaderProcess:
-    """Reads micro-batches of one split, in another process. `tell` hears what that is at.
+    """Reads micro-batches of one split in another process. `heartbeat` is called with what it does.
 
     Raises:
         ReaderError: the process cannot be started.
     """
 
-    def __init__(self, source: SplitSource, name: str, tell: Tell) -> None:
+    def __init__(self, source: SplitSource, name: str, heartbeat: Heartbeat) -> None:
         self._source: SplitSource | None = source
-        self._tell = tell
+        self._heartbeat = heartbeat
         self._connection, theirs = Pipe()
         one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         try:
@@ -74,12 +73,12 @@ class ReaderProcess:
         self.name = f"{name} (process {self._process.pid})"
 
     def arrays(self, request: Request) -> Batch:
-        """See `SplitReader.arrays`; errors of ours come as they are.
+        """See `SplitReader.arrays`. A `MaestroError` of the process is raised here unchanged.
 
         Raises:
             ReaderError: the process has ended.
         """
-        if self._source is not None:  # not when it is started: a large one is taken only once the process reads
+        if self._source is not None:  # not in __init__: sending a large source blocks until the process reads
             self._send(self._source)
             self._source = None
         self._send(request)
@@ -91,7 +90,7 @@ class ReaderProcess:
                     return batch
                 if kind != "doing":
                     break
-                self._tell(content)
+                self._heartbeat(content)
         except (EOFError, OSError) as error:
             raise ReaderError(self._obituary()) from error
         if kind == "other":
@@ -99,17 +98,17 @@ class ReaderProcess:
         raise getattr(errors, kind)(content)
 
     def kill(self) -> None:
-        """End the process at once; whoever waits for it gets a `ReaderError`."""
+        """Kill the process; a thread that waits for it gets a `ReaderError`."""
         self._process.kill()
 
     def close(self) -> None:
-        """Let the process end, or end it."""
-        self._connection.close()  # which an idle process notices
+        """End the process; kill it where it does not end in time."""
+        self._connection.close()  # an idle process then ends
         try:
             self._process.wait(_END_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            with suppress(subprocess.TimeoutExpired):  # one that hangs in a system call ends with that
+            with suppress(subprocess.TimeoutExpired):  # it may hang in a system call
                 self._process.wait(_END_S)
 
     def _send(self, message: Any) -> None:
@@ -129,17 +128,17 @@ class ReaderProcess:
 
 
 def serve(file: int, parent: int) -> None:
-    """The process: answer requests on the socket `file` until the other side, process `parent`, has closed it."""
+    """Main function of the process: answer requests on the socket `file` until process `parent` closes it."""
     configure_logging()
     with suppress(EOFError, OSError), Connection(file) as connection:
         source: SplitSource = connection.recv()
-        teller = _Teller(connection, parent)
+        heart = _Heart(connection, parent)
         reader: SplitReader | None = None
         while True:
             request: Request = connection.recv()
             arrays: list[np.ndarray] = []
             try:
-                reader = reader or source.open(teller.tell)
+                reader = reader or source.open(heart.heartbeat)
                 batch = reader.arrays(request)
                 answer: Any = "batch", batch.map(partial(_described, arrays))
             except MaestroError as error:
@@ -148,36 +147,36 @@ def serve(file: int, parent: int) -> None:
                 answer = "ReaderError", "a reader has no memory left"
             except Exception:
                 answer = "other", traceback.format_exc()
-            with teller.alone:
+            with heart.sending:
                 connection.send(answer)
                 for array in arrays:
                     _send(file, array)
 
 
-class _Teller:
-    """Tells the other side what this process is at, from a thread: also of what it is stuck in.
+class _Heart:
+    """A thread that sends heartbeats to the training process, also while the main thread is busy.
 
-    Ends this process where the one that it serves is gone, also in the middle of a download.
+    It ends this process when the training process is gone, also in the middle of a download.
     """
 
     def __init__(self, connection: Connection, parent: int) -> None:
-        self.alone = threading.Lock()  # held by whoever sends
+        self.sending = threading.Lock()
         self._parent = parent
         self._connection, self._doing, self._pause = connection, "", threading.Event()
-        threading.Thread(target=self._run, name="teller", daemon=True).start()
+        threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
-    def tell(self, what: str) -> None:
+    def heartbeat(self, what: str) -> None:
         self._doing = what
 
     def _run(self) -> None:
         told = ""
         with suppress(OSError):
-            while not self._pause.wait(_TELL_S):
+            while not self._pause.wait(_HEARTBEAT_S):
                 if os.getppid() != self._parent:
                     os._exit(0)
                 if self._doing != told:
                     told = self._doing
-                    with self.alone:
+                    with self.sending:
                         self._connection.send(("doing", told))
 
 
@@ -204,5 +203,5 @@ def _receive(file: int, coming: _Coming) -> np.ndarray:
 
 
 def _bytes(array: np.ndarray) -> memoryview:
-    data: Any = array.reshape(-1).view(np.uint8)  # an array of no elements has no bytes to cast
+    data: Any = array.reshape(-1).view(np.uint8)  # reshape, because an empty array cannot be cast
     return memoryview(data)

@@ -1,4 +1,4 @@
-"""Bytes of a sample's members -> checked arrays. Nothing is ever unpickled."""
+"""Decode the bytes of a sample into checked arrays. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ _FLOAT32, _UINT8 = np.dtype("<f4"), np.dtype("u1")
 
 
 class BadSample(DataError):
-    """One sample is wrong; `data.max_bad_samples` says how many of these a run bears."""
+    """A sample is bad. A run stops after more than `data.max_bad_samples` of them."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What every sample must look like: the modalities wanted, the classes (0: regression), recording statistics.
+class SampleFormat:
+    """What every sample of a data set must look like.
 
-    `symbols` is there where symbols are read instead of raw windows; `slices` where only some steps of each modality
-    are wanted, from the first to before the last.
+    modalities  the modalities to decode
+    classes     number of classes; 0 for regression
+    recording   whether samples have recording statistics
+    symbols     how SAX symbols were made, where these are read instead of raw windows
+    slices      steps [first, end) of each modality to keep; None: all
     """
 
     modalities: tuple[Modality, ...]
@@ -44,32 +47,35 @@ class Layout:
         *,
         symbols: bool = False,
         slices: Mapping[str, tuple[int, int]] | None = None,
-    ) -> Layout:
-        """The layout that a manifest promises."""
+    ) -> SampleFormat:
+        """The format that a manifest describes."""
         spec = manifest.symbols if symbols else None
-        return Layout(tuple(modalities), len(manifest.classes), manifest.recording, spec, slices)
+        return SampleFormat(tuple(modalities), len(manifest.classes), manifest.recording, spec, slices)
 
     def shape(self, modality: Modality) -> tuple[int, int]:
-        """[T_j, D_j] of a raw window, [W_j, D_j] of symbols."""
+        """Stored shape: [T_j, D_j] of a raw window, [W_j, D_j] of symbols."""
         length = modality.steps if self.symbols is None else self.symbols.length(modality)
         return length, modality.variates
 
     def part(self, modality: Modality) -> slice:
-        """Rows of `shape` that are wanted; a slice's bounds lie on words."""
+        """Rows of `shape` to keep. The bounds of a slice are multiples of the word length."""
         start, end = (0, modality.steps) if self.slices is None else self.slices[modality.name]
         word = 1 if self.symbols is None else self.symbols.word[modality.name]
         return slice(start // word, -(-end // word))
 
     @property
     def dtype(self) -> np.dtype:
-        """float32 of raw windows, uint8 of symbols."""
+        """float32 for raw windows, uint8 for symbols."""
         return _FLOAT32 if self.symbols is None else _UINT8
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A decoded sample, by modality that is there: `values` float32 [T_j, D_j], or uint8 symbols [W_j, D_j], and
-    recording statistics float32 [D_j, 2]."""
+class DecodedSample:
+    """A decoded sample; its dictionaries have the modalities that are present.
+
+    values     float32 windows [T_j, D_j], or uint8 symbols [W_j, D_j]
+    recording  mean and std of the recording, float32 [D_j, 2]
+    """
 
     number: int
     key: str
@@ -79,23 +85,23 @@ class Sample:
 
 
 def decode_sample(
-    number: int, key: str, meta: bytes, arrays: Mapping[str, bytes], layout: Layout, where: str
-) -> Sample:
-    """Decode and check. `where` names the shard and the sample.
+    number: int, key: str, meta: bytes, arrays: Mapping[str, bytes], sample_format: SampleFormat, where: str
+) -> DecodedSample:
+    """Decode and check a sample. `where` names the shard and the sample in messages.
 
     Raises:
-        BadSample: JSON, label, type, shape or a value is wrong.
+        BadSample: its json, label, a type, a shape or a value is wrong.
     """
     try:
         body = json.loads(meta)
         label = body["label"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadSample(f"{where}: its json has no label ({type(error).__name__}: {error})") from error
-    sample = Sample(number, key, _target(label, layout.classes, where), {})
-    for modality in layout.modalities:
+    sample = DecodedSample(number, key, _target(label, sample_format.classes, where), {})
+    for modality in sample_format.modalities:
         if modality.name in arrays:
-            sample.values[modality.name] = _array(arrays[modality.name], modality, layout, where)
-            if layout.recording:
+            sample.values[modality.name] = _array(arrays[modality.name], modality, sample_format, where)
+            if sample_format.recording:
                 sample.recording[modality.name] = _recording(body, modality, where)
     return sample
 
@@ -108,36 +114,38 @@ def _target(label: object, classes: int, where: str) -> int | float:
     try:
         if isinstance(label, int | float) and not isinstance(label, bool) and math.isfinite(label):
             return float(label)
-    except OverflowError:  # an integer beyond any float
+    except OverflowError:  # an integer too large for a float
         pass
     raise BadSample(f"{where}: target {str(label)[:40]} is not a finite number")
 
 
-def _array(data: bytes, modality: Modality, layout: Layout, where: str) -> np.ndarray:
-    where = f"{where}: {modality.name}{'' if layout.symbols is None else ' (symbols)'}"
+def _array(data: bytes, modality: Modality, sample_format: SampleFormat, where: str) -> np.ndarray:
+    where = f"{where}: {modality.name}{'' if sample_format.symbols is None else ' (symbols)'}"
     try:
         length = 10 + int.from_bytes(data[8:10], "little")
         dtype, fortran, shape = _npy_header(data[:length])
     except (ValueError, SyntaxError, EOFError, tokenize.TokenError) as error:
         raise BadSample(f"{where} is not an npy array ({error})") from error
-    if dtype != layout.dtype or fortran:
-        raise BadSample(f"{where} is {dtype}{' in Fortran order' if fortran else ''}, not {layout.dtype} in C order")
-    if shape != layout.shape(modality):
-        raise BadSample(f"{where} has shape {shape}, not {layout.shape(modality)}")
+    if dtype != sample_format.dtype or fortran:
+        raise BadSample(
+            f"{where} is {dtype}{' in Fortran order' if fortran else ''}, not {sample_format.dtype} in C order"
+        )
+    if shape != sample_format.shape(modality):
+        raise BadSample(f"{where} has shape {shape}, not {sample_format.shape(modality)}")
     if len(data) - length != math.prod(shape) * dtype.itemsize:
         raise BadSample(f"{where} has {len(data) - length} bytes of data, not {math.prod(shape) * dtype.itemsize}")
     values = np.frombuffer(data, dtype=dtype, offset=length).reshape(shape)
-    if layout.symbols is None:
+    if sample_format.symbols is None:
         if np.isinf(values).any():
             raise BadSample(f"{where} has an infinite value")
-    elif values.max() > layout.symbols.alphabet:
-        raise BadSample(f"{where} has symbol {values.max()}, the alphabet is {layout.symbols.alphabet}")
+    elif values.max() > sample_format.symbols.alphabet:
+        raise BadSample(f"{where} has symbol {values.max()}, the alphabet is {sample_format.symbols.alphabet}")
     return values
 
 
 @lru_cache(maxsize=256)
 def _npy_header(header: bytes) -> tuple[np.dtype, bool, tuple[int, ...]]:
-    """(dtype, Fortran order, shape) of an npy header, version 1.0; numpy reads it as a literal, never as code."""
+    """(dtype, Fortran order, shape) of an npy header, version 1.0. numpy parses it as a literal; no code is run."""
     file = io.BytesIO(header)
     version = np.lib.format.read_magic(file)
     if version != (1, 0):

@@ -1,7 +1,7 @@
-"""Local folders and fsspec URLs alike: retried, atomic, with errors that name the URL and never its credentials.
+"""One interface to local folders and fsspec URLs. Errors name the URL, never its credentials.
 
-Every object is written whole or not at all: local files through a temporary file and a rename, objects of a store by
-one request. A `Storage` holds only its URL, so it can be pickled and used from any thread, fork or spawned process.
+An object is written completely or not at all: a local file through a temporary file and a rename, a remote object by
+one request. Remote calls are retried. A `Storage` holds only its URL, so that any thread or process can use it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
 _PATIENCE_S = 60.0
-_ATTEMPTS = 20  # more than that time is enough for, where an attempt takes none
+_ATTEMPTS = 20  # a limit for attempts that fail at once
 _FIRST_DELAY_S = 0.2
 _LONGEST_DELAY_S = 5.0
-_QUIET_S = 2.0  # a failure that has not passed by then is said
-_JITTER = random.Random()  # of its own: many ranks must not come back at once, and no draw of a run may change
-_RANGE = 16 << 20  # bytes of one ranged read: what s3fs is fastest with, and what one retry costs
+_QUIET_S = 2.0  # a failure that lasts longer is logged
+_JITTER = random.Random()  # ranks must not retry at the same moment; the global generator stays untouched
+_RANGE = 16 << 20  # bytes of one ranged read, which is also what one retry repeats
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
         "use_listings_cache": False,
@@ -44,19 +44,22 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     }
 }
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "wasb", "wasbs", "memory"}
-_ALIASES = {"wasb": "abfs", "wasbs": "abfs"}  # names that fsspec does not know
+_ALIASES = {"wasb": "abfs", "wasbs": "abfs"}  # protocols that fsspec does not know
 
 
 class ObjectMissing(StorageError):
-    """There is no object of that name."""
+    """There is no object with this name."""
 
 
 class Storage:
-    """A folder (or one object) named by a path or an fsspec URL.
+    """A folder (or one object), given by a path or an fsspec URL.
 
-    All methods take a path relative to it ("" = itself). Failures raise `StorageError`, a missing object its subclass
-    `ObjectMissing`; only a lost create raises `FileExistsError`. What a remote store refuses to do is asked again for
-    `patience_s` seconds: servers restart, networks fail for a while.
+    All methods take a path relative to it; "" is the folder itself. A failed call to a remote store is retried for
+    `patience_s` seconds, because servers restart and networks fail for a while.
+
+    Raises:
+        ObjectMissing: from all methods that read, where there is no such object.
+        StorageError: from all methods, for any other failure.
     """
 
     def __init__(self, url: str, *, patience_s: float = _PATIENCE_S) -> None:
@@ -66,7 +69,7 @@ class Storage:
         self.protocol = protocol if separator else "file"
         if self.protocol in _OBJECT_STORES and holds_password(self.url):
             raise StorageError(
-                f"{redact(self.url)}: keys do not belong in a URL; set AWS_ACCESS_KEY_ID and the like instead"
+                f"{redact(self.url)}: keys do not belong in a URL; set environment variables such as AWS_ACCESS_KEY_ID"
             )
         self.local: Path | None = Path(rest if separator else self.url) if self.protocol == "file" else None
 
@@ -74,15 +77,15 @@ class Storage:
         return f"Storage({redact(self.url)!r})"
 
     def join(self, *parts: str) -> Storage:
-        """The storage below this one."""
+        """The storage of a folder below this one."""
         return Storage(self._url("/".join(parts)), patience_s=self.patience_s)
 
     def name(self, path: str = "") -> str:
-        """The URL of `path` as it may be shown to a person."""
+        """The URL of `path` without credentials, for messages."""
         return redact(self._url(path))
 
     def local_path(self, path: str = "") -> Path | None:
-        """The file of `path` on this machine; None when the storage is remote."""
+        """The local file of `path`; None where the storage is remote."""
         return None if self.local is None else self.local / path if path else self.local
 
     # reading
@@ -95,32 +98,32 @@ class Storage:
         return self._retried(path, "read", lambda fs, key: fs.cat_file(key))
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
-        """`length` bytes from `start` (fewer at the object's end)."""
+        """`length` bytes from `start`; fewer at the end of the object."""
         local = self.local_path(path)
         if local is not None:
             return self._locally(path, "read", lambda: _read_local(local, start, length))
         return self._retried(path, "read", lambda fs, key: fs.cat_file(key, start=start, end=start + length))
 
     def size(self, path: str = "") -> int:
-        """Bytes of the object."""
+        """Size of the object in bytes."""
         local = self.local_path(path)
         if local is not None:
             return self._locally(path, "read", lambda: local.stat().st_size)
         return int(self._retried(path, "read", lambda fs, key: fs.info(key)["size"]))
 
     def exists(self, path: str = "") -> bool:
-        """Whether there is an object or a folder of that name."""
+        """Whether there is an object or a folder with this name."""
         local = self.local_path(path)
         if local is not None:
             return local.exists()
         try:
-            self._retried(path, "look for", lambda fs, key: fs.info(key))  # to `fs.exists` any failure is a no
+            self._retried(path, "look for", lambda fs, key: fs.info(key))  # `fs.exists` returns False for any failure
         except ObjectMissing:
             return False
         return True
 
     def list(self, path: str = "") -> list[str]:
-        """Sorted names of the files and folders directly below, without hidden ones; empty where there is nothing."""
+        """Sorted names of the files and folders directly below, without hidden ones; empty for a missing folder."""
         local = self.local_path(path)
         if local is not None:
             return sorted(name for name in os.listdir(local) if name[0] != ".") if local.is_dir() else []
@@ -131,25 +134,25 @@ class Storage:
         folder, names = found[0].strip("/"), [str(name).strip("/") for name in found[1]]
         return sorted({name.rsplit("/", 1)[-1] for name in names if name != folder})
 
-    def download(self, path: str, target: Path, tell: Callable[[int, int], None] = lambda done, size: None) -> None:
+    def download(self, path: str, target: Path, progress: Callable[[int, int], None] = lambda done, size: None) -> None:
         """Copy the object to a local file, in ranges that are retried one by one.
 
-        `tell` hears after each how many bytes are there, and of how many.
+        `progress` is called after each range with the bytes that are copied, and all bytes.
         """
         size = self.size(path)
         with target.open("wb") as file:
             for start in range(0, size, _RANGE):
                 end = min(start + _RANGE, size)
                 file.write(self._retried(path, "read", partial(_whole_range, start=start, end=end)))
-                tell(end, size)
+                progress(end, size)
 
     # writing
 
     def write(self, path: str, data: bytes, *, create: bool = False) -> None:
-        """Write the whole object. With `create` exactly one of several writers succeeds.
+        """Write the whole object. With `create` only one of several writers succeeds.
 
         Raises:
-            FileExistsError: with `create`, when the object is there already.
+            FileExistsError: with `create`, where the object exists already.
         """
         local = self.local_path(path)
         if local is not None:
@@ -168,7 +171,7 @@ class Storage:
                 )  # s3fs: 412
                 if create and taken:
                     if attempts > 1 and fs.cat_file(key) == data:
-                        return  # an earlier attempt whose answer was lost did write it
+                        return  # an earlier attempt wrote it, but its answer was lost
                     raise FileExistsError(self.name(path)) from None
                 if isinstance(error, FileNotFoundError) and self.protocol not in _OBJECT_STORES:
                     fs.makedirs(fs._parent(key), exist_ok=True)
@@ -180,14 +183,14 @@ class Storage:
 
     @contextmanager
     def writer(self, path: str) -> Iterator[IO[bytes]]:
-        """A local, seekable file that becomes the object when the block ends well, and vanishes when it does not.
+        """A local, seekable file that becomes the object when the block ends without an error; else it is removed.
 
-        Its own failures (a full disk) are `StorageError` too; what the block raises comes through unchanged.
+        Its own failures (a full disk) raise `StorageError`; errors of the block are raised unchanged.
         """
         local = self.local_path(path)
         if local is not None:
             self._locally(path, "write", lambda: _make_folder(local.parent))
-        # the object itself is beside it, or far away: then it is this machine's own disk that may be full
+        # for a remote object the temporary file is on the disk of this machine, which may be full
         where = "" if local is not None else f" in {tempfile.gettempdir()} (TMPDIR names another place)"
 
         def failed(error: OSError) -> StorageError:
@@ -214,7 +217,7 @@ class Storage:
                 except OSError as error:
                     raise failed(error) from error
             finally:
-                with suppress(StorageError):  # what could not be written was told by then
+                with suppress(StorageError):  # a failed write has raised its error already
                     file.close()
             if local is not None:
                 self._locally(path, "write", lambda: os.replace(spool, local))
@@ -222,7 +225,7 @@ class Storage:
                 self._retried(path, "write", lambda fs, key: fs.put_file(str(spool), key))
 
     def remove(self, path: str = "", *, recursive: bool = False) -> None:
-        """Remove an object, or with `recursive` a whole folder. What is not there is no error."""
+        """Remove an object, or with `recursive` a whole folder. A missing object is not an error."""
         local = self.local_path(path)
         if local is not None:
             if recursive and local.is_dir():
@@ -251,7 +254,7 @@ class Storage:
             raise StorageError(f"cannot {verb} {self.name(path)}: {error.strerror or error}") from error
 
     def _retried(self, path: str, verb: str, call: Callable[[Any, str], T]) -> T:
-        """`call(file system, key)`, again after a growing pause where the failure may be passing."""
+        """`call(file system, key)`, retried with growing pauses where the failure may be temporary."""
         attempt, waited, begun = 0, 0.0, time.monotonic()
         while True:
             try:
@@ -263,7 +266,7 @@ class Storage:
                 raise ObjectMissing(f"{self.name(path)}: no such object") from error
             except PermissionError as error:
                 raise StorageError(f"cannot {verb} {self.name(path)}: access denied; check the credentials") from error
-            except Exception as error:  # each backend has its own classes for network errors
+            except Exception as error:  # each backend has its own network errors
                 problem, attempt = f"cannot {verb} {self.name(path)}: {_one_line(error)}", attempt + 1
                 if _is_lasting(error):
                     raise StorageError(problem) from error
@@ -271,7 +274,7 @@ class Storage:
                 if spent >= self.patience_s or attempt == _ATTEMPTS:
                     raise StorageError(f"{problem} (after {attempt} attempts in {spent:.0f} s)") from error
                 if waited > _QUIET_S:
-                    _LOG.warning("%s; asked again for another %.0f s", problem, self.patience_s - spent)
+                    _LOG.warning("%s; retried for another %.0f s", problem, self.patience_s - spent)
                 pause = min(_FIRST_DELAY_S * 2 ** (attempt - 1), _LONGEST_DELAY_S) * _JITTER.uniform(0.75, 1.0)
                 waited += pause
                 time.sleep(pause)
@@ -289,12 +292,12 @@ def _file_system(url: str) -> tuple[Any, str]:
 def _whole_range(fs: Any, key: str, start: int, end: int) -> bytes:
     data: bytes = fs.cat_file(key, start=start, end=end)
     if len(data) != end - start:
-        raise OSError(f"{len(data)} bytes came instead of {end - start}, the connection was cut")
+        raise OSError(f"{len(data)} bytes came instead of {end - start}, the connection was lost")
     return data
 
 
 def _is_lasting(error: Exception) -> bool:
-    """An unknown protocol, its package that is not installed, a malformed URL; but not an answer that is no JSON."""
+    """Whether a retry is useless: unknown protocol, missing package, malformed URL (but not broken JSON)."""
     garbled = isinstance(error, json.JSONDecodeError | UnicodeError)
     return isinstance(error, ImportError | ValueError | IsADirectoryError | NotADirectoryError) and not garbled
 
@@ -310,7 +313,7 @@ def _read_local(path: Path, start: int, length: int) -> bytes:
 
 
 class _Spool(io.FileIO):
-    """A new file whose failed writes become the error that `failed` makes of them, wherever they are noticed."""
+    """A new file; a failed write raises the error that `failed` makes of it."""
 
     def __init__(self, path: Path, failed: Callable[[OSError], StorageError]) -> None:
         super().__init__(path, "w+")
@@ -327,7 +330,7 @@ def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise NotADirectoryError(errno.ENOTDIR, "a file is where its folder should be") from error
+        raise NotADirectoryError(errno.ENOTDIR, "a file has the name of its folder") from error
 
 
 def _write_local(path: Path, data: bytes, create: bool) -> None:
@@ -341,7 +344,7 @@ def _write_local(path: Path, data: bytes, create: bool) -> None:
             file.flush()
             os.fsync(file.fileno())
         if create:
-            os.link(spool, path)  # fails where the name is taken: whole content, one winner
+            os.link(spool, path)  # fails where the name exists, so only one writer succeeds
         else:
             os.replace(spool, path)
     finally:

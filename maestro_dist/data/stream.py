@@ -1,36 +1,52 @@
-"""Micro-batches of a run: slices of the global order, whatever the number of ranks, readers or restarts.
+"""Micro-batches of a run: slices of the epoch's order, for any number of ranks and readers, also after a restart.
 
-Global batch g of an epoch is `order[g * G : (g + 1) * G]` (shorter at the epoch's tail); sample i of it belongs to data
-rank i mod ranks. The position of a run is one integer: samples consumed since its start.
+Global batch g of an epoch is `order[g * G : (g + 1) * G]`; the last one may be shorter. Its sample i belongs to data
+rank i mod ranks. The position of a run is one integer: the samples consumed since its start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from maestro_dist.config.learning import AugmentConfig, MissingConfig
-from maestro_dist.config.schema import DataConfig
-from maestro_dist.data.manifest import Manifest
+from maestro_dist.config.learning import MissingConfig
 from maestro_dist.data.missing import drop_probability
 from maestro_dist.data.mixup import mixing_of
-from maestro_dist.data.order import epoch_order, labelled, labelled_count, steps_per_epoch
-from maestro_dist.data.prefetch import Say, by_log, read_ahead
-from maestro_dist.data.reader import Request, SplitSource, presence
+from maestro_dist.data.order import epoch_order, labelled_count, labelled_mask, steps_per_epoch
+from maestro_dist.data.prefetch import Consumer, read_ahead
+from maestro_dist.data.reader import Request, SplitSource
 from maestro_dist.data.sample import BadSample
 from maestro_dist.errors import DataError
-from maestro_dist.types import Batch, Modality
+from maestro_dist.types import Batch
 
-if TYPE_CHECKING:
-    import torch
+_NEVER_LOST = 40  # expected samples of a class in the share: the probability that none is left is e^-40
 
-__all__ = ["TrainStream", "evaluation_batches", "presence"]
 
-_NEVER_LOST = 40  # samples of a class to be expected in a random part: that there is none has a chance of e^-40
+@dataclass(frozen=True)
+class DataRank:
+    """The share of the samples that one reader takes: number `rank` of `ranks` equal shares."""
+
+    rank: int = 0
+    ranks: int = 1
+
+
+@dataclass(frozen=True)
+class TrainSchedule:
+    """How a run goes through the training split.
+
+    global_batch  samples of one optimizer step, over all ranks
+    micro_batch   samples that a rank takes at a time; None: its whole share of the global batch
+    curriculum    with which probability modalities are dropped, by the share of `total_steps` that is done
+    """
+
+    seed: int
+    global_batch: int
+    total_steps: int
+    micro_batch: int | None = None
+    curriculum: MissingConfig = field(default_factory=MissingConfig)
 
 
 class TrainStream:
@@ -38,62 +54,44 @@ class TrainStream:
 
     samples          N of the split, or of the share of it that `data.label_share` leaves
     steps_per_epoch  optimizer steps of one epoch
-    accumulation     micro-batches of a global batch: ceil(G / (ranks * micro)), the same on every rank
-
-    `symbols`: read SAX symbols instead of raw windows, where `reads_symbols` says so. `slices`: this rank's steps of
-    each modality, [first, end), where ranks share the time axis; by default all. `augment` changes the windows.
-    `say` and `device` are those of `read_ahead`.
+    accumulation     micro-batches of a global batch: ceil(G / (ranks * micro_batch)), the same on every rank
     """
 
     def __init__(
-        self,
-        url: str,
-        manifest: Manifest,
-        config: DataConfig,
-        modalities: Sequence[Modality],
-        *,
-        seed: int,
-        global_batch: int,
-        micro_batch: int | None,
-        rank: int,
-        ranks: int,
-        curriculum: MissingConfig,
-        total_steps: int,
-        symbols: bool = False,
-        slices: Mapping[str, tuple[int, int]] | None = None,
-        augment: AugmentConfig | None = None,
-        say: Say = by_log,
-        device: torch.device | None = None,
+        self, source: SplitSource, schedule: TrainSchedule, rank: DataRank, consumer: Consumer | None = None
     ) -> None:
-        self._say, self._device = say, device
-        self._source = SplitSource(url, manifest, config, tuple(modalities), config.train, symbols, slices, augment)
-        split = manifest.split(config.train)
+        config, split = source.config, source.manifest.split(source.split)
+        self._source, self._schedule, self._rank, self._consumer = source, schedule, rank, consumer
         self.samples = labelled_count(split.samples, config.label_share)
-        self._labelled = labelled(seed, split.samples, config.label_share) if config.label_share < 1.0 else None
-        self.steps_per_epoch = steps_per_epoch(self.samples, global_batch)
+        self._labelled = (
+            labelled_mask(schedule.seed, split.samples, config.label_share) if config.label_share < 1 else None
+        )
+        self.steps_per_epoch = steps_per_epoch(self.samples, schedule.global_batch)
         self._shard_samples = split.shard_samples
-        self._seed, self._global_batch, self._rank, self._ranks = seed, global_batch, rank, ranks
-        self._micro = micro_batch or -(-global_batch // ranks)
-        self.accumulation = -(-global_batch // (ranks * self._micro))
-        self._curriculum, self._total_steps = curriculum, total_steps
-        self._mixup = 0.0 if augment is None else augment.mixup
+        self._micro = schedule.micro_batch or -(-schedule.global_batch // rank.ranks)
+        self.accumulation = -(-schedule.global_batch // (rank.ranks * self._micro))
+        self._mixup = 0.0 if source.augment is None else source.augment.mixup
 
     def batches(self, position: int, end: int) -> Generator[Batch, None, None]:
         """Micro-batches of every global batch that starts at `position` or later and before `end`.
 
         Raises:
-            DataError: `position` is not where a global batch starts, or the data is wrong (named).
+            DataError: `position` is not the start of a global batch, or the data is bad (the message names it).
         """
-        if position % self.samples % self._global_batch:
-            raise DataError(f"position {position} is not at the start of a global batch of {self._global_batch}")
+        size = self._schedule.global_batch
+        if position % self.samples % size:
+            raise DataError(f"position {position} is not at the start of a global batch of {size}")
         workers, requests = self._source.config.loader_workers, self._requests(position, end)
-        return read_ahead(self._source, requests, workers, say=self._say, device=self._device)
+        return read_ahead(self._source, requests, workers, self._consumer)
 
     def warnings(self) -> list[str]:
-        """What a person should know: classes of which `data.label_share` leaves no training sample.
+        """Warnings: classes without any training sample in `data.label_share`.
 
-        Labels are read one by one from the shards, but only where a class is rare enough to be lost by chance.
-        Raises `DataError` for a shard that is missing or damaged; bad samples are not counted here.
+        Reads the labels from the shards, but only where a class is so rare that it may be lost. Bad samples do not
+        count.
+
+        Raises:
+            DataError: a shard is missing or damaged.
         """
         source, share = self._source, self._source.config.label_share
         before = source.manifest.split(source.split).class_counts
@@ -113,32 +111,32 @@ class TrainStream:
         ]
 
     def _order(self, epoch: int) -> np.ndarray:
-        order = epoch_order(self._seed, epoch, self._shard_samples, self._source.config.shuffle_shards)
+        order = epoch_order(self._schedule.seed, epoch, self._shard_samples, self._source.config.shuffle_shards)
         return order if self._labelled is None else order[self._labelled[order]]
 
     def _requests(self, position: int, end: int) -> Iterator[Request]:
-        epoch = -1
+        epoch, schedule, rank = -1, self._schedule, self._rank
         while position < end:
             if position // self.samples != epoch:
                 epoch = position // self.samples
                 order = self._order(epoch)
             first = position % self.samples
-            whole = order[first : first + self._global_batch]
+            whole = order[first : first + schedule.global_batch]
             position += len(whole)
-            step = epoch * self.steps_per_epoch + first // self._global_batch
-            mine = whole[self._rank :: self._ranks]
-            drop = drop_probability(self._curriculum, step, self._total_steps)
+            step = epoch * self.steps_per_epoch + first // schedule.global_batch
+            mine = whole[rank.rank :: rank.ranks]
+            drop = drop_probability(schedule.curriculum, step, schedule.total_steps)
             mixing = None
             if self._mixup:
-                mixing = mixing_of(whole, self._mixup, seed=self._seed, step=step)
-                mixing = mixing.part(slice(self._rank, None, self._ranks))
+                mixing = mixing_of(whole, self._mixup, seed=schedule.seed, step=step)
+                mixing = mixing.part(slice(rank.rank, None, rank.ranks))
             for micro in range(self.accumulation):
                 taken = slice(micro * self._micro, (micro + 1) * self._micro)
                 yield Request(
                     numbers=mine[taken],
                     drop=drop,
-                    seed=self._seed,
-                    both=self._curriculum.consistency > 0.0 and drop > 0.0,
+                    seed=schedule.seed,
+                    both=schedule.curriculum.consistency > 0.0 and drop > 0.0,
                     mixing=None if mixing is None else mixing.part(taken),
                     fields={
                         "last": micro == self.accumulation - 1,
@@ -151,42 +149,34 @@ class TrainStream:
 
 
 def evaluation_batches(
-    url: str,
-    manifest: Manifest,
-    config: DataConfig,
-    modalities: Sequence[Modality],
-    split: str,
-    *,
+    source: SplitSource,
     batch: int,
-    rank: int,
-    ranks: int,
+    rank: DataRank,
     keep: np.ndarray | None = None,
-    symbols: bool = False,
-    slices: Mapping[str, tuple[int, int]] | None = None,
-    say: Say = by_log,
-    device: torch.device | None = None,
+    consumer: Consumer | None = None,
 ) -> Generator[Batch, None, None]:
     """Every sample of a split exactly once over all ranks: this rank's are `rank::ranks`, `batch` at a time.
 
-    `keep`, bool [N, M], says which modalities of each sample are left (M = `modalities`, sorted by name); `symbols`
-    whether SAX symbols are read instead of raw windows (`reads_symbols` says when they may be); `slices` which steps
-    of each modality, `say` and `device` are as in `TrainStream`. Every rank
-    yields the same number of batches; the last may be empty. `global_samples` counts all ranks' samples of a round.
-    A thread reads, whatever `data.loader_workers`: starting processes anew for each mask would take longer.
+    `keep`, bool [N, M], says which modalities of each sample are left (M = the source's modalities). Every rank yields
+    the same number of batches; the last may be empty. `Batch.global_samples` counts all ranks' samples of a round.
+    A thread reads, whatever `data.loader_workers` says: starting processes for each mask would take longer.
+
+    Raises:
+        DataError: a sample or a shard is bad, whatever `data.max_bad_samples` says: without it the result would not be
+            that of the split.
     """
-    strict = config.model_copy(update={"max_bad_samples": 0})  # a score over what is left would look like the split's
-    source = SplitSource(url, manifest, strict, tuple(modalities), split, symbols, slices)
-    samples = manifest.split(split).samples
+    strict = replace(source, config=source.config.model_copy(update={"max_bad_samples": 0}))
+    samples = source.manifest.split(source.split).samples
 
     def requests() -> Iterator[Request]:
-        rounds = -(-samples // (batch * ranks))
+        rounds = -(-samples // (batch * rank.ranks))
         for number in range(rounds):
-            first, end = number * batch * ranks, min(samples, (number + 1) * batch * ranks)
-            mine = np.arange(first + rank, end, ranks, dtype=np.int64)
+            first, end = number * batch * rank.ranks, min(samples, (number + 1) * batch * rank.ranks)
+            mine = np.arange(first + rank.rank, end, rank.ranks, dtype=np.int64)
             yield Request(
                 numbers=mine,
                 keep=None if keep is None else keep[mine],
                 fields={"global_samples": end - first, "position": end},
             )
 
-    return read_ahead(source, requests(), workers=0, say=say, device=device)
+    return read_ahead(strict, requests(), 0, consumer)

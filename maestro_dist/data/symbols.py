@@ -1,7 +1,7 @@
-"""SAX symbols in the shards: made once when a data set is packed, for runs whose limit is the reading of floats.
+"""SAX symbols in the shards, made once when a data set is packed: for runs that are limited by reading data.
 
-A symbol takes a byte where its word took 4 w bytes. Only embeddings made from symbols alone (ordinal, table) can use
-them, in a model with the same alphabet, words and normalisation; its tokens are then the same to the bit.
+A symbol takes one byte; its word of w steps takes 4 w bytes. Symbols can be used by the embeddings `ordinal` and
+`table`, in a model with the same alphabet, words and normalisation. The tokens are then the same bit for bit.
 """
 
 from __future__ import annotations
@@ -16,32 +16,33 @@ from maestro_dist.config.learning import AugmentConfig
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.augment import wanted_kinds
-from maestro_dist.data.index import member_name
 from maestro_dist.data.manifest import Manifest, SymbolSpec, load_manifest
-from maestro_dist.data.pack import SplitWriter, make_room, npy, write_manifest
+from maestro_dist.data.pack import SplitWriter, npy, open_for_packing, write_manifest
 from maestro_dist.data.reader import SplitSource
+from maestro_dist.data.shard_index import member_name
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.types import Modality
 
 
-class Symboliser(Protocol):
-    """Makes the symbols that a model would make (`model.embedding.Symboliser`)."""
+class SymbolFunction(Protocol):
+    """Makes the symbols that a model would make; `model.embedding.Symboliser` is one."""
 
     def __call__(self, name: str, values: np.ndarray, recording: np.ndarray | None) -> np.ndarray:
-        """A window float32 [T_j, D_j] of modality `name` and its recording statistics [D_j, 2] -> uint8 [W_j, D_j]."""
+        """Window float32 [T_j, D_j] of modality `name`, recording mean and std [D_j, 2] -> symbols uint8 [W_j, D_j]."""
         ...
 
 
 def reads_symbols(
     manifest: Manifest, model: ModelConfig, modalities: Sequence[Modality], augment: AugmentConfig | None = None
 ) -> bool:
-    """Whether a run of `model` on `modalities` reads the symbols of a data set rather than its raw windows.
+    """Whether a run of `model` on `modalities` reads the symbols of a data set instead of its raw windows.
 
-    `augment`: how windows are changed, for training; symbols cannot be.
+    `augment`: the augmentation of training; it needs raw windows.
 
     Raises:
-        ConfigError: the data set holds symbols only, and the model needs others, or raw windows; both values are named.
+        ConfigError: the data set holds symbols only, but the model needs other symbols or raw windows. The message
+            names both values.
     """
     spec = manifest.symbols
     if spec is None:
@@ -66,33 +67,33 @@ def _differences(
     if model.summary != "none":
         yield f"model.summary is {model.summary}, which needs raw windows"
     if model.alphabet != spec.alphabet:
-        yield f"model.alphabet is {model.alphabet} and theirs is {spec.alphabet}"
+        yield f"model.alphabet is {model.alphabet}, the symbols have {spec.alphabet}"
     if model.normalize != spec.normalize:
-        yield f"model.normalize is {model.normalize} and theirs is {spec.normalize}"
+        yield f"model.normalize is {model.normalize}, the symbols have {spec.normalize}"
     own = {modality.name: modality for modality in manifest.modalities}
     for modality in modalities:
         word = model.word if isinstance(model.word, int) else model.word.get(modality.name)
         if word != spec.word[modality.name]:
-            yield f"model.word of {modality.name} is {word} and theirs is {spec.word[modality.name]}"
+            yield f"model.word of {modality.name} is {word}, the symbols have {spec.word[modality.name]}"
         theirs = own[modality.name]
         if spec.normalize == "dataset" and [*modality.mean, *modality.std] != [*theirs.mean, *theirs.std]:
-            yield f"the model normalises {modality.name} by another data set's mean and std"
+            yield f"the model normalises {modality.name} by the mean and std of another data set"
 
 
 def add_symbols(
     source: str,
     url: str,
     spec: SymbolSpec,
-    symbolise: Symboliser,
+    symbolise: SymbolFunction,
     *,
     shard_bytes: int = 32 << 20,
     overwrite: bool = False,
 ) -> Manifest:
-    """Pack a packed data set anew at `url`, with symbols beside the raw windows or, without `spec.raw`, instead.
+    """Copy the packed data set `source` to `url` with symbols, and with its raw windows where `spec.raw` says so.
 
     Raises:
-        DataError: `source` has no raw windows, is `url` itself or is damaged, or a data set is at `url` already.
-        ConfigError: `spec` wants recording statistics that the data set does not have.
+        DataError: `source` has no raw windows, is damaged or is the same as `url`, or `url` holds a data set already.
+        ConfigError: `spec` needs recording statistics, but the data set has none.
     """
     manifest = load_manifest(source)
     if manifest.symbols is not None and not manifest.symbols.raw:
@@ -100,8 +101,8 @@ def add_symbols(
     if spec.normalize == "recording" and not manifest.recording:
         raise ConfigError(f"normalize: recording, but '{manifest.name}' has no statistics of recordings")
     if Storage(source).url == Storage(url).url:
-        raise DataError(f"{Storage(url).name()}: choose another place than the source")
-    storage, modalities, splits = make_room(url, overwrite=overwrite), tuple(manifest.select(None)), {}
+        raise DataError(f"{Storage(url).name()}: this is the source; choose another place")
+    storage, modalities, splits = open_for_packing(url, overwrite=overwrite), tuple(manifest.select(None)), {}
     with ExitStack() as stack:
         for name, split in manifest.splits.items():
             writer = stack.enter_context(SplitWriter(storage, name, len(manifest.classes), shard_bytes))

@@ -1,4 +1,4 @@
-"""From what each rank predicted to the whole split in manifest order."""
+"""Collect the predictions of all ranks, in manifest order."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from maestro_dist.parallel.mesh import Mesh
 
 
-def all_rows(rows: Tensor, mesh: Mesh, *, each: bool = False) -> Tensor:
-    """Rows of all data ranks: float64 [n_r, K] on each rank -> [sum n_r, K], the same on every rank.
+def gather_rows(rows: Tensor, mesh: Mesh, *, each: bool = False) -> Tensor:
+    """All-gather rows: float64 [n_r, K] on rank r -> [sum n_r, K], the same on every rank. Collective.
 
-    Sequence ranks of one data rank hold the same rows; those of the first are taken (`each`: of all). Only
-    tensors travel, padded to the longest rank's length, since collectives want equal shapes.
+    Sequence ranks of one data rank have the same rows; only the rows of the first of them are used (`each`: of all).
+    The rows are padded to the longest rank, because collectives need equal shapes.
     """
     import torch
     from torch import distributed as dist
@@ -37,8 +37,8 @@ def all_rows(rows: Tensor, mesh: Mesh, *, each: bool = False) -> Tensor:
     return torch.cat([parts[rank][: lengths[rank]] for rank in range(0, mesh.world, 1 if each else mesh.sequence)])
 
 
-def in_order(sample: np.ndarray, values: np.ndarray, samples: int, split: str) -> np.ndarray:
-    """Rows sorted by sample number. Raises DataError unless each of 0 ... samples-1 is there exactly once."""
+def in_manifest_order(sample: np.ndarray, values: np.ndarray, samples: int, split: str) -> np.ndarray:
+    """Rows sorted by sample number. Raises DataError unless each of 0 ... samples-1 occurs exactly once."""
     found = np.bincount(sample[(sample >= 0) & (sample < samples)], minlength=samples)
     if len(sample) != samples or (found != 1).any():
         wrong = int(np.argmax(found != 1)) if (found != 1).any() else int(sample.max())
@@ -50,8 +50,8 @@ def in_order(sample: np.ndarray, values: np.ndarray, samples: int, split: str) -
     return values[np.argsort(sample)]
 
 
-def broadcast(values: np.ndarray, mesh: Mesh, device: torch.device) -> np.ndarray:
-    """Rank 0's float64 array on every rank; the others hand in one of the same shape."""
+def broadcast_array(values: np.ndarray, mesh: Mesh, device: torch.device) -> np.ndarray:
+    """Rank 0's float64 array on every rank; the arrays of other ranks only give the shape. Collective."""
     import torch
     from torch import distributed as dist
 

@@ -1,6 +1,6 @@
-"""What a model answered for each sample of a split, complete and with modalities missing: `predictions.npz`.
+"""Predictions for each sample of a split, in all scenarios: `predictions.npz`.
 
-Plain numpy arrays without pickle, in manifest order: enough to compute any metric again, over any subset of the people.
+Plain numpy arrays without pickle, in manifest order. They are enough to compute any metric for any subset of people.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Predictions:
     rate, draw  float64 [S], int64 [S]: the missing rate and the draw of each scenario (see `evaluation_mask`)
     logits      float32 [S, N, C]; their softmax are class probabilities
     kept        bool [S, N, M]: the modalities that a sample has in a scenario
-    experts     int32 [S, layers, N, E]: tokens of a sample by expert; None without experts
-    key, subject, modalities  names: of the samples [N], of their people [N], of the modalities [M]
+    experts     int32 [S, layers, N, E]: tokens of a sample by expert; None: a model without experts
+    key, subject, modalities  names of the samples [N], of their people [N], and of the modalities [M]
     """
 
     target: np.ndarray
@@ -48,7 +48,7 @@ class Predictions:
         return np.flatnonzero(self.rate == rate)
 
     def write(self, run: Storage) -> None:
-        """Write `predictions.npz`; the same answers give the same bytes."""
+        """Write `predictions.npz`; the same predictions give the same bytes."""
         arrays = {item.name: getattr(self, item.name) for item in fields(self)}
         file = io.BytesIO()
         np.savez_compressed(file, **{name: array for name, array in arrays.items() if array is not None})
@@ -56,7 +56,7 @@ class Predictions:
 
     @classmethod
     def read(cls, run: Storage) -> Predictions:
-        """What `write` wrote. Raises DataError where it is damaged, ObjectMissing where there is none."""
+        """Read `predictions.npz`. Raises DataError where it is damaged, ObjectMissing where there is none."""
         content = run.read(PREDICTIONS_FILE)
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as file:

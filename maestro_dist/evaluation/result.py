@@ -1,4 +1,4 @@
-"""What an evaluation found."""
+"""The result of an evaluation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from maestro_dist.errors import DataError
-from maestro_dist.evaluation.loads import SetLoad
+from maestro_dist.evaluation.expert_loads import ExpertLoad
 from maestro_dist.evaluation.predictions import Predictions
 
 if TYPE_CHECKING:
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 MOST_CLASSES = 256
-"""Up to so many classes their confusion is kept as a square of counts."""
+"""Most classes for which the confusion is stored as a square matrix."""
 
 
 def percent(rate: float) -> str:
-    """A share as people write it: 0.4 -> "40 %"."""
+    """A share in percent: 0.4 -> "40 %"."""
     return f"{100 * rate:.4g} %"
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Metrics of the split with one mask: modalities missing at `rate`, drawn with number `draw`."""
+    """Metrics of the split with one mask: missing rate `rate`, number of the random draw `draw`."""
 
     rate: float
     draw: int
@@ -41,11 +41,11 @@ class Evaluation:
     metrics        names of the task's metrics, in the order of tables
     class_counts   samples of each class in the split (classification)
     confusion      counts [C][C] of the complete scenario, true class by predicted class (classification)
-    confused       instead of it, where there are more than `MOST_CLASSES` classes: true class, predicted class and
-                   samples of each pair that occurs
-    loads          what the experts took by missing set, over all scenarios (a model with experts)
+    confused       instead of `confusion` for more than `MOST_CLASSES` classes: true class, predicted class, and samples
+                   of each pair that occurs
+    loads          loads of the experts by missing set, over all scenarios (a model with experts)
     logits, target float32 [N, C] and [N] of the complete scenario in manifest order; on rank 0 only, not in the JSON
-    predictions    the answers of every scenario, where they were asked for; on rank 0 only, not in the JSON
+    predictions    predictions of every scenario, where the plan keeps them; on rank 0 only, not in the JSON
     """
 
     split: str
@@ -55,18 +55,18 @@ class Evaluation:
     class_counts: list[int] | None = None
     confusion: list[list[int]] | None = None
     confused: list[list[int]] | None = None
-    loads: list[SetLoad] | None = None
+    loads: list[ExpertLoad] | None = None
     logits: np.ndarray | None = None
     target: np.ndarray | None = None
     predictions: Predictions | None = None
 
     @property
     def rates(self) -> list[float]:
-        """Missing rates evaluated, ascending."""
+        """The missing rates, ascending."""
         return sorted({scenario.rate for scenario in self.scenarios})
 
     def values(self, metric: str, rate: float) -> list[float]:
-        """A metric of each draw at a rate; draws where it is undefined are left out."""
+        """A metric for each draw at a rate; draws without a defined value are left out."""
         found = [scenario.metrics.get(metric, math.nan) for scenario in self.scenarios if scenario.rate == rate]
         return [value for value in found if not math.isnan(value)]
 
@@ -81,22 +81,22 @@ class Evaluation:
         return stdev(values) if len(values) > 1 else None
 
     def score(self, metric: str) -> float:
-        """What chooses the best weights: the mean over the rates. Raises DataError where the metric is undefined."""
+        """Mean of a metric over the rates; it chooses the best weights. Raises DataError where it is undefined."""
         means = [self.mean(metric, rate) for rate in self.rates]
         defined = [value for value in means if value is not None]
         if len(defined) < len(means):
             raise DataError(
-                f"{metric} is undefined on split {self.split!r} (has it one class only?): "
+                f"{metric} is undefined on split {self.split!r} (does it have only one class?): "
                 "choose another evaluation.metric"
             )
         return fmean(defined)
 
     def majority(self) -> float | None:
-        """Accuracy of always answering the most frequent class (classification)."""
+        """Accuracy of always predicting the most frequent class (classification)."""
         return max(self.class_counts) / self.samples if self.class_counts else None
 
     def flat(self, prefix: str) -> dict[str, float]:
-        """Means as flat names: `<prefix>/accuracy` of complete samples, `<prefix>/accuracy_missing_40` and so on."""
+        """Means with flat names: `<prefix>/accuracy` for complete samples, `<prefix>/accuracy_missing_40` and so on."""
         result = {}
         for rate in self.rates:
             suffix = f"_missing_{100 * rate:.4g}" if rate else ""
@@ -107,7 +107,7 @@ class Evaluation:
         return result
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON of everything but logits, targets and predictions."""
+        """Plain JSON of everything except logits, targets and predictions."""
         return {
             "split": self.split,
             "samples": self.samples,
@@ -130,6 +130,6 @@ class Evaluation:
             **{
                 **content,
                 "scenarios": [Scenario(**scenario) for scenario in scenarios],
-                "loads": None if loads is None else [SetLoad(**load) for load in loads],
+                "loads": None if loads is None else [ExpertLoad(**load) for load in loads],
             }
         )

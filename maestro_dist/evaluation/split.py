@@ -5,16 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from maestro_dist.data.missing import evaluation_mask
+from maestro_dist.data.prefetch import Consumer
+from maestro_dist.data.reader import SplitSource, presence
+from maestro_dist.data.stream import DataRank, evaluation_batches
 from maestro_dist.errors import DataError, NonFiniteError
-from maestro_dist.evaluation.gather import all_rows, broadcast, in_order
-from maestro_dist.evaluation.keep import Keeper
-from maestro_dist.evaluation.loads import SetLoad, SetLoads
+from maestro_dist.evaluation.expert_loads import ExpertLoad, ExpertLoads
+from maestro_dist.evaluation.gather import broadcast_array, gather_rows, in_manifest_order
 from maestro_dist.evaluation.predictions import Predictions
+from maestro_dist.evaluation.recorder import PredictionRecorder
 from maestro_dist.evaluation.result import MOST_CLASSES, Evaluation, Scenario, percent
 
 if TYPE_CHECKING:
@@ -25,56 +29,81 @@ if TYPE_CHECKING:
     from maestro_dist.types import Batch, Output
 
 
-def scenarios_of(rates: Sequence[float], draws: Sequence[int]) -> list[tuple[float, int]]:
-    """(rate, draw) pairs in order; complete samples need one draw only."""
-    return [(rate, draw) for rate in sorted(set(rates)) for draw in (draws if rate > 0 else draws[:1])]
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """Which scenarios of a split are evaluated.
+
+    rates             missing rates, 0 ... 1; 0 is the complete scenario
+    draws             numbers of the random masks at each rate above 0
+    keep_predictions  keep the predictions of every scenario (`Evaluation.predictions`, on rank 0)
+    progress          show a progress bar on rank 0
+    """
+
+    split: str
+    rates: Sequence[float]
+    draws: Sequence[int]
+    keep_predictions: bool = False
+    progress: bool = False
+
+    @property
+    def scenarios(self) -> list[tuple[float, int]]:
+        """(rate, draw) pairs, by ascending rate; the complete scenario needs one draw only."""
+        return [(rate, draw) for rate in sorted(set(self.rates)) for draw in (self.draws if rate else self.draws[:1])]
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """The samples of a split, as an evaluation reads them.
+
+    batches  this rank's batches for a mask bool [N, M] of the modalities to keep (None: all)
+    present  bool [N, M]: which modalities the samples have
+    always   [M]: modalities that no mask removes; None: there are none
+    """
+
+    batches: Callable[[np.ndarray | None], Iterator[Batch]]
+    present: np.ndarray
+    always: Sequence[bool] | None = None
+
+    @staticmethod
+    def of(source: SplitSource, batch: int, rank: DataRank, consumer: Consumer | None = None) -> EvaluationData:
+        """The samples of `source`, `batch` at a time. Reads the indexes of the split."""
+        return EvaluationData(
+            lambda keep: evaluation_batches(source, batch, rank, keep, consumer),
+            presence(source),
+            [modality.always for modality in source.modalities],
+        )
 
 
 def evaluate_split(
-    forward: Callable[[Batch], Output],
-    task: Task,
-    batches_for: Callable[[np.ndarray | None], Iterator[Batch]],
-    present: np.ndarray,
-    *,
-    rates: Sequence[float],
-    draws: Sequence[int],
-    mesh: Mesh,
-    split: str = "validation",
-    always: Sequence[bool] | None = None,
-    keep: bool = False,
-    progress: bool = False,
+    forward: Callable[[Batch], Output], task: Task, data: EvaluationData, plan: EvaluationPlan, mesh: Mesh
 ) -> Evaluation:
-    """Metrics of each (rate, draw) on the whole split; called on all ranks together, the result is the same on all.
+    """Metrics of each scenario on the whole split. Collective; the result is the same on all ranks.
 
-    forward      the model in evaluation mode; called equally often on every rank, maybe with an empty batch
-    batches_for  this rank's batches for a mask `keep` bool [N, M] (None: nothing is removed)
-    present      bool [N, M], what the split's samples naturally have
-    always       [M], modalities that no mask removes; by default there are none
-    keep         keep the answers of every scenario (`Evaluation.predictions`, on rank 0)
-    progress     show a progress bar on rank 0
+    `forward` is the model in evaluation mode. Every rank calls it equally often, perhaps with an empty batch. Metrics
+    are computed once, on rank 0, so all ranks get the same numbers.
 
-    Metrics are computed once, on rank 0, so that ranks can never differ in what they choose by them.
-    Raises DataError if a sample was not evaluated exactly once, NonFiniteError if a prediction is NaN or infinite.
+    Raises:
+        DataError: the split is empty, or a sample was not evaluated exactly once.
+        NonFiniteError: a prediction is NaN or infinite.
     """
-    samples = len(present)
+    present, split, samples = data.present, plan.split, len(data.present)
     if samples == 0:
         raise DataError(f"split {split!r} has no samples")
-    plan = scenarios_of(rates, draws)
     results: list[Scenario] = []
-    loads = SetLoads()
+    loads = ExpertLoads()
     complete: tuple[np.ndarray, np.ndarray] | None = None
-    keeper = Keeper() if keep else None
-    with _bar(progress and mesh.rank == 0) as bar:
-        line = bar.add_task("", total=len(plan) * samples) if bar else None
-        for rate, draw in plan:
+    keeper = PredictionRecorder() if plan.keep_predictions else None
+    with _bar(plan.progress and mesh.rank == 0) as bar:
+        line = bar.add_task("", total=len(plan.scenarios) * samples) if bar else None
+        for rate, draw in plan.scenarios:
             if bar:
                 bar.update(line, description=f"{split}, {percent(rate)} missing" if rate else f"{split}, complete")
-            mask = evaluation_mask(present, rate, draw, always) if rate > 0 else None
-            batches = batches_for(mask)
+            mask = evaluation_mask(present, rate, draw, data.always) if rate > 0 else None
+            batches = data.batches(mask)
             rows = _predict(forward, task, batches, loads, keeper, lambda n: bar and bar.advance(line, n * mesh.data))
             loads.drain()
-            whole = all_rows(rows, mesh).cpu().numpy()
-            table = in_order(whole[:, 0].astype(np.int64), whole[:, 1:], samples, split)
+            whole = gather_rows(rows, mesh).cpu().numpy()
+            table = in_manifest_order(whole[:, 0].astype(np.int64), whole[:, 1:], samples, split)
             target, logits = table[:, 0], table[:, 1:].astype(np.float32)
             if task.kind == "classification":
                 target = target.astype(np.int64)
@@ -83,14 +112,14 @@ def evaluate_split(
                 raise NonFiniteError(f"{bad} of {samples} predictions on split {split!r} are NaN or infinite")
             found = task.metrics(logits, target) if mesh.rank == 0 else {}
             values = np.array([found.get(name, np.nan) for name in task.metric_names])
-            values = broadcast(values, mesh, rows.device)
+            values = broadcast_array(values, mesh, rows.device)
             named = zip(task.metric_names, values.tolist(), strict=True)
             results.append(Scenario(rate, draw, {name: value for name, value in named if value == value}))
             if rate == 0:
                 complete = (logits, target)
             if keeper:
                 keeper.end_scenario(logits, present if mask is None else mask, mesh)
-    predictions = keeper.result(plan, target, mesh) if keeper else None
+    predictions = keeper.result(plan.scenarios, target, mesh) if keeper else None
     expert_loads = loads.result(mesh, rows.device)
     return _evaluation(task, split, samples, results, complete, expert_loads, predictions, mesh)
 
@@ -99,8 +128,8 @@ def _predict(
     forward: Callable[[Batch], Output],
     task: Task,
     batches: Iterator[Batch],
-    loads: SetLoads,
-    keeper: Keeper | None,
+    loads: ExpertLoads,
+    keeper: PredictionRecorder | None,
     advance: Callable[[int], Any],
 ) -> torch.Tensor:
     """This rank's rows (sample number, target, `Task.rows` ...), float64 [n, 2 + C]: exact for what they hold."""
@@ -126,16 +155,16 @@ def _evaluation(
     samples: int,
     results: list[Scenario],
     complete: tuple[np.ndarray, np.ndarray] | None,
-    loads: list[SetLoad] | None,
+    loads: list[ExpertLoad] | None,
     predictions: Predictions | None,
     mesh: Mesh,
 ) -> Evaluation:
-    from maestro_dist.task.classification import Classification
+    from maestro_dist.task.classification import ClassificationTask
 
     counts = confusion = confused = logits = target = None
     if complete is not None:
         logits, target = complete
-        if isinstance(task, Classification):
+        if isinstance(task, ClassificationTask):
             counts = np.bincount(target, minlength=task.outputs).tolist()
             if task.outputs <= MOST_CLASSES:
                 confusion = task.confusion(logits, target).tolist()

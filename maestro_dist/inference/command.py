@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -166,10 +167,10 @@ def _of_split(predictor: Predictor, url: str, options: argparse.Namespace) -> It
     import torch
 
     from maestro_dist.config.schema import DataConfig
-    from maestro_dist.data.compare import check_values, fit_modalities, log_notes
+    from maestro_dist.data.compatibility import check_values, fit_modalities, log_notes
     from maestro_dist.data.manifest import MANIFEST_NAME, load_manifest
     from maestro_dist.data.reader import SplitSource
-    from maestro_dist.data.stream import evaluation_batches
+    from maestro_dist.data.stream import DataRank, evaluation_batches
     from maestro_dist.data.symbols import reads_symbols
 
     url = url if "://" in url else str(Path(url).expanduser().absolute())
@@ -183,17 +184,13 @@ def _of_split(predictor: Predictor, url: str, options: argparse.Namespace) -> It
     except ConfigError as error:
         raise ConfigError(f"{error} (choose another with --split)") from None
     manifest, notes = fit_modalities(manifest, modalities, model, any_units=options.any_units)
-    config = DataConfig(url=url)
+    source = SplitSource(url, manifest, DataConfig(url=url), tuple(modalities), options.split)
     if model.needs_statistics:
-        source = SplitSource(url, manifest, config, tuple(modalities), options.split)
         notes += check_values(source, any_units=options.any_units)
     log_notes(notes)
-    symbols = reads_symbols(manifest, model, modalities)
+    source = replace(source, symbols=reads_symbols(manifest, model, modalities))
     with torch.no_grad():
-        for batch in evaluation_batches(
-            url, manifest, config, modalities, options.split,
-            batch=options.batch, rank=0, ranks=1, symbols=symbols,
-        ):  # fmt: skip
+        for batch in evaluation_batches(source, options.batch, DataRank()):
             logits = predictor.model(batch)["logits"].float().numpy()
             yield from _rows(batch.keys, predictor.answers(logits, batch.present.any(dim=1).numpy(), batch.keys))
 

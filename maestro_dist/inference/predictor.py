@@ -23,7 +23,7 @@ from maestro_dist.inference.exported_model import (
     task_description,
 )
 from maestro_dist.inference.inputs import as_list, check_modality_names, statistics, window
-from maestro_dist.task import make_task
+from maestro_dist.task import Labels, make_task
 from maestro_dist.types import Batch, Modality
 
 if TYPE_CHECKING:
@@ -41,13 +41,8 @@ means that the sample does not have this sensor.
 
 def task_of(task: TaskDescription) -> Task:
     """The task that turns logits into predictions and metrics."""
-    return make_task(
-        TaskConfig(),
-        kind=task.kind,
-        classes=task.classes,
-        target_mean=task.target_mean,
-        target_std=task.target_std,
-    )
+    labels = Labels(task.kind, classes=task.classes, target_mean=task.target_mean, target_std=task.target_std)
+    return make_task(TaskConfig(), labels)
 
 
 def load_model(folder: str | Path, *, device: str = "cpu") -> Predictor:

@@ -59,17 +59,18 @@ def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> 
     """
     from maestro_dist.callbacks.configured import check_callbacks
     from maestro_dist.data.augment import check_augment
-    from maestro_dist.data.check import check_shards, has_shards
-    from maestro_dist.data.fitness import check_metric, check_splits
+    from maestro_dist.data.prepare import check_converter, check_place, prepare
+    from maestro_dist.data.shard_checks import check_shards, has_shards
+    from maestro_dist.data.split_checks import check_metric, check_splits
     from maestro_dist.data.symbols import reads_symbols
     from maestro_dist.training.builder import build_task
 
     build_mesh(config.mesh, world=config.run.workers)
     check_callbacks(config)
     source = config.data.source
+    if source:
+        check_converter(source)
     if source and not Storage(config.data.url).exists("manifest.json"):
-        from maestro_dist.data.prepare import check_place, prepare
-
         check_place(source, config.data.url)
         _LOG.info("packing %s (%s) to %s", source.path, source.converter, redact(config.data.url))
         prepare(source, config.data.url)

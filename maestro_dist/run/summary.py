@@ -13,8 +13,8 @@ from maestro_dist import __version__
 from maestro_dist.callbacks.final_test import RESULT_FILE
 from maestro_dist.config.schema import Config
 from maestro_dist.data.augment import wanted_kinds
-from maestro_dist.data.fitness import warnings_of
 from maestro_dist.data.manifest import Manifest
+from maestro_dist.data.split_checks import split_warnings
 from maestro_dist.data.storage import ObjectMissing, Storage, redact
 from maestro_dist.errors import RunError
 from maestro_dist.parallel.mesh import build_mesh
@@ -86,7 +86,7 @@ def print_start(config: Config, manifest: Manifest) -> None:
         )
     for name, text in rows.items():
         print(f"{name:11}{text}")
-    for text in warnings_of(config, manifest):
+    for text in split_warnings(config, manifest):
         print(f"{'warning':11}{text}")
     sys.stdout.flush()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from maestro_dist.config.renamed import current
 from maestro_dist.config.schema import Config
-from maestro_dist.data.compare import Answer
+from maestro_dist.data.compatibility import Answer
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.errors import CheckpointError, ConfigError, DataError
 from maestro_dist.inference.exported_model import DESCRIPTION, RUN_FOLDER

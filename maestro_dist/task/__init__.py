@@ -1,8 +1,9 @@
-"""Tasks: what is predicted, its loss and its metrics."""
+"""Tasks: what a model predicts, its loss and its metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from maestro_dist.errors import ConfigError
@@ -11,29 +12,37 @@ from maestro_dist.task.base import Task, higher_is_better
 if TYPE_CHECKING:
     from maestro_dist.config.learning import TaskConfig
 
-__all__ = ["Task", "higher_is_better", "make_task"]
+__all__ = ["Labels", "Task", "higher_is_better", "make_task"]
 
 
-def make_task(
-    config: TaskConfig,
-    *,
-    kind: str,
-    classes: Sequence[str] = (),
-    class_counts: Sequence[int] = (),
-    target_mean: float = 0.0,
-    target_std: float = 1.0,
-    consistency: float = 0.0,
-) -> Task:
-    """The task that the data is for.
+@dataclass(frozen=True)
+class Labels:
+    """What the data is labelled with.
 
-    `kind` (none: no labels), `classes` and the training split's `class_counts` are the manifest's; `target_mean` and
-    `target_std` are those of the training split's targets (regression); `consistency` is `missing.consistency`.
-    Pre-training asks for none of them. Raises ConfigError where `task.kind` asks for another task.
+    kind                      classification, regression, or none: there are no labels
+    classes                   names of the classes (classification)
+    class_counts              samples of each class in the training split (classification)
+    target_mean, target_std   of the training split's targets, in the target's unit (regression)
     """
-    if config.kind == "pretrain":
-        from maestro_dist.task.pretraining import Pretraining
 
-        return Pretraining()
+    kind: str
+    classes: Sequence[str] = ()
+    class_counts: Sequence[int] = ()
+    target_mean: float = 0.0
+    target_std: float = 1.0
+
+
+def make_task(config: TaskConfig, labels: Labels, *, consistency: float = 0.0) -> Task:
+    """The task that the data is for, or pre-training, which needs no labels. `consistency` is `missing.consistency`.
+
+    Raises:
+        ConfigError: `task.kind` asks for another task, or the data has no labels.
+    """
+    kind = labels.kind
+    if config.kind == "pretrain":
+        from maestro_dist.task.pretraining import PretrainingTask
+
+        return PretrainingTask()
     if kind == "none":
         raise ConfigError(
             "task.kind: the data has no labels; use task.kind=pretrain, then train on data that has some "
@@ -42,9 +51,11 @@ def make_task(
     if config.kind not in ("auto", kind):
         raise ConfigError(f"task.kind={config.kind}: the data is for {kind}; use task.kind=auto")
     if kind == "regression":
-        from maestro_dist.task.regression import Regression
+        from maestro_dist.task.regression import RegressionTask
 
-        return Regression(config, target_mean=target_mean, target_std=target_std, consistency=consistency)
-    from maestro_dist.task.classification import Classification
+        return RegressionTask(
+            config, target_mean=labels.target_mean, target_std=labels.target_std, consistency=consistency
+        )
+    from maestro_dist.task.classification import ClassificationTask
 
-    return Classification(config, classes=classes, class_counts=class_counts, consistency=consistency)
+    return ClassificationTask(config, classes=labels.classes, class_counts=labels.class_counts, consistency=consistency)

@@ -18,14 +18,14 @@ LOWER_IS_BETTER = frozenset({"loss", "mae", "rmse", "perplexity"})
 
 
 def higher_is_better(name: str) -> bool:
-    """Whether a larger value of the metric `name` is the better one."""
+    """Whether larger values of the metric `name` are better."""
     return name not in LOWER_IS_BETTER
 
 
 class Task(ABC):
-    """Turns logits into a loss, into metrics and into answers.
+    """Computes loss, metrics and predictions from logits.
 
-    outputs         C, the number of logits a sample (of `rows`)
+    outputs         C, the number of logits (of `rows`) for each sample
     default_metric  the metric that `evaluation.metric: auto` stands for
     metric_names    every metric that `metrics` can return, in the order of tables
     """
@@ -42,23 +42,24 @@ class Task(ABC):
         self._share = 0.0
 
     def learn_from(self, answers: Tensor, share: float) -> None:
-        """From now on the loss is, by `share`, against these answers for the training samples instead of the labels.
+        """From now on the loss is `share` times that against these answers, and the rest that against the labels.
 
-        `answers` float32 [N, C], class probabilities, or [N], values in the target's unit; in manifest order.
+        `answers`, of all training samples in manifest order: class probabilities float32 [N, C], or values [N] in the
+        target's unit.
         """
         self._answers, self._share = answers, share
 
     def loss(self, output: Output, batch: Batch) -> Tensor:
         """Loss of each sample, float32 [B].
 
-        It is that of `logits`, plus `task.auxiliary` times the mean loss of the modalities' own heads where the model
-        has such heads. Modalities that are absent, or of which nothing was observed, do not count in that mean. The
-        loss of a mixture is the loss on its own target and that on its partner's, by their shares. Where the task
-        learns from answers (`learn_from`), it is the loss on these and that on the targets, by their shares.
+        The loss of `logits`, plus, where modalities have heads of their own, `task.auxiliary` times the mean loss of
+        these heads. Modalities without any observed step do not count in this mean. With mixup the loss is the sum of
+        the losses on both targets, weighted by their shares. After `learn_from` it is the weighted sum of the loss on
+        the answers and the loss on the targets.
 
-        Where a batch has two views of each sample, [B] counts each once: it is the mean of both views' losses, plus
-        `missing.consistency` times the divergence of the dropped view's prediction from the whole one's, which is
-        taken as given.
+        Where a batch has two views of each sample, B counts each sample once. The loss is then the mean of both views,
+        plus `missing.consistency` times the divergence of the dropped view's prediction from that of the whole view. No
+        gradient flows into the whole view by this term.
         """
         loss = self._loss_on(batch.target, output, batch)
         if self._answers is not None:
@@ -81,16 +82,16 @@ class Task(ABC):
             return loss
         samples, modalities, _ = heads.shape
         each = self.sample_loss(heads.flatten(0, 1), target.repeat_interleave(modalities, 0)).view(samples, modalities)
-        # A modality of which nothing was observed (an augmentation may hide all of it) has no say, as an absent one.
+        # A modality without observed steps (an augmentation may hide all of them) counts as absent.
         present = output.get("observed", batch.present).to(device=each.device, dtype=each.dtype)
         return loss + self._auxiliary * (each * present).sum(1) / present.sum(1).clamp(min=1.0)
 
     def rows(self, output: Output) -> Tensor:
-        """What metrics are computed from, [B, C]: the logits."""
+        """The rows [B, C] from which metrics are computed: the logits."""
         return output["logits"]
 
     def metric(self, name: str) -> str:
-        """The metric that `evaluation.metric` names for this task. Raises ConfigError where the task has none such."""
+        """The metric that `evaluation.metric` names. Raises ConfigError where the task does not have it."""
         if name == "auto":
             return self.default_metric
         if name not in self.metric_names:
@@ -99,25 +100,24 @@ class Task(ABC):
         return name
 
     def defined(self, name: str, class_counts: Sequence[int]) -> bool:
-        """Whether the metric `name` can be computed on a split with so many samples of each class (none given: the
-        task has no classes)."""
+        """Whether the metric `name` can be computed on a split with these class counts (empty without classes)."""
         return True
 
     @abstractmethod
     def sample_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Loss of each row: logits [R, C] and target [R], or answers as `learn_from` takes them -> float32 [R]."""
+        """Loss of each row, float32 [R]: logits [R, C], and targets [R] or answers as in `learn_from`."""
 
     def divergence(self, logits: Tensor, others: Tensor) -> Tensor:
-        """How far the predictions of `others` [R, C] are from those of `logits` [R, C]; float32 [R], 0 where equal.
+        """Divergence of the predictions of `others` [R, C] from those of `logits` [R, C]; float32 [R], 0 where equal.
 
-        Raises ConfigError where the task predicts nothing that could be compared.
+        Raises ConfigError where the task has no predictions to compare.
         """
         raise ConfigError(f"missing.consistency: a {self.kind} task has no predictions to compare; use 0")
 
     @abstractmethod
     def metrics(self, logits: np.ndarray, target: np.ndarray) -> dict[str, float]:
-        """Metrics of a whole split: logits [N, C], target [N], N >= 1. What is undefined there is left out."""
+        """Metrics of a whole split: logits [N, C], target [N], N >= 1. Undefined metrics are left out."""
 
     @abstractmethod
     def predictions(self, logits: np.ndarray) -> np.ndarray:
-        """Answers for people: class probabilities [N, C], or values [N] in the target's unit."""
+        """Predictions for users: class probabilities [N, C], or values [N] in the target's unit."""

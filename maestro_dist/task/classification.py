@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 _FEW = 64
-"""Up to so many classes the log-odds of each are summed up on their own."""
+"""Up to this number of classes the log-odds of each class are summed separately."""
 _BLOCK = 1 << 22
 
 
@@ -28,15 +28,15 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _blocks(logits: np.ndarray) -> Iterator[slice]:
-    """Rows in blocks of a few million numbers: what is made of a block is small beside the whole."""
+    """Slices of rows with a few million numbers each, to limit temporary memory."""
     rows = max(1, _BLOCK // logits.shape[1])
     return (slice(start, start + rows) for start in range(0, len(logits), rows))
 
 
 def log_odds(logits: np.ndarray, columns: Sequence[int]) -> np.ndarray:
-    """Log-odds of classes against the rest, float64 [N, len(columns)]: ordered as probabilities, never saturated.
+    """Log-odds of classes against all others, float64 [N, len(columns)]: ordered as probabilities, without saturation.
 
-    Takes O(N C) time, however many columns are asked for, and no more memory than its result.
+    Takes O(N C) time for any number of columns, and little more memory than the result.
     """
     odds = np.empty((len(logits), len(columns)), order="F")  # read column by column
     for rows in _blocks(logits):
@@ -45,16 +45,16 @@ def log_odds(logits: np.ndarray, columns: Sequence[int]) -> np.ndarray:
 
 
 def _log_odds(values: np.ndarray, columns: Sequence[int]) -> np.ndarray:
-    if values.shape[1] <= _FEW:  # one sum a class: the order of addition, and so the last bit, is that of one class
+    if values.shape[1] <= _FEW:  # one sum for each class keeps the order of addition, and so the last bit
         rest = [_log_sum(np.delete(values, column, axis=1)) for column in columns]
         return values[:, columns] - np.stack(rest, axis=1)
     rows, first = np.arange(len(values)), values.argmax(axis=1)
     top = values[rows, first]
     shares = np.exp(values - top[:, None])
-    sums = np.zeros_like(values)  # of all columns before one and all after it: nothing is subtracted
+    sums = np.zeros_like(values)  # sums of all columns before and after each column; no subtraction
     np.cumsum(shares[:, :-1], axis=1, out=sums[:, 1:])
     sums[:, :-1] += np.cumsum(shares[:, :0:-1], axis=1)[:, ::-1]
-    with np.errstate(divide="ignore"):  # log(0) of a class that is certain: that of the top class follows below
+    with np.errstate(divide="ignore"):  # log(0) for a certain class; the top class is computed below
         odds = values - (top[:, None] + np.log(sums))
     others = values.copy()
     others[rows, first] = -np.inf
@@ -70,14 +70,14 @@ def _log_sum(values: np.ndarray) -> np.ndarray:
 
 
 def auroc(positive: np.ndarray, score: np.ndarray) -> float:
-    """Area under the ROC curve of `score` [N] for `positive` bool [N], of which some are true and some are not.
+    """Area under the ROC curve of `score` [N] for `positive` bool [N], which has both true and false entries.
 
-    The number that scikit-learn's `roc_auc_score` gives, bit for bit, without its checks of the input: with thousands
-    of classes these take most of the time.
+    The same number as scikit-learn's `roc_auc_score`, bit for bit, without its input checks, which take most of the
+    time for thousands of classes.
     """
     order = np.argsort(score)[::-1]
     ordered = score[order]
-    last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(order) - 1)  # equal scores are one threshold
+    last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(order) - 1)  # equal scores make one threshold
     hits = np.cumsum(positive[order])[last]
     misses = 1 + last - hits
     bends = (np.diff(hits, 2) != 0) | (np.diff(misses, 2) != 0)  # points on a straight line are left out
@@ -87,7 +87,7 @@ def auroc(positive: np.ndarray, score: np.ndarray) -> float:
 
 
 def macro_f1(target: np.ndarray, predicted: np.ndarray, classes: int) -> float:
-    """Mean F1 of the classes that occur in targets or predictions, both int [N]; scikit-learn's number, bit for bit."""
+    """Mean F1 of the classes in targets or predictions, both int [N]; the same as scikit-learn's, bit for bit."""
     right = np.bincount(target[target == predicted], minlength=classes)
     either = np.bincount(target, minlength=classes) + np.bincount(predicted, minlength=classes)
     occurs = either > 0
@@ -95,16 +95,13 @@ def macro_f1(target: np.ndarray, predicted: np.ndarray, classes: int) -> float:
 
 
 def balanced_weights(class_counts: Sequence[int]) -> list[float]:
-    """Weight of each class, inverse to its frequency, with mean 1 over the samples counted.
-
-    A class without samples gets 1: it never occurs in training.
-    """
+    """Weight of each class, inverse to its frequency, with mean 1 over the samples; 1 for a class without samples."""
     total, occurring = sum(class_counts), sum(count > 0 for count in class_counts)
     return [total / (occurring * count) if count else 1.0 for count in class_counts]
 
 
-class Classification(Task):
-    """One class out of C for each sample."""
+class ClassificationTask(Task):
+    """Predicts one of C classes for each sample."""
 
     kind = "classification"
     default_metric = "accuracy"
@@ -123,7 +120,7 @@ class Classification(Task):
     def sample_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of each row, times the weight of its class. Logits [R, C], target int64 [R] -> float32 [R].
 
-        A target may be class probabilities, float32 [R, C]: they are not smoothed, and each class has its weight.
+        A target may also be class probabilities, float32 [R, C]; these are weighted, but not smoothed.
         """
         import torch
         from torch.nn import functional as F
@@ -147,15 +144,15 @@ class Classification(Task):
         return (one.exp() * (one - other)).sum(1)
 
     def defined(self, name: str, class_counts: Sequence[int]) -> bool:
-        """The areas under curves need samples of two classes."""
+        """auroc and auprc need samples of two classes."""
         return name not in ("auroc", "auprc") or sum(count > 0 for count in class_counts) > 1
 
     def metrics(self, logits: np.ndarray, target: np.ndarray) -> dict[str, float]:
         """Metrics of logits [N, C] against target int [N].
 
-        accuracy; macro_f1 over the classes that occur in targets or predictions; auroc: binary, or the mean of one
-        class against the rest over the classes that occur; auprc: average precision of class 1 (binary only);
-        loss: plain mean cross-entropy.
+        accuracy; macro_f1 over the classes in targets or predictions; auroc: of class 1 (binary), or the mean over the
+        occurring classes of one class against the others; auprc: average precision of class 1 (binary only); loss:
+        mean cross-entropy without weights and smoothing.
         """
         predicted = logits.argmax(axis=1)
         result = {
@@ -184,7 +181,7 @@ class Classification(Task):
         return counts
 
     def confused(self, logits: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """`confusion` where there are many classes, int64 [P, 3]: true class, predicted class, samples of each pair."""
+        """`confusion` as a list of the P pairs that occur, int64 [P, 3]: true class, predicted class, samples."""
         pairs = target.astype(np.int64) * self.outputs + logits.argmax(axis=1)
         found, samples = np.unique(pairs, return_counts=True)
         return np.stack([found // self.outputs, found % self.outputs, samples], axis=1)

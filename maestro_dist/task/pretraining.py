@@ -1,4 +1,4 @@
-"""Pre-training: the symbols of hidden words. Cross-entropy, accuracy and perplexity of a symbol."""
+"""Pre-training: predict the symbols of masked words. Cross-entropy, accuracy and perplexity of a symbol."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from maestro_dist.types import Batch, Output
 
 
-class Pretraining(Task):
-    """No label is looked at. The model has summed up each sample's symbols (`Output.masked`); C is 3."""
+class PretrainingTask(Task):
+    """Uses no labels. The model gives sums over the masked symbols of each sample (`Output.masked`), so C is 3."""
 
     kind = "pretrain"
     outputs = 3
@@ -27,11 +27,11 @@ class Pretraining(Task):
         super().__init__(auxiliary=0.0)
 
     def loss(self, output: Output, batch: Batch) -> Tensor:
-        """Mean cross-entropy of a sample's symbols, float32 [B]; 0 where none was asked for."""
+        """Mean cross-entropy of a sample's masked symbols, float32 [B]; 0 where there are none."""
         return self.sample_loss(output["masked"], batch.target)
 
     def rows(self, output: Output) -> Tensor:
-        """Each sample's sums [B, 3]: a split's symbols count alike, whichever sample they are of."""
+        """The sums of each sample, [B, 3], so that all symbols of a split count equally."""
         return output["masked"]
 
     def sample_loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -39,9 +39,9 @@ class Pretraining(Task):
         return (logits[:, 0] / logits[:, 2].clamp(min=1.0)).float()
 
     def metrics(self, logits: np.ndarray, target: np.ndarray) -> dict[str, float]:
-        """Of sums [N, 3], over all symbols of the split: loss in nats a symbol, accuracy, perplexity (e^loss).
+        """From sums [N, 3], over all masked symbols of the split: loss (nats), accuracy, perplexity (e^loss).
 
-        Nothing where no symbol was asked for.
+        Empty where there are no masked symbols.
         """
         nats, right, count = logits.astype(np.float64).sum(axis=0).tolist()
         if not count:
@@ -49,6 +49,6 @@ class Pretraining(Task):
         return {"loss": nats / count, "accuracy": right / count, "perplexity": math.exp(min(nats / count, 700.0))}
 
     def predictions(self, logits: np.ndarray) -> np.ndarray:
-        """Mean nats a symbol of each sample, float64 [N]: how unlike what the model knows it is."""
+        """Mean cross-entropy (nats) of each sample's symbols, float64 [N]: how unusual the sample is for the model."""
         sums = logits.astype(np.float64)
         return sums[:, 0] / np.maximum(sums[:, 2], 1.0)

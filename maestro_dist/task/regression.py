@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from maestro_dist.config.learning import TaskConfig
 
 
-class Regression(Task):
-    """One number for each sample. The model predicts (target - mean) / std of the training split."""
+class RegressionTask(Task):
+    """Predicts one number for each sample. The model's output is (target - mean) / std of the training split."""
 
     kind = "regression"
     outputs = 1
@@ -30,16 +30,16 @@ class Regression(Task):
         self.std = target_std if target_std > 0.0 else 1.0
 
     def sample_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Squared error of each row in units of the target's spread. Logits [R, 1], target float [R] -> float32 [R]."""
+        """Squared error in units of the target's standard deviation. Logits [R, 1], target [R] -> float32 [R]."""
         scaled = (target.float() - self.mean) / self.std
         return (logits.float().squeeze(1) - scaled).square()
 
     def divergence(self, logits: Tensor, others: Tensor) -> Tensor:
-        """Squared difference, in units of the target's spread. [R, 1] twice -> float32 [R]."""
+        """Squared difference in units of the target's standard deviation. [R, 1] twice -> float32 [R]."""
         return (logits.float() - others.float()).squeeze(1).square()
 
     def metrics(self, logits: np.ndarray, target: np.ndarray) -> dict[str, float]:
-        """mae and rmse in the target's unit; loss is the mean squared error in units of its spread."""
+        """mae and rmse in the target's unit; loss: mean squared error in units of its standard deviation."""
         error = self.predictions(logits) - target.astype(np.float64)
         rmse = float(np.sqrt(np.square(error).mean()))
         return {"mae": float(np.abs(error).mean()), "rmse": rmse, "loss": (rmse / self.std) ** 2}

@@ -1,4 +1,4 @@
-"""From a configuration and a manifest to task, model, stream and engine of one rank."""
+"""Build the task, model, data stream and engine of one rank from a configuration and a manifest."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from maestro_dist.callbacks.base import State
+from maestro_dist.config.learning import AugmentConfig
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.order import labelled_count
-from maestro_dist.data.prefetch import Say, by_log
+from maestro_dist.data.prefetch import Consumer, log_warning
+from maestro_dist.data.reader import SplitSource
+from maestro_dist.data.stream import DataRank, TrainSchedule, TrainStream
+from maestro_dist.data.symbols import reads_symbols
 from maestro_dist.parallel.mesh import Mesh, build_mesh
 from maestro_dist.training.process import prepare_process
+from maestro_dist.types import Modality, ReportLine
 
 if TYPE_CHECKING:
-    import torch
-
-    from maestro_dist.data.stream import TrainStream
     from maestro_dist.model.maestro import Trunk
     from maestro_dist.parallel.collectives import Group
     from maestro_dist.task.base import Task
-    from maestro_dist.types import Modality
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """A model, what it needs from its data, and the groups that its ranks talk in."""
+    """A model, its data and task, and the process groups of its ranks."""
 
     manifest: Manifest
     modalities: list[Modality]
@@ -38,9 +39,9 @@ class Pieces:
 
 
 def build(config: Config, manifest: Manifest | None = None, mesh: Mesh | None = None) -> Pieces:
-    """Manifest (by default that at `data.url`) -> modalities, task and initial model. The same on every rank.
+    """Modalities, task and initial model, the same on every rank; `manifest` is by default that at `data.url`.
 
-    With a mesh whose ranks share the time axis the model works on this rank's slices; a process group must exist then.
+    Where the ranks of `mesh` share the time axis or experts, a process group must exist.
     """
     from maestro_dist.model import Maestro, Pretraining
 
@@ -76,23 +77,22 @@ def build(config: Config, manifest: Manifest | None = None, mesh: Mesh | None = 
 
 
 def build_task(config: Config, manifest: Manifest) -> Task:
-    """The task that the configuration names for this data."""
-    from maestro_dist.task import make_task
+    """The task of the configuration, for this data."""
+    from maestro_dist.task import Labels, make_task
 
     split = manifest.split(config.data.train)
-    return make_task(
-        config.task,
-        kind=manifest.task,
+    labels = Labels(
+        manifest.task,
         classes=manifest.classes,
         class_counts=split.class_counts,
         target_mean=0.0 if split.target_mean is None else split.target_mean,
         target_std=1.0 if split.target_std is None else split.target_std,
-        consistency=config.missing.consistency,
     )
+    return make_task(config.task, labels, consistency=config.missing.consistency)
 
 
 def time_slices(config: Config, modalities: Sequence[Modality], mesh: Mesh) -> dict[str, tuple[int, int]] | None:
-    """This rank's steps of each modality, [first, end); None where it has all."""
+    """This rank's steps [first, end) of each modality; None where a rank has all steps."""
     if mesh.sequence == 1:
         return None
     from maestro_dist.parallel.sequence import model_cuts
@@ -103,41 +103,54 @@ def time_slices(config: Config, modalities: Sequence[Modality], mesh: Mesh) -> d
     }
 
 
-def build_stream(
-    config: Config,
-    pieces: Pieces,
-    mesh: Mesh,
-    total_steps: int,
-    say: Say = by_log,
-    device: torch.device | None = None,
-) -> TrainStream:
-    """This rank's training samples, on their way to `device`; `say` hears what is waited for."""
-    from maestro_dist.data.stream import TrainStream
-    from maestro_dist.data.symbols import reads_symbols
+def data_rank(mesh: Mesh) -> DataRank:
+    """The share of the samples that this rank reads."""
+    return DataRank(mesh.data_rank, mesh.data)
 
-    return TrainStream(
+
+def split_source(
+    config: Config,
+    manifest: Manifest,
+    modalities: Sequence[Modality],
+    split: str,
+    mesh: Mesh,
+    augment: AugmentConfig | None = None,
+) -> SplitSource:
+    """The samples of a split, and how this rank reads them: raw windows or symbols, all steps or its slice.
+
+    Raises:
+        ConfigError: the data holds symbols only, but the model or `augment` needs something else.
+    """
+    return SplitSource(
         config.data.url,
-        pieces.manifest,
+        manifest,
         config.data,
-        pieces.modalities,
-        seed=config.run.seed,
-        global_batch=config.optim.global_batch,
-        micro_batch=config.engine.micro_batch,
-        rank=mesh.data_rank,
-        ranks=mesh.data,
-        curriculum=config.missing,
-        total_steps=total_steps,
-        slices=time_slices(config, pieces.modalities, mesh),
-        symbols=reads_symbols(pieces.manifest, config.model, pieces.modalities, config.augment),
-        augment=config.augment,
-        say=name_rank(say, mesh),
-        device=device,
+        tuple(modalities),
+        split,
+        symbols=reads_symbols(manifest, config.model, modalities, augment),
+        slices=time_slices(config, modalities, mesh),
+        augment=augment,
     )
 
 
-def name_rank(say: Say, mesh: Mesh) -> Say:
-    """`say` with the number of this worker before each line, where there are several."""
-    return say if mesh.world == 1 else lambda line: say(f"worker {mesh.rank}: {line}")
+def build_stream(
+    config: Config, pieces: Pieces, mesh: Mesh, total_steps: int, consumer: Consumer | None = None
+) -> TrainStream:
+    """The stream of this rank's training samples."""
+    schedule = TrainSchedule(
+        seed=config.run.seed,
+        global_batch=config.optim.global_batch,
+        total_steps=total_steps,
+        micro_batch=config.engine.micro_batch,
+        curriculum=config.missing,
+    )
+    source = split_source(config, pieces.manifest, pieces.modalities, config.data.train, mesh, config.augment)
+    return TrainStream(source, schedule, data_rank(mesh), consumer)
+
+
+def name_rank(report: ReportLine, mesh: Mesh) -> ReportLine:
+    """`report` with the number of this worker before each line, where there are several workers."""
+    return report if mesh.world == 1 else lambda line: report(f"worker {mesh.rank}: {line}")
 
 
 def count_steps(config: Config, manifest: Manifest) -> tuple[int, int, int]:
@@ -149,13 +162,13 @@ def count_steps(config: Config, manifest: Manifest) -> tuple[int, int, int]:
 
 
 def first_batch(config: Config) -> tuple[float, int]:
-    """Mean loss and number of samples of the first micro-batch of rank 0, before any step. Needs no process group."""
+    """Mean loss and size of rank 0's first micro-batch, before any step. Needs no process group."""
     import torch
 
     prepare_process(config)
     pieces = build(config)
     mesh = build_mesh(config.mesh, world=config.run.workers)
-    whole = Mesh(rank=0, world=mesh.data, data=mesh.data)  # of the samples that sequence ranks would share
+    whole = Mesh(rank=0, world=mesh.data, data=mesh.data)  # without slices of the time axis
     _, _, total = count_steps(config, pieces.manifest)
     with closing(build_stream(config, pieces, whole, total).batches(0, config.optim.global_batch)) as batches:
         batch = next(batches)
@@ -168,9 +181,9 @@ def assemble(
     config: Config,
     mesh: Mesh,
     prepare: Callable[[Trunk, Manifest], None] = lambda model, manifest: None,
-    say: Say = by_log,
+    report: ReportLine = log_warning,
 ) -> tuple[State, TrainStream]:
-    """The state of a run at its start, with model and engine, and its training stream. A process group must exist.
+    """State of a run at its start, with model and engine, and its training stream. A process group must exist.
 
     `prepare` may change the model's initial weights before the engine shards them.
     """
@@ -195,4 +208,5 @@ def assemble(
         tokens_by_modality=tokens_by_modality(config.model, pieces.modalities),
         groups=pieces.groups,
     )
-    return state, build_stream(config, pieces, mesh, total, say, engine.device)
+    consumer = Consumer(name_rank(report, mesh), engine.device)
+    return state, build_stream(config, pieces, mesh, total, consumer)

@@ -1,76 +1,52 @@
-"""Evaluate a model on a split, over all ranks."""
+"""Evaluate the engine's weights on a split, over all ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from maestro_dist.callbacks.base import State
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest
-from maestro_dist.data.prefetch import Say, by_log
+from maestro_dist.data.prefetch import Consumer, log_warning
 from maestro_dist.parallel.mesh import Mesh
-from maestro_dist.training.builder import name_rank, time_slices
+from maestro_dist.training.builder import data_rank, name_rank, split_source
+from maestro_dist.types import Modality, ReportLine
 
 if TYPE_CHECKING:
-    import torch
-
-    from maestro_dist.evaluation import Evaluation
-    from maestro_dist.task.base import Task
-    from maestro_dist.types import Batch, Modality, Output
+    from maestro_dist.evaluation import Evaluation, EvaluationData, EvaluationPlan
 
 
-def evaluate_on(
-    state: State, split: str, rates: Sequence[float], draws: Sequence[int], *, keep: bool = False, say: Say = by_log
-) -> Evaluation:
-    """Evaluate the engine's weights on a split, over all ranks; the averaged ones where the run keeps such.
+def evaluate_on(state: State, plan: EvaluationPlan, report: ReportLine = log_warning) -> Evaluation:
+    """Evaluate the engine's weights; the averaged ones where the run keeps an average. Collective.
 
-    With `keep` the answers are kept too.
+    `report` is told what the readers wait for. Raises what `evaluate_split` raises.
     """
     from maestro_dist.engine.partition import averaged
-
-    state.engine.eval()
-    try:
-        with averaged(state.engine):
-            return evaluate_with(
-                lambda batch: state.engine(state.engine.place(batch), state.step),
-                state.config, state.mesh, state.manifest, state.modalities, state.task, split,
-                rates=rates, draws=draws, keep=keep, say=say, device=state.engine.device,
-            )  # fmt: skip
-    finally:
-        state.engine.train()
-
-
-def evaluate_with(
-    forward: Callable[[Batch], Output],
-    config: Config,
-    mesh: Mesh,
-    manifest: Manifest,
-    modalities: list[Modality],
-    task: Task,
-    split: str,
-    *,
-    rates: Sequence[float],
-    draws: Sequence[int],
-    keep: bool = False,
-    say: Say = by_log,
-    device: torch.device | None = None,
-) -> Evaluation:
-    """Evaluate a model, in evaluation mode, on a split, over all ranks. `config` says how it reads its windows."""
-    from maestro_dist.data.stream import evaluation_batches, presence
-    from maestro_dist.data.symbols import reads_symbols
     from maestro_dist.evaluation import evaluate_split
 
-    symbols = reads_symbols(manifest, config.model, modalities)
-    return evaluate_split(
-        forward,
-        task,
-        lambda mask: evaluation_batches(
-            config.data.url, manifest, config.data, modalities, split,
-            batch=config.evaluation.batch, rank=mesh.data_rank, ranks=mesh.data, keep=mask,
-            symbols=symbols, slices=time_slices(config, modalities, mesh),
-            say=name_rank(say, mesh), device=device,
-        ),
-        presence(config.data.url, manifest, modalities, split, symbols=symbols),
-        rates=rates, draws=draws, mesh=mesh, split=split, keep=keep, always=[m.always for m in modalities],
-    )  # fmt: skip
+    engine, consumer = state.engine, Consumer(name_rank(report, state.mesh), state.engine.device)
+    engine.eval()
+    try:
+        with averaged(engine):
+            data = evaluation_data(state.config, state.manifest, state.modalities, plan.split, state.mesh, consumer)
+            return evaluate_split(
+                lambda batch: engine(engine.place(batch), state.step), state.task, data, plan, state.mesh
+            )
+    finally:
+        engine.train()
+
+
+def evaluation_data(
+    config: Config,
+    manifest: Manifest,
+    modalities: Sequence[Modality],
+    split: str,
+    mesh: Mesh,
+    consumer: Consumer,
+) -> EvaluationData:
+    """This rank's share of a split, `evaluation.batch` samples at a time."""
+    from maestro_dist.evaluation import EvaluationData
+
+    source = split_source(config, manifest, modalities, split, mesh)
+    return EvaluationData.of(source, config.evaluation.batch, data_rank(mesh), consumer)

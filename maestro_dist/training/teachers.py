@@ -66,26 +66,28 @@ def teacher_predictions(
     """
     import torch
 
-    from maestro_dist.evaluation.gather import broadcast
+    from maestro_dist.evaluation.gather import broadcast_array
 
     run = Storage(run_url)
     split = manifest.split(config.data.train)
     shape = (split.samples, len(manifest.classes)) if manifest.task == "classification" else (split.samples,)
     known = _read_predictions(run, shape) if mesh.rank == 0 else None
-    computed = bool(broadcast(np.array([known is None], dtype=np.float64), mesh, device)[0])
+    computed = bool(broadcast_array(np.array([known is None], dtype=np.float64), mesh, device)[0])
     if computed:
         predictions = [_predict(url, config, manifest, mesh, device) for url in config.task.teachers]
         if mesh.rank == 0:
             known = np.mean(predictions, axis=0).astype(np.float32)
             _write_predictions(run, known)
-    found = broadcast(np.zeros(shape) if known is None else known.astype(np.float64), mesh, device)
+    found = broadcast_array(np.zeros(shape) if known is None else known.astype(np.float64), mesh, device)
     return torch.from_numpy(found.astype(np.float32)).to(device), computed
 
 
 def _predict(url: str, config: Config, manifest: Manifest, mesh: Mesh, device: torch.device) -> np.ndarray:
     """Predictions of one teacher, on rank 0. The value on other ranks is not used."""
-    from maestro_dist.training.builder import build
-    from maestro_dist.training.evaluation import evaluate_with
+    from maestro_dist.data.prefetch import Consumer, log_warning
+    from maestro_dist.evaluation import EvaluationPlan, evaluate_split
+    from maestro_dist.training.builder import build, name_rank
+    from maestro_dist.training.evaluation import evaluation_data
 
     storage, model = _open_teacher(url, config, manifest)
     own = _teacher_config(config, model)
@@ -95,11 +97,10 @@ def _predict(url: str, config: Config, manifest: Manifest, mesh: Mesh, device: t
     except RuntimeError as error:
         raise CheckpointError(f"{storage.name()}: its weights are not those of its {DESCRIPTION} ({error})") from None
     teacher = pieces.model.eval().to(device)
-    found = evaluate_with(
-        lambda batch: teacher(batch.to(device)),
-        own, mesh, manifest, pieces.modalities, pieces.task, config.data.train, rates=[0.0], draws=[0],
-        device=device,
-    )  # fmt: skip
+    plan = EvaluationPlan(config.data.train, rates=[0.0], draws=[0])
+    consumer = Consumer(name_rank(log_warning, mesh), device)
+    data = evaluation_data(own, manifest, pieces.modalities, plan.split, mesh, consumer)
+    found = evaluate_split(lambda batch: teacher(batch.to(device)), pieces.task, data, plan, mesh)
     return pieces.task.predictions(found.logits) if found.logits is not None else np.zeros(0)
 
 

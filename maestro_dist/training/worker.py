@@ -14,15 +14,15 @@ from maestro_dist.callbacks.checkpointing import callback_states, resume
 from maestro_dist.checkpoint.fence import Fence
 from maestro_dist.config.load import parse
 from maestro_dist.config.schema import Config
-from maestro_dist.data.home import own_folder
 from maestro_dist.data.manifest import Manifest
-from maestro_dist.data.prefetch import Say
 from maestro_dist.data.storage import Storage, redact
+from maestro_dist.data.user_folders import user_folder
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.training.builder import assemble
 from maestro_dist.training.evaluation import evaluate_on
 from maestro_dist.training.job import Job
 from maestro_dist.training.process import prepare_process
+from maestro_dist.types import ReportLine
 
 if TYPE_CHECKING:
     from maestro_dist.checkpoint import CheckpointInfo, Saver
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from maestro_dist.tracking import MetricLog
 
 
-def run_worker(job: Job, say: Say, failed: Callable[[Exception], None] = lambda error: None) -> None:
+def run_worker(job: Job, say: ReportLine, failed: Callable[[Exception], None] = lambda error: None) -> None:
     """Train, test, export. Called on every rank, and again from the top after a failure.
 
     A process group must exist. `failed` is called with any error first, because other ranks may be waiting for this
@@ -53,7 +53,7 @@ def run_worker(job: Job, say: Say, failed: Callable[[Exception], None] = lambda 
             raise
 
 
-def _train(job: Job, say: Say, stack: ExitStack, listeners: list[Callable[[Exception], None]]) -> None:
+def _train(job: Job, say: ReportLine, stack: ExitStack, listeners: list[Callable[[Exception], None]]) -> None:
     import torch.distributed as dist
 
     from maestro_dist.checkpoint import Saver, newest, restore
@@ -109,7 +109,7 @@ def _with_reader_timeout(config: Config) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"timeout_s": limit})})
 
 
-def _close_log(log: MetricLog, say: Say) -> None:
+def _close_log(log: MetricLog, say: ReportLine) -> None:
     if not log.close():
         say(
             f"warning: tracking did not accept all metrics; they are kept in {log.folder} and sent when this run "
@@ -143,10 +143,10 @@ def work_folder(run_url: str) -> Path:
     if local is not None:
         return local
     digest = hashlib.sha256(run_url.encode()).hexdigest()[:12]
-    return own_folder("runs") / f"{run_url.rsplit('/', 1)[-1]}-{digest}"
+    return user_folder("runs") / f"{run_url.rsplit('/', 1)[-1]}-{digest}"
 
 
-def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None, say: Say) -> Callbacks:
+def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None, say: ReportLine) -> Callbacks:
     """All callbacks, in the order in which they depend on each other."""
     from maestro_dist.callbacks.checkpointing import Checkpointing
     from maestro_dist.callbacks.configured import configured_callbacks
@@ -156,15 +156,17 @@ def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None, say:
     from maestro_dist.callbacks.metrics import Metrics
     from maestro_dist.callbacks.progress import Progress
     from maestro_dist.callbacks.validation import Validation
+    from maestro_dist.evaluation import EvaluationPlan
 
     evaluation, data = state.config.evaluation, state.config.data
 
     def validate() -> Evaluation:
-        return evaluate_on(state, data.validation, evaluation.rates, evaluation.draws[:1], say=say)
+        return evaluate_on(state, EvaluationPlan(data.validation, evaluation.rates, evaluation.draws[:1]), say)
 
     def test() -> Evaluation:
-        keep = evaluation.predictions and state.task.kind != "pretrain"  # pre-training makes no predictions
-        return evaluate_on(state, data.test, evaluation.test_rates, evaluation.draws, keep=keep, say=say)
+        keep = evaluation.predictions and state.task.kind != "pretrain"  # pre-training has no predictions
+        plan = EvaluationPlan(data.test, evaluation.test_rates, evaluation.draws, keep_predictions=keep)
+        return evaluate_on(state, plan, say)
 
     metrics, validation = Metrics(log), Validation(validate, log, say)
     fence = Fence(job.run_url, job.attempt).check

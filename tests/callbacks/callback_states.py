@@ -11,7 +11,7 @@ from maestro_dist.callbacks.base import State, StepRecord
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.parallel.mesh import Mesh
-from maestro_dist.task import make_task
+from maestro_dist.task import Labels, make_task
 from maestro_dist.types import Modality
 
 ALONE = Mesh(rank=0, world=1, data=1)
@@ -25,7 +25,7 @@ def make_state(config: dict[str, Any], mesh: Mesh = ALONE, *, engine: Any = None
         config=parsed,
         mesh=mesh,
         engine=engine,
-        task=make_task(parsed.task, kind="classification", classes=["a", "b"], class_counts=[5, 5]),
+        task=make_task(parsed.task, Labels("classification", classes=["a", "b"], class_counts=[5, 5])),
         manifest=Manifest.model_construct(),
         modalities=[Modality(name, variates=1, rate_hz=4.0, steps=16) for name in NAMES],
         samples_per_epoch=38,

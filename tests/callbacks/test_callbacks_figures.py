@@ -11,7 +11,7 @@ from maestro_dist.callbacks import figures as figures_module
 from maestro_dist.callbacks.figures import Figures, missing_curve, story_of
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.evaluation import Evaluation, Scenario
-from maestro_dist.evaluation.loads import SetLoad
+from maestro_dist.evaluation.expert_loads import ExpertLoad
 from maestro_dist.tracking import MetricLog
 from maestro_dist.tracking.best_effort import BestEffort
 from maestro_dist.tracking.figures import FigureData
@@ -23,7 +23,7 @@ EVALUATION = Evaluation(
     [Scenario(0.0, 0, {"accuracy": 0.9}), *(Scenario(0.4, draw, {"accuracy": 0.6 + 0.1 * draw}) for draw in range(3))],
     class_counts=[7, 3],
     confusion=[[6, 1], [0, 3]],
-    loads=[SetLoad([], 9, [[3, 4], [5, 6]]), SetLoad([1], 1, [[1, 0], [0, 1]])],
+    loads=[ExpertLoad([], 9, [[3, 4], [5, 6]]), ExpertLoad([1], 1, [[1, 0], [0, 1]])],
 )
 
 

@@ -11,7 +11,7 @@ START = 1000
 
 
 def stream(kind: str, seconds: int, value: float = 1.0) -> str:
-    """The text of `EDA.csv` and the like: start, rate, samples."""
+    """The text of a file such as `EDA.csv`: start, rate, samples."""
     about = KINDS[kind]
     rows = [[START], [about.rate_hz], *([value + step / 64] for step in range(about.rate_hz * seconds))]
     return "".join(",".join([f"{number:g}" for number in row] * about.variates) + "\n" for row in rows)
@@ -32,7 +32,7 @@ def stress(folder: Path, subjects: Iterable[int] = (4, 5), seconds: int = 12) ->
 
 
 def hapt(folder: Path, users: Iterable[int] = (1, 6), rows: int = 60) -> Path:
-    """`RawData` with an experiment of each user, numbered as they are, of one labelled segment."""
+    """`RawData` with one experiment for each user, numbered like the user, with one labelled segment."""
     place = folder / "RawData"
     place.mkdir(parents=True)
     for user in users:

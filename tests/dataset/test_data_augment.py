@@ -1,4 +1,4 @@
-"""Augmentation: each kind against a slow oracle; the whole loader on any cut of the work."""
+"""Augmentation: each kind against a slow oracle; the whole loader for any number of ranks and micro-batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from maestro_dist import rng
 from maestro_dist.config.learning import AugmentConfig
 from maestro_dist.data.augment import augment, check_augment
 from maestro_dist.data.manifest import load_manifest
-from maestro_dist.data.sample import Sample
+from maestro_dist.data.sample import DecodedSample
 from maestro_dist.errors import ConfigError
 from maestro_dist.parallel.sequence import time_cuts
 from maestro_dist.types import Modality
@@ -29,8 +29,8 @@ WINDOW_S, SEED, EPOCH = 3.0, 11, 2
 ALL = AugmentConfig(jitter=0.1, scaling=0.2, rotation=40.0, time_warp=0.3, shift=0.1, time_mask=0.25)
 
 
-def samples(gaps: float = 0.0, count: int = 5) -> list[Sample]:
-    """Every third lacks an axis, every other the gyroscope."""
+def samples(gaps: float = 0.0, count: int = 5) -> list[DecodedSample]:
+    """Every third sample lacks an axis, every second one the gyroscope."""
     generator = np.random.default_rng(4)
     found = []
     for number in range(count):
@@ -43,11 +43,11 @@ def samples(gaps: float = 0.0, count: int = 5) -> list[Sample]:
             values.pop("acc_y")
         if number % 2:
             values.pop("gyro")
-        found.append(Sample(100 + number, f"k{number}", 0, values))
+        found.append(DecodedSample(100 + number, f"k{number}", 0, values))
     return found
 
 
-def changed(config: AugmentConfig, before: list[Sample], epoch: int = EPOCH) -> list[Sample]:
+def changed(config: AugmentConfig, before: list[DecodedSample], epoch: int = EPOCH) -> list[DecodedSample]:
     return augment(before, config, MODALITIES, WINDOW_S, seed=SEED, epoch=epoch)
 
 
@@ -131,9 +131,9 @@ def warped(number: int, strength: float, t: float) -> float:
 
 
 def test_a_time_warp_keeps_streams_aligned() -> None:
-    """All modalities hold the time itself: after the warp they hold the same warped times, in order."""
+    """The values of all modalities are the times. After the warp they are the same warped times, in order."""
     values = {m.name: np.repeat(np.arange(m.steps)[:, None] / m.rate_hz, m.variates, 1) for m in MODALITIES}
-    before = [Sample(n, "k", 0, {name: x.astype(np.float32) for name, x in values.items()}) for n in range(4)]
+    before = [DecodedSample(n, "k", 0, {name: x.astype(np.float32) for name, x in values.items()}) for n in range(4)]
     for new in changed(AugmentConfig(time_warp=0.6), before):
         for m in MODALITIES:
             expected = [[warped(new.number, 0.6, t / m.rate_hz)] * m.variates for t in range(m.steps)]
@@ -148,7 +148,7 @@ def test_what_was_not_observed_does_not_spread_and_is_not_filled() -> None:
     x = np.sin(np.arange(60, dtype=np.float32) / 4)[:, None]
     x[20:40] = np.nan
     x[30:33] = 5.0  # alone among gaps
-    (new,) = changed(AugmentConfig(time_warp=0.5), [Sample(3, "k", 0, {"acc_x": x})])
+    (new,) = changed(AugmentConfig(time_warp=0.5), [DecodedSample(3, "k", 0, {"acc_x": x})])
     where = np.array([warped(3, 0.5, t / 20) * 20 for t in range(60)])
     nearest = x[np.clip(np.rint(where), 0, 59).astype(int), 0]
     found = new.values["acc_x"][:, 0]
@@ -235,11 +235,14 @@ def test_recording_statistics_stay(packed: str) -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"rotation": 9, "rotation_groups": [["acc_x", "acc_y"]]}, r"\[acc_x, acc_y\] has 2 axes; they turn in threes"),
-        ({"rotation": 9, "rotation_groups": [["acc_x", "acc_y", "acc_x"]]}, "each of them once"),
+        (
+            {"rotation": 9, "rotation_groups": [["acc_x", "acc_y"]]},
+            r"\[acc_x, acc_y\] has 2 axes; give a multiple of three",
+        ),
+        ({"rotation": 9, "rotation_groups": [["acc_x", "acc_y", "acc_x"]]}, "each axis once"),
         (
             {"rotation": 9, "rotation_groups": [["acc_x", "acc_y", "bvp"]]},
-            "acc_x, acc_y, bvp turn together, but differ",
+            "acc_x, acc_y, bvp rotate together, but differ",
         ),
         ({"rotation": 9, "rotation_groups": [["acc"]]}, "modality 'acc' is not used; there are acc_x"),
     ],

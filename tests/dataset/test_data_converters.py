@@ -14,8 +14,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from maestro_dist.data.converters import stress_predict, uci_hapt
+from maestro_dist.data.converters import stress_predict
 from maestro_dist.data.converters.source import parse_splits
+from maestro_dist.data.converters.stress_predict import StressPredict
+from maestro_dist.data.converters.uci_hapt import UciHapt
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.pack import RawSample
 from maestro_dist.errors import ConfigError, DataError
@@ -62,7 +64,7 @@ def numbers(lines: list[str], separator: str | None = None) -> np.ndarray:
 
 
 def test_hapt_excerpt_counts() -> None:
-    conversion = uci_hapt.convert(HAPT)
+    conversion = UciHapt().convert(HAPT)
     found = Counter((s.split, s.subject) for s in conversion.samples)
     split = Counter()  # type: ignore[var-annotated]
     for (name, _), count in found.items():
@@ -75,8 +77,8 @@ def test_hapt_excerpt_counts() -> None:
 
 
 def test_hapt_windows_are_the_rows_of_the_text(small_hapt: Path, hapt_text: dict[str, list[str]]) -> None:
-    samples = {s.key: s for s in uci_hapt.convert(small_hapt).samples}
-    axes = {s.key: s for s in uci_hapt.convert(small_hapt, modalities="axes").samples}
+    samples = {s.key: s for s in UciHapt().convert(small_hapt).samples}
+    axes = {s.key: s for s in UciHapt().convert(small_hapt, modalities="axes").samples}
     # labels.txt begins "1 1 5 250 1232": the second window of that segment of experiment 1 starts at row 314
     assert hapt_text["RawData/labels.txt"][0] == "1 1 5 250 1232"
     sample = samples["exp01-user01-000314"]
@@ -94,7 +96,7 @@ def test_hapt_windows_are_the_rows_of_the_text(small_hapt: Path, hapt_text: dict
 
 
 def test_hapt_windows_stay_inside_their_segment(small_hapt: Path, hapt_text: dict[str, list[str]]) -> None:
-    keys = {s.key: s.label for s in uci_hapt.convert(small_hapt, window=100, stride=30).samples}
+    keys = {s.key: s.label for s in UciHapt().convert(small_hapt, window=100, stride=30).samples}
     expected = {}
     for line in hapt_text["RawData/labels.txt"]:
         experiment, user, activity, first, last = map(int, line.split())
@@ -106,9 +108,9 @@ def test_hapt_windows_stay_inside_their_segment(small_hapt: Path, hapt_text: dic
 
 
 def test_hapt_splits(small_hapt: Path) -> None:
-    by_default = {(s.subject, s.split) for s in uci_hapt.convert(small_hapt).samples}
+    by_default = {(s.subject, s.split) for s in UciHapt().convert(small_hapt).samples}
     assert by_default == {("user01", "validation"), ("user02", "test"), ("user06", "train")}
-    chosen = uci_hapt.convert(small_hapt, splits=parse_splits(["test=6", "validation=2"]))
+    chosen = UciHapt().convert(small_hapt, splits=parse_splits(["test=6", "validation=2"]))
     assert {(s.subject, s.split) for s in chosen.samples} == {
         ("user06", "test"),
         ("user02", "validation"),
@@ -146,7 +148,7 @@ def test_hapt_errors_name_the_file(
     path = tmp_path / "copy" / "RawData" / name
     path.unlink() if content is None else path.write_text(content)
     with pytest.raises(DataError, match=message) as caught:
-        uci_hapt.convert(tmp_path / "copy")
+        UciHapt().convert(tmp_path / "copy")
     assert "\n" not in str(caught.value)
 
 
@@ -162,7 +164,7 @@ def test_archives_never_touch_the_disk(small_hapt: Path, tmp_path: Path, monkeyp
         link = tarfile.TarInfo("RawData/acc_exp98_user98.txt")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
-    assert uci_hapt.convert(Path("evil.tar.xz")).total == uci_hapt.convert(small_hapt).total
+    assert UciHapt().convert(Path("evil.tar.xz")).total == UciHapt().convert(small_hapt).total
     assert [path.name for path in tmp_path.iterdir()] == ["evil.tar.xz"]
     assert not outside.exists()
 
@@ -171,19 +173,19 @@ def test_damaged_and_missing_archives(tmp_path: Path) -> None:
     cut = tmp_path / "cut.tar.xz"
     cut.write_bytes(HAPT.read_bytes()[:100_000])
     with pytest.raises(DataError, match=r"cut.tar.xz: damaged or unreadable archive"):
-        uci_hapt.convert(cut)
+        UciHapt().convert(cut)
     cut.write_bytes(b"hello")
     with pytest.raises(DataError, match=r"cut.tar.xz: damaged or unreadable archive"):
-        uci_hapt.convert(cut)
+        UciHapt().convert(cut)
     with pytest.raises(DataError, match="no such folder or archive"):
-        uci_hapt.convert(tmp_path / "none")
+        UciHapt().convert(tmp_path / "none")
 
 
 # Stress-Predict
 
 
 def test_stress_excerpt_counts() -> None:
-    conversion = stress_predict.convert(STRESS)
+    conversion = StressPredict().convert(STRESS)
     samples = list(conversion.samples)
     assert len(samples) == conversion.total == 438
     assert conversion.warnings == ()
@@ -195,7 +197,7 @@ def test_stress_excerpt_counts() -> None:
 
 
 def test_stress_windows_are_the_rows_of_the_text(stress_text: dict[str, list[str]]) -> None:
-    mine = [s for s in stress_predict.convert(STRESS).samples if s.subject == "S04"]
+    mine = [s for s in StressPredict().convert(STRESS).samples if s.subject == "S04"]
     labels = numbers([r.replace(",,", ",0,") for r in stress_text[f"Processed_data/{stress_predict.LABELS}"][1:]], ",")
     labels = labels[labels[:, 0] == 4]
     files = {k: stress_text[f"Raw_data/S04/{k.upper()}.csv"] for k in ("acc", "bvp", "eda", "temp", "hr")}
@@ -231,7 +233,7 @@ def test_stress_label_is_the_majority_and_a_tie_is_none(tmp_path: Path) -> None:
     labels = [0, 0, 0, 1, 1, 1, 0, 1, 1, 0, 0, 1, 1, 1, 1, 1]
     rows = [f"2,70,12,{1002 + second},{label}" for second, label in enumerate(labels)]
     (tmp_path / stress_predict.LABELS).write_text("\n".join(["Participant,HR,respr,Time(sec),Label", *rows]))
-    samples = list(stress_predict.convert(tmp_path, window_s=4, stride_s=2).samples)
+    samples = list(StressPredict().convert(tmp_path, window_s=4, stride_s=2).samples)
     assert [s.label for s in samples] == [0, 1, 1, 0, 0, 1, 1]
     assert [s.start_s for s in samples] == [2, 4, 6, 8, 10, 12, 14]
 
@@ -246,7 +248,7 @@ def test_stress_folds() -> None:
         seen += splits["test"]
     assert sorted(seen) == subjects
     for folds, fold in ((2, 0), (5, 5), (5, -1)):
-        with pytest.raises(ConfigError, match="3 folds or more"):
+        with pytest.raises(ConfigError, match="use 3 folds or more"):
             stress_predict.fold_splits(folds, fold)
 
 
@@ -278,7 +280,7 @@ def test_stress_errors_name_the_file(
             (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / path).write_text("\n".join(rows) + "\n")
     with pytest.raises(DataError, match=message) as caught:
-        stress_predict.convert(tmp_path)
+        StressPredict().convert(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -316,7 +318,7 @@ def test_the_tool_prints_the_notice(small_hapt: Path, tmp_path: Path, capsys: py
 
 
 def test_no_position_in_the_session_is_given_to_the_model() -> None:
-    from maestro_dist.data.sample import Sample
+    from maestro_dist.data.sample import DecodedSample
 
-    assert {f.name for f in dataclasses.fields(Sample)} == {"number", "key", "target", "values", "recording"}
+    assert {f.name for f in dataclasses.fields(DecodedSample)} == {"number", "key", "target", "values", "recording"}
     assert "start_s" in {f.name for f in dataclasses.fields(RawSample)}

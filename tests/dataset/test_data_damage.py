@@ -11,30 +11,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import MODALITIES, SIZES, rewrite
+from tiny import MODALITIES, SIZES, rewrite, source_of
 
 from maestro_dist.config.learning import MissingConfig
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.manifest import load_manifest
-from maestro_dist.data.sample import BadSample, Layout, decode_sample
-from maestro_dist.data.stream import TrainStream, evaluation_batches
+from maestro_dist.data.sample import BadSample, SampleFormat, decode_sample
+from maestro_dist.data.stream import DataRank, TrainSchedule, TrainStream, evaluation_batches
 from maestro_dist.errors import ConfigError, DataError
 
 BAD = "train-007"
 
 
 def read_all(url: str, **config: Any) -> list:
-    manifest = load_manifest(url)
-    data = DataConfig(url=url, **config)
-    return list(evaluation_batches(url, manifest, data, manifest.select(None), "train", batch=8, rank=0, ranks=1))
+    return list(evaluation_batches(source_of(url, config=DataConfig(url=url, **config)), 8, DataRank()))
 
 
 def train_epoch(url: str, epochs: int = 1, **config: Any) -> list:
-    manifest = load_manifest(url)
-    stream = TrainStream(
-        url, manifest, DataConfig(url=url, **config), manifest.select(None), seed=1, global_batch=8, micro_batch=None,
-        rank=0, ranks=1, curriculum=MissingConfig(max_rate=0.0), total_steps=10,
-    )  # fmt: skip
+    schedule = TrainSchedule(seed=1, global_batch=8, total_steps=10, curriculum=MissingConfig(max_rate=0.0))
+    stream = TrainStream(source_of(url, config=DataConfig(url=url, **config)), schedule, DataRank())
     return list(stream.batches(0, epochs * stream.samples))
 
 
@@ -210,7 +205,7 @@ def test_a_wrong_label_names_shard_and_sample(fresh: str, case: str) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "3", True])
 def test_a_wrong_target_of_a_regression(value: object) -> None:
-    layout = Layout(MODALITIES, 0, False)
+    layout = SampleFormat(MODALITIES, 0, False)
     meta = json.dumps({"label": value}).encode()
     with pytest.raises(BadSample, match=r"s.tar, sample k: target .* is not a finite number"):
         decode_sample(0, "k", meta, {}, layout, "s.tar, sample k")

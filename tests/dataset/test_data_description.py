@@ -27,7 +27,7 @@ def one(**changes: object) -> dict[str, object]:
     [
         ({"name": " "}, "name is empty"),
         ({"name": 3}, "name 3 is of type int, not text"),
-        ({"name": "a\nb"}, "has a control character"),
+        ({"name": "a\nb"}, "contains a control character"),
         ({"licence": None}, "licence None is of type NoneType, not text"),
         ({"citation": "x" * 20_000}, "citation has 20,000 letters"),
         ({"target": "\ud800"}, "broken letter"),

@@ -1,9 +1,10 @@
-"""What packing finds out: statistics without absurd numbers, people in two splits, sets without a training split."""
+"""What packing finds out: statistics without outliers, people in two splits, data sets without a training split."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +17,7 @@ from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.pack import RawSample, pack
 from maestro_dist.data.reader import SplitSource
-from maestro_dist.data.roster import roster
+from maestro_dist.data.subjects import keys_and_subjects
 from maestro_dist.data.symbols import add_symbols
 from maestro_dist.errors import DataError, StorageError
 from maestro_dist.types import Modality
@@ -41,10 +42,24 @@ def samples(
 
 
 def packed(folder: Path, given: Iterator[RawSample], **options: object) -> tuple[Manifest, list[str]]:
-    said: list[str] = []
-    manifest = pack(str(folder), describe(**describe_acc()), given, warn=said.append, **options)  # type: ignore[arg-type]
+    manifest, said = told(lambda: pack(str(folder), describe(**describe_acc()), given, **options))  # type: ignore[arg-type]
     assert load_manifest(str(folder)) == manifest
     return manifest, said
+
+
+def told(call: Callable[[], Manifest]) -> tuple[Manifest, list[str]]:
+    """What `call` returns, and the warnings that it logs."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger = logging.getLogger("maestro_dist.data.pack")
+    logger.addHandler(handler)
+    try:
+        manifest = call()
+    finally:
+        logger.removeHandler(handler)
+    assert {record.levelname for record in records} <= {"WARNING"}
+    return manifest, [record.getMessage() for record in records]
 
 
 def test_absurd_numbers_are_told_and_left_out(tmp_path: Path) -> None:
@@ -72,11 +87,10 @@ def test_absurd_targets_are_told(tmp_path: Path) -> None:
     def target(sample: RawSample, number: int) -> RawSample:
         return dataclasses.replace(sample, label=-9999.0 if number == 7 else 36.5 + number / 10)
 
-    said: list[str] = []
     about = describe(**describe_acc(), task="regression", classes=())
-    pack(str(tmp_path), about, samples(target, train=60), warn=said.append)
+    _, said = told(lambda: pack(str(tmp_path), about, samples(target, train=60)))
     assert len(said) == 1
-    assert "targets of 1 sample of split 'train' lie far from all others, up to -9999, and decide" in said[0]
+    assert "targets of 1 sample of split 'train' lie far from all others, up to -9999, and dominate" in said[0]
     assert load_manifest(str(tmp_path)).outliers[0].modality is None
 
 
@@ -89,13 +103,13 @@ def test_people_in_two_splits_are_told(tmp_path: Path) -> None:
     (found,) = manifest.shared_people
     assert (found.splits, found.people, found.some) == (["train", "validation"], 10, ["50", "51", "52", "53", "54"])
     assert said == [
-        "10 people have samples in both 'train' and 'validation' (50, 51, 52, 53, 54, ...): what is measured there "
-        "says little about people never seen"
+        "10 people have samples in both 'train' and 'validation' (50, 51, 52, 53, 54, ...): results there "
+        "say little about new people"
     ]
 
 
 def test_what_is_told_of_a_set_does_not_make_it_another(tmp_path: Path) -> None:
-    """A run that was begun on a set packed by an earlier release goes on where the set was packed again."""
+    """A run on a data set of an earlier release continues after the data set was packed again."""
     manifest, said = packed(tmp_path, samples(lambda sample, number: dataclasses.replace(sample, subject="one")))
     assert said
     assert manifest.shared_people
@@ -108,7 +122,7 @@ def test_a_number_and_its_text_are_one_person(tmp_path: Path) -> None:
 
     manifest, _ = packed(tmp_path, samples(numbered, test=12))
     source = SplitSource(str(tmp_path), manifest, DataConfig(url=str(tmp_path)), tuple(manifest.select(None)), "test")
-    keys, people = roster(source)
+    keys, people = keys_and_subjects(source)
     assert people.tolist() == [key if number % 6 > 3 else "0" for number, key in enumerate(keys)]
 
 
@@ -119,8 +133,8 @@ def test_a_set_with_a_test_split_alone(tmp_path: Path, splits: tuple[str, ...]) 
     assert manifest.statistics_of == "test"
     assert manifest.modalities[0].mean == pytest.approx(values.mean(0, dtype=np.float64).tolist())
     assert list(manifest.splits) == list(splits)
-    told = ["means and standard deviations are those of split 'test', not 'train'"]
-    assert said == (told if "train" in splits else [])
+    expected = ["means and standard deviations are those of split 'test', not 'train'"]
+    assert said == (expected if "train" in splits else [])
 
 
 def test_statistics_are_those_of_train_wherever_it_stands(tmp_path: Path) -> None:
@@ -194,7 +208,7 @@ def test_shards_that_another_packing_removed_are_missed_in_time(tmp_path: Path) 
         yield from samples()
         (tmp_path / "train-000000.tar").unlink()
 
-    with pytest.raises(DataError, match=r"train-000000\.tar is gone: another process packs to this place"):
+    with pytest.raises(DataError, match=r"train-000000\.tar has vanished: another process packs to this place"):
         packed(tmp_path, robbed(), shard_bytes=2_000)
     assert not (tmp_path / "manifest.json").exists()
 

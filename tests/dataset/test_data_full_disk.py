@@ -1,4 +1,4 @@
-"""Places that cannot be written to: one line that names them, whoever writes, and nothing left behind."""
+"""Places that cannot be written: the error is one line that names them, and no file is left behind."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_place_where_nothing_can_be_made(tmp_path: Path, monkeypatch: pytest.M
 
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(StorageError, match=r"cannot write .*/file/data: .*a file is where its folder should be"),
+        pytest.raises(StorageError, match=r"cannot write .*/file/data: .*a file has the name of its folder"),
         Storage(str(tmp_path / "file")).writer("data"),
     ):
         pass

@@ -1,4 +1,4 @@
-"""Mixup and two views of each sample: against what was packed, on any cut of the work."""
+"""Mixup and two views of each sample, compared with the packed samples, for any number of ranks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from test_data_augment import ALL, assert_same
-from test_data_stream import CURRICULUM, NAMES, STEPS, G, N, assert_equal, stream
+from test_data_stream import CURRICULUM, MODALITIES, NAMES, STEPS, G, N, assert_equal, stream
 from tiny import SIZES, rewrite
 
 from maestro_dist.config.learning import AugmentConfig
@@ -59,7 +59,7 @@ def test_a_batch_holds_mixtures_of_what_was_packed(packed: str, samples: list[Ra
             assert int(batch.target[row]) == one.label
             assert int(batch.partner_target[row]) == other.label
             there = np.array([[name in one.values or name in other.values for name in NAMES]])
-            left = drop_modalities(there, np.array([number]), NAMES, p=p, seed=3, step=batch.step)[0]
+            left = drop_modalities(there, np.array([number]), MODALITIES, p=p, seed=3, step=batch.step)[0]
             assert batch.present[row].tolist() == left.tolist()
             for name in np.array(NAMES)[left].tolist():
                 found = batch.values[name][batch.rows[name].tolist().index(row)].numpy()
@@ -74,7 +74,7 @@ def test_a_batch_holds_mixtures_of_what_was_packed(packed: str, samples: list[Ra
 
 
 def numbered(batches: Any) -> dict[Any, np.ndarray]:
-    """All that a batch says of each sample, by step and sample."""
+    """All fields of each sample in the batches, by (step, sample)."""
     found: dict[Any, np.ndarray] = {}
     for batch in batches:
         for view in range(batch.views):

@@ -13,7 +13,7 @@ import pytest
 from tiny import SIZES, describe
 
 from maestro_dist.data.manifest import load_manifest
-from maestro_dist.data.moments import Moments, causal_statistics
+from maestro_dist.data.moments import RunningMoments, causal_statistics
 from maestro_dist.data.pack import RawSample, pack
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import DataError
@@ -116,12 +116,12 @@ def test_wrong_samples_are_refused_and_leave_no_manifest(
 def test_moments_far_from_zero() -> None:
     stream = 1e8 + np.random.default_rng(0).normal(size=(5000, 2))
     stream[::7, 0] = np.nan
-    moments = Moments(2)
+    moments = RunningMoments(2)
     for part in np.array_split(stream, [1, 1, 40, 900, 4000]):
         moments.add(part)
     exact = [np.std(stream[~np.isnan(stream[:, d]), d] - 1e8) for d in (0, 1)]
     assert moments.std == pytest.approx(exact, rel=1e-7)
-    assert Moments(3).std.tolist() == [0.0, 0.0, 0.0]
+    assert RunningMoments(3).std.tolist() == [0.0, 0.0, 0.0]
 
 
 def test_causal_statistics_see_the_past_only() -> None:

@@ -1,7 +1,8 @@
-"""Raw files that a configuration names: where they are packed to, and where not."""
+"""Raw files that a configuration names: where they may be packed, and wrong places."""
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import runs
 import yaml
 
 from maestro_dist.config.schema import SourceConfig
+from maestro_dist.data import converters
+from maestro_dist.data.converters import Conversion, Converter
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.prepare import check_place, check_typed, prepare
 from maestro_dist.errors import ConfigError, DataError, MaestroError
@@ -82,9 +85,9 @@ def test_what_counts_as_typed_alone(overrides: list[str], refused: bool, source:
         (
             "no/such/place",
             [],
-            r"data\.url: .*: there is no folder .*/no/such; mend data\.url, .*\(.*raw\)",
+            r"data\.url: .*: there is no folder .*/no/such; correct data\.url, .*\(.*raw\)",
         ),
-        ("used", ["thesis.tex"], r"holds no manifest.json but other files \(thesis.tex\); mend data\.url"),
+        ("used", ["thesis.tex"], r"holds no manifest.json but other files \(thesis.tex\); correct data\.url"),
         ("used", ["a-000000.tar", "a-000001.tar"], r"other files \(a-000000.tar, a-000001.tar\)"),
         ("used", ["a-000000.index.json"], r"other files \(a-000000.index.json\)"),
         ("used", ["train-000000.tar", "train-000000.index.json", "train-000001.tar"], None),  # a packing was killed
@@ -95,7 +98,7 @@ def test_what_counts_as_typed_alone(overrides: list[str], refused: bool, source:
         ("raw/Processed_data/../packed", [], r"lies in data\.source\.path"),
         ("recipe.yaml", [], r"recipe.yaml is a file; choose a folder"),
         ("recipe.yaml/new", [], r"recipe.yaml is a file; choose a folder"),
-        ("unmounted/new", [], r"/unmounted is a link that leads nowhere; choose a folder"),
+        ("unmounted/new", [], r"/unmounted is a broken link; choose a folder"),
     ],
 )
 def test_places_that_are_taken(
@@ -145,7 +148,7 @@ def test_raw_files_that_are_not_there(path: str, source: SourceConfig, tmp_path:
         ({"window": "long"}, r"data\.source\.options: argument --window: invalid int value: 'long'"),
         ({"window": "-x"}, r"argument --window: invalid int value: '-x'"),
         ({"window": -1}, r"data\.source\.options: --window -1 --stride 16: both are 1 or more"),
-        ({"fold": 7}, r"data\.source\.options: --folds 5 --fold 7: there are 3 folds or more, counted from 0"),
+        ({"fold": 7}, r"data\.source\.options: --folds 5 --fold 7: use 3 folds or more; --fold counts from 0"),
         ({"folds": 7}, r"data\.source\.options: --folds N goes together with --fold K"),
     ],
 )
@@ -172,3 +175,23 @@ def test_a_damaged_source_leaves_no_data_set(source: SourceConfig, tmp_path: Pat
     with pytest.raises(MaestroError, match=r"S25/HR.csv is missing"):
         prepare(source, f"{tmp_path}/x")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_converter_that_is_not_there_is_named(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tried(recipe, "data.source.converter=uci_hap") == 2
+    message = "data.source.converter: no converter 'uci_hap'; did you mean uci_hapt? There are physionet2012, stress"
+    assert message in capsys.readouterr().err
+    prepare(SourceConfig.model_validate(yaml.safe_load(recipe.read_text())["data"]["source"]), f"{recipe.parent}/data")
+    assert tried(recipe, "data.source.converter=uci_hap") == 2  # also where nothing has to be packed
+
+
+def test_a_file_with_a_converter_is_enough() -> None:
+    class Mine(Converter):
+        name, reads = "a_mine", "nothing"
+
+        def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+        def from_arguments(self, source: Path, arguments: argparse.Namespace) -> Conversion: ...  # type: ignore[empty-body]
+
+    assert list(converters._found()) == ["a_mine", *converters.CONVERTERS]
+    assert isinstance(converters._found()["a_mine"], Mine)

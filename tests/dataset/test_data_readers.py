@@ -1,4 +1,4 @@
-"""Readers that are lost, stopped, stuck or wrong: the same batches, or one error; and nothing is left behind."""
+"""Readers that are killed, stopped, stuck or wrong: the same batches or one error, and no process is left."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from tiny import SIZES
+from tiny import SIZES, source_of
 
 from maestro_dist.config.learning import MissingConfig
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.data import prefetch, reader_process
 from maestro_dist.data.manifest import load_manifest
-from maestro_dist.data.prefetch import read_ahead
+from maestro_dist.data.prefetch import Consumer, read_ahead
 from maestro_dist.data.reader import Request, SplitReader, SplitSource
-from maestro_dist.data.stream import TrainStream
+from maestro_dist.data.stream import DataRank, TrainSchedule, TrainStream
 from maestro_dist.errors import MaestroError, ReaderError, StorageError
 from maestro_dist.parallel.failure import report_of
 from maestro_dist.types import Batch
@@ -34,12 +34,9 @@ N = SIZES["train"]
 
 
 def stream(url: str, said: list[str] | None = None, workers: int = 1, **config: Any) -> TrainStream:
-    manifest = load_manifest(url)
-    data = DataConfig(url=url, loader_workers=workers, **config)
-    return TrainStream(
-        url, manifest, data, manifest.select(None), seed=3, global_batch=4, micro_batch=None, rank=0, ranks=1,
-        curriculum=MissingConfig(max_rate=0.0), total_steps=20, say=[].append if said is None else said.append,
-    )  # fmt: skip
+    source = source_of(url, config=DataConfig(url=url, loader_workers=workers, **config))
+    schedule = TrainSchedule(seed=3, global_batch=4, total_steps=20, curriculum=MissingConfig(max_rate=0.0))
+    return TrainStream(source, schedule, DataRank(), Consumer([].append if said is None else said.append))
 
 
 def numbers(batches: Iterator[Batch]) -> list[list[int]]:
@@ -59,7 +56,7 @@ def instead(monkeypatch: pytest.MonkeyPatch, arrays: str) -> None:
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on a look at what is waited for takes 10 ms, whatever it counts as."""
+    """From now on each poll takes 10 ms, but counts as before."""
     wait = threading.Condition.wait
     monkeypatch.setattr(threading.Condition, "wait", lambda self, timeout=None: wait(self, timeout and 0.01))
 
@@ -155,12 +152,12 @@ def test_a_stuck_thread_is_named_with_what_it_reads(packed: str, monkeypatch: py
 
 
 def test_a_reader_that_gets_on_may_be_slow(packed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Longer than the limit in all, but with a sign of life in between."""
+    """The reader takes longer than the limit, but gives signs of life in between."""
     looks = threading.Semaphore(0)
     wait, read = threading.Condition.wait, SplitReader.arrays
 
     def look(self: threading.Condition, timeout: float | None = None) -> bool:
-        if timeout != prefetch._LOOK_S:
+        if timeout != prefetch._POLL_S:
             return wait(self, timeout)
         looks.release()
         return wait(self, 0.001)
@@ -169,7 +166,7 @@ def test_a_reader_that_gets_on_may_be_slow(packed: str, monkeypatch: pytest.Monk
         for _ in range(3):
             for _ in range(6):  # 3 of 5 seconds
                 looks.acquire()
-            self._tell("at it")
+            self._heartbeat("at it")
         return read(self, request)
 
     monkeypatch.setattr(SplitReader, "arrays", slow)
@@ -200,7 +197,7 @@ def test_a_busy_reader_ends_with_the_one_that_it_serves(packed: str, monkeypatch
 @pytest.mark.parametrize("shape", [(0, 3, 2), (5,), (3_000_000,)])
 @pytest.mark.parametrize("dtype", [bool, np.float32, np.int64])
 def test_arrays_of_any_size_travel_whole(shape: tuple[int, ...], dtype: type) -> None:
-    """A socket takes some 200 kB at a time; there is nothing in between that a large one would have to fit into."""
+    """A socket takes about 200 kB at a time; a batch may be much larger."""
     array = np.arange(math.prod(shape)).reshape(shape).astype(dtype)
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -216,7 +213,7 @@ def test_closing_early_ends_a_busy_process(packed: str, monkeypatch: pytest.Monk
     instead(monkeypatch, "return read(self, request) if 'train' in str(request) else time.sleep(600)")
     batches = stream(packed, prefetch=2).batches(0, N)
     with contextlib.closing(batches):
-        monkeypatch.setattr(prefetch._Ahead, "_await", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.setattr(prefetch._ReadAhead, "_wait_for", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             next(batches)
     assert not readers()
@@ -237,9 +234,9 @@ def test_batches_for_a_gpu_are_pinned_by_the_readers_thread(
     manifest = load_manifest(packed)
     source = SplitSource(packed, manifest, DataConfig(url=packed), tuple(manifest.select(None)), "train")
     requests = [Request(torch.arange(3).numpy())] * 2
-    list(read_ahead(source, requests, workers, device=torch.device("cuda", 1)))
+    list(read_ahead(source, requests, workers, Consumer(device=torch.device("cuda", 1))))
     assert by == ["read-ahead"] * 2
-    list(read_ahead(source, requests, workers, device=torch.device("cpu")))
+    list(read_ahead(source, requests, workers, Consumer(device=torch.device("cpu"))))
     assert len(by) == 2
 
 

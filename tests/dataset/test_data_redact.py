@@ -1,4 +1,4 @@
-"""Secrets in URLs reach no message, and what is no secret stays readable."""
+"""Secrets in URLs never appear in messages; the rest of the URL stays readable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`data.label_share`, a part of the training samples, the same for all ranks; and modalities that are always kept."""
+"""`data.label_share` (a part of the training samples, the same on all ranks), and modalities that are always kept."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import MODALITIES, SIZES, describe, rewrite
+from tiny import MODALITIES, SIZES, describe, rewrite, source_of
 
-from maestro_dist.config.learning import MissingConfig
+from maestro_dist import rng
 from maestro_dist.config.load import load_config
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.missing import drop_modalities, evaluation_mask
-from maestro_dist.data.order import epoch_order, labelled, labelled_count
+from maestro_dist.data.order import epoch_order, labelled_count, labelled_mask
 from maestro_dist.data.pack import RawSample, pack
-from maestro_dist.data.stream import TrainStream, evaluation_batches
+from maestro_dist.data.stream import DataRank, TrainSchedule, TrainStream, evaluation_batches
 from maestro_dist.errors import ConfigError
 from maestro_dist.training.builder import count_steps
+from maestro_dist.types import Modality
 
 G, N = 6, SIZES["train"]
 NAMES = ["acc", "bvp", "eda", "static"]
+PLAIN = [Modality(name, 1, 1.0, 1) for name in NAMES]
+MARKED = [*PLAIN[:3], replace(PLAIN[3], always=True)]
 
 
 def stream(url: str, share: float, rank: int = 0, ranks: int = 1, seed: int = 3, **options: int) -> TrainStream:
-    manifest = load_manifest(url)
     data = DataConfig(url=url, shuffle_shards=2, label_share=share, **options)  # type: ignore[arg-type]
-    return TrainStream(
-        url, manifest, data, manifest.select(None), seed=seed, global_batch=G, micro_batch=None, rank=rank, ranks=ranks,
-        curriculum=MissingConfig(), total_steps=10,
-    )  # fmt: skip
+    schedule = TrainSchedule(seed=seed, global_batch=G, total_steps=10)
+    return TrainStream(source_of(url, config=data), schedule, DataRank(rank, ranks))
 
 
 @pytest.mark.parametrize(("share", "count"), [(1.0, 53), (0.5, 26), (0.1, 5), (0.001, 1)])
 def test_a_share_is_a_part_of_larger_ones(share: float, count: int) -> None:
     assert labelled_count(N, share) == count
-    chosen = labelled(7, N, share)
+    chosen = labelled_mask(7, N, share)
     assert (chosen.shape, chosen.sum()) == ((N,), count)
-    assert not (chosen & ~labelled(7, N, min(1.0, share + 0.3))).any()
+    assert not (chosen & ~labelled_mask(7, N, min(1.0, share + 0.3))).any()
 
 
 def test_which_samples_depends_on_the_seed_alone_and_is_fair() -> None:
-    parts = np.stack([labelled(seed, 2000, 0.1) for seed in range(50)])
+    parts = np.stack([labelled_mask(seed, 2000, 0.1) for seed in range(50)])
     assert (parts.sum(axis=1) == 200).all()
     assert (parts[0] & parts[1]).sum() < 60  # 20 by chance
     assert parts.mean(axis=0).max() < 0.4  # no sample is favoured: .1 +- .04
@@ -53,7 +53,7 @@ def test_which_samples_depends_on_the_seed_alone_and_is_fair() -> None:
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_ranks_share_the_chosen_samples_alone(packed: str, ranks: int) -> None:
     streams = [stream(packed, 0.4, rank, ranks) for rank in range(ranks)]
-    chosen = np.flatnonzero(labelled(3, N, 0.4))
+    chosen = np.flatnonzero(labelled_mask(3, N, 0.4))
     assert len(chosen) == 21
     assert {(s.samples, s.steps_per_epoch) for s in streams} == {(21, 4)}
     batches = [list(s.batches(0, 42)) for s in streams]
@@ -81,9 +81,8 @@ def test_all_is_the_default_and_evaluation_takes_all(packed: str) -> None:
     plain, whole = stream(packed, 1.0), epoch_order(3, 0, manifest.splits["train"].shard_samples, 2)
     assert DataConfig().label_share == 1.0
     assert [n for b in plain.batches(0, N) for n in b.sample.tolist()] == whole.tolist()
-    options = {"batch": 8, "rank": 0, "ranks": 1}
     some = DataConfig(url=packed, label_share=0.1)
-    found = evaluation_batches(packed, manifest, some, manifest.select(None), "train", **options)
+    found = evaluation_batches(source_of(packed, config=some), 8, DataRank())
     assert sum(len(b) for b in found) == N
 
 
@@ -101,7 +100,7 @@ def test_a_share_is_above_0_and_up_to_1(share: str) -> None:
 def test_classes_that_get_no_sample_are_named(packed: str, samples: list[RawSample]) -> None:
     labels = np.array([s.label for s in samples if s.split == "train"])
     for seed in range(20):
-        lost = sorted(set(range(3)) - set(labels[labelled(seed, N, 0.05)].tolist()))
+        lost = sorted(set(range(3)) - set(labels[labelled_mask(seed, N, 0.05)].tolist()))
         found = stream(packed, 0.05, seed=seed).warnings()
         names = ", ".join(describe().classes[number] for number in lost)
         assert len(found) == bool(lost)
@@ -131,13 +130,13 @@ def test_masks_and_dropout_spare_what_is_always_there() -> None:
         assert (kept[:, :3] == evaluation_mask(present[:, :3], rate, 1)).all()
         assert (kept[9:, :3].any(axis=1) == present[9:, :3].any(axis=1)).all()
     drop = {"p": 0.8, "seed": 1, "step": 5}
-    kept = drop_modalities(present, sample, NAMES, **drop, always=always)  # type: ignore[arg-type]
+    kept = drop_modalities(present, sample, MARKED, **drop)  # type: ignore[arg-type]
     assert kept[:, 3].all()
-    assert (kept[:, :3] == drop_modalities(present[:, :3], sample, NAMES[:3], **drop)).all()  # type: ignore[arg-type]
+    assert (kept[:, :3] == drop_modalities(present[:, :3], sample, PLAIN[:3], **drop)).all()  # type: ignore[arg-type]
     assert kept[:, :3].mean() < 0.4
     alone = np.ones((5, 1), dtype=bool)
     assert evaluation_mask(alone, 1.0, 0, [True]).all()
-    assert drop_modalities(alone, sample[:5], ["static"], **drop, always=[True]).all()  # type: ignore[arg-type]
+    assert drop_modalities(alone, sample[:5], MARKED[3:], **drop).all()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("always", [None, [False] * 4])
@@ -146,9 +145,10 @@ def test_without_such_modalities_nothing_changes(always: list[bool] | None) -> N
     plain = np.random.default_rng(2).random((200, 4)) >= 0.2
     whole = (present & plain).any(axis=1) | ~present.any(axis=1)
     assert (evaluation_mask(present, 0.2, 2, always) == (present & plain))[whole].all()
-    drop = {"p": 0.5, "seed": 1, "step": 5}
-    found = drop_modalities(present, np.arange(200), NAMES, **drop, always=always)  # type: ignore[arg-type]
-    assert (found == drop_modalities(present, np.arange(200), NAMES, **drop)).all()  # type: ignore[arg-type]
+    found = drop_modalities(present, np.arange(200), PLAIN, p=0.5, seed=1, step=5)
+    plain = np.stack([rng.uniform_np(rng.key(1, "missing", 5, name), np.arange(200)) >= 0.5 for name in NAMES], 1)
+    whole = (present & plain).any(axis=1) | ~present.any(axis=1)
+    assert (found == (present & plain))[whole].all()
 
 
 def test_the_manifest_says_it_only_where_it_is_so(fresh: str, samples: list[RawSample], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is odd about a source: links, copies, traces of other programs, and what is missing in it."""
+"""Unusual sources: links, copies, files of other programs, missing files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ import people
 import pytest
 import stays
 
-from maestro_dist.data.converters import Conversion, physionet2012, stress_predict, uci_hapt
+from maestro_dist.data.converters import Conversion, stress_predict
+from maestro_dist.data.converters.physionet2012 import PhysioNet2012
+from maestro_dist.data.converters.stress_predict import StressPredict
+from maestro_dist.data.converters.uci_hapt import UciHapt
 from maestro_dist.errors import DataError
 
 
@@ -31,12 +34,12 @@ class Kind:
 
 KINDS = {
     "stress_predict": Kind(
-        people.stress, "Raw_data/S04/EDA.csv", lambda path: stress_predict.convert(path, window_s=4, stride_s=4)
+        people.stress, "Raw_data/S04/EDA.csv", lambda path: StressPredict().convert(path, window_s=4, stride_s=4)
     ),
     "uci_hapt": Kind(
-        people.hapt, "RawData/acc_exp06_user06.txt", lambda path: uci_hapt.convert(path, window=16, stride=16)
+        people.hapt, "RawData/acc_exp06_user06.txt", lambda path: UciHapt().convert(path, window=16, stride=16)
     ),
-    "physionet2012": Kind(stays.small, "set-a/132539.txt", physionet2012.convert),
+    "physionet2012": Kind(stays.small, "set-a/132539.txt", PhysioNet2012().convert),
 }
 
 
@@ -105,14 +108,12 @@ def test_links_are_followed_and_loops_end(kind: Kind, tmp_path: Path) -> None:
 def test_a_link_that_leads_nowhere_is_named(kind: Kind, tmp_path: Path) -> None:
     source = kind.write(tmp_path / "source")
     (source / "notes").symlink_to(tmp_path / "unmounted")
-    assert kind.convert(source).warnings == (
-        f"a link that leads nowhere is passed over: {source}/notes -> {tmp_path}/unmounted",
-    )
+    assert kind.convert(source).warnings == (f"a broken link is skipped: {source}/notes -> {tmp_path}/unmounted",)
     (source / "round").symlink_to("round")
     assert "round -> round" in kind.convert(source).warnings[0]
     (source / kind.file).unlink()
     (source / kind.file).symlink_to(tmp_path / "gone")
-    with pytest.raises(DataError, match=rf"is missing; a link that leads nowhere .*{kind.file} -> {tmp_path}/gone"):
+    with pytest.raises(DataError, match=rf"is missing; a broken link .*{kind.file} -> {tmp_path}/gone"):
         kind.convert(source)
 
 
@@ -125,7 +126,7 @@ def test_the_same_file_twice_counts_once_and_another_is_refused(kind: Kind, tmp_
     shutil.copy(source / kind.file, copy)
     same_without_a_word(kind, source, expected)
     copy.write_text(copy.read_text().replace("2", "3"))
-    with pytest.raises(DataError, match="there is another file of that name with other content") as caught:
+    with pytest.raises(DataError, match="there is another file with this name and other content") as caught:
         kind.convert(source)
     assert str(source / kind.file) in str(caught.value)
     assert str(copy) in str(caught.value)
@@ -139,7 +140,7 @@ def test_a_member_of_an_archive_twice_with_different_content_is_refused(kind: Ki
         info = tarfile.TarInfo(kind.file)
         info.size = len(content)
         tar.addfile(info, io.BytesIO(content.replace(b"2", b"3")))
-    with pytest.raises(DataError, match="there is another file of that name with other content"):
+    with pytest.raises(DataError, match="there is another file with this name and other content"):
         kind.convert(archive)
 
 
@@ -168,7 +169,7 @@ def test_a_link_in_an_archive_is_named(kind: Kind, tmp_path: Path) -> None:
     (source / "old" / Path(kind.file).parent).mkdir(parents=True)
     (source / "old" / kind.file).symlink_to("/etc/passwd")
     (warning,) = kind.convert(archived(source, tmp_path / "all.tar.gz")).warnings
-    assert warning == f"a link inside an archive is passed over: {tmp_path}/all.tar.gz:./old/{kind.file}"
+    assert warning == f"a link inside an archive is skipped: {tmp_path}/all.tar.gz:./old/{kind.file}"
 
 
 def test_what_cannot_be_read_is_named(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +195,7 @@ def test_stress_people_without_data_or_labels_are_named(tmp_path: Path) -> None:
         shutil.rmtree(source / "Raw_data" / subject)
     shutil.copytree(source / "Raw_data" / "S04", source / "Raw_data" / "S33")
     shutil.copytree(source / "Raw_data" / "S04", source / "Raw_data" / "S01")
-    conversion = stress_predict.convert(source, window_s=4)
+    conversion = StressPredict().convert(source, window_s=4)
     assert {s.subject for s in conversion.samples} == {"S04", "S19"}
     assert conversion.warnings == (
         "people with labels but without data, left out (2): S05, S30",
@@ -210,7 +211,7 @@ def test_stress_people_without_data_or_labels_are_named(tmp_path: Path) -> None:
         ({"EDA": None, "HR": None}, r"S04/EDA.csv is missing \(2 are: S04/EDA.csv, S04/HR.csv\)"),
         ({"EDA": ""}, r"S04/EDA.csv: not a table of numbers \(it is empty\)"),
         ({"EDA": "1000\n4\n"}, r"S04/EDA.csv: 2 rows, so no sample"),
-        ({"EDA": people.stream("eda", 8)}, r"S04/EDA.csv: it ends 92 s before other streams of S04: it was cut short"),
+        ({"EDA": people.stream("eda", 8)}, r"S04/EDA.csv: it ends 92 s before other streams of S04: it is incomplete"),
         (
             {"HR": people.stream("hr", 100).replace("1000\n", "9000\n")},
             r"S04/HR.csv: it starts 8000 s after other streams",
@@ -225,14 +226,14 @@ def test_a_person_with_a_part_of_the_streams_is_refused(
         path = source / "Raw_data" / "S04" / f"{name}.csv"
         path.unlink() if text is None else path.write_text(text)
     with pytest.raises(DataError, match=message):
-        stress_predict.convert(source)
+        StressPredict().convert(source)
 
 
 def test_people_with_less_data_than_labels_are_named(tmp_path: Path) -> None:
     source = people.stress(tmp_path, subjects=(4, 5), seconds=100)
     for kind in stress_predict.KINDS:
         (source / "Raw_data" / "S05" / f"{kind.upper()}.csv").write_text(people.stream(kind, 10))
-    assert stress_predict.convert(source).warnings == (
+    assert StressPredict().convert(source).warnings == (
         "people with labels beyond their data, which are left out (1): S05 (90 s)",
         "people with less than 32 s of labelled data, left out (1): S05",
     )
@@ -242,22 +243,22 @@ def test_labels_without_a_row_are_refused(tmp_path: Path) -> None:
     labels = people.stress(tmp_path) / "Processed_data" / stress_predict.LABELS
     labels.write_text(labels.read_text().splitlines()[0])
     with pytest.raises(DataError, match=r"binary.csv: not a table of numbers \(it is empty\)"):
-        stress_predict.convert(tmp_path)
+        StressPredict().convert(tmp_path)
 
 
 def test_hapt_experiments_without_labels_are_named_and_lost_ones_refused(tmp_path: Path) -> None:
     source = people.hapt(tmp_path, users=(1, 6, 9))
     labels = source / "RawData" / "labels.txt"
     labels.write_text("".join(labels.read_text().splitlines(keepends=True)[:2]))
-    conversion = uci_hapt.convert(source, window=16)
+    conversion = UciHapt().convert(source, window=16)
     assert {s.subject for s in conversion.samples} == {"user01", "user06"}
     assert conversion.warnings == ("experiments without a row in labels.txt, left out (1): exp09 (user09)",)
     (source / "RawData" / "acc_exp01_user01.txt").unlink()
     with pytest.raises(DataError, match=r"acc_exp01_user01.txt is missing, but labels.txt has rows of it"):
-        uci_hapt.convert(source)
+        UciHapt().convert(source)
     (source / "RawData" / "gyro_exp06_user06.txt").unlink()
     with pytest.raises(DataError, match=r"\(2 are: acc_exp01_user01.txt, gyro_exp06_user06.txt\)"):
-        uci_hapt.convert(source)
+        UciHapt().convert(source)
 
 
 @pytest.mark.parametrize("user", ["06", "6", "07"])
@@ -265,33 +266,33 @@ def test_hapt_experiment_of_two_users_or_twice(user: str, tmp_path: Path) -> Non
     folder = people.hapt(tmp_path) / "RawData"
     copy = folder / f"gyro_exp6_user{user}.txt"
     copy.write_text((folder / "acc_exp06_user06.txt").read_text())
-    with pytest.raises(DataError, match="there is another file of that name with other content"):
-        uci_hapt.convert(tmp_path)
+    with pytest.raises(DataError, match="there is another file with this name and other content"):
+        UciHapt().convert(tmp_path)
     (folder / "gyro_exp06_user06.txt").rename(copy)
     if int(user) == 6:
-        assert uci_hapt.convert(tmp_path, window=16).total
+        assert UciHapt().convert(tmp_path, window=16).total
     else:
         with pytest.raises(DataError, match="says that experiment 6 is of user 6"):
-            uci_hapt.convert(tmp_path)
+            UciHapt().convert(tmp_path)
 
 
 def test_people_whom_the_splits_name_in_vain(tmp_path: Path) -> None:
-    for module, write, present in ((uci_hapt, people.hapt, 6), (stress_predict, people.stress, 5)):
+    for converter, write, present in ((UciHapt(), people.hapt, 6), (StressPredict(), people.stress, 5)):
         parser = argparse.ArgumentParser()
-        module.add_arguments(parser)
+        converter.add_arguments(parser)
         arguments = parser.parse_args(
             ["--window", "8"], argparse.Namespace(splits=[f"test={present},21", "validation=3"])
         )
-        conversion = module.from_arguments(write(tmp_path / module.__name__), arguments)
+        conversion = converter.from_arguments(write(tmp_path / converter.name), arguments)
         assert conversion.warnings == ("--splits names people without any sample (2): 3, 21",)
         arguments.splits = [f"test={present}"]
-        assert module.from_arguments(tmp_path / module.__name__, arguments).warnings == ()
+        assert converter.from_arguments(tmp_path / converter.name, arguments).warnings == ()
 
 
 def test_hapt_labels_are_whole_numbers(tmp_path: Path) -> None:
     (people.hapt(tmp_path) / "RawData" / "labels.txt").write_text("1 1 5 0 20\n1 1.5 5 30 50\n")
-    with pytest.raises(DataError, match=r"labels.txt: row 2 is not of whole numbers"):
-        uci_hapt.convert(tmp_path)
+    with pytest.raises(DataError, match=r"labels.txt: row 2 has a number that is not whole"):
+        UciHapt().convert(tmp_path)
 
 
 # the sets of PhysioNet
@@ -318,7 +319,7 @@ def sets(folder: Path, parts: str) -> Path:
 def test_any_of_the_sets_is_packed(parts: str, splits: dict[str, int], source: str, tmp_path: Path) -> None:
     from maestro_dist.data.pack import pack
 
-    conversion = physionet2012.convert(sets(tmp_path / "source", parts))
+    conversion = PhysioNet2012().convert(sets(tmp_path / "source", parts))
     manifest = pack(str(tmp_path / "out"), conversion.description, conversion.samples, splits=conversion.splits)
     assert {name: split.samples for name, split in manifest.splits.items() if split.samples} == splits
     assert manifest.source.endswith(f", {source}")
@@ -328,17 +329,17 @@ def test_any_of_the_sets_is_packed(parts: str, splits: dict[str, int], source: s
 def test_set_c_is_left_out_beside_set_b_and_a_set_lost_is_named(tmp_path: Path) -> None:
     source = sets(tmp_path, "abc")
     (source / "set-c" / "300.txt").write_text("of no use, so it is not read\n")
-    conversion = physionet2012.convert(source)
+    conversion = PhysioNet2012().convert(source)
     assert {int(s.key) // 100 for s in conversion.samples} == {1, 2}
     assert conversion.warnings == ("set-c, 10 stays, is left out: set-b is the test split; pack it alone",)
     shutil.rmtree(source / "set-c")
     shutil.rmtree(source / "set-b")
-    assert [text for text in physionet2012.convert(source).warnings if "b.txt" in text] == [
+    assert [text for text in PhysioNet2012().convert(source).warnings if "b.txt" in text] == [
         "Outcomes-b.txt names 10 stays, but there is no set-b"
     ]
     shutil.rmtree(source / "set-a")
     with pytest.raises(DataError, match=r"no set-a/RECORD.txt or set-b/RECORD.txt or set-c/RECORD.txt"):
-        physionet2012.convert(source)
+        PhysioNet2012().convert(source)
 
 
 def test_a_stay_of_two_sets_is_refused(tmp_path: Path) -> None:
@@ -347,7 +348,7 @@ def test_a_stay_of_two_sets_is_refused(tmp_path: Path) -> None:
     with (source / "Outcomes-b.txt").open("a") as file:
         file.write("103,6,1,5,3,1\n")
     with pytest.raises(DataError, match=r"set-b/103.txt: stay 103 is in another set too, .*set-a/103.txt"):
-        physionet2012.convert(source)
+        PhysioNet2012().convert(source)
 
 
 @pytest.mark.parametrize(("lost", "where"), [("set-a/10[13].txt", "set-a"), ("rows", "Outcomes-a.txt")])
@@ -360,4 +361,4 @@ def test_stays_without_outcome_and_outcomes_without_stay_are_counted(lost: str, 
     for path in source.glob(lost):
         path.unlink()
     with pytest.raises(DataError, match=rf"stay 101 is missing in {where} \(2 are: stay 101, stay 103\); fetch set-a"):
-        physionet2012.convert(source)
+        PhysioNet2012().convert(source)

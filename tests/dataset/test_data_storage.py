@@ -10,18 +10,19 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from tiny import source_of
 
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.data import storage as module
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.storage import ObjectMissing, Storage
-from maestro_dist.data.stream import evaluation_batches
+from maestro_dist.data.stream import DataRank, evaluation_batches
 from maestro_dist.errors import StorageError
 from maestro_dist.parallel.failure import report_of
 
 
 class FlakyFileSystem(MemoryFileSystem):
-    """The memory file system behind a bad network: the next `failures` calls fail, some of them after the work."""
+    """The memory file system behind a bad network: the next `failures` calls fail, some of them after their work."""
 
     protocol = "flaky"
     store: dict[str, Any] = {}  # noqa: RUF012
@@ -166,7 +167,7 @@ def test_wrong_urls(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="Protocol not known: ss3"):
         Storage("ss3://bucket").read("x")
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StorageError, match="file is where its folder should be"):
+    with pytest.raises(StorageError, match="file has the name of its folder"):
         Storage(str(tmp_path / "file")).write("x", b"1")
 
 
@@ -225,10 +226,9 @@ def test_an_outage_while_a_data_set_is_read_is_worth_another_start(
         Storage(url).write(file.name, file.read_bytes())
 
     def read() -> None:
-        data = DataConfig(url=url, cache=packed)
-        list(evaluation_batches(url, manifest, data, manifest.select(None), "train", batch=8, rank=0, ranks=1))
+        list(evaluation_batches(source, 8, DataRank()))
 
-    manifest = load_manifest(url)
+    source = source_of(url, config=DataConfig(url=url, cache=packed))
     for call in (lambda: load_manifest(url), read):
         flaky.failures = 2
         with pytest.raises(StorageError, match=r"connection lost .* \(after 2 attempts") as caught:

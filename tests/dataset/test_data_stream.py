@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
-from tiny import SIZES, describe
+from tiny import SIZES, describe, source_of
 
 from maestro_dist.config.learning import AugmentConfig, MissingConfig
 from maestro_dist.config.schema import DataConfig
@@ -18,7 +19,8 @@ from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.missing import drop_modalities, drop_probability, evaluation_mask
 from maestro_dist.data.order import epoch_order
 from maestro_dist.data.pack import RawSample, pack
-from maestro_dist.data.stream import TrainStream, evaluation_batches, presence
+from maestro_dist.data.reader import presence
+from maestro_dist.data.stream import DataRank, TrainSchedule, TrainStream, evaluation_batches
 from maestro_dist.errors import DataError
 from maestro_dist.parallel.sequence import time_cuts
 from maestro_dist.types import Batch
@@ -26,7 +28,8 @@ from maestro_dist.types import Batch
 G, N = 12, SIZES["train"]
 STEPS = -(-N // G)
 CURRICULUM = MissingConfig(max_rate=0.5, ramp_start=0.1, ramp_end=0.5)
-NAMES = ["acc", "ecg", "temp"]
+MODALITIES = sorted(tiny.MODALITIES, key=lambda modality: modality.name)
+NAMES = [modality.name for modality in MODALITIES]
 
 
 def stream(
@@ -39,13 +42,10 @@ def stream(
     consistency: float = 0.0,
     **config: object,
 ) -> TrainStream:
-    manifest = load_manifest(url)
     data = DataConfig(url=url, shuffle_shards=2, **config)  # type: ignore[arg-type]
     curriculum = CURRICULUM.model_copy(update={"consistency": consistency})
-    return TrainStream(
-        url, manifest, data, manifest.select(None), seed=3, global_batch=G, micro_batch=micro, rank=rank, ranks=ranks,
-        curriculum=curriculum, total_steps=2 * STEPS, slices=slices, augment=augment,
-    )  # fmt: skip
+    schedule = TrainSchedule(3, G, 2 * STEPS, micro, curriculum)
+    return TrainStream(source_of(url, config=data, slices=slices, augment=augment), schedule, DataRank(rank, ranks))
 
 
 def assert_equal(a: Batch, b: Batch) -> None:
@@ -101,14 +101,14 @@ def test_all_ranks_together_take_each_global_batch_once(
 
 
 def check_against_source(batch: Batch, source: list[RawSample], step: int) -> None:
-    """Row by row: what a batch holds is what was packed, less what the curriculum drops."""
+    """Row by row: a batch holds the packed windows, without the modalities that the curriculum drops."""
     p = drop_probability(CURRICULUM, step, 2 * STEPS)
     taken = dict.fromkeys(NAMES, 0)
     for row, number in enumerate(batch.sample.tolist()):
         raw = source[number]
         assert (batch.keys[row], int(batch.target[row])) == (raw.key, raw.label)
         natural = np.array([[name in raw.values for name in NAMES]])
-        left = drop_modalities(natural, np.array([number]), NAMES, p=p, seed=3, step=step)[0]
+        left = drop_modalities(natural, np.array([number]), MODALITIES, p=p, seed=3, step=step)[0]
         assert batch.present[row].tolist() == left.tolist()
         for name in np.array(NAMES)[left].tolist():
             at = taken[name]
@@ -181,15 +181,12 @@ def test_remote_data_comes_through_the_cache(packed: str, samples: list[RawSampl
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("size", [1, 5, 64])
 def test_evaluation_covers_each_sample_once(packed: str, ranks: int, size: int) -> None:
-    manifest = load_manifest(packed)
-    modalities = manifest.select(["temp", "acc"])
-    present = presence(packed, manifest, modalities, "test")
-    keep = evaluation_mask(present, 0.4, 1)
+    source = source_of(packed, "test")
+    source = replace(source, modalities=tuple(source.manifest.select(["temp", "acc"])))
+    keep = evaluation_mask(presence(source), 0.4, 1)
 
     def batches(rank: int) -> Iterator[Batch]:
-        return evaluation_batches(
-            packed, manifest, DataConfig(), modalities, "test", batch=size, rank=rank, ranks=ranks, keep=keep
-        )
+        return evaluation_batches(source, size, DataRank(rank, ranks), keep)
 
     found = [list(batches(rank)) for rank in range(ranks)]
     assert len({len(of_rank) for of_rank in found}) == 1
@@ -203,18 +200,14 @@ def test_evaluation_covers_each_sample_once(packed: str, ranks: int, size: int) 
 
 
 def test_keeping_what_is_not_there_changes_nothing(packed: str) -> None:
-    manifest = load_manifest(packed)
-    modalities = manifest.select(None)
-    keep = np.ones((SIZES["test"], 3), dtype=bool)
-    options = {"batch": 8, "rank": 0, "ranks": 1}
-    plain = evaluation_batches(packed, manifest, DataConfig(), modalities, "test", **options)
-    asked = evaluation_batches(packed, manifest, DataConfig(), modalities, "test", **options, keep=keep)
+    source, keep = source_of(packed, "test"), np.ones((SIZES["test"], 3), dtype=bool)
+    plain = evaluation_batches(source, 8, DataRank())
+    asked = evaluation_batches(source, 8, DataRank(), keep)
     for a, b in zip(plain, asked, strict=True):
         assert_equal(a, b)
 
 
 def test_presence_is_what_was_packed(packed: str, samples: list[RawSample]) -> None:
-    manifest = load_manifest(packed)
     for split in SIZES:
         expected = [[name in s.values for name in NAMES] for s in samples if s.split == split]
-        assert presence(packed, manifest, manifest.select(None), split).tolist() == expected
+        assert presence(source_of(packed, split)).tolist() == expected

@@ -1,4 +1,4 @@
-"""Symbols in the shards: the same logits as from raw windows, and clear errors where they do not do."""
+"""Symbols in the shards: the same logits as from raw windows, and clear errors where they cannot be used."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from test_data_damage import npy
-from tiny import SIZES, rewrite
+from tiny import SIZES, rewrite, source_of
 
 from maestro_dist.config.learning import AugmentConfig, MissingConfig
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.config.schema import Config, DataConfig
+from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest, SymbolSpec, load_manifest
-from maestro_dist.data.stream import TrainStream, evaluation_batches, presence
+from maestro_dist.data.reader import presence
+from maestro_dist.data.stream import DataRank, TrainSchedule, TrainStream, evaluation_batches
 from maestro_dist.data.symbols import add_symbols, reads_symbols
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.model import Maestro
@@ -52,13 +53,7 @@ def read(
     keep: np.ndarray | None = None,
     slices: dict[str, tuple[int, int]] | None = None,
 ) -> list[Batch]:
-    manifest = load_manifest(url)
-    return list(
-        evaluation_batches(
-            url, manifest, DataConfig(url=url), manifest.select(None), split,
-            batch=16, rank=0, ranks=1, symbols=symbols, keep=keep, slices=slices,
-        )
-    )  # fmt: skip
+    return list(evaluation_batches(source_of(url, split, symbols=symbols, slices=slices), 16, DataRank(), keep))
 
 
 def test_slices_of_symbols_join_to_the_whole(packed: str, tmp_path: Path) -> None:
@@ -83,8 +78,8 @@ def test_logits_are_those_of_the_raw_windows(packed: str, tmp_path: Path, normal
     modalities = manifest.select(None)
     assert reads_symbols(manifest, model, modalities)
     maestro = Maestro(model, modalities, 3, seed=1).eval()
-    whole = presence(url, manifest, modalities, "validation", symbols=True)
-    assert np.array_equal(whole, presence(packed, load_manifest(packed), modalities, "validation"))
+    whole = presence(source_of(url, "validation", symbols=True))
+    assert np.array_equal(whole, presence(source_of(packed, "validation")))
     keep = np.random.default_rng(0).random(whole.shape) < 0.7
     samples = 0
     for raw, symbols in zip(
@@ -108,10 +103,8 @@ def test_training_reads_symbols_as_it_reads_windows(packed: str, tmp_path: Path)
     maestro = Maestro(model_of(), modalities, 3, seed=1).train()
     logits = []
     for symbols in (False, True):
-        stream = TrainStream(
-            url, manifest, DataConfig(url=url), modalities, seed=1, global_batch=8, micro_batch=None, rank=0, ranks=1,
-            curriculum=MissingConfig(max_rate=0.5, ramp_start=0.0, ramp_end=0.1), total_steps=10, symbols=symbols,
-        )  # fmt: skip
+        schedule = TrainSchedule(1, 8, 10, curriculum=MissingConfig(max_rate=0.5, ramp_start=0.0, ramp_end=0.1))
+        stream = TrainStream(source_of(url, symbols=symbols), schedule, DataRank())
         logits.append(torch.cat([maestro(batch, batch.step)["logits"] for batch in stream.batches(0, stream.samples)]))
     assert len(logits[0]) == SIZES["train"]
     assert torch.equal(*logits)
@@ -137,9 +130,9 @@ def test_symbols_beside_leave_the_raw_windows_as_they_were(packed: str, tmp_path
         ({"embedding": "patch"}, "model.embedding is patch, which needs raw windows"),
         ({"stem": {}}, "model.stem needs raw windows"),
         ({"summary": "level"}, "model.summary is level, which needs raw windows"),
-        ({"alphabet": 20}, "model.alphabet is 20 and theirs is 12"),
-        ({"normalize": "window"}, "model.normalize is window and theirs is dataset"),
-        ({"word": 4}, "model.word of ecg is 4 and theirs is 5"),
+        ({"alphabet": 20}, "model.alphabet is 20, the symbols have 12"),
+        ({"normalize": "window"}, "model.normalize is window, the symbols have dataset"),
+        ({"word": 4}, "model.word of ecg is 4, the symbols have 5"),
     ],
 )
 def test_another_model_wants_raw_windows(packed: str, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -168,7 +161,7 @@ def test_symbols_are_not_augmented(packed: str, tmp_path: Path, kind: str) -> No
 def test_another_data_set_s_statistics(packed: str, tmp_path: Path) -> None:
     manifest = load_manifest(symbols_of(packed, tmp_path / "symbols", raw=False))
     trained_on = [dataclasses.replace(m, mean=tuple(x + 1 for x in m.mean)) for m in manifest.select(None)]
-    with pytest.raises(ConfigError, match="normalises acc by another data set's mean and std"):
+    with pytest.raises(ConfigError, match="normalises acc by the mean and std of another data set"):
         reads_symbols(manifest, model_of(), trained_on)
     assert not reads_symbols(load_manifest(packed), model_of(), trained_on)
 
@@ -245,7 +238,7 @@ def test_where_symbols_cannot_be_made(packed: str, tmp_path: Path) -> None:
         symbols_of(only, tmp_path / "again", raw=False)
     with pytest.raises(DataError, match="is there already"):
         symbols_of(packed, tmp_path / "symbols", raw=False)
-    with pytest.raises(DataError, match="choose another place than the source"):
+    with pytest.raises(DataError, match="this is the source; choose another place"):
         symbols_of(packed, Path(packed), raw=False)
 
 

@@ -35,14 +35,16 @@ def typed(monkeypatch: pytest.MonkeyPatch, line: str) -> int | str | None:
 @pytest.mark.parametrize(
     ("line", "code", "message"),
     [
-        ("--help", 0, "NAME"),
+        ("--help", 0, "physionet2012 PhysioNet/CinC Challenge 2012"),
+        ("--help", 0, "stress_predict Stress-Predict: Raw_data"),
+        ("--help", 0, "uci_hapt UCI HAPT (data set 341)"),
         ("uci_hapt --help", 0, "--modalities"),
         ("", 2, "required: NAME"),
         ("nope", 2, "invalid choice: 'nope'"),
         ("uci_hapt --source raw", 2, "required: --out"),
         ("uci_hapt --source raw --out out --windw 8", 2, "no option --windw; did you mean --window?"),
         ("uci_hapt --source raw --out out --over-write", 2, "no option --over-write; did you mean --overwrite?"),
-        ("uci_hapt --source raw --out out more", 2, "no place for more"),
+        ("uci_hapt --source raw --out out more", 2, "unknown argument: more"),
         ("uci_hapt --source raw --out out --window x", 2, "argument --window: invalid int value: 'x'"),
         ("uci_hapt --source raw --out out --shard-mb 0", 2, "--shard-mb: '0' is not a whole number from 1"),
         ("uci_hapt --source raw --out out --symbols beside --alphabet 1", 2, "error: --alphabet"),

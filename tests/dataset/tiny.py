@@ -8,13 +8,16 @@ import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import webdataset
 
-from maestro_dist.data.index import index_tar
+from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.pack import Description, RawSample
+from maestro_dist.data.reader import SplitSource
+from maestro_dist.data.shard_index import index_tar
 from maestro_dist.types import Modality
 
 MODALITIES = (
@@ -61,8 +64,14 @@ def raw_samples() -> list[RawSample]:
     return samples
 
 
+def source_of(url: str, split: str = "train", config: DataConfig | None = None, **fields: Any) -> SplitSource:
+    """A split of a packed data set with all its modalities."""
+    manifest = load_manifest(url)
+    return SplitSource(url, manifest, config or DataConfig(url=url), tuple(manifest.select(None)), split, **fields)
+
+
 def rewrite(url: str, change: Callable[[str, dict[str, bytes]], None]) -> None:
-    """Change members of the training shards, and index and manifest with them: what a packer with a bug would write."""
+    """Change members of the training shards, with index and manifest, as a packer with a bug would write them."""
     folder = Path(url)
     manifest = json.loads((folder / "manifest.json").read_text())
     for shard in manifest["splits"]["train"]["shards"]:

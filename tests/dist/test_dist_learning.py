@@ -20,6 +20,7 @@ from maestro_dist.config.load import load_config
 from maestro_dist.config.schema import Config
 from maestro_dist.engine.engine import destroy_process_group, init_process_group
 from maestro_dist.engine.partition import owned_slices
+from maestro_dist.evaluation import EvaluationPlan
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.training.builder import assemble
 from maestro_dist.training.evaluation import evaluate_on
@@ -61,7 +62,7 @@ class Watch(Callback):
         self.betas.append(state.engine.deepspeed.optimizer.param_groups[0]["betas"][0])
         self.samples.append(len(record.keys))
         if self.evaluates and state.step % 3 == 0:
-            self.validation = evaluate_on(state, "validation", [0.0], [0]).mean("loss", 0.0) or 0.0
+            self.validation = evaluate_on(state, EvaluationPlan("validation", [0.0], [0])).mean("loss", 0.0) or 0.0
         if self.saver is not None and state.step == SAVED:
             self.saver.save(
                 state.engine, step=state.step, position=state.position, epoch=0, metadata=run_metadata(state)

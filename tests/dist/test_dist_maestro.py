@@ -27,7 +27,7 @@ from maestro_dist.parallel.group import sequence_group
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.parallel.sequence import SequenceRanks, model_cuts
 from maestro_dist.parallel.ulysses import UlyssesRanks
-from maestro_dist.task import Task, make_task
+from maestro_dist.task import Labels, Task, make_task
 from maestro_dist.types import Batch, Modality, Output
 
 pytestmark = pytest.mark.slow
@@ -74,7 +74,7 @@ def make(
     experts: ExpertsFactory | None = None,
     modalities: Sequence[Modality] = MODALITIES,
 ) -> tuple[Trunk, Task]:
-    task = make_task(config.task, kind="classification", classes=CLASSES, class_counts=[3, 2, 1])
+    task = make_task(config.task, Labels("classification", classes=CLASSES, class_counts=[3, 2, 1]))
     if task.kind == "pretrain":
         given = (config.model, modalities, config.task.pretrain)
         return Pretraining(*given, seed=7, sequence=sequence, experts=experts), task

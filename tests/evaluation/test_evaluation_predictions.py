@@ -1,4 +1,4 @@
-"""What an evaluation keeps of its answers, and the file that holds it."""
+"""The predictions that an evaluation records, and their file."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.missing import evaluation_mask
 from maestro_dist.data.reader import SplitSource
-from maestro_dist.data.roster import roster
 from maestro_dist.data.storage import Storage
+from maestro_dist.data.subjects import keys_and_subjects
 from maestro_dist.errors import DataError
 from maestro_dist.evaluation import Predictions
 
 
 def test_nothing_is_kept_unless_asked_for() -> None:
     assert evaluate().predictions is None
-    kept = evaluate(keep=True)
+    kept = evaluate(keep_predictions=True)
     assert kept.predictions is not None
     assert kept.to_json() == evaluate().to_json()
 
 
 def test_kept_answers_give_the_metrics_of_every_scenario() -> None:
-    found = evaluate(keep=True)
+    found = evaluate(keep_predictions=True)
     kept = found.predictions
     assert kept is not None
     assert np.array_equal(kept.target, TARGET)
@@ -43,7 +43,7 @@ def test_kept_answers_give_the_metrics_of_every_scenario() -> None:
 
 
 def test_the_file_there_and_back(tmp_path: Path) -> None:
-    kept = evaluate(keep=True).predictions
+    kept = evaluate(keep_predictions=True).predictions
     assert kept is not None
     named = replace(kept, key=np.array([f"k{n}" for n in range(SAMPLES)]), modalities=np.array(["a", "b", "c"]))
     for folder in ("one", "two"):
@@ -59,7 +59,7 @@ def test_the_file_there_and_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "other", "pickle"])
 def test_a_damaged_file_is_named(damage: str, tmp_path: Path) -> None:
-    kept = evaluate(keep=True).predictions
+    kept = evaluate(keep_predictions=True).predictions
     assert kept is not None
     kept.write(Storage(str(tmp_path)))
     path = tmp_path / "predictions.npz"
@@ -76,7 +76,7 @@ def test_a_damaged_file_is_named(damage: str, tmp_path: Path) -> None:
 def test_roster_names_samples_and_people(synthetic: str) -> None:
     manifest = load_manifest(synthetic)
     source = SplitSource(synthetic, manifest, DataConfig(url=synthetic), tuple(manifest.select(None)), "test")
-    keys, subjects = roster(source)
+    keys, subjects = keys_and_subjects(source)
     expected = [sample for sample in synthetic_data.samples() if sample.split == "test"]
     assert keys.tolist() == [sample.key for sample in expected]
     assert subjects.tolist() == [sample.subject for sample in expected]

@@ -1,9 +1,10 @@
-"""Two ranks give what one gives, whether they share the samples or the time axis."""
+"""Two ranks give the same result as one, whether they share the samples or the time axis."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from test_evaluation_split import batches, evaluate, forward
 from torch import multiprocessing
 
 from maestro_dist.data.storage import Storage
-from maestro_dist.evaluation import Predictions, evaluate_split
+from maestro_dist.evaluation import EvaluationData, EvaluationPlan, Predictions, evaluate_split
 
 
 def _rank(rank: int, folder: str) -> None:
@@ -27,16 +28,9 @@ def _rank(rank: int, folder: str) -> None:
         "data": Mesh(rank=rank, world=2, data=2),
         "sequence": Mesh(rank=rank, world=2, data=1, sequence=2),
     }.items():
-        result = evaluate_split(
-            forward,
-            one.TASK,
-            lambda keep, mesh=mesh: batches(keep, rank=mesh.data_rank, ranks=mesh.data),  # type: ignore[misc]
-            one.PRESENT,
-            rates=[0.0, 0.4],
-            draws=[0, 1, 2],
-            mesh=mesh,
-            keep=True,
-        )
+        data = EvaluationData(partial(batches, rank=mesh.data_rank, ranks=mesh.data), one.PRESENT)
+        plan = EvaluationPlan("validation", rates=[0.0, 0.4], draws=[0, 1, 2], keep_predictions=True)
+        result = evaluate_split(forward, one.TASK, data, plan, mesh)
         assert (result.logits is None) == (result.predictions is None) == (rank > 0)
         if result.predictions is not None:
             result.predictions.write(Storage(f"{folder}/{name}"))
@@ -53,7 +47,7 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
     expected = evaluate().to_json()
     for name in ("data-0", "data-1", "sequence-0", "sequence-1"):
         assert json.loads((tmp_path / f"{name}.json").read_text()) == expected, name
-    kept = evaluate(keep=True).predictions
+    kept = evaluate(keep_predictions=True).predictions
     assert kept is not None
     assert kept.experts is not None
     for name, shared in (("data", 1), ("sequence", 2)):  # here, too, each of two ranks says all tokens of a sample

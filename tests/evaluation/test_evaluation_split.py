@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ import torch
 from maestro_dist.config.learning import TaskConfig
 from maestro_dist.data.missing import evaluation_mask
 from maestro_dist.errors import DataError, NonFiniteError
-from maestro_dist.evaluation import Evaluation, evaluate_split
+from maestro_dist.evaluation import Evaluation, EvaluationData, EvaluationPlan, evaluate_split
 from maestro_dist.evaluation import split as split_module
 from maestro_dist.evaluation.table import results_table
 from maestro_dist.parallel.mesh import Mesh
-from maestro_dist.task import make_task
+from maestro_dist.task import Labels, make_task
 from maestro_dist.types import Batch, Output
 
 SAMPLES, MODALITIES, CLASSES = 23, 3, 4
@@ -26,7 +27,7 @@ PRESENT[:, 0] |= ~PRESENT.any(1)
 TARGET = draws.integers(0, CLASSES, SAMPLES)
 SCORES = draws.normal(size=(SAMPLES, MODALITIES, CLASSES)).astype(np.float32)
 LOADS = draws.integers(0, 9, (2, SAMPLES, 3))
-TASK = make_task(TaskConfig(), kind="classification", classes=list("abcd"), class_counts=[1] * 4)
+TASK = make_task(TaskConfig(), Labels("classification", classes=list("abcd"), class_counts=[1] * 4))
 
 
 def forward(batch: Batch) -> Output:
@@ -56,8 +57,13 @@ def oracle(rate: float, draw: int) -> dict[str, float]:
     return TASK.metrics((SCORES * mask[:, :, None]).sum(1), TARGET)
 
 
-def evaluate(mesh: Mesh = ALONE, **keywords: object) -> Evaluation:
-    return evaluate_split(forward, TASK, batches, PRESENT, rates=[0.4, 0.0], draws=[0, 1, 2], mesh=mesh, **keywords)  # type: ignore[arg-type]
+DATA = EvaluationData(batches, PRESENT)
+COMPLETE = EvaluationPlan("validation", rates=[0.0], draws=[0])
+
+
+def evaluate(**options: bool) -> Evaluation:
+    plan = EvaluationPlan("validation", rates=[0.4, 0.0], draws=[0, 1, 2], **options)
+    return evaluate_split(forward, TASK, DATA, plan, ALONE)
 
 
 def test_every_scenario_equals_the_plain_loop() -> None:
@@ -143,7 +149,7 @@ def test_a_sample_that_comes_twice_is_named() -> None:
         yield next(batches(keep))
 
     with pytest.raises(DataError, match="has 23 samples but 27 were evaluated: number 0 came 2 times"):
-        evaluate_split(forward, TASK, twice, PRESENT, rates=[0.0], draws=[0], mesh=ALONE)
+        evaluate_split(forward, TASK, replace(DATA, batches=twice), COMPLETE, ALONE)
 
 
 def test_a_sample_that_is_lost_is_named() -> None:
@@ -151,7 +157,7 @@ def test_a_sample_that_is_lost_is_named() -> None:
         yield from list(batches(keep))[1:]
 
     with pytest.raises(DataError, match="number 0 came 0 times"):
-        evaluate_split(forward, TASK, short, PRESENT, rates=[0.0], draws=[0], mesh=ALONE)
+        evaluate_split(forward, TASK, replace(DATA, batches=short), COMPLETE, ALONE)
 
 
 def test_predictions_that_are_not_finite_stop() -> None:
@@ -161,7 +167,7 @@ def test_predictions_that_are_not_finite_stop() -> None:
         return Output(logits=logits)
 
     with pytest.raises(NonFiniteError, match="1 of 23 predictions on split 'validation' are NaN or infinite"):
-        evaluate_split(broken, TASK, batches, PRESENT, rates=[0.0], draws=[0], mesh=ALONE)
+        evaluate_split(broken, TASK, DATA, COMPLETE, ALONE)
 
 
 def test_an_undefined_metric_cannot_choose() -> None:
@@ -174,12 +180,12 @@ def test_an_undefined_metric_cannot_choose() -> None:
 
 
 def test_regression_is_evaluated_alike() -> None:
-    task = make_task(TaskConfig(), kind="regression", target_mean=2.0, target_std=3.0)
+    task = make_task(TaskConfig(), Labels("regression", target_mean=2.0, target_std=3.0))
 
     def predict(batch: Batch) -> Output:
         return Output(logits=forward(batch)["logits"][:, :1])
 
-    result = evaluate_split(predict, task, batches, PRESENT, rates=[0.0], draws=[0], mesh=ALONE)
+    result = evaluate_split(predict, task, DATA, COMPLETE, ALONE)
     expected = np.abs((SCORES * PRESENT[:, :, None]).sum(1)[:, 0] * 3.0 + 2.0 - TARGET).mean()
     assert result.mean("mae", 0.0) == pytest.approx(expected, rel=1e-5)
     assert result.confusion is None

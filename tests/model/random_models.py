@@ -11,7 +11,7 @@ import torch
 from maestro_dist.config.learning import TaskConfig
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.model import Maestro, Pretraining, Trunk
-from maestro_dist.task import Task, make_task
+from maestro_dist.task import Labels, Task, make_task
 from maestro_dist.types import Batch, Modality
 
 CLASSES = ("a", "b", "c")
@@ -62,7 +62,7 @@ def model_and_task(draw: random.Random, sensors: list[Modality]) -> tuple[Trunk,
     """A classifier, or a model in pre-training."""
     config = ModelConfig.model_validate(options(draw))
     task = TaskConfig.model_validate({"kind": draw.choice(("auto", "auto", "auto", "pretrain"))})
-    made = make_task(task, kind="classification", classes=CLASSES, class_counts=[1] * len(CLASSES))
+    made = make_task(task, Labels("classification", classes=CLASSES, class_counts=[1] * len(CLASSES)))
     if made.kind == "pretrain":
         return Pretraining(config, sensors, task.pretrain, seed=1).train(), made
     return Maestro(config, sensors, len(CLASSES), seed=1).train(), made

@@ -18,10 +18,10 @@ from maestro_dist import rng
 from maestro_dist.config.learning import PretrainConfig
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.errors import ConfigError, DataError
-from maestro_dist.model import Pretraining
+from maestro_dist.model import PretrainingTask
 from maestro_dist.model.pretrain import hidden_sensors, hidden_words
 from maestro_dist.model.sax import cuts
-from maestro_dist.task.pretraining import Pretraining as Task
+from maestro_dist.task.pretraining import PretrainingTask as Task
 from maestro_dist.types import Batch, Modality
 
 TASK = Task()
@@ -35,15 +35,15 @@ def make(
     hidden: Any = None,
     sequence: Any = None,
     **options: Any,
-) -> Pretraining:
+) -> PretrainingTask:
     config = ModelConfig.model_validate(
         {"width": 12, "heads": 3, "word": 4, "feedforward": 2.0, "moe": {"experts": 3}, **options}
     )
     pretrain = PretrainConfig(predict=predict, mask_share=share, span=3, sensor_share=sensors, word=hidden)
-    return Pretraining(config, MODALITIES, pretrain, seed=7, sequence=sequence)
+    return PretrainingTask(config, MODALITIES, pretrain, seed=7, sequence=sequence)
 
 
-def scores_of(model: Pretraining, batch: Batch, step: int = 0) -> list[Tensor]:
+def scores_of(model: PretrainingTask, batch: Batch, step: int = 0) -> list[Tensor]:
     """What the decoder says, before it is compared with the truth."""
     found: list[list[Tensor]] = []
     handle = model.decoder.register_forward_hook(lambda module, given, out: found.append(out))
@@ -265,7 +265,7 @@ def test_it_learns_a_periodic_signal() -> None:
     """Hidden words of sine waves of random frequency and phase follow from the others; chance is one in alphabet."""
     modalities = [Modality(name, 1, 16.0, 64, mean=(0.0,), std=(0.7,)) for name in ("left", "right")]
     config = ModelConfig.model_validate({"width": 32, "heads": 4, "word": 4, "alphabet": 6, "dropout": 0.0})
-    model = Pretraining(config, modalities, PretrainConfig(span=2), seed=3)
+    model = PretrainingTask(config, modalities, PretrainConfig(span=2), seed=3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     generator = torch.Generator().manual_seed(0)
     names = [modality.name for modality in modalities]

@@ -17,9 +17,9 @@ import pytest
 import runs
 
 from maestro_dist.config.schema import DataConfig, RunConfig
-from maestro_dist.data.index import load_index
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.order import epoch_order
+from maestro_dist.data.shard_index import load_index
 from maestro_dist.data.storage import Storage
 
 

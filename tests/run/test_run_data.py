@@ -20,7 +20,7 @@ Change = Callable[[RawSample], RawSample | None]
 def packed(folder: Path, change: Change) -> str:
     """The generated data set, changed sample by sample; those that become None are left out."""
     samples = [changed for sample in synthetic.samples() if (changed := change(sample)) is not None]
-    pack(str(folder), synthetic.describe(), samples, warn=lambda line: None)
+    pack(str(folder), synthetic.describe(), samples)
     return str(folder)
 
 
@@ -60,7 +60,7 @@ def test_what_a_person_should_know_is_said(tmp_path: Path, capsys: pytest.Captur
     assert dry(tmp_path, data, "data.modalities=[acc,temp]", "data.train=test") == 0
     said_of_some = capsys.readouterr().out
     assert "lie far from" not in said_of_some
-    assert "data.train and data.test are both 'test': what is measured there says nothing" in said_of_some
+    assert "data.train and data.test are both 'test': the results there say nothing" in said_of_some
     assert "2 classes ('slow', 'fast') have no sample in split 'test' (data.train): not learned" in said_of_some
 
 
@@ -87,7 +87,7 @@ def test_pretraining_does_not_ask_for_classes(tmp_path: Path, capsys: pytest.Cap
         (
             relabelled("validation", 2),
             ["evaluation.metric=auroc"],
-            "evaluation.metric=auroc: it needs samples of two .* data.validation=validation has fast 30 and no other",
+            "evaluation.metric=auroc: it needs samples of two .* data.validation=validation has fast 30 only",
         ),
     ],
 )
@@ -120,5 +120,5 @@ def test_a_run_that_chose_on_its_test_split_goes_on_with_a_warning(
     (run / "run.json").write_text(json.dumps(record))
     capsys.readouterr()
     assert runs.train(tmp_path / "runs", data, "optim.max_steps=1", "evaluation.draws=[0]", "data.validation=test") == 0
-    assert "weights are chosen by what they are tested on" in capsys.readouterr().out
+    assert "the best weights are chosen on the test data" in capsys.readouterr().out
     assert dry(tmp_path / "other", data, "data.validation=test") == 2

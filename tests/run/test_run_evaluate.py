@@ -236,7 +236,7 @@ def test_what_is_no_run_is_told_with_what_may_be_meant(
         ("other data", "to evaluate on it anyway, name it with --data"),
         (
             "moved data",
-            "no manifest there; pack the data set first, or mend data.url (choose another place with --data)",
+            "no manifest there; pack the data set first, or correct data.url (choose another place with --data)",
         ),
     ],
 )

@@ -17,8 +17,8 @@ import runs
 import synthetic as synthetic_data
 
 from maestro_dist.data import storage as storage_module
-from maestro_dist.data.home import own_folder
 from maestro_dist.data.pack import pack
+from maestro_dist.data.user_folders import user_folder
 from maestro_dist.tracking import logged_model as model_module
 from maestro_dist.tracking import plots
 from maestro_dist.tracking import run as run_module
@@ -93,7 +93,7 @@ def test_no_home_is_needed(
     if home is None:
         monkeypatch.delenv("HOME")
         monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where the password file lacks this user
-    own_folder.cache_clear()
+    user_folder.cache_clear()
     try:
         folder = work_folder("memory://runs/tiny")
         assert folder == work_folder("memory://runs/tiny")
@@ -111,7 +111,7 @@ def test_no_home_is_needed(
         )
         assert str(folder.parent) in capsys.readouterr().out
     finally:
-        own_folder.cache_clear()
+        user_folder.cache_clear()
 
 
 def test_the_result_comes_first_and_alone_is_needed(

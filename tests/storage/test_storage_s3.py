@@ -96,7 +96,7 @@ def test_a_killed_run_on_a_store_ends_as_one_on_disk(s3: str, tmp_path: Path) ->
 
 
 class _Restarting(http.server.BaseHTTPRequestHandler):
-    """An S3 server with one object for every name, which is overloaded at first."""
+    """An S3 server that is overloaded at first; every name has the same object."""
 
     overloaded = 2
     body = b""
@@ -120,7 +120,7 @@ class _Restarting(http.server.BaseHTTPRequestHandler):
 
 
 def test_a_server_that_is_restarted_is_waited_for(packed_manifest: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It refuses connections at first, then answers 503; the manifest is read all the same."""
+    """The server refuses connections, then answers 503; the manifest is read in the end."""
     import s3fs
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Restarting, bind_and_activate=False)

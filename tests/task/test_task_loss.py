@@ -1,4 +1,4 @@
-"""Losses per sample against one-sample-at-a-time oracles."""
+"""Losses of samples, compared with oracles that compute one sample at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from maestro_dist.config.learning import TaskConfig
 from maestro_dist.errors import ConfigError
-from maestro_dist.task import Task, make_task
+from maestro_dist.task import Labels, Task, make_task
 from maestro_dist.types import Batch, Output
 
 CLASSES = ["rest", "walk", "run"]
@@ -39,7 +39,7 @@ def slow_cross_entropy(logits: list[float], label: int, smoothing: float, weight
 @pytest.mark.parametrize("weights", ["none", "balanced"])
 def test_classification_loss_equals_the_slow_sum(smoothing: float, weights: str) -> None:
     config = TaskConfig(label_smoothing=smoothing, class_weights=weights, auxiliary=0.3)  # type: ignore[arg-type]
-    task = make_task(config, kind="classification", classes=CLASSES, class_counts=COUNTS)
+    task = make_task(config, Labels("classification", classes=CLASSES, class_counts=COUNTS))
     present = torch.tensor([[True, True], [True, False], [False, False], [False, True]])
     target = torch.tensor([0, 1, 2, 2])
     output = make_output(4, 2, 3)
@@ -70,7 +70,9 @@ def test_balanced_weights_have_mean_one_over_the_training_split() -> None:
 
 
 def test_empty_batches_give_an_empty_loss_that_still_has_a_graph() -> None:
-    task = make_task(TaskConfig(class_weights="balanced"), kind="classification", classes=CLASSES, class_counts=COUNTS)
+    task = make_task(
+        TaskConfig(class_weights="balanced"), Labels("classification", classes=CLASSES, class_counts=COUNTS)
+    )
     output = make_output(0, 2, 3)
     loss = task.loss(output, make_batch(torch.zeros(0, 2, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)))
     assert loss.shape == (0,)
@@ -78,14 +80,14 @@ def test_empty_batches_give_an_empty_loss_that_still_has_a_graph() -> None:
 
 
 def test_bf16_logits_give_a_float32_loss() -> None:
-    task = make_task(TaskConfig(), kind="classification", classes=CLASSES, class_counts=COUNTS)
+    task = make_task(TaskConfig(), Labels("classification", classes=CLASSES, class_counts=COUNTS))
     logits = torch.randn(5, 3).bfloat16()
     loss = task.loss(Output(logits=logits), make_batch(torch.ones(5, 2, dtype=torch.bool), torch.zeros(5).long()))
     assert loss.dtype == torch.float32
 
 
 def test_regression_loss_is_in_units_of_the_spread() -> None:
-    task = make_task(TaskConfig(auxiliary=0.5), kind="regression", target_mean=70.0, target_std=10.0)
+    task = make_task(TaskConfig(auxiliary=0.5), Labels("regression", target_mean=70.0, target_std=10.0))
     output = Output(logits=torch.tensor([[0.5]]), modality_logits=torch.tensor([[[1.0], [9.0]]]))
     batch = make_batch(torch.tensor([[True, False]]), torch.tensor([80.0]))
     assert float(task.loss(output, batch)) == pytest.approx((0.5 - 1.0) ** 2 + 0.5 * 0.0)
@@ -132,16 +134,16 @@ def test_two_views_count_a_sample_once_and_pull_the_dropped_one(kind: str) -> No
 
 
 def make(kind: str, consistency: float = 0.0) -> Task:
-    return make_task(TaskConfig(), kind=kind, classes=CLASSES, class_counts=COUNTS, consistency=consistency)
+    return make_task(TaskConfig(), Labels(kind, classes=CLASSES, class_counts=COUNTS), consistency=consistency)
 
 
 def test_another_kind_than_the_data_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"task\.kind=regression: the data is for classification"):
-        make_task(TaskConfig(kind="regression"), kind="classification", classes=CLASSES, class_counts=COUNTS)
+        make_task(TaskConfig(kind="regression"), Labels("classification", classes=CLASSES, class_counts=COUNTS))
 
 
 def test_a_metric_that_the_task_lacks_is_refused() -> None:
-    task = make_task(TaskConfig(), kind="classification", classes=CLASSES, class_counts=COUNTS)
+    task = make_task(TaskConfig(), Labels("classification", classes=CLASSES, class_counts=COUNTS))
     assert task.metric("auto") == "accuracy"
     with pytest.raises(ConfigError, match=r"evaluation\.metric=auprc: this classification task has accuracy"):
         task.metric("auprc")
@@ -150,7 +152,7 @@ def test_a_metric_that_the_task_lacks_is_refused() -> None:
 @pytest.mark.parametrize("weights", ["none", "balanced"])
 def test_answers_are_targets_by_their_share(weights: str) -> None:
     config = TaskConfig(label_smoothing=0.2, class_weights=weights, auxiliary=0.3)  # type: ignore[arg-type]
-    task = make_task(config, kind="classification", classes=CLASSES, class_counts=COUNTS)
+    task = make_task(config, Labels("classification", classes=CLASSES, class_counts=COUNTS))
     present = torch.tensor([[True, True], [True, False], [False, False], [False, True]])
     target, numbers = torch.tensor([0, 1, 2, 2]), [3, 0, 4, 1]
     output = make_output(4, 2, 3)
@@ -174,7 +176,7 @@ def test_answers_are_targets_by_their_share(weights: str) -> None:
 
 
 def test_values_are_answers_too() -> None:
-    task = make_task(TaskConfig(auxiliary=0.0), kind="regression", target_mean=2.0, target_std=4.0)
+    task = make_task(TaskConfig(auxiliary=0.0), Labels("regression", target_mean=2.0, target_std=4.0))
     present = torch.tensor([[True], [True]])
     batch = replace(make_batch(present, torch.tensor([1.0, 9.0])), sample=torch.tensor([2, 0]))
     output = Output(logits=torch.tensor([[0.5], [1.0]]))

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn used the plain way, and at the edges."""
+"""Metrics compared with scikit-learn, and edge cases."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import pytest
 from sklearn import metrics as sk
 
 from maestro_dist.config.learning import TaskConfig
+from maestro_dist.task import Labels, higher_is_better, make_task
 from maestro_dist.task import classification as module
-from maestro_dist.task import higher_is_better, make_task
-from maestro_dist.task.classification import Classification, auroc, log_odds, macro_f1
+from maestro_dist.task.classification import ClassificationTask, auroc, log_odds, macro_f1
 
 
-def classification(outputs: int) -> Classification:
+def classification(outputs: int) -> ClassificationTask:
     names = [f"class {number}" for number in range(outputs)]
-    task = make_task(TaskConfig(), kind="classification", classes=names, class_counts=[1] * outputs)
-    assert isinstance(task, Classification)
+    task = make_task(TaskConfig(), Labels("classification", classes=names, class_counts=[1] * outputs))
+    assert isinstance(task, ClassificationTask)
     return task
 
 
@@ -45,7 +45,7 @@ def test_binary_metrics_equal_scikit_learn() -> None:
 
 
 def test_certain_answers_do_not_become_ties() -> None:
-    """Probabilities of both rows round to 1.0; their logits still order them."""
+    """The probabilities of both rows round to 1.0; the logits still give an order."""
     logits = np.array([[0.0, 50.0], [0.0, 60.0], [0.0, 40.0]], dtype=np.float32)
     assert classification(2).metrics(logits, np.array([0, 1, 0]))["auroc"] == 1.0
 
@@ -122,7 +122,7 @@ def test_probabilities_sum_to_one() -> None:
 
 
 def test_regression_metrics_are_in_the_unit_of_the_target() -> None:
-    task = make_task(TaskConfig(), kind="regression", target_mean=70.0, target_std=10.0)
+    task = make_task(TaskConfig(), Labels("regression", target_mean=70.0, target_std=10.0))
     logits, target = np.array([[0.0], [1.0], [-1.0]], dtype=np.float32), np.array([72.0, 80.0, 56.0])
     found = task.metrics(logits, target)
     values = np.array([70.0, 80.0, 60.0])
@@ -143,7 +143,7 @@ def test_direction_of_metrics() -> None:
 
 
 def test_pretraining_counts_symbols_not_samples() -> None:
-    task = make_task(TaskConfig(kind="pretrain"), kind="regression")
+    task = make_task(TaskConfig(kind="pretrain"), Labels("regression"))
     sums = np.array([[2.0, 1, 4], [6.0, 0, 2], [0.0, 0, 0]])
     assert task.metrics(sums, np.zeros(3)) == pytest.approx(
         {"loss": 8 / 6, "accuracy": 1 / 6, "perplexity": np.exp(8 / 6)}

@@ -29,7 +29,7 @@ from maestro_dist.parallel.group import sequence_group
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.parallel.sequence import SequenceRanks, model_cuts
 from maestro_dist.system.memory import keep_freed_memory
-from maestro_dist.task import make_task
+from maestro_dist.task import Labels, make_task
 from maestro_dist.types import Batch, Modality
 
 ALONE, SHARE = "one process", "one process, the tokens of one rank"
@@ -220,7 +220,7 @@ class Training:
             cuts = model_cuts(config.model, streams, mesh.sequence)
             sequence = SequenceRanks(sequence_group(mesh, _TIMEOUT_S), cuts)
         names = [str(number) for number in range(_CLASSES)]
-        self.task = make_task(config.task, kind="classification", classes=names, class_counts=[1] * _CLASSES)
+        self.task = make_task(config.task, Labels("classification", classes=names, class_counts=[1] * _CLASSES))
         model = Maestro(config.model, streams, _CLASSES, seed=SEED, sequence=sequence)
         self.engine = Engine(model, build_optimizer(model, config.optim), config, mesh)
         self.lr, self.done = config.optim.lr, 0

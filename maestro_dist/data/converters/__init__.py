@@ -1,14 +1,21 @@
-"""Converters: from the files of a public data set to samples. One file a data set; `CONVERTERS` names them."""
+"""Converters: from the files of a public data set to samples. One file for each data set."""
 
 from __future__ import annotations
 
-from maestro_dist.data.converters import physionet2012, stress_predict, uci_hapt
+import pkgutil
+from importlib import import_module
+
 from maestro_dist.data.converters.source import Conversion, Converter
 
-CONVERTERS: dict[str, Converter] = {
-    "physionet2012": physionet2012,
-    "stress_predict": stress_predict,
-    "uci_hapt": uci_hapt,
-}
-
 __all__ = ["CONVERTERS", "Conversion", "Converter"]
+
+
+def _found() -> dict[str, Converter]:
+    """The converters of all files in this folder, by name."""
+    for module in pkgutil.iter_modules(__path__):
+        import_module(f"{__name__}.{module.name}")
+    return {kind.name: kind() for kind in sorted(Converter.__subclasses__(), key=lambda kind: kind.name)}
+
+
+CONVERTERS = _found()
+"""The converters that there are, by name."""

@@ -1,4 +1,4 @@
-"""The files of a source: those of a folder, of the archives directly in it, or of one archive; each of them once."""
+"""The files of a source: a folder with the archives in it, or one archive. Each file is read once."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ _ARCHIVE = re.compile(r".+\.(tar(\.(gz|bz2|xz|lzma|zst|lz4|lz|z))?|tgz|tbz2?|txz
 _BESIDE = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found"}
 
 
-def is_ghost(path: PurePosixPath) -> bool:
-    """Whether a program left this file or folder: it is hidden (`._EDA.csv`, `.DS_Store`), in `__MACOSX` or in the bin
-    of a file server, or a backup that ends with `~`. It is nobody's data then."""
+def is_leftover(path: PurePosixPath) -> bool:
+    """Whether a file is not part of the data: hidden (`._EDA.csv`, `.DS_Store`), a backup that ends with `~`, or in a
+    folder of an operating system (`__MACOSX`, the recycle bin of a file server)."""
     hidden = (part.startswith(".") and part not in (".", "..") for part in path.parts)
     return path.name.endswith("~") or not _BESIDE.isdisjoint(path.parts) or any(hidden)
 
 
-def listed(names: Sequence[str], limit: int = 20) -> str:
-    """Names in one line of bounded length."""
+def join_names(names: Sequence[str], limit: int = 20) -> str:
+    """At most `limit` names on one line, and how many more there are."""
     shown = ", ".join(names[:limit])
     return f"{shown} and {len(names) - limit:,} more" if len(names) > limit else shown
 
 
-def missing(names: Sequence[str], where: str = "") -> str:
-    """That all these are missing, the first of them in front."""
-    others = f" ({len(names):,} are: {listed(names)})" if len(names) > 1 else ""
+def missing_text(names: Sequence[str], where: str = "") -> str:
+    """The message that these names are missing; it starts with the first."""
+    others = f" ({len(names):,} are: {join_names(names)})" if len(names) > 1 else ""
     return f"{names[0]} is missing{where}{others}"
 
 
 class SourceFiles:
-    """Reads the files of `source`, a folder or an archive, and collects what a person should be warned of.
+    """Reads the files of `source`, a folder or an archive, and collects warnings.
 
-    Links to files and folders are followed, but not to a folder around them; a folder is read once under each of its
-    names. So a loop of links ends. Archives are streamed through memory: no member, whatever its name, is ever written
-    to disk, and the links in them are passed over. So are ghosts (`is_ghost`).
+    Links to files and folders are followed, except to a folder that contains the link, so that loops end. Archives are
+    read as streams in memory: no member is ever written to disk, whatever its name is. Links inside archives and files
+    that are not part of the data (`is_leftover`) are skipped.
     """
 
     def __init__(self, source: Path) -> None:
@@ -53,12 +53,12 @@ class SourceFiles:
         self._warnings: dict[str, list[str]] = {}
 
     def read(self, role: Callable[[PurePosixPath], Role | None]) -> Iterator[tuple[Role, str, bytes]]:
-        """(role, name, content) of each file that has a role, which says what it is in the data set.
+        """(role, name, content) of each file. `role(path)` says what a file is in the data set; None: not read.
 
-        What is there twice, in a folder and in an archive of it, for instance, comes once.
+        Two files with the same role and content, for instance in a folder and in its archive, are yielded once.
 
         Raises:
-            DataError: the source is missing, a part of it cannot be read, or two files with one role differ.
+            DataError: the source is missing, a file cannot be read, or two files with the same role differ.
         """
         first: dict[Role, tuple[str, bytes]] = {}
         for what, name, content in self._members(role):
@@ -70,16 +70,16 @@ class SourceFiles:
                 yield what, name, content
             elif first[what][1] != digest:
                 raise DataError(
-                    f"{name}: there is another file of that name with other content, {first[what][0]}; "
-                    "leave one of them in the source"
+                    f"{name}: there is another file with this name and other content, {first[what][0]}; "
+                    "keep one of them in the source"
                 )
 
     def warnings(self) -> list[str]:
-        """What was met while reading, a line each."""
-        return [f"{text}: {listed(names)}" for text, names in self._warnings.items()]
+        """Warnings about what was read so far, one line each."""
+        return [f"{text}: {join_names(names)}" for text, names in self._warnings.items()]
 
     def error(self, text: str) -> DataError:
-        """An error of the whole source, with what was met while reading, which often says why a file is missing."""
+        """An error about the source, with the warnings, which often explain why a file is missing."""
         return DataError("; ".join([f"{self.source}: {text}", *self.warnings()]))
 
     def _warn(self, text: str, name: str) -> None:
@@ -106,7 +106,7 @@ class SourceFiles:
     def _walk(
         self, folder: Path, below: PurePosixPath, above: tuple[str, ...], seen: set[tuple[str, str]]
     ) -> Iterator[tuple[PurePosixPath, Path]]:
-        """(path below the source, path) of each file, and of each link to nothing; `above` are the folders around."""
+        """(path below the source, path) of each file and broken link; `above`: the folders that contain `folder`."""
         here = os.path.realpath(folder)
         if (here, folder.name) in seen or self._around(here, above):
             return
@@ -117,11 +117,11 @@ class SourceFiles:
             elif path.is_file():
                 yield below / path.name, path
             elif path.is_symlink():
-                self._warn("a link that leads nowhere is passed over", f"{path} -> {os.readlink(path)}")
+                self._warn("a broken link is skipped", f"{path} -> {os.readlink(path)}")
                 yield below / path.name, path
 
     def _around(self, folder: str, above: tuple[str, ...]) -> bool:
-        """Whether a folder is one of those around, or holds the whole source: a link back to it makes a loop."""
+        """Whether a folder contains the present one, or the whole source: a link to it makes a loop."""
         return folder in above or (bool(above) and Path(above[0]).is_relative_to(folder))
 
     def _archive(self, source: Path, role: Callable[[PurePosixPath], Role | None]) -> Iterator[tuple[Role, str, bytes]]:
@@ -129,31 +129,31 @@ class SourceFiles:
             if source.suffix.lower() == ".zip":
                 with zipfile.ZipFile(source) as archive:
                     for entry in archive.infolist():
-                        path = PurePosixPath(entry.filename.replace("\\", "/"))  # as some programs of Windows write it
-                        if not entry.is_dir() and not is_ghost(path) and (what := role(path)) is not None:
+                        path = PurePosixPath(entry.filename.replace("\\", "/"))  # some Windows programs write it
+                        if not entry.is_dir() and not is_leftover(path) and (what := role(path)) is not None:
                             yield what, f"{source}:{entry.filename}", archive.read(entry)
                 return
             with tarfile.open(source, mode="r|*") as tar:
                 for info in tar:
                     path = PurePosixPath(info.name)
-                    if is_ghost(path) or (what := role(path)) is None:
+                    if is_leftover(path) or (what := role(path)) is None:
                         continue
                     if info.isreg():
                         content = tar.extractfile(info)
                         assert content is not None
                         yield what, f"{source}:{info.name}", content.read()
                     elif info.issym() or info.islnk():
-                        self._warn("a link inside an archive is passed over", f"{source}:{info.name}")
+                        self._warn("a link inside an archive is skipped", f"{source}:{info.name}")
         except (tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error, OSError, RuntimeError) as e:
             raise DataError(f"{source}: damaged or unreadable archive ({e}); fetch it again") from e
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What is in a folder, without ghosts."""
+    """Files and folders in a folder, without leftovers."""
     try:
-        paths = [path for path in sorted(folder.iterdir()) if not is_ghost(PurePosixPath(path.name))]
+        paths = [path for path in sorted(folder.iterdir()) if not is_leftover(PurePosixPath(path.name))]
         for path in paths:
-            path.is_dir()  # not to be known where the folder may be listed, but not entered
+            path.is_dir()  # raises where the folder may be listed, but not entered
         return paths
     except OSError as error:
         raise DataError(f"{folder}: the folder cannot be read ({error.strerror})") from error

@@ -1,11 +1,11 @@
 """PhysioNet/CinC Challenge 2012: 8,000 intensive-care stays, 36 irregular series of 48 hours, survived or died.
 
-Source: `set-a`, `set-b`, `set-c` or some of them (folders or archives) with one `<RecordID>.txt` a stay, rows Time
-(HH:MM), Parameter, Value, and `Outcomes-a.txt` and so on. The rows at 00:00 begin with descriptors: RecordID, Age,
-Gender, Height, ICUType, Weight. A negative number means unknown, everywhere. Weights that come later are left out: 36
-series remain.
+Source: one or more of `set-a`, `set-b`, `set-c` (folders or archives), each with its `Outcomes-a.txt` and so on. A set
+has one `<RecordID>.txt` for each stay, with rows Time (HH:MM), Parameter, Value. The first rows at 00:00 are
+descriptors: RecordID, Age, Gender, Height, ICUType, Weight. A negative number means unknown. Later weights are left
+out, so 36 series remain.
 
-set-a is for training and validation, set-b for the test; set-c is the test where there is no set-b, and else left out.
+set-a is for training and validation, set-b for the test. Without set-b, set-c is the test; else set-c is left out.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from maestro_dist.data.converters.files import SourceFiles, missing
-from maestro_dist.data.converters.source import Conversion
+from maestro_dist.data.converters.files import SourceFiles, missing_text
+from maestro_dist.data.converters.source import Conversion, Converter
 from maestro_dist.data.pack import Description, RawSample
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.types import Modality
@@ -47,8 +47,8 @@ UNITS = {
 DESCRIPTORS = ("Age", "Gender", "Height", "Weight", "ICUType")
 UNIT_TYPES = 4
 STATIC = "static"
-"""The modality of what is known at admission: age, gender (1: male), height, weight, and four numbers of which that of
-the unit's type is 1 (coronary care, cardiac surgery recovery, medical, surgical)."""
+"""The modality of what is known at admission: age, gender (1: male), height, weight, and the type of the unit, one-hot
+(coronary care, cardiac surgery recovery, medical, surgical)."""
 
 _COLUMN = {parameter: column for column, parameter in enumerate(UNITS)}
 _FILE = re.compile(r"(?:^|/)(?:set-([abc])/(\d+)|Outcomes-([abc]))\.txt\Z", re.ASCII)
@@ -58,7 +58,7 @@ _OUTCOME_COLUMNS = "RecordID,SAPS-I,SOFA,Length_of_stay,Survival,In-hospital_dea
 
 @dataclass(frozen=True)
 class _Stay:
-    """What was observed: series (column of UNITS), minute and value, each [n] in the file's order; and the statics."""
+    """Observations in the order of the file: series (column of UNITS), minute, value, [n] each; and the descriptors."""
 
     series: np.ndarray
     minute: np.ndarray
@@ -66,9 +66,9 @@ class _Stay:
     static: np.ndarray
 
     def grid(self, minutes: int) -> tuple[np.ndarray, np.ndarray]:
-        """Means and counts of the observations of each step of `minutes`, [36, steps]; a mean of none is NaN.
+        """Mean (NaN without observation) and number of observations in each step of `minutes`, [36, steps] each.
 
-        The one minute 48:00, the end of the window, counts to the last step.
+        The minute 48:00, the end of the window, belongs to the last step.
         """
         steps = HOURS * 60 // minutes
         cells = self.series * steps + np.minimum(self.minute // minutes, steps - 1)
@@ -79,7 +79,7 @@ class _Stay:
 
 @dataclass(frozen=True)
 class _Source:
-    """Stays and labels (1: died) by set and RecordID; what was left out while reading, by reason; warnings."""
+    """Stays and labels (1: died) by set and RecordID; numbers of what was left out, by reason; warnings."""
 
     stays: dict[str, dict[int, _Stay]]
     died: dict[str, dict[int, int]]
@@ -87,62 +87,74 @@ class _Source:
     warnings: list[str]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command line."""
-    parser.add_argument(
-        "--times", choices=sorted(MINUTES_A_STEP), default="hourly", help="hourly means, or a step a minute with gaps"
-    )
-    parser.add_argument(
-        "--fold", type=int, default=0, metavar="K", help=f"fold of set-a, of {FOLDS}, for validation (default 0)"
-    )
+class PhysioNet2012(Converter):
+    """Intensive-care stays with 36 irregular series and what is known at admission: survived or died in hospital."""
 
+    name = "physionet2012"
+    reads = "PhysioNet/CinC Challenge 2012: set-a, set-b, set-c and their Outcomes; stays in intensive care"
 
-def from_arguments(source: Path, arguments: argparse.Namespace) -> Conversion:
-    """Parse the source as the options say."""
-    if arguments.splits:
-        raise ConfigError("--splits: set-b is the test split here, and --fold says which fifth of set-a validates")
-    return convert(source, times=arguments.times, fold=arguments.fold)
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Options of the time grid and the fold."""
+        parser.add_argument(
+            "--times",
+            choices=sorted(MINUTES_A_STEP),
+            default="hourly",
+            help="hourly means, or one step for each minute with gaps",
+        )
+        parser.add_argument(
+            "--fold",
+            type=int,
+            default=0,
+            metavar="K",
+            help=f"which of the {FOLDS} folds of set-a is for validation (default 0)",
+        )
 
+    def from_arguments(self, source: Path, arguments: argparse.Namespace) -> Conversion:
+        """See `Converter.from_arguments`."""
+        if arguments.splits:
+            raise ConfigError("--splits: set-b is the test split here, and --fold says which fifth of set-a validates")
+        return self.convert(source, times=arguments.times, fold=arguments.fold)
 
-def convert(source: Path, *, times: str = "hourly", fold: int = 0) -> Conversion:
-    """One sample a stay: 36 series on a grid of hours ("hourly") or minutes ("native"), NaN where not observed.
+    def convert(self, source: Path, *, times: str = "hourly", fold: int = 0) -> Conversion:
+        """One sample a stay: 36 series on a grid of hours ("hourly") or minutes ("native"), NaN where not observed.
 
-    set-b (or set-c) is the test split; stay i of set-a, by RecordID, is for validation where i mod 5 = `fold`, else for
-    training. There are no recording statistics: a stay is one window, so they would be those of the window.
+        set-b (or set-c) is the test split. Stay i of set-a, sorted by RecordID, belongs to the validation split where
+        i mod 5 = `fold`, else to the training split. There are no recording statistics: a stay is one window, so they
+        would be the same as those of the window.
 
-    Raises:
-        DataError: a file is missing or damaged; the message names it and the line.
-        ConfigError: no such fold or grid.
-    """
-    if not 0 <= fold < FOLDS or times not in MINUTES_A_STEP:
-        raise ConfigError(f"--fold {fold} --times {times}: folds are 0 to {FOLDS - 1}, times hourly or native")
-    minutes, found = MINUTES_A_STEP[times], _read(source)
-    steps, seconds = HOURS * 60 // minutes, minutes * 60.0
-    static = Modality(
-        STATIC, len(DESCRIPTORS) - 1 + UNIT_TYPES, 1 / (HOURS * 3600), 1, "year, male, cm, kg, unit", always=True
-    )
-    description = Description(
-        name="physionet2012",
-        licence=LICENCE,
-        citation=CITATION,
-        source=f"physionet.org/content/challenge-2012/1.0.0, set{'s' if len(found.stays) > 1 else ''} "
-        + " and ".join(found.stays),
-        task="classification",
-        classes=CLASSES,
-        target="death in hospital",
-        window_s=HOURS * 3600.0,
-        modalities=(*(Modality(name.lower(), 1, 1 / seconds, steps, unit) for name, unit in UNITS.items()), static),
-    )
-    total = sum(len(stays) for stays in found.stays.values())
-    return Conversion(
-        description,
-        total,
-        _samples(found, minutes, fold),
-        # without set-a nothing is for training: the statistics in the manifest are then those of the test split
-        splits=("train", "validation", "test") if "a" in found.stays else ("test",),
-        warnings=tuple(found.warnings),
-        notes=tuple(_notes(found)),
-    )
+        Raises:
+            DataError: a file is missing or damaged; the message names it and the line.
+            ConfigError: no such fold or grid.
+        """
+        if not 0 <= fold < FOLDS or times not in MINUTES_A_STEP:
+            raise ConfigError(f"--fold {fold} --times {times}: folds are 0 to {FOLDS - 1}, times hourly or native")
+        minutes, found = MINUTES_A_STEP[times], _read(source)
+        steps, seconds = HOURS * 60 // minutes, minutes * 60.0
+        static = Modality(
+            STATIC, len(DESCRIPTORS) - 1 + UNIT_TYPES, 1 / (HOURS * 3600), 1, "year, male, cm, kg, unit", always=True
+        )
+        description = Description(
+            name="physionet2012",
+            licence=LICENCE,
+            citation=CITATION,
+            source=f"physionet.org/content/challenge-2012/1.0.0, set{'s' if len(found.stays) > 1 else ''} "
+            + " and ".join(found.stays),
+            task="classification",
+            classes=CLASSES,
+            target="death in hospital",
+            window_s=HOURS * 3600.0,
+            modalities=(*(Modality(name.lower(), 1, 1 / seconds, steps, unit) for name, unit in UNITS.items()), static),
+        )
+        total = sum(len(stays) for stays in found.stays.values())
+        return Conversion(
+            description,
+            total,
+            _samples(found, minutes, fold),
+            # without set-a there is no training split; the manifest then has the statistics of the test split
+            splits=("train", "validation", "test") if "a" in found.stays else ("test",),
+            warnings=tuple(found.warnings),
+            notes=tuple(_notes(found)),
+        )
 
 
 def _samples(found: _Source, minutes: int, fold: int) -> Iterator[RawSample]:
@@ -176,7 +188,7 @@ def _notes(found: _Source) -> Iterator[str]:
 
 
 def _role(path: PurePosixPath) -> tuple[str, int | None] | None:
-    """(set, RecordID) of a stay's file, (set, None) of the outcomes."""
+    """Role of a file: (set, RecordID) of a stay, (set, None) of the outcomes."""
     match = _FILE.search(str(path))
     if match is None:
         return None
@@ -184,7 +196,7 @@ def _role(path: PurePosixPath) -> tuple[str, int | None] | None:
 
 
 def _read(source: Path) -> _Source:
-    """The sets that are used; all of the source is read before it is known which they are."""
+    """Read all sets, and keep those that are used."""
     files = SourceFiles(source)
     texts: dict[str, dict[int, tuple[str, bytes]]] = {}
     answers: dict[str, tuple[str, bytes]] = {}
@@ -213,7 +225,7 @@ def _read(source: Path) -> _Source:
             (f"Outcomes-{part}.txt", texts[part].keys() - outcomes[part].keys()),
         ):
             if lost:
-                stays = missing([f"stay {record}" for record in sorted(lost)], f" in {place}")
+                stays = missing_text([f"stay {record}" for record in sorted(lost)], f" in {place}")
                 raise files.error(f"{stays}; fetch set-{part} again")
         for record, (name, _) in texts[part].items():
             if where.setdefault(record, name) != name:
@@ -260,9 +272,7 @@ def _read_stay(name: str, record: int, content: bytes, left_out: Counter[str]) -
         elif parameter not in ("RecordID", *DESCRIPTORS):
             raise DataError(f"{name}, line {line}: '{row[:60]}': no such parameter")
         elif minute or known.get(parameter, value) != value:
-            raise DataError(
-                f"{name}, line {line}: '{row[:60]}': a descriptor out of its place, or a second value of it"
-            )
+            raise DataError(f"{name}, line {line}: '{row[:60]}': a descriptor after 00:00, or a second value of it")
         else:
             known[parameter] = value
     return _Stay(

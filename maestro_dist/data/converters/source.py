@@ -1,29 +1,33 @@
-"""What converters share: tables of numbers, splits by subject, the result's shape."""
+"""What a converter is, and what converters share: tables of numbers, splits by subject."""
 
 from __future__ import annotations
 
 import argparse
 import io
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 
-from maestro_dist.data.converters.files import listed
+from maestro_dist.data.converters.files import join_names
 from maestro_dist.data.pack import Description, RawSample
 from maestro_dist.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A data set ready to be packed: what it is, how many samples there are, and the samples, made one at a time.
+    """A data set that is ready to be packed.
 
-    `splits` are those that the manifest will have, in this order; `people` the numbers of those who have samples. A
-    line each, for a person to read: `warnings` of what the source should have and has not, or has and cannot be used;
-    `notes` of what was found and left out as it should.
+    total     number of samples
+    samples   the samples; they are made one at a time
+    splits    names of the splits in the manifest, in this order
+    people    numbers of the people who have samples
+    warnings  one line each: what the source lacks, or has but cannot be used
+    notes     one line each: what was found, and what was left out on purpose
     """
 
     description: Description
@@ -35,24 +39,42 @@ class Conversion:
     notes: tuple[str, ...] = ()
 
 
-class Converter(Protocol):
-    """A converter's module as the command line sees it."""
+class Converter(ABC):
+    """Reads the raw files of one data set.
 
+    A subclass in a file of this folder is all that a new converter needs: `CONVERTERS` finds it by its `name`.
+
+    name   what `tools/pack_dataset.py` and `data.source.converter` call it
+    reads  one line for `--help`: the data set, its files, what they hold
+    """
+
+    name: ClassVar[str]
+    reads: ClassVar[str]
+
+    @abstractmethod
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the options that only this data set has."""
 
+    @abstractmethod
     def from_arguments(self, source: Path, arguments: argparse.Namespace) -> Conversion:
-        """Parse the source as the options say."""
+        """Convert the files of `source`, a folder or an archive, as the options say.
+
+        `arguments` has the options of `add_arguments`, and `splits`: the texts of `--splits`, or None.
+
+        Raises:
+            ConfigError: an option has a wrong value.
+            DataError: a file is missing, damaged, or does not fit the others.
+        """
 
 
-Splits = Mapping[str, Collection[int]]  # split -> numbers of its subjects; every other subject is for training
+Splits = Mapping[str, Collection[int]]  # split -> numbers of its subjects; all other subjects are for training
 
 
 def table(name: str, content: bytes, columns: int, **options: Any) -> np.ndarray:
-    """Numbers of a text file as float64 [rows, columns].
+    """Numbers of a text file as float64 [rows, columns]; `options` are those of `numpy.loadtxt`.
 
     Raises:
-        DataError: empty, not numbers, or another number of columns.
+        DataError: the file is empty, has something else than finite numbers, or another number of columns.
     """
     try:
         if len(content.strip().splitlines()) <= options.get("skiprows", 0):
@@ -68,16 +90,16 @@ def table(name: str, content: bytes, columns: int, **options: Any) -> np.ndarray
 
 
 def split_of(subject: int, splits: Splits) -> str:
-    """The split that names the subject, else train."""
+    """The split of a subject: the one that lists it, else train."""
     return next((split for split, subjects in splits.items() if subject in subjects), "train")
 
 
-def name_strangers(conversion: Conversion, splits: Splits) -> Conversion:
-    """The conversion, with a warning where typed `splits` name people that the source does not have."""
-    strangers = sorted({person for people in splits.values() for person in people} - conversion.people)
-    if not strangers:
+def warn_of_unknown_people(conversion: Conversion, splits: Splits) -> Conversion:
+    """The conversion, with a warning where `splits` name people who are not in the source."""
+    unknown = sorted({person for people in splits.values() for person in people} - conversion.people)
+    if not unknown:
         return conversion
-    warning = f"--splits names people without any sample ({len(strangers)}): {listed(list(map(str, strangers)))}"
+    warning = f"--splits names people without any sample ({len(unknown)}): {join_names(list(map(str, unknown)))}"
     return replace(conversion, warnings=(*conversion.warnings, warning))
 
 
@@ -85,7 +107,7 @@ def parse_splits(items: Sequence[str]) -> dict[str, set[int]]:
     """`["validation=1,3", "test=S02,S04"]` as subject numbers by split.
 
     Raises:
-        ConfigError: not of that form, an unknown split, or a subject in two splits.
+        ConfigError: another form, an unknown split, or a subject in two splits.
     """
     splits: dict[str, set[int]] = {}
     for item in items:

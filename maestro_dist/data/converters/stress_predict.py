@@ -16,8 +16,16 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from maestro_dist.data.converters.files import SourceFiles, listed, missing
-from maestro_dist.data.converters.source import Conversion, Splits, name_strangers, parse_splits, split_of, table
+from maestro_dist.data.converters.files import SourceFiles, join_names, missing_text
+from maestro_dist.data.converters.source import (
+    Conversion,
+    Converter,
+    Splits,
+    parse_splits,
+    split_of,
+    table,
+    warn_of_unknown_people,
+)
 from maestro_dist.data.moments import causal_statistics
 from maestro_dist.data.pack import Description, RawSample
 from maestro_dist.errors import ConfigError, DataError
@@ -26,10 +34,10 @@ from maestro_dist.types import Modality
 LABELS = "Improved_All_Combined_hr_rsp_binary.csv"
 SUBJECTS = range(2, 36)
 UNLABELLED = 1
-"""The one person whom the published labels leave out."""
+"""The only person without published labels."""
 FOLDS = 5
 APART_S = 60
-"""Seconds; as published, streams of a person start at most 10 s and end at most 7 s apart, labels end 4 s later."""
+"""Allowed difference of starts and of ends, in seconds. In the published data starts differ by at most 10 s."""
 SPLITS: Splits = {"validation": range(24, 28), "test": range(28, 36)}
 CLASSES = ("no_stress", "stress")
 LICENCE = "MIT"
@@ -41,7 +49,7 @@ CITATION = (
 
 @dataclass(frozen=True)
 class _Kind:
-    """A modality: rate, columns and unit; one unit is `scale` of the file's."""
+    """A modality: rate, columns and unit. Values of the file are multiplied by `scale`."""
 
     rate_hz: int
     variates: int
@@ -60,19 +68,19 @@ KINDS = {
 
 @dataclass(frozen=True)
 class _Stream:
-    """Samples [T, D] of one modality from `start`, in unix seconds."""
+    """Values [T, D] of one modality from `start` on, in unix seconds."""
 
     start: float
     values: np.ndarray
 
     def end(self, rate_hz: int) -> float:
-        """The moment after the last sample, in unix seconds."""
+        """End of the last step, in unix seconds."""
         return self.start + len(self.values) / rate_hz
 
 
 @dataclass(frozen=True)
 class _Session:
-    """One person: streams by modality, and a label for each second from `first`."""
+    """One person: streams by modality, and a label for each second from `first` on."""
 
     subject: int
     streams: dict[str, _Stream]
@@ -80,7 +88,7 @@ class _Session:
     labels: np.ndarray
 
     def span(self) -> tuple[int, int]:
-        """First unix second where labels and all streams exist, and that after the last; the end may come first."""
+        """First unix second with labels and all streams, and the second after the last (first >= end: none)."""
         begin = max(self.first, *(math.ceil(stream.start) for stream in self.streams.values()))
         ends = [stream.end(KINDS[name].rate_hz) for name, stream in self.streams.items()]
         return begin, min(self.first + len(self.labels), *(math.floor(end) for end in ends))
@@ -91,73 +99,82 @@ class _Session:
         return range(begin, end - window + 1, stride)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command line."""
-    parser.add_argument("--window", type=int, default=32, metavar="SECONDS", help="length of a window (default 32)")
-    parser.add_argument(
-        "--stride", "--shift", type=int, default=16, metavar="S", help="seconds between windows (default 16)"
-    )
-    parser.add_argument(
-        "--fold", type=int, metavar="K", help="split by subject: fold K (from 0) is the test, the next one validation"
-    )
-    parser.add_argument("--folds", type=int, metavar="N", help="number of folds (default 5); goes with --fold")
+class StressPredict(Converter):
+    """Signals of a wristband: stress in most of the seconds of a window, or not."""
 
+    name = "stress_predict"
+    reads = "Stress-Predict: Raw_data and Processed_data; a wristband, stress or not"
 
-def from_arguments(source: Path, arguments: argparse.Namespace) -> Conversion:
-    """Parse the source as the options say."""
-    splits = SPLITS
-    if arguments.splits:
-        splits = parse_splits(arguments.splits)
-    if arguments.folds is not None or arguments.fold is not None:
-        if arguments.splits or arguments.fold is None:
-            raise ConfigError("--folds N goes together with --fold K, and --fold K without --splits")
-        splits = fold_splits(FOLDS if arguments.folds is None else arguments.folds, arguments.fold)
-    conversion = convert(source, window_s=arguments.window, stride_s=arguments.stride, splits=splits)
-    return name_strangers(conversion, splits) if arguments.splits else conversion
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Options of windows and folds."""
+        parser.add_argument("--window", type=int, default=32, metavar="SECONDS", help="length of a window (default 32)")
+        parser.add_argument(
+            "--stride", "--shift", type=int, default=16, metavar="S", help="seconds between windows (default 16)"
+        )
+        parser.add_argument(
+            "--fold",
+            type=int,
+            metavar="K",
+            help="split by subject: fold K (from 0) is the test, the next one validation",
+        )
+        parser.add_argument("--folds", type=int, metavar="N", help="number of folds (default 5); goes with --fold")
+
+    def from_arguments(self, source: Path, arguments: argparse.Namespace) -> Conversion:
+        """See `Converter.from_arguments`."""
+        splits = SPLITS
+        if arguments.splits:
+            splits = parse_splits(arguments.splits)
+        if arguments.folds is not None or arguments.fold is not None:
+            if arguments.splits or arguments.fold is None:
+                raise ConfigError("--folds N goes together with --fold K, and --fold K without --splits")
+            splits = fold_splits(FOLDS if arguments.folds is None else arguments.folds, arguments.fold)
+        conversion = self.convert(source, window_s=arguments.window, stride_s=arguments.stride, splits=splits)
+        return warn_of_unknown_people(conversion, splits) if arguments.splits else conversion
+
+    def convert(self, source: Path, *, window_s: int = 32, stride_s: int = 16, splits: Splits = SPLITS) -> Conversion:
+        """Windows of `window_s` seconds every `stride_s` seconds, each modality at its own rate.
+
+        The label is that of most of the window's seconds; as many of each are no stress. The recording of a window is
+        the person's whole session, from the first sample of each stream.
+
+        Raises:
+            ConfigError: a window or stride below 1.
+            DataError: a file is missing, damaged, or does not fit the others.
+        """
+        if window_s < 1 or stride_s < 1:
+            raise ConfigError(f"--window {window_s} --stride {stride_s}: both are 1 or more seconds")
+        sessions, warnings, notes = _read(source)
+        short = [_name(session.subject) for session in sessions if not session.window_starts(window_s, stride_s)]
+        if short:
+            warnings.append(
+                f"people with less than {window_s} s of labelled data, left out ({len(short)}): {join_names(short)}"
+            )
+        description = Description(
+            name="stress_predict",
+            licence=LICENCE,
+            citation=CITATION,
+            source="github.com/italha-d/Stress-Predict-Dataset",
+            task="classification",
+            classes=CLASSES,
+            target="stress in most of the window's seconds",
+            window_s=float(window_s),
+            modalities=tuple(
+                Modality(name, kind.variates, float(kind.rate_hz), kind.rate_hz * window_s, kind.unit)
+                for name, kind in KINDS.items()
+            ),
+            recording=True,
+        )
+        total = sum(len(session.window_starts(window_s, stride_s)) for session in sessions)
+        samples = _samples(sessions, window_s, stride_s, splits)
+        people = frozenset(s.subject for s in sessions if s.window_starts(window_s, stride_s))
+        return Conversion(description, total, samples, people=people, warnings=tuple(warnings), notes=tuple(notes))
 
 
 def fold_splits(folds: int, fold: int) -> Splits:
-    """Subjects by split for one of several folds: fold of a subject = its index in S02..S35 mod `folds`."""
+    """Subjects by split for one of several folds; the fold of a subject is its index in S02 ... S35 mod `folds`."""
     if folds < 3 or not 0 <= fold < folds:
-        raise ConfigError(f"--folds {folds} --fold {fold}: there are 3 folds or more, counted from 0")
+        raise ConfigError(f"--folds {folds} --fold {fold}: use 3 folds or more; --fold counts from 0")
     return {"validation": SUBJECTS[(fold + 1) % folds :: folds], "test": SUBJECTS[fold::folds]}
-
-
-def convert(source: Path, *, window_s: int = 32, stride_s: int = 16, splits: Splits = SPLITS) -> Conversion:
-    """Windows of `window_s` seconds every `stride_s`, each modality at its own rate; majority label (ties: no stress).
-
-    The recording of a window is the person's whole session, from the first sample of each stream.
-
-    Raises:
-        DataError: a file is missing, damaged, or does not fit the others.
-    """
-    if window_s < 1 or stride_s < 1:
-        raise ConfigError(f"--window {window_s} --stride {stride_s}: both are 1 or more seconds")
-    sessions, warnings, notes = _read(source)
-    short = [_name(session.subject) for session in sessions if not session.window_starts(window_s, stride_s)]
-    if short:
-        warnings.append(
-            f"people with less than {window_s} s of labelled data, left out ({len(short)}): {listed(short)}"
-        )
-    description = Description(
-        name="stress_predict",
-        licence=LICENCE,
-        citation=CITATION,
-        source="github.com/italha-d/Stress-Predict-Dataset",
-        task="classification",
-        classes=CLASSES,
-        target="stress in most of the window's seconds",
-        window_s=float(window_s),
-        modalities=tuple(
-            Modality(name, kind.variates, float(kind.rate_hz), kind.rate_hz * window_s, kind.unit)
-            for name, kind in KINDS.items()
-        ),
-        recording=True,
-    )
-    total = sum(len(session.window_starts(window_s, stride_s)) for session in sessions)
-    samples = _samples(sessions, window_s, stride_s, splits)
-    people = frozenset(s.subject for s in sessions if s.window_starts(window_s, stride_s))
-    return Conversion(description, total, samples, people=people, warnings=tuple(warnings), notes=tuple(notes))
 
 
 def _samples(sessions: list[_Session], window: int, stride: int, splits: Splits) -> Iterator[RawSample]:
@@ -195,7 +212,7 @@ def _name(subject: int) -> str:
 
 
 def _role(path: PurePosixPath) -> tuple[int, str] | None:
-    """(subject, modality) of a file `SXX/EDA.csv`."""
+    """Role of a file `SXX/EDA.csv`: (subject, modality)."""
     folder = re.fullmatch(r"S(\d+)", path.parent.name, re.ASCII)
     modality = path.stem.lower()
     return (int(folder[1]), modality) if folder and path.suffix.lower() == ".csv" and modality in KINDS else None
@@ -218,27 +235,29 @@ def _read(source: Path) -> tuple[list[_Session], list[str], list[str]]:
         raise files.error("no SXX/ACC.csv; the source is the folder or archive that holds Raw_data")
     lost = [f"{_name(s)}/{kind.upper()}.csv" for s in sorted(streams) for kind in KINDS if kind not in streams[s]]
     if lost:
-        raise files.error(missing(lost))
+        raise files.error(missing_text(lost))
     sessions = [_Session(subject, found, *labels[subject]) for subject, found in sorted(streams.items())]
     for session in sessions:
         _check_together(session, names)
     warnings = files.warnings()
     absent = [_name(subject) for subject in sorted(labels.keys() - streams.keys())]
     if absent:
-        warnings.append(f"people with labels but without data, left out ({len(absent)}): {listed(absent)}")
+        warnings.append(f"people with labels but without data, left out ({len(absent)}): {join_names(absent)}")
     uncovered = {s.subject: len(s.labels) - max(0, s.span()[1] - s.span()[0]) for s in sessions}
     partly = [f"{_name(subject)} ({seconds:,} s)" for subject, seconds in uncovered.items() if seconds > APART_S]
     if partly:
-        warnings.append(f"people with labels beyond their data, which are left out ({len(partly)}): {listed(partly)}")
+        warnings.append(
+            f"people with labels beyond their data, which are left out ({len(partly)}): {join_names(partly)}"
+        )
     others = [_name(subject) for subject in sorted(unlabelled - {UNLABELLED})]
     if others:
-        warnings.append(f"people with data but without labels, left out ({len(others)}): {listed(others)}")
+        warnings.append(f"people with data but without labels, left out ({len(others)}): {join_names(others)}")
     notes = [f"{_name(UNLABELLED)} has no labels, as published, and is left out"] if UNLABELLED in unlabelled else []
     return sessions, warnings, notes
 
 
 def _check_together(session: _Session, names: dict[tuple[int, str], str]) -> None:
-    """Refuse a person whose streams are not of one recording, or of whose recording one stream lacks a part."""
+    """Raise `DataError` where the streams of a person are not of one recording, or one of them is incomplete."""
     for verb, edges in {
         "starts": {modality: stream.start for modality, stream in session.streams.items()},
         "ends": {modality: stream.end(KINDS[modality].rate_hz) for modality, stream in session.streams.items()},
@@ -249,12 +268,12 @@ def _check_together(session: _Session, names: dict[tuple[int, str], str]) -> Non
         if abs(late) > APART_S:
             raise DataError(
                 f"{names[session.subject, odd]}: it {verb} {abs(late):.0f} s {'after' if late > 0 else 'before'} other "
-                f"streams of {_name(session.subject)}: it was cut short or is of another recording; fetch it again"
+                f"streams of {_name(session.subject)}: it is incomplete or of another recording; fetch it again"
             )
 
 
 def _read_labels(files: SourceFiles) -> dict[int, tuple[int, np.ndarray]]:
-    """First second and labels by the second, for each participant."""
+    """First second, and the label of each second, for each participant."""
     found = list(files.read(lambda path: True if path.name == LABELS else None))
     if not found:
         raise files.error(f"{LABELS} is missing; the source is what holds Raw_data and Processed_data")

@@ -14,8 +14,16 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from maestro_dist.data.converters.files import SourceFiles, listed, missing
-from maestro_dist.data.converters.source import Conversion, Splits, name_strangers, parse_splits, split_of, table
+from maestro_dist.data.converters.files import SourceFiles, join_names, missing_text
+from maestro_dist.data.converters.source import (
+    Conversion,
+    Converter,
+    Splits,
+    parse_splits,
+    split_of,
+    table,
+    warn_of_unknown_people,
+)
 from maestro_dist.data.moments import causal_statistics
 from maestro_dist.data.pack import Description, RawSample
 from maestro_dist.errors import ConfigError, DataError
@@ -48,12 +56,12 @@ NOTICE = (
 )
 
 _STREAM = re.compile(r"(acc|gyro)_exp(\d+)_user(\d+)\.txt", re.ASCII)
-_LABELS = "labels", 0  # stands beside (sensor, experiment)
+_LABELS = "labels", 0  # the role of labels.txt; other files have (sensor, experiment)
 
 
 @dataclass(frozen=True)
-class _Segment:
-    """Rows `start` <= row < `end` of one experiment with one label (0-based)."""
+class _LabelledSegment:
+    """Rows `start` <= row < `end` of an experiment, with one label; all numbers from 0."""
 
     experiment: int
     user: int
@@ -62,59 +70,66 @@ class _Segment:
     end: int
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command line."""
-    parser.add_argument("--modalities", choices=("sensors", "axes"), default="sensors", help="acc, gyro; or six axes")
-    parser.add_argument("--window", type=int, default=128, metavar="STEPS", help="steps a window (default 128)")
-    parser.add_argument(
-        "--stride", "--shift", type=int, default=64, metavar="N", help="steps between windows (default 64)"
-    )
+class UciHapt(Converter):
+    """Accelerometer and gyroscope of a phone at the waist: activities and the changes between postures."""
 
+    name = "uci_hapt"
+    reads = "UCI HAPT (data set 341): RawData; accelerometer and gyroscope of a phone, 12 activities"
 
-def from_arguments(source: Path, arguments: argparse.Namespace) -> Conversion:
-    """Parse the source as the options say."""
-    splits = parse_splits(arguments.splits) if arguments.splits else SPLITS
-    conversion = convert(
-        source, modalities=arguments.modalities, window=arguments.window, stride=arguments.stride, splits=splits
-    )
-    return name_strangers(conversion, splits) if arguments.splits else conversion
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Options of windows and modalities."""
+        parser.add_argument(
+            "--modalities", choices=("sensors", "axes"), default="sensors", help="acc, gyro; or six axes"
+        )
+        parser.add_argument("--window", type=int, default=128, metavar="STEPS", help="steps a window (default 128)")
+        parser.add_argument(
+            "--stride", "--shift", type=int, default=64, metavar="N", help="steps between windows (default 64)"
+        )
 
+    def from_arguments(self, source: Path, arguments: argparse.Namespace) -> Conversion:
+        """See `Converter.from_arguments`."""
+        splits = parse_splits(arguments.splits) if arguments.splits else SPLITS
+        conversion = self.convert(
+            source, modalities=arguments.modalities, window=arguments.window, stride=arguments.stride, splits=splits
+        )
+        return warn_of_unknown_people(conversion, splits) if arguments.splits else conversion
 
-def convert(
-    source: Path, *, modalities: str = "sensors", window: int = 128, stride: int = 64, splits: Splits = SPLITS
-) -> Conversion:
-    """Windows of `window` steps every `stride` steps inside each labelled segment; a window never crosses a label.
+    def convert(
+        self, source: Path, *, modalities: str = "sensors", window: int = 128, stride: int = 64, splits: Splits = SPLITS
+    ) -> Conversion:
+        """Windows of `window` steps every `stride` steps inside each labelled segment; a window has one label.
 
-    `modalities`: "sensors" (acc, gyro; 3 variates each) or "axes" (acc_x ... gyro_z; one variate each). The recording
-    of a window is its experiment, from its first row, labelled or not.
+        `modalities`: "sensors" (acc, gyro; 3 variates each) or "axes" (acc_x ... gyro_z; one variate each). The
+        recording of a window is its experiment, from the first row on, labelled or not.
 
-    Raises:
-        DataError: a file is missing, damaged, or does not fit the others.
-    """
-    if window < 1 or stride < 1:
-        raise ConfigError(f"--window {window} --stride {stride}: both are 1 or more steps")
-    streams, segments, warnings = _read(source)
-    spans = [(s, start) for s in segments for start in range(s.start, s.end - window + 1, stride)]
-    names = [name for sensor in UNITS for name in _names(sensor, modalities)]
-    description = Description(
-        name="uci_hapt",
-        licence=LICENCE,
-        citation=CITATION,
-        source="UCI Machine Learning Repository, data set 341 (HAPT), RawData",
-        task="classification",
-        classes=CLASSES,
-        target="activity or postural transition",
-        window_s=window / RATE_HZ,
-        modalities=tuple(
-            Modality(name, 3 if modalities == "sensors" else 1, RATE_HZ, window, UNITS[name.partition("_")[0]])
-            for name in names
-        ),
-        recording=True,
-        notice=NOTICE,
-    )
-    samples = _samples(streams, spans, modalities, window, splits)
-    people = frozenset(segment.user for segment, _ in spans)
-    return Conversion(description, len(spans), samples, people=people, warnings=tuple(warnings))
+        Raises:
+            ConfigError: a window or stride below 1.
+            DataError: a file is missing, damaged, or does not fit the others.
+        """
+        if window < 1 or stride < 1:
+            raise ConfigError(f"--window {window} --stride {stride}: both are 1 or more steps")
+        streams, segments, warnings = _read(source)
+        spans = [(s, start) for s in segments for start in range(s.start, s.end - window + 1, stride)]
+        names = [name for sensor in UNITS for name in _names(sensor, modalities)]
+        description = Description(
+            name="uci_hapt",
+            licence=LICENCE,
+            citation=CITATION,
+            source="UCI Machine Learning Repository, data set 341 (HAPT), RawData",
+            task="classification",
+            classes=CLASSES,
+            target="activity or postural transition",
+            window_s=window / RATE_HZ,
+            modalities=tuple(
+                Modality(name, 3 if modalities == "sensors" else 1, RATE_HZ, window, UNITS[name.partition("_")[0]])
+                for name in names
+            ),
+            recording=True,
+            notice=NOTICE,
+        )
+        samples = _samples(streams, spans, modalities, window, splits)
+        people = frozenset(segment.user for segment, _ in spans)
+        return Conversion(description, len(spans), samples, people=people, warnings=tuple(warnings))
 
 
 def _names(sensor: str, modalities: str) -> list[str]:
@@ -123,7 +138,7 @@ def _names(sensor: str, modalities: str) -> list[str]:
 
 def _samples(
     streams: dict[tuple[str, int], np.ndarray],
-    spans: list[tuple[_Segment, int]],
+    spans: list[tuple[_LabelledSegment, int]],
     modalities: str,
     window: int,
     splits: Splits,
@@ -156,15 +171,15 @@ def _samples(
 
 
 def _role(path: PurePosixPath) -> tuple[str, int] | None:
-    """What a file is: the labels, or (sensor, experiment)."""
+    """Role of a file: the labels, or (sensor, experiment)."""
     if path.name == "labels.txt":
         return _LABELS
     match = _STREAM.fullmatch(path.name)
     return (match[1], int(match[2])) if match else None
 
 
-def _read(source: Path) -> tuple[dict[tuple[str, int], np.ndarray], list[_Segment], list[str]]:
-    """Streams [T, 3] by sensor and experiment, the labelled segments, and warnings."""
+def _read(source: Path) -> tuple[dict[tuple[str, int], np.ndarray], list[_LabelledSegment], list[str]]:
+    """Streams [T, 3] by (sensor, experiment), the labelled segments, and warnings."""
     streams: dict[tuple[str, int], np.ndarray] = {}
     users: dict[int, tuple[int, str]] = {}
     labels: tuple[str, np.ndarray] | None = None
@@ -178,12 +193,12 @@ def _read(source: Path) -> tuple[dict[tuple[str, int], np.ndarray], list[_Segmen
         assert match is not None
         user, other = users.setdefault(role[1], (int(match[3]), name))
         if user != int(match[3]):
-            raise DataError(f"{name}: {other} says that experiment {role[1]} is of user {user}; leave one of them")
+            raise DataError(f"{name}: {other} says that experiment {role[1]} is of user {user}; keep one of them")
     if labels is None:
         raise files.error("no labels.txt; the source is the folder or archive that holds RawData")
     name, rows = labels
     if (rows % 1).any():
-        raise DataError(f"{name}: row {int(np.argmax((rows % 1).any(axis=1))) + 1} is not of whole numbers")
+        raise DataError(f"{name}: row {int(np.argmax((rows % 1).any(axis=1))) + 1} has a number that is not whole")
     named = {(row[0], row[1]) for row in rows.astype(np.int64).tolist()}
     lost = [
         f"{sensor}_exp{experiment:02d}_user{user:02d}.txt"
@@ -192,7 +207,7 @@ def _read(source: Path) -> tuple[dict[tuple[str, int], np.ndarray], list[_Segmen
         if (sensor, experiment) not in streams
     ]
     if lost:
-        raise files.error(f"{missing(lost)}, but labels.txt has rows of it; fetch it again")
+        raise files.error(f"{missing_text(lost)}, but labels.txt has rows of it; fetch it again")
     segments = []
     for number, (experiment, user, activity, first, last) in enumerate(rows.astype(np.int64).tolist(), start=1):
         steps = {len(streams[sensor, experiment]) for sensor in UNITS}
@@ -201,10 +216,10 @@ def _read(source: Path) -> tuple[dict[tuple[str, int], np.ndarray], list[_Segmen
         fits = 0 <= first <= last < steps.pop() and 1 <= activity <= len(CLASSES) and users[experiment][0] == user
         if not fits:
             raise DataError(f"{name}: row {number} does not fit experiment {experiment} (user, activity or rows)")
-        segments.append(_Segment(experiment, user, activity - 1, first, last + 1))
+        segments.append(_LabelledSegment(experiment, user, activity - 1, first, last + 1))
     warnings = files.warnings()
     unlabelled = sorted(users.keys() - {experiment for experiment, _ in named})
     if unlabelled:
-        which = listed([f"exp{experiment:02d} (user{users[experiment][0]:02d})" for experiment in unlabelled])
+        which = join_names([f"exp{experiment:02d} (user{users[experiment][0]:02d})" for experiment in unlabelled])
         warnings.append(f"experiments without a row in labels.txt, left out ({len(unlabelled)}): {which}")
     return streams, segments, warnings

@@ -19,10 +19,10 @@ from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import ConfigError
 from maestro_dist.evaluation import Evaluation, Predictions, Scenario
-from maestro_dist.evaluation.split import scenarios_of
+from maestro_dist.evaluation.split import EvaluationPlan
 from maestro_dist.evaluation.table import results_table
 from maestro_dist.task.base import higher_is_better
-from maestro_dist.task.classification import Classification
+from maestro_dist.task.classification import ClassificationTask
 from maestro_dist.tracking.client import client, short
 from maestro_dist.tracking.run import close_run, find_run, open_run, tracking_uri
 
@@ -83,10 +83,10 @@ def fit_and_test(model: str, config: Config, baseline: BaselineConfig) -> int:
 
 
 def evaluate(
-    answers: Answers, test: Windows, names: np.ndarray, task: Classification, rates: Any, draws: Any, split: str
+    answers: Answers, test: Windows, names: np.ndarray, task: ClassificationTask, rates: Any, draws: Any, split: str
 ) -> Evaluation:
     """Metrics of each (rate, draw), with the masks of the project's own evaluation."""
-    plan = scenarios_of(rates, draws)
+    plan = EvaluationPlan(split, rates, draws).scenarios
     masks = [evaluated(test, rate, draw) for rate, draw in plan]
     scenarios, logits = [], []
     for (rate, draw), mask in zip(plan, masks, strict=True):
@@ -121,7 +121,7 @@ def _fit(
     train: Windows,
     validation: Windows,
     baseline: BaselineConfig,
-    task: Classification,
+    task: ClassificationTask,
     config: Config,
     metric: str,
 ) -> Any:
@@ -154,9 +154,9 @@ def _windows(config: Config, manifest: Manifest, split: str) -> Windows:
     return read_windows(source_of(config.data.url, manifest, modalities, split, config.data))
 
 
-def _task(config: Config, manifest: Manifest) -> Classification:
+def _task(config: Config, manifest: Manifest) -> ClassificationTask:
     counts = manifest.split(config.data.train).class_counts
-    return Classification(config.task, classes=manifest.classes, class_counts=counts)
+    return ClassificationTask(config.task, classes=manifest.classes, class_counts=counts)
 
 
 def _log(uri: str, run_id: str, metrics: dict[str, float]) -> None:

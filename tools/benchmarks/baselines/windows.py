@@ -12,7 +12,7 @@ from maestro_dist import rng
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.missing import evaluation_mask
 from maestro_dist.data.reader import SplitSource, presence
-from maestro_dist.data.roster import roster
+from maestro_dist.data.subjects import keys_and_subjects
 from maestro_dist.errors import ConfigError
 from maestro_dist.types import Modality
 
@@ -59,8 +59,8 @@ def read_windows(source: SplitSource) -> Windows:
                 values[name][number] = array
             for name, pair in sample.recording.items():
                 recording[name][number] = pair
-    present = presence(source.url, manifest, modalities, source.split)
-    key, subject = roster(source)
+    present = presence(source)
+    key, subject = keys_and_subjects(source)
     names = tuple(m.name for m in modalities)
     always = np.array([m.always for m in modalities])
     return Windows(names, values, present, always, target, key, subject, recording)

@@ -1,4 +1,4 @@
-"""The shards of a split, opened: their indexes in memory, and as many open files as there may be."""
+"""The open shards of a split: their indexes in memory, and a limited number of open files."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pathlib import Path
 import numpy as np
 
 from maestro_dist.config.schema import DataConfig
-from maestro_dist.data.cache import Identity, Tell, identity, local_shard
-from maestro_dist.data.index import HEADER, load_index
 from maestro_dist.data.manifest import Shard
+from maestro_dist.data.shard_cache import FileIdentity, Heartbeat, file_identity, local_shard
+from maestro_dist.data.shard_index import HEADER, load_index
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import StorageError
 
-_INDEX_BYTES = 256 << 20  # indexes that a reader keeps, besides those of the shards that are shuffled among each other
+_INDEX_BYTES = 256 << 20  # memory for indexes, besides those of the shards that are shuffled together
 _MOST_FILES = 1024
 
 
 @dataclass
 class OpenShard:
-    """A shard's index; for each of its samples, offset and size of each member [N, K]. `file` is what was verified."""
+    """A shard with its index: offset and size of each member of each sample, [N, K]. `file`: the verified file."""
 
     position: int
     name: str
@@ -34,24 +34,31 @@ class OpenShard:
     offsets: np.ndarray
     sizes: np.ndarray
     path: Path
-    file: Identity
+    file: FileIdentity
 
     @property
     def bytes(self) -> int:
-        """Memory that it takes, about."""
+        """Approximate memory of the index."""
         return self.offsets.nbytes + self.sizes.nbytes + sum(64 + len(key) for key in self.keys)
 
 
 class OpenShards:
-    """Opens shards when they are first asked for; each is loaded and verified once, as long as memory allows.
+    """Opens a shard at its first use, and loads its index and verifies it once, as long as memory allows.
 
-    A file that was closed for others is opened again without that, unless it has changed. Not for several threads.
+    A file that was closed to open another one is opened again without verification, unless it has changed. Only one
+    thread at a time may use it.
     """
 
     def __init__(
-        self, storage: Storage, shards: Sequence[Shard], members: Sequence[str], config: DataConfig, tell: Tell
+        self,
+        storage: Storage,
+        shards: Sequence[Shard],
+        members: Sequence[str],
+        config: DataConfig,
+        heartbeat: Heartbeat,
     ) -> None:
-        self._storage, self._shards, self._members, self._config, self._tell = storage, shards, members, config, tell
+        self._storage, self._shards, self._members = storage, shards, members
+        self._config, self._heartbeat = config, heartbeat
         self._fewest = 0
         self.keep(config.shuffle_shards)
         self._opened: OrderedDict[int, OpenShard] = OrderedDict()
@@ -65,9 +72,9 @@ class OpenShards:
             os.close(self._files.popitem()[1])
 
     def keep(self, shards: int) -> None:
-        """Say that a batch has samples of this many shards, so that these stay.
+        """Keep at least this many shards, those of one batch, in memory.
 
-        Besides those of a window: where one ends and the next one begins, a batch has samples of both.
+        They are added to the shards that are shuffled together, because a batch may have samples of two such groups.
         """
         self._fewest = max(self._fewest, shards + self._config.shuffle_shards)
 
@@ -75,7 +82,7 @@ class OpenShards:
         """A shard by its position in the split.
 
         Raises:
-            DataError: shard or index is missing, damaged, or not what the manifest says.
+            DataError: shard or index is missing, damaged, or differs from the manifest.
             StorageError: it cannot be read.
         """
         found = self._opened.get(position)
@@ -83,7 +90,7 @@ class OpenShards:
             self._opened.move_to_end(position)
             return found
         shard = self._shards[position]
-        self._tell(f"opening {self._storage.name(shard.path)}")
+        self._heartbeat(f"opening {self._storage.name(shard.path)}")
         index = load_index(self._storage, shard)
         offsets, sizes = index.columns(self._members)
         small = np.min_scalar_type(shard.bytes)  # 4 bytes a number instead of 8, for shards below 4 GiB
@@ -106,21 +113,21 @@ class OpenShards:
         return found
 
     def renewed(self, shard: OpenShard) -> bool:
-        """Whether the file of a shard had changed since it was verified; it is verified (or fetched) again then.
+        """Whether the file of a shard has changed since it was verified; then verify (or download) it again.
 
-        Raises as `get` does.
+        Raises what `get` raises.
         """
         try:
-            if identity(shard.path.stat()) == shard.file:
+            if file_identity(shard.path.stat()) == shard.file:
                 return False
-        except OSError:  # gone, say: it will be fetched again, or named
+        except OSError:  # for instance removed: downloaded again, or an error
             pass
         self._close(shard.position)
         self._verify(shard)
         return True
 
     def read(self, shard: OpenShard, row: int, column: int) -> bytes:
-        """Header and content of a member; fewer bytes where the file ends before.
+        """Header and content of a member; fewer bytes where the file ends earlier.
 
         Raises:
             StorageError: the file cannot be read.
@@ -130,7 +137,7 @@ class OpenShards:
         try:
             return _read(self._file(shard), length, offset)
         except OSError:
-            self._close(shard.position)  # a file of a network disk may have to be opened anew (ESTALE)
+            self._close(shard.position)  # a file on a network disk may need to be opened again (ESTALE)
         try:
             return _read(self._file(shard), length, offset)
         except OSError as error:
@@ -140,14 +147,14 @@ class OpenShards:
     def _verify(self, shard: OpenShard) -> None:
         config = self._config
         entry = self._shards[shard.position]
-        shard.path = local_shard(self._storage, entry, config.cache, config.verify, self._tell)
+        shard.path = local_shard(self._storage, entry, config.cache, config.verify, self._heartbeat)
         try:
-            shard.file = identity(shard.path.stat())
+            shard.file = file_identity(shard.path.stat())
         except OSError as error:
             raise StorageError(f"cannot read {shard.path}: {error.strerror or error}") from error
 
     def _file(self, shard: OpenShard) -> int:
-        """The open file of a shard, checked to be the one that was verified."""
+        """The open file of a shard; it is the file that was verified."""
         position = shard.position
         if position in self._files:
             self._files.move_to_end(position)
@@ -164,7 +171,7 @@ class OpenShards:
     def _same_file(self, shard: OpenShard) -> int | None:
         with suppress(FileNotFoundError):
             opened = self._opened_file(shard.path)
-            if identity(os.fstat(opened)) == shard.file:
+            if file_identity(os.fstat(opened)) == shard.file:
                 return opened
             os.close(opened)
         return None
@@ -175,7 +182,7 @@ class OpenShards:
         except OSError as error:
             if error.errno != errno.EMFILE or not self._files:
                 raise
-            self._most_files = max(1, len(self._files) // 2)  # others of this process need more than was left to them
+            self._most_files = max(1, len(self._files) // 2)  # other code of this process needs more files
             while len(self._files) >= self._most_files:
                 os.close(self._files.popitem(last=False)[1])
             return os.open(path, os.O_RDONLY)
@@ -186,7 +193,7 @@ class OpenShards:
 
 
 def _read(file: int, length: int, offset: int) -> bytes:
-    """All bytes up to the file's end: a system call gives 2 GiB at most, and may give less."""
+    """`length` bytes, fewer at the end of the file. One system call reads at most 2 GiB, perhaps less."""
     data = os.pread(file, length, offset)
     if len(data) == length:
         return data
@@ -197,6 +204,6 @@ def _read(file: int, length: int, offset: int) -> bytes:
 
 
 def _files_allowed() -> int:
-    """A quarter of what this process may open: there may be a reader for training and one for an evaluation."""
+    """A quarter of the files that this process may open: training and evaluation each have a reader."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _MOST_FILES if soft == resource.RLIM_INFINITY else max(8, min(_MOST_FILES, soft // 4))

@@ -1,8 +1,8 @@
-"""Values by sign and octave: in one pass and little memory, what tells the bulk of a stream from absurd numbers in it.
+"""Find outliers with a histogram of values by sign and power of two, in one pass and little memory.
 
-A placeholder for "no value" (-9999) or a broken reading (1e30) in a few samples may make a standard deviation a
-thousand times too large, and then no model sees the rest. Heavy tails and rare bursts are signal and are left alone:
-they lie close to the bulk, or numbers in between lead there. Between the bulk and absurd numbers there is nothing.
+A placeholder for "no value" (-9999) or a broken reading (1e30) in a few samples can make the standard deviation a
+thousand times too large; the model then sees nothing of the other values. Only values that are separated from the bulk
+of all values by a wide empty gap are outliers. Heavy tails and rare bursts have no such gap; they are signal.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-_MIDDLE = 255  # the bin of 0; negative numbers are below it, the largest first
+_MIDDLE = 255  # the bin of 0; negative numbers have lower bins, the largest of them the lowest
 _BINS = 2 * _MIDDLE + 1
-_MANTISSA_BITS = 23  # of a float32 number; above them are 8 bits of exponent and the sign
+_MANTISSA_BITS = 23  # of a float32 number; 8 exponent bits and the sign follow
 
-_AT_ONCE = 1 << 14  # numbers that wait before they are counted: a small window is not worth the calls
+_AT_ONCE = 1 << 14  # values that are collected before they are counted, to save calls for small windows
 
 _FEW = 0.1
-"""The bulk begins as what lies between the first and the last tenth of the values."""
+"""The bulk starts as the values between the 10 % and the 90 % quantile, and then grows."""
 
 _SMALL_GAP, _GAP = 20.0, 1000.0
-"""How many times the bulk's width must lie empty before what comes next is absurd: the small one is enough for one
-repeated number (a placeholder), and for numbers that inflate the deviation hugely."""
+"""Empty gap, in widths of the bulk, beyond which values are outliers. The small gap is enough for one repeated number
+(a placeholder), and for values that make the standard deviation more than `_HUGE` times larger."""
 
 _INFLATION, _HUGE = 10.0, 1e4
-"""Absurd numbers are of consequence where they make the standard deviation so many times that of the bulk."""
+"""Outliers are reported where the standard deviation with them is `_INFLATION` times that of the bulk."""
 
 
 class Bulk(NamedTuple):
-    """The ends of a bulk, its mean and its (population) standard deviation."""
+    """Smallest and largest value of the bulk, its mean and its (population) standard deviation."""
 
     low: float
     high: float
@@ -38,16 +38,16 @@ class Bulk(NamedTuple):
     std: float
 
 
-class Absurd(NamedTuple):
-    """Numbers far outside a bulk: in how many windows, how many, and the one that is largest in size."""
+class FarValues(NamedTuple):
+    """Values far outside a bulk: in how many windows, how many values, and the one with the largest size."""
 
     windows: int
     numbers: int
     largest: float
 
 
-class Spread:
-    """Count, mean, M2 and ends of each bin of each variate, and the ends of each window. Order does not matter."""
+class ValueHistogram:
+    """Count, mean, M2, minimum and maximum of each bin of each variate, and the bins of each window's extremes."""
 
     def __init__(self, variates: int) -> None:
         shape = (variates, _BINS)
@@ -59,14 +59,14 @@ class Spread:
         self._size = 0
 
     def add(self, window: np.ndarray) -> None:
-        """Add a window float32 [T, D]; NaN is no value."""
-        self._waiting.append(window.copy())  # who made it may use its memory again
+        """Add a window float32 [T, D]; NaN is ignored."""
+        self._waiting.append(window.copy())  # the caller may reuse its memory
         self._size += window.size
         if self._size >= max(_AT_ONCE, self.count.size):
             self._count()
 
     def bulk(self, variate: int) -> Bulk | None:
-        """Where the values of a variate are, without absurd ones; None where there are no values."""
+        """The values of a variate without outliers; None where there are no values."""
         self._count()
         count = self.count[variate]
         if not count.any():
@@ -76,9 +76,11 @@ class Spread:
         first, last = np.searchsorted(ranks, [edge, ranks[-1] - edge - 1], side="right")
         return self._around(variate, self.low[variate, first], self.high[variate, last])
 
-    def absurd(self, variate: int, bulk: Bulk) -> Absurd | None:
-        """Values of a variate that are far outside `bulk`, of these or of other windows; None where there are none, or
-        where they do not matter."""
+    def far_values(self, variate: int, bulk: Bulk) -> FarValues | None:
+        """Values of a variate that lie far outside `bulk`, which may be that of another split.
+
+        None where there are none, or where they hardly change the standard deviation.
+        """
         self._count()
         around = self._around(variate, bulk.low, bulk.high)
         there = self.count[variate] > 0
@@ -90,16 +92,16 @@ class Spread:
         inside = np.flatnonzero(there & ~outside)
         first, last = (inside[0], inside[-1]) if len(inside) else (_BINS, -1)
         windows = sum(n for (a, b), n in self.windows[variate].items() if a < first or b > last)
-        return Absurd(windows, int(self.count[variate, outside].sum()), float(ends[np.abs(ends).argmax()]))
+        return FarValues(windows, int(self.count[variate, outside].sum()), float(ends[np.abs(ends).argmax()]))
 
     def _around(self, variate: int, low: float, high: float) -> Bulk:
-        """The range from `low` to `high`, and what belongs to it."""
+        """The bulk that grows from the range `low` ... `high`."""
         near = self._grown(variate, low, high, _SMALL_GAP)
         whole = self._of(variate, self.count[variate] > 0)
         return near if whole.std >= _HUGE * near.std > 0 else self._grown(variate, low, high, _GAP)
 
     def _grown(self, variate: int, low: float, high: float, gap: float) -> Bulk:
-        """The range, and what lies within `gap` of its widths; the nearest comes first."""
+        """The range, extended bin by bin, nearest first, while the gap is at most `gap` times its width."""
         there = np.flatnonzero(self.count[variate])
         lows, highs = self.low[variate, there], self.high[variate, there]
         repeated = (lows == highs) & (self.count[variate, there] > 1)
@@ -107,7 +109,7 @@ class Spread:
         while True:
             gaps = np.maximum(low - highs, lows - high)  # negative inside
             outside = (lows < low) | (highs > high)
-            # values that are all the same have no width to measure by: what is next to them is a signal that is rare
+            # a range of equal values has no width to compare with: its neighbours are rare signal
             near = outside & ((gaps <= allowed * (high - low)) | (low == high))
             if not near.any():
                 break
@@ -119,7 +121,7 @@ class Spread:
         return Bulk(float(low), float(high), mean, std)
 
     def _of(self, variate: int, bins: np.ndarray) -> Bulk:
-        """The values of some bins, bool [_BINS]."""
+        """Statistics of the values in some bins, bool [_BINS]."""
         count, mean = self.count[variate, bins], self.mean[variate, bins]
         total = max(1, int(count.sum()))
         centre = float((count * mean).sum() / total)
@@ -128,7 +130,7 @@ class Spread:
         return Bulk(float(low), float(high), centre, float(np.sqrt(m2 / total)))
 
     def _count(self) -> None:
-        """Count the windows that wait."""
+        """Count the collected windows."""
         windows, self._waiting, self._size = self._waiting, [], 0
         if not windows:
             return
@@ -154,16 +156,16 @@ class Spread:
 
 
 _BIN_OF = np.concatenate((_MIDDLE + np.arange(256), _MIDDLE - np.arange(256)))
-"""Bin by sign and exponent bits."""
+"""Number of the bin, by sign and exponent bits."""
 
 
 def _bin_of(values: np.ndarray) -> np.ndarray:
-    """Number of the bin of each float32 value, int64; that of a NaN means nothing."""
+    """Number of the bin of each float32 value, int64; undefined for NaN."""
     return _BIN_OF[np.ascontiguousarray(values, dtype=np.float32).view(np.uint32) >> _MANTISSA_BITS]
 
 
 def _ends(windows: list[np.ndarray]) -> list[list[tuple[int, int]]]:
-    """By variate, the bins of the smallest and the largest value of each window that has any."""
+    """For each variate, the bins of the smallest and the largest value of each window with values."""
     lows = np.stack([np.fmin.reduce(window, axis=0) for window in windows])
     highs = np.stack([np.fmax.reduce(window, axis=0) for window in windows])
     there = ~np.isnan(lows)

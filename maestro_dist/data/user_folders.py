@@ -1,4 +1,4 @@
-"""Folders of this user on this machine, also where there is no home that can be written to."""
+"""Folders of this user on this machine, also where the home folder cannot be written."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ _FOLDER = Path(".cache", "maestro_dist")
 
 
 @cache
-def own_folder(name: str) -> Path:
-    """`~/.cache/maestro_dist/<name>`, made if need be; below the temporary folder where that cannot be written to.
+def user_folder(name: str) -> Path:
+    """`~/.cache/maestro_dist/<name>`, or a folder in the temporary folder where that cannot be written.
 
-    The latter belongs to this user alone, is the same for all of the user's processes, and is said once a process.
+    The folder is created if necessary. The temporary one is private to this user, the same for all processes of the
+    user, and logged once in each process.
 
     Raises:
-        OSError: neither can be written to.
+        OSError: neither can be written.
     """
     try:
         home = Path.home() / _FOLDER / name
         _writable(home)
         return home
-    except (OSError, RuntimeError) as error:  # the latter: nobody knows where the home is
+    except (OSError, RuntimeError) as error:  # RuntimeError: the home folder is unknown
         reason = error
     base = Path(tempfile.gettempdir(), f"maestro_dist-{os.getuid()}")
     base.mkdir(mode=0o700, exist_ok=True)
-    if base.is_symlink() or base.stat().st_uid != os.getuid():  # somebody else has taken the name
+    if base.is_symlink() or base.stat().st_uid != os.getuid():  # another user owns the name
         base = Path(tempfile.mkdtemp(prefix="maestro_dist-"))
     _writable(base / name)
     _LOG.warning("%s; using %s instead", reason, base / name)
@@ -38,5 +39,5 @@ def own_folder(name: str) -> Path:
 
 def _writable(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):  # rights alone do not tell of a file system that is read-only
+    with tempfile.TemporaryFile(dir=folder):  # permissions do not show a read-only file system
         pass

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import SIZES, describe
+from tiny import SIZES, describe, source_of
 
 from maestro_dist.config.learning import MissingConfig
 from maestro_dist.config.schema import DataConfig
-from maestro_dist.data import cache, shards
+from maestro_dist.data import open_shards, shard_cache
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.pack import RawSample, pack
 from maestro_dist.data.reader import SplitSource
-from maestro_dist.data.stream import TrainStream
+from maestro_dist.data.stream import DataRank, TrainSchedule, TrainStream
 from maestro_dist.errors import DataError, StorageError
 from maestro_dist.parallel.failure import report_of
 from maestro_dist.types import Modality
@@ -43,24 +43,21 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often indexes are loaded and files hashed from now on."""
+    """Counts from now on how often indexes are loaded and files are hashed."""
     count: Counter[str] = Counter()
 
     def counting(module: Any, name: str) -> None:
         call = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, **k: (count.update([name]), call(*a, **k))[1])
 
-    counting(shards, "load_index")
-    counting(cache, "_sha256")
+    counting(open_shards, "load_index")
+    counting(shard_cache, "_sha256")
     return count
 
 
 def stream(url: str, batch: int = 12, **config: Any) -> TrainStream:
-    manifest = load_manifest(url)
-    return TrainStream(
-        url, manifest, DataConfig(url=url, **config), manifest.select(None), seed=3, global_batch=batch,
-        micro_batch=None, rank=0, ranks=1, curriculum=MissingConfig(max_rate=0.0), total_steps=20,
-    )  # fmt: skip
+    schedule = TrainSchedule(seed=3, global_batch=batch, total_steps=20, curriculum=MissingConfig(max_rate=0.0))
+    return TrainStream(source_of(url, config=DataConfig(url=url, **config)), schedule, DataRank())
 
 
 def values(batches: Any) -> list[tuple[list[int], float]]:
@@ -73,9 +70,9 @@ def values(batches: Any) -> list[tuple[list[int], float]]:
 def test_an_index_is_loaded_and_a_shard_verified_once(
     many: str, window: int, counted: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "_checked", set())
-    monkeypatch.setattr(shards, "_INDEX_BYTES", 0)
-    monkeypatch.setattr(shards, "_files_allowed", lambda: 8)
+    monkeypatch.setattr(shard_cache, "_checked", set())
+    monkeypatch.setattr(open_shards, "_INDEX_BYTES", 0)
+    monkeypatch.setattr(open_shards, "_files_allowed", lambda: 8)
     assert len(list(stream(many, shuffle_shards=window).batches(0, SHARDS))) == 13
     assert counted == {"load_index": SHARDS, "_sha256": SHARDS}
 
@@ -86,8 +83,8 @@ def test_indexes_stay_for_the_next_epoch_where_there_is_room(many: str, counted:
 
 
 def test_indexes_and_files_are_bounded(many: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards.resource, "getrlimit", lambda which: (40, 40))
-    monkeypatch.setattr(shards, "_INDEX_BYTES", 10_000)
+    monkeypatch.setattr(open_shards.resource, "getrlimit", lambda which: (40, 40))
+    monkeypatch.setattr(open_shards, "_INDEX_BYTES", 10_000)
     manifest = load_manifest(many)
     config = DataConfig(url=many, shuffle_shards=2)
     with closing(SplitSource(many, manifest, config, tuple(manifest.select(None)), "train").open()) as reader:
@@ -119,7 +116,7 @@ def test_files_are_closed_for_others_where_there_are_too_many(many: str, monkeyp
 
 
 def test_members_are_whole_where_the_system_gives_them_in_parts(packed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It gives 2 GiB at most at a time."""
+    """The system call reads at most 2 GiB at a time."""
     expected, really = values(stream(packed).batches(0, N)), os.pread
     monkeypatch.setattr(os, "pread", lambda file, length, offset: really(file, min(length, 1000), offset))
     assert values(stream(packed).batches(0, N)) == expected
@@ -149,7 +146,7 @@ def test_a_disk_that_fails_is_not_bad_data(packed: str, number: int, monkeypatch
 def test_a_cached_copy_that_changes_under_a_reader_is_fetched_again(
     packed: str, samples: list[RawSample], damage: str, open_files: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "_files_allowed", lambda: open_files)
+    monkeypatch.setattr(open_shards, "_files_allowed", lambda: open_files)
     url = f"memory://{uuid.uuid4()}/set"
     pack(url, describe(), samples, shard_bytes=20_000)
     batches = stream(url, cache=str(tmp_path), prefetch=1, shuffle_shards=20).batches(0, 2 * N)
@@ -175,11 +172,13 @@ def test_an_index_with_numbers_beyond_32_bits(packed: str, monkeypatch: pytest.M
     """Offsets and sizes keep 4 bytes each only where that is enough."""
     manifest = load_manifest(packed)
     shard, size = manifest.splits["train"].shards[0], 5 << 30
-    index = shards.load_index(shards.Storage(packed), shard)
+    index = open_shards.load_index(open_shards.Storage(packed), shard)
     index.offsets[0, 0], index.sizes[0, 0] = size - 3_000_000_000, 2_999_999_999
-    monkeypatch.setattr(shards, "load_index", lambda *_: index)
-    monkeypatch.setattr(shards, "local_shard", lambda *_: Path(packed, shard.path))
+    monkeypatch.setattr(open_shards, "load_index", lambda *_: index)
+    monkeypatch.setattr(open_shards, "local_shard", lambda *_: Path(packed, shard.path))
     entry = shard.model_copy(update={"bytes": size})
-    opened = shards.OpenShards(shards.Storage(packed), [entry], index.members, DataConfig(), lambda what: None)
+    opened = open_shards.OpenShards(
+        open_shards.Storage(packed), [entry], index.members, DataConfig(), lambda what: None
+    )
     found = opened.get(0)
     assert (int(found.offsets[0, 0]), int(found.sizes[0, 0])) == (size - 3_000_000_000, 2_999_999_999)

@@ -1,4 +1,4 @@
-"""Who the samples of a split are: their keys, and the people they are of."""
+"""The keys and the people (subjects) of the samples of a split."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from maestro_dist.data.plain import whole
+from maestro_dist.data.plain_values import whole_number
 from maestro_dist.data.reader import SplitSource
 from maestro_dist.data.sample import BadSample
 
 
-def roster(source: SplitSource) -> tuple[np.ndarray, np.ndarray]:
-    """Key and subject of each sample of a split, str [N] each, in manifest order. Only the json members are read.
+def keys_and_subjects(source: SplitSource) -> tuple[np.ndarray, np.ndarray]:
+    """Key and subject of each sample of a split, str [N] each, in manifest order. Reads only the json members.
 
-    A sample whose json names no subject is one of its own: the key stands for it. A number and its text (0 and "0")
-    are one subject. Raises BadSample.
+    A sample without a subject counts as a person of its own, named by its key. A number and its text (0 and "0") are
+    the same subject. Raises BadSample.
     """
     keys, subjects = [], []
     nothing = np.zeros(len(source.modalities), dtype=bool)
@@ -34,7 +34,7 @@ def roster(source: SplitSource) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _person(subject: Any) -> str:
-    """The name of a subject as it is stored; empty where there is none."""
-    number = None if isinstance(subject, str) else whole(subject)
+    """The name of a subject, from its json value; empty where there is none."""
+    number = None if isinstance(subject, str) else whole_number(subject)
     name = "" if subject is None else str(subject if number is None else number)
     return name if name.strip() else ""

@@ -1,4 +1,4 @@
-"""Absurd numbers are told from a signal, and decide neither mean nor standard deviation."""
+"""Outliers are found, a signal is not; outliers change neither the mean nor the standard deviation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from maestro_dist.data.spread import Absurd, Bulk, Spread
+from maestro_dist.data.outliers import Bulk, FarValues, ValueHistogram
 
 WINDOW, COUNT = 64, 101
 DRAW = np.random.default_rng(3).normal(size=(5, WINDOW * COUNT))
@@ -15,18 +15,18 @@ NOISE, OTHER = DRAW[0], DRAW[1]
 TWO = slice(0, 2 * WINDOW)  # two windows of 101
 
 
-def spread(values: np.ndarray) -> Spread:
-    found = Spread(1)
+def spread(values: np.ndarray) -> ValueHistogram:
+    found = ValueHistogram(1)
     for window in values.astype(np.float32).reshape(-1, WINDOW, 1):
         found.add(window)
     return found
 
 
-def bulk_of(values: np.ndarray) -> tuple[Bulk, Absurd | None]:
+def bulk_of(values: np.ndarray) -> tuple[Bulk, FarValues | None]:
     found = spread(values)
     bulk = found.bulk(0)
     assert bulk is not None
-    return bulk, found.absurd(0, bulk)
+    return bulk, found.far_values(0, bulk)
 
 
 def changed(values: np.ndarray, where: slice, new: float | np.ndarray) -> np.ndarray:
@@ -105,12 +105,12 @@ def test_gaps_and_variates() -> None:
     values = np.stack([NOISE, 0 * NOISE, np.full_like(NOISE, np.nan), 5 + NOISE], axis=1)
     values[TWO, 3] = -9999.0
     values[1000:2000, 0] = np.nan
-    found = Spread(4)
+    found = ValueHistogram(4)
     for window in values.astype(np.float32).reshape(-1, WINDOW, 4):
         found.add(window)
     bulks = [found.bulk(variate) for variate in range(4)]
     assert bulks[2] is None
-    assert [bulk is not None and found.absurd(v, bulk) is not None for v, bulk in enumerate(bulks)] == [0, 0, 0, 1]
+    assert [bulk is not None and found.far_values(v, bulk) is not None for v, bulk in enumerate(bulks)] == [0, 0, 0, 1]
     assert bulks[0] is not None
     assert bulks[0].std == pytest.approx(np.nanstd(values[:, 0]), rel=1e-6)
 
@@ -119,5 +119,5 @@ def test_other_windows_are_measured_by_the_bulk_of_these() -> None:
     bulk = spread(NOISE).bulk(0)
     assert bulk is not None
     most = spread(changed(OTHER, slice(0, 90 * WINDOW), -9999.0))  # among themselves they are the bulk
-    assert most.absurd(0, bulk) == Absurd(90, 90 * WINDOW, -9999.0)
-    assert spread(3 + 5 * OTHER).absurd(0, bulk) is None
+    assert most.far_values(0, bulk) == FarValues(90, 90 * WINDOW, -9999.0)
+    assert spread(3 + 5 * OTHER).far_values(0, bulk) is None

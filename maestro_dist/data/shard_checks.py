@@ -1,4 +1,4 @@
-"""What can be known of a data set before a run takes any worker: every shard is there and as long as it should be."""
+"""Checks of the shards before a run starts any worker: each shard exists and has the right size."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ _THREADS = 16
 
 
 def has_shards(url: str, manifest: Manifest, splits: Sequence[str]) -> bool:
-    """Whether any shard is there: only the first of each split is asked for, so a bare manifest is told at once.
+    """Whether any shard exists. Looks for the first shard of each split only, so a bare manifest is found quickly.
 
-    Raises `ConfigError` for a split that the data does not have, or that is empty.
+    Raises:
+        ConfigError: a split does not exist, or is empty.
     """
     storage = Storage(url)
     return any(storage.exists(shard.path) for name in splits for shard in manifest.split(name).shards[:1])
 
 
 def check_shards(url: str, manifest: Manifest, splits: Sequence[str]) -> None:
-    """Compare the size of each shard of these splits with the manifest; only sizes are asked, nothing is read.
+    """Compare the size of each shard of these splits with the manifest. No shard is read.
 
     Raises:
-        ConfigError: a split that the data does not have, or that is empty.
-        DataError: a shard or index is missing, or a shard was cut or replaced (also at a sample boundary).
+        ConfigError: a split does not exist, or is empty.
+        DataError: a shard or an index is missing, or a shard has another size.
     """
     storage = Storage(url)
 

@@ -1,4 +1,4 @@
-"""The cache of remote shards: full, read-only, shared, damaged, or without a home."""
+"""The cache of remote shards: full disk, read-only, shared, damaged, without a home folder."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 from tiny import describe
 
-from maestro_dist.data import cache
-from maestro_dist.data.cache import local_shard
-from maestro_dist.data.home import own_folder
+from maestro_dist.data import shard_cache
 from maestro_dist.data.manifest import Shard
 from maestro_dist.data.pack import RawSample, pack
+from maestro_dist.data.shard_cache import local_shard
 from maestro_dist.data.storage import Storage
+from maestro_dist.data.user_folders import user_folder
 from maestro_dist.errors import DataError, StorageError
 
 
 @pytest.fixture
 def remote(samples: list[RawSample]) -> tuple[Storage, Shard]:
-    """A store and a shard that it holds."""
+    """A remote storage and one of its shards."""
     storage = Storage(f"memory://{uuid.uuid4()}/set")
     return storage, pack(storage.url, describe(), samples, shard_bytes=20_000).splits["train"].shards[0]
 
@@ -50,7 +50,7 @@ def test_a_copy_that_is_there_needs_no_right_to_write(
         return really(self, mode, **options)
 
     monkeypatch.setattr(Path, "open", read_only)
-    monkeypatch.setattr(cache, "_checked", set())
+    monkeypatch.setattr(shard_cache, "_checked", set())
     assert fetch(remote, tmp_path) == copy
     copy.unlink()
     with pytest.raises(
@@ -94,20 +94,20 @@ def test_a_download_that_is_not_the_shard_is_tried_once_more(
 
 
 class Other:
-    """Another process that holds the lock of a shard; `at_look` is called whenever it is waited for."""
+    """Another process that holds the lock of a shard; `at_look` is called at each poll of the waiting process."""
 
     def __init__(self, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         target.parent.mkdir(parents=True)
         self.part, self.looks, self._file = target.with_suffix(".part"), 0, target.with_suffix(".lock").open("w")
         fcntl.flock(self._file, fcntl.LOCK_EX)
-        monkeypatch.setattr(cache.time, "sleep", self._look)
+        monkeypatch.setattr(shard_cache.time, "sleep", self._look)
 
     def _look(self, seconds: float) -> None:
         self.looks += 1
         self.at_look()
 
     def at_look(self) -> None:
-        """Hangs."""
+        """A download that hangs."""
 
     def end(self) -> None:
         self._file.close()
@@ -116,7 +116,7 @@ class Other:
 def test_one_that_fetches_the_shard_is_waited_for_as_long_as_it_gets_on(
     remote: tuple[Storage, Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "_PATIENCE_S", 10 * cache._LOOK_S)
+    monkeypatch.setattr(shard_cache, "_PATIENCE_S", 10 * shard_cache._POLL_S)
     other, told = Other(target_of(tmp_path, remote[1]), monkeypatch), []
 
     def at_look() -> None:
@@ -136,9 +136,7 @@ def test_one_that_hangs_while_it_fetches_the_shard_is_an_error(
     remote: tuple[Storage, Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = Other(target_of(tmp_path, remote[1]), monkeypatch)
-    with pytest.raises(
-        StorageError, match=r"another process began to fetch .* no progress for 240 s; end it, or set data"
-    ):
+    with pytest.raises(StorageError, match=r"another process downloads .* no progress for 240 s; end it, or set data"):
         fetch(remote, tmp_path)
     other.end()
 
@@ -148,7 +146,7 @@ def test_a_home_that_cannot_be_written_to(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("HOME", "/proc/none")
-    own_folder.cache_clear()
+    user_folder.cache_clear()
     with caplog.at_level(logging.WARNING):
         copies = {fetch(remote, None) for _ in range(2)}
     assert copies == {target_of(tmp_path / f"maestro_dist-{os.getuid()}" / "shards", remote[1])}
@@ -157,7 +155,7 @@ def test_a_home_that_cannot_be_written_to(
         for record in caplog.records
     ] == [True]
     assert (tmp_path / f"maestro_dist-{os.getuid()}").stat().st_mode & 0o777 == 0o700
-    own_folder.cache_clear()
+    user_folder.cache_clear()
 
 
 def test_a_name_that_somebody_else_has_taken_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,16 +163,16 @@ def test_a_name_that_somebody_else_has_taken_is_not_used(tmp_path: Path, monkeyp
     monkeypatch.setenv("HOME", "/proc/none")
     (tmp_path / "theirs").mkdir()
     (tmp_path / f"maestro_dist-{os.getuid()}").symlink_to(tmp_path / "theirs")
-    own_folder.cache_clear()
-    assert own_folder("shards").parent.name.startswith("maestro_dist-")
+    user_folder.cache_clear()
+    assert user_folder("shards").parent.name.startswith("maestro_dist-")
     assert not list((tmp_path / "theirs").iterdir())
-    own_folder.cache_clear()
+    user_folder.cache_clear()
 
 
 def test_no_folder_at_all_is_one_line(remote: tuple[Storage, Shard], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", "/proc/none")
     monkeypatch.setenv("HOME", "/proc/none")
-    own_folder.cache_clear()
+    user_folder.cache_clear()
     with pytest.raises(StorageError, match=r"cannot use the shard cache .*; set data\.cache"):
         fetch(remote, None)
 
@@ -187,7 +185,7 @@ def test_a_file_is_checked_against_each_hash_and_says_how_far_it_is(
     folder = tmp_path / "plain"
     (folder / shard.path).parent.mkdir(parents=True)
     (folder / shard.path).write_bytes(path.read_bytes())
-    monkeypatch.setattr(cache, "_PIECE", 4096)
+    monkeypatch.setattr(shard_cache, "_PIECE", 4096)
     told: list[str] = []
     local_shard(Storage(str(folder)), shard, None, "sha256", told.append)
     assert len(told) >= shard.bytes // 4096

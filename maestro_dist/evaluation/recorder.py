@@ -1,4 +1,4 @@
-"""Keeps what a model answers in every scenario of an evaluation, sample by sample."""
+"""Records the predictions of every scenario of an evaluation, sample by sample."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maestro_dist.evaluation.gather import all_rows
+from maestro_dist.evaluation.gather import gather_rows
 from maestro_dist.evaluation.predictions import Predictions
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from maestro_dist.types import Batch, Output
 
 
-class Keeper:
-    """Used on all ranks alike; the result is on rank 0."""
+class PredictionRecorder:
+    """Every rank makes the same calls; the result is on rank 0."""
 
     def __init__(self) -> None:
         self._taken: list[Tensor] = []
@@ -27,7 +27,7 @@ class Keeper:
         self._experts: list[np.ndarray] = []
 
     def add(self, batch: Batch, output: Output) -> None:
-        """Keep which experts a batch's tokens took, where there are any. (The logits come with `end_scenario`.)"""
+        """Record the experts of a batch's tokens, if the model has experts. (`end_scenario` gets the logits.)"""
         import torch
 
         if "expert_load_by_sample" in output:
@@ -36,8 +36,10 @@ class Keeper:
             self._taken.append(torch.cat([number, load], dim=1))
 
     def end_scenario(self, logits: np.ndarray, kept: np.ndarray, mesh: Mesh) -> None:
-        """A scenario is through: `logits` float32 [N, C] of the whole split in manifest order, and what each sample had
-        in it, `kept` bool [N, M]. Collective."""
+        """End a scenario. Collective.
+
+        `logits` float32 [N, C] of the whole split in manifest order; `kept` bool [N, M]: the modalities of the samples.
+        """
         if mesh.rank == 0:
             self._logits.append(logits)
             self._kept.append(kept)
@@ -48,7 +50,7 @@ class Keeper:
         self._taken = []
 
     def result(self, plan: Sequence[tuple[float, int]], target: np.ndarray, mesh: Mesh) -> Predictions | None:
-        """Everything kept, on rank 0; `plan` are the (rate, draw) of the scenarios in turn."""
+        """The recorded predictions, on rank 0; `plan` has (rate, draw) of each scenario."""
         if mesh.rank:
             return None
         rates, draws = zip(*plan, strict=True)
@@ -63,15 +65,15 @@ class Keeper:
 
 
 def _by_sample(taken: Sequence[Tensor], samples: int, mesh: Mesh) -> np.ndarray:
-    """int32 [layers, N, E]: each sample's tokens by expert, summed over the ranks that share it.
+    """int32 [layers, N, E]: tokens of each sample by expert, summed over the ranks that share the sample.
 
-    `taken`: int64 [B, 1 + layers, E] of each of this rank's batches, the sample's number and its tokens by layer.
+    `taken`: for each batch of this rank int64 [B, 1 + layers, E], the sample's number and then its tokens by layer.
     """
     import torch
 
     own = torch.cat(list(taken))
     layers, experts = own.shape[1] - 1, own.shape[2]
-    rows = all_rows(own.flatten(1).double(), mesh, each=True).cpu().numpy().astype(np.int64)
+    rows = gather_rows(own.flatten(1).double(), mesh, each=True).cpu().numpy().astype(np.int64)
     total = np.zeros((samples, layers, experts), np.int32)
     np.add.at(total, rows[:, 0], rows[:, experts:].reshape(len(rows), layers, experts))
     return total.transpose(1, 0, 2)

@@ -1,4 +1,4 @@
-"""The index beside a shard: where each member of each sample lies, so that a sample is read without walking the tar."""
+"""The index of a shard: where each member of each sample lies, so that a sample is read without scanning the tar."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ META = "json"
 
 
 def member_name(modality: str, *, symbols: bool = False) -> str:
-    """Name of a modality's member, raw windows or SAX symbols, after the sample's key and a dot."""
+    """Name of a member (raw windows or SAX symbols) without the sample's key: `<key>.<name>` in the tar."""
     return f"{modality}.sax.npy" if symbols else f"{modality}.npy"
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """For N samples and K member names: `offsets`, `sizes` int64 [N, K] in bytes; size 0 = there is no such member."""
+    """N samples, K member names: `offsets` and `sizes` int64 [N, K] in bytes; size 0: the sample has no such member."""
 
     keys: list[str]
     members: list[str]
@@ -33,7 +33,7 @@ class ShardIndex:
     sizes: np.ndarray
 
     def columns(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Offsets and sizes of some member names, [N, len(names)]; a name that no sample has is all 0."""
+        """Offsets and sizes of the named members, [N, len(names)] each; 0 for a name that no sample has."""
         where = {name: column for column, name in enumerate(self.members)}
         offsets = np.zeros((len(self.keys), len(names)), dtype=np.int64)
         sizes = np.zeros_like(offsets)
@@ -44,7 +44,7 @@ class ShardIndex:
         return offsets, sizes
 
     def to_json(self) -> bytes:
-        """Canonical bytes: the same tar gives the same index."""
+        """The index as bytes; the same tar gives the same bytes."""
         body = {
             "format": FORMAT,
             "members": self.members,
@@ -56,7 +56,7 @@ class ShardIndex:
 
 
 def index_tar(file: IO[bytes]) -> ShardIndex:
-    """Make the index by walking a shard from its start."""
+    """Make the index by reading the headers of a tar from its start."""
     found: dict[str, dict[str, tuple[int, int]]] = {}
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for info in tar:
@@ -72,7 +72,7 @@ def load_index(storage: Storage, shard: Shard) -> ShardIndex:
     """Read and check a shard's index.
 
     Raises:
-        DataError: missing, not JSON, of another format, or not of this shard.
+        DataError: it is missing, not JSON, of another format, or does not fit the shard.
     """
     name = storage.name(shard.index)
     try:

@@ -1,26 +1,27 @@
-"""Whether a data set's splits are fit for a run, as far as its manifest tells: before the run takes any worker."""
+"""Checks of the splits of a data set, from its manifest, before a run starts any worker."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
 from maestro_dist.config.schema import Config, DataConfig
-from maestro_dist.data.findings import said
+from maestro_dist.data.findings import warning_lines
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.errors import ConfigError
 
 _USES = {
     "train": "not learned",
-    "validation": "not looked at when weights are chosen",
+    "validation": "not considered when the best weights are chosen",
     "test": "not tested",
 }
-_SOME = 5  # names that stand for all
+_SOME = 5  # names that are listed as examples
 
 
 def check_splits(config: DataConfig, manifest: Manifest, *, begun: bool = False) -> None:
-    """Raise `ConfigError` where a split is not there or empty, or where choices would be made on the test split.
+    """Check the names of the splits. `begun`: the run continues, so one split for validation and test is accepted.
 
-    A run that has `begun` goes on, whatever choices it makes.
+    Raises:
+        ConfigError: a split does not exist or is empty, or validation and test are the same split.
     """
     for key in _USES:
         try:
@@ -30,39 +31,43 @@ def check_splits(config: DataConfig, manifest: Manifest, *, begun: bool = False)
             raise ConfigError(f"data.{key}: {error}; splits with samples: {', '.join(having) or 'none'}") from error
     if config.validation == config.test and not begun:
         raise ConfigError(
-            f"data.validation and data.test are both '{config.test}': weights would be chosen by what they are tested "
-            "on; use two splits"
+            f"data.validation and data.test are both '{config.test}': the best weights would be chosen on the "
+            "test data; use two splits"
         )
 
 
 def check_metric(
     config: DataConfig, manifest: Manifest, metric: str, defined: Callable[[str, Sequence[int]], bool]
 ) -> None:
-    """Raise `ConfigError` where the metric that chooses the weights cannot be computed on the validation split.
+    """Check that the metric that chooses the best weights can be computed on the validation split.
 
-    `defined` tells this of a metric and the samples of each class.
+    `defined(metric, class_counts)` says whether a metric can be computed.
+
+    Raises:
+        ConfigError: it cannot.
     """
     counts = manifest.split(config.validation).class_counts
     if not defined(metric, counts):
         having = ", ".join(f"{name} {n:,}" for name, n in zip(manifest.classes, counts, strict=True) if n)
         raise ConfigError(
-            f"evaluation.metric={metric}: it needs samples of two classes or more, and data.validation="
-            f"{config.validation} has {having} and no other; use another metric (accuracy), or another split"
+            f"evaluation.metric={metric}: it needs samples of two classes or more, but data.validation="
+            f"{config.validation} has {having} only; use another metric (accuracy), or another split"
         )
 
 
-def warnings_of(config: Config, manifest: Manifest) -> Iterator[str]:
-    """What a person should know of the data before a run, a line each."""
+def split_warnings(config: Config, manifest: Manifest) -> Iterator[str]:
+    """Warnings about the data before a run, one line each."""
     data = config.data
     if data.validation == data.test:
-        yield f"data.validation and data.test are both '{data.test}': weights are chosen by what they are tested on"
+        yield f"data.validation and data.test are both '{data.test}': the best weights are chosen on the test data"
     for key in ("validation", "test"):
         if getattr(data, key) == data.train:
             yield (
-                f"data.train and data.{key} are both '{data.train}': what is measured there says nothing about samples "
-                "never seen"
+                f"data.train and data.{key} are both '{data.train}': the results there say nothing about new samples"
             )
-    yield from said(manifest, [getattr(data, key) for key in _USES], [m.name for m in manifest.select(data.modalities)])
+    yield from warning_lines(
+        manifest, [getattr(data, key) for key in _USES], [m.name for m in manifest.select(data.modalities)]
+    )
     if manifest.task != "classification" or config.task.kind == "pretrain":
         return
     for key, so in _USES.items():

@@ -1,4 +1,4 @@
-"""Whether another data set means to a model what its own did: task and classes, shapes and rates, units and scales."""
+"""Whether a trained model can use another data set: its task, classes, shapes, rates, units and scales must agree."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from maestro_dist.types import Modality
 
 _LOG = logging.getLogger(__name__)
 _GROSS, _LARGE = 100.0, 10.0
-"""Factors between standard deviations, or standard deviations between means, from which on a set is refused, and from
-which on a person is warned. Other people and devices differ by less; units differ by 1,000 or so."""
+"""Ratio of two standard deviations, or distance of two means in standard deviations: above `_GROSS` a data set is
+refused, above `_LARGE` there is a warning. Other people and devices differ by less, other units by about 1,000."""
 _ROUNDING = 1e-6
-"""A spread below this share of the mean's size is the rounding of float32: the channel is constant."""
+"""A standard deviation below this share of the mean comes from rounding to float32: the channel is constant."""
 _MOST_SAMPLES, _LEAST_SAMPLES, _MOST_NUMBERS = 256, 8, 1 << 24
-"""How much of a split is looked at before a model answers for it: so many samples, fewer where they are long."""
-_SHOWN = 30  # names of a list that an error shows
+"""Limits of what `check_values` reads: so many samples, or fewer where they hold many numbers."""
+_SHOWN = 30  # most names that an error lists
 
 ANY_UNITS = "--any-units takes the numbers as they are"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model was trained to tell: `kind` of task, its classes, or the target's name, mean and deviation."""
+    """What a model predicts: `kind` of task, its classes, or the target's name, mean and standard deviation."""
 
     kind: str
     classes: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Finding:
-    """A difference of units or scales; `factor` says how large it is."""
+    """A difference of units or scales, and how large it is."""
 
     text: str
     factor: float
@@ -54,13 +54,13 @@ class _Finding:
 def fit_modalities(
     manifest: Manifest, modalities: Sequence[Modality], model: ModelConfig, *, any_units: bool = False
 ) -> tuple[Manifest, list[str]]:
-    """The data set as a model of `modalities` reads it, and what a person should know of it, one line each.
+    """Manifest of the data set as a model of `modalities` reads it, and notes for the user, one line each.
 
-    What the data set lacks is added to its manifest: then it is absent from all samples, which the model is made for.
-    What the model does not know is left alone. `any_units`: units and scales that do not fit are told, not refused.
+    A modality that the data set lacks is added to the manifest; all samples then lack it. A modality that the model
+    does not have is not read. `any_units`: units and scales that do not fit give a warning instead of an error.
 
     Raises:
-        DataError: no modality is shared, or a shared one has another shape, rate, unit or a grossly other scale; the
+        DataError: no modality is shared, or a shared one differs in shape, rate, unit or, grossly, in scale. The
             message names both values.
     """
     name, theirs = manifest.name, {modality.name: modality for modality in manifest.modalities}
@@ -85,10 +85,13 @@ def fit_modalities(
 
 
 def check_values(source: SplitSource, *, any_units: bool = False) -> list[str]:
-    """Look at some samples of the split itself, whose units need not be those of the data set's statistics.
+    """Compare some samples of the split with the model's training data; returns warnings, one line each.
 
-    Where most of them lie grossly elsewhere than the model's training data it raises `DataError`, or with `any_units`
-    returns a warning. For models that need the training data's statistics. A few absurd values decide nothing.
+    The statistics in the manifest may be those of another split, with other units. A few outliers do not matter. Only
+    for models that use the training data's mean and standard deviation.
+
+    Raises:
+        DataError: most samples are very far from the training data (with `any_units` this is a warning).
     """
     if source.manifest.symbols is not None and not source.manifest.symbols.raw:
         return []
@@ -112,28 +115,28 @@ def check_values(source: SplitSource, *, any_units: bool = False) -> list[str]:
         if typical > _LARGE:
             text = f"{where}: half of the samples are {_number(typical)} standard deviations or more from the"
             findings.append(_Finding(f"{text} training data's mean", typical))
-        elif large * _GROSS < 1.0:  # a signal may be quiet: this is told, not refused
+        elif large * _GROSS < 1.0:  # a signal may be weak: only a warning
             text = f"{where}: nearly all samples are within {_number(large)} standard deviations of the"
             findings.append(_Finding(f"{text} training data's mean", _GROSS))
     return _told(findings, any_units=any_units)
 
 
 def _with_unit(own: Modality) -> list[int]:
-    """The variates that have a scale to compare with."""
+    """The variates whose scale can be compared: neither constant nor zeros and ones."""
     pairs = list(zip(own.mean, own.std, strict=True))
     return [n for n, (mean, std) in enumerate(pairs) if std > _ROUNDING * abs(mean) and not _binary(mean, std)]
 
 
-def check_target(manifest: Manifest, split: str, own: Answer, *, any_units: bool = False) -> list[str]:
-    """Compare what a split is labelled with to what the model tells. Returns what a person should know, a line each.
+def check_labels(manifest: Manifest, split: str, own: Answer, *, any_units: bool = False) -> list[str]:
+    """Compare the labels of a split with what the model predicts. Returns warnings, one line each.
 
     Raises:
-        DataError: another task, other classes or another order of them, or a target of a grossly other scale; both
-            are named.
+        DataError: another task, other classes, another order of the classes, or a target with a very different scale.
+            The message names both.
     """
     if manifest.task == "none":
         raise DataError(
-            f"{manifest.name!r} has no labels to compare the model's answers with; `predict` prints these answers"
+            f"{manifest.name!r} has no labels to compare the predictions with; `predict` prints the predictions"
         )
     if manifest.task != own.kind:
         other = f"classes {_list(manifest.classes)}" if manifest.classes else repr(manifest.target)
@@ -150,7 +153,9 @@ def check_target(manifest: Manifest, split: str, own: Answer, *, any_units: bool
         return []
     notes = []
     if _plain(own.name) != _plain(manifest.target):
-        notes.append(f"warning: the model tells {own.name!r}, the target of {manifest.name!r} is {manifest.target!r}")
+        notes.append(
+            f"warning: the model predicts {own.name!r}, the target of {manifest.name!r} is {manifest.target!r}"
+        )
     found = manifest.split(split)
     if found.target_mean is not None and found.target_std is not None:
         numbers = (own.mean, own.std, found.target_mean, found.target_std)
@@ -178,12 +183,12 @@ def _units(name: str, own: Modality, other: ManifestModality) -> list[_Finding]:
 
 
 def _plain(text: str) -> str:
-    """The same text for what looks the same: two characters stand for micro, say."""
+    """The same text for texts that look the same: for instance, Unicode has two characters for micro."""
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
 def _scales(name: str, own: Modality, other: ManifestModality) -> list[_Finding]:
-    """The largest difference between the statistics of a modality's variates, if it is worth a word."""
+    """The largest difference between the statistics of a modality's variates, if it is large enough to report."""
     found: list[_Finding] = []
     for number, values in enumerate(zip(own.mean, own.std, other.mean, other.std, strict=False)):
         where = f"variate {number} of modality {own.name!r}" if own.variates > 1 else f"modality {own.name!r}"
@@ -193,12 +198,11 @@ def _scales(name: str, own: Modality, other: ManifestModality) -> list[_Finding]
 
 def _scale(name: str, what: str, mean: float, std: float, other_mean: float, other_std: float) -> list[_Finding]:
     if _binary(mean, std) and _binary(other_mean, other_std):
-        return []  # flags have no unit, and a rare one has a small deviation
+        return []  # flags have no unit, and a rare flag has a small deviation
     varies, other_varies = std > _ROUNDING * abs(mean), other_std > _ROUNDING * abs(other_mean)
-    unseen = other_mean == 0.0 and not other_varies  # nothing observed there, or zeros alone
+    unseen = other_mean == 0.0 and not other_varies  # nothing was observed, or only zeros
     texts = f"{_number(mean)} +- {_number(std)} in training, {_number(other_mean)} +- {_number(other_std)} in {name!r}"
-    # a channel that was constant in training has no unit of its own (the model takes plain differences), and what was
-    # never observed looks alike: a person is told, that is all
+    # a channel that was constant in training, or never observed, has no scale to compare with: only a warning
     apart = abs(other_mean - mean) / (std if varies else 1.0)
     if not varies:
         largest = min(max(apart, other_std), _GROSS)
@@ -210,12 +214,12 @@ def _scale(name: str, what: str, mean: float, std: float, other_mean: float, oth
 
 
 def _binary(mean: float, std: float) -> bool:
-    """Whether these are the statistics of zeros and ones (of zeros, or ones, alone too)."""
+    """Whether these are the statistics of values that are all 0 or 1."""
     return 0.0 <= mean <= 1.0 and math.isclose(std * std, mean * (1.0 - mean), rel_tol=1e-3, abs_tol=1e-12)
 
 
 def _told(findings: Sequence[_Finding], *, any_units: bool) -> list[str]:
-    """Warnings of these findings. Raises DataError for the gross ones, unless `any_units`."""
+    """Findings as warnings. Raises DataError where one is above `_GROSS`, unless `any_units`."""
     gross = [finding for finding in findings if finding.factor > _GROSS]
     if gross and not any_units:
         more = f"; and {len(gross) - 8} more" if len(gross) > 8 else ""
@@ -227,7 +231,7 @@ def _told(findings: Sequence[_Finding], *, any_units: bool) -> list[str]:
 
 
 def _with(manifest: Manifest, lacking: Sequence[Modality], model: ModelConfig) -> Manifest:
-    """The manifest with modalities that no sample has."""
+    """The manifest with additional modalities, which no sample has."""
     if not lacking:
         return manifest
     empty = [

@@ -1,4 +1,4 @@
-"""What the experts took, by missing set: which modalities a sample lacked."""
+"""Loads of the experts by missing set: the set of modalities that a sample lacks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maestro_dist.evaluation.gather import all_rows
+from maestro_dist.evaluation.gather import gather_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from maestro_dist.types import Batch, Output
 
 MOST = 16
-"""Missing sets told apart; the rest is summed up."""
+"""The most frequent missing sets are reported one by one; all others as one sum."""
 
 
 @dataclass(frozen=True)
-class SetLoad:
-    """One missing set.
+class ExpertLoad:
+    """Tokens by expert of one missing set.
 
-    missing  positions of the modalities that its samples lack; None: all sets that are not told apart
-    samples  samples that it stands for
-    tokens   [layers][E] their tokens by expert
+    missing  positions of the modalities that the samples lack; None: all other sets together
+    samples  number of samples
+    tokens   [layers][E] number of tokens
     """
 
     missing: list[int] | None
@@ -38,7 +38,7 @@ class SetLoad:
         return asdict(self)
 
     def label(self, names: Sequence[str]) -> str:
-        """The set as people write it: "complete", "without eda, acc", "other sets"."""
+        """The set in words: "complete", "without eda, acc", "other sets"."""
         if self.missing is None:
             return "other sets"
         if not self.missing:
@@ -50,8 +50,8 @@ class SetLoad:
         return "without " + ", ".join(names[number] for number in self.missing)
 
 
-class SetLoads:
-    """Sums of the experts' loads by missing set. On the device it keeps references; it reads them in `drain`."""
+class ExpertLoads:
+    """Sums the loads of the experts by missing set. `add` keeps tensors on the device; `drain` reads them."""
 
     def __init__(self) -> None:
         self._kept: list[tuple[Tensor, Tensor]] = []
@@ -59,12 +59,12 @@ class SetLoads:
         self._shape: tuple[int, int] = (0, 0)
 
     def add(self, batch: Batch, output: Output) -> None:
-        """Keep what a forward told, if the model has experts."""
+        """Keep the loads of a forward pass, if the model has experts."""
         if "expert_load_by_sample" in output:
             self._kept.append((batch.present, output["expert_load_by_sample"]))
 
     def drain(self) -> None:
-        """Bring what was kept to the host and sum it up."""
+        """Copy the kept loads to the host and add them to the sums."""
         for present, load in self._kept:
             self._shape = (load.shape[0], load.shape[2])
             flat = load.cpu().numpy().transpose(1, 0, 2).reshape(len(present), load.shape[0] * load.shape[2])
@@ -75,14 +75,14 @@ class SetLoads:
                 self._sums[row.tobytes()] = self._sums.get(row.tobytes(), 0) + total
         self._kept = []
 
-    def result(self, mesh: Mesh, device: Any) -> list[SetLoad] | None:
-        """The most frequent sets over all ranks, frequent first, then the rest; None without experts. Collective."""
+    def result(self, mesh: Mesh, device: Any) -> list[ExpertLoad] | None:
+        """The sets of all ranks, most frequent first, the rest as one; None without experts. Collective."""
         import torch
 
         self.drain()
         rows = [[*np.frombuffer(name, np.bool_), *total] for name, total in self._sums.items()]
         width = len(rows[0]) if rows else 0
-        if mesh.world > 1:  # a rank may have evaluated nothing
+        if mesh.world > 1:  # a rank may have had no sample
             from torch import distributed as dist
 
             shape = torch.tensor([width, *self._shape], device=device)
@@ -92,13 +92,13 @@ class SetLoads:
         if width == 0:
             return None
         local = torch.tensor(rows, dtype=torch.float64, device=device).view(len(rows), width)
-        everywhere = all_rows(local, mesh, each=True).cpu().numpy().astype(np.int64)
+        everywhere = gather_rows(local, mesh, each=True).cpu().numpy().astype(np.int64)
         layers, experts = self._shape
         modalities = width - 1 - layers * experts
         sets, inverse = np.unique(everywhere[:, :modalities], axis=0, return_inverse=True)
         sums = np.zeros((len(sets), width - modalities), np.int64)
         np.add.at(sums, inverse.reshape(-1), everywhere[:, modalities:])
-        sums[:, 0] //= mesh.sequence  # the ranks that share a sample all count it
+        sums[:, 0] //= mesh.sequence  # each of the ranks that share a sample has counted it
         order = np.argsort(-sums[:, 0], kind="stable")
         found = [_load(np.flatnonzero(sets[i] == 0).tolist(), sums[i], layers, experts) for i in order[:MOST]]
         if len(order) > MOST:
@@ -106,5 +106,5 @@ class SetLoads:
         return found
 
 
-def _load(missing: list[int] | None, sums: np.ndarray, layers: int, experts: int) -> SetLoad:
-    return SetLoad(missing, int(sums[0]), sums[1:].reshape(layers, experts).tolist())
+def _load(missing: list[int] | None, sums: np.ndarray, layers: int, experts: int) -> ExpertLoad:
+    return ExpertLoad(missing, int(sums[0]), sums[1:].reshape(layers, experts).tolist())

@@ -1,4 +1,4 @@
-"""Samples on their way into a shard: checked one by one, and made plain."""
+"""Checks of each sample that is packed, and its conversion to the bytes that are stored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 
 from maestro_dist.data.description import Description
-from maestro_dist.data.plain import identity, kind_of, number, real, shown, whole, windowed
+from maestro_dist.data.plain_values import (
+    finite_number,
+    float32_array,
+    id_text,
+    python_number,
+    short_repr,
+    type_name,
+    whole_number,
+)
 from maestro_dist.errors import DataError
 from maestro_dist.types import Modality
 
@@ -21,13 +29,16 @@ _KEY = re.compile(r"[A-Za-z0-9_-]{1,50}")  # no dots: webdataset splits there; s
 
 @dataclass(frozen=True)
 class RawSample:
-    """One sample on its way into a shard.
+    """One sample to pack.
 
-    label        number of the class, or the target; not looked at where the task is none
-    subject      whose sample it is; "" where that is not known. A number and its text (0 and "0") are one person
-    values       real numbers [T_j, D_j] by modality, NaN (or masked) = gap; an absent modality has no entry, or None
-    statistics   float [D_j, 2] by modality: mean and std of the recording up to the window's end
-    start_s      start of the window in its recording, in seconds (for people; never given to a model)
+    key          name of the sample, unique in its split
+    label        number of the class, or the target; ignored where the task is none
+    subject      the person; "" where that is not known. A number and its text (0 and "0") are the same person
+    recording    name of the recording that the window was cut from
+    start_s      start of the window in its recording, in seconds; the model does not see it
+    duration_s   length of the window, in seconds
+    values       real numbers [T_j, D_j] by modality; NaN (or masked) is a gap. An absent modality has no entry, or None
+    statistics   float [D_j, 2] by modality: mean and std of the recording up to the end of the window
     """
 
     split: str
@@ -42,9 +53,12 @@ class RawSample:
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A sample as it is stored: `arrays` float32 [T_j, D_j], without modalities that have no observed step; `meta` its
-    json."""
+class CheckedSample:
+    """A sample as it is stored.
+
+    arrays  float32 [T_j, D_j] by modality; a modality without any observed step is left out
+    meta    content of its json member
+    """
 
     split: str
     key: str
@@ -54,36 +68,36 @@ class Checked:
     meta: bytes
 
 
-class Intake:
-    """What a description, in plain values, asks of each sample."""
+class SampleChecker:
+    """Checks samples against a description (a checked one)."""
 
     def __init__(self, description: Description, splits: list[str]) -> None:
         self.description, self.splits = description, splits
         self.modalities = {modality.name: modality for modality in description.modalities}
 
-    def checked(self, sample: RawSample, place: int) -> Checked:
-        """A sample, the `place`-th (from 0), as it is stored.
+    def checked(self, sample: RawSample, place: int) -> CheckedSample:
+        """The sample as it is stored. `place` is its number in the input, from 0, for messages.
 
         Raises:
-            DataError: it does not fit the description; the message names it and the field.
+            DataError: it does not fit the description; the message names the sample and the field.
         """
         name = self.description.name
         if not isinstance(sample, RawSample):
-            raise DataError(f"{name}: sample number {place} is {kind_of(sample)}, not a RawSample")
-        key = identity(sample.key, "key", f"{name}, sample number {place}")
+            raise DataError(f"{name}: sample number {place} is {type_name(sample)}, not a RawSample")
+        key = id_text(sample.key, "key", f"{name}, sample number {place}")
         if not _KEY.fullmatch(key):
             raise DataError(f"{name}, sample {key}: a key has up to 50 letters, digits, - or _, and nothing else")
         if not isinstance(sample.split, str) or sample.split not in self.splits:
             known = ", ".join(self.splits)
-            raise DataError(f"{name}, sample {key}: split {shown(sample.split)} is not one of {known}")
+            raise DataError(f"{name}, sample {key}: split {short_repr(sample.split)} is not one of {known}")
         where = f"{name}, {sample.split}, sample {key}"
         label = self._label(sample.label, where)
         arrays = self._arrays(sample.values, where)
-        subject = identity(sample.subject, "subject", where)
+        subject = id_text(sample.subject, "subject", where)
         meta: dict[str, Any] = {
             "label": label,
             "subject": subject,
-            "recording": identity(sample.recording, "recording", where),
+            "recording": id_text(sample.recording, "recording", where),
             "start_s": self._seconds(sample.start_s, "start_s", where),
             "duration_s": self._seconds(sample.duration_s, "duration_s", where, least=0.0),
         }
@@ -93,40 +107,40 @@ class Intake:
                 meta[part] = {n: [_nine_digits(x) for x in pair[:, column]] for n, pair in statistics.items()}
         body = json.dumps(meta, separators=(",", ":"), allow_nan=False).encode()
         there = {n: array for n, array in arrays.items() if not np.isnan(array).all()}  # nothing observed: absent
-        return Checked(str(sample.split), key, label, subject, there, body)
+        return CheckedSample(str(sample.split), key, label, subject, there, body)
 
     def _label(self, given: Any, where: str) -> int | float:
         classes = self.description.classes
         if self.description.task == "none":
             return 0
         if self.description.task == "regression":
-            target = number(given)
-            target = int(target) if isinstance(target, bool) else real(target)
+            target = python_number(given)
+            target = int(target) if isinstance(target, bool) else finite_number(target)
             if target is None:
-                raise DataError(f"{where}: target {shown(given)} is not finite, or no number that float32 holds")
+                raise DataError(f"{where}: target {short_repr(given)} is not a finite number that float32 can hold")
             return float(target)
         if isinstance(given, str) and given in classes:
             raise DataError(
-                f"{where}: label {shown(given)} is the name of a class; give its number, {classes.index(given)}"
+                f"{where}: label {short_repr(given)} is the name of a class; give its number, {classes.index(given)}"
             )
-        found = number(given)
-        label = int(found) if isinstance(found, bool) else whole(found)
+        found = python_number(given)
+        label = int(found) if isinstance(found, bool) else whole_number(found)
         if label is None or not 0 <= label < len(classes):
-            raise DataError(f"{where}: label {shown(given)} is not one of 0..{len(classes) - 1}")
+            raise DataError(f"{where}: label {short_repr(given)} is not one of 0..{len(classes) - 1}")
         return label
 
     def _seconds(self, given: Any, key: str, where: str, least: float = -math.inf) -> int | float:
-        seconds = real(given)
+        seconds = finite_number(given)
         if seconds is None or seconds < least:
             wanted = "a finite number of seconds" if least < 0 else "a number of seconds from 0"
-            raise DataError(f"{where}: {key} {shown(given)} is not {wanted}")
+            raise DataError(f"{where}: {key} {short_repr(given)} is not {wanted}")
         return seconds
 
     def _modality(self, name: Any, where: str) -> Modality:
         modality = self.modalities.get(name) if isinstance(name, str) else None
         if modality is None:
             raise DataError(
-                f"{where}: modality {shown(name)} is not in the description; it has {', '.join(self.modalities)}"
+                f"{where}: modality {short_repr(name)} is not in the description; it has {', '.join(self.modalities)}"
             )
         return modality
 
@@ -136,7 +150,7 @@ class Intake:
             modality = self._modality(name, where)
             if value is None:
                 continue
-            array = windowed(value, f"{where}: {name}")
+            array = float32_array(value, f"{where}: {name}")
             if array.shape != (modality.steps, modality.variates):
                 wanted = f"{modality.steps} steps x {modality.variates} variates"
                 raise DataError(f"{where}: {name} has shape {array.shape}, not {wanted}")
@@ -144,12 +158,12 @@ class Intake:
         return arrays
 
     def _statistics(self, given: Any, arrays: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
-        """Recording statistics [D_j, 2] of at least the modalities that are there."""
+        """Recording statistics [D_j, 2] of at least the modalities that the sample has."""
         statistics = {}
         for name, value in _mapped(given, "statistics", where).items():
             modality = self._modality(name, where)
             what = f"{where}: the recording's mean and std of {name}"
-            rounded = windowed(value, what)
+            rounded = float32_array(value, what)
             if rounded.shape != (modality.variates, 2):
                 raise DataError(f"{what} have shape {rounded.shape}, not ({modality.variates}, 2)")
             if np.isnan(rounded).any() or (rounded[:, 1] < 0).any():
@@ -165,11 +179,11 @@ class Intake:
 
 
 def _nine_digits(value: Any) -> float:
-    """They tell any two float32 numbers apart."""
+    """Rounded to nine digits: enough to distinguish any two float32 numbers."""
     return float(f"{value:.9g}")
 
 
 def _mapped(given: Any, key: str, where: str) -> Mapping[Any, Any]:
     if not isinstance(given, Mapping):
-        raise DataError(f"{where}: {key} is {kind_of(given)}, not a dictionary by modality")
+        raise DataError(f"{where}: {key} is {type_name(given)}, not a dictionary by modality")
     return given

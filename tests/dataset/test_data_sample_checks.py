@@ -1,4 +1,4 @@
-"""What a sample may hold: numbers of any library where they have one exact meaning; all else is refused by name."""
+"""What a sample may hold: numbers of any library with an exact value; anything else is an error that names it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import torch
 from tiny import describe
 
 from maestro_dist.data.description import checked_description
-from maestro_dist.data.intake import Intake
 from maestro_dist.data.pack import RawSample, pack
+from maestro_dist.data.sample_checks import SampleChecker
 from maestro_dist.errors import DataError
 
 TEMP = np.arange(8.0)[:, None]
 
 
-def intake(**changes: Any) -> Intake:
-    return Intake(checked_description(describe(recording=False, **changes)), ["train", "test"])
+def intake(**changes: Any) -> SampleChecker:
+    return SampleChecker(checked_description(describe(recording=False, **changes)), ["train", "test"])
 
 
 def sample(**changes: Any) -> RawSample:
@@ -64,7 +64,7 @@ def test_targets(target: Any) -> None:
 
 @pytest.mark.parametrize("target", [np.nan, np.float32("inf"), 1e39, 10**400, "2.5", None, np.timedelta64(1, "ns")])
 def test_targets_that_are_none(target: Any) -> None:
-    with pytest.raises(DataError, match="is not finite, or no number that float32 holds"):
+    with pytest.raises(DataError, match="is not a finite number that float32 can hold"):
         intake(task="regression", classes=()).checked(sample(label=target), 0)
 
 
@@ -171,9 +171,9 @@ def test_what_is_masked_is_missing(array: Any) -> None:
         (TEMP.astype(object), "temp is an array of object"),
         (TEMP.astype(str), "temp is an array of <U"),
         ([[1.0], [None]] * 4, "temp is an array of object"),
-        ([[1.0], [1.0, 2.0]], "temp is of type list and no array of numbers"),
-        (torch.zeros(8, 1, requires_grad=True), "temp is of type Tensor and no array of numbers"),
-        (TEMP * 1e39, r"temp has 1e\+39, which is more than float32 holds"),
+        ([[1.0], [1.0, 2.0]], "temp is of type list and not an array of numbers"),
+        (torch.zeros(8, 1, requires_grad=True), "temp is of type Tensor and not an array of numbers"),
+        (TEMP * 1e39, r"temp has 1e\+39, which is too large for float32"),
         (TEMP - np.inf, "temp has an infinite value"),
         (TEMP[:, 0], r"temp has shape \(8,\), not 8 steps x 1"),
         (1.0, r"temp has shape \(\), not 8 steps x 1"),
@@ -190,7 +190,7 @@ def test_arrays_that_are_refused(array: Any, message: str) -> None:
         ({}, r"temp has no recording statistics; give statistics\['temp'\] of shape \(1, 2\)"),
         ({"temp": [[0.0, -1.0]]}, "must be finite, and the std not negative"),
         ({"temp": [[np.nan, 1.0]]}, "must be finite"),
-        ({"temp": [[0.0, 1e39]]}, "more than float32 holds"),
+        ({"temp": [[0.0, 1e39]]}, "too large for float32"),
         ({"temp": [0.0, 1.0]}, r"have shape \(2,\), not \(1, 2\)"),
         ({"temp": [["a", "b"]]}, "is an array of <U1"),
         ({"temp": [[0.0, 1.0]], "ppg": [[0.0, 1.0]]}, "modality 'ppg' is not in the description"),
@@ -198,7 +198,7 @@ def test_arrays_that_are_refused(array: Any, message: str) -> None:
     ],
 )
 def test_statistics_of_recordings(statistics: Any, message: str) -> None:
-    checks = Intake(checked_description(describe()), ["train"])
+    checks = SampleChecker(checked_description(describe()), ["train"])
     with pytest.raises(DataError, match=message):
         checks.checked(sample(statistics=statistics), 0)
     good = checks.checked(sample(statistics={"temp": np.array([[1 / 3, 0.0]], np.float32)}), 0)

@@ -1,4 +1,4 @@
-"""What another data set must share with that of a model: modalities, units, scales, classes, targets."""
+"""What another data set must share with the data of a model: modalities, units, scales, classes, targets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.data.compare import Answer, check_target, fit_modalities
+from maestro_dist.data.compatibility import Answer, check_labels, fit_modalities
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.errors import DataError
 from maestro_dist.types import Modality
@@ -21,7 +21,7 @@ UNSCALED = ModelConfig.model_validate({"normalize": "window", "summary": "none",
 
 
 def manifest(*modalities: Modality, **changes: object) -> Manifest:
-    """Of another data set with these modalities."""
+    """The manifest of another data set with these modalities."""
     names = ("name", "variates", "unit", "rate_hz", "steps", "mean", "std", "always")
     tree = {
         "format": "maestro_dist/1",
@@ -157,12 +157,12 @@ def test_recordings_must_have_statistics_where_the_model_needs_them() -> None:
 )
 def test_other_answers_are_refused_with_both(answer: Answer, said: str) -> None:
     with pytest.raises(DataError, match=said):
-        check_target(manifest(*OWN), "test", answer)
+        check_labels(manifest(*OWN), "test", answer)
 
 
 def test_a_set_without_labels_has_nothing_to_compare_with() -> None:
     with pytest.raises(DataError, match="no labels"):
-        check_target(manifest(*OWN, task="none", classes=[]), "test", Answer("classification", ("a", "b")))
+        check_labels(manifest(*OWN, task="none", classes=[]), "test", Answer("classification", ("a", "b")))
 
 
 def test_a_target_in_another_unit_is_refused() -> None:
@@ -172,8 +172,8 @@ def test_a_target_in_another_unit_is_refused() -> None:
         return manifest(*OWN, task="regression", classes=[], target=target, splits={"test": split})
 
     answer = Answer("regression", (), "pulse (1/min)", 70.0, 9.0)
-    assert check_target(numbers(80.0, 11.0), "test", answer) == []
-    assert len(check_target(numbers(80.0, 11.0, "pulse (Hz)"), "test", answer)) == 1
+    assert check_labels(numbers(80.0, 11.0), "test", answer) == []
+    assert len(check_labels(numbers(80.0, 11.0, "pulse (Hz)"), "test", answer)) == 1
     with pytest.raises(DataError, match=r"the target is 70 \+- 9 in training, 1.2 \+- 0.05 in 'other'"):
-        check_target(numbers(1.2, 0.05), "test", answer)
-    assert len(check_target(numbers(1.2, 0.05), "test", answer, any_units=True)) == 1
+        check_labels(numbers(1.2, 0.05), "test", answer)
+    assert len(check_labels(numbers(1.2, 0.05), "test", answer, any_units=True)) == 1

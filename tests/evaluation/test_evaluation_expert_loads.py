@@ -1,11 +1,11 @@
-"""The experts' loads by missing set: sums, order, the rest, and their names."""
+"""Loads of the experts by missing set: sums, order, the rest, and labels."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from maestro_dist.evaluation.loads import MOST, SetLoad, SetLoads
+from maestro_dist.evaluation.expert_loads import MOST, ExpertLoad, ExpertLoads
 from maestro_dist.parallel.mesh import Mesh
 from maestro_dist.types import Batch, Output
 
@@ -13,7 +13,7 @@ ALONE = Mesh(rank=0, world=1, data=1)
 
 
 def seen(present: np.ndarray, load: np.ndarray) -> tuple[Batch, Output]:
-    """What a forward over samples with presence [B, M] and load [layers, B, E] says."""
+    """Batch and output of a forward pass with presence [B, M] and load [layers, B, E]."""
     sample = torch.arange(len(present))
     batch = Batch({}, {}, torch.from_numpy(present), sample, sample)
     return batch, Output(expert_load_by_sample=torch.from_numpy(load.astype(np.int32)))
@@ -22,7 +22,7 @@ def seen(present: np.ndarray, load: np.ndarray) -> tuple[Batch, Output]:
 def test_sums_equal_the_plain_loop_and_the_rest_is_kept() -> None:
     draws = np.random.default_rng(0)
     weights = np.linspace(0.2, 0.9, 6)
-    loads, plain, count = SetLoads(), {}, {}
+    loads, plain, count = ExpertLoads(), {}, {}
     for size in (40, 0, 33, 1):
         present, load = draws.random((size, 6)) < weights, draws.integers(0, 50, (2, size, 3))
         loads.add(*seen(present, load))
@@ -44,12 +44,12 @@ def test_sums_equal_the_plain_loop_and_the_rest_is_kept() -> None:
 
 
 def test_a_model_without_experts_has_none() -> None:
-    loads = SetLoads()
+    loads = ExpertLoads()
     loads.add(seen(np.ones((2, 3), bool), np.ones((1, 2, 2)))[0], Output(logits=torch.zeros(2, 1)))
     assert loads.result(ALONE, "cpu") is None
 
 
 def test_names_of_sets() -> None:
     names = ["acc", "bvp", "eda"]
-    labels = [SetLoad(missing, 1, []).label(names) for missing in ([], [1], [0, 2], [0, 1, 2], None)]
+    labels = [ExpertLoad(missing, 1, []).label(names) for missing in ([], [1], [0, 2], [0, 1, 2], None)]
     assert labels == ["complete", "without bvp", "only bvp", "nothing observed", "other sets"]
