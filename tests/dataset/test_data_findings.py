@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -49,12 +48,18 @@ def packed(folder: Path, given: Iterator[RawSample], **options: object) -> tuple
 
 
 def told(call: Callable[[], Manifest]) -> tuple[Manifest, list[str]]:
-    """What `call` returns, and its warnings on stderr."""
-    with contextlib.redirect_stderr(io.StringIO()) as stderr:
+    """What `call` returns, and the warnings that it logs."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger = logging.getLogger("maestro_dist.data.pack")
+    logger.addHandler(handler)
+    try:
         manifest = call()
-    lines = stderr.getvalue().splitlines()
-    assert all(line.startswith("warning: ") for line in lines)
-    return manifest, [line.removeprefix("warning: ") for line in lines]
+    finally:
+        logger.removeHandler(handler)
+    assert {record.levelname for record in records} <= {"WARNING"}
+    return manifest, [record.getMessage() for record in records]
 
 
 def test_absurd_numbers_are_told_and_left_out(tmp_path: Path) -> None:
