@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from maestro_dist.engine.engine import Engine, destroy_process_group, init_process_group
 from torch import Tensor, nn
 
 from maestro_dist.checkpoint import Saver, find, full_weights, newest, restore
 from maestro_dist.config.schema import Config, MeshConfig
+from maestro_dist.engine.engine import Engine, destroy_process_group, init_process_group
 from maestro_dist.optim import build_optimizer
 from maestro_dist.parallel.mesh import Mesh, build_mesh
 from maestro_dist.types import Batch, Output
