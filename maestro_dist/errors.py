@@ -1,4 +1,4 @@
-"""What a person sees when something is wrong: one line that names the thing and says what to do."""
+"""Errors for users: one line that names the cause and the remedy."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from maestro_dist.system.logging_setup import configure_logging
 from maestro_dist.system.redact import redact
 from maestro_dist.system.terminal import interruptible, never_fail_to_print
 
 
 class MaestroError(Exception):
-    """An error whose message is written for the person who can mend it. `str(error)` is that one line."""
+    """An error that the user can fix. `str(error)` is one line with the cause and the remedy."""
 
     exit_code = 1
 
@@ -27,7 +28,7 @@ class ConfigError(MaestroError):
 
 
 class MeshError(ConfigError):
-    """The world size does not fit the grid of ranks."""
+    """The world size does not fit the mesh."""
 
 
 class DataError(MaestroError):
@@ -39,15 +40,15 @@ class StorageError(MaestroError):
 
 
 class ReaderError(MaestroError):
-    """A process or thread that reads samples was lost, or does not get on; another start may help."""
+    """A process or thread that reads samples has ended or hangs; a restart may help."""
 
 
 class RunError(MaestroError):
-    """The run is held by another driver, or cannot be resumed as asked."""
+    """The run is held by another driver, or cannot be resumed with this configuration."""
 
 
 class CheckpointError(MaestroError):
-    """A checkpoint is missing, incomplete, damaged or belongs to another model."""
+    """A checkpoint is missing, incomplete, damaged or from another model."""
 
 
 class NonFiniteError(MaestroError):
@@ -55,13 +56,14 @@ class NonFiniteError(MaestroError):
 
 
 def run_main(main: Callable[[], int | None], *, debug: bool) -> int:
-    """Run `main` and turn what a person can mend into one line on stderr and an exit code.
+    """Run `main` and turn errors that the user can fix into one line on stderr and an exit code.
 
-    That is a `MaestroError`, what the operating system refuses (a full disk, a place that may not be written), memory
-    that is used up, and a request to stop. With `debug` the traceback is printed too. Other errors keep theirs: they
-    are bugs. The `SystemExit` of a command line that is wrong passes through.
+    These are `MaestroError`, errors of the operating system (a full disk, missing permissions), lack of memory, and
+    interruption. `debug` prints the traceback too. Other errors are bugs and keep their traceback. `SystemExit` of the
+    argument parser passes through. Also sets up logging.
     """
     never_fail_to_print()
+    configure_logging(debug=debug)
     try:
         with interruptible():
             return main() or 0
@@ -83,25 +85,25 @@ def run_main(main: Callable[[], int | None], *, debug: bool) -> int:
 _REMEDIES = {
     errno.ENOSPC: "free some space, or choose another disk",
     errno.EDQUOT: "free some of your quota, or choose another disk",
-    errno.EROFS: "choose a place that can be written",
-    errno.EACCES: "choose a place that you have access to",
-    errno.EPERM: "choose a place that you have access to",
+    errno.EROFS: "choose a writable folder",
+    errno.EACCES: "choose a folder that you have access to",
+    errno.EPERM: "choose a folder that you have access to",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "allow this process more open files (ulimit -n)",
     errno.ENFILE: "allow this machine more open files (sysctl fs.file-max)",
     errno.ENOMEM: "free some memory",
     errno.EAGAIN: "allow yourself more processes (ulimit -u)",
 }
-_NO_MEMORY = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)  # torch's, which are RuntimeErrors
+_NO_MEMORY = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)  # of torch's RuntimeError
 
 
 def _line(error: Exception) -> str | None:
-    """What went wrong and what to do about it, in one line; None where only its traceback could help."""
+    """Cause and remedy in one line; None for a bug, which needs its traceback."""
     if isinstance(error, MaestroError):
         return str(error)
     text = " ".join(str(error).split())[:500]
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(text)):
-        what, remedy = f"not enough memory ({text or type(error).__name__})", "ask for less at a time, or free some"
+        what, remedy = f"not enough memory ({text or type(error).__name__})", "use a smaller batch, or free some memory"
     elif isinstance(error, OSError):
         names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
         what = ": ".join([*([" -> ".join(names)] if names else []), error.strerror or text or type(error).__name__])
@@ -112,7 +114,7 @@ def _line(error: Exception) -> str | None:
 
 
 def _place(error: Exception) -> str:
-    """File and line of ours that the error came through last."""
+    """The last file and line of this project in the traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "site-packages" not in frame.filename and "/lib/python" not in frame.filename]
     frame = (ours or frames)[-1]

@@ -1,11 +1,11 @@
 """Evaluate a trained model: `python -m maestro_dist.evaluate MODEL`.
 
-MODEL is a run's folder or URL (its best checkpoint is taken) or the name of a run in `runs/`; one of its
-`checkpoints/step-*` folders; or an exported model (`runs/NAME/model`, or a copy of it anywhere, then with `--data`).
-Prints the metrics of the split, complete and with modalities missing.
+MODEL is the folder, URL or name (in `runs/`) of a run, whose best checkpoint is evaluated; or one of its
+`checkpoints/step-*` folders; or an exported model (`runs/NAME/model`, or a copy of it together with `--data`).
+Prints the metrics of one split, complete and with modalities missing.
 
-Another data set (`--data`) may lack some of the model's modalities. Its classes, the shapes, rates and units of what it
-has, and by and large its scales must be those of the training data.
+Another data set (`--data`) may lack some of the model's modalities. Its classes, shapes, rates and units must be equal
+to those of the training data, and its scales must be similar.
 """
 
 from __future__ import annotations
@@ -37,17 +37,29 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("target", metavar="MODEL")
-    parser.add_argument("--split", help="split to evaluate; by default the run's test split")
-    parser.add_argument("--data", metavar="URL", help="data set to evaluate on; by default the run's own")
+    parser.add_argument("--split", help="split to evaluate (default: the run's test split)")
+    parser.add_argument("--data", metavar="URL", help="data set to evaluate on (default: the run's own)")
     parser.add_argument(
-        "--any-units", action="store_true", help="evaluate also where units or scales of --data do not fit the model"
+        "--any-units", action="store_true", help="evaluate even if units or scales of --data do not fit the model"
     )
-    parser.add_argument("--rates", type=_share, nargs="+", metavar="RATE", help="missing rates; by default the run's")
-    parser.add_argument("--draws", type=_count, nargs="+", metavar="N", help="mask draws; by default the run's")
-    parser.add_argument("--batch", type=_positive, metavar="N", help="samples at a time; by default the run's")
-    parser.add_argument("--threads", type=_positive, metavar="N", help="torch threads; by default all cores")
-    parser.add_argument("--json", metavar="FILE", help="write the results there too")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    parser.add_argument(
+        "--rates",
+        type=_share,
+        nargs="+",
+        metavar="RATE",
+        help="shares of modalities to remove, 0 to 1 (default: the run's)",
+    )
+    parser.add_argument(
+        "--draws",
+        type=_count,
+        nargs="+",
+        metavar="N",
+        help="numbers of the random draws of missing modalities (default: the run's)",
+    )
+    parser.add_argument("--batch", type=_positive, metavar="N", help="batch size in samples (default: the run's)")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="torch threads (default: all cores)")
+    parser.add_argument("--json", metavar="FILE", help="also write the results to this file")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors and debug messages")
     return parser.parse_args(arguments)
 
 
@@ -59,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    """Load the weights into one process, evaluate, print the table. Writes nothing but `--json`."""
+    """Load the weights, evaluate in this process, print the table. Writes no file except `--json`."""
     from maestro_dist.run.target import find_target, load
 
     if options.json:
@@ -69,6 +81,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
     import torch
 
+    from maestro_dist.data.compare import log_notes
     from maestro_dist.data.stream import evaluation_batches, presence
     from maestro_dist.data.symbols import reads_symbols
     from maestro_dist.evaluation import evaluate_split
@@ -81,8 +94,7 @@ def evaluate(options: argparse.Namespace) -> int:
     manifest, notes = _fitting(loaded, config, options)
     modalities, symbols = loaded.modalities, reads_symbols(manifest, config.model, loaded.modalities)
     present = presence(config.data.url, manifest, modalities, split, symbols=symbols)
-    for note in [*_unfinished(target), *notes, *_unobserved(present, manifest.name, split)]:
-        print(note, file=sys.stderr)
+    log_notes([*_unfinished(target), *notes, *_unobserved(present, manifest.name, split)])
     found = evaluate_split(
         loaded.model,
         loaded.task,
@@ -111,12 +123,12 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.json:
         _keep(Path(options.json).expanduser(), json.dumps(found.to_json(), indent=1))
     if error := lost(sys.stdout):
-        raise StorageError(f"the table was not written whole: {error.strerror}")
+        raise StorageError(f"the table was not written completely: {error.strerror}")
     return 0
 
 
 def _configuration(target: Target, options: argparse.Namespace) -> Config:
-    """The configuration that a target was trained with, as far as there is one, with what the command line says."""
+    """The configuration of the target, with the values of the command line."""
     from maestro_dist.config.load import parse
     from maestro_dist.data.storage import Storage
     from maestro_dist.run.target import read_config
@@ -127,7 +139,7 @@ def _configuration(target: Target, options: argparse.Namespace) -> Config:
     data["url"] = options.data or data["url"]
     if not data["url"]:
         raise ConfigError(
-            f"{target.name}: an exported model does not say where its data is; add --data URL (a packed data set)"
+            f"{target.name}: an exported model does not name its data; add --data URL (a packed data set)"
         )
     if "://" not in data["url"]:
         data["url"] = str(Path(data["url"]).expanduser().absolute())
@@ -142,7 +154,7 @@ def _configuration(target: Target, options: argparse.Namespace) -> Config:
 
 
 def _fitting(loaded: Loaded, config: Config, options: argparse.Namespace) -> tuple[Manifest, list[str]]:
-    """The data set as the model reads it, and what to tell of it. Raises an error where it does not fit."""
+    """The manifest as the model reads it, and notes for the user. Raises an error if the data set does not fit."""
     from maestro_dist.data.compare import check_target, check_values, fit_modalities
     from maestro_dist.data.manifest import load_manifest
     from maestro_dist.data.reader import SplitSource
@@ -151,16 +163,16 @@ def _fitting(loaded: Loaded, config: Config, options: argparse.Namespace) -> tup
     try:
         manifest = load_manifest(config.data.url)
     except DataError as error:
-        raise error if options.data else DataError(f"{error} (--data names another place)") from None
+        raise error if options.data else DataError(f"{error} (choose another place with --data)") from None
     if own is not None and not options.data and own.fingerprint() != manifest.fingerprint():
         raise DataError(
-            f"the data at the run's data.url is not what {own.name!r} was when the run began; "
-            "name a data set with --data to evaluate on it all the same"
+            f"the data at the run's data.url is not the {own.name!r} with which the run started; "
+            "to evaluate on it anyway, name it with --data"
         )
     try:
         manifest.split(split)
     except ConfigError as error:
-        raise ConfigError(f"{error} (--split names another)") from None
+        raise ConfigError(f"{error} (choose another with --split)") from None
     if own is not None and own.fingerprint() == manifest.fingerprint():
         return manifest, []
     notes = []
@@ -180,11 +192,11 @@ def _unfinished(target: Target) -> list[str]:
 
     if target.exported or Storage(target.url).exists(RESULT_FILE):
         return []
-    return ["note: the run has not ended; its best checkpoint so far is not its last word"]
+    return ["note: the run has not ended; this is its best checkpoint so far"]
 
 
 def _unobserved(present: np.ndarray, name: str, split: str) -> list[str]:
-    """Say how many samples have nothing that the model knows. Raises `DataError` where no sample has anything."""
+    """Warn about samples without any of the model's modalities. Raises `DataError` if no sample has any."""
     count = int((~present.any(axis=1)).sum())
     if count == len(present):
         raise DataError(f"split {split!r} of {name!r}: no sample has any of the model's modalities")
@@ -192,21 +204,21 @@ def _unobserved(present: np.ndarray, name: str, split: str) -> list[str]:
         return []
     return [
         f"warning: {count:,} of {len(present):,} samples of split {split!r} have none of the model's modalities; they "
-        "count, with the answer that is usual in training"
+        "are counted, with the average prediction of the training data"
     ]
 
 
 def _keep(path: Path, content: str) -> None:
-    """Write the results. The table is printed already; where they cannot be kept, that is what is said."""
+    """Write the results to a file. The table has already been printed, so the error only concerns the file."""
     try:
         path.write_text(content, encoding="utf-8")
     except OSError as error:
-        raise StorageError(f"the results were not kept: cannot write --json {path}: {error.strerror}") from error
+        raise StorageError(f"the results were not saved: cannot write --json {path}: {error.strerror}") from error
 
 
 def _positive(text: str) -> int:
     if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return int(text)
 
 

@@ -3,8 +3,8 @@
 from maestro_dist.predict import load_model
 
 model = load_model("runs/mine")
-model.predict({"ecg": ecg, "spo2": spo2})        # one sample: [[.9, .1]], a probability for each of model.classes
-model.predict([{"ecg": ecg}, {"spo2": spo2}])    # several samples, each with the sensors that it has
+model.predict({"ecg": ecg, "spo2": spo2})        # one sample: [[.9, .1]], one probability per class in model.classes
+model.predict([{"ecg": ecg}, {"spo2": spo2}])    # several samples, each with its own sensors
 """
 
 from __future__ import annotations

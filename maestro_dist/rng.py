@@ -1,11 +1,11 @@
-"""Counter-hash draws: every random number of a run is a pure function of what it belongs to.
+"""Counter-based random numbers: every draw is a pure function of a key and indices.
 
-A *key* is a 64-bit integer made on the host from (seed, purpose, epoch, step, layer name, ...). A draw mixes a key with
-integer indices (sample, head, global token, channel). There is no generator and no state, so splitting a batch or a
-sequence over ranks, or starting again after a crash, changes no draw.
+A *key* is a 64-bit integer, computed on the host from (seed, purpose, epoch, step, layer, ...). A draw hashes a key and
+integer indices (sample, head, global token, channel). There is no generator state. Therefore the draws do not
+change if a batch or a sequence is split over ranks, or if a run is restarted.
 
 The 64-bit mixer is splitmix64's finaliser (Steele, Lea, Flood, OOPSLA 2014), with identical bits in numpy and torch.
-Masks as large as an activation take one multiplication an element (`keep_mask`).
+A mask of the size of an activation needs one multiplication per element (`keep_mask`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _M2 = 0x94D049BB133111EB
 
 
 Keyed = Callable[..., int]
-"""Makes a key from what it belongs to, given what all its keys have in common."""
+"""Makes a key from parts, such as a layer name; the common parts (seed, ...) are bound."""
 
 
 def _mix_int(value: int) -> int:
@@ -53,7 +53,7 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-# numpy: draws made on the host (order, modality dropout)
+# numpy: draws on the host (order, modality dropout)
 
 
 def bits_np(key: int, *indices: np.ndarray | int) -> np.ndarray:
@@ -74,13 +74,13 @@ def uniform_np(key: int, *indices: np.ndarray | int) -> np.ndarray:
 
 
 def normal_np(key: int, *indices: np.ndarray | int) -> np.ndarray:
-    """float64 standard normal; equals `normal`. An element's value does not depend on its place in the array."""
+    """float64 standard normal; equals `normal`. A value does not depend on its position in the array."""
     import torch
 
     return _quantile(torch.from_numpy(np.atleast_1d(uniform_np(key, *indices)))).numpy()
 
 
-# torch: draws made on the device
+# torch: draws on the device
 
 
 def _shift_right(value: Tensor, amount: int) -> Tensor:
@@ -90,7 +90,7 @@ def _shift_right(value: Tensor, amount: int) -> Tensor:
 def bits(key: int | Tensor, *indices: Tensor | int) -> Tensor:
     """int64 hash of (key, indices), broadcast over the index tensors; the same bits as `bits_np`.
 
-    `key` may itself be the result of `bits`, so that shared prefixes are mixed once.
+    `key` may be a result of `bits`, so that a common prefix is hashed once.
     """
     state: int | Tensor = _signed(key) if isinstance(key, int) else key
     for index in indices:
@@ -114,7 +114,7 @@ def uniform(key: int | Tensor, *indices: Tensor | int) -> Tensor:
 
 
 def normal(key: int | Tensor, *indices: Tensor | int) -> Tensor:
-    """float64 standard normal, by the inverse distribution function of one uniform."""
+    """float64 standard normal: the inverse distribution function of one uniform draw."""
     return _quantile(uniform(key, *indices))
 
 
@@ -125,7 +125,7 @@ def _quantile(share: Tensor) -> Tensor:
 
 
 def lanes(numbers: Tensor) -> Tensor:
-    """The odd int32 multiplier of each column of a dropout mask, from its number (below 2^32) in the whole row."""
+    """The odd int32 multiplier of each column of a dropout mask, from its index (below 2^32) in the full row."""
     import torch
 
     lane = numbers.to(torch.int32)
@@ -135,13 +135,13 @@ def lanes(numbers: Tensor) -> Tensor:
 
 
 def keep_mask(p: float, row_key: Tensor, lane: Tensor) -> Tensor:
-    """Which elements dropout keeps: float32 [*row_key.shape, C], 0 with probability `p`, else 1.
+    """Dropout mask: float32 [*row_key.shape, C], 0 with probability `p`, else 1.
 
-    `row_key` int64 is one hash a row (of (sample, token), say), `lane` [..., C] the columns' numbers in the whole row
-    (int64), or their multipliers (int32, of `lanes`); it may vary along leading dimensions as broadcasting allows. A
-    slice of the columns gets the same draws. A draw is the product, modulo 2^32, of the row's hash and the column's
-    multiplier (multiply-shift hashing: Dietzfelbinger et al., 1997), against a threshold: three passes over memory,
-    which a CPU vectorises. The comparison is in float32, so `p` holds within 2^-24.
+    `row_key` int64: one hash per row, for example of (sample, token). `lane` [..., C]: column indices in the full
+    row (int64), or their multipliers (int32, from `lanes`); leading dimensions broadcast. A slice of the columns
+    gets the same draws. A draw compares the product, modulo 2^32, of the row's hash and the column's multiplier with a
+    threshold (multiply-shift hashing: Dietzfelbinger et al., 1997). The comparison is in float32, so `p` is exact
+    within 2^-24.
     """
     import torch
 
@@ -157,14 +157,14 @@ def fill_normal_(parameter: Tensor, std: float, key: int) -> Tensor:
 
 
 def fill_uniform_(parameter: Tensor, bound: float, key: int, first: int = 0) -> Tensor:
-    """Fill in place with U(-bound, bound) draws keyed by the flat index; `first` is that of the first element."""
+    """Fill in place with U(-bound, bound) draws keyed by the flat index; `first` is the index of the first element."""
     return _fill(parameter, (uniform(key, _flat(parameter) + first) * 2 - 1) * bound)
 
 
 def fill_linear_(parameter: Tensor, fan_in: int, key: int, first: int = 0) -> Tensor:
-    """The usual initialisation of a linear or convolutional layer: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    """The default initialisation of torch's linear and convolutional layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
-    A part of a larger tensor gives the flat index of its first element as `first`.
+    For a slice of a larger tensor, `first` is the flat index of its first element.
     """
     return fill_uniform_(parameter, 1.0 / math.sqrt(max(1, fan_in)), key, first)
 

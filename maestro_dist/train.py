@@ -1,6 +1,6 @@
 """Train MAESTRO: `python -m maestro_dist.train CONFIG [section.key=value ...]`.
 
-The same command with the same `run.name` continues a run that was stopped; a finished run says so.
+The same command with the same `run.name` continues a run that was stopped.
 """
 
 from __future__ import annotations
@@ -14,27 +14,33 @@ from maestro_dist.system.terminal import never_fail_to_print
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line; `--help` needs the schema alone."""
+    """Parse the command line. `--help` imports only the configuration schema."""
     parser = argparse.ArgumentParser(
         prog="python -m maestro_dist.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", nargs="?", help="YAML file (configs/*.yaml)")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="values that replace those of the file"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
-    parser.add_argument("--dry-run", action="store_true", help="do everything up to the first optimizer step and exit")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything up to the first optimizer step, print the plan and exit",
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors and debug messages")
     if {"-h", "--help"} & set(arguments):
         from maestro_dist.config.help_text import describe_keys
 
         parser.epilog = describe_keys()
     options = parser.parse_intermixed_args(arguments)
     given = [] if options.config is None else [options.config]
-    options.config, options.overrides = _sorted_out([*given, *options.overrides])
+    options.config, options.overrides = _file_and_overrides([*given, *options.overrides])
     return options
 
 
-def _sorted_out(given: list[str]) -> tuple[str | None, list[str]]:
-    """The configuration file, wherever it stands, and the overrides."""
+def _file_and_overrides(given: list[str]) -> tuple[str | None, list[str]]:
+    """The configuration file, at any position, and the overrides."""
     from maestro_dist.config.load import is_file
 
     place = next((place for place, argument in enumerate(given) if is_file(argument)), None)
@@ -42,7 +48,7 @@ def _sorted_out(given: list[str]) -> tuple[str | None, list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read, check, and hand over to `launch`. Returns the exit code."""
+    """Read and check the configuration, then launch the run. Returns the exit code."""
     never_fail_to_print()
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
 
@@ -50,13 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from maestro_dist.config.check import check
         from maestro_dist.config.dump import to_yaml
         from maestro_dist.config.load import load_config
+        from maestro_dist.config.paths import with_absolute_paths
 
         config = load_config(options.config, options.overrides)
         if options.print_config:
             print(to_yaml(config), end="")
             return 0
         check(config)
-        from maestro_dist.config.paths import with_absolute_paths
         from maestro_dist.data.prepare import check_typed
         from maestro_dist.run.launch import launch
 

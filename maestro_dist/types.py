@@ -1,4 +1,4 @@
-"""The words that all rooms share.
+"""Types that all parts of the package share.
 
 Shape letters, here and everywhere: B samples of a micro-batch, M modalities (sorted by name), R_j samples that have
 modality j, T_j steps, D_j variates, W_j words, L tokens, C outputs, E experts.
@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Modality:
-    """One sensor stream as the model sees it.
+    """One sensor stream.
 
-    `steps` is T_j, the length of a full window at `rate_hz` (Hz). `mean` and `std` are those of the training split,
-    one number a variate, in `unit`. `always`: what a record always knows (age, say): never taken away, neither by
-    modality dropout nor by the masks of an evaluation.
+    steps      T_j, the length of a full window at `rate_hz` (Hz)
+    mean, std  statistics of the training split in `unit`, one number per variate
+    always     the modality is known for every sample (such as age): modality dropout and the masks of an evaluation
+               never remove it
     """
 
     name: str
@@ -40,26 +41,26 @@ class Modality:
 
 @dataclass
 class Batch:
-    """A micro-batch of raw windows. Only what is observed is carried: a modality's rows are those samples that have it.
+    """A micro-batch of raw windows. It contains only observed data: a modality has rows for the samples that have it.
 
     values[j]      float32 [R_j, T_j, D_j], NaN where a step was not observed; R_j may be 0
-    rows[j]        int64 [R_j], ascending: which samples of the batch the rows of `values[j]`, or `symbols[j]`, are
+    rows[j]        int64 [R_j], ascending: the sample of each row of `values[j]` or `symbols[j]`
     symbols[j]     uint8 [R_j, W_j, D_j] instead of `values[j]` where the data is read as SAX symbols
     present        bool [B, M]: sample b has modality m (M sorted by name); agrees with `rows`
-    sample         int64 [B]: number of the sample in its split, in manifest order; keys every random draw
+    sample         int64 [B]: index of the sample in its split, in manifest order; part of the key of every random draw
     target         int64 [B] (class) or float32 [B] (regression)
-    partner_target [B], as `target`: that of the sample that sample b was mixed with; None without mixup
-    mix            float32 [B]: the share of sample b in its mixture; None without mixup
-    recording[j]   float32 [R_j, D_j, 2]: mean and std of the recording up to the window's end, where the data has them
-    keys           the samples' names, for messages
-    views          2 where each sample is there twice: rows 0 .. B/2 - 1 of what is [B] here are whole, the others the
-                   same samples in the same order with modalities dropped; `keys` names each once. Else 1
-    bad            bad samples skipped here under `data.max_bad_samples`, each as one line that names it and says why
-    bad_samples    the numbers of those, as `sample` has them
+    partner_target [B], as `target`: target of the sample that b was mixed with; None without mixup
+    mix            float32 [B]: weight of sample b in its mixture; None without mixup
+    recording[j]   float32 [R_j, D_j, 2]: mean and std of the recording up to the end of the window, if given
+    keys           names of the samples, for messages
+    views          2 if each sample occurs twice: rows 0 .. B/2 - 1 of a [B] tensor are complete, the others are
+                   the same samples in the same order with modalities dropped; `keys` has each once. Else 1
+    bad            bad samples that were skipped (`data.max_bad_samples`): one line each with name and reason
+    bad_samples    their indices, as in `sample`
     last           whether this is the last micro-batch of its global batch
     global_samples samples in the whole global batch, over all ranks and micro-batches (smaller at an epoch's tail)
-    position       samples consumed since the start of the run once this global batch is done
-    on_host[j]     `rows[j]` as plain integers, kept when a batch goes to another device; None: not known
+    position       samples consumed since the start of the run, this global batch included
+    on_host[j]     `rows[j]` as plain integers, kept if the batch is copied to another device; None: not known
     epoch, step    0-based epoch and 0-based optimizer step that this micro-batch belongs to
     """
 
@@ -92,7 +93,7 @@ class Batch:
         return len(self) // self.views
 
     def host_rows(self, names: Sequence[str]) -> list[list[int]] | None:
-        """`rows` of the named modalities as plain integers; None where only the device knows them."""
+        """`rows` of the named modalities as plain integers; None if they are only on the device."""
         if self.on_host is not None:
             return [self.on_host[name] for name in names]
         if self.sample.device.type != "cpu":
@@ -100,7 +101,7 @@ class Batch:
         return [self.rows[name].tolist() for name in names]
 
     def map(self, change: Callable[[Any], Any]) -> Batch:
-        """The same batch with each of its tensors changed, in one order."""
+        """The same batch with `change` applied to each tensor, in a fixed order."""
         moved: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
@@ -111,14 +112,14 @@ class Batch:
         return replace(self, **moved)
 
     def to(self, device: Any) -> Batch:
-        """The same batch on another device; pinned memory is copied without waiting."""
+        """The same batch on another device; pinned memory is copied asynchronously."""
         moved = self.map(lambda tensor: tensor.to(device, non_blocking=True))
         known = self.host_rows(list(self.rows)) if moved.sample.device.type != "cpu" else None
         moved.on_host = None if known is None else dict(zip(self.rows, known, strict=True))
         return moved
 
     def tensors(self) -> Batch:
-        """The same batch with tensors where a reader has put numpy's arrays; they share their memory."""
+        """The same batch with tensors instead of numpy arrays; they share memory."""
         import torch
 
         return self.map(torch.from_numpy)
@@ -129,18 +130,18 @@ class Batch:
 
 
 class Output(TypedDict, total=False):
-    """What the model returns (a plain dict: DeepSpeed finds the tensors in it).
+    """The output of the model (a plain dict, in which DeepSpeed finds the tensors).
 
     logits           [B, C]
-    modality_logits  [B, M, C]: those of each modality's own head, 0 where absent (additive head only)
-    observed         bool [B, M]: sample b has an observed step of modality m; false also where the modality is there
-                     but nothing of it was observed
-    budgets          [B, M] detached: u_ij of the last encoder layer, 0 where absent
-    queries          [B, M] detached: number of queries n_ij that went with it (real)
-    expert_load      int64 [layers, M, E]: tokens sent to each expert, by modality, one slice a cross-modal layer
+    modality_logits  [B, M, C]: logits of each modality's own head, 0 if absent (additive head only)
+    observed         bool [B, M]: sample b has an observed step of modality m; false also if the modality is present
+                     without any observed step
+    budgets          [B, M] detached: u_ij of the last encoder layer, 0 if absent
+    queries          [B, M] detached: the number of queries n_ij of this budget (real-valued)
+    expert_load      int64 [layers, M, E]: tokens sent to each expert by modality, one slice per cross-modal layer
     expert_load_by_sample int32 [layers, B, E]: the same by sample; with `Batch.present`, by missing set
-    masked           [B, 3]: over the hidden symbols that were asked for, sum of their cross-entropies (nats), how many
-                     the model got right, how many there are (in pre-training, instead of logits)
+    masked           [B, 3], in pre-training instead of logits: over the masked symbols to predict, the sum of their
+                     cross-entropies (nats), the number of correct predictions, their number
     """
 
     logits: Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,16 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 sys.path.insert(0, str(Path(__file__).parent))  # helper modules of the tests
 
 import pytest
+
+from maestro_dist.system.logging_setup import LEVEL_VARIABLE, ROOT, configure_logging
+
+
+@pytest.fixture(autouse=True)
+def logging_of_a_command() -> None:
+    """Logging as the commands set it up; records also reach pytest's `caplog`."""
+    os.environ.pop(LEVEL_VARIABLE, None)
+    configure_logging()
+    logging.getLogger(ROOT).propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from maestro_dist.config.paths import expand_home
 from maestro_dist.data.converters import CONVERTERS
 from maestro_dist.data.manifest import MANIFEST_NAME, Manifest, SymbolSpec, load_manifest
 from maestro_dist.data.pack import pack
-from maestro_dist.data.prepare import OptionParser, check_source, check_target, unknown_options, warn
+from maestro_dist.data.prepare import OptionParser, check_source, check_target, log_warnings, unknown_options
 from maestro_dist.data.storage import Storage, redact
 from maestro_dist.data.symbols import add_symbols
 from maestro_dist.errors import ConfigError, DataError, run_main
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     with console.status(f"reading {source}"):
         conversion = CONVERTERS[arguments.name].from_arguments(Path(source), arguments)
-    warn(conversion)
+    log_warnings(conversion)
     columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TextColumn("windows"), TimeRemainingColumn())
     with TemporaryDirectory() as folder, Progress(*columns, console=console) as progress:
         manifest = pack(

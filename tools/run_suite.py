@@ -54,7 +54,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", default=".", metavar="DIR", help="where the report goes (default: here)")
     parser.add_argument("--list", action="store_true", help="show the cells and what is done; run nothing")
     parser.add_argument("--report", action="store_true", help="write the report; run nothing")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors and debug messages")
     given = parser.parse_args(arguments)
     if given.parallel is not None and given.parallel < 1:
         parser.error("--parallel is at least 1")
@@ -98,7 +98,7 @@ def _work(plan: Plan, cells: Sequence[Cell], given: argparse.Namespace, deadline
     from suite.jobs import Jobs, cluster_cores, head, snapshot
     from suite.work import sort_out, work
 
-    from maestro_dist.tracking.run import reach
+    from maestro_dist.tracking.run import check_server
 
     started = time.monotonic()
     outcome, todo = sort_out(plan, cells)
@@ -113,7 +113,7 @@ def _work(plan: Plan, cells: Sequence[Cell], given: argparse.Namespace, deadline
         with contextlib.ExitStack() as stack:
             code = stack.enter_context(snapshot(todo))
             # This makes the database once, before several cells would at a time; a dead server is told before all fail.
-            track = partial(reach, plan.tracking, plan.experiment)
+            track = partial(check_server, plan.tracking, plan.experiment)
             if given.address:
                 track()
             address = given.address or stack.enter_context(head(cpus, track))

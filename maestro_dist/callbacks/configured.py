@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from maestro_dist.callbacks.base import Callback, State, StepRecord
 from maestro_dist.errors import ConfigError
 from maestro_dist.tracking.client import short
-from maestro_dist.tracking.extras import warn
 
 if TYPE_CHECKING:
     from maestro_dist.config.callbacks import CallbackConfig
     from maestro_dist.config.schema import Config
     from maestro_dist.evaluation import Evaluation
+
+
+_LOG = logging.getLogger(__name__)
 
 
 def check_callbacks(config: Config, environment: Mapping[str, str] = os.environ) -> None:
@@ -104,7 +107,7 @@ class ConfiguredCallback(Callback):
                 raise
             if hook not in self._reported:
                 self._reported.add(hook)
-                warn(f"{self._name}.{hook} failed: {_hidden(error, self._secrets)}; training continues")
+                _LOG.warning(f"{self._name}.{hook} failed: {_hidden(error, self._secrets)}; training continues")
             return None
 
 

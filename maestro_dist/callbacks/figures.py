@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -11,24 +12,26 @@ import numpy as np
 
 from maestro_dist.callbacks.base import Callback, State, StepRecord
 from maestro_dist.evaluation.table import metric_label
-from maestro_dist.tracking.extras import Extras, warn
-from maestro_dist.tracking.figures import Story, log_story
-from maestro_dist.tracking.panels import MissingCurve
+from maestro_dist.tracking.best_effort import BestEffort
+from maestro_dist.tracking.figures import FigureData, log_figures
+from maestro_dist.tracking.plots import MissingCurve
 
 if TYPE_CHECKING:
     from maestro_dist.evaluation import Evaluation
     from maestro_dist.tracking import MetricLog
-    from maestro_dist.tracking.history import History
+    from maestro_dist.tracking.metric_file import History
+
+_LOG = logging.getLogger(__name__)
 
 _EVERY_S = 60.0
 
 
-def story_of(state: State, history: History, evaluation: Evaluation) -> Story:
+def story_of(state: State, history: History, evaluation: Evaluation) -> FigureData:
     """The content of the pictures: the metrics so far, and an evaluation (a validation, or the final test)."""
     metric = state.task.metric(state.config.evaluation.metric)
     names: Sequence[str] = [modality.name for modality in state.modalities]
     count = f"{len(names)} modalit{'y' if len(names) == 1 else 'ies'}"
-    return Story(
+    return FigureData(
         title=f"{state.config.run.name}: {state.manifest.name}, {count}, {evaluation.split} split",
         history=history,
         modalities=names,
@@ -77,15 +80,15 @@ class Figures(Callback):
         if self._thread is not None and self._thread.is_alive():
             return
         self._latest, self._next = None, time.monotonic() + _EVERY_S
-        extras = Extras()
-        story = extras.attempt("pictures", lambda: story_of(state, log.history(), evaluation))
+        effort = BestEffort()
+        story = effort.attempt("pictures", lambda: story_of(state, log.history(), evaluation))
         if story is None:
-            self._warn(extras)
+            self._warn(effort)
             return
 
         def show() -> None:
-            log_story(story, log.folder, self._uri, self._run_id, extras)
-            self._warn(extras)
+            log_figures(story, log.folder, self._uri, self._run_id, effort)
+            self._warn(effort)
 
         self._thread = threading.Thread(target=show, name="figures", daemon=True)
         self._thread.start()
@@ -100,8 +103,8 @@ class Figures(Callback):
             self._thread.join(timeout=30.0)
             self._thread = None
 
-    def _warn(self, extras: Extras) -> None:
+    def _warn(self, effort: BestEffort) -> None:
         """Warn once: what fails now will fail again in a minute."""
-        if extras.left_out and not self._warned:
+        if effort.left_out and not self._warned:
             self._warned = True
-            warn(f"left out: {extras.text()}; training goes on")
+            _LOG.warning(f"left out: {effort.text()}; training goes on")

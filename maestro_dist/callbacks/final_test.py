@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,15 @@ from maestro_dist.data.reader import SplitSource
 from maestro_dist.data.roster import roster
 from maestro_dist.data.storage import Storage
 from maestro_dist.inference.exported_model import TaskDescription, export_model
-from maestro_dist.tracking.extras import Extras, warn
-from maestro_dist.tracking.figures import log_story
-from maestro_dist.tracking.run import answers, tag_run
+from maestro_dist.tracking.best_effort import BestEffort
+from maestro_dist.tracking.figures import log_figures
+from maestro_dist.tracking.run import is_reachable, tag_run
 
 if TYPE_CHECKING:
     from maestro_dist.evaluation import Evaluation
     from maestro_dist.tracking import MetricLog
+
+_LOG = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
 MODEL_FOLDER = "model"
@@ -96,25 +99,24 @@ class FinalTest(Callback):
         self, state: State, evaluation: Evaluation, model: dict[str, Any], result: dict[str, Any], log: MetricLog
     ) -> None:
         """Try each picture, table and upload. One warning names and counts those that failed."""
-        extras, at = Extras(), (self._tracking_uri, self._mlflow_run)
-        reached = bool(
-            extras.attempt("uploads to tracking", lambda: answers(*at))
-        )  # one wait for a server that is gone
-        story = extras.attempt("pictures", lambda: story_of(state, log.history(), evaluation))
+        effort, at = BestEffort(), (self._tracking_uri, self._mlflow_run)
+        # one wait for a server that is gone
+        reached = bool(effort.attempt("uploads to tracking", lambda: is_reachable(*at)))
+        story = effort.attempt("pictures", lambda: story_of(state, log.history(), evaluation))
         if story is not None:
-            log_story(story, log.folder, *at, extras, upload=reached)
+            log_figures(story, log.folder, *at, effort, upload=reached)
         uri: str | bool | None = None
         if reached and state.task.kind != "pretrain":  # a pre-trained model makes no predictions
-            uri = extras.attempt("upload of the model", lambda: self._upload(state, model, log.folder) or False)
+            uri = effort.attempt("upload of the model", lambda: self._upload(state, model, log.folder) or False)
         if isinstance(uri, str):
             named = {**result, "mlflow_model": uri}
-            extras.attempt("the uploaded model's name in result.json", lambda: self._write_again(named))
+            effort.attempt("the uploaded model's name in result.json", lambda: self._write_again(named))
         pointers = {"checkpoint.best": result["checkpoint"], "checkpoint.step": str(result["best_step"])}
         pointers |= {"model": result["model"], "model.mlflow": str(uri or "not logged")}
         if reached:
-            extras.attempt("tags", lambda: tag_run(*at, pointers))
-        if extras.left_out:
-            warn(f"the result is complete; left out ({len(extras.left_out)}): {extras.text()}")
+            effort.attempt("tags", lambda: tag_run(*at, pointers))
+        if effort.left_out:
+            _LOG.warning(f"the result is complete; left out ({len(effort.left_out)}): {effort.text()}")
 
     def _write_again(self, result: dict[str, Any]) -> None:
         self._fence()
@@ -122,7 +124,7 @@ class FinalTest(Callback):
 
     def _upload(self, state: State, model: dict[str, Any], folder: Path) -> str | None:
         """Log the model in MLflow. Returns its URI; None, after a warning, if MLflow refuses it."""
-        from maestro_dist.tracking.model import log_model
+        from maestro_dist.tracking.logged_model import log_model
 
         if self._run.local is None:
             export_model(str(folder / MODEL_FOLDER), **model)

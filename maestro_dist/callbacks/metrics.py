@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maestro_dist.callbacks.base import Callback, State, StepRecord
-from maestro_dist.tracking.metrics import Meter, memory_bytes
+from maestro_dist.tracking.throughput import Meter, memory_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from maestro_dist.callbacks.base import Callback, State, StepRecord
 from maestro_dist.tracking.client import short
-from maestro_dist.tracking.extras import warn
 
 if TYPE_CHECKING:
     from maestro_dist.callbacks.metrics import Metrics
+
+_LOG = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 """Shows a line to the person who started the run."""
@@ -64,7 +66,7 @@ class Progress(Callback):
             self._say_what_is_new(state)
         except Exception as error:
             if not self._failed:
-                warn(f"a line of progress could not be shown ({short(error)}); training goes on")
+                _LOG.warning(f"a line of progress could not be shown ({short(error)}); training goes on")
             self._failed = True
 
     def _say_what_is_new(self, state: State) -> None:

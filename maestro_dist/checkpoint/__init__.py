@@ -1,4 +1,4 @@
-"""Checkpoints: every rank writes the slices it owns, by parameter name; any number of ranks can read them."""
+"""Checkpoints: every rank writes the parameter slices that it owns; any number of ranks can read them."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
-"""What lies in a checkpoint folder, and the names in it.
+"""The files of a checkpoint, and their names.
 
 ```
 <run>/checkpoints/step-000000120/
-    checkpoint.json                                         a `Record`; written last: without it, no checkpoint
+    checkpoint.json                                         `CheckpointRecord`; written last
     rank-00000.attempt-0002.18c3a4f2d1e.0001.safetensors    slices of rank 0, and the module's buffers
     rank-00001.attempt-0002.18c3a4f2d1e.0001.safetensors
 ```
-A part's name holds the attempt, the session (one start of the workers) and the number of the save in it, so that no
-writer ever overwrites a part that a `checkpoint.json` names. Tensors are named `<parameter>/<kind>`: kind is `master`
-(fp32 weights), a moment of the optimizer (`exp_avg`, ...), or `buffer`. Safetensors and JSON only.
+A checkpoint is complete if and only if it has a `checkpoint.json`. The name of a part contains the attempt, the session
+(one start of the workers) and the number of the save in this session. Therefore no writer overwrites a part that a
+`checkpoint.json` names. Tensors are named `<parameter>/<kind>`; the kind is `master` (fp32 weights), a moment of the
+optimizer (`exp_avg`, ...) or `buffer`. All files are safetensors or JSON.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ _FOLDER = re.compile(r"step-(\d{9,})")
 _PART = re.compile(r"rank-(\d{5,})\.attempt-(\d{4,})\.([0-9a-f]+)\.(\d{4,})\.(safetensors|json)")
 
 
-class _Model(BaseModel):
+class _FrozenModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Part(_Model):
-    """What one rank wrote. `slices` maps a parameter to (start, count) in its flattened elements."""
+class CheckpointPart(_FrozenModel):
+    """The file of one rank. `slices` maps a parameter to (start, count) in its flattened elements."""
 
     rank: int
     file: Annotated[str, Field(pattern=rf"^{_PART.pattern}$")]
@@ -45,13 +46,16 @@ class Part(_Model):
     slices: dict[str, tuple[int, int]]
 
 
-class Record(_Model):
-    """`checkpoint.json`.
+class CheckpointRecord(_FrozenModel):
+    """The content of `checkpoint.json`.
 
-    `position` is in samples, `step` the number of optimizer steps taken, `optimizer_steps` those that were not skipped.
-    `mesh` and `zero_stage` say how it was written; it can be read on any other. `moments` are the optimizer's state
-    tensors beside the weights. `parameters` and `buffers` map names to full shapes. `metadata` is the caller's;
-    `metadata["best_step"]`, where it is given, protects that checkpoint from being removed.
+    step             optimizer steps taken
+    position         samples consumed since the start of the run
+    optimizer_steps  optimizer steps that were not skipped
+    mesh, zero_stage how it was written; it can be read on any mesh and at any stage
+    moments          names of the optimizer's state tensors
+    parameters       full shape of each parameter; `buffers` likewise
+    metadata         plain JSON of the caller; the checkpoint of step `metadata["best_step"]` is never removed
     """
 
     format: Literal["maestro_dist/checkpoint/1"]
@@ -66,13 +70,13 @@ class Record(_Model):
     moments: list[str]
     parameters: dict[str, tuple[int, ...]]
     buffers: dict[str, tuple[int, ...]]
-    parts: list[Part]
+    parts: list[CheckpointPart]
     metadata: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class PartName:
-    """The name of a part: who wrote it, in which attempt, session and save."""
+    """The name of a part: the rank that wrote it, its attempt, session and save."""
 
     rank: int
     attempt: int
@@ -80,12 +84,12 @@ class PartName:
     save: int
 
     def file(self, suffix: str = "safetensors") -> str:
-        """The file's name; `suffix` "json" is the note that tells rank 0 of the finished part."""
+        """The file's name. With suffix "json" it is the note that tells rank 0 that the part is finished."""
         return f"rank-{self.rank:05d}.attempt-{self.attempt:04d}.{self.session:x}.{self.save:04d}.{suffix}"
 
     @classmethod
     def parse(cls, file: str) -> PartName | None:
-        """The parts of a name; None for a file that is not a part."""
+        """Parse a file name; None if the file is not a part."""
         match = _PART.fullmatch(file)
         if match is None:
             return None
@@ -104,7 +108,7 @@ def folder_name(step: int) -> str:
 
 
 def folder_step(name: str) -> int | None:
-    """Step of a folder; None for anything else that may lie there."""
+    """Step of a folder name; None for any other name."""
     match = _FOLDER.fullmatch(name)
     return int(match.group(1)) if match else None
 
@@ -115,14 +119,14 @@ def tensor_name(parameter: str, kind: str) -> str:
 
 
 def dump(model: BaseModel) -> bytes:
-    """A model as JSON; NaN and infinities survive (Python's and JavaScript's spelling). Raises TypeError for others."""
+    """A model as JSON, with NaN and infinities as `NaN` and `Infinity`. Raises TypeError for what JSON cannot hold."""
     return json.dumps(model.model_dump()).encode()
 
 
-def read_record(folder: Storage) -> Record | None:
-    """The record of a step's folder; None if there is none, so no checkpoint.
+def read_record(folder: Storage) -> CheckpointRecord | None:
+    """The record of a step's folder; None if there is none (then there is no checkpoint).
 
-    Raises `CheckpointError` naming the file if it is there but cannot be understood.
+    Raises `CheckpointError` naming the file if it exists but cannot be read.
     """
     try:
         text = folder.read(RECORD)
@@ -133,7 +137,7 @@ def read_record(folder: Storage) -> Record | None:
         found = content.get("format") if isinstance(content, dict) else None
         if found != FORMAT:
             raise CheckpointError(f"{folder.name(RECORD)}: format is {found!r}, expected {FORMAT!r}")
-        return Record.model_validate(content)
+        return CheckpointRecord.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(key) for key in first["loc"])

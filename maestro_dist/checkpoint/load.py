@@ -1,4 +1,4 @@
-"""Find a checkpoint; put it into an engine on any mesh, or read its weights without one."""
+"""Find a checkpoint; load it into an engine on any mesh, or read its weights without an engine."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 from maestro_dist.checkpoint.layout import (
     BUFFER,
     RECORD,
-    Part,
-    Record,
+    CheckpointPart,
+    CheckpointRecord,
     checkpoints,
     folder_name,
     folder_step,
     read_record,
     tensor_name,
 )
-from maestro_dist.checkpoint.reshard import check_tiling, plan
+from maestro_dist.checkpoint.reshard import check_tiling, plan_copies
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.engine.partition import (
     MASTER,
@@ -46,14 +46,14 @@ _CHUNK = 1 << 24
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """A complete checkpoint: where it is and what its record says."""
+    """A complete checkpoint: its folder and its record."""
 
     folder: Storage
-    record: Record
+    record: CheckpointRecord
 
     @property
     def url(self) -> str:
-        """The checkpoint's folder, as it may be shown."""
+        """The checkpoint's folder, without credentials."""
         return self.folder.name()
 
     @property
@@ -78,12 +78,12 @@ class CheckpointInfo:
 
     @property
     def averaged(self) -> bool:
-        """Whether it holds an average of the weights (`optim.ema`)."""
+        """Whether it contains an average of the weights (`optim.ema`)."""
         return AVERAGE in self.record.moments
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the caller of `Saver.save` gave."""
+        """The metadata that `Saver.save` was given."""
         return self.record.metadata
 
 
@@ -110,7 +110,7 @@ def newest(run_url: str) -> CheckpointInfo | None:
 
 
 def find(run_url: str, step: int) -> CheckpointInfo:
-    """The complete checkpoint of a step. Raises `CheckpointError`, with the steps there are, if there is none."""
+    """The complete checkpoint of a step. Raises `CheckpointError`, with a list of complete steps, if there is none."""
     folder = checkpoints(run_url).join(folder_name(step))
     record = read_record(folder)
     if record is None:
@@ -120,7 +120,7 @@ def find(run_url: str, step: int) -> CheckpointInfo:
 
 
 def best(run_url: str) -> CheckpointInfo:
-    """The checkpoint whose validation chose it (`metadata["best_step"]`); the newest before any validation.
+    """The checkpoint with the best validation score (`metadata["best_step"]`); the newest before the first validation.
 
     Raises `CheckpointError` if the run has no complete checkpoint.
     """
@@ -132,11 +132,11 @@ def best(run_url: str) -> CheckpointInfo:
 
 
 def restore(engine: Engine, info: CheckpointInfo) -> None:
-    """Put weights, moments, the optimizer's step count and buffers into an engine. All ranks call it (a collective).
+    """Load weights, moments, the optimizer's step count and buffers into an engine. A collective: all ranks call it.
 
-    The engine may have another number of ranks and another ZeRO stage than the one that wrote: every number is copied,
-    none recomputed. Each rank reads only the parts that hold something of its own, one at a time.
-    Raises `CheckpointError` naming the part or parameter if something is damaged, missing or of another model.
+    The number of ranks and the ZeRO stage may differ from those of the writer: every number is copied, none is
+    recomputed. Each rank reads only the parts that contain slices of its own, one at a time.
+    Raises `CheckpointError`, which names the part or parameter, if data is damaged, missing or from another model.
     """
     import torch
 
@@ -146,7 +146,7 @@ def restore(engine: Engine, info: CheckpointInfo) -> None:
     create_moments(engine, record.moments, record.optimizer_steps)
     own = {owned.name: owned for owned in owned_slices(engine)}
     here = buffers(engine)
-    copies = plan({name: (s.start, s.count) for name, s in own.items()}, [part.slices for part in record.parts])
+    copies = plan_copies({name: (s.start, s.count) for name, s in own.items()}, [part.slices for part in record.parts])
     if here:
         copies.setdefault(0, [])
     with torch.no_grad():
@@ -163,12 +163,12 @@ def restore(engine: Engine, info: CheckpointInfo) -> None:
 
 
 def full_weights(info: CheckpointInfo, *, averaged: bool = True) -> dict[str, Tensor]:
-    """All parameters (fp32) and buffers on the CPU, by name, for `load_state_dict`. Needs no ranks and no DeepSpeed.
+    """All parameters (fp32) and buffers on the CPU, by name, for `load_state_dict`. Needs neither ranks nor DeepSpeed.
 
-    They are the averaged ones where the checkpoint has such: those that were validated. `averaged=False` gives the
-    weights that training goes on from.
+    If the checkpoint has averaged weights, these are returned: they are the ones that were validated. With
+    `averaged=False` the weights are returned from which training continues.
     Memory: one full copy of the model; parts are read through a memory map, one at a time.
-    Raises `CheckpointError` naming the part or parameter if something is damaged or missing.
+    Raises `CheckpointError`, which names the part or parameter, if data is damaged or missing.
     """
     import torch
 
@@ -185,7 +185,7 @@ def full_weights(info: CheckpointInfo, *, averaged: bool = True) -> dict[str, Te
     return weights
 
 
-def _with_current_names(record: Record) -> Record:
+def _with_current_names(record: CheckpointRecord) -> CheckpointRecord:
     """The record of a checkpoint whose parameters may have old names."""
     from maestro_dist.model.names import current_name
 
@@ -231,8 +231,8 @@ class _OpenPart:
 
 
 @contextmanager
-def open_part(folder: Storage, part: Part) -> Iterator[_OpenPart]:
-    """Check a part's size and SHA-256, then open it (in place, or in a temporary copy of a remote one)."""
+def open_part(folder: Storage, part: CheckpointPart) -> Iterator[_OpenPart]:
+    """Check a part's size and SHA-256, then open it. A remote part is first copied to a temporary file."""
     from safetensors import SafetensorError, safe_open
 
     name = folder.name(part.file)
@@ -240,8 +240,8 @@ def open_part(folder: Storage, part: Part) -> Iterator[_OpenPart]:
         try:
             if folder.size(part.file) != part.bytes:
                 raise CheckpointError(
-                    f"{name} is damaged: {folder.size(part.file)} bytes, {part.bytes} were written; "
-                    "remove this checkpoint's folder to go on from an older one"
+                    f"{name} is damaged: it has {folder.size(part.file)} bytes, but {part.bytes} were written; "
+                    "remove this checkpoint's folder to continue from an older one"
                 )
             path = folder.local_path(part.file)
             if path is None:
@@ -251,8 +251,8 @@ def open_part(folder: Storage, part: Part) -> Iterator[_OpenPart]:
             raise CheckpointError(f"{name} is missing from its checkpoint") from error
         if sha256_of(path) != part.sha256:
             raise CheckpointError(
-                f"{name} is damaged: its SHA-256 is not that of the checkpoint; "
-                "remove this checkpoint's folder to go on from an older one"
+                f"{name} is damaged: its SHA-256 differs from the one in the checkpoint; "
+                "remove this checkpoint's folder to continue from an older one"
             )
         try:
             with safe_open(path, framework="pt", device="cpu") as handle:
@@ -278,7 +278,7 @@ def _check_slices(info: CheckpointInfo) -> None:
 
 
 def _check_model(engine: Engine, info: CheckpointInfo) -> None:
-    """The checkpoint's parameters, buffers and optimizer must be those of the engine."""
+    """Raise `CheckpointError` if parameters, buffers or optimizer differ from those of the engine."""
     record = info.record
     shapes = {name: tuple(buffer.shape) for name, buffer in buffers(engine).items()}
     for what, here, there in (
@@ -287,16 +287,20 @@ def _check_model(engine: Engine, info: CheckpointInfo) -> None:
     ):
         for name in sorted(here.keys() | there.keys()):
             if name not in there:
-                raise CheckpointError(f"{info.url} has no {what} {name}, which the model has: it is of another model")
+                raise CheckpointError(
+                    f"{info.url} has no {what} {name}, which the model has: it belongs to another model"
+                )
             if name not in here:
-                raise CheckpointError(f"{info.url} has a {what} {name} that the model has not: it is of another model")
+                raise CheckpointError(
+                    f"{info.url} has a {what} {name}, which the model does not have: it belongs to another model"
+                )
             if tuple(here[name]) != tuple(there[name]):
                 raise CheckpointError(
-                    f"{info.url}: {what} {name} has shape {list(there[name])}, the model's has {list(here[name])} "
-                    f"({math.prod(here[name])} elements): it is of another model"
+                    f"{info.url}: {what} {name} has shape {list(there[name])}, in the model it is {list(here[name])} "
+                    f"({math.prod(here[name])} elements): it belongs to another model"
                 )
     if record.optimizer != optimizer_name(engine):
         raise CheckpointError(
             f"{info.url} was written with {record.optimizer}, this run has {optimizer_name(engine)}; "
-            "keep optim.optimizer, or start another run"
+            "keep optim.optimizer, or start a new run"
         )

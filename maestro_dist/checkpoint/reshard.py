@@ -1,4 +1,4 @@
-"""Slices of flattened parameters: do they tile, and who holds what a rank needs. Range arithmetic only."""
+"""Resharding as range arithmetic: check that slices cover a parameter, and find the slices that a rank needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class Copy:
-    """`count` elements from `source` in a written slice go to `target` in a wanted one, of the same parameter."""
+    """Copy `count` elements from offset `source` of a written slice to offset `target` of a wanted slice."""
 
     name: str
     source: int
@@ -25,19 +25,19 @@ class Copy:
 def check_tiling(shapes: Mapping[str, Sequence[int]], parts: Sequence[Mapping[str, Range]]) -> None:
     """Check that the slices of all parts cover every element of every parameter exactly once.
 
-    Raises `CheckpointError` naming the first parameter that has a gap, an overlap or unknown elements.
+    Raises `CheckpointError`, which names the first parameter with a gap, an overlap or unknown elements.
     """
     written: dict[str, list[Range]] = {name: [] for name in shapes}
     for part in parts:
         for name, (start, count) in part.items():
             if name not in written:
-                raise CheckpointError(f"slices of a parameter {name} that the model does not have")
+                raise CheckpointError(f"slices of parameter {name}, which the model does not have")
             written[name].append((start, count))
     for name, ranges in written.items():
         end = 0
         for start, count in sorted(ranges):
             if start != end:
-                what = "are missing" if start > end else "are there twice"
+                what = "are missing" if start > end else "were written twice"
                 raise CheckpointError(f"elements {min(start, end)}..{max(start, end) - 1} of parameter {name} {what}")
             end = start + count
         size = math.prod(shapes[name])
@@ -47,10 +47,10 @@ def check_tiling(shapes: Mapping[str, Sequence[int]], parts: Sequence[Mapping[st
             raise CheckpointError(f"parameter {name} has {size} elements, but {end} were written")
 
 
-def plan(wanted: Mapping[str, Range], parts: Sequence[Mapping[str, Range]]) -> dict[int, list[Copy]]:
-    """What to copy from which part (by its index) so that every wanted range is filled. Parts not needed are left out.
+def plan_copies(wanted: Mapping[str, Range], parts: Sequence[Mapping[str, Range]]) -> dict[int, list[Copy]]:
+    """The copies that fill every wanted range, by index of the part to read. Parts that are not needed are left out.
 
-    With slices that tile, every wanted element is copied exactly once.
+    If the slices pass `check_tiling`, every wanted element is copied exactly once.
     """
     copies: dict[int, list[Copy]] = {}
     for index, part in enumerate(parts):

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest few and the best."""
+"""Retention: keep the newest checkpoints and the best one."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from maestro_dist.data.storage import Storage
 
 
 def surplus(complete: Collection[int], *, keep_last: int, best: Collection[int]) -> list[int]:
-    """Steps of complete checkpoints to remove, oldest first: all but the `keep_last` newest and the `best`."""
+    """Complete checkpoints to remove, oldest first: all except the `keep_last` newest and the `best`."""
     kept = set(sorted(complete)[-keep_last:]) | set(best)
     return sorted(set(complete) - kept)
 
 
 def apply_retention(checkpoints: Storage, *, current: int, keep_last: int, best: Collection[int]) -> None:
-    """Remove surplus checkpoints, and what crashed saves of steps before `current` left.
+    """Remove surplus checkpoints, and incomplete ones of steps before `current` (crashed saves).
 
-    A checkpoint's record is removed first, so that one whose removal is cut short does not exist rather than being
-    damaged.
+    The record is removed first: if the removal is interrupted, the checkpoint is incomplete, not damaged.
     """
     steps = [step for step in map(folder_step, checkpoints.list()) if step is not None]
     complete = {step for step in steps if checkpoints.exists(f"{folder_name(step)}/{RECORD}")}

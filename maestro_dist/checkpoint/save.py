@@ -1,4 +1,4 @@
-"""Write checkpoints in the background: every rank its own slices, rank 0 the record, last. No collectives."""
+"""Write checkpoints in the background: every rank writes its slices, then rank 0 writes the record. No collectives."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from maestro_dist.checkpoint.layout import (
     BUFFER,
     FORMAT,
     RECORD,
-    Part,
+    CheckpointPart,
+    CheckpointRecord,
     PartName,
-    Record,
     checkpoints,
     dump,
     folder_name,
@@ -35,22 +35,22 @@ if TYPE_CHECKING:
 
     from maestro_dist.engine.engine import Engine
 
-_POLL_S = (0.05, 2.0)  # first and longest pause between looks for the other ranks' parts
+_POLL_S = (0.05, 2.0)  # first and longest pause between polls for the parts of other ranks
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Copies on the CPU of what this rank owns, and what its part says of them."""
+    """CPU copies of the tensors that this rank owns, and their slices."""
 
     tensors: dict[str, Tensor]
     slices: dict[str, Range]
 
 
 class Saver:
-    """Saves an engine under `<run_url>/checkpoints`. Made on all ranks at the same time (they agree on a session).
+    """Saves an engine under `<run_url>/checkpoints`. The constructor is a collective: ranks agree on a session.
 
-    attempt    number of this attempt of the run; part of the files' names
-    keep_last  newest complete checkpoints that are kept, besides the best (`metadata["best_step"]`)
+    attempt    number of this attempt of the run; file names contain it
+    keep_last  number of newest complete checkpoints to keep, in addition to the best (`metadata["best_step"]`)
     timeout_s  how long rank 0 waits for the other ranks' parts
     """
 
@@ -76,16 +76,16 @@ class Saver:
         metadata: dict[str, Any],
         fence: Callable[[], None] | None = None,
     ) -> None:
-        """Copy the state now and write it in the background; all ranks call it at the same point.
+        """Copy the state now and write it in the background. All ranks call it at the same step.
 
-        Waits for the previous save first. `metadata` must be JSON; `fence` is called on rank 0 right before the record
-        is written and raises if this run may not write any more.
-        Raises what went wrong in the previous save (`CheckpointError`, `StorageError`, or the fence's error).
+        Waits for the previous save first. `metadata` must be plain JSON. Rank 0 calls `fence` right before it writes
+        the record; `fence` raises if this run may no longer write.
+        Raises the error of the previous save (`CheckpointError`, `StorageError`, or the error of `fence`).
         """
         self.wait()
         self._saves += 1
         moments, optimizer_steps = optimizer_state(engine)
-        record = Record(
+        record = CheckpointRecord(
             format=FORMAT,
             step=step,
             position=position,
@@ -101,7 +101,7 @@ class Saver:
             parts=[],
             metadata=metadata,
         )
-        dump(record)  # what is not JSON is found here, not in the background
+        dump(record)  # metadata that is not JSON raises here, not in the background
         snapshot = take_snapshot(engine, with_buffers=self.mesh.rank == 0)
         self._thread = threading.Thread(
             target=self._write, args=(snapshot, record, fence), name=f"checkpoint-{step}", daemon=True
@@ -109,7 +109,7 @@ class Saver:
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait until the last save is on storage (on rank 0: complete). Raises what went wrong in it, once."""
+        """Wait until the last save is on storage (on rank 0: complete). Raises its error, once."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -122,11 +122,11 @@ class Saver:
         return [self._completed.get() for _ in range(self._completed.qsize())]
 
     def close(self, timeout_s: float = 30.0) -> None:
-        """Wait for the save under way, for at most `timeout_s`; what went wrong in it is not raised."""
+        """Wait at most `timeout_s` for the current save. Its error is not raised."""
         if self._thread is not None:
             self._thread.join(timeout_s)
 
-    def _write(self, snapshot: Snapshot, record: Record, fence: Callable[[], None] | None) -> None:
+    def _write(self, snapshot: Snapshot, record: CheckpointRecord, fence: Callable[[], None] | None) -> None:
         folder = self._checkpoints.join(folder_name(record.step))
         try:
             part = self._write_part(folder, snapshot)
@@ -149,14 +149,14 @@ class Saver:
             )
         except MaestroError as error:
             self._error = error
-        except Exception as error:  # kept for the next `save` or `wait`, whatever it is
+        except Exception as error:  # any error is raised by the next `save` or `wait`
             self._error = CheckpointError(f"cannot write checkpoint {folder.name()}: {error}")
             self._error.__cause__ = error
 
     def _name(self, rank: int) -> PartName:
         return PartName(rank, self.attempt, self._session, self._saves)
 
-    def _write_part(self, folder: Storage, snapshot: Snapshot) -> Part:
+    def _write_part(self, folder: Storage, snapshot: Snapshot) -> CheckpointPart:
         from safetensors.torch import save_file
 
         file = self._name(self.mesh.rank).file()
@@ -164,12 +164,12 @@ class Saver:
             path = Path(spool.name)
             save_file(snapshot.tensors, path)
             size, digest = path.stat().st_size, sha256_of(path)
-        return Part(rank=self.mesh.rank, file=file, bytes=size, sha256=digest, slices=snapshot.slices)
+        return CheckpointPart(rank=self.mesh.rank, file=file, bytes=size, sha256=digest, slices=snapshot.slices)
 
-    def _other_parts(self, folder: Storage) -> list[Part]:
-        """The notes of ranks 1, 2, ... of this very save, as they arrive."""
+    def _other_parts(self, folder: Storage) -> list[CheckpointPart]:
+        """Wait for the notes of ranks 1, 2, ... of this save."""
         missing = set(range(1, self.mesh.world))
-        parts: dict[int, Part] = {}
+        parts: dict[int, CheckpointPart] = {}
         deadline = time.monotonic() + self.timeout_s
         pause, longest = _POLL_S
         while missing:
@@ -177,12 +177,12 @@ class Saver:
             for rank in sorted(missing):
                 note = self._name(rank).file("json")
                 if note in there:
-                    parts[rank] = Part.model_validate_json(folder.read(note))
+                    parts[rank] = CheckpointPart.model_validate_json(folder.read(note))
             missing -= parts.keys()
             if missing and time.monotonic() > deadline:
                 ranks = ", ".join(str(rank) for rank in sorted(missing)[:8]) + (", ..." if len(missing) > 8 else "")
                 raise CheckpointError(
-                    f"checkpoint {folder.name()} is incomplete: no part of rank {ranks} within {self.timeout_s:g} s; "
+                    f"checkpoint {folder.name()} is incomplete: no part from rank {ranks} within {self.timeout_s:g} s; "
                     "look at the log of that rank"
                 )
             if missing:
@@ -191,7 +191,7 @@ class Saver:
         return [parts[rank] for rank in sorted(parts)]
 
     def _tidy(self, folder: Storage) -> None:
-        """Remove this save's notes, and parts of earlier saves of the same step that the record no longer names."""
+        """Remove the notes of this save, and parts of earlier saves of the same step."""
         for file in folder.list():
             name = PartName.parse(file)
             if name is None or name.attempt > self.attempt:
@@ -203,7 +203,7 @@ class Saver:
 
 
 def take_snapshot(engine: Engine, *, with_buffers: bool) -> Snapshot:
-    """Copy what this rank owns, and the buffers where asked. Training may go on at once."""
+    """Copy the tensors that this rank owns, and the buffers if asked. Training may continue at once."""
     tensors: dict[str, Tensor] = {}
     slices: dict[str, Range] = {}
     for owned in owned_slices(engine):
@@ -217,7 +217,7 @@ def take_snapshot(engine: Engine, *, with_buffers: bool) -> Snapshot:
 
 
 def _agree_on_session(mesh: Mesh) -> int:
-    """A number for this start of the workers, the same on all ranks and different from any earlier start's."""
+    """A number for this start of the workers: the same on all ranks, different at each start."""
     if mesh.world == 1:
         return time.time_ns()
     import torch

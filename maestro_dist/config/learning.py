@@ -7,23 +7,23 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from maestro_dist.config.metadata import Location
-from maestro_dist.config.sections import Count, NotNegative, Positive, PositiveFloat, Section, Share
+from maestro_dist.config.sections import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Share
 
 
 class PretrainConfig(Section):
     """Pre-training without labels (`task.kind: pretrain`): words are hidden, and the model predicts their symbols."""
 
-    word: Positive | dict[str, Positive] | None = None
+    word: PositiveInt | dict[str, PositiveInt] | None = None
     """Number of time steps in a hidden word, one number or one for each modality; by default `model.word`, which it
     must divide. Use shorter words where a word of the model is a whole window."""
     mask_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
     """Share of the words that are hidden. The model sees a hidden word as a gap in the data."""
-    span: Positive = 4
+    span: PositiveInt = 4
     """Number of consecutive words that are hidden together; at most a quarter of a modality's words is used."""
     sensor_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Probability that all words of a modality are hidden and predicted from the other modalities. At least one
     modality always stays visible."""
-    predict: Positive = 32
+    predict: PositiveInt = 32
     """Largest number of hidden words that are predicted for each modality of a sample. It limits the cost on long
     recordings."""
 
@@ -41,7 +41,7 @@ class TaskConfig(Section):
     over its samples. Use it where rare classes matter as much as frequent ones."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of the target that is spread evenly over all classes (0.1, say). Use it against overconfident answers."""
-    auxiliary: NotNegative = 0.3
+    auxiliary: NonNegativeFloat = 0.3
     """Weight of the loss of the modalities' own heads (only with `model.head: additive`). More makes the model depend
     less on single sensors."""
     teachers: Annotated[list[str], Location()] = []
@@ -65,14 +65,14 @@ class OptimConfig(Section):
     """AdamW's epsilon, added to the denominator."""
     momentum: Share = 0.0
     """Momentum of SGD."""
-    weight_decay: NotNegative = 0.01
+    weight_decay: NonNegativeFloat = 0.01
     """Weight decay on matrices (not on biases, norms and embeddings). AdamW decouples it from the gradient, SGD adds it
     to the gradient."""
-    epochs: Positive = 10
+    epochs: PositiveInt = 10
     """Number of passes over the training split."""
-    max_steps: Positive | None = None
+    max_steps: PositiveInt | None = None
     """Stop after this number of optimizer steps, if that comes first; no limit by default."""
-    global_batch: Positive = 64
+    global_batch: PositiveInt = 64
     """Number of samples in an optimizer step, over all ranks."""
     warmup: Share = 0.05
     """Share of the steps during which the learning rate rises to its peak. 0.3 is usual with `schedule: one_cycle`."""
@@ -83,12 +83,12 @@ class OptimConfig(Section):
     """Learning rate at the last step, as a share of the peak (cosine and one_cycle)."""
     low_momentum: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.85
     """Momentum (AdamW: first decay rate) at the peak of the learning rate (only one_cycle)."""
-    clip: NotNegative = 1.0
+    clip: NonNegativeFloat = 1.0
     """Largest global norm of the gradient; larger gradients are scaled down to it. 0 turns clipping off."""
     ema: Annotated[float | None, Field(gt=0.0, lt=1.0)] = None
     """Decay of an exponential moving average of the weights (0.999, say), which validation, test and the exported model
     use. None by default. It takes 4 bytes per parameter; the decay is min(ema, (1 + t) / (10 + t)) at step t."""
-    max_skipped: Count = 0
+    max_skipped: NonNegativeInt = 0
     """Number of steps with a NaN or infinite loss or gradient that all ranks skip before the run stops with an
     error."""
 
@@ -106,7 +106,7 @@ class MissingConfig(Section):
     """Share of the steps before the first modality is dropped."""
     ramp_end: Share = 0.6
     """Share of the steps after which `missing.max_rate` holds. Between start and end the probability rises linearly."""
-    consistency: NotNegative = 0.0
+    consistency: NonNegativeFloat = 0.0
     """Weight of a loss that pulls the prediction from the remaining modalities towards the prediction from all. 0 turns
     it off. Each step then takes twice the time, as the model sees each sample twice."""
 
@@ -117,9 +117,9 @@ class AugmentConfig(Section):
     It needs raw windows: data that was packed as symbols alone is refused.
     """
 
-    jitter: NotNegative = 0.0
+    jitter: NonNegativeFloat = 0.0
     """Standard deviation of added Gaussian noise, in standard deviations of the training split. 0.05 is a start."""
-    scaling: NotNegative = 0.0
+    scaling: NonNegativeFloat = 0.0
     """Standard deviation of a random factor, with mean 1, on each variate's distance from its mean. 0.1 is a start."""
     rotation: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
     """Largest angle, in degrees, of a random rotation of three axes, in samples that have all three. Use it where
@@ -135,6 +135,6 @@ class AugmentConfig(Section):
     become missing."""
     time_mask: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Longest span of a window, as a share of it, that becomes missing; drawn for each modality by itself."""
-    mixup: NotNegative = 0.0
+    mixup: NonNegativeFloat = 0.0
     """alpha of mixup (0.2, say): each sample is mixed with another of its global batch, values and loss, by a share
     drawn from Beta(alpha, alpha). It reads twice as much data."""

@@ -11,19 +11,19 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from maestro_dist.config.metadata import DefinesWeights, Execution
-from maestro_dist.config.sections import Count, NotNegative, Positive, PositiveFloat, Section
+from maestro_dist.config.sections import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 class StemConfig(Section):
     """A small convolutional network for each modality. It runs on the time steps, before they are cut into words."""
 
-    channels: Positive = 32
+    channels: PositiveInt = 32
     """Channels of each convolution. More channels cost more time and memory."""
-    kernel: Positive = 5
+    kernel: PositiveInt = 5
     """Length of each convolution, in time steps. It must be odd."""
-    layers: Positive = 2
+    layers: PositiveInt = 2
     """Number of convolutions. Each is followed by GELU. More layers see a longer piece of the signal."""
-    pool: Positive = 1
+    pool: PositiveInt = 1
     """Number of neighbouring steps that are averaged between two convolutions; 1 averages none. With 2, the next
     convolution sees twice as far at half the cost. A convolution skips it once a word can no longer be divided so."""
 
@@ -31,11 +31,11 @@ class StemConfig(Section):
 class MoeConfig(Section):
     """The sparse mixture of experts in the cross-modal layers. The paper uses 4 experts, 1 per token."""
 
-    experts: Count = 4
+    experts: NonNegativeInt = 4
     """Number of experts E in each cross-modal layer. 0 uses one plain feed-forward network instead."""
-    top_k: Positive = 1
+    top_k: PositiveInt = 1
     """Number of experts k that each token is sent to. More experts per token cost more time."""
-    shared: Count = 0
+    shared: NonNegativeInt = 0
     """Number of further experts that process every token."""
     hidden: PositiveFloat = 1.0
     """Hidden width of an expert, as a multiple of `model.width`."""
@@ -49,13 +49,13 @@ class MoeConfig(Section):
 class ModelConfig(Section):
     """MAESTRO: symbolic tokens, sparse attention with adaptive budgets, cross-modal attention and experts."""
 
-    width: Positive = 64
+    width: PositiveInt = 64
     """Width d of the tokens. It must be a multiple of `model.heads`."""
-    heads: Annotated[Positive, DefinesWeights()] = 8
+    heads: Annotated[PositiveInt, DefinesWeights()] = 8
     """Number of attention heads H. It must divide `model.width`."""
-    encoder_layers: Count = 1
+    encoder_layers: NonNegativeInt = 1
     """Number of layers for each modality, before the modalities meet."""
-    fusion_layers: Count = 1
+    fusion_layers: NonNegativeInt = 1
     """Number of cross-modal layers. They contain the experts."""
     feedforward: PositiveFloat = 4.0
     """Hidden width of the feed-forward networks, as a multiple of `model.width`."""
@@ -66,7 +66,7 @@ class ModelConfig(Section):
     """Dropout probability on the attention weights; by default `model.dropout`. The fused kernel needs 0."""
     alphabet: Annotated[int, Field(ge=2, le=255), DefinesWeights()] = 20
     """Number of SAX symbols alpha. Symbol 0 is reserved for missing values."""
-    word: Positive | dict[str, Positive] = 8
+    word: PositiveInt | dict[str, PositiveInt] = 8
     """Number of time steps in a word; each word becomes one token. Give one number, or one for each modality: {acc: 8,
     temp: 1}. Longer words make shorter sequences."""
     normalize: Annotated[Literal["window", "recording", "dataset"], DefinesWeights()] = "dataset"
@@ -80,10 +80,10 @@ class ModelConfig(Section):
     summary: Annotated[Literal["none", "level", "statistics"], DefinesWeights()] = "statistics"
     """One further token for each modality that is present. level: mean and spread of the window; statistics: 18
     features of the window; none: no such token, as in the paper."""
-    summary_bands: Annotated[Count, DefinesWeights()] = 0
+    summary_bands: Annotated[NonNegativeInt, DefinesWeights()] = 0
     """Number of frequency bands, of equal width in octaves, whose power in each word is added to the statistics; 0 adds
     none. Use it where rhythm matters (pulse, breath, gait) and words last several periods of it."""
-    summary_bins: Count = 0
+    summary_bins: NonNegativeInt = 0
     """Number of bins of a piecewise-linear encoding of each statistic, beside its value; 0 uses the value alone. Use it
     where single statistics matter and thresholds are likely, as in clinical data."""
     attention: Literal["sparse", "dense"] = "sparse"
@@ -107,7 +107,7 @@ class ModelConfig(Section):
     shared among the modalities that are present; fixed: `model.beta` for each of them."""
     budget_inputs: Literal["presence", "content"] = "presence"
     """What the budget gate sees. presence: which modalities are present; content: their mean token embeddings too."""
-    budget_band: NotNegative = 0.0
+    budget_band: NonNegativeFloat = 0.0
     """Number of selected queries over which the gradient of the budget is spread. 0: the last selected query alone gets
     it."""
     beta: PositiveFloat = 5.0
@@ -123,7 +123,7 @@ class ModelConfig(Section):
     activation_checkpointing: Annotated[Literal["none", "layers"], Execution()] = "none"
     """layers: store only the inputs of each layer, and compute the rest again in the backward pass. Use it for long
     recordings that do not fit into memory; a step takes longer."""
-    tile: Annotated[Positive | None, Execution()] = None
+    tile: Annotated[PositiveInt | None, Execution()] = None
     """Number of tokens that feed-forward networks process at a time; their hidden values are then computed again in the
     backward pass. By default all tokens at once. Use it (16384, say) to save memory on long recordings."""
     head: Literal["pooled", "additive"] = "additive"
@@ -131,7 +131,7 @@ class ModelConfig(Section):
     modality is added to it; `task.auxiliary` weights the loss of these heads."""
     pooling: Literal["mean", "attention"] = "mean"
     """How the last tokens are pooled for the head: their mean, or a mean weighted by learned scores in each head."""
-    head_hidden: NotNegative = 0.0
+    head_hidden: NonNegativeFloat = 0.0
     """Hidden width of the head on the pooled tokens, as a multiple of `model.width`. 0: the head is linear."""
     moe: MoeConfig = MoeConfig()
     """Experts of the cross-modal layers."""

@@ -14,7 +14,7 @@ from maestro_dist.config.callbacks import CallbackConfig
 from maestro_dist.config.learning import AugmentConfig, MissingConfig, OptimConfig, TaskConfig
 from maestro_dist.config.metadata import Execution, Location
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.config.sections import Count, Positive, Section, Share, Text
+from maestro_dist.config.sections import NonNegativeInt, PositiveInt, Section, Share, Text
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,18 +34,18 @@ class RunConfig(Section):
     launcher: Annotated[Literal["ray", "inline"], Execution()] = "ray"
     """ray: workers of Ray Train, on a cluster or a local Ray. inline: this process alone, for debuggers and
     notebooks."""
-    workers: Annotated[Positive, Execution()] = 1
+    workers: Annotated[PositiveInt, Execution()] = 1
     """Number of workers (processes, ranks). It is mesh.data x mesh.sequence."""
     device: Annotated[Literal["cpu", "cuda"], Execution()] = "cpu"
     """Device of the workers."""
-    cpus_per_worker: Annotated[Positive, Execution()] = 1
+    cpus_per_worker: Annotated[PositiveInt, Execution()] = 1
     """Number of CPU cores that Ray reserves for each worker, and of threads that torch uses in it."""
     allocator_cache: Annotated[Literal["none", "small", "all"], Execution()] = "small"
     """Freed memory that a worker on CPU keeps for the next step. none: returns it to the system; small: keeps arrays up
     to 32 MiB; all: keeps all, which is faster on long sequences but needs about half as much memory again."""
     max_failures: Annotated[int, Field(ge=-1), Execution()] = 3
     """How often Ray restarts the workers from the newest checkpoint before the run fails; -1: no limit."""
-    timeout_s: Annotated[Positive, Execution()] = 300
+    timeout_s: Annotated[PositiveInt, Execution()] = 300
     """Time limit of a collective operation, in seconds. A worker that hangs longer ends the run with an error. Raise it
     for large models on slow networks."""
 
@@ -53,15 +53,15 @@ class RunConfig(Section):
 class MeshConfig(Section):
     """The grid of ranks: world size = data x sequence. Groups of expert ranks are cut from the world."""
 
-    data: Positive | None = None
+    data: PositiveInt | None = None
     """Number of data-parallel ranks; by default run.workers / mesh.sequence."""
-    sequence: Positive = 1
+    sequence: PositiveInt = 1
     """Number of ranks that share the time axis of each sample. Use it for recordings too long for one worker."""
     sequence_method: Literal["sparse", "ulysses"] = "sparse"
     """How these ranks attend. sparse: only what the selected queries need crosses ranks, whatever the length; ulysses:
     each rank gets whole sequences for its share of the heads, so dense attention works, but traffic grows with the
     length."""
-    expert: Positive = 1
+    expert: PositiveInt = 1
     """Number of ranks over which the experts of a layer are spread. Use it for many or large experts."""
     expert_movement: Literal["auto", "tokens", "weights"] = "auto"
     """What travels between these ranks. tokens: the tokens go to their experts; weights: the experts' weights go to the
@@ -97,23 +97,23 @@ class DataConfig(Section):
     label_share: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)] = 1.0
     """Share of the training samples to train on. `run.seed` chooses them; a smaller share is part of a larger one.
     Class weights, means and deviations stay those of the whole split. Use it to measure learning from few labels."""
-    shuffle_shards: Positive = 8
+    shuffle_shards: PositiveInt = 8
     """Number of shards whose samples are shuffled together; the order of shards is shuffled over all. More shuffles
     better and reads from more shards at a time."""
-    loader_workers: Annotated[Count, Execution()] = 0
+    loader_workers: Annotated[NonNegativeInt, Execution()] = 0
     """Number of reader processes for each rank; 0 reads in a thread of the worker. Raise it where training waits for
     data."""
-    prefetch: Annotated[Positive, Execution()] = 4
+    prefetch: Annotated[PositiveInt, Execution()] = 4
     """Number of micro-batches that the readers of a rank prepare ahead in all; at least one per reader."""
     cache: Annotated[str | None, Location(), Execution()] = None
     """Local folder for shards of remote data; by default `~/.cache/maestro_dist/shards`, or a folder of the user in the
     temporary folder where that is not writable."""
     verify: Annotated[Literal["size", "sha256"], Execution()] = "sha256"
     """How a shard is checked against the manifest when it is first opened: by size, which is fast, or by sha256."""
-    max_bad_samples: Annotated[Count, Execution()] = 0
+    max_bad_samples: Annotated[NonNegativeInt, Execution()] = 0
     """Number of bad training samples (wrong shape, type or label) that a run skips and names before it stops. Different
     samples are counted, over all ranks, epochs and restarts."""
-    timeout_s: Annotated[Positive, Execution()] = 240
+    timeout_s: Annotated[PositiveInt, Execution()] = 240
     """Longest time, in seconds, that a reader may make no progress before the run ends with an error. At most four
     fifths of `run.timeout_s` are used, so that the error names the reader."""
 
@@ -124,7 +124,7 @@ class EngineConfig(Section):
     zero_stage: Annotated[Literal[1, 2, 3], Execution()] = 1
     """What ZeRO shards over ranks. 1: optimizer state; 2: gradients too; 3: parameters too. 0 is taken as 1. Raise it
     where a rank has too little memory."""
-    micro_batch: Annotated[Positive | None, Execution()] = None
+    micro_batch: Annotated[PositiveInt | None, Execution()] = None
     """Number of samples that a rank processes at a time; by default its whole share of the global batch. Lower it to
     save memory: gradients are then accumulated, with the same result up to rounding."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -147,7 +147,7 @@ class EngineConfig(Section):
 class EvaluationConfig(Section):
     """Validation, choice of the best weights, and the final test."""
 
-    every_epochs: Positive = 1
+    every_epochs: PositiveInt = 1
     """Number of epochs between validations. The last epoch always ends with one."""
     metric: Literal["auto", "accuracy", "macro_f1", "auroc", "auprc", "loss", "mae", "rmse", "perplexity"] = "auto"
     """Metric that chooses the best weights. auto: accuracy for classification, MAE for regression, the loss in
@@ -156,24 +156,24 @@ class EvaluationConfig(Section):
     """Missing rates (shares of the modalities removed) of validation. The mean over them chooses the best weights."""
     test_rates: list[Share] = [0.0, 0.1, 0.2, 0.3, 0.4]
     """Missing rates of the final test and of the `evaluate` command."""
-    draws: list[Count] = [0, 1, 2]
+    draws: list[NonNegativeInt] = [0, 1, 2]
     """Numbers of the random masks that are averaged at each rate of the final test. Validation uses the first."""
-    batch: Annotated[Positive, Execution()] = 256
+    batch: Annotated[PositiveInt, Execution()] = 256
     """Number of samples that a rank evaluates at a time. It changes speed and memory only."""
     predictions: Annotated[bool, Execution()] = True
     """Save the answers of the final test to each sample at each missing rate, as `predictions.npz` beside the
     result."""
-    patience: Positive | None = None
+    patience: PositiveInt | None = None
     """Stop early when the metric has not improved for this number of validations; never by default."""
 
 
 class CheckpointConfig(Section):
     """When checkpoints are written and which are kept."""
 
-    every_steps: Positive | None = None
+    every_steps: PositiveInt | None = None
     """Number of steps between checkpoints; by default there is one at each validation only. A restart repeats at most
     this number of steps."""
-    keep_last: Positive = 2
+    keep_last: PositiveInt = 2
     """Number of newest checkpoints that are kept, besides the best."""
 
 
@@ -184,7 +184,7 @@ class TrackingConfig(Section):
     """MLflow tracking URI; by default an SQLite file in `run.storage` (in `runs/` where the storage is remote)."""
     experiment: Text = "maestro_dist"
     """Name of the MLflow experiment."""
-    every_steps: Positive = 10
+    every_steps: PositiveInt = 10
     """Number of steps between two records of the training metrics, and between progress lines."""
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -15,8 +16,10 @@ from maestro_dist.config.word_length import word_length
 from maestro_dist.data.manifest import Manifest, ManifestModality
 from maestro_dist.data.reader import SplitSource
 from maestro_dist.errors import DataError
+from maestro_dist.system.logging_setup import NOTE
 from maestro_dist.types import Modality
 
+_LOG = logging.getLogger(__name__)
 _GROSS, _LARGE = 100.0, 10.0
 """Factors between standard deviations, or standard deviations between means, from which on a set is refused, and from
 which on a person is warned. Other people and devices differ by less; units differ by 1,000 or so."""
@@ -254,3 +257,10 @@ def _list(names: Sequence[str] | dict[str, ManifestModality]) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.4g}"
+
+
+def log_notes(notes: Iterable[str]) -> None:
+    """Log lines that begin with `note: ` or `warning: ` at that level."""
+    for note in notes:
+        kind, _, text = note.partition(": ")
+        _LOG.log(logging.WARNING if kind == "warning" else NOTE, "%s", text)

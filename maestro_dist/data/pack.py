@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -29,11 +29,8 @@ from maestro_dist.errors import DataError, StorageError
 
 __all__ = ["Description", "RawSample", "SplitWriter", "check_room", "make_room", "npy", "pack", "write_manifest"]
 
+_LOG = logging.getLogger(__name__)
 _SHARD = re.compile(r"[A-Za-z0-9_-]+-\d{6}\.(tar|index\.json)")
-
-
-def _warn(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def pack(
@@ -44,7 +41,7 @@ def pack(
     splits: Sequence[str] = ("train", "validation", "test"),
     shard_bytes: int = 32 << 20,
     overwrite: bool = False,
-    warn: Callable[[str], None] = _warn,
+    warn: Callable[[str], None] = _LOG.warning,
 ) -> Manifest:
     """Write all samples below `url` and return the manifest.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import os
 import re
 import shlex
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,13 +20,14 @@ from maestro_dist.data.pack import pack
 from maestro_dist.data.storage import Storage, redact
 from maestro_dist.errors import ConfigError, DataError
 
+_LOG = logging.getLogger(__name__)
 _UNFINISHED = re.compile(r"([a-z0-9_]+-\d{6})\.(tar|index\.json)")
 
 
 def prepare(source: SourceConfig, url: str) -> Manifest:
     """Convert and pack `source` to `url`, with the converter's options as `tools/pack_dataset.py` takes them.
 
-    What a person should know of the source is printed to stderr.
+    What a person should know about the source is logged as warnings.
 
     Raises:
         ConfigError: an option that the converter does not have, or a value that it cannot take.
@@ -44,14 +45,14 @@ def prepare(source: SourceConfig, url: str) -> Manifest:
         conversion = converter.from_arguments(Path(source.path), arguments)
     except ConfigError as error:
         raise ConfigError(f"data.source.options: {error}") from None
-    warn(conversion)
+    log_warnings(conversion)
     return pack(url, conversion.description, conversion.samples, splits=conversion.splits)
 
 
-def warn(conversion: Conversion) -> None:
-    """Print what is odd about a source to stderr."""
+def log_warnings(conversion: Conversion) -> None:
+    """Log what is odd about a source."""
     for text in conversion.warnings:
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        _LOG.warning(text)
 
 
 def unknown_options(unknown: Sequence[str], known: Iterable[str]) -> str:
@@ -153,7 +154,7 @@ def check_typed(source: SourceConfig | None, url: str, overrides: Sequence[str])
         return
     there = Storage(url).exists(MANIFEST_NAME)
     if paired and there:
-        print(f"data.source is not read: there is a packed data set at {redact(url)} already", flush=True)
+        _LOG.info("data.source is not read: there is a packed data set at %s already", redact(url))
     elif not paired and not there:
         raise ConfigError(
             f"data.url: {redact(url)} was given alone, but holds no {MANIFEST_NAME}; mend it, or, to pack the "

@@ -26,6 +26,7 @@ from maestro_dist import errors
 from maestro_dist.data.cache import Tell
 from maestro_dist.data.reader import Request, SplitReader, SplitSource
 from maestro_dist.errors import MaestroError, ReaderError
+from maestro_dist.system.logging_setup import configure_logging
 from maestro_dist.types import Batch
 
 # Ctrl-C goes to all processes of a terminal, also while they start; the training process ends this one.
@@ -129,6 +130,7 @@ class ReaderProcess:
 
 def serve(file: int, parent: int) -> None:
     """The process: answer requests on the socket `file` until the other side, process `parent`, has closed it."""
+    configure_logging()
     with suppress(EOFError, OSError), Connection(file) as connection:
         source: SplitSource = connection.recv()
         teller = _Teller(connection, parent)

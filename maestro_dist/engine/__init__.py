@@ -1,1 +1,1 @@
-"""The DeepSpeed engine: settings, step, gradient order, and where each parameter's slices lie."""
+"""The DeepSpeed engine: settings, optimizer step, check of the gradient order, slices of parameters under ZeRO."""

@@ -1,7 +1,7 @@
-"""One training engine for any number of ranks and any ZeRO stage: DeepSpeed, set up so that its results are exact.
+"""The training engine for any number of ranks and any ZeRO stage: DeepSpeed, set up for exact results.
 
-Every parameter gets the gradient of the *global-batch mean* of the per-sample losses, whatever the number of ranks and
-micro-batches, as long as every module is called once a forward, in one order, on every rank, also with 0 rows.
+Every parameter gets the gradient of the *global-batch mean* of the per-sample losses, for any number of ranks and
+micro-batches. Condition: on every rank, each forward calls every module once, in the same order, also with 0 rows.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ __all__ = ["Engine", "StepResult", "destroy_process_group", "init_process_group"
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an optimizer step did. The same on every rank.
+    """The outcome of an optimizer step; the same on every rank.
 
-    applied  False if a gradient was NaN or infinite on some rank: weights and moments are untouched on all ranks
+    applied  False if a gradient was NaN or infinite on some rank: weights and moments are unchanged on all ranks
     norm     global gradient norm before clipping; infinite if not applied
     """
 
@@ -42,11 +42,11 @@ class StepResult:
 
 
 class Engine:
-    """The model under DeepSpeed. The process group must exist (`init_process_group` makes one for a single process).
+    """The model under DeepSpeed. The process group must exist (`init_process_group` creates one for a single process).
 
     `model` is moved to the device and, at ZeRO 3, sharded in place; its forward is `model(batch, step) -> Output`.
-    `optimizer` is a torch optimizer over the parameters of `model`; DeepSpeed exchanges them for its flat slices.
-    Raises `ConfigError` for a configuration that cannot give exact results, or a device that is not there.
+    `optimizer` is a torch optimizer over the parameters of `model`; DeepSpeed replaces them by its flat slices.
+    Raises `ConfigError` if the device does not exist.
 
     Usage, on every rank:
     ```
@@ -81,29 +81,29 @@ class Engine:
             raise
 
     def __call__(self, batch: Batch, step: int = 0) -> Output:
-        """Forward. All ranks must call it equally often, at ZeRO 3 in evaluation too.
+        """Forward. All ranks must call it equally often; at ZeRO 3 this includes evaluation.
 
-        Floating-point outputs are float32 also under autocast, so losses and metrics are.
+        Floating-point outputs are float32 even under autocast, so losses and metrics are float32.
         """
         output = self.deepspeed(batch, step)
         return {name: _full_precision(tensor) for name, tensor in output.items()}  # type: ignore[return-value]
 
     def place(self, batch: Batch) -> Batch:
-        """The batch on this rank's device. What a stream was told this device for lies in page-locked memory: its copy
-        overlaps with what runs there."""
+        """The batch on this rank's device. If the stream was given this device, the batch is in page-locked memory and
+        its copy overlaps with computation."""
         return batch.to(self.device)
 
     def scale_loss(self, per_sample: Tensor, batch: Batch) -> Tensor:
-        """Scalar whose gradient, averaged over the world and summed over micro-batches, is that of the global mean.
+        """Scalar loss. Its gradient, averaged over ranks and summed over micro-batches, is the global-mean gradient.
 
-        `per_sample` is [B], B may be 0: the result is then 0 and still reaches every parameter that the losses would.
+        `per_sample` is [B]. If B is 0 the result is 0, and it still depends on every parameter of the losses.
         """
         return per_sample.sum() * loss_scale(self.mesh, batch.global_samples)
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Back-propagate a micro-batch; `last` says that the optimizer step comes next.
+        """Back-propagate a micro-batch; `last`: it is the last one before the optimizer step.
 
-        Raises `RunError` where gradients become ready in another order than on other ranks or in other steps.
+        Raises `RunError` if gradients become ready in a different order than on other ranks or in other steps.
         """
         self.deepspeed.set_gradient_accumulation_boundary(last)
         self.deepspeed.backward(loss)
@@ -111,9 +111,9 @@ class Engine:
             self._order.check(self.device, self.mesh.world)
 
     def step(self, lr: float, momentum: float | None = None) -> StepResult:
-        """One optimizer step at this learning rate, skipped on all ranks if any gradient is not finite.
+        """One optimizer step at this learning rate. All ranks skip it if any gradient is not finite.
 
-        `momentum` replaces that of SGD, or the first of AdamW's decay rates; None leaves it as it is.
+        `momentum` replaces the momentum of SGD, or beta_1 of AdamW; None changes nothing.
         """
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
@@ -127,7 +127,7 @@ class Engine:
         return StepResult(applied=applied, norm=norm)
 
     def sum_over_ranks(self, counts: Tensor) -> Tensor:
-        """Sum of a tensor over all ranks, the same on all of them."""
+        """Sum of a tensor over all ranks (all-reduce)."""
         import torch.distributed as dist
 
         total = counts.clone()
@@ -144,10 +144,10 @@ class Engine:
         self.deepspeed.eval()
 
     def close(self) -> None:
-        """Release DeepSpeed's hooks and buffers, so that another engine can be made in this process.
+        """Release DeepSpeed's hooks and buffers, so that this process can create another engine.
 
-        ZeRO 3 puts a linear map of its own in place of torch's, and leaves it there: whatever this process computes
-        next would be rounded otherwise than in a new one.
+        ZeRO 3 replaces `torch.nn.functional.linear` and does not restore it. Without the restore here, later results
+        of this process would be rounded differently from those of a new process.
         """
         from torch.nn import functional
 
@@ -158,26 +158,26 @@ class Engine:
 
 
 def loss_scale(mesh: Mesh, global_samples: int) -> float:
-    """Weight of a sample's loss on one rank, so that the average over the world is the mean over the global batch.
+    """Weight of a sample's loss on one rank: the average over all ranks is then the mean over the global batch.
 
-    Every sequence rank of a data rank computes the same losses, so each counts 1 / sequence.
+    All sequence ranks of a data rank compute the same losses, so each counts 1 / sequence.
     """
     return mesh.world / (mesh.sequence * global_samples)
 
 
 def _device(name: str) -> torch.device:
-    """The device of this process: the CPU, or the GPU of its LOCAL_RANK."""
+    """The device of this process: the CPU, or the GPU with number LOCAL_RANK."""
     import torch
 
     if name == "cpu":
         return torch.device("cpu")
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if not torch.cuda.is_available():
-        raise ConfigError("run.device = cuda, but torch finds no CUDA device here; use run.device = cpu")
+        raise ConfigError("run.device is cuda, but torch finds no CUDA device on this machine; use run.device=cpu")
     if local_rank >= torch.cuda.device_count():
         raise ConfigError(
-            f"run.device = cuda: this is local rank {local_rank}, but there are {torch.cuda.device_count()} GPUs here; "
-            "start fewer workers a node"
+            f"run.device is cuda: this is local rank {local_rank}, but there are {torch.cuda.device_count()} GPUs; "
+            "start fewer workers per node"
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
@@ -186,8 +186,8 @@ def _device(name: str) -> torch.device:
 def _autocast_forward(model: nn.Module, device: torch.device, *, cache: bool) -> None:
     """Run `model.forward` under bf16 autocast; parameters, gradients and their reduction stay fp32.
 
-    The context sits inside the module because DeepSpeed turns one off that is entered outside of its engine. Casts of
-    weights are not cached at ZeRO 3: that would keep a copy of all of them through the forward.
+    The context is inside the module because DeepSpeed disables autocast that is entered outside of its engine. At
+    ZeRO 3 casts of weights are not cached: the cache would keep a copy of all weights during the forward.
     """
     import torch
 

@@ -1,9 +1,9 @@
-"""Notices when gradients become ready in another order on another rank, or in another step.
+"""Checks that gradients become ready in the same order on all ranks and in all steps.
 
 DeepSpeed's ZeRO 2 and 3, and ZeRO 1 with overlapping communication, put gradients into buckets in the order in which
-the backward pass finishes them, and reduce bucket by bucket. Were that order not the same on all ranks, different
-parameters would be added to each other, without any error. The model is written so that nothing in it depends on a
-rank's own samples; this is the check that it is so, on every rank in every step.
+the backward pass finishes them, and reduce bucket by bucket. If this order differed between ranks, gradients of
+different parameters would be added without any error. The order of operations in the model does not depend on a rank's
+samples; this check verifies it on every rank in every step.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class GradientOrder:
     """The order in which the gradients of a model's parameters become ready.
 
-    Each rank compares every micro-batch with its first; the first of all ranks are compared once. Call `check` after
-    each backward pass, on all ranks.
+    Each rank compares every micro-batch with its first one; the first ones of all ranks are compared once. All ranks
+    call `check` after each backward pass.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -37,10 +37,10 @@ class GradientOrder:
         ]
 
     def check(self, device: Any, ranks: int) -> None:
-        """Compare the backward pass that has just ended.
+        """Check the backward pass that has just ended.
 
         Raises:
-            RunError: the order is another one than in the first pass, or than on another rank.
+            RunError: the order differs from the first pass, or from another rank.
         """
         ready, self._ready = self._ready, array("l")
         if self._first is None:
@@ -80,7 +80,7 @@ class GradientOrder:
 
 def _message(where: str) -> str:
     return (
-        f"gradients became ready in another order {where}: DeepSpeed would add gradients of different parameters to "
-        "each other. This is a fault of the program, or of this release of torch: please report it, and use "
-        "engine.zero_stage=1 engine.overlap_comm=false meanwhile"
+        f"gradients became ready in another order {where}: DeepSpeed would add gradients of different parameters. "
+        "This is a bug in this program or in this release of torch: please report it, and use "
+        "engine.zero_stage=1 engine.overlap_comm=false until it is fixed"
     )

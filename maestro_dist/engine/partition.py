@@ -1,7 +1,8 @@
-"""Which slice of which parameter a rank owns under ZeRO, and how slices are put back. All private names are here.
+"""The parameter slices that a rank owns under ZeRO: read them, write them back.
 
-Every rank owns one contiguous range of each *flattened* parameter, in fp32, with the optimizer's state beside it. The
-names used here are private to DeepSpeed 0.19 and pinned; a test per ZeRO stage says so when they move.
+Every rank owns one contiguous range of each *flattened* parameter in fp32, and the optimizer's state for this range.
+This module is the only one that uses private names of DeepSpeed. DeepSpeed 0.19 is pinned; a test per ZeRO stage fails
+if these names change.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ MASTER = "master"
 
 @dataclass(frozen=True)
 class OwnedSlice:
-    """Elements `start ... start + count - 1` of flattened parameter `name`, counted over all experts of a layer.
+    """Elements `start ... start + count - 1` of the flattened parameter `name`, which includes all experts of a layer.
 
-    `tensors` are 1-D *views* [count] into DeepSpeed's memory: "master" (the fp32 weights) and the optimizer's moments,
-    the average of the weights among them where `optim.ema` wants one.
+    `tensors` are 1-D *views* [count] into DeepSpeed's memory: "master" (the fp32 weights) and the optimizer's moments.
+    With `optim.ema`, the average of the weights is one of the moments.
     """
 
     name: str
@@ -35,7 +36,7 @@ class OwnedSlice:
 
 
 def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
-    """Full shape of every parameter, by name, whatever is resident here; experts of all ranks together."""
+    """Full shape of every parameter by name, at any ZeRO stage; experts of all ranks together."""
     shapes = {}
     for name, parameter in engine.module.named_parameters():
         first, *rest = getattr(parameter, "ds_shape", parameter.shape)
@@ -44,7 +45,7 @@ def parameter_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
 
 
 def _first(parameter: Any) -> int:
-    """Where this rank's experts begin in the flattened parameter of all of them; 0 for what is not spread."""
+    """Offset of this rank's experts in the flattened parameter of all experts; 0 if experts are not distributed."""
     elements: int = getattr(parameter, "ds_numel", parameter.numel())
     return getattr(parameter, "expert_rank", 0) * elements
 
@@ -72,7 +73,7 @@ def owned_slices(engine: Engine) -> Iterator[OwnedSlice]:
 def _locate_flat(optimizer: Any, parameter: Any) -> tuple[Any, int, int, int]:
     """(flat tensor, start in the parameter, elements, offset in the flat tensor) at ZeRO 1 and 2."""
     mapping = parameter._hp_mapping
-    if mapping is None:  # this rank owns nothing of it
+    if mapping is None:  # this rank owns no element of it
         return None, 0, 0, 0
     flat = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
     here = mapping.lp_fragment_address
@@ -80,7 +81,7 @@ def _locate_flat(optimizer: Any, parameter: Any) -> tuple[Any, int, int, int]:
 
 
 def _locate_sharded(optimizer: Any, parameter: Any) -> tuple[Any, int, int, int]:
-    """The same at ZeRO 3: equal parts, the last ones shorter or empty."""
+    """The same at ZeRO 3: equal parts; the last ones may be shorter or empty."""
     import torch.distributed as dist
 
     group, offset, part = optimizer.grad_position[optimizer.get_param_id(parameter)]
@@ -97,7 +98,7 @@ def _flats(engine: Engine) -> list[Any]:
 
 
 def _moments(state: dict[str, Any]) -> list[str]:
-    """Names of the state tensors that go with elements (not the step count)."""
+    """Names of the state tensors with one value per element (not the step count)."""
     return [key for key, value in state.items() if key != "step" and value is not None]
 
 
@@ -107,13 +108,13 @@ def optimizer_name(engine: Engine) -> str:
 
 
 def optimizer_state(engine: Engine) -> tuple[list[str], int]:
-    """(names of the moments, number of steps taken as the optimizer counts them; 0 if it does not)."""
+    """(names of the moments, the optimizer's own step count; 0 if it has none)."""
     state = engine.deepspeed.optimizer.optimizer.state.get(_flats(engine)[0], {})
     return _moments(state), int(state.get("step", 0))
 
 
 def create_moments(engine: Engine, names: list[str], steps: int) -> None:
-    """Zero moments and the step count, as the optimizer itself would make them, for everything that this rank owns."""
+    """Create zero moments and the step count for all slices of this rank, as the optimizer itself would."""
     import torch
 
     optimizer = engine.deepspeed.optimizer
@@ -142,11 +143,11 @@ def publish_master(engine: Engine) -> None:
 
 @contextmanager
 def averaged(engine: Engine) -> Iterator[None]:
-    """The model has the averaged weights inside (`optim.ema`), and its own again after, bit for bit.
+    """Context in which the model has the averaged weights (`optim.ema`). Afterwards it has its own again, bit for bit.
 
-    A collective where there is an average; without one (before the first step too) nothing happens. Weights and
-    averages change places, so it takes no memory beyond the largest slice. Nothing may train or save meanwhile. After
-    an error they are left as they are: other ranks would not come to change them back.
+    A collective if there is an average; without one (also before the first step) nothing happens. Weights and averages
+    are swapped, which needs memory for the largest slice only. Do not train or save inside. After an error they stay
+    swapped: the other ranks would not take part in swapping back.
     """
     if AVERAGE not in optimizer_state(engine)[0]:
         yield
@@ -157,7 +158,7 @@ def averaged(engine: Engine) -> Iterator[None]:
 
 
 def _exchange(engine: Engine) -> None:
-    """Master weights and averages change places; then the model gets the new master weights. A collective."""
+    """Swap master weights and averages, then copy the new master weights into the model. A collective."""
     import torch
 
     with torch.no_grad():

@@ -1,1 +1,1 @@
-"""Exported models: written, loaded, asked; from Python, the command line and MLflow."""
+"""Exported models: write, load and predict, from Python, the command line and MLflow."""

@@ -1,4 +1,4 @@
-"""The command `python -m maestro_dist.predict`: a model's answers for a data set or a file, as a table."""
+"""The command `python -m maestro_dist.predict`: predictions for a data set or a file, as a table."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from maestro_dist.system.terminal import lost, never_fail_to_print
 if TYPE_CHECKING:
     from maestro_dist.inference.predictor import Predictor
 
-HELP = """The answers of a trained model: `python -m maestro_dist.predict MODEL DATA`.
+HELP = """Predict with a trained model: `python -m maestro_dist.predict MODEL DATA`.
 
 MODEL is a run (folder, URL, or its name in `runs/`) or an exported model. DATA is
 
   a packed data set        folder or URL; one split of it (--split)
-  FILE.npz                 an array a modality: [samples, steps, variates], or of one sample [steps, variates]
-  FILE.json, FILE.jsonl    a list of samples, or one a line: {"ecg": [[.1], [null], ...], "spo2": ...}
+  FILE.npz                 one array per modality: [samples, steps, variates], or [steps, variates] for one sample
+  FILE.json, FILE.jsonl    a list of samples, or one sample per line: {"ecg": [[.1], [null], ...], "spo2": ...}
 
-A gap is NaN or null; a sensor that is not there is left out. A model that normalises by recording also wants
-`ecg_recording` and so on: mean and standard deviation of each variate. Prints CSV, one line a sample: its key or
-number, then the probability of each class, or the value. Where nothing was observed there is no answer: empty cells.
+A missing value is NaN or null; a missing sensor is left out. A model that normalises by recording also needs
+`ecg_recording` and so on: mean and standard deviation of each variate. The output is CSV, one line per sample: its key
+or number, then the probability of each class, or the value. The cells are empty if nothing was observed.
 
 From Python:
 
     from maestro_dist.predict import load_model
     model = load_model("runs/mine")
-    model.predict({"ecg": ecg, "spo2": spo2})        # or a list of such samples; a row each, a column a class
+    model.predict({"ecg": ecg, "spo2": spo2})        # or a list of samples; one row per sample, one column per class
 """
 
 Row = tuple[str, list[float | None]]
@@ -59,12 +59,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("data", metavar="DATA")
     parser.add_argument("--split", default="test", help="split of a packed data set (default: test)")
-    parser.add_argument("--out", metavar="FILE", help="write there; JSON lines where its name ends in .jsonl")
     parser.add_argument(
-        "--any-units", action="store_true", help="answer also where units or scales of a data set do not fit the model"
+        "--out", metavar="FILE", help="output file (default: stdout); JSON lines if its name ends in .jsonl"
     )
-    parser.add_argument("--batch", type=int, default=256, metavar="N", help="samples at a time (default: 256)")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    parser.add_argument(
+        "--any-units", action="store_true", help="predict even if units or scales of the data set do not fit the model"
+    )
+    parser.add_argument("--batch", type=int, default=256, metavar="N", help="batch size in samples (default: 256)")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors and debug messages")
     return parser
 
 
@@ -77,18 +79,18 @@ def _predict(options: argparse.Namespace) -> int:
     if out:
         check_writable(out, "--out")
     predictor = load_model(_model_place(options.model))
-    data = options.data.removeprefix("data.url=")  # as it is typed for `train`
+    data = options.data.removeprefix("data.url=")  # accepted because `train` uses it
     suffix = Path(data).suffix.lower()
     if suffix in (".npz", ".json", ".jsonl") and not Path(data).is_dir():
         rows = _of_file(predictor, data, suffix, options)
     else:
         rows = _of_split(predictor, data, options)
-    kept = list(rows)  # an error must not leave half a table
+    kept = list(rows)  # an error must not leave an incomplete table
     columns = list(predictor.classes) or ["value"]
     if out is None:
         _write_csv(sys.stdout, columns, kept)
         if error := lost(sys.stdout):
-            raise StorageError(f"the answers were not written whole: {error.strerror}")
+            raise StorageError(f"the answers were not written completely: {error.strerror}")
         return 0
     text = io.StringIO(newline="")
     (_write_json if out.suffix.lower() == ".jsonl" else _write_csv)(text, columns, kept)
@@ -97,7 +99,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _write_whole(out: Path, text: str) -> None:
-    """Replace a file by `text`, or leave it as it was. What is no regular file (a pipe) is written directly."""
+    """Replace a file by `text`, or leave it unchanged. A pipe or a device is written directly."""
     part = out.with_name(f".{out.name}.part")
     try:
         if out.exists() and not out.is_file():
@@ -112,20 +114,20 @@ def _write_whole(out: Path, text: str) -> None:
 
 
 def _model_place(text: str) -> str:
-    """The URL of an exported model, or of a run that has left one."""
+    """The URL of an exported model, or of a run that contains one."""
     from maestro_dist.inference.exported_model import DESCRIPTION, RUN_FOLDER
 
     place = place_of(text)
     if not any(place.exists(path) for path in (DESCRIPTION, f"{RUN_FOLDER}/{DESCRIPTION}")):
         raise ConfigError(
-            f"{place.name()}: neither an exported model (it has no {DESCRIPTION}) nor a run that has left one"
+            f"{place.name()}: neither an exported model (it has no {DESCRIPTION}) nor a run with one"
             f"{what_may_be_meant(place)}"
         )
     return place.url
 
 
 def _of_file(predictor: Predictor, place: str, suffix: str, options: argparse.Namespace) -> Iterator[Row]:
-    """Answers for the samples of a file, numbered from 0."""
+    """Predictions for the samples of a file, numbered from 0."""
     from maestro_dist.inference.inputs import as_list, split_recordings
 
     storage = Storage(place if "://" in place else str(Path(place).expanduser()))
@@ -137,7 +139,7 @@ def _of_file(predictor: Predictor, place: str, suffix: str, options: argparse.Na
             given = json.loads(content)
         else:
             given = [json.loads(line) for line in content.decode().splitlines() if line.strip()]
-    except Exception as error:  # zipfile, zlib, numpy and Python's own parser each have errors of their own
+    except Exception as error:  # zipfile, zlib, numpy and json raise errors of many types
         raise DataError(f"{storage.name()}: damaged ({' '.join(str(error).split())[:200]})") from error
     pairs = [split_recordings(sample, predictor.names) for sample in as_list(given)]
     answers = predictor.predict(
@@ -155,16 +157,16 @@ def _of_arrays(content: bytes) -> list[Mapping[str, Any]]:
     counts = {name: len(array) if array.ndim == 3 else -1 for name, array in arrays.items()}
     if len(set(counts.values())) > 1:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
-        raise ValueError(f"the arrays are not of the same number of samples: {shapes}")
+        raise ValueError(f"the arrays have different numbers of samples: {shapes}")
     return [{name: array[row] for name, array in arrays.items()} for row in range(max(counts.values()))]
 
 
 def _of_split(predictor: Predictor, url: str, options: argparse.Namespace) -> Iterator[Row]:
-    """Answers for the samples of a packed split, by their keys."""
+    """Predictions for the samples of a packed split, by key."""
     import torch
 
     from maestro_dist.config.schema import DataConfig
-    from maestro_dist.data.compare import check_values, fit_modalities
+    from maestro_dist.data.compare import check_values, fit_modalities, log_notes
     from maestro_dist.data.manifest import MANIFEST_NAME, load_manifest
     from maestro_dist.data.reader import SplitSource
     from maestro_dist.data.stream import evaluation_batches
@@ -179,14 +181,13 @@ def _of_split(predictor: Predictor, url: str, options: argparse.Namespace) -> It
     try:
         manifest.split(options.split)
     except ConfigError as error:
-        raise ConfigError(f"{error} (--split names another)") from None
+        raise ConfigError(f"{error} (choose another with --split)") from None
     manifest, notes = fit_modalities(manifest, modalities, model, any_units=options.any_units)
     config = DataConfig(url=url)
     if model.needs_statistics:
         source = SplitSource(url, manifest, config, tuple(modalities), options.split)
         notes += check_values(source, any_units=options.any_units)
-    for note in notes:
-        print(note, file=sys.stderr)
+    log_notes(notes)
     symbols = reads_symbols(manifest, model, modalities)
     with torch.no_grad():
         for batch in evaluation_batches(

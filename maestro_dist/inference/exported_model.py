@@ -1,6 +1,6 @@
 """An exported model on storage: `model.json` (configuration, modalities, task) and `model.safetensors` (weights).
 
-It needs neither DeepSpeed nor Ray nor MLflow, and contains no pickle.
+It contains no pickle. Loading it needs neither DeepSpeed nor Ray nor MLflow.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 FORMAT = "maestro_dist/model/1"
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
 RUN_FOLDER = "model"
-"""Where a run's folder holds its exported model."""
+"""Folder of the exported model in the folder of a run."""
 
 
 @dataclass(frozen=True)
 class TaskDescription:
-    """What a model answers: `classes`, or a number in the unit that `target` names.
+    """The task of a model: `kind` is classification, regression or pretrain.
 
-    `target_mean` and `target_std` are those of the training split (regression).
+    classes                  names of the classes (classification)
+    target                   name and unit of the target
+    target_mean, target_std  mean and standard deviation of the target in the training split (regression)
     """
 
     kind: str
@@ -50,7 +52,7 @@ def export_model(
     weights: Mapping[str, Tensor],
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a model to a folder or URL. `about` (plain JSON) says where it comes from; `model.json` is written last."""
+    """Write a model to a folder or URL; `model.json` is written last. `about`: its origin, as plain JSON."""
     from safetensors.torch import save
 
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
@@ -73,7 +75,7 @@ def read_description(storage: Storage) -> dict[str, Any]:
     try:
         description: dict[str, Any] = json.loads(storage.read(DESCRIPTION))
     except ObjectMissing as error:
-        raise CheckpointError(f"{storage.name()}: no exported model ({DESCRIPTION}, {WEIGHTS})") from error
+        raise CheckpointError(f"{storage.name()}: no exported model here ({DESCRIPTION}, {WEIGHTS})") from error
     except ValueError as error:
         raise CheckpointError(f"{name}: not JSON ({error})") from error
     found = description.get("format") if isinstance(description, dict) else None
@@ -90,12 +92,12 @@ def read_description(storage: Storage) -> dict[str, Any]:
 
 
 def model_config(description: Mapping[str, Any]) -> ModelConfig:
-    """The configuration that `model.json` holds."""
+    """The model configuration in `model.json`."""
     return ModelConfig.model_validate(current(description["model"], "model"))
 
 
 def modalities_of(description: Mapping[str, Any]) -> list[Modality]:
-    """The modalities that `model.json` holds."""
+    """The modalities in `model.json`."""
     return [
         Modality(**{**modality, "mean": tuple(modality["mean"]), "std": tuple(modality["std"])})
         for modality in description["modalities"]
@@ -103,7 +105,7 @@ def modalities_of(description: Mapping[str, Any]) -> list[Modality]:
 
 
 def task_description(description: Mapping[str, Any]) -> TaskDescription:
-    """The task that `model.json` holds."""
+    """The task in `model.json`."""
     return TaskDescription(**{**description["task"], "classes": tuple(description["task"]["classes"])})
 
 
@@ -117,7 +119,7 @@ def read_weights(storage: Storage) -> dict[str, Tensor]:
     try:
         data = storage.read(WEIGHTS)
     except ObjectMissing as error:
-        raise CheckpointError(f"{storage.name()}: no exported model ({DESCRIPTION}, {WEIGHTS})") from error
+        raise CheckpointError(f"{storage.name()}: no exported model here ({DESCRIPTION}, {WEIGHTS})") from error
     if hashlib.sha256(data).hexdigest() != description["weights"]["sha256"]:
-        raise CheckpointError(f"{storage.name(WEIGHTS)}: damaged (its sha256 is not that of {DESCRIPTION})")
+        raise CheckpointError(f"{storage.name(WEIGHTS)}: damaged (its sha256 differs from the one in {DESCRIPTION})")
     return {current_name(name): tensor for name, tensor in load(data).items()}

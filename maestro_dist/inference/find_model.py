@@ -1,4 +1,4 @@
-"""Where a run or a model is that a command line names, and which may have been meant where there is none."""
+"""Find the run or model that a command line names, and suggest one if there is none."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from maestro_dist.data.storage import Storage
 from maestro_dist.errors import ConfigError, StorageError
 
 RUNS = "runs"
-"""Where runs are by default (`run.storage`), below the current folder."""
+"""The default folder of runs (`run.storage`), relative to the current folder."""
 CONFIG = "config.yaml"
-"""What the folder of a run has."""
-_LOOKED_AT = 200  # neighbours among which a run of a similar name is sought
+"""A file that every run folder has."""
+_LOOKED_AT = 200  # folders that are searched for a similar name
 
 
 def place_of(text: str) -> Storage:
-    """A folder or URL, or the name of a run in `runs/`; local paths become absolute. It need not exist."""
+    """The storage of a folder or URL, or of a run in `runs/`. Local paths become absolute. It may not exist."""
     if "://" in text:
         return Storage(text)
     path = Path(text).expanduser()
@@ -27,22 +27,20 @@ def place_of(text: str) -> Storage:
 
 
 def check_writable(path: Path, option: str) -> None:
-    """Raise `ConfigError`, which names the `option`, where no file can be written at `path`: before long work, not
-    after it."""
+    """Raise `ConfigError`, which names the `option`, if no file can be written at `path`. Call it before long work."""
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise ConfigError(f"{option} {path}: no such folder")
+        raise ConfigError(f"{option} {path}: there is no such folder")
     if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise ConfigError(f"{option} {path}: nothing can be written there; name another file")
+        raise ConfigError(f"{option} {path}: not writable; choose another file")
 
 
 def what_may_be_meant(here: Storage) -> str:
-    """The end of a message that there is no run: the runs inside, or one of a similar name nearby. May be empty."""
+    """The end of a message that there is no run: the runs inside, or a run with a similar name. May be empty."""
     inside = _runs_in(here)
     if inside:
-        return (
-            f"; it holds the runs {', '.join(inside[:8])}{' and others' if len(inside) > 8 else ''}: name one of them"
-        )
+        others = " and others" if len(inside) > 8 else ""
+        return f"; it contains the runs {', '.join(inside[:8])}{others}: choose one of them"
     folder, _, name = here.url.rpartition("/")
     near_by = [Storage(folder)] if folder and not folder.endswith(":/") else []
     near_by += [Storage(RUNS)] if here.local is not None else []
@@ -56,5 +54,5 @@ def what_may_be_meant(here: Storage) -> str:
 def _runs_in(folder: Storage) -> list[str]:
     try:
         return [name for name in folder.list()[:_LOOKED_AT] if folder.exists(f"{name}/{CONFIG}")]
-    except (StorageError, OSError):  # a hint is not worth an error of its own
+    except (StorageError, OSError):  # a hint must not raise an error
         return []

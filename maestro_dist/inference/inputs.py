@@ -1,4 +1,4 @@
-"""Samples as people and clients hand them to a model -> checked arrays."""
+"""Samples from users and clients -> checked arrays."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from maestro_dist.errors import DataError
 from maestro_dist.types import Modality
 
 RECORDING = "_recording"
-"""What follows a modality's name in the key of its recording's statistics, where both come in one mapping."""
+"""Suffix of a modality's name in the key of the statistics of its recording."""
 
 
 def as_list(given: Any) -> list[Mapping[str, Any]]:
-    """A sample, or several, as a list. Raises `DataError` for anything else."""
+    """One sample or several samples as a list. Raises `DataError` for anything else."""
     if isinstance(given, Mapping):
         return [given]
     if isinstance(given, str | bytes) or not isinstance(given, Iterable):
@@ -28,8 +28,8 @@ def as_list(given: Any) -> list[Mapping[str, Any]]:
     return samples
 
 
-def check_names(names: Iterable[Any], known: Sequence[str], where: str) -> None:
-    """Raise `DataError` for a name that the model does not have, with the one that may have been meant."""
+def check_modality_names(names: Iterable[Any], known: Sequence[str], where: str) -> None:
+    """Raise `DataError` for a name that the model does not have, and suggest a similar one."""
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(str(name).lower(), known, n=1)
@@ -38,29 +38,29 @@ def check_names(names: Iterable[Any], known: Sequence[str], where: str) -> None:
 
 
 def split_recordings(row: Mapping[Any, Any], known: Sequence[str]) -> tuple[dict[Any, Any], dict[str, Any]]:
-    """The windows of a row, and the statistics of their recordings, whose keys end in `_recording`."""
+    """Split a row into windows and statistics of recordings (keys that end in `_recording`)."""
     statistics = {f"{name}{RECORDING}": name for name in known if f"{name}{RECORDING}" not in known}
     windows = {key: value for key, value in row.items() if key not in statistics}
     return windows, {statistics[key]: value for key, value in row.items() if key in statistics}
 
 
 def window(given: Any, modality: Modality, where: str) -> np.ndarray | None:
-    """A window float32 [T, D] of a modality; None where nothing was observed in it, as if there were no such sensor.
+    """A window float32 [T, D] of a modality; None if no value was observed, as for a missing sensor.
 
-    Raises `DataError` for what is not numbers, has another shape, or an infinite value.
+    Raises `DataError` for values that are not numbers, another shape, or an infinite value.
     """
     meaning = f"(steps, variates): {modality.seconds:g} s at {modality.rate_hz:g} Hz"
     array = _array(given, (modality.steps, modality.variates), where, meaning)
     if np.isinf(array).any():
-        raise DataError(f"{where}: has an infinite value; NaN marks a step that was not observed")
+        raise DataError(f"{where}: contains an infinite value; use NaN for a step that was not observed")
     return None if np.isnan(array).all() else array
 
 
 def statistics(given: Any, variates: int, where: str) -> np.ndarray:
-    """Mean and standard deviation of a recording, float32 [D, 2]. Raises `DataError` where they are none."""
+    """Mean and standard deviation of a recording, float32 [D, 2]. Raises `DataError` if they are not valid."""
     where = f"{where}, its recording"
     if given is None:
-        raise DataError(f"{where}: no mean and standard deviation; this model normalises by recording")
+        raise DataError(f"{where}: mean and standard deviation are missing; this model normalises by recording")
     array = _array(given, (variates, 2), where, "(variates, mean and standard deviation)")
     if not np.isfinite(array).all() or (array[:, 1] < 0).any():
         raise DataError(f"{where}: a mean is not finite, or a standard deviation is not finite or negative")
@@ -68,23 +68,23 @@ def statistics(given: Any, variates: int, where: str) -> np.ndarray:
 
 
 def _array(given: Any, shape: tuple[int, int], where: str, axes: str) -> np.ndarray:
-    """float32 of the wanted shape. An axis of length 1 may be left out."""
+    """The input as float32 of the given shape. An axis of length 1 may be left out."""
     wanted = f"[{shape[0]}, {shape[1]}]"
     try:
         array = _numbers(given, shape[1])
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # torch's are RuntimeErrors
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # torch raises RuntimeError
         why = " ".join(str(error).split())[:120]
         raise DataError(f"{where}: not an array of numbers {wanted} ({why})") from error
     if array.ndim < 2 and 1 in shape and array.size == shape[0] * shape[1]:
         array = array.reshape(shape)
     if array.shape != shape:
         raise DataError(f"{where}: shape {list(array.shape)} should be {wanted} {axes}")
-    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes infinite, and is refused so
+    with np.errstate(over="ignore", invalid="ignore"):  # too large for float32 becomes infinite, which is refused later
         return array.astype(np.float32)
 
 
 def _numbers(given: Any, variates: int) -> np.ndarray:
-    """An array of a real type. None in lists, and what a mask hides, is NaN."""
+    """An array of a real type. None in lists and masked elements become NaN."""
     if isinstance(given, list | tuple):
         nested = any(isinstance(row, list | tuple | np.ndarray) for row in given)
         rows = [[None] * variates if nested and row is None else row for row in given]

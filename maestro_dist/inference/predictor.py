@@ -1,4 +1,4 @@
-"""A loaded model that predicts from samples with any subset of its sensors."""
+"""A loaded model, which predicts from samples with any subset of its sensors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from maestro_dist.inference.exported_model import (
     read_weights,
     task_description,
 )
-from maestro_dist.inference.inputs import as_list, check_names, statistics, window
+from maestro_dist.inference.inputs import as_list, check_modality_names, statistics, window
 from maestro_dist.task import make_task
 from maestro_dist.types import Batch, Modality
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 Sample = Mapping[str, Any]
 """Modality name -> array or nested lists [T_j, D_j], of any real type; NaN, None or masked where nothing was observed.
 
-An axis of length 1 may be left out ([T_j] where there is one variate). A missing key, None, or a window in which
-nothing was observed: no such sensor.
+An axis of length 1 may be left out ([T_j] for one variate). A missing key, None, or a window without any observed value
+means that the sample does not have this sensor.
 """
 
 
 def task_of(task: TaskDescription) -> Task:
-    """What turns a model's logits into answers and metrics."""
+    """The task that turns logits into predictions and metrics."""
     return make_task(
         TaskConfig(),
         kind=task.kind,
@@ -51,10 +51,10 @@ def task_of(task: TaskDescription) -> Task:
 
 
 def load_model(folder: str | Path, *, device: str = "cpu") -> Predictor:
-    """Load a model from a folder or URL: that of an exported model, or of the run that it lies in.
+    """Load a model from the folder or URL of an exported model, or of a run that contains one.
 
-    Raises CheckpointError if it is missing, damaged or of another format, or was pre-trained only; ConfigError if there
-    is no such device.
+    Raises CheckpointError if the model is missing, damaged, of another format or only pre-trained; ConfigError if the
+    device does not exist.
     """
     from maestro_dist.model import Maestro
 
@@ -66,7 +66,7 @@ def load_model(folder: str | Path, *, device: str = "cpu") -> Predictor:
     task = task_description(description)
     if task.kind == "pretrain":
         raise CheckpointError(
-            f"{storage.name()}: this model was pre-trained only and has no head to answer with; fine-tune it first "
+            f"{storage.name()}: this model is only pre-trained and has no output head; fine-tune it first "
             "(run.init_from)"
         )
     weights = read_weights(storage)
@@ -75,17 +75,17 @@ def load_model(folder: str | Path, *, device: str = "cpu") -> Predictor:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(
-            f"{storage.name(WEIGHTS)}: not the weights of {DESCRIPTION} ({' '.join(str(error).split())[:200]})"
+            f"{storage.name(WEIGHTS)}: the weights do not fit {DESCRIPTION} ({' '.join(str(error).split())[:200]})"
         ) from None
     try:
         model = model.eval().to(device)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
         raise ConfigError(f"device {device!r}: {' '.join(str(error).split())[:200]}") from None
     return Predictor(model, task, device=device)
 
 
 class Predictor:
-    """Answers for samples that have any subset of the model's modalities."""
+    """Predicts for samples with any subset of the model's modalities."""
 
     def __init__(self, model: Maestro, task: TaskDescription, *, device: str = "cpu") -> None:
         self.model = model
@@ -111,14 +111,14 @@ class Predictor:
     ) -> np.ndarray:
         """Class probabilities float64 [N, C], or values float64 [N] in the target's unit.
 
-        One sample (a dict) is taken as a list of one, so N is 1. `recording` holds, for a model with `normalize:
-        recording`, mean and standard deviation [D_j, 2] of each present modality over the person's recording up to the
-        window's end, sample by sample; other models do not look at it. An answer needs something observed:
-        `unobserved` says whether a sample without is refused, or has NaN for an answer.
+        One sample (a dict) is the same as a list of one sample. `recording` is for models with `normalize: recording`;
+        others ignore it. For each sample it has mean and standard deviation [D_j, 2] of each present modality over the
+        person's recording up to the end of the window. `unobserved`: a sample without any observed value is refused,
+        or its prediction is NaN.
 
         Raises:
-            DataError: a sample does not fit, or nothing was observed in it; the message names sample and modality.
-            NonFiniteError: the model's answer is not a finite number.
+            DataError: a sample is not valid or has no observed value; the message names sample and modality.
+            NonFiniteError: the output of the model is not a finite number.
         """
         import torch
 
@@ -135,27 +135,29 @@ class Predictor:
                 if unobserved == "refuse" and not there.all():
                     raise DataError(
                         f"sample {start + int(np.argmin(there))}: none of {', '.join(self.names)} was observed; "
-                        "there is nothing to answer from"
+                        "a prediction needs at least one observed value"
                     )
                 observed.append(there)
                 logits.append(self.model(made.to(self.device))["logits"].float().cpu().numpy())
         return self.answers(np.concatenate(logits), np.concatenate(observed))
 
     def answers(self, logits: np.ndarray, observed: np.ndarray, names: Sequence[str] | None = None) -> np.ndarray:
-        """What `predict` returns, from logits [N, C] of samples in which something was observed, bool [N], or not.
+        """The output of `predict` from logits [N, C]. `observed`, bool [N]: the sample has an observed value.
 
-        `names` are the samples' names for messages; by default their numbers.
+        `names` are the samples' names in messages; by default their numbers.
         """
         bad = np.flatnonzero(observed & ~np.isfinite(logits).all(axis=1))
         if len(bad):
             name = names[bad[0]] if names else bad[0]
-            raise NonFiniteError(f"sample {name}: the model's answer is not a finite number; are its values sound?")
+            raise NonFiniteError(
+                f"sample {name}: the model's output is not a finite number; check the values of this sample"
+            )
         answers = self._task.predictions(logits)
         answers[~observed] = np.nan
         return answers
 
     def _recordings(self, samples: Sequence[Sample], given: Any) -> list[Mapping[str, Any]]:
-        """Statistics by sample; none where the model does not look at them."""
+        """Statistics by sample; empty if the model does not use them."""
         if not self.wants_recording:
             return []
         found = [] if given is None else as_list(given)
@@ -165,14 +167,14 @@ class Predictor:
                 f"sample ({len(samples)} samples, {len(found)} recordings)"
             )
         for number, sample in enumerate(found):
-            check_names(sample, self.names, f"recording {number}")
+            check_modality_names(sample, self.names, f"recording {number}")
         return found
 
     def _batch(self, samples: Sequence[Sample], recording: Sequence[Mapping[str, Any]] | None, first: int) -> Batch:
         import torch
 
         for number, sample in enumerate(samples, start=first):
-            check_names(sample, self.names, f"sample {number}")
+            check_modality_names(sample, self.names, f"sample {number}")
         values, rows, stored = {}, {}, {}
         present = np.zeros((len(samples), len(self.modalities)), dtype=bool)
         for column, modality in enumerate(self.modalities):

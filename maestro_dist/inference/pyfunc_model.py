@@ -1,12 +1,12 @@
 """The MLflow pyfunc of an exported model. MLflow copies this file into the logged model and runs it to load it.
 
-Input: a DataFrame, a dict of columns or a list of dicts, one row a sample. There is one column a modality, its cells
-arrays or nested lists [T_j][D_j] (None or NaN where a step was not observed), or None where the sample has no such
-sensor; columns of sensors that are not there may be left out. Models that normalise by recording also take columns
-`<modality>_recording` with [D_j][2]. Output: one column a class with its probability, or `value`.
+Input: a DataFrame, a dict of columns or a list of dicts, one row per sample and one column per modality. A cell is an
+array or nested list [T_j][D_j] (None or NaN for a step that was not observed), or None if the sample does not have
+this sensor. Columns of missing sensors may be left out. Models that normalise by recording also need columns
+`<modality>_recording` with [D_j][2]. Output: one column per class with its probability, or `value`.
 
-A row in which nothing was observed is refused as one that does not fit is, and the whole request with it. Columns of
-other names never reach the model: MLflow drops them, with a warning in the server's output.
+A row that is not valid, or without any observed value, makes the whole request fail. MLflow drops columns with other
+names, with a warning in the server's output.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mlflow.pyfunc import PythonModel
 
 
 def _plain(cell: Any) -> Any:
-    """A cell as `predict` takes it: None where the row has no such sensor; lists for arrays of objects."""
+    """A cell in the form that `predict` accepts: None for a missing sensor, lists for arrays of objects."""
     if isinstance(cell, np.ndarray):
         return cell.tolist() if cell.dtype == object else cell
     return None if pd.api.types.is_scalar(cell) and pd.isna(cell) else cell
@@ -37,18 +37,18 @@ class MaestroModel(PythonModel):
         self.predictor = load_model(context.artifacts["model"])
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Probabilities or values of each row. What does not fit is a client's error (400 when served)."""
+        """Probabilities or values of each row. Invalid input is a client error (status 400 when served)."""
         from maestro_dist.errors import DataError, NonFiniteError
         from maestro_dist.inference.inputs import split_recordings
 
         names, samples, recordings = self.predictor.names, [], []
-        for row in model_input.to_dict("records"):  # the signature makes a DataFrame of any input
+        for row in model_input.to_dict("records"):  # the signature converts any input to a DataFrame
             given = {name: _plain(cell) for name, cell in row.items()}
             windows, statistics = split_recordings(given, names)
             samples.append(windows)
             recordings.append({name: cell for name, cell in statistics.items() if cell is not None})
         try:
-            if model_input.columns.empty:  # MLflow drops the columns that it does not know
+            if model_input.columns.empty:  # MLflow drops unknown columns
                 raise DataError(f"no column is one of the sensors {', '.join(names)}")
             answers = self.predictor.predict(samples, recordings if self.predictor.wants_recording else None)
         except (DataError, NonFiniteError) as error:

@@ -81,7 +81,7 @@ def leave_groups() -> None:
     dist.distributed_c10d._abort_process_group()
 
 
-def explain_failure(reports: Sequence[Report], ranks: int, timeout_s: int) -> MaestroError:
+def root_cause(reports: Sequence[Report], ranks: int, timeout_s: int) -> MaestroError:
     """The error to show for these reports (one at least, in the order of arrival) of a world of `ranks`.
 
     The first rank with an error of its own is the cause; the others only lost their connection to it. If all ranks

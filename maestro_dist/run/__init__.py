@@ -1,1 +1,1 @@
-"""What a driver does: checks, records and launches a run, here or on a Ray cluster."""
+"""The driver: checks, records and launches a run, on this machine or on a Ray cluster."""

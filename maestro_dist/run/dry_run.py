@@ -1,7 +1,8 @@
-"""Everything of a run but its training, for any number of workers, on a machine that need not be like theirs."""
+"""The dry run: everything except training, for any number of workers, on any machine."""
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -20,18 +21,19 @@ from maestro_dist.training.builder import first_batch
 from maestro_dist.training.pretrained_weights import check_pretrained
 from maestro_dist.training.teachers import check_teachers
 
+_LOG = logging.getLogger(__name__)
 _TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _OPERATIONS = 2 * 10**11
-"""What one core does in about five seconds, in floating-point operations of a model's forward."""
+"""Floating-point operations of a forward that one core computes in about five seconds."""
 _TO_FILL, _BYTES_TO_FILL = 500, 40
-"""What it takes to draw a parameter: as long as so many operations, and bytes until its tensor is filled."""
+"""Cost of the initialisation per parameter: the time of so many operations, and bytes of temporary memory."""
 
 
 def dry_run(config: Config) -> int:
-    """Everything up to the first optimizer step: data, mesh, plan, memory, one batch, its loss. Takes no device.
+    """Everything up to the first optimizer step: data, mesh, plan, memory, one batch, its loss. Uses no GPU.
 
-    Any number of workers can be planned, also from a manifest without its shards; the batch is then left out, as it is
-    where this machine could not take it. Nothing is left behind, also where the dry run is stopped.
+    It plans any number of workers, also from a manifest without shards. The batch is left out without shards, or if it
+    is too large for this machine. No files remain, even if the dry run is interrupted.
     """
     with interruptible(), TemporaryDirectory(prefix="maestro_dist-dry-run-") as folder, _caches_in(folder):
         return _dry_run(_kept_in(folder, with_absolute_paths(config)))
@@ -39,7 +41,7 @@ def dry_run(config: Config) -> int:
 
 @contextmanager
 def _caches_in(folder: str) -> Iterator[None]:
-    """Torch's compiler makes its cache as it is imported, used or not."""
+    """Torch's compiler creates its cache folder at import, even if it is not used."""
     before = os.environ.get(_TORCH_CACHE)
     os.environ[_TORCH_CACHE] = folder
     try:
@@ -51,17 +53,18 @@ def _caches_in(folder: str) -> Iterator[None]:
 
 
 def _kept_in(folder: str, config: Config) -> Config:
-    """The configuration with what a run would keep in `folder`: the packed `data.source`, copies of remote shards."""
+    """The configuration with all files in `folder`: the packed `data.source` and copies of remote shards."""
     data, url = config.data, Storage(config.data.url)
     if data.source and not url.exists(MANIFEST_NAME):
         from maestro_dist.data.prepare import check_place, prepare
 
-        build_mesh(config.mesh, world=config.run.workers)  # a wrong grid is told before the minutes of packing
+        build_mesh(config.mesh, world=config.run.workers)  # report a wrong mesh before packing, which takes minutes
         check_place(data.source, data.url)
-        print(
-            f"packing {data.source.path} ({data.source.converter}) to a temporary folder, which goes with the dry run; "
-            f"a run would pack it to {redact(data.url)}",
-            flush=True,
+        _LOG.info(
+            "packing %s (%s) to a temporary folder, which the dry run removes at its end; a run would pack it to %s",
+            data.source.path,
+            data.source.converter,
+            redact(data.url),
         )
         packed = f"{folder}/data"
         prepare(data.source, packed)
@@ -77,16 +80,16 @@ def _dry_run(config: Config) -> int:
         print(f"start      weights of {redact(start)}")
     check_teachers(config, manifest)
     for teacher in config.task.teachers:
-        print(f"teacher    {redact(teacher)}, not asked in a dry run: the loss is that on the labels")
+        print(f"teacher    {redact(teacher)}, not used in a dry run: the loss is computed on the labels")
     samples, whole = trial_samples(config, manifest)
     where = " (on the CPU, in fp32)" if config.run.device != "cpu" or config.engine.precision != "fp32" else ""
     if not shards:
-        print("first micro-batch: left out, there is only the manifest and no shard")
+        print("first micro-batch: left out, there is a manifest but no shards")
     elif not samples:
-        print("first micro-batch: left out, one sample takes more memory or time than this machine has for a dry run")
+        print("first micro-batch: left out, one sample needs more memory or time than this machine has for a dry run")
     else:
         loss, taken = first_batch(_here(config, samples))
-        of = f" of {whole}, as many as this machine takes in seconds," if samples < whole else ","
+        of = f" of {whole}, as many as this machine computes in seconds," if samples < whole else ","
         before = "any step" if config.model.summary == "none" else "any step, and before statistics are standardised"
         print(f"first micro-batch: {taken} samples{of} loss {loss:.4f} before {before}{where}")
     print("dry run: nothing was trained and nothing was written to the run")
@@ -94,9 +97,10 @@ def _dry_run(config: Config) -> int:
 
 
 def _here(config: Config, samples: int) -> Config:
-    """The configuration for one batch of so many samples on this machine, whatever else runs there.
+    """The configuration for one batch of `samples` on this machine.
 
-    Reader processes would take longer to start than to read; threads that wait for a busy core cost more than they add.
+    Without reader processes, which take longer to start than to read; with one thread, because other work may use the
+    cores.
     """
     return config.model_copy(
         update={
@@ -108,9 +112,9 @@ def _here(config: Config, samples: int) -> Config:
 
 
 def trial_samples(config: Config, manifest: Manifest) -> tuple[int, int]:
-    """Samples of rank 0's first micro-batch that this machine can take on the CPU in seconds, and all that are in it.
+    """Samples of rank 0's first micro-batch that this CPU can compute in seconds, and the size of the micro-batch.
 
-    They are taken whole, also where sequence ranks would share them, with all experts in one place.
+    Samples are not split over sequence ranks here, and all experts are in this process.
     """
     from maestro_dist.model.estimate import forward_operations
     from maestro_dist.model.memory import TrainingSetup, memory_estimate
@@ -127,6 +131,6 @@ def trial_samples(config: Config, manifest: Manifest) -> tuple[int, int]:
         pretrain = config.task.pretrain if config.task.kind == "pretrain" else None
         one = memory_estimate(config.model, pieces.modalities, TrainingSetup(0, 1, pretrain=pretrain))
         fit = min(fit, (free // 2 - 4 * parameters - _BYTES_TO_FILL * max(sizes)) // one.total)
-    if config.missing.consistency:  # each is seen twice
+    if config.missing.consistency:  # each sample is computed twice
         fit //= 2
     return max(0, min(whole, fit)), whole

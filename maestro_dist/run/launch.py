@@ -1,7 +1,8 @@
-"""From a checked configuration to a finished run: data, lease, MLflow run, then workers under Ray Train or inline."""
+"""Launch a run: data, lease and MLflow run, then workers under Ray Train or inline."""
 
 from __future__ import annotations
 
+import logging
 import os
 
 from maestro_dist.callbacks.final_test import RESULT_FILE
@@ -18,9 +19,11 @@ from maestro_dist.system.terminal import interruptible, shielded
 from maestro_dist.training.job import Job
 from maestro_dist.training.process import environment
 
+_LOG = logging.getLogger(__name__)
+
 
 def launch(config: Config) -> int:
-    """Train `config` to its end, or continue it. Returns the exit code; raises `MaestroError`."""
+    """Train a run to its end, or continue it. Returns the exit code; raises `MaestroError`."""
     from maestro_dist.run.summary import print_start
 
     config = with_absolute_paths(config)
@@ -31,15 +34,15 @@ def launch(config: Config) -> int:
         if config.run.launcher == "ray" and not is_finished(run):
             from maestro_dist.run.ray_cluster import check_cluster
 
-            check_cluster()  # in seconds, before anything is packed or begun
+            check_cluster()  # takes seconds; before packing
         manifest, _ = prepare_data(config, begun=run.exists(RUN_FILE))
         print_start(config, manifest)
-        record = finished(config, manifest, run)  # before a lease, which would have to be written
+        record = finished(config, manifest, run)  # before the lease, which needs write access
         if record:
             return _say_finished(config, run, record)
         lease: Lease | None = None
         try:
-            with shielded():  # stopped in between, a lease would be held that nobody gives back
+            with shielded():  # interrupted here, the lease would never be released
                 lease = Lease(run.url)
             return _run(config, manifest, run, lease)
         finally:
@@ -49,10 +52,10 @@ def launch(config: Config) -> int:
 
 
 def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> tuple[Manifest, bool]:
-    """Pack `data.source` where `data.url` holds nothing yet; check what a run will need before it takes any worker.
+    """Pack `data.source` if `data.url` has no data set yet, then check the data before any worker starts.
 
-    Returns the manifest and whether there are shards; with `bare` it may come without any. `begun`: the run is no
-    new one.
+    Returns the manifest and whether there are shards. `bare`: shards may be missing. `begun`: the run has already
+    started.
     """
     from maestro_dist.callbacks.configured import check_callbacks
     from maestro_dist.data.augment import check_augment
@@ -68,7 +71,7 @@ def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> 
         from maestro_dist.data.prepare import check_place, prepare
 
         check_place(source, config.data.url)
-        print(f"packing {source.path} ({source.converter}) to {redact(config.data.url)}", flush=True)
+        _LOG.info("packing %s (%s) to %s", source.path, source.converter, redact(config.data.url))
         prepare(source, config.data.url)
     manifest = load_manifest(config.data.url)
     check_splits(config.data, manifest, begun=begun)
@@ -91,7 +94,7 @@ def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> 
 def _say_finished(config: Config, run: Storage, record: RunRecord) -> int:
     from maestro_dist.run.summary import print_end
 
-    print(f"run {config.run.name!r} is finished; nothing to do (choose another run.name to train again)")
+    _LOG.info("run %r is finished; nothing to do (choose another run.name to train again)", config.run.name)
     print_end(config, run, record)
     return 0
 
@@ -103,11 +106,11 @@ def _run(config: Config, manifest: Manifest, run: Storage, lease: Lease) -> int:
     record: RunRecord | None = None
     status = "FAILED"
     try:
-        with shielded():  # stopped in between, a run would be open that nobody closes
+        with shielded():  # interrupted here, the MLflow run would never be closed
             record = begin(config, manifest, run)
-        if record.status == "finished":  # by a driver that has let go of it in the meantime
+        if record.status == "finished":  # by another driver, which has just released the lease
             return _say_finished(config, run, record)
-        if not run.exists(RESULT_FILE):  # it is there where a driver died after all was done
+        if not run.exists(RESULT_FILE):  # it exists if a driver died after the end of training
             (_inline if config.run.launcher == "inline" else _ray)(config, _job(config, run, lease, record))
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
@@ -136,18 +139,18 @@ def _job(config: Config, run: Storage, lease: Lease, record: RunRecord) -> Job:
 
 
 def _inline(config: Config, job: Job) -> None:
-    """The worker function in this process: a mesh of one, no Ray."""
+    """Run the worker in this process: one rank, no Ray."""
     from maestro_dist.parallel.group import destroy_process_group, init_process_group
     from maestro_dist.training.worker import run_worker
 
     init_process_group(config.run.device, config.run.timeout_s)
     try:
-        run_worker(job, lambda line: print(line, flush=True))
+        run_worker(job, _LOG.info)
     finally:
         destroy_process_group()
 
 
 def _ray(config: Config, job: Job) -> None:
-    from maestro_dist.run import ray_launcher as launch_ray
+    from maestro_dist.run.ray_launcher import train
 
-    launch_ray.train(config, job)
+    train(config, job)

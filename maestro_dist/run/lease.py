@@ -1,14 +1,16 @@
-"""One driver a run: a create-only lease file for each attempt, with a heartbeat.
+"""The lease: only one driver at a time writes to a run.
 
-The folder `leases/` of a run holds `attempt-000001.json`, `attempt-000002.json`, ...: whoever creates the next number
-holds the run. Numbers only grow, so a driver that lost its lease finds a higher one and stops writing (a fence).
-The storage must honour create-only writes (local files and S3's If-None-Match do).
+The folder `leases/` of a run contains `attempt-000001.json`, `attempt-000002.json`, ..., each with a heartbeat. The
+driver that creates the next number holds the run. Numbers only increase, so a driver that lost its lease finds a higher
+number and stops writing (see `checkpoint.fence`). The storage must support create-only writes, as local files and S3
+(If-None-Match) do.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import threading
@@ -19,6 +21,8 @@ from typing import Any
 from maestro_dist.checkpoint.fence import LEASES, Fence, newest_attempt
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.errors import RunError, StorageError
+
+_LOG = logging.getLogger(__name__)
 
 HEARTBEAT_S = 5.0
 STALE_S = 20.0
@@ -33,9 +37,9 @@ class Lease:
     """
 
     def __init__(self, run_url: str, *, otherwise: str = "run.name") -> None:
-        """`otherwise`: the setting that leads elsewhere, for the message."""
+        """`otherwise`: the setting that chooses another place, for the error message."""
         self._storage = Storage(run_url)
-        self._beats = Storage(run_url, patience_s=HEARTBEAT_S)  # the next beat tries again
+        self._beats = Storage(run_url, patience_s=HEARTBEAT_S)  # the next heartbeat tries again
         newest = newest_attempt(self._storage)
         if newest:
             _refuse_if_held(self._storage, newest, otherwise)
@@ -52,27 +56,27 @@ class Lease:
         try:
             self._storage.write(_path(self.attempt), _encode(self._record), create=True)
         except FileExistsError:
-            raise RunError(f"{self._storage.name()}: another driver has just taken this run") from None
+            raise RunError(f"{self._storage.name()}: another driver has just started this run") from None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
 
     @property
     def fence(self) -> Fence:
-        """The check that goes with this lease."""
+        """The fence of this lease, for workers."""
         return Fence(self._storage.url, self.attempt)
 
     def release(self) -> None:
-        """Give the run back; the attempt's number stays used."""
+        """Release the run. The number of the attempt is not used again."""
         self._stopped.set()
-        self._thread.join(STALE_S)  # it may be waiting for a dead store
+        self._thread.join(STALE_S)  # it may wait for storage that does not answer
         self._record["released"] = True
-        with contextlib.suppress(StorageError):  # a dead store: the lease goes stale by itself
+        with contextlib.suppress(StorageError):  # without storage the lease expires by itself
             self._write()
 
     def _beat(self) -> None:
         while not self._stopped.wait(HEARTBEAT_S):
-            with contextlib.suppress(Exception):  # retried at the next beat; a long silence is what the lease is for
+            with contextlib.suppress(Exception):  # the next heartbeat tries again
                 self._write()
 
     def _write(self) -> None:
@@ -87,18 +91,18 @@ def _refuse_if_held(storage: Storage, attempt: int, otherwise: str) -> None:
     host, process, age = record["host"], record["process"], time.time() - record["heartbeat"]
     here = bool(_machine_id()) and (host, record["machine"]) == (socket.gethostname(), _machine_id())
     if here and _process_start(process) != record["process_start"]:
-        return  # that process of this machine is gone: killed
-    # elsewhere a clock may be wrong: what looks like long silence is taken for it only where no heartbeat comes
+        return  # that process of this machine has ended
+    # clocks of machines may differ: an old heartbeat counts as expired only if no new one arrives
     if here or 0 <= age < STALE_S or _beats(storage, attempt, record["heartbeat"]):
         raise RunError(
             f"{storage.name()}: held by another driver (host {host}, process {process}, last "
-            f"sign of life {max(age, 0):.0f} s ago); stop it, wait until it is silent for {STALE_S:.0f} s, or choose "
+            f"heartbeat {max(age, 0):.0f} s ago); stop it, wait {STALE_S:.0f} s after its last heartbeat, or choose "
             f"another {otherwise}"
         )
 
 
 def _read(storage: Storage, attempt: int) -> dict[str, Any] | None:
-    """The record of an attempt; None where it has been removed."""
+    """The record of an attempt; None if it has been removed."""
     try:
         record = json.loads(storage.read(_path(attempt)))
         return {name: record[name] for name in _FIELDS} | {"heartbeat": float(record["heartbeat"])}
@@ -111,8 +115,8 @@ def _read(storage: Storage, attempt: int) -> dict[str, Any] | None:
 
 
 def _beats(storage: Storage, attempt: int, heartbeat: float) -> bool:
-    """Whether the holder writes a heartbeat within the time of two."""
-    print(f"{storage.name()}: looking for {2 * HEARTBEAT_S:.0f} s whether its last driver is still at work", flush=True)
+    """Whether the holder writes a heartbeat within two intervals."""
+    _LOG.info("%s: checking for %.0f s whether its last driver is still running", storage.name(), 2 * HEARTBEAT_S)
     end = time.monotonic() + 2 * HEARTBEAT_S
     while time.monotonic() < end:
         time.sleep(HEARTBEAT_S / 5)
@@ -133,7 +137,7 @@ def _encode(record: dict[str, Any]) -> bytes:
 
 
 def _machine_id() -> str:
-    """Where process numbers mean the same: one boot of one machine, one process namespace (a container has its own)."""
+    """Identifies what process numbers refer to: one boot of one machine and one process namespace (of a container)."""
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -141,7 +145,7 @@ def _machine_id() -> str:
 
 
 def _process_start(process: int) -> str | None:
-    """Start time of a process of this machine in clock ticks since boot; None when there is no such process."""
+    """Start time of a process of this machine in clock ticks since boot; None if the process does not exist."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,6 +1,6 @@
-"""RAY_ADDRESS, and whether it leads to a cluster that this process can join: found out in seconds.
+"""Check within seconds whether RAY_ADDRESS is a cluster that this process can join.
 
-Ray itself tries for a quarter of an hour, and ends in a traceback.
+Ray itself tries for 15 minutes and ends with a traceback.
 """
 
 from __future__ import annotations
@@ -18,42 +18,42 @@ from maestro_dist.data.storage import redact
 from maestro_dist.errors import ConfigError, RunError
 
 _ANSWER_S = 10.0
-"""How long a cluster may take to answer; one that has just been started needs some seconds."""
+"""Time limit for an answer; a cluster that has just been started needs some seconds."""
 _ELSEWHERE = "unset RAY_ADDRESS to train on this machine alone"
 
 
 def cluster_address() -> str | None:
-    """What RAY_ADDRESS names; None where this run is to have a Ray of its own."""
+    """The value of RAY_ADDRESS; None if this run starts its own local Ray."""
     address = os.environ.get("RAY_ADDRESS", "").strip()
     return None if address in ("", "local") else address
 
 
 def check_address(address: str) -> None:
-    """Ask whoever answers at a `cluster_address` whether it is a Ray cluster that this process can join.
+    """Check that this process can join the Ray cluster at `address`.
 
     Raises:
         ConfigError: it is not the address of a cluster.
-        RunError: nobody answers there, or not as a cluster of this version of Ray that lets this process in.
+        RunError: there is no answer, or not from a cluster with this version of Ray that accepts this process.
     """
-    shown = f"RAY_ADDRESS={_sentence(redact(address).rpartition('@')[2])}"  # what is before an @ may be a secret
+    shown = f"RAY_ADDRESS={_sentence(redact(address).rpartition('@')[2])}"  # the part before an @ may be a secret
     where = _resolved(shown, address)
     host, port = _host_and_port(shown, where)
     _within(shown, lambda: _ask(shown, where, host, port, auto=address == "auto"))
 
 
 def _resolved(shown: str, address: str) -> str:
-    """What should be HOST:PORT of the cluster. Raises `MaestroError` for an address of another kind."""
+    """HOST:PORT of the cluster. Raises `MaestroError` for an address of another kind."""
     scheme = address.partition("://")[0].lower() if "://" in address else ""
     if scheme in ("http", "https"):
         raise ConfigError(
-            f"{shown} is that of a job server: hand the run to it with "
+            f"{shown} is the address of a job server: submit the run with "
             f"`ray job submit --address URL --working-dir . -- python -m maestro_dist.train ...`, "
             f"or {_ELSEWHERE}"
         )
     if scheme == "ray":
         raise ConfigError(
-            f"{shown} is that of a Ray Client server, which Ray Train does not work through: start the run on a node "
-            f"of the cluster with RAY_ADDRESS=HOST:PORT as `ray start` says it, hand it in with `ray job submit`, or "
+            f"{shown} is the address of a Ray Client server, which does not work with Ray Train: start the run on a "
+            f"node of the cluster with RAY_ADDRESS=HOST:PORT as `ray start` prints it, use `ray job submit`, or "
             f"{_ELSEWHERE}"
         )
     if address == "auto":
@@ -64,7 +64,7 @@ def _resolved(shown: str, address: str) -> str:
         except ConnectionError:
             found = None
         if found is None:
-            raise RunError(f"{shown}: no Ray runs on this machine; start it (`ray start`), or {_ELSEWHERE}")
+            raise RunError(f"{shown}: Ray is not running on this machine; start it (`ray start`), or {_ELSEWHERE}")
         return str(found)
     return address
 
@@ -73,13 +73,13 @@ def _host_and_port(shown: str, address: str) -> tuple[str, int]:
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.%\w]+\]|[^\s:/@\[\]]+):(\d{1,5})", address)
     if match is None or not 1 <= int(match[2]) <= 65535:
         raise ConfigError(
-            f"{shown} is not HOST:PORT of a Ray cluster, as `ray start --head` prints it; mend it, or {_ELSEWHERE}"
+            f"{shown} is not HOST:PORT of a Ray cluster, as `ray start --head` prints it; correct it, or {_ELSEWHERE}"
         )
     return match[1].strip("[]"), int(match[2])
 
 
 def _within(shown: str, call: Callable[[], None]) -> None:
-    """`call()`, in a thread: not all that it waits for, such as a name server, can be given a time limit."""
+    """Run `call()` in a thread with a time limit: some waits, such as for a name server, have none of their own."""
     outcome: list[BaseException] = []
 
     def run() -> None:
@@ -98,7 +98,7 @@ def _within(shown: str, call: Callable[[], None]) -> None:
 
 
 def _ask(shown: str, where: str, host: str, port: int, *, auto: bool) -> None:
-    """Ask whoever listens there whether it is a Ray cluster of this version that lets us in."""
+    """Check that a Ray cluster of this version listens there and accepts this process."""
     _connect(shown, host, port)
     import grpc
     import ray
@@ -106,49 +106,53 @@ def _ask(shown: str, where: str, host: str, port: int, *, auto: bool) -> None:
     from ray.core.generated import gcs_service_pb2_grpc
     from ray.exceptions import AuthenticationError
 
-    messages: Any = importlib.import_module("ray.core.generated.gcs_service_pb2")  # made at import: unknown to mypy
+    messages: Any = importlib.import_module(
+        "ray.core.generated.gcs_service_pb2"
+    )  # generated at import: unknown to mypy
 
     try:
         with init_grpc_channel(where, options=[("grpc.enable_http_proxy", 0)]) as channel:
             server = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
             answer = server.CheckAlive(messages.CheckAliveRequest(), timeout=_ANSWER_S)
     except AuthenticationError as error:
-        raise RunError(f"{shown}: {_sentence(error)}; give the cluster's token in RAY_AUTH_TOKEN_PATH") from None
+        raise RunError(
+            f"{shown}: {_sentence(error)}; set RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
+        ) from None
     except grpc.RpcError as error:
         code = error.code()
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
             if auto:
-                return  # Ray itself looks for more tokens then
+                return  # Ray itself then tries other tokens
             raise RunError(
-                f"{shown}: the cluster refuses our token, or wants one; set RAY_AUTH_MODE=token and give its token in "
+                f"{shown}: the cluster requires another token; set RAY_AUTH_MODE=token and give its token in "
                 "RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN"
             ) from None
         raise RunError(
-            f"{shown}: what listens there does not answer as a Ray cluster does ({code.name}: "
+            f"{shown}: the server there does not answer as a Ray cluster ({code.name}: "
             f"{_sentence(error.details())}); correct the address, or {_ELSEWHERE}"
         ) from None
-    theirs = answer.ray_version or "of an older kind"
+    theirs = answer.ray_version or "of an older version"
     if theirs != ray.__version__:
         raise RunError(
-            f"{shown}: the cluster has Ray {theirs}, this process {ray.__version__}; "
-            f"install the same on both sides, or {_ELSEWHERE}"
+            f"{shown}: the cluster has Ray {theirs}, this process has {ray.__version__}; "
+            f"install the same version on both sides, or {_ELSEWHERE}"
         )
 
 
 def _connect(shown: str, host: str, port: int) -> None:
-    """A connection, tried until one that is just being started should be there."""
+    """Connect, and retry for as long as a cluster that is starting may need."""
     deadline = time.monotonic() + _ANSWER_S
     while True:
         try:
             socket.create_connection((host, port), timeout=_ANSWER_S).close()
             return
-        except (OSError, UnicodeError) as error:  # the latter: no name of a host
+        except (OSError, UnicodeError) as error:  # UnicodeError: not a host name
             problem = error
         if time.monotonic() > deadline:
             break
         time.sleep(0.5)
     if isinstance(problem, socket.gaierror | UnicodeError):
-        raise RunError(f"{shown}: there is no host {host!r}; correct the address, or {_ELSEWHERE}")
+        raise RunError(f"{shown}: host {host!r} is not known; correct the address, or {_ELSEWHERE}")
     reason = problem.strerror or str(problem) or type(problem).__name__
     raise RunError(f"{shown}: no Ray cluster answers there ({reason}); is it still running? Start it, or {_ELSEWHERE}")
 

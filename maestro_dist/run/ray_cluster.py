@@ -1,4 +1,4 @@
-"""The Ray that a run uses: the cluster that RAY_ADDRESS names, or one of its own for as long as it takes."""
+"""The Ray cluster of a run: the one at RAY_ADDRESS, or a local one that is stopped at the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import secrets
 import shutil
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -23,9 +22,12 @@ from maestro_dist.config.schema import Config
 from maestro_dist.data.storage import redact
 from maestro_dist.errors import ConfigError, DataError, MaestroError, RunError
 from maestro_dist.run.ray_address import check_address, cluster_address
+from maestro_dist.system.logging_setup import NOTE
 from maestro_dist.system.terminal import handlers_kept
 
-# Before Ray is imported: no doubled or decorated prints, no metrics agent, workers keep this process's folder,
+_LOG = logging.getLogger(__name__)
+
+# Set before Ray is imported: no changes to printed lines, no metrics agent, workers stay in this process's folder,
 # a lost worker is noticed within a second.
 _DRIVER_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -34,30 +36,30 @@ _DRIVER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-# Ray's controller reads it, which has the environment of the cluster's processes, not that of the workers.
+# Read by Ray's controller, which has the environment of the cluster's processes, not that of the workers.
 _CLUSTER_ENVIRONMENT = {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2"}
-_LOCAL_OBJECT_STORE = 128 * 2**20  # bytes; nothing large goes through it
+_LOCAL_OBJECT_STORE = 128 * 2**20  # bytes; only small objects pass through it
 _SAY_S = 30.0
 _LOOK_S, _GONE_S = 5.0, 30.0
-"""How often the cluster's head is looked for, and for how long it may be away; Ray gives up after 60 s."""
+"""Seconds between checks of the cluster's head, and seconds that it may be unreachable; Ray gives up after 60 s."""
 _SOCKET_PATH = 107
-"""Bytes that the path of a Unix socket may have."""
+"""Maximum length in bytes of the path of a Unix socket."""
 _BELOW = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/dash_MetricsHead")
 
 
 def prepare_environment() -> None:
-    """Ray's settings for this process, before it is imported."""
+    """Set Ray's environment variables for this process, before Ray is imported."""
     for name, value in _DRIVER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
 
 def check_cluster() -> None:
-    """Find out in seconds whether there will be a Ray to train on.
+    """Check within seconds that a Ray cluster is available.
 
     Raises:
         ConfigError: RAY_ADDRESS is not the address of a cluster.
-        RunError: nobody answers there, or not as a cluster that this process can join; or this machine has no place
-            for a Ray of its own.
+        RunError: no cluster that this process can join answers there; or this machine has no folder for the temporary
+            files of a local Ray.
     """
     prepare_environment()
     import ray
@@ -73,9 +75,9 @@ def check_cluster() -> None:
 
 @contextmanager
 def cluster(config: Config) -> Iterator[None]:
-    """The cluster that RAY_ADDRESS names (a submitted job has it), or a local one for as long as the run takes.
+    """Context with a connection to the cluster at RAY_ADDRESS (set in a submitted job), or to a new local one.
 
-    Raises `MaestroError` where Ray does not start, or a local one will never have what the run needs.
+    Raises `MaestroError` if Ray does not start, or if a local Ray does not have the resources of the run.
     """
     import ray
 
@@ -98,23 +100,23 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR
 def _joined(address: str) -> Iterator[None]:
     import ray
 
-    with _started(f"Ray at {redact(address)} to let this process in"):
+    with _started(f"Ray at {redact(address)} to accept this process"):
         ray.init(address=address, runtime_env={"env_vars": _CLUSTER_ENVIRONMENT}, **_QUIET)
     yield
 
 
 @contextmanager
 def _own(config: Config) -> Iterator[None]:
-    """A Ray of this run's own in a folder of its own: the usual one belongs to whoever used it first on this machine.
+    """A local Ray with its own folder: the default folder belongs to the first user of Ray on this machine.
 
-    The folder, with Ray's logs in it, is kept where the run fails.
+    The folder, with Ray's logs, is kept if the run fails.
     """
     import ray
 
     os.environ |= _CLUSTER_ENVIRONMENT
     folder = _short_folder()
     remove = functools.partial(_remove, folder)
-    atexit.register(remove)  # after Ray's own end of its processes, also of a start that was interrupted
+    atexit.register(remove)  # runs after Ray has ended its processes, also if the start was interrupted
     try:
         with _own_token(), _started("Ray to start on this machine"):
             ray.init(
@@ -125,16 +127,16 @@ def _own(config: Config) -> Iterator[None]:
                 **_QUIET,
             )
         yield
-    except (ConfigError, DataError):  # Ray's logs say nothing about these
+    except (ConfigError, DataError):  # Ray's logs contain nothing about these
         raise
     except Exception:
         atexit.unregister(remove)
-        print(f"Ray's logs are kept in {folder}", file=sys.stderr, flush=True)
+        _LOG.log(NOTE, "Ray's logs are kept in %s", folder)
         raise
 
 
 class Head:
-    """Watches the cluster's control server: a minute after its loss Ray ends this process, and nothing is closed."""
+    """Watches the control server of the cluster: 60 s after its loss, Ray ends this process without cleanup."""
 
     def __init__(self, address: str) -> None:
         """`address`: HOST:PORT of the control server."""
@@ -142,7 +144,7 @@ class Head:
         self._seen = self._asked = time.monotonic()
 
     def check(self) -> None:
-        """Raise `RunError` where nobody has answered there for so long that it will not come back in time."""
+        """Raise `RunError` if the server has not answered for longer than `_GONE_S`."""
         now = time.monotonic()
         if now - self._asked < _LOOK_S:
             return
@@ -154,16 +156,16 @@ class Head:
         except OSError as error:
             if now - self._seen >= _GONE_S:
                 raise RunError(
-                    f"the head of the Ray cluster ({self._address}) is gone ({error.strerror or error}); when there is "
-                    "a cluster again, the same command goes on"
+                    f"the head of the Ray cluster ({self._address}) is gone ({error.strerror or error}); when the "
+                    "cluster is back, the same command continues the run"
                 ) from None
 
 
 @contextmanager
 def train_folder() -> Iterator[str]:
-    """A name for Ray Train's own records of one run, which nothing reads: made by whoever writes first, removed here.
+    """Context with a unique folder name for Ray Train's own records, which nothing reads. Ray Train creates the folder.
 
-    No two runs and no two users of a machine share it.
+    It is removed at the end. Runs and users of a machine do not share it.
     """
     folder = os.path.join(tempfile.gettempdir(), f"maestro_dist-{uuid.uuid4().hex}")
     try:
@@ -173,7 +175,7 @@ def train_folder() -> Iterator[str]:
 
 
 def lacks(config: Config, has: dict[str, float]) -> str:
-    """What the workers need of a cluster and `has` does not hold, in words; empty where it holds all."""
+    """The resources that the workers need and `has` does not contain, as text; empty if it contains all."""
     run = config.run
     needs = {"CPU": run.workers * run.cpus_per_worker, "GPU": run.workers if run.device == "cuda" else 0}
     return " and ".join(
@@ -184,7 +186,7 @@ def lacks(config: Config, has: dict[str, float]) -> str:
 
 
 def _check_resources(config: Config, *, wait: bool) -> None:
-    """Say what a cluster lacks, which may grow; refuse what a local Ray will never have."""
+    """Log the resources that a cluster lacks, because it may grow. For a local Ray, raise `ConfigError`."""
     import ray
 
     lack = lacks(config, ray.cluster_resources())
@@ -194,18 +196,18 @@ def _check_resources(config: Config, *, wait: bool) -> None:
             "or a cluster"
         )
     if lack:
-        print(f"waiting for the cluster to grow: {config.run.workers} workers need {lack}", flush=True)
+        _LOG.info("waiting for the cluster to grow: %d workers need %s", config.run.workers, lack)
 
 
 @contextmanager
 def _started(what: str) -> Iterator[None]:
-    """Say now and then that Ray is waited for; turn its errors into one line."""
+    """Context that logs every 30 s that Ray is waited for, and turns Ray's errors into one line."""
     done = threading.Event()
 
     def say() -> None:
         started = time.monotonic()
         while not done.wait(_SAY_S):
-            print(f"waiting for {what}, for {time.monotonic() - started:.0f} s now", flush=True)
+            _LOG.info("waiting for %s, for %.0f s now", what, time.monotonic() - started)
 
     threading.Thread(target=say, name="waiting", daemon=True).start()
     try:
@@ -215,16 +217,16 @@ def _started(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         cause = f" ({_sentence(error.__cause__)})" if error.__cause__ else ""
-        raise RunError(f"waited in vain for {what}: {_sentence(error)}{cause}") from error
+        raise RunError(f"failed to wait for {what}: {_sentence(error)}{cause}") from error
     finally:
         done.set()
 
 
 @contextmanager
 def _own_token() -> Iterator[None]:
-    """A secret of this run's own for its local Ray, unless the user has one.
+    """Context with a new token for the local Ray, unless the user has one.
 
-    Ray would write one to the home folder, for all to read and where nothing may be writable.
+    Ray itself would write a token to the home folder: readable for everybody, and the folder may not be writable.
     """
     token = Path(os.path.expanduser("~")) / ".ray" / "auth_token"
     given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
@@ -239,7 +241,7 @@ def _own_token() -> Iterator[None]:
 
 
 def _remove(folder: Path) -> None:
-    for _ in range(20):  # helpers of Ray live, and write, a little longer than it does
+    for _ in range(20):  # some of Ray's processes end, and write, a little later
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
             return
@@ -247,7 +249,7 @@ def _remove(folder: Path) -> None:
 
 
 def _short_folder() -> Path:
-    """A new folder that only this user can enter, short enough for the sockets that Ray makes below it."""
+    """A new private folder with a path that is short enough for Ray's sockets."""
     given = [os.environ.get("RAY_TMPDIR"), os.environ.get("TMPDIR"), "/tmp", "/var/tmp", "/dev/shm"]
     for place in filter(None, given):
         place = os.path.abspath(place)
@@ -257,7 +259,7 @@ def _short_folder() -> Path:
             return Path(tempfile.mkdtemp(prefix="maestro-", dir=place))
         except OSError:
             continue
-    raise RunError("no folder for temporary files that can be written and has a short name: name one in TMPDIR")
+    raise RunError("no writable folder for temporary files with a short path; set TMPDIR to one")
 
 
 def _sentence(error: object) -> str:

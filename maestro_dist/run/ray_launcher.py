@@ -1,7 +1,8 @@
-"""The Ray launcher: a Ray Train run on the cluster at hand, or on a local Ray that is stopped again at the end."""
+"""The Ray launcher: a Ray Train run on a cluster, or on a local Ray that is stopped at the end."""
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -11,34 +12,36 @@ from typing import Any
 
 from maestro_dist.config.schema import Config
 from maestro_dist.errors import RunError
-from maestro_dist.parallel.failure import Report, explain_failure, leave_groups, report_of
+from maestro_dist.parallel.failure import Report, leave_groups, report_of, root_cause
 from maestro_dist.run.ray_cluster import Head, cluster, lacks, prepare_environment, train_folder
+from maestro_dist.system.logging_setup import LEVEL_VARIABLE, ROOT, configure_logging
 from maestro_dist.training.job import Job
 from maestro_dist.training.process import environment
 from maestro_dist.training.worker import run_worker
 
+_LOG = logging.getLogger(__name__)
 _WORKER_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true"}
 _POLL_S = 0.3
 _SAY_S = 30.0
 _CONSOLE_S = 600.0
-"""How long the console may take to answer; it has little to do, but on a busy machine its process is slow to start."""
+"""Time limit for an answer of the console, which may start slowly on a busy machine."""
 _TOLD_S = 30.0
-"""How long a failed worker may take to tell the console why, while other ranks wait for it."""
-# A group of workers that cannot start for lack of room is waited for, an hour at a time, for a week; one that fails to
-# start fails in seconds, and ends the run after so many times.
+"""Time limit for a failed worker to report its error, while other ranks wait for it."""
+# Workers that cannot start for lack of resources are waited for, one hour at a time, for a week. Workers that fail to
+# start fail within seconds, and end the run after `_STARTS` failures.
 _START_S, _STARTS = 3600, 168
 _HEAR_OUT_S = 3.0
-"""How long a rank that has only lost another one keeps back its error, so that the other's is heard first."""
+"""Delay of the error of a rank that has only lost another rank, so that the other rank's error arrives first."""
 
 
 def train(config: Config, job: Job) -> None:
     """Run the worker function on `run.workers` workers until it ends.
 
-    Workers that fail are started again by Ray, up to `run.max_failures` times, and go on from the newest checkpoint.
-    An error that would only come again (bad data, a NaN) ends the run at once.
+    Ray restarts failed workers up to `run.max_failures` times; they continue from the newest checkpoint. An error that
+    would occur again (bad data, a NaN) ends the run at once.
 
     Raises:
-        MaestroError: the error of the worker that failed first, with its rank, whatever the others say.
+        MaestroError: the error of the worker that failed first, with its rank.
     """
     prepare_environment()
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_S))
@@ -57,16 +60,16 @@ def train(config: Config, job: Job) -> None:
         reports: list[Report] = _asked(console.reports)
         dead = _dead(failure)
         if reports and not (dead and all(report.lost for report in reports)):
-            raise explain_failure(reports, config.run.workers, config.run.timeout_s) from failure
+            raise root_cause(reports, config.run.workers, config.run.timeout_s) from failure
         if failure:
             raise RunError(dead or f"Ray Train gave up: {_text(failure)}") from failure
 
 
 def _fit(trainer: Any, config: Config, console: Any, head: Head) -> None:
-    """`trainer.fit()` in a thread: in the main thread Ray Train would take the signals and not let go of them.
+    """Run `trainer.fit()` in a thread: in the main thread Ray Train would replace the signal handlers.
 
-    Says now and then that workers are waited for. Returns early when an error is final: Ray would start the workers
-    once more only to see them return.
+    Logs every 30 s that workers are waited for. Returns early if an error is final: Ray would restart the workers for
+    nothing.
     """
     import ray
 
@@ -94,9 +97,8 @@ def _fit(trainer: Any, config: Config, console: Any, head: Head) -> None:
             said = now
             lack = lacks(config, ray.cluster_resources())
             wanted = f"{config.run.workers - begun} of {config.run.workers} workers to start"
-            print(
-                f"waiting for {wanted}, for {now - since:.0f} s now{': they need ' if lack else ''}{lack}", flush=True
-            )
+            needs = f": they need {lack}" if lack else ""
+            _LOG.info("waiting for %s, for %.0f s now%s", wanted, now - since, needs)
     if outcome:
         raise outcome[0]
 
@@ -109,20 +111,20 @@ def _asked(method: Any) -> Any:
         return ray.get(method.remote(), timeout=_CONSOLE_S)
     except ray.exceptions.RayError as error:
         raise RunError(
-            f"the process that carries the workers' reports to this one is gone ({_text(error)}); was it killed, or "
-            "its node? Start the same command again to go on"
+            f"the process that forwards the workers' reports is gone ({_text(error)}); was it killed, or "
+            "its node? Start the same command again to continue"
         ) from error
 
 
 def _trainer(config: Config, job: Job, console: Any, folder: str) -> Any:
     import ray.train.torch
 
-    # Which generation of the API these names are is decided when they are imported; type checkers see the older one.
+    # The version of these classes is chosen at import; type checkers see the older one.
     api: Any = ray.train
     run = config.run
 
     class Failures(api.UserCallback):  # type: ignore[misc]
-        """Tells the console that a group of workers has failed, where no worker could. The controller calls it."""
+        """Tells the console that a group of workers has failed. Ray's controller calls it."""
 
         def after_exception(self, run_context: Any, worker_exceptions: Any) -> None:
             console.over.remote()
@@ -135,28 +137,35 @@ def _trainer(config: Config, job: Job, console: Any, folder: str) -> Any:
             use_gpu=run.device == "cuda",
             resources_per_worker={"CPU": run.cpus_per_worker, **({"GPU": 1} if run.device == "cuda" else {})},
         ),
-        # Ray's own records of the run are not used: checkpoints are ours, in the run's storage.
+        # Ray's own records are not used: checkpoints are written to the run's storage by the workers.
         run_config=api.RunConfig(
             name=f"{run.name[:50]}-{job.attempt}",
             storage_path=folder,
             failure_config=api.FailureConfig(max_failures=run.max_failures, controller_failure_limit=_STARTS),
             callbacks=[Failures()],
             logging_config=api.LoggingConfig(log_level="ERROR"),
-            worker_runtime_env={"env_vars": {**_WORKER_ENVIRONMENT, **environment(config)}},
+            worker_runtime_env={"env_vars": {**_WORKER_ENVIRONMENT, **_log_level(), **environment(config)}},
         ),
         torch_config=api.torch.TorchConfig(backend="nccl" if run.device == "cuda" else "gloo", timeout_s=run.timeout_s),
     )
 
 
-def _work(handed: dict[str, Any]) -> None:
-    """The train function: what Ray calls on each worker, again from the top after a failure."""
+def _log_level() -> dict[str, str]:
+    """The log level of this process, for the environment of its workers."""
+    return {LEVEL_VARIABLE: logging.getLevelName(logging.getLogger(ROOT).getEffectiveLevel())}
+
+
+def _work(settings: dict[str, Any]) -> None:
+    """The train function, which Ray calls on each worker, and again after a failure."""
     import ray
     import torch.distributed as dist
 
-    console, rank = handed["console"], dist.get_rank()
-    group = ray.get_runtime_context().get_placement_group_id()  # another one at each start
+    console, rank = settings["console"], dist.get_rank()
+    group = ray.get_runtime_context().get_placement_group_id()  # differs at each start
     if not ray.get(console.begin.remote(group)):
-        return  # started again after an error that would only come again
+        return  # restarted after an error that would occur again
+
+    configure_logging(deliver=lambda *record: console.say.remote(*record))
 
     def failed(error: Exception) -> None:
         report = report_of(rank, error)
@@ -166,38 +175,40 @@ def _work(handed: dict[str, Any]) -> None:
         if report.lost:
             time.sleep(_HEAR_OUT_S)
 
-    run_worker(Job(**handed["job"]), lambda line: console.say.remote(line), failed)
+    run_worker(Job(**settings["job"]), _LOG.info, failed)
 
 
 class _Console:
-    """Carries to the driver the workers' lines, and what they report of their failures."""
+    """Forwards log records and failure reports of the workers to the driver."""
 
     def __init__(self, ranks: int, timeout_s: int) -> None:
         self._ranks, self._timeout_s = ranks, timeout_s
-        self._lines: list[str] = []
+        self._lines: list[tuple[str, int, str]] = []
         self._group: str | None = None
         self._begun = 0
         self._reports: list[Report] = []
         self._final: Report | None = None
 
-    def say(self, line: str) -> None:
-        self._lines.append(line)
+    def say(self, logger: str, level: int, text: str) -> None:
+        self._lines.append((logger, level, text))
 
-    def drain(self) -> list[str]:
+    def drain(self) -> list[tuple[str, int, str]]:
         lines, self._lines = self._lines, []
         return lines
 
     def begin(self, group: str) -> bool:
-        """A worker of this group of workers starts. Returns whether there is anything left to do."""
+        """A worker of this group starts. Returns whether there is work left."""
         if group != self._group:
             if self._reports and not self._final:
-                self.say(f"started again: {explain_failure(self._reports, self._ranks, self._timeout_s)}")
+                self.say(
+                    __name__, logging.INFO, f"started again: {root_cause(self._reports, self._ranks, self._timeout_s)}"
+                )
             self._group, self._reports, self._begun = group, [], 0
         self._begun += 1
         return self._final is None
 
     def over(self) -> None:
-        """The group of workers is given up."""
+        """The group of workers has ended."""
         self._begun = 0
 
     def fail(self, group: str, report: Report) -> None:
@@ -207,17 +218,17 @@ class _Console:
                 self._final = self._final or report
 
     def state(self) -> tuple[bool, int]:
-        """Whether nothing is left to do, and how many workers have begun."""
+        """Whether no work is left, and how many workers have started."""
         return self._final is not None, self._begun
 
     def reports(self) -> list[Report]:
-        """In the order of arrival; none of groups before the last one."""
+        """Reports of the last group, in the order of arrival."""
         return [self._final] if self._final else self._reports
 
 
 @contextmanager
 def _console(config: Config) -> Iterator[Any]:
-    """The console actor, whose lines a thread prints as they come."""
+    """Context with the console actor; a thread logs its records as they arrive."""
     import ray
     import ray.util.scheduling_strategies
 
@@ -233,8 +244,8 @@ def _console(config: Config) -> Iterator[Any]:
         while True:
             last = done.wait(_POLL_S)
             try:
-                for line in ray.get(actor.drain.remote()):
-                    print(line, flush=True)
+                for logger, level, text in ray.get(actor.drain.remote()):
+                    logging.getLogger(logger).log(level, "%s", text)
             except ray.exceptions.RayError:
                 return
             if last:
@@ -250,7 +261,7 @@ def _console(config: Config) -> Iterator[Any]:
 
 
 def _dead(failure: BaseException | None) -> str | None:
-    """What Ray knows of a worker that died without a word of its own."""
+    """What Ray knows about a worker that died without a report; None if no worker did."""
     for rank, cause in sorted((getattr(failure, "worker_failures", None) or {}).items()):
         death = getattr(cause, "health_check_failure", None)
         if death is not None:

@@ -1,4 +1,4 @@
-"""`run.json`: what a run was begun as, and the MLflow run that belongs to it."""
+"""`run.json`: the identity of a run, its status and its MLflow run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from maestro_dist.training.teachers import check_teachers
 
 RUN_FILE = "run.json"
 DATA_FOLDER = "data"
-"""Below a run: the manifest of the data that it was trained on."""
+"""Folder of a run that contains the manifest of its training data."""
 
 
 class RunRecord(BaseModel):
-    """The record of a run, written before anything else and updated only by the driver that holds the lease.
+    """The record of a run. It is the first file of a run, and only the driver with the lease updates it.
 
-    `token` marks the MLflow run: a driver that died before it could write the run's id down finds it again. `start` is
-    the place of the weights that it began with (`run.init_from` may name a run that goes on).
+    identity    the settings that may not change when the run continues
+    data        fingerprint of the manifest
+    token       tag of the MLflow run: with it, a driver finds the MLflow run if it died before it stored `mlflow_run`
+    mlflow_run  id of the MLflow run; `start_ms` is its start in Unix milliseconds
+    start       the initial weights (`run.init_from`), as a fixed checkpoint or model
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,12 +46,12 @@ class RunRecord(BaseModel):
 
 
 def begin(config: Config, manifest: Manifest, run: Storage) -> RunRecord:
-    """Read the run's record and compare it with what is asked now, or make it; then open its MLflow run.
+    """Read the run's record and compare it with `config`, or create it; then open its MLflow run.
 
     Raises:
-        ConfigError: the run was begun with another configuration; the differences are listed. Or it is new, and
-            `run.init_from` or `task.teachers` names a model that does not fit.
-        RunError: it was begun on other data, the record is damaged, or a first start finds no tracking server.
+        ConfigError: the run was started with another configuration (the message lists the differences); or the run is
+            new, and a model in `run.init_from` or `task.teachers` does not fit.
+        RunError: the run was started on other data, the record is damaged, or a new run finds no tracking server.
     """
     record = _read(run)
     if record is None:
@@ -64,15 +67,15 @@ def begin(config: Config, manifest: Manifest, run: Storage) -> RunRecord:
 
 
 def is_finished(run: Storage) -> bool:
-    """Whether the run's record says so, whatever it was begun as."""
+    """Whether the run's record says that it is finished."""
     record = _read(run)
     return record is not None and record.status == "finished"
 
 
 def finished(config: Config, manifest: Manifest, run: Storage) -> RunRecord | None:
-    """The record of a run that is finished, of this configuration and data; None where there is still work to do.
+    """The record of a finished run; None if the run is not finished. Writes nothing.
 
-    Reads only. Raises what `begin` does where they are others.
+    Raises the errors of `begin` if configuration or data are not those of the run.
     """
     record = _read(run)
     if record is None or record.status != "finished":
@@ -84,8 +87,8 @@ def finished(config: Config, manifest: Manifest, run: Storage) -> RunRecord | No
 def _check_same(config: Config, manifest: Manifest, record: RunRecord) -> None:
     if record.data != manifest.fingerprint():
         raise RunError(
-            f"run {config.run.name!r} was begun on other data than {redact(config.data.url)} holds now; "
-            "choose another run.name or the old data"
+            f"run {config.run.name!r} was started on other data than {redact(config.data.url)} contains now; "
+            "choose another run.name or the original data"
         )
     check_resume(config, record.identity)
 
@@ -104,12 +107,12 @@ def _read(run: Storage) -> RunRecord | None:
         problem = error.errors()[0]
         raise RunError(
             f"{run.name(RUN_FILE)} is damaged ({'.'.join(map(str, problem['loc']))}: {problem['msg']}); "
-            "mend it, or choose another run.name"
+            "repair it, or choose another run.name"
         ) from None
 
 
 def _tracked(config: Config, run: Storage, record: RunRecord) -> RunRecord:
-    """The record with its MLflow run open, on the tracking server that the configuration names now."""
+    """The record with its MLflow run open, on the tracking server of the current configuration."""
     from maestro_dist.tracking.run import find_run, open_run, tracking_uri
 
     uri = tracking_uri(config.tracking.uri, config.run.storage)

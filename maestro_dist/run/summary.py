@@ -1,4 +1,4 @@
-"""What a person is told before and after a run."""
+"""The summaries that are printed at the start and at the end of a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from maestro_dist.training.worker import work_folder
 
 
 def print_start(config: Config, manifest: Manifest) -> None:
-    """Every derived number: data, model, mesh, steps, memory. Builds the model, so a wrong one is found here."""
+    """Print every derived number: data, model, mesh, steps, memory. Invalid settings of the model raise here."""
     from maestro_dist.model.attention import describe_attention
     from maestro_dist.model.estimate import count_parameters, tokens_by_modality
     from maestro_dist.parallel.plan import plan_expert_movement, plan_text, plan_world
@@ -78,7 +78,7 @@ def print_start(config: Config, manifest: Manifest) -> None:
     free = available() if run.device == "cpu" else None
     if free is not None and fullest.total_memory > free:
         rows["warning"] = (
-            f"a rank needs more than the {_mib(free)} that this machine has free; what makes it less: "
+            f"a rank needs more than the {_mib(free)} of free memory of this machine; these settings reduce it: "
             "model.activation_checkpointing=layers, model.tile=16384, model.keep_attention_weights=false, "
             "a smaller engine.micro_batch"
         )
@@ -90,7 +90,7 @@ def print_start(config: Config, manifest: Manifest) -> None:
 
 
 def _learning(config: Config) -> str:
-    """What is done beyond plain training; empty where nothing is."""
+    """Optional training methods that are active; empty if there are none."""
     optim, missing = config.optim, config.missing
     parts = [f"average of the weights, decay {optim.ema:g}"] if optim.ema is not None else []
     if optim.schedule == "one_cycle":
@@ -102,7 +102,7 @@ def _learning(config: Config) -> str:
 
 
 def described(config: Config, manifest: Manifest) -> Pieces:
-    """The model without its memory: shapes alone, in a moment, however large it is."""
+    """The model on the meta device: shapes without memory."""
     import torch
 
     with torch.device("meta"):
@@ -114,14 +114,14 @@ def _mib(size: int) -> str:
 
 
 def print_end(config: Config, run: Storage, record: RunRecord) -> None:
-    """Results, where things are, and the commands that go on from here."""
+    """Print the results, the places of files, and commands for the next steps."""
     from maestro_dist.evaluation import Evaluation
     from maestro_dist.evaluation.table import results_table
 
     try:
         result = json.loads(run.read(RESULT_FILE))
     except (ObjectMissing, ValueError):
-        raise RunError(f"{run.name(RESULT_FILE)}: missing or damaged; `evaluate` finds the results again") from None
+        raise RunError(f"{run.name(RESULT_FILE)}: missing or damaged; `evaluate` computes the results again") from None
     uri, best = record.tracking_uri, result["best_score"]
     score = "undefined" if best is None else f"{best:.3f}"
     print()
@@ -131,7 +131,7 @@ def print_end(config: Config, run: Storage, record: RunRecord) -> None:
         "checkpoint": f"{_shown(result['checkpoint'])} (step {result['best_step']}, validation {result['metric']} "
         f"{score}: mean over missing rates {config.evaluation.rates})",
         "model": _shown(result["model"]),
-        "pictures": _shown(str(work_folder(run.url) / "figures")),
+        "figures": _shown(str(work_folder(run.url) / "figures")),
         "MLflow run": f"{record.mlflow_run} in {redact(uri)}",
         **commands(run.url, uri, result.get("mlflow_model")),
     }
@@ -139,16 +139,16 @@ def print_end(config: Config, run: Storage, record: RunRecord) -> None:
         print(f"{name:13}{text}")
     if _in_job_folder(run.url):
         print(
-            "note: run.storage lies in the job's own copy of the working folder, which Ray removes in the end; "
+            "note: run.storage is inside the job's copy of the working folder, which Ray will remove; "
             "give an absolute path or a URL to keep the run"
         )
     sys.stdout.flush()
 
 
 def commands(run_url: str, tracking_uri: str, mlflow_model: str | None) -> dict[str, str]:
-    """What can be done with a finished run: commands that a shell takes as they are, in the folder that it is now in.
+    """Commands for a finished run, quoted for a shell in the current folder.
 
-    `mlflow_model`: URI of the logged model; without one there is none to serve.
+    `mlflow_model`: URI of the logged model; without it there is no command to serve.
     """
     python, tracked = _shown(sys.executable), shlex.quote(redact(tracking_uri))
     mlflow = _shown(str(Path(sys.executable).parent / "mlflow"))
@@ -160,7 +160,7 @@ def commands(run_url: str, tracking_uri: str, mlflow_model: str | None) -> dict[
         "resume": f"{python} -m maestro_dist.train {_shown(run_url + '/config.yaml')}",
         "evaluate": f"{python} -m maestro_dist.evaluate {_shown(run_url)}",
     }
-    if mlflow_model:  # MLflow starts its server by name, from the PATH; the UI has port 5000 already
+    if mlflow_model:  # MLflow finds its server through PATH; port 5000 is that of the UI
         path = _shown(str(Path(sys.executable).parent))
         found["serve"] = (
             f'PATH={path}:"$PATH" MLFLOW_TRACKING_URI={tracked} {mlflow} models serve -m {shlex.quote(mlflow_model)} '
@@ -170,15 +170,17 @@ def commands(run_url: str, tracking_uri: str, mlflow_model: str | None) -> dict[
 
 
 def _in_job_folder(path: str) -> bool:
-    """Whether a path lies in the folder that Ray unpacked for a submitted job."""
+    """Whether a path is in the folder that Ray unpacked for a submitted job."""
     return "/runtime_resources/working_dir_files/" in path
 
 
 def _shown(path: str) -> str:
-    """A local path as short as it can be typed from here; a URL without credentials. Quoted for a shell."""
+    """A short form of a local path, or a URL without credentials; quoted for a shell."""
     if "://" in path:
         return shlex.quote(redact(path))
     relative = os.path.relpath(path)
     if relative.startswith("..") or _in_job_folder(path):
         return shlex.quote(path)
-    return shlex.quote(relative if os.sep in relative else f".{os.sep}{relative}")  # a bare name is sought in the PATH
+    return shlex.quote(
+        relative if os.sep in relative else f".{os.sep}{relative}"
+    )  # a shell looks for a bare name in PATH

@@ -1,4 +1,4 @@
-"""What `evaluate` is to look at: a run, one of its checkpoints, or an exported model; and the model that is there."""
+"""The target of `evaluate`: a run, one of its checkpoints, or an exported model; and how to load it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """A place: a run with, where a checkpoint was named, its step; or an exported model (`exported`)."""
+    """A run (`step`: one of its checkpoints), or an exported model (`exported`)."""
 
     url: str
     step: int | None = None
@@ -36,7 +36,7 @@ class Target:
 
     @property
     def name(self) -> str:
-        """The place as it may be shown."""
+        """The place without credentials."""
         return Storage(self.url).name()
 
 
@@ -44,9 +44,9 @@ class Target:
 class Loaded:
     """A model in evaluation mode.
 
-    answer    what it was trained to tell
-    about     what was loaded, in a line
-    manifest  that of the run's own data; None: an exported model, which does not have it
+    answer    what the model predicts
+    about     one line that describes the source of the weights
+    manifest  the manifest of the run's own data; None for an exported model
     """
 
     model: Trunk
@@ -58,9 +58,9 @@ class Loaded:
 
 
 def find_target(text: str) -> Target:
-    """What a command line names: a folder or URL, or the name of a run in `runs/`.
+    """The target that a command line names: a folder or URL, or the name of a run in `runs/`.
 
-    Raises `ConfigError` where it is none of these, with what may have been meant.
+    Raises `ConfigError` if there is none, and suggests a similar name.
     """
     url = place_of(text.rstrip("/")).url.removesuffix(f"/{CONFIG}")
     match = re.fullmatch(r"(.+)/checkpoints/step-(\d+)", url)
@@ -71,9 +71,7 @@ def find_target(text: str) -> Target:
     if here.exists(DESCRIPTION):
         return Target(run_url, exported=True)
     if here.exists("run.json"):
-        raise ConfigError(
-            f"{here.name()}: this run ended before its training began (it has no {CONFIG}); train it first"
-        )
+        raise ConfigError(f"{here.name()}: this run ended before training started (it has no {CONFIG}); train it first")
     raise ConfigError(
         f"{here.name()}: not a run (it has no {CONFIG}) nor a checkpoint of one, nor an exported model "
         f"(it has no {DESCRIPTION}){what_may_be_meant(here)}"
@@ -81,10 +79,10 @@ def find_target(text: str) -> Target:
 
 
 def read_config(target: Target) -> dict[str, Any]:
-    """The plain values of the configuration that a target was trained with, with `data` and `evaluation` in it.
+    """The configuration of a target as plain values; it always has the sections `data` and `evaluation`.
 
-    An exported model that lies in its run has these two sections from there, else the defaults: `data.url` is empty.
-    Raises ConfigError where a run's `config.yaml` is damaged.
+    For an exported model inside a run these two sections are those of the run, otherwise defaults with an empty
+    `data.url`. Raises ConfigError if the `config.yaml` of a run is damaged.
     """
     if not target.exported:
         return _read(Storage(target.url))
@@ -108,17 +106,17 @@ def _read(run: Storage) -> dict[str, Any]:
                 raise TypeError(f"data.{key} is not text")
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(
-            f"{run.name(CONFIG)} is damaged ({type(error).__name__}); mend it, or evaluate the run's exported model "
+            f"{run.name(CONFIG)} is damaged ({type(error).__name__}); repair it, or evaluate the run's exported model "
             f"({RUN_FOLDER}/) with --data"
         ) from None
     return {**tree, **sections}
 
 
 def load(target: Target, config: Config) -> Loaded:
-    """Build the model of a target and fill in its weights.
+    """Build the model of a target and load its weights.
 
     Raises:
-        CheckpointError: there are no weights yet, they are damaged, or of another model than `config.yaml` says.
+        CheckpointError: there are no weights yet, they are damaged, or they do not fit `config.yaml`.
         DataError: the run's copy of its manifest is missing or damaged.
     """
     if target.exported:
@@ -142,7 +140,7 @@ def load(target: Target, config: Config) -> Loaded:
         raise DataError(
             f"{Storage(target.url).name(DATA_FOLDER)}: the run's own copy of its manifest is {what}; copy the run again"
         ) from error
-    # the run's own manifest says what the model was made for; another data set gives samples only
+    # the model is built for the run's own manifest; another data set only provides samples
     pieces = build(config, manifest)
     _fill(pieces.model, full_weights(checkpoint), checkpoint.url)
     about = f"{checkpoint.url}: {'averaged ' if checkpoint.averaged else ''}weights of step {checkpoint.step}"
@@ -162,6 +160,6 @@ def _fill(model: Trunk, weights: Mapping[str, Tensor], url: str) -> None:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(
-            f"{url} is of another model than {CONFIG} says: {' '.join(str(error).split())[:200]}"
+            f"{url} does not fit the model in {CONFIG}: {' '.join(str(error).split())[:200]}"
         ) from None
     model.eval()

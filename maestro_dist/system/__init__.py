@@ -1,1 +1,1 @@
-"""Close to the operating system: terminal and signals, memory of this process, secrets kept out of texts."""
+"""The operating system: terminal and signals, logging, memory of this process, removal of secrets from texts."""

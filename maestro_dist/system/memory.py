@@ -1,4 +1,4 @@
-"""Memory of this process: freed memory kept for what comes next, and what the machine has left."""
+"""Memory of this process: keep freed memory for the next allocation; free memory of the machine."""
 
 from __future__ import annotations
 
@@ -10,29 +10,25 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
 """Options of glibc's `mallopt` (its `malloc.h`)."""
 
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
-"""Environment in which torch asks the kernel for pages of 2 MiB for its larger arrays: far fewer page faults, and on a
-virtual machine cheaper addresses. torch reads it when it first allocates; kernels without such pages ignore it."""
+"""Environment variables with which torch requests pages of 2 MiB for large arrays: fewer page faults, faster address
+translation. torch reads it at its first allocation; kernels without huge pages ignore it."""
 
 _LARGE = 32 << 20
-"""What glibc takes at most as the size from which an array is mapped by itself."""
+"""The largest mmap threshold that glibc accepts, in bytes: larger arrays are always mapped separately."""
 
 _NEVER = -1
-"""A trim threshold that is never reached; any other is an int, below 2 GiB, and larger arrays would be given back."""
+"""A trim threshold that is never reached. Other values are below 2 GiB, so larger arrays would be returned."""
 
 
 def keep_freed_memory(*, large: bool = False) -> bool:
-    """Make the C library keep freed memory for the next allocation; returns whether that took effect.
+    """Make the C library keep freed memory for the next allocation. Returns whether that succeeded.
 
-    By default glibc trims its heap when memory is freed, and maps large arrays anew each time: activations are then
-    paid for with page faults. Measured on a 2-core virtual machine: a copy of 32 MB runs at 4.5 GB/s with fresh pages
-    and at 30 GB/s with kept ones, and attention over 1,000 to 16,000 tokens takes 2.3 times as long.
+    By default glibc returns freed memory to the kernel and maps every large array anew, so each activation causes page
+    faults. Arrays of 32 MiB and more are still mapped separately, unless `large` is set: that is faster, but gaps
+    between freed arrays of different sizes increase peak memory, by up to half.
 
-    Arrays of 32 MiB and more are still mapped by themselves, unless `large`: kept as well, they are faster still (a
-    step on a million steps a modality by a quarter), but freed gaps between arrays of many sizes then make the peak
-    half as large again.
-
-    It holds for the whole process, from the call on. Only glibc on Linux is touched (not while another allocator is
-    preloaded, as jemalloc or tcmalloc: they keep memory by themselves); elsewhere nothing happens and False comes back.
+    The setting is valid for the whole process from the call on. It exists only with glibc on Linux, and only if no
+    other allocator (jemalloc, tcmalloc) is preloaded; otherwise nothing happens and the result is False.
     """
     if not sys.platform.startswith("linux") or "malloc" in os.environ.get("LD_PRELOAD", ""):
         return False
@@ -47,7 +43,7 @@ def keep_freed_memory(*, large: bool = False) -> bool:
 
 
 def available() -> int | None:
-    """Bytes that this machine can still give to processes; None where the system does not say."""
+    """Free memory of this machine in bytes; None if the system does not report it."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             found = {line.split(":")[0]: line.split()[1] for line in lines}

@@ -1,4 +1,4 @@
-"""Text without the credentials that its URLs may hold, for messages, logs and records."""
+"""Remove credentials in URLs from texts, for messages, logs and records."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _IPV6 = re.compile(r"\[[0-9A-Fa-f:.%]*\]")
 
 
 def redact(text: str) -> str:
-    """`text` without `user:password@` and query strings of its URLs; values named `password=` and the like are masked.
+    """`text` without `user:password@` and query strings of its URLs. Values after `password=` and similar are masked.
 
-    A password may hold `/` and `@`. Where it cannot be told from a port and a path that holds an `@`, all up to the
-    last `@` is left out: rather an incomplete name than a secret.
+    A password may contain `/` and `@`. If it could also be a port and a path with an `@`, everything up to the last
+    `@` is removed: an incomplete name is better than a leaked secret.
     """
     return _NAMED.sub(r"\1=***", _URL.sub(lambda url: url[1] + _shown(url[1].lower(), url[2]), text))
 
 
 def holds_password(url: str) -> bool:
-    """Whether the URL has `user:password@` before its host."""
+    """Whether the URL has `user:password@` before its host name."""
     match = _URL.match(url)
     return match is not None and ":" in match[2][: _credentials(match[1].lower(), match[2])]
 
@@ -38,7 +38,7 @@ def _shown(scheme: str, rest: str) -> str:
 
 
 def _credentials(scheme: str, rest: str) -> int:
-    """Length of the credentials at the start of what follows a URL's scheme, with the last `@`."""
+    """Length of the credentials, including the last `@`, at the start of `rest`: a URL without its scheme."""
     path, _, query = rest.partition("?")
     authority = path.partition("/")[0]
     if _IPV6.match(authority):

@@ -1,4 +1,4 @@
-"""A command and its terminal: text that cannot be shown, a reader that has gone, and requests to stop."""
+"""A command and its terminal: output that cannot be written, and signals to stop."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_PATIENCE = 8
-"""Requests to stop after which a closing that takes too long is given up."""
-_NOTE = b"stopping as soon as all is closed; to give that up, ask again a few times\n"
+_MOST_REQUESTS = 8
+"""Number of signals after which cleanup is aborted."""
+_NOTE = b"stopping after cleanup; to abort the cleanup, repeat the signal a few times\n"
 
 _shields = 0
-_held_back = False
+_pending = False
 _requests = 0
 
 
 def never_fail_to_print() -> None:
-    """From now on no text that is printed can end this process, whatever becomes of its terminal, pipe or log file.
+    """From now on, printing never raises in this process.
 
-    Characters that the output's encoding lacks are escaped (`\\xb1`). What cannot be written because the reader has
-    gone (`| head`), the terminal is closed or the disk of a log file is full, is dropped.
+    Characters that the encoding of the output does not have are escaped (`\\xb1`). Output is dropped if the reader is
+    gone (`| head`), the terminal is closed or the disk of a log file is full.
     """
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # closed (`>&-`): the next file to be opened would take its place, and what is printed
+        except OSError:  # closed (`>&-`): the next opened file would get its number, and the printed text
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout, sys.stderr = _tolerant(sys.stdout), _tolerant(sys.stderr)
 
 
 class _Raw(io.FileIO):
-    """A file descriptor that takes all that is written to it, whether or not it can pass it on.
+    """A file descriptor that accepts all output and drops what it cannot write.
 
-    `lost` says why something could not be passed on; a reader or a terminal that has gone is no loss.
+    `lost` is the error of dropped output; output for a reader or terminal that is gone does not count.
     """
 
     lost: OSError | None = None
 
     def write(self, data: Any, /) -> int:
         try:
-            while (written := super().write(data)) is None:  # a pipe that does not block, and is full
+            while (written := super().write(data)) is None:  # a full pipe in non-blocking mode
                 select.select([], [self], [])
             return written
         except OSError as error:
@@ -57,7 +57,7 @@ class _Raw(io.FileIO):
 
 
 def lost(stream: TextIO) -> OSError | None:
-    """Why what was printed to `stream` has not arrived whole; None where it has, or where nobody reads any more."""
+    """The error if output of `stream` was lost; None if all was written, or if the reader is gone."""
     stream.flush()
     buffer = getattr(stream, "buffer", None)
     found: OSError | None = getattr(getattr(buffer, "raw", buffer), "lost", None)
@@ -68,9 +68,9 @@ def _tolerant(stream: TextIO | None) -> TextIO:
     if stream is None:
         return open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
     buffer = getattr(stream, "buffer", None)
-    raw = getattr(buffer, "raw", buffer)  # `python -u` has no buffer between
+    raw = getattr(buffer, "raw", buffer)  # `python -u` has no buffer
     if type(stream) is not io.TextIOWrapper or type(raw) is not io.FileIO:
-        return stream  # not the process's own (a notebook's, a test's), or made tolerant before
+        return stream  # not the process's own (a notebook, a test), or already tolerant
     with contextlib.suppress(OSError):
         stream.flush()
     tolerant: Any = _Raw(stream.fileno(), "wb", closefd=False)
@@ -85,11 +85,11 @@ def _tolerant(stream: TextIO | None) -> TextIO:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM and the hang-up of a terminal (SIGHUP) end what runs inside as Ctrl-C does: by `KeyboardInterrupt`.
+    """Context in which SIGTERM and SIGHUP (the terminal is closed) raise `KeyboardInterrupt`, as Ctrl-C does.
 
-    A signal that comes while an earlier one is being dealt with does not disturb the closing; after many of them the
-    closing itself is given up. A hang-up that this process was told to ignore (`nohup`) stays ignored, and so does
-    Ctrl-C (`train ... &` in a script). In a thread other than the main one nothing is changed.
+    Further signals do not interrupt the cleanup, until there are many of them. Signals that the process already
+    ignores stay ignored: SIGHUP under `nohup`, SIGINT for `train ... &` in a script. Outside the main thread nothing
+    changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -103,36 +103,36 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         for number, handler in before:
-            if handler is not None:  # a C library's, which cannot be put back
+            if handler is not None:  # set by a C library: cannot be restored
                 signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def shielded() -> Iterator[None]:
-    """What runs inside is ended by no signal that `interruptible` deals with; one that comes is obeyed afterwards."""
-    global _shields, _held_back
+    """Context that the signals of `interruptible` do not interrupt; a signal that arrives takes effect at its end."""
+    global _shields, _pending
     _shields += 1
     try:
         yield
     finally:
         _shields -= 1
-        if _held_back and not _shields:
-            _held_back = False
+        if _pending and not _shields:
+            _pending = False
             if not _is_stopping():
                 raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def handlers_kept() -> Iterator[None]:
-    """Signal handlers that a library sets inside are taken back; processes that it starts do not hear of a hang-up.
+    """Context that restores signal handlers which a library sets inside. Processes started inside ignore SIGHUP.
 
-    They would die of it before this process can close what it shares with them.
+    Otherwise they would end before this process can shut them down properly.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in _STOPS}
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # inherited by what is started, and kept for us
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # inherited by child processes; pending for this process
     try:
         yield
     finally:
@@ -143,17 +143,17 @@ def handlers_kept() -> Iterator[None]:
 
 
 def _stop(*_: object) -> None:
-    global _held_back, _requests
+    global _pending, _requests
     _requests += 1
-    if not (_shields or _is_stopping()) or _requests > _PATIENCE:
+    if not (_shields or _is_stopping()) or _requests > _MOST_REQUESTS:
         raise KeyboardInterrupt
-    _held_back = _shields > 0
+    _pending = _shields > 0
     with contextlib.suppress(OSError):
-        os.write(2, _NOTE)  # print() may be what was interrupted, and cannot be entered twice
+        os.write(2, _NOTE)  # not print(): it may be what was interrupted
 
 
 def _is_stopping() -> bool:
-    """Whether an earlier request to stop is on its way up, through `except`, `finally` and the ends of `with`."""
+    """Whether an earlier stop is being handled, in an `except`, a `finally` or at the end of a `with`."""
     error = sys.exception()
     while error is not None:
         if isinstance(error, KeyboardInterrupt | SystemExit):

@@ -1,7 +1,7 @@
-"""Tracking: the MLflow run, metrics that survive a dead server, throughput, pictures."""
+"""Tracking: the MLflow run, metrics that survive a server failure, throughput, figures."""
 
-from maestro_dist.tracking.history import read_history
-from maestro_dist.tracking.log import MetricLog
+from maestro_dist.tracking.metric_file import read_history
+from maestro_dist.tracking.metric_log import MetricLog
 from maestro_dist.tracking.run import TrackedRun, close_run, log_files, open_run, tracking_uri
 
 __all__ = ["MetricLog", "TrackedRun", "close_run", "log_files", "open_run", "read_history", "tracking_uri"]

@@ -1,4 +1,4 @@
-"""MLflow, imported late and kept quiet."""
+"""The MLflow client: imported on first use, with quiet settings."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it may hold credentials
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # A dead server must cost seconds, not the four minutes of MLflow's defaults: what is not sent is kept anyway.
+    # Wait seconds for a server that does not answer, not four minutes (MLflow's default): unsent metrics are kept.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
-_TALKATIVE = (
+_NOISY_LOGGERS = (
     "alembic",
     "alembic.runtime.migration",
     "mlflow.models.signature",
@@ -31,12 +31,12 @@ _TALKATIVE = (
 
 
 def client(uri: str) -> MlflowClient:
-    """A client of the tracking server or database. Settings that the environment already has are kept."""
+    """A client for the tracking server or database. Environment variables that are already set are not changed."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    for name in _TALKATIVE:
+    for name in _NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return MlflowClient(tracking_uri=uri)
 
@@ -45,6 +45,6 @@ def short(error: Exception) -> str:
     """The first line of an error's text, without credentials. Never raises."""
     try:
         lines = str(error).strip().splitlines()
-    except Exception:  # an error that cannot tell what it is
+    except Exception:  # an error without a working __str__
         lines = []
     return redact(lines[0] if lines else type(error).__name__)[:200]

@@ -1,4 +1,4 @@
-"""The pictures of a run: one file each, and one that shows them all."""
+"""The figures of a run: one file each, and an overview of all."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maestro_dist.tracking import panels
-from maestro_dist.tracking.extras import Extras
-from maestro_dist.tracking.history import History
-from maestro_dist.tracking.names import Letters
-from maestro_dist.tracking.panels import MissingCurve
+from maestro_dist.tracking import plots
+from maestro_dist.tracking.best_effort import BestEffort
+from maestro_dist.tracking.labels import LabelFonts
+from maestro_dist.tracking.metric_file import History
+from maestro_dist.tracking.plots import MissingCurve
 from maestro_dist.tracking.run import log_files
 
 if TYPE_CHECKING:
@@ -33,20 +33,21 @@ _DPI = 150
 Panel = Callable[["Axes"], None]
 Table = Callable[[], str]
 _DRAWING = threading.Lock()
-"""matplotlib's settings belong to the process: one thread draws at a time."""
+"""matplotlib's settings are global to the process, so only one thread draws at a time."""
 
 
 @dataclass(frozen=True)
-class Story:
-    """What the pictures of a run are drawn from. A picture whose numbers are not there is left out.
+class FigureData:
+    """The data of a run's figures. A figure without data is left out.
 
     history     metrics so far (`MetricLog.history`)
     modalities  names, in the model's order
-    metric      the metric that chooses the weights, and `label`, its name for people
-    confusion   counts [C, C] of true by predicted class, or `confused` [P, 3], (true, predicted, samples) of the pairs
-                that occur; and the `classes`
+    metric      the metric that selects the best weights; `label` is its display name
+    classes     class names
+    confusion   counts [C, C], true by predicted class
+    confused    the same in sparse form: [P, 3] of (true class, predicted class, samples)
     missing     the metric against the missing rate
-    sets        names of missing sets, and `set_loads`, their tokens by expert [layers, sets, E]
+    sets        names of missing sets; `set_loads` has their tokens by expert, [layers, sets, E]
     """
 
     title: str
@@ -61,27 +62,27 @@ class Story:
     sets: Sequence[str] = ()
     set_loads: np.ndarray | None = None
 
-    def letters(self) -> Letters:
-        """The fonts that its names need."""
-        return Letters([self.title, self.metric, self.label, *self.modalities, *self.classes, *self.sets])
+    def letters(self) -> LabelFonts:
+        """The fonts that the names need."""
+        return LabelFonts([self.title, self.metric, self.label, *self.modalities, *self.classes, *self.sets])
 
-    def panels(self, letters: Letters) -> dict[str, Panel]:
-        """Each picture's name and how it is drawn."""
+    def panels(self, letters: LabelFonts) -> dict[str, Panel]:
+        """Figure name -> the function that draws it on given axes."""
         found: dict[str, Panel] = {}
         history, label = self.history, letters.title(self.label)
         modalities = letters.labels(self.modalities, "modality")
         if "train/loss" in history:
-            found["loss"] = lambda axes: panels.loss_panel(axes, history)
-        if panels.validation_names(history, self.metric):
-            found["validation"] = lambda axes: panels.validation_panel(axes, history, self.metric, label)
+            found["loss"] = lambda axes: plots.loss_panel(axes, history)
+        if plots.validation_names(history, self.metric):
+            found["validation"] = lambda axes: plots.validation_panel(axes, history, self.metric, label)
         missing = self.missing
         if missing is not None and len(missing.rates) > 1:
             curve = replace(missing, label=letters.title(missing.label))
-            found["missing"] = lambda axes: panels.missing_panel(axes, curve)
+            found["missing"] = lambda axes: plots.missing_panel(axes, curve)
         if any(f"budgets/{name}" in history for name in self.modalities):
-            found["budgets"] = lambda axes: panels.budgets_panel(axes, history, self.modalities, modalities)
+            found["budgets"] = lambda axes: plots.budgets_panel(axes, history, self.modalities, modalities)
         loads: list[np.ndarray] = []
-        while (load := panels.expert_load(history, self.modalities, len(loads))) is not None:
+        while (load := plots.expert_load(history, self.modalities, len(loads))) is not None:
             loads.append(load)
         found |= _by_layer("experts", loads, modalities, "modality")
         if self.set_loads is not None:
@@ -92,11 +93,11 @@ class Story:
             classes = letters.labels(self.classes, "class")
             unnamed = any(shown == f"class {number}" != self.classes[number] for number, shown in enumerate(classes))
             where = "confusion.csv" if unnamed else ""
-            found["confusion"] = lambda axes: panels.confusion_panel(axes, pairs, classes, names_in=where)
+            found["confusion"] = lambda axes: plots.confusion_panel(axes, pairs, classes, names_in=where)
         return found
 
     def _pairs(self) -> np.ndarray | None:
-        """int64 [P, 3]: true class, predicted class, samples, of the pairs that occur."""
+        """int64 [P, 3]: (true class, predicted class, samples) of all pairs that occur; None without data."""
         if self.confused is not None:
             return np.array(self.confused, dtype=np.int64).reshape(-1, 3)
         if self.confusion is None:
@@ -106,7 +107,7 @@ class Story:
         return np.stack([true, predicted, counts[true, predicted]], axis=1)
 
     def tables(self) -> dict[str, Table]:
-        """Tables by name, each made as CSV text when it is called."""
+        """Table name -> a function that returns the table as CSV text."""
         found: dict[str, Table] = {}
         if self.set_loads is not None:
             loads = self.set_loads
@@ -127,7 +128,7 @@ class Story:
 
 
 def _by_layer(kind: str, loads: Sequence[np.ndarray], rows: Sequence[str], by: str) -> dict[str, Panel]:
-    """A picture of the experts of each layer; of many layers, of the first and the last ones."""
+    """One figure per layer; if there are many layers, only the first and last ones."""
     found: dict[str, Panel] = {}
     chosen = list(range(len(loads)))
     if len(loads) > _MOST_LAYERS:
@@ -135,7 +136,7 @@ def _by_layer(kind: str, loads: Sequence[np.ndarray], rows: Sequence[str], by: s
     for number in chosen:
         layer = number if len(loads) > 1 else None
         found[kind + ("" if layer is None else f"_{layer}")] = partial(
-            panels.experts_panel, load=loads[number], rows=rows, layer=layer, by=by
+            plots.experts_panel, load=loads[number], rows=rows, layer=layer, by=by
         )
     return found
 
@@ -148,38 +149,38 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return text.getvalue()
 
 
-def draw(story: Story, extras: Extras | None = None) -> dict[str, Figure]:
-    """Every picture of the story by name, and `overview` with all of them. No display and no global state is used.
+def draw_figures(data: FigureData, effort: BestEffort | None = None) -> dict[str, Figure]:
+    """All figures by name, and `overview`, which shows them all. Needs no display.
 
-    A picture that cannot be drawn is left out, and counted in `extras`.
+    A figure that cannot be drawn is left out and recorded in `effort`.
     """
     from matplotlib.figure import Figure
 
-    extras = Extras() if extras is None else extras
+    effort = BestEffort() if effort is None else effort
     figures: dict[str, Figure] = {}
     drawn: list[Panel] = []
-    rows = min(max(len(story.modalities), len(story.sets), len(story.classes), 1), panels.MOST_ROWS)
-    letters = story.letters()
+    rows = min(max(len(data.modalities), len(data.sets), len(data.classes), 1), plots.MOST_ROWS)
+    letters = data.letters()
     with _style(letters.families):
-        for name, panel in story.panels(letters).items():
+        for name, panel in data.panels(letters).items():
             heat = name.startswith(("experts", "sets", "confusion"))
             figure = Figure(figsize=(6.4, max(4.2, 0.22 * rows) if heat else 4.2), layout="constrained")
-            if extras.attempt(f"picture {name}", lambda figure=figure, panel=panel: _fill(figure, panel)):  # type: ignore[misc]
+            if effort.attempt(f"figure {name}", lambda figure=figure, panel=panel: _fill(figure, panel)):  # type: ignore[misc]
                 figures[name] = figure
                 drawn.append(panel)
         if drawn:
-            overview = extras.attempt("picture overview", lambda: _overview(letters.title(story.title), drawn))
+            overview = effort.attempt("figure overview", lambda: _overview(letters.title(data.title), drawn))
             figures |= {} if overview is None else {"overview": overview}
     return figures
 
 
-def save(figures: dict[str, Figure], folder: Path, extras: Extras | None = None) -> list[Path]:
-    """Write PNG files into `<folder>/figures` and return their paths, without those that could not be written."""
-    extras = Extras() if extras is None else extras
+def save_figures(figures: dict[str, Figure], folder: Path, effort: BestEffort | None = None) -> list[Path]:
+    """Write PNG files to `<folder>/figures`. Returns the paths of those that were written."""
+    effort = BestEffort() if effort is None else effort
     paths = []
     for name, figure in figures.items():
         path = folder / FOLDER / f"{name}.png"
-        if extras.attempt(f"picture {name}", lambda path=path, figure=figure: _write(path, _png(figure))):  # type: ignore[misc]
+        if effort.attempt(f"figure {name}", lambda path=path, figure=figure: _write(path, _png(figure))):  # type: ignore[misc]
             paths.append(path)
     return paths
 
@@ -191,13 +192,13 @@ def _fill(figure: Figure, panel: Panel) -> bool:
 
 def _png(figure: Figure) -> bytes:
     file = io.BytesIO()
-    with _style(figure.axes[0].title.get_fontfamily()):  # some labels are made only now
+    with _style(figure.axes[0].title.get_fontfamily()):  # some labels are created while it is saved
         figure.savefig(file, dpi=_DPI, format="png", metadata={"Software": None})
     return file.getvalue()
 
 
 def _write(path: Path, content: bytes | str) -> bool:
-    """Write a file whole, or leave none."""
+    """Write a complete file, or none."""
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -211,24 +212,26 @@ def _write(path: Path, content: bytes | str) -> bool:
 
 @contextmanager
 def _style(families: Sequence[str]) -> Iterator[None]:
-    """The look of the pictures, for one thread at a time."""
+    """The style of the figures, for one thread at a time."""
     import matplotlib
 
-    style: Any = {**panels.STYLE, "font.family": list(families)}
+    style: Any = {**plots.STYLE, "font.family": list(families)}
     with _DRAWING, matplotlib.rc_context(style):
         yield
 
 
-def log_story(story: Story, folder: Path, uri: str, run_id: str, extras: Extras, *, upload: bool = True) -> None:
-    """Write pictures and tables to `<folder>/figures` and to the MLflow run, as far as it goes: never raises."""
-    figures = extras.attempt("pictures", lambda: draw(story, extras)) or {}
-    paths = save(figures, folder, extras)
-    for name, table in (extras.attempt("tables", story.tables) or {}).items():
+def log_figures(
+    data: FigureData, folder: Path, uri: str, run_id: str, effort: BestEffort, *, upload: bool = True
+) -> None:
+    """Write figures and tables to `<folder>/figures` and to the MLflow run. Errors go to `effort`, none is raised."""
+    figures = effort.attempt("figures", lambda: draw_figures(data, effort)) or {}
+    paths = save_figures(figures, folder, effort)
+    for name, table in (effort.attempt("tables", data.tables) or {}).items():
         path = folder / FOLDER / f"{name}.csv"
-        if extras.attempt(f"table {name}", lambda path=path, table=table: _write(path, table())):  # type: ignore[misc]
+        if effort.attempt(f"table {name}", lambda path=path, table=table: _write(path, table())):  # type: ignore[misc]
             paths.append(path)
     if upload:
-        extras.attempt("upload of pictures", lambda: log_files(uri, run_id, paths, FOLDER))
+        effort.attempt("upload of figures", lambda: log_files(uri, run_id, paths, FOLDER))
 
 
 def _overview(title: str, drawn: list[Panel]) -> Figure:

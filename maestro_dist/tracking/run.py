@@ -1,8 +1,9 @@
-"""The MLflow run that belongs to a run: opened, continued, closed."""
+"""The MLflow run of a training run: open, continue, tag, close."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,37 +12,38 @@ from typing import TYPE_CHECKING, Any
 from maestro_dist.data.storage import Storage, redact
 from maestro_dist.errors import RunError
 from maestro_dist.tracking.client import client, short
-from maestro_dist.tracking.extras import warn
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+_LOG = logging.getLogger(__name__)
 
 _PARAM_LENGTH, _TAG_LENGTH, _PARAMS_AT_ONCE = 6000, 5000, 100
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """An MLflow run. `start_ms` is its start in Unix milliseconds; None when the server could not be asked."""
+    """An MLflow run. `start_ms` is its start in Unix milliseconds; None if the server did not answer."""
 
     run_id: str
     start_ms: int | None
 
 
 def tracking_uri(uri: str | None, storage: str) -> str:
-    """The tracking URI: as configured, or SQLite in the run storage (in `./runs` when that is remote)."""
+    """The tracking URI: as configured, or SQLite in the run storage (in `./runs` if the storage is remote)."""
     if uri:
         return uri
     folder = Storage(storage).local or Path("runs")
     return f"sqlite:///{folder.expanduser().resolve()}/mlflow.db"
 
 
-def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def as_params(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings as dotted names with text values, credentials in URLs removed."""
     flat: dict[str, str] = {}
     for name, value in content.items():
         if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{prefix}{name}."))
+            flat.update(as_params(value, f"{prefix}{name}."))
         else:
             text = value if isinstance(value, str) else json.dumps(value)
             flat[f"{prefix}{name}"] = redact(text)
@@ -59,16 +61,16 @@ def open_run(
 ) -> TrackedRun:
     """Start an MLflow run, or continue the one with `run_id`.
 
-    `params` (nested or flat) are written once: those that a continued run already has stay as they are. `tags` are
-    overwritten. A continued run that the server does not know is started anew; one whose server does not answer is
-    continued without asking. Raises RunError when a first start finds no server.
+    `params` (nested or flat) are written once: parameters that a continued run already has do not change. `tags` are
+    overwritten. If the server does not know `run_id`, a new run is started. If the server does not answer, the run is
+    continued without it. Raises RunError if there is no `run_id` and no server.
     """
     try:
         server = _prepare(uri)
         run = _continued(server, run_id) if run_id else None
         if run is None:
             run = server.create_run(_experiment(server, uri, experiment), run_name=name)
-        _describe(server, run, flatten(params or {}), flatten(tags or {}))
+        _describe(server, run, as_params(params or {}), as_params(tags or {}))
         return TrackedRun(run.info.run_id, run.info.start_time)
     except RunError:
         raise
@@ -78,72 +80,72 @@ def open_run(
         if run_id is None:
             remedy = "choose another tracking.experiment or run.name" if refused else "start it or set tracking.uri"
             raise RunError(f"{problem}; {remedy}") from error
-        warn(problem)
+        _LOG.warning(problem)
         return TrackedRun(run_id, None)
 
 
-def reach(uri: str, experiment: str) -> None:
-    """Ask the server once; of SQLite this makes the database. Raises RunError where it does not answer."""
+def check_server(uri: str, experiment: str) -> None:
+    """Check once that the server answers; for SQLite, create the database. Raises RunError if it does not answer."""
     try:
         _prepare(uri).get_experiment_by_name(experiment)
     except Exception as error:
         problem = f"tracking at {redact(uri)} does not answer ({short(error)})"
-        raise RunError(f"{problem}; start it or name another") from error
+        raise RunError(f"{problem}; start it or choose another one") from error
 
 
 def find_run(uri: str, experiment: str, token: str) -> str | None:
-    """Id of the run that is marked with this token (tag `run.token`); None where there is none, or no server."""
+    """Id of the run with this token (tag `run.token`); None if there is no such run, or the server does not answer."""
     try:
         server = _prepare(uri)
         found = server.get_experiment_by_name(experiment)
         runs = server.search_runs([found.experiment_id], f"tags.`run.token` = '{token}'") if found else []
     except Exception as error:
-        warn(f"tracking at {redact(uri)} does not answer ({short(error)})")
+        _LOG.warning(f"tracking at {redact(uri)} does not answer ({short(error)})")
         return None
     return runs[0].info.run_id if runs else None
 
 
-def answers(uri: str, run_id: str) -> bool:
-    """Whether the server knows the run now. False, with a warning, when it does not answer: ask before much is sent."""
+def is_reachable(uri: str, run_id: str) -> bool:
+    """Whether the server finds the run. If not, logs a warning and returns False. Call it before large uploads."""
     try:
         client(uri).get_run(run_id)
     except Exception as error:
-        warn(f"tracking at {redact(uri)} does not answer ({short(error)})")
+        _LOG.warning(f"tracking at {redact(uri)} does not answer ({short(error)})")
         return False
     return True
 
 
 def close_run(uri: str, run_id: str, status: str) -> bool:
-    """Set a run's final status (FINISHED, FAILED or KILLED). Returns False when the server does not answer."""
+    """Set a run's final status (FINISHED, FAILED or KILLED). Logs a warning and returns False if that fails."""
     try:
         client(uri).set_terminated(run_id, status)
     except Exception as error:
-        warn(f"could not set the tracked run to {status} ({short(error)})")
+        _LOG.warning(f"could not set the tracked run to {status} ({short(error)})")
         return False
     return True
 
 
 def tag_run(uri: str, run_id: str, tags: Mapping[str, str]) -> bool:
-    """Set tags of a run, without credentials. Returns False, with a warning, when the server does not answer."""
+    """Set tags of a run, without credentials. Logs a warning and returns False if that fails."""
     try:
         from mlflow.entities import RunTag
 
-        marks = [RunTag(key, value[:_TAG_LENGTH]) for key, value in flatten(tags).items()]
+        marks = [RunTag(key, value[:_TAG_LENGTH]) for key, value in as_params(tags).items()]
         client(uri).log_batch(run_id, tags=marks, synchronous=True)
     except Exception as error:
-        warn(f"tags were not set in tracking ({short(error)})")
+        _LOG.warning(f"tags were not set in tracking ({short(error)})")
         return False
     return True
 
 
 def log_files(uri: str, run_id: str, paths: list[Path], folder: str) -> bool:
-    """Upload files to the run's artifact folder. Returns False, with a warning, when the server does not answer."""
+    """Upload files to the artifact folder `folder` of the run. Logs a warning and returns False if that fails."""
     try:
         server = client(uri)
         for path in paths:
             server.log_artifact(run_id, str(path), folder)
     except Exception as error:
-        warn(f"{folder} were not uploaded to tracking ({short(error)})")
+        _LOG.warning(f"{folder} were not uploaded to tracking ({short(error)})")
         return False
     return True
 
@@ -155,7 +157,7 @@ def _prepare(uri: str) -> MlflowClient:
 
 
 def _experiment(server: MlflowClient, uri: str, name: str) -> str:
-    """Id of the experiment, made where it is missing. A database gets an artifact folder beside it."""
+    """Id of the experiment; it is created if missing. For SQLite, artifacts are stored next to the database."""
     from mlflow.exceptions import MlflowException
 
     found = server.get_experiment_by_name(name)
@@ -166,7 +168,7 @@ def _experiment(server: MlflowClient, uri: str, name: str) -> str:
         try:
             return server.create_experiment(name, artifact_location=artifacts)
         except MlflowException:
-            found = server.get_experiment_by_name(name)  # another run made it in between
+            found = server.get_experiment_by_name(name)  # another run has just created it
             if found is None:
                 raise
     if found.lifecycle_stage != "active":

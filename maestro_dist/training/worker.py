@@ -41,11 +41,10 @@ def run_worker(job: Job, say: Say, failed: Callable[[Exception], None] = lambda 
         MaestroError: for what a person can mend.
     """
     from maestro_dist.callbacks.progress import never_raising
-    from maestro_dist.tracking.extras import lines_to
 
     say = never_raising(say)
     listeners: list[Callable[[Exception], None]] = [failed]
-    with lines_to(say), ExitStack() as stack:
+    with ExitStack() as stack:
         try:
             _train(job, say, stack, listeners)
         except Exception as error:

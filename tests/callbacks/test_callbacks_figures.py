@@ -13,8 +13,8 @@ from maestro_dist.data.manifest import Manifest
 from maestro_dist.evaluation import Evaluation, Scenario
 from maestro_dist.evaluation.loads import SetLoad
 from maestro_dist.tracking import MetricLog
-from maestro_dist.tracking.extras import Extras
-from maestro_dist.tracking.figures import Story
+from maestro_dist.tracking.best_effort import BestEffort
+from maestro_dist.tracking.figures import FigureData
 
 EVALUATION = Evaluation(
     "test",
@@ -48,12 +48,12 @@ def test_pictures_that_fail_while_training_are_said_once(
 ) -> None:
     tried: list[str] = []
 
-    def fails(story: Story, folder: Path, uri: str, run_id: str, extras: Extras) -> None:
+    def fails(story: FigureData, folder: Path, uri: str, run_id: str, effort: BestEffort) -> None:
         tried.append(story.title)
-        extras.attempt("upload of pictures", lambda: {}["none"])
+        effort.attempt("upload of figures", lambda: {}["none"])
 
     monkeypatch.setattr(figures_module, "_EVERY_S", 0.0)
-    monkeypatch.setattr(figures_module, "log_story", fails)
+    monkeypatch.setattr(figures_module, "log_figures", fails)
     log = MetricLog(tmp_path, "http://127.0.0.1:9", "run", 0, 0, interval_s=60.0)
     state = make_state({})
     figures = Figures(log, "http://127.0.0.1:9", "run")

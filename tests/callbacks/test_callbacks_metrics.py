@@ -14,7 +14,7 @@ from maestro_dist.callbacks import metrics as metrics_module
 from maestro_dist.callbacks.metrics import Metrics
 from maestro_dist.parallel.mesh import Mesh
 from maestro_dist.tracking import MetricLog, read_history
-from maestro_dist.tracking.history import History
+from maestro_dist.tracking.metric_file import History
 
 CONFIG = {"tracking": {"every_steps": 4}}
 

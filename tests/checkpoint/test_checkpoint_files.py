@@ -237,7 +237,7 @@ def test_half_a_record_is_an_error_not_an_older_checkpoint(tmp_path: Path, engin
 @pytest.mark.parametrize(
     ("other", "optim", "words"),
     [
-        (Model(width=7), {}, "parameter head.weight has shape [2, 6], the model's has [2, 7]"),
+        (Model(width=7), {}, "parameter head.weight has shape [2, 6], in the model it is [2, 7]"),
         (Model(extra=True), {}, "has no parameter extra, which the model has"),
         (Model(), {"optimizer": "sgd"}, "was written with AdamW, this run has SGD"),
     ],
@@ -353,7 +353,7 @@ def test_a_rank_that_never_writes_is_named_in_time(tmp_path: Path, engine: Engin
     saver = saver_of(tmp_path, world=3, timeout_s=0.3)
     started = time.monotonic()
     saver.save(engine, step=1, position=1, epoch=0, metadata={})
-    with pytest.raises(CheckpointError, match=r"step-000000001 is incomplete: no part of rank 1, 2 within 0.3 s"):
+    with pytest.raises(CheckpointError, match=r"step-000000001 is incomplete: no part from rank 1, 2 within 0.3 s"):
         saver.wait()
     assert time.monotonic() - started < 10
     assert newest(str(tmp_path)) is None
@@ -365,7 +365,7 @@ def test_a_stale_part_of_another_session_is_not_taken(tmp_path: Path, engine: En
     folder.mkdir(parents=True)
     (folder / PartName(1, 1, 77, 1).file("json")).write_text('{"rank": 1}')  # same attempt, same step, earlier start
     saver.save(engine, step=1, position=1, epoch=0, metadata={})
-    with pytest.raises(CheckpointError, match="no part of rank 1"):
+    with pytest.raises(CheckpointError, match="no part from rank 1"):
         saver.wait()
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maestro_dist.checkpoint.reshard import Range, check_tiling, plan
+from maestro_dist.checkpoint.reshard import Range, check_tiling, plan_copies
 from maestro_dist.errors import CheckpointError
 
 Parts = list[dict[str, Range]]
@@ -39,7 +39,7 @@ def test_any_tiling_is_put_together_from_any_other(written: Parts, wanted: Parts
     stored = [{name: whole[name][start : start + count] for name, (start, count) in part.items()} for part in written]
     for rank in wanted:
         filled = {name: np.full(count, -1) for name, (_, count) in rank.items()}
-        for index, copies in plan(rank, written).items():
+        for index, copies in plan_copies(rank, written).items():
             for copy in copies:
                 target = filled[copy.name][copy.target : copy.target + copy.count]
                 assert (target == -1).all()  # nothing is copied twice
@@ -50,7 +50,7 @@ def test_any_tiling_is_put_together_from_any_other(written: Parts, wanted: Parts
 
 def test_the_same_tiling_needs_one_part_only() -> None:
     parts: Parts = [{"scale": (0, 1), "encoder.weight": (0, 12)}, {"encoder.weight": (12, 12)}]
-    assert list(plan(parts[1], parts)) == [1]
+    assert list(plan_copies(parts[1], parts)) == [1]
 
 
 @pytest.mark.parametrize(
@@ -60,10 +60,10 @@ def test_the_same_tiling_needs_one_part_only() -> None:
         ([{"w": (0, 4)}, {"w": (4, 6)}], "elements 10..11 of parameter w are missing"),
         ([{"w": (2, 10)}], "elements 0..1 of parameter w are missing"),
         ([{}], "elements 0..11 of parameter w are missing"),
-        ([{"w": (0, 8)}, {"w": (6, 6)}], "elements 6..7 of parameter w are there twice"),
-        ([{"w": (0, 12)}, {"w": (0, 12)}], "elements 0..11 of parameter w are there twice"),
+        ([{"w": (0, 8)}, {"w": (6, 6)}], "elements 6..7 of parameter w were written twice"),
+        ([{"w": (0, 12)}, {"w": (0, 12)}], "elements 0..11 of parameter w were written twice"),
         ([{"w": (0, 13)}], "parameter w has 12 elements, but 13 were written"),
-        ([{"w": (0, 12), "v": (0, 1)}], "a parameter v that the model does not have"),
+        ([{"w": (0, 12), "v": (0, 1)}], "slices of parameter v, which the model does not have"),
     ],
 )
 def test_what_does_not_tile_is_named(parts: Parts, words: str) -> None:

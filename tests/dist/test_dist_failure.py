@@ -22,7 +22,7 @@ from maestro_dist.engine.engine import Engine
 from maestro_dist.errors import DataError, RunError
 from maestro_dist.optim import build_optimizer
 from maestro_dist.parallel.expert import spread_experts
-from maestro_dist.parallel.failure import Report, explain_failure, leave_groups, report_of
+from maestro_dist.parallel.failure import Report, leave_groups, report_of, root_cause
 from maestro_dist.parallel.group import sequence_group
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.parallel.sequence import SequenceRanks, model_cuts
@@ -76,7 +76,7 @@ def test_all_ranks_stop_when_one_fails(where: str) -> None:
     reports, times = zip(*found, strict=True)
     assert [report.lost for report in reports] == [rank != BROKEN for rank in range(4)]
     assert max(times) - times[BROKEN] < STAYS_S / 2
-    shown = explain_failure([reports[0], reports[3], reports[BROKEN], reports[2]], 4, 60)
+    shown = root_cause([reports[0], reports[3], reports[BROKEN], reports[2]], 4, 60)
     assert str(shown) == f"worker 1 failed (ValueError: only here, {where}); --debug shows the traceback"
     assert "fails_between_collectives" in shown.__notes__[0]
 
@@ -132,7 +132,7 @@ def hangs(rank: int, ranks: int) -> tuple[Report | None, float]:
 def test_a_rank_that_hangs_is_named_after_the_timeout() -> None:
     (report, waited), _ = run_ranks(hangs, 2, timeout_s=60)
     assert 2.5 < waited < STAYS_S - 1
-    message = str(explain_failure([report], 2, 3))
+    message = str(root_cause([report], 2, 3))
     assert message.startswith(
         "worker 0 waited for worker 1 until the time limit of 3 s, in all_reduce (engine/engine.py:"
     )
@@ -166,6 +166,6 @@ LATE = "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Time
     ],
 )
 def test_the_cause_is_told_from_what_follows_from_it(errors: dict[int, Any], kind: type, begins: str) -> None:
-    shown = explain_failure([report_of(rank, raised(error)) for rank, error in errors.items()], 3, 9)
+    shown = root_cause([report_of(rank, raised(error)) for rank, error in errors.items()], 3, 9)
     assert type(shown) is kind
     assert str(shown).startswith(begins)

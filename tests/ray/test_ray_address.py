@@ -19,8 +19,7 @@ import runs
 
 from maestro_dist.config.schema import Config
 from maestro_dist.errors import ConfigError, MaestroError, RunError
-from maestro_dist.run import ray_address, ray_cluster
-from maestro_dist.run import ray_launcher as launch_ray
+from maestro_dist.run import ray_address, ray_cluster, ray_launcher
 from maestro_dist.run.ray_cluster import check_cluster
 
 
@@ -89,7 +88,7 @@ def listening(answer: bytes | None) -> Iterator[str]:
 def test_another_server_is_no_cluster(answer: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
     with listening(answer) as address:
         monkeypatch.setenv("RAY_ADDRESS", address)
-        with pytest.raises(RunError, match=rf"RAY_ADDRESS={address}: what listens there does not answer as a Ray"):
+        with pytest.raises(RunError, match=rf"RAY_ADDRESS={address}: the server there does not answer as a Ray"):
             check_cluster()
 
 
@@ -110,7 +109,7 @@ def test_a_host_without_an_address_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(socket, "create_connection", unknown)
     monkeypatch.setenv("RAY_ADDRESS", "head.of.cluster:6379")
-    with pytest.raises(RunError, match=r"no host 'head.of.cluster'"):
+    with pytest.raises(RunError, match=r"host 'head.of.cluster' is not known"):
         check_cluster()
 
 
@@ -129,7 +128,7 @@ def test_auto_finds_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(services, "find_gcs_addresses", lambda: set())
     monkeypatch.setattr(services, "find_bootstrap_address", lambda folder: None)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    with pytest.raises(RunError, match="RAY_ADDRESS=auto: no Ray runs on this machine"):
+    with pytest.raises(RunError, match="RAY_ADDRESS=auto: Ray is not running on this machine"):
         check_cluster()
 
 
@@ -166,8 +165,8 @@ def test_a_cluster_of_this_version_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
     ("version", "token", "said"),
     [
         ("2.9.3", "", "the cluster has Ray 2.9.3, this process"),
-        ("", "", "the cluster has Ray of an older kind"),
-        ("2.60.0", "secret", "the cluster refuses our token, or wants one; set RAY_AUTH_MODE=token"),
+        ("", "", "the cluster has Ray of an older version"),
+        ("2.60.0", "secret", "the cluster requires another token; set RAY_AUTH_MODE=token"),
     ],
 )
 def test_a_cluster_that_cannot_be_joined_says_why(
@@ -185,7 +184,7 @@ def test_nothing_is_begun_where_the_address_is_wrong(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     assert runs.train(tmp_path / "runs", synthetic, *runs.RAY) == 2
-    assert capsys.readouterr().err.startswith("error: RAY_ADDRESS=http://127.0.0.1:8265 is that of a job server")
+    assert capsys.readouterr().err.startswith("error: RAY_ADDRESS=http://127.0.0.1:8265 is the address of a job server")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -228,7 +227,7 @@ def test_no_place_for_temporary_files_is_one_line(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(tempfile, "mkdtemp", full)
-    with pytest.raises(RunError, match="name one in TMPDIR"):
+    with pytest.raises(RunError, match="set TMPDIR to one"):
         check_cluster()
 
 
@@ -253,7 +252,7 @@ def test_ray_that_does_not_start_is_one_line(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(ray_cluster, "_short_folder", lambda: tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     entered = ray_cluster.cluster(Config())
-    with pytest.raises(MaestroError, match=r"waited in vain for Ray to start on this machine: no way \(a cause\)"):
+    with pytest.raises(MaestroError, match=r"failed to wait for Ray to start on this machine: no way \(a cause\)"):
         entered.__enter__()
 
 
@@ -271,13 +270,13 @@ def test_a_wait_for_workers_says_what_is_lacking(
             over.set()
             return False, 2
 
-    monkeypatch.setattr(launch_ray, "_asked", asked)
-    monkeypatch.setattr(launch_ray, "_SAY_S", 0.0)
-    monkeypatch.setattr(launch_ray, "_POLL_S", 0.01)
+    monkeypatch.setattr(ray_launcher, "_asked", asked)
+    monkeypatch.setattr(ray_launcher, "_SAY_S", 0.0)
+    monkeypatch.setattr(ray_launcher, "_POLL_S", 0.01)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
     config = Config.model_validate({"run": {"workers": 2}})
     head = SimpleNamespace(check=lambda: None)
-    launch_ray._fit(SimpleNamespace(fit=over.wait), config, SimpleNamespace(state=None), head)
+    ray_launcher._fit(SimpleNamespace(fit=over.wait), config, SimpleNamespace(state=None), head)
     assert capsys.readouterr().out.splitlines() == [
         f"waiting for {count} of 2 workers to start, for 0 s now: they need 2 CPUs, but Ray has 1 here"
         for count in (2, 1)
@@ -305,5 +304,5 @@ def test_a_console_that_has_died_ends_the_run_in_one_line(monkeypatch: pytest.Mo
         raise ray.exceptions.RayActorError
 
     monkeypatch.setattr(ray, "get", dead)
-    with pytest.raises(RunError, match="the process that carries the workers' reports to this one is gone"):
-        launch_ray._asked(SimpleNamespace(remote=lambda: None))
+    with pytest.raises(RunError, match="the process that forwards the workers' reports is gone"):
+        ray_launcher._asked(SimpleNamespace(remote=lambda: None))

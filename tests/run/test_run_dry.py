@@ -55,7 +55,7 @@ def test_shipped_grids_are_planned_without_a_gpu(
 ) -> None:
     monkeypatch.chdir(CONFIGS.parent)  # the files name the raw data from there
     path = CONFIGS / f"gpu_{gpus}.yaml"
-    assert "has not been run on" in path.read_text().split("run:")[0]
+    assert "was never run on" in path.read_text().split("run:")[0]
     raw = yaml.safe_load(path.read_text())["data"]["source"]["path"]
     said = dry(capsys, tmp_path / "runs", str(path), f"data.url={tmp_path / 'data'}", f"data.source.path={raw}")
     assert not (tmp_path / "data").exists()
@@ -89,7 +89,9 @@ def test_a_dry_run_leaves_nothing_anywhere(stopped: bool, tmp_path: Path) -> Non
     process = started(tmp_path)
     assert process.stdout is not None
     first = process.stdout.readline()
-    assert "stress_predict) to a temporary folder, which goes with the dry run; a run would pack it to" in first
+    assert (
+        "stress_predict) to a temporary folder, which the dry run removes at its end; a run would pack it to" in first
+    )
     assert f"{tmp_path}/cwd/packed" in first
     if stopped:  # while it packs
         process.send_signal(signal.SIGTERM)
@@ -120,7 +122,7 @@ def test_1024_workers_from_a_manifest_alone(synthetic: str, tmp_path: Path, caps
         "all-reduce, 1,024 ranks",
         "all-reduce, 64 ranks",
         "tokens move; a layer and micro-batch: tokens ",
-        "only the manifest and no shard",
+        "there is a manifest but no shards",
     ):
         assert word in said
 
@@ -185,7 +187,7 @@ def test_a_batch_that_is_too_much_is_cut_or_left_out(
     monkeypatch.setattr(module, "_OPERATIONS", module._TO_FILL * count_parameters(pieces.model) + 5 * one)
     assert trial_samples(config, manifest) == (5, 16)
     said = dry(capsys, tmp_path / "runs", *runs.arguments("", synthetic))
-    assert "first micro-batch: 5 samples of 16, as many as this machine takes in seconds, loss" in said
+    assert "first micro-batch: 5 samples of 16, as many as this machine computes in seconds, loss" in said
     monkeypatch.setattr(module, "available", lambda: 1 << 18)
     said = dry(capsys, tmp_path / "runs", *runs.arguments("", synthetic))
-    assert "first micro-batch: left out, one sample takes more" in said
+    assert "first micro-batch: left out, one sample needs more memory" in said

@@ -86,7 +86,7 @@ def test_run_checkpoint_and_exported_model_give_the_same_table(
         assert printed.splitlines()[1:] == first[1].splitlines()[1:]
     code, _, said = evaluate(elsewhere)
     assert code == 2
-    assert said.endswith("an exported model does not say where its data is; add --data URL (a packed data set)")
+    assert said.endswith("an exported model does not name its data; add --data URL (a packed data set)")
 
 
 def test_the_commands_at_the_end_of_a_run_are_for_a_shell(
@@ -193,7 +193,7 @@ def test_another_split_is_named_with_those_there_are(whole: Path, tmp_path: Path
     samples = [replace(sample, split="new") for sample in synthetic_data.samples() if sample.split == "test"]
     pack(str(tmp_path), replace(synthetic_data.describe(), name="other"), samples, splits=("new",))
     code, _, said = evaluate(whole / "tiny", "--data", tmp_path)
-    assert (code, said) == (2, "error: no split 'test' in 'other'; it has new (--split names another)")
+    assert (code, said) == (2, "error: no split 'test' in 'other'; it has new (choose another with --split)")
     assert evaluate(whole / "tiny", "--data", tmp_path, "--split", "new")[0] == 0
 
 
@@ -207,7 +207,7 @@ def test_what_is_no_run_is_told_with_what_may_be_meant(
         ("tiny", ""),
         ("tinny", "did you mean runs/tiny?"),
         ("runs/tnyi", "did you mean "),
-        ("runs", "it holds the runs tiny: name one of them"),
+        ("runs", "it contains the runs tiny: choose one of them"),
         ("runs/tiny/checkpoints/step-000000099", "complete steps: 2"),
         ("nothing/like/it", "nor an exported model (it has no model.json)"),
         ("", "nor an exported model"),
@@ -227,14 +227,17 @@ def test_what_is_no_run_is_told_with_what_may_be_meant(
         ("no url", "config.yaml is damaged (KeyError)"),
         ("sections", "config.yaml is damaged (TypeError)"),
         ("unknown key", "model.widht: unknown key"),
-        ("not begun", "this run ended before its training began"),
+        ("not begun", "this run ended before training started"),
         ("no checkpoint", "no complete checkpoint yet"),
         ("no manifest", "the run's own copy of its manifest is missing"),
         ("cut manifest", "the run's own copy of its manifest is damaged"),
-        ("other model", "is of another model than config.yaml says"),
+        ("other model", "does not fit the model in config.yaml"),
         ("cut part", "is damaged"),
-        ("other data", "name a data set with --data"),
-        ("moved data", "no manifest there; pack the data set first, or mend data.url (--data names another place)"),
+        ("other data", "to evaluate on it anyway, name it with --data"),
+        (
+            "moved data",
+            "no manifest there; pack the data set first, or mend data.url (choose another place with --data)",
+        ),
     ],
 )
 def test_a_damaged_run_is_one_line(run: Path, damage: str, said: str, synthetic: str, evaluate: Evaluate) -> None:
@@ -269,13 +272,13 @@ def test_a_run_that_goes_on_is_evaluated_as_it_is(run: Path, evaluate: Evaluate)
     code, printed, said = evaluate(run)
     assert code == 0
     assert "test: 37 samples" in printed
-    assert said == "note: the run has not ended; its best checkpoint so far is not its last word"
+    assert said == "note: the run has not ended; this is its best checkpoint so far"
 
 
 def test_results_that_cannot_be_kept_are_printed(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluate: Evaluate
 ) -> None:
-    for place, why in ((tmp_path, "nothing can be written"), (tmp_path / "none" / "a", "no such folder")):
+    for place, why in ((tmp_path, "not writable"), (tmp_path / "none" / "a", "no such folder")):
         code, printed, said = evaluate(whole / "tiny", "--json", place)
         assert (code, printed) == (2, "")
         assert why in said
@@ -283,4 +286,4 @@ def test_results_that_cannot_be_kept_are_printed(
     code, printed, said = evaluate(whole / "tiny", "--json", tmp_path / "e.json")
     assert code == 1
     assert "test: 37 samples" in printed
-    assert said == f"error: the results were not kept: cannot write --json {tmp_path}/e.json: No space left"
+    assert said == f"error: the results were not saved: cannot write --json {tmp_path}/e.json: No space left"

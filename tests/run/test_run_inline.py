@@ -19,8 +19,8 @@ import synthetic as synthetic_data
 from maestro_dist.data import storage as storage_module
 from maestro_dist.data.home import own_folder
 from maestro_dist.data.pack import pack
-from maestro_dist.tracking import model as model_module
-from maestro_dist.tracking import panels
+from maestro_dist.tracking import logged_model as model_module
+from maestro_dist.tracking import plots
 from maestro_dist.tracking import run as run_module
 from maestro_dist.training.worker import work_folder
 
@@ -145,14 +145,14 @@ def test_the_result_comes_first_and_alone_is_needed(
         raise ValueError("an error inside matplotlib")
 
     monkeypatch.setattr(storage_module, "_write_local", write)
-    monkeypatch.setattr(panels, "loss_panel", fails)
+    monkeypatch.setattr(plots, "loss_panel", fails)
     for module in (run_module, model_module):
         monkeypatch.setattr(module, "client", dies)
     assert runs.train(tmp_path / "all", synthetic) == 0
     said = capsys.readouterr()
     warnings = [line for line in (said.out + said.err).splitlines() if line.startswith("warning: ")]
     assert [line for line in warnings if "the result is complete" in line] == [
-        "warning: the result is complete; left out (2): uploads to tracking; picture loss (an error inside matplotlib)"
+        "warning: the result is complete; left out (2): uploads to tracking; figure loss (an error inside matplotlib)"
     ]
     assert "warning: could not set the tracked run to FINISHED (an error inside MLflow)" in warnings
     assert "Traceback" not in said.out + said.err
@@ -301,7 +301,7 @@ def test_other_data_is_not_resumed(whole: Path, tmp_path: Path, capsys: pytest.C
     kept = [sample for sample in synthetic_data.samples() if not sample.key.endswith("7")]
     pack(str(tmp_path), synthetic_data.describe(), kept)
     assert runs.train(whole, str(tmp_path)) == 1
-    assert "was begun on other data" in capsys.readouterr().err
+    assert "was started on other data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[1]"])

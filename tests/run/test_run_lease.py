@@ -106,7 +106,7 @@ def test_a_driver_that_lost_its_lease_is_fenced(tmp_path: Path) -> None:
     fence.check()
     held.release()
     successor = Lease(str(tmp_path))
-    with pytest.raises(RunError, match="attempt 2 has taken the run over from attempt 1"):
+    with pytest.raises(RunError, match="attempt 2 has taken over the run from attempt 1"):
         fence.check()
     successor.fence.check()
     successor.release()

@@ -51,7 +51,7 @@ def test_pretraining_leaves_metrics_and_weights(
     found = json.loads((tmp_path / "e.json").read_text())
     for one, other in zip(found["scenarios"], result["evaluation"]["scenarios"], strict=True):
         assert one["metrics"] == pytest.approx(other["metrics"], abs=1e-5)
-    with pytest.raises(CheckpointError, match="pre-trained only and has no head"):
+    with pytest.raises(CheckpointError, match="only pre-trained and has no output head"):
         load_model(str(pretrained / "tiny" / "model"))
 
 

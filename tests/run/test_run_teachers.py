@@ -50,7 +50,7 @@ def test_a_run_that_died_goes_on_without_its_teachers(
         ("task.teachers=[/nowhere]", "nowhere is neither an exported model (it has no model.json) nor a run that has"),
         ("task.teachers=[s3://me:secret@bucket/run]", "task.teachers: holds credentials"),
         ("augment.mixup=0.2", "augment.mixup: mixes samples, but task.teachers answer single samples"),
-        ("task.kind=pretrain", "task.teachers: answer with labels"),
+        ("task.kind=pretrain", "task.teachers: predict labels"),
     ],
 )
 def test_teachers_that_do_not_fit_are_refused_before_a_worker_starts(

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from maestro_dist.errors import RunError
 from maestro_dist.tracking import MetricLog, close_run, log_files, open_run
-from maestro_dist.tracking.run import reach
+from maestro_dist.tracking.run import check_server
 
 
 def stored(uri: str, run_id: str, key: str) -> list[tuple[int, float, int]]:
@@ -68,8 +68,8 @@ def test_a_dead_server_stops_a_first_start_but_not_a_resume(capsys: pytest.Captu
         RunError, match=r"tracking at http://127\.0\.0\.1:9 does not answer .*; start it or set tracking\.uri"
     ):
         open_run(dead, "study", "one")
-    with pytest.raises(RunError, match=r"http://127\.0\.0\.1:9 does not answer .*; start it or name another"):
-        reach(dead, "study")
+    with pytest.raises(RunError, match=r"http://127\.0\.0\.1:9 does not answer .*; start it or choose another"):
+        check_server(dead, "study")
     assert open_run(dead, "study", "one", run_id="abc").run_id == "abc"
     assert not close_run(dead, "abc", "FINISHED")
     assert "secret" not in capsys.readouterr().err

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_tracking_model import CLASSES, FULL, MODALITIES, as_lists, exported
+from exported_models import CLASSES, FULL, MODALITIES, as_lists, exported
 
 from maestro_dist.inference.predictor import load_model
 from maestro_dist.run.summary import commands
 from maestro_dist.tracking import open_run, tracking_uri
-from maestro_dist.tracking.model import log_model
+from maestro_dist.tracking.logged_model import log_model
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_null_and_missing_columns_are_answered(served: tuple[str, Path]) -> None
         ([{"eda": [[1.0]] * 16}, {"eda": None}], "sample 1: none of acc, eda was observed"),
         ([{"eda": [[None]] * 16}], "sample 0: none of acc, eda was observed"),
         ([{"eda": [["Infinity"]] * 16}], "sample 0, eda: not an array of numbers"),
-        ([{"eda": [[float("inf")]] + [[1.0]] * 15}], "sample 0, eda: has an infinite value"),
+        ([{"eda": [[float("inf")]] + [[1.0]] * 15}], "sample 0, eda: contains an infinite value"),
         ([{"eda": [[1.0]] * 15}], "sample 0, eda: shape [15, 1] should be [16, 1]"),
     ],
 )

@@ -88,7 +88,7 @@ def test_nothing_is_lost_or_doubled_over_a_dead_server(
     for step in range(151, 251):
         second.log(step, {"loss": float(step)})
     assert second.close(20)
-    assert "answers again" in capfd.readouterr().err
+    assert "answers again" in capfd.readouterr().out
     history = MlflowClient(server.uri).get_metric_history(run.run_id, "loss")
     found = sorted((metric.step, metric.value) for metric in history)
     assert found == [(step, float(step)) for step in range(1, 251)]

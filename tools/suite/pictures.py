@@ -10,7 +10,7 @@ import numpy as np
 
 from maestro_dist.data.storage import Storage
 from maestro_dist.evaluation.table import metric_label
-from maestro_dist.tracking.panels import COLOURS, STYLE
+from maestro_dist.tracking.plots import COLOURS, STYLE
 from suite.collect import Results
 
 FOLDER = "results"

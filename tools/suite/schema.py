@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from maestro_dist.config.schema import SourceConfig
-from maestro_dist.config.sections import Count, Positive, PositiveFloat, Share
+from maestro_dist.config.sections import NonNegativeInt, PositiveFloat, PositiveInt, Share
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=40)]
 Metric = Literal["accuracy", "macro_f1", "auroc", "auprc", "loss"]
@@ -29,7 +29,7 @@ class DataSet(Part):
     """Folder or URL of its manifest; `{fold}` stands for the number of the fold."""
     source: SourceConfig | None = None
     """Raw files that are packed there where there is no manifest yet; `{fold}` in an option as in `url`."""
-    folds: Positive | None = None
+    folds: PositiveInt | None = None
     """Number of folds, each packed by itself; none: one fixed split."""
     metrics: Annotated[list[Metric], AtLeastOne]
     """Metrics of its tables; the first is the one of figures, pictures and ablations."""
@@ -58,7 +58,7 @@ class Entry(Part):
     `{run:ENTRY+1000}` is the place of the one whose seed is 1,000 more."""
     data: Annotated[list[str], AtLeastOne]
     """Data sets."""
-    folds: list[Count] | None = None
+    folds: list[NonNegativeInt] | None = None
     """Folds, where a data set has any; by default all."""
     seeds: Annotated[list[int], AtLeastOne] | None = None
     """Seeds; by default those of the suite."""
@@ -85,7 +85,7 @@ class Ablation(Part):
     """Overrides that change it; those that leave all as it is are refused."""
     data: list[str] | None = None
     """Data sets; by default those of the entry."""
-    folds: list[Count] | None = None
+    folds: list[NonNegativeInt] | None = None
     """Folds; by default those of the entry."""
     seeds: Annotated[list[int], AtLeastOne] | None = None
     """Seeds; by default the first of the entry's."""
@@ -198,13 +198,13 @@ class Suite(Part):
     """MLflow experiment of all cells; by default the suite's name."""
     rates: Annotated[list[Share], AtLeastOne] = [0.0, 0.1, 0.2, 0.3, 0.4]
     """Missing rates of the test; ablations are tested at the smallest and the largest."""
-    draws: Annotated[list[Count], AtLeastOne] = [0, 1, 2]
+    draws: Annotated[list[NonNegativeInt], AtLeastOne] = [0, 1, 2]
     """Mask draws at each rate."""
     seeds: Annotated[list[int], AtLeastOne] = [2711, 2712, 2713]
     """Seeds of the entries that name none."""
-    resamples: Positive = 1000
+    resamples: PositiveInt = 1000
     """Resamples of the test subjects behind the intervals."""
-    permutations: Positive = 999
+    permutations: PositiveInt = 999
     """Permuted controls of the experts' mutual information with the missing set."""
     stage_minutes: PositiveFloat = 100.0
     """Longest stage, by the cells' `minutes`."""

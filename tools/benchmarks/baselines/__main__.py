@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("model", choices=("minirocket", "lightgbm"))
     parser.add_argument("arguments", nargs="*", metavar="CONFIG, key=value")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors and debug messages")
     given = parser.parse_args(arguments)
 
     def fit() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -23,8 +24,9 @@ from maestro_dist.evaluation.table import results_table
 from maestro_dist.task.base import higher_is_better
 from maestro_dist.task.classification import Classification
 from maestro_dist.tracking.client import client, short
-from maestro_dist.tracking.run import close_run, find_run, open_run, tracking_uri, warn
+from maestro_dist.tracking.run import close_run, find_run, open_run, tracking_uri
 
+_LOG = logging.getLogger("maestro_dist.benchmarks")
 RESULT_FILE = "result.json"
 Answers = Callable[[np.ndarray], np.ndarray]
 
@@ -164,7 +166,7 @@ def _log(uri: str, run_id: str, metrics: dict[str, float]) -> None:
     try:
         client(uri).log_batch(run_id, metrics=rows, synchronous=True)
     except Exception as error:  # the result is written; a server that died meanwhile is no reason to fit again
-        warn(f"metrics were not logged to tracking ({short(error)})")
+        _LOG.warning(f"metrics were not logged to tracking ({short(error)})")
 
 
 def _check_package(model: str) -> None:

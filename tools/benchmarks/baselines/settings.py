@@ -12,7 +12,7 @@ from maestro_dist.config.help_text import default_of
 from maestro_dist.config.load import apply_override, is_file, load_config
 from maestro_dist.config.paths import with_absolute_paths
 from maestro_dist.config.schema import Config
-from maestro_dist.config.sections import Count, Positive, PositiveFloat, Section, Share
+from maestro_dist.config.sections import NonNegativeInt, PositiveFloat, PositiveInt, Section, Share
 from maestro_dist.errors import ConfigError
 
 _PREFIX = "baseline."
@@ -25,25 +25,25 @@ class BaselineConfig(Section):
     """Whose mean and deviation are taken out first: the window's, the recording's so far, or (dataset) none."""
     drop: Share = 0.0
     """Masked copies of the training samples lose each modality with a probability drawn from U(0, drop); 0: none."""
-    copies: Positive = 3
+    copies: PositiveInt = 3
     """Masked copies of each training sample, beside the complete one (where `drop` is above 0)."""
-    features: Positive = 9996
+    features: PositiveInt = 9996
     """MiniRocket: features of all modalities together; each gets an equal share, rounded to a multiple of 84."""
     penalties: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (10, 100, 1000, 10_000, 100_000, 1_000_000)
     """MiniRocket: ridge penalties of which validation chooses."""
-    trees: Positive = 1000
+    trees: PositiveInt = 1000
     """LightGBM: rounds at most; validation chooses how many of them are used."""
     rate: PositiveFloat = 0.02
     """LightGBM: learning rate."""
     leaves: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)] = (31,)
     """LightGBM: leaves of a tree; of several, validation chooses."""
-    leaf_samples: Positive = 20
+    leaf_samples: PositiveInt = 20
     """LightGBM: fewest samples in a leaf, each counted once however many copies there are of it."""
     columns: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
     """LightGBM: share of the features that a tree may use."""
     rows: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
     """LightGBM: share of the samples that a tree is grown on."""
-    patience: Count = 100
+    patience: NonNegativeInt = 100
     """LightGBM: stop when this many rounds have not improved validation; 0: grow all trees."""
 
 

@@ -20,7 +20,7 @@ class Meter:
         self._reset()
 
     def add(self, samples: int, seconds: float, data_s: float) -> None:
-        """Count a step: its samples over all ranks, its seconds, and those spent waiting for data."""
+        """Count a step: samples of all ranks, duration in seconds, and the part of it spent waiting for data."""
         self._steps += 1
         self._samples += samples
         self._seconds += seconds
@@ -32,7 +32,7 @@ class Meter:
         return self._data_s
 
     def read(self, tokens: float, data_s: float) -> dict[str, float]:
-        """Rates, and start again. `tokens` are those of all ranks, `data_s` the mean wait of a rank."""
+        """Rates since the last `read`. `tokens`: of all ranks. `data_s`: mean seconds that a rank waited for data."""
         seconds = max(self._seconds, 1e-9)
         rates = {
             "system/samples_per_s": self._samples / seconds,
@@ -49,12 +49,12 @@ class Meter:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Peak memory that tensors took on a CUDA device, or the resident set of this process."""
+    """Bytes: peak memory of tensors on a CUDA device, or on a CPU the resident set of this process."""
     if device.type == "cuda":
         import torch
 
         return int(torch.cuda.max_memory_allocated(device))
-    with suppress(OSError):  # Linux has it, where it may be read
+    with suppress(OSError):  # only on Linux, and if it is readable
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

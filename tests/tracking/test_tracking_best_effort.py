@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import errno
 import io
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_tracking_figures import STORY
+from test_tracking_figures import FIGURE_DATA
 
 from maestro_dist.tracking import MetricLog, close_run, log_files, read_history
-from maestro_dist.tracking import log as log_module
+from maestro_dist.tracking import metric_log as log_module
 from maestro_dist.tracking import run as run_module
-from maestro_dist.tracking.extras import Extras, lines_to, warn
-from maestro_dist.tracking.figures import draw, log_story, save
-from maestro_dist.tracking.panels import MissingCurve
-from maestro_dist.tracking.run import answers, tag_run
+from maestro_dist.tracking.best_effort import BestEffort
+from maestro_dist.tracking.figures import draw_figures, log_figures, save_figures
+from maestro_dist.tracking.plots import MissingCurve
+from maestro_dist.tracking.run import is_reachable, tag_run
 
 DEAD = "http://127.0.0.1:9"
 
@@ -42,25 +41,14 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_failures_are_counted_and_said_once() -> None:
-    extras, full = Extras(), OSError(errno.ENOSPC, "No space left on device")
-    assert extras.attempt("one", lambda: 1) == 1
+    effort, full = BestEffort(), OSError(errno.ENOSPC, "No space left on device")
+    assert effort.attempt("one", lambda: 1) == 1
     for what, error in {"a": full, "b": full, "c": TypeError("f() got\nmore lines"), "d": Speechless()}.items():
-        assert extras.attempt(what, raiser(error)) is None  # type: ignore[arg-type]
-    assert extras.attempt("e", lambda: False) is False
-    assert extras.text() == "a, b ([Errno 28] No space left on device); c (f() got); d (Speechless); e"
+        assert effort.attempt(what, raiser(error)) is None  # type: ignore[arg-type]
+    assert effort.attempt("e", lambda: False) is False
+    assert effort.text() == "a, b ([Errno 28] No space left on device); c (f() got); d (Speechless); e"
     with pytest.raises(KeyboardInterrupt):
-        extras.attempt("stop", raiser(KeyboardInterrupt()))  # type: ignore[arg-type]
-
-
-def test_a_closed_stderr_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    closed = io.StringIO()
-    closed.close()
-    monkeypatch.setattr(sys, "stderr", closed)
-    warn("nobody hears")
-    said: list[str] = []
-    with lines_to(said.append):
-        warn("somebody hears")
-    assert said == ["warning: somebody hears"]
+        effort.attempt("stop", raiser(KeyboardInterrupt()))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -73,16 +61,16 @@ def test_any_error_of_the_tracking_library_is_a_warning(
     assert not tag_run(DEAD, "run", {"a": "b"})
     assert not log_files(DEAD, "run", [tmp_path / "a.png"], "figures")
     assert not close_run(DEAD, "run", "FINISHED")
-    assert not answers(DEAD, "run")
+    assert not is_reachable(DEAD, "run")
     assert capsys.readouterr().err.count("warning: ") == 4
 
 
 def test_a_picture_that_fails_leaves_the_others(tmp_path: Path) -> None:
-    extras = Extras()
-    broken = replace(STORY, missing=MissingCurve("accuracy", [0.0, 0.4], ["x", None], [0.0, 0.0]))  # type: ignore[list-item]
-    figures = draw(broken, extras)
+    effort = BestEffort()
+    broken = replace(FIGURE_DATA, missing=MissingCurve("accuracy", [0.0, 0.4], ["x", None], [0.0, 0.0]))  # type: ignore[list-item]
+    figures = draw_figures(broken, effort)
     assert set(figures) == {"loss", "validation", "budgets", "experts", "confusion", "overview"}
-    assert set(extras.left_out) == {"picture missing"}
+    assert set(effort.left_out) == {"figure missing"}
 
 
 def test_a_full_disk_leaves_no_half_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,13 +79,13 @@ def test_a_full_disk_leaves_no_half_picture(tmp_path: Path, monkeypatch: pytest.
             file.write(data[:5])
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    bare = replace(STORY, history={}, missing=None)
-    figures, extras = draw(bare), Extras()
+    bare = replace(FIGURE_DATA, history={}, missing=None)
+    figures, effort = draw_figures(bare), BestEffort()
     (tmp_path / "figures").mkdir()
     monkeypatch.setattr(Path, "write_bytes", half)
-    assert save(figures, tmp_path, extras) == []
+    assert save_figures(figures, tmp_path, effort) == []
     assert list((tmp_path / "figures").iterdir()) == []
-    assert set(extras.left_out) == {"picture confusion", "picture overview"}
+    assert set(effort.left_out) == {"figure confusion", "figure overview"}
 
 
 def test_a_story_on_a_read_only_disk_without_a_server_raises_nothing(
@@ -105,9 +93,9 @@ def test_a_story_on_a_read_only_disk_without_a_server_raises_nothing(
 ) -> None:
     (tmp_path / "figures").write_text("a file is where the folder should be")
     monkeypatch.setattr(run_module, "client", raiser(ConnectionError("refused")))
-    extras = Extras()
-    log_story(replace(STORY, history={}, missing=None), tmp_path, DEAD, "run", extras)
-    assert set(extras.left_out) == {"picture confusion", "picture overview", "table confusion", "upload of pictures"}
+    effort = BestEffort()
+    log_figures(replace(FIGURE_DATA, history={}, missing=None), tmp_path, DEAD, "run", effort)
+    assert set(effort.left_out) == {"figure confusion", "figure overview", "table confusion", "upload of figures"}
 
 
 class Disk(io.FileIO):
@@ -158,10 +146,8 @@ def test_metrics_on_a_full_disk_are_counted_and_go_on_when_there_is_room(
     assert steps.tolist() == values.tolist() == [1, 5]
     lines = [line for line in capsys.readouterr().err.splitlines() if "metrics" in line and "tracking" not in line]
     assert len(lines) == 3, "the disk is full, it is full again, and what was lost"
-    assert lines[0].endswith("([Errno 28] No space left on device); training goes on without them until they can")
-    assert (
-        lines[2] == f"warning: 4 records of metrics could not be written to {tmp_path / 'metrics.jsonl'} and are lost"
-    )
+    assert lines[0].endswith("([Errno 28] No space left on device); training continues without them until they can")
+    assert lines[2] == f"warning: 4 lines of metrics could not be written to {tmp_path / 'metrics.jsonl'} and are lost"
 
 
 @pytest.mark.parametrize("room", [0, 5])
@@ -190,7 +176,7 @@ def test_a_folder_that_cannot_be_made_costs_the_metrics_alone(
     log.close(0)
     assert log.history() == {}
     err = capsys.readouterr().err
-    assert "1 records of metrics could not be written" in err
+    assert "1 lines of metrics could not be written" in err
     assert "Traceback" not in err
 
 

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from matplotlib import font_manager
 
-from maestro_dist.tracking import names
-from maestro_dist.tracking.extras import Extras
-from maestro_dist.tracking.figures import Story, draw, save
-from maestro_dist.tracking.names import Letters
+from maestro_dist.tracking import labels as labels_module
+from maestro_dist.tracking.best_effort import BestEffort
+from maestro_dist.tracking.figures import FigureData, draw_figures, save_figures
+from maestro_dist.tracking.labels import LabelFonts
 
 ODD = ["$50_$100", "<$50", "_hidden", r"\frac{a}{b}", "x^2_{3}", "%s {}", "süß", "مشي"]
 
 
 def labels(*texts: str) -> list[str]:
-    return Letters(texts).labels(texts, "class")
+    return LabelFonts(texts).labels(texts, "class")
 
 
 def test_names_are_shown_as_they_are() -> None:
@@ -43,10 +43,10 @@ def test_names_are_shown_as_they_are() -> None:
 )
 def test_what_cannot_be_drawn(name: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(font_manager.fontManager, "ttflist", [])  # the fonts of this machine may have everything
-    monkeypatch.setattr(names, "_lacks", lambda family, letters: letters & {"\U00012000"})
-    names._families.cache_clear()
+    monkeypatch.setattr(labels_module, "_lacks", lambda family, letters: letters & {"\U00012000"})
+    labels_module._families.cache_clear()
     assert labels(name) == [shown]
-    names._families.cache_clear()
+    labels_module._families.cache_clear()
 
 
 def test_names_that_look_alike_are_numbered() -> None:
@@ -77,15 +77,15 @@ def runic(tmp_path: Path) -> Iterator[None]:
     builder.save(tmp_path / "sign.ttf")
     before = list(font_manager.fontManager.ttflist)
     font_manager.fontManager.addfont(str(tmp_path / "sign.ttf"))
-    names._families.cache_clear()
+    labels_module._families.cache_clear()
     yield
     font_manager.fontManager.ttflist[:] = before
-    names._families.cache_clear()
+    labels_module._families.cache_clear()
 
 
 @pytest.mark.usefixtures("runic")
 def test_a_font_that_has_the_letters_is_found() -> None:
-    letters = Letters(["\U00012000 a", "\U00012001"])
+    letters = LabelFonts(["\U00012000 a", "\U00012001"])
     assert letters.families == ["DejaVu Sans", "One Sign"]
     assert letters.labels(["\U00012000 a"], "class") == ["\U00012000 a"]
     assert letters.title("\U00012000 \U00012001") == "\U00012000"
@@ -94,7 +94,7 @@ def test_a_font_that_has_the_letters_is_found() -> None:
 def test_pictures_of_odd_names_are_drawn_without_a_warning(tmp_path: Path) -> None:
     odd = [*ODD, "歩く", "\U0001f6b6", "\ud800", "\x00", "W" * 200, "", "\n"]
     steps = np.arange(1, 4)
-    story = Story(
+    story = FigureData(
         title="$a$ \ud800 " + "T" * 300,
         history={f"budgets/{name}": (steps, steps) for name in odd},
         modalities=odd,
@@ -103,12 +103,12 @@ def test_pictures_of_odd_names_are_drawn_without_a_warning(tmp_path: Path) -> No
         classes=odd,
         confusion=np.eye(len(odd), dtype=int).tolist(),
     )
-    extras = Extras()
+    effort = BestEffort()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figures = draw(story, extras)
-        save({"confusion": figures["confusion"]}, tmp_path, extras)
-    assert extras.left_out == {}
+        figures = draw_figures(story, effort)
+        save_figures({"confusion": figures["confusion"]}, tmp_path, effort)
+    assert effort.left_out == {}
     assert set(figures) == {"budgets", "confusion", "overview"}
     shown = [label.get_text() for label in figures["confusion"].axes[0].get_yticklabels()]
     assert shown[: len(ODD)] == ODD
@@ -121,8 +121,8 @@ def test_user_settings_of_matplotlib_do_not_matter(tmp_path: Path) -> None:
     import matplotlib
 
     steps = np.arange(1, 4)
-    story = Story("t", {"train/loss": (steps, 1 / steps)}, ["a"], "accuracy", "accuracy")
-    extras = Extras()
+    story = FigureData("t", {"train/loss": (steps, 1 / steps)}, ["a"], "accuracy", "accuracy")
+    effort = BestEffort()
     with matplotlib.rc_context({"text.usetex": True}):
-        save({"loss": draw(replace(story, title="$_"), extras)["loss"]}, tmp_path, extras)
-    assert extras.left_out == {}
+        save_figures({"loss": draw_figures(replace(story, title="$_"), effort)["loss"]}, tmp_path, effort)
+    assert effort.left_out == {}

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_tracking_model import CLASSES, FULL, MODALITIES, TASK, as_lists, exported
+from exported_models import CLASSES, FULL, MODALITIES, TASK, as_lists, exported
 
 from maestro_dist.data.pack import Description, RawSample, pack
 from maestro_dist.inference.command import main
@@ -92,7 +92,7 @@ def test_a_number_has_one_column_and_recordings_come_beside(tmp_path: Path, caps
     del sample["eda_recording"]
     (tmp_path / "s.json").write_text(json.dumps(sample))
     assert main([str(tmp_path), str(tmp_path / "s.json")]) == 1
-    assert "sample 0, eda, its recording: no mean and standard deviation" in capsys.readouterr().err
+    assert "sample 0, eda, its recording: mean and standard deviation are missing" in capsys.readouterr().err
 
 
 def bad_files(folder: Path) -> dict[str, tuple[list[str], str]]:
@@ -122,14 +122,17 @@ def bad_files(folder: Path) -> dict[str, tuple[list[str], str]]:
         "text.npz": "text.npz: damaged (",
         "damaged.npz": "damaged.npz: damaged (",
         "pickled.npz": "pickled.npz: damaged (",
-        "uneven.npz": "not of the same number of samples: acc [2, 32, 3], eda [3, 16, 1]",
+        "uneven.npz": "the arrays have different numbers of samples: acc [2, 32, 3], eda [3, 16, 1]",
         "missing.json": "missing.json: no such file",
         "nothing": "not a packed data set (it has no manifest.json) nor a .npz, .json or .jsonl file",
         "micro": "--any-units takes the numbers as they are",
     }
     cases = {name: ([str(folder / name)], text) for name, text in said.items()}
-    cases["split"] = ([str(folder / "micro"), "--split", "train"], "no split 'train' in 'some'; it has test (--split")
-    cases["out"] = ([str(folder / "micro"), "--out", str(folder)], f"--out {folder}: nothing can be written there")
+    cases["split"] = (
+        [str(folder / "micro"), "--split", "train"],
+        "no split 'train' in 'some'; it has test (choose another with --split",
+    )
+    cases["out"] = ([str(folder / "micro"), "--out", str(folder)], f"--out {folder}: not writable")
     cases["batch"] = ([str(folder / "micro"), "--batch", "0"], "--batch: 0 is not 1 or more")
     return cases
 
@@ -155,11 +158,11 @@ def test_a_run_that_is_not_there_is_told(
     monkeypatch.chdir(place)
     for model, said in (
         ("mime", "; did you mean runs/mine?"),
-        ("runs", "; it holds the runs begun, mine"),
+        ("runs", "; it contains the runs begun, mine"),
         ("begun", ""),
     ):
         assert main([model, "data"]) == 2
-        assert f"nor a run that has left one{said}" in capsys.readouterr().err
+        assert f"nor a run with one{said}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module", ["maestro_dist", "maestro_dist.predict"])
@@ -182,7 +185,7 @@ def test_answers_that_do_not_arrive_are_an_error(place: Path, tmp_path: Path) ->
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
     assert done.returncode == 1
-    assert "error: the answers were not written whole: No space left on device" in done.stderr
+    assert "error: the answers were not written completely: No space left on device" in done.stderr
 
 
 def test_a_table_is_replaced_whole(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

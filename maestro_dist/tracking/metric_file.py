@@ -1,8 +1,8 @@
 """Metrics on disk: an append-only file of JSON lines.
 
-`{"step": 12, "metrics": {"train/loss": 0.5}}` is what was measured at a step; `"local"` beside it holds numbers that
-are kept here alone, for pictures. `{"resume": 8}` says that a new attempt
-starts after step 8: lines of later steps that stand before it tell of work that was lost, and count no more.
+`{"step": 12, "metrics": {"train/loss": 0.5}}` holds the metrics of a step; an optional `"local"` holds numbers for
+figures, which are not sent to MLflow. `{"resume": 8}` marks a new attempt that continues after step 8: earlier lines of
+later steps belong to lost work and are ignored.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ FILE = "metrics.jsonl"
 History = dict[str, tuple[np.ndarray, np.ndarray]]
 """Metric name -> steps int64 [n], ascending, and values float64 [n]."""
 Line = tuple[int, dict[str, float], dict[str, float]]
-"""A step, its metrics, and its numbers for pictures."""
+"""A step, its metrics, and its numbers for figures."""
 
 
 class MetricFile:
-    """One attempt's view of the file: appends at the end, reads lines that count from any offset.
+    """The file as one attempt uses it: appends lines, and reads valid lines from any offset.
 
-    A disk that is full, read-only or gone costs the lines that were to be written meanwhile, never an error.
+    If the disk is full, read-only or gone, lines are lost but nothing is raised.
 
-    lost     lines that could not be written
-    problem  why the last one could not; None where it was
+    lost     number of lines that could not be written
+    problem  the error of the last write; None if it succeeded
     """
 
     def __init__(self, folder: Path, resume_step: int) -> None:
@@ -39,25 +39,25 @@ class MetricFile:
         self.lost = 0
         self.problem: OSError | None = None
         self._file: io.FileIO | None = None
-        self._owed = _line({"resume": resume_step})  # what must stand before the next line
+        self._owed = _line({"resume": resume_step})  # bytes to write before the next line
         self._limits: list[tuple[int, float]] | None = None
         self._write(b"")
 
     def append(self, step: int, metrics: dict[str, float], local: dict[str, float] | None = None) -> None:
-        """Add a line. It reaches the operating system at once, so it outlives this process.
+        """Add a line. It is passed to the operating system at once, so it survives the end of this process.
 
-        `local` are numbers for pictures: `read_history` has them too, `read` leaves them out.
+        `local` are numbers for figures: `read_history` returns them too, `read` does not.
         """
         content = {"step": step, "metrics": metrics} | ({"local": local} if local else {})
         if not self._write(_line(content)):
             self.lost += 1
 
     def read(self, offset: int, lines: int) -> tuple[list[tuple[int, dict[str, float]]], int]:
-        """Up to `lines` lines from a byte offset on that count, and the offset after them."""
+        """The valid ones of up to `lines` lines from a byte offset, and the offset after them."""
         found: list[tuple[int, dict[str, float]]] = []
-        if not self.path.exists():  # the disk has not taken a line yet
+        if not self.path.exists():  # nothing has been written yet
             return found, offset
-        limits = self._limits  # another thread that writes may forget them meanwhile
+        limits = self._limits  # a writing thread may reset them at any time
         if limits is None:
             limits = self._limits = _limits(self.path)
         with self.path.open("rb") as file:
@@ -77,7 +77,7 @@ class MetricFile:
                 self._file.close()
 
     def _write(self, line: bytes) -> bool:
-        """Write what is owed and a line. False, with `problem` set, where the disk did not take them whole."""
+        """Write the owed bytes and a line. Returns False, and sets `problem`, if they were not written completely."""
         written = 0
         try:
             file = self._open()
@@ -86,7 +86,7 @@ class MetricFile:
                 written += file.write(data[written:])
         except OSError as error:
             self.problem = error
-            if written:  # what was begun stays alone, as a line that cannot be read
+            if written:  # the incomplete line stays, as one that cannot be read
                 self._owed = b"\n" + (self._owed.lstrip(b"\n") if written < len(self._owed) else b"")
             return False
         if self._owed:
@@ -116,7 +116,7 @@ def _line(content: dict[str, Any]) -> bytes:
 
 
 def read_history(folder: Path) -> History:
-    """All metrics of a run's folder that count. Empty where there are none."""
+    """All valid metrics of a run's folder. Empty if there are none."""
     path = folder / FILE
     steps: dict[str, list[int]] = {}
     values: dict[str, list[float]] = {}
@@ -137,13 +137,13 @@ def _lines(path: Path) -> Iterator[Line]:
 
 
 def _limits(path: Path) -> list[tuple[int, float]]:
-    """(offset of a resume line, largest step that counts before it), in order of offset."""
+    """(offset of a resume line, largest valid step before it), in order of offset."""
     found: list[tuple[int, float]] = []
     with path.open("rb") as file:
         offset = 0
         for raw in file:
             if raw.startswith(b'{"resume"') and raw.endswith(b"\n"):
-                with contextlib.suppress(ValueError, KeyError):  # a half line that the next attempt ended
+                with contextlib.suppress(ValueError, KeyError):  # an incomplete line that the next attempt ended
                     found.append((offset, json.loads(raw)["resume"]))
             offset += len(raw)
     smallest = math.inf
@@ -156,7 +156,7 @@ def _limits(path: Path) -> list[tuple[int, float]]:
 def _counting(raw: bytes, offset: int, limits: list[tuple[int, float]]) -> Iterator[Line]:
     try:
         content = json.loads(raw)
-    except ValueError:  # the half line of a killed process
+    except ValueError:  # the incomplete line of a killed process
         return
     if not isinstance(content, dict) or "step" not in content:
         return

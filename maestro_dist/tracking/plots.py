@@ -1,6 +1,7 @@
-"""The single pictures of a run, each drawn on axes that are given.
+"""The plots of a run. Each function draws on given axes.
 
-Colours are Okabe and Ito's, which people with any colour vision tell apart; lines are labelled where they end.
+The colours are those of Okabe and Ito, which people with colour blindness can tell apart. Lines are labelled at their
+right end.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maestro_dist.tracking.history import History
+from maestro_dist.tracking.metric_file import History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,11 +34,11 @@ _MOST_NUMBERED = 24
 _MOST_COLUMNS = 64
 _MOST_LEVEL = 30
 MOST_ROWS = 40
-"""Rows of a heat map: more cannot be read, and take minutes to draw."""
+"""Maximum rows of a heat map: more are not readable, and take minutes to draw."""
 
 STYLE: dict[str, Any] = {
     "font.size": 10,
-    "text.parse_math": False,  # names are text, whatever dollars they hold
+    "text.parse_math": False,  # a name with a dollar sign is plain text
     "text.usetex": False,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -64,9 +65,9 @@ STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class MissingCurve:
-    """A metric against the share of modalities missing: mean and standard deviation over the draws at each rate.
+    """A metric against the share of missing modalities: mean and standard deviation over the draws at each rate.
 
-    `baseline` is the metric of always answering the most frequent class, where that makes sense.
+    `baseline`: the value of the metric if the answer is always the most frequent class; None if it has no meaning.
     """
 
     label: str
@@ -77,7 +78,7 @@ class MissingCurve:
 
 
 def loss_panel(axes: Axes, history: History) -> None:
-    """Training loss of every step, faint, and smoothed; validation losses as points.
+    """Training loss of every step (faint) and smoothed; validation losses as points.
 
     The training loss includes the auxiliary heads, dropout and dropped modalities; the validation loss does not.
     """
@@ -99,7 +100,7 @@ def loss_panel(axes: Axes, history: History) -> None:
 
 
 def validation_panel(axes: Axes, history: History, metric: str, label: str) -> None:
-    """A validation metric over training, complete and with modalities missing."""
+    """A validation metric over training: complete samples, and with modalities missing."""
     ends = []
     for name, colour in zip(validation_names(history, metric), (VERMILION, ORANGE, PURPLE), strict=False):
         steps, values = history[name]
@@ -110,7 +111,7 @@ def validation_panel(axes: Axes, history: History, metric: str, label: str) -> N
 
 
 def budgets_panel(axes: Axes, history: History, modalities: Sequence[str], labels: Sequence[str]) -> None:
-    """Mean budget of each modality, where it is present, over training. With many modalities the extremes are named."""
+    """Mean budget of each modality, where it is present, over training. Only extremes of many are labelled."""
     lines = {
         label: history[f"budgets/{name}"]
         for name, label in zip(modalities, labels, strict=True)
@@ -139,9 +140,9 @@ def budgets_panel(axes: Axes, history: History, modalities: Sequence[str], label
 def experts_panel(
     axes: Axes, load: np.ndarray, rows: Sequence[str], layer: int | None = None, *, by: str = "modality"
 ) -> None:
-    """Share that each expert takes of the tokens of a modality (or missing set): `load` [rows, E], rows sum to 1.
+    """Share of the tokens of a modality (or missing set) that each expert receives: `load` [rows, E], rows sum to 1.
 
-    Of many rows those are shown whose load is least like the mean: the most specialised.
+    If there are too many rows, the most specialised ones are shown: their load differs most from the mean.
     """
     total = len(rows)
     if total > MOST_ROWS:
@@ -161,8 +162,8 @@ def experts_panel(
 def confusion_panel(axes: Axes, pairs: np.ndarray, classes: Sequence[str], *, names_in: str = "") -> None:
     """Confusion matrix: shade is the share of the true class (rows), numbers are samples.
 
-    `pairs` int [P, 3]: true class, predicted class, samples. Of many classes those most often confused are shown, and
-    after them the most frequent. `names_in`: where the names are that could not be written.
+    `pairs` int [P, 3]: true class, predicted class, samples. If there are too many classes, the most confused ones are
+    shown, then the most frequent ones. `names_in`: the file with class names that no font can draw.
     """
     kept, counts, of_class = most_confused(pairs, len(classes))
     shares = counts / np.maximum(of_class[:, None], 1)
@@ -179,7 +180,7 @@ def confusion_panel(axes: Axes, pairs: np.ndarray, classes: Sequence[str], *, na
 
 
 def most_confused(pairs: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """At most `MOST_ROWS` classes, ascending; their counts [n, n] of true by predicted; their samples in all [n]."""
+    """At most `MOST_ROWS` classes, ascending; their counts [n, n], true by predicted; all samples of each [n]."""
     true, predicted, samples = pairs.T
     of_class = np.bincount(true, samples, classes)
     wrong = np.where(true != predicted, samples, 0)
@@ -194,7 +195,7 @@ def most_confused(pairs: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarr
 
 
 def missing_panel(axes: Axes, curve: MissingCurve) -> None:
-    """A metric against the share of modalities that are missing."""
+    """A metric against the share of missing modalities."""
     rates, means, spreads = (np.asarray(part, dtype=np.float64) for part in (curve.rates, curve.means, curve.spreads))
     axes.fill_between(100 * rates, means - spreads, means + spreads, color=BLUE, alpha=0.2, linewidth=0)
     axes.plot(100 * rates, means, color=BLUE, marker="o", markersize=5, linewidth=1.8)
@@ -212,7 +213,7 @@ def missing_panel(axes: Axes, curve: MissingCurve) -> None:
 
 
 def expert_load(history: History, modalities: Sequence[str], layer: int) -> np.ndarray | None:
-    """The last recorded expert load of a layer by modality, [M, E]; None where there is none."""
+    """The last recorded expert load of a layer by modality, [M, E]; None without data."""
     rows = []
     for name in modalities:
         row: list[float] = []
@@ -226,14 +227,14 @@ def expert_load(history: History, modalities: Sequence[str], layer: int) -> np.n
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """Centred moving average over about a fortieth of the values; shorter at the ends."""
+    """Centred moving average over about 1/40 of the values; over fewer at the ends."""
     width = max(1, len(values) // 40) | 1
     kernel = np.ones(width)
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
 def validation_names(history: History, metric: str) -> list[str]:
-    """Recorded names of a validation metric: complete first, then by missing rate."""
+    """Recorded names of a validation metric: complete samples first, then by missing rate."""
     prefix = f"validation/{metric}"
     names = [name for name in history if name == prefix or name.startswith(f"{prefix}_missing_")]
     return sorted(names, key=lambda name: float(name.removeprefix(prefix).removeprefix("_missing_") or 0))
@@ -246,12 +247,12 @@ def validation_label(name: str) -> str:
 
 
 def capitalised(text: str) -> str:
-    """The text with its first letter large; the rest stays as it is."""
+    """The text with its first letter in upper case."""
     return text[:1].upper() + text[1:]
 
 
 def label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
-    """Name lines at the right of the axes, each by (last value, name, colour); names that collide are moved apart."""
+    """Label lines at the right of the axes, given (last value, name, colour). Labels that overlap are moved apart."""
     low, high = axes.get_ylim()
     gap = 0.062 if len(ends) <= _MOST_LINES else 0.05
     places = sorted((min(max((value - low) / (high - low), 0.0), 1.0), name, colour) for value, name, colour in ends)
@@ -264,17 +265,17 @@ def label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
 
 
 def _part(shown: int, total: int, which: str = "") -> str:
-    """What a title says, on a line of its own, where not everything is shown."""
+    """The second line of a title if not everything is shown."""
     return "" if shown == total else f"\n{shown} of {total:,}" + (f", {which}" if which else "")
 
 
 def _note(axes: Axes, text: str, point: tuple[float, float], above: float, side: str) -> None:
-    """A small text that ends or starts at a point, `above` points over it."""
+    """A small text that ends or starts at a point, `above` typographic points over it."""
     axes.annotate(text, point, xytext=(0, above), textcoords="offset points", ha=side, fontsize=9)
 
 
 def _cells(axes: Axes, shade: np.ndarray, texts: list[list[str]]) -> None:
-    """Numbers in the cells of a heat map, white on dark, and white lines between the cells."""
+    """Numbers in the cells of a heat map (white on dark cells), and white lines between the cells."""
     rows, columns = shade.shape
     axes.grid(visible=False, which="major")
     axes.spines[:].set_visible(False)
@@ -292,5 +293,5 @@ def _cells(axes: Axes, shade: np.ndarray, texts: list[list[str]]) -> None:
 
 
 def _fit(count: int) -> float:
-    """Font size of labels of which there are `count` along an axis."""
+    """Font size for `count` labels along an axis."""
     return 9.0 if count <= 8 else 7.5 if count <= 14 else 6.0 if count <= 24 else 4.5

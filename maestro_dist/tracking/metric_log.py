@@ -1,7 +1,8 @@
-"""Metrics to disk at once, and from there to MLflow in the background."""
+"""Metrics: written to disk at once, sent to MLflow in the background."""
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from maestro_dist.data.storage import redact
 from maestro_dist.tracking.client import client, short
-from maestro_dist.tracking.extras import tell, warn
-from maestro_dist.tracking.history import History, MetricFile, read_history
+from maestro_dist.tracking.metric_file import History, MetricFile, read_history
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+_LOG = logging.getLogger(__name__)
 
 _BATCH = 1000  # MLflow's own limit of one log_batch
 _LINES = 500
@@ -22,14 +24,14 @@ _LONGEST_PAUSE_S = 30.0
 
 
 class MetricLog:
-    """Logs metrics of one run: never blocks, never raises, never sends a step twice, loses nothing while there is disk.
+    """Logs the metrics of one run. Never blocks, never raises, sends no step twice, loses nothing while the disk works.
 
-    `log` appends to `<folder>/metrics.jsonl`. A thread reads the file and sends what MLflow does not have. What it has
-    is asked once, as the last step of each metric: steps are sent in order, so everything up to there is known. While
-    the server does not answer the file simply grows; a later attempt on the same folder sends what is left.
+    `log` appends to `<folder>/metrics.jsonl`. A thread reads the file and sends what MLflow does not have yet. It asks
+    MLflow once for the last step of each metric: steps are sent in order, so all earlier steps are there. While the
+    server does not answer, the file grows; a later attempt in the same folder sends the rest.
 
-    The timestamp of a metric is `start_ms + step`, so sending a batch again that MLflow had stored without our hearing
-    of it changes nothing (it keeps one row for equal key, step, timestamp and value).
+    The timestamp of a metric is `start_ms + step`. If a batch was stored but the answer was lost, sending it again
+    changes nothing: MLflow keeps one row for equal key, step, timestamp and value.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class MetricLog:
         *,
         interval_s: float = 2.0,
     ) -> None:
-        """`resume_step` is the step that this attempt continues from; `start_ms` None is asked of MLflow."""
+        """`resume_step`: the step from which this attempt continues. `start_ms`: None means that MLflow is asked."""
         self.folder = Path(folder)
         self._file = MetricFile(self.folder, resume_step)
         self._uri, self._run_id, self._start_ms, self._interval_s = uri, run_id, start_ms, interval_s
@@ -57,33 +59,33 @@ class MetricLog:
         self._thread.start()
 
     def log(self, step: int, metrics: dict[str, float], local: dict[str, float] | None = None) -> None:
-        """Record metrics of a step, which must not go back within an attempt. NaN and infinite values are left out.
+        """Record the metrics of a step. Steps must not decrease within an attempt. NaN and infinity are left out.
 
-        `local` are numbers for pictures, too many for MLflow: they stay in the file.
+        `local` are numbers for figures. They are too many for MLflow and stay in the file.
         """
         kept = _finite(metrics), _finite(local or {})
         if not any(kept):
             return
         self._file.append(step, *kept)
         if self._file.problem is not None and not self._losing:
-            warn(
-                f"metrics cannot be written to {self._file.path} ({short(self._file.problem)}); training goes on "
+            _LOG.warning(
+                f"metrics cannot be written to {self._file.path} ({short(self._file.problem)}); training continues "
                 "without them until they can"
             )
         self._losing = self._file.problem is not None
 
     def history(self) -> History:
-        """Everything recorded so far that counts, earlier attempts in this folder included."""
+        """All valid metrics so far, those of earlier attempts in this folder included."""
         return read_history(self.folder)
 
     def close(self, timeout_s: float = 10.0) -> bool:
-        """Send what is left, for at most about `timeout_s`. Returns whether MLflow has everything now."""
+        """Send the rest, for at most about `timeout_s`. Returns whether MLflow has all metrics now."""
         self._deadline = time.monotonic() + timeout_s
         self._closing.set()
         self._thread.join(timeout_s)
         self._file.close()
         if self._file.lost:
-            warn(f"{self._file.lost:,} records of metrics could not be written to {self._file.path} and are lost")
+            _LOG.warning(f"{self._file.lost:,} lines of metrics could not be written to {self._file.path} and are lost")
         return self._all_sent
 
     def _work(self) -> None:
@@ -92,7 +94,7 @@ class MetricLog:
             closing = self._closing.wait(pause)
             try:
                 self._send()
-            except Exception as error:  # whatever is wrong with tracking, training goes on
+            except Exception as error:  # no error of tracking may end training
                 self._warn(error)
                 pause = 0.5 if closing else min(2 * pause, _LONGEST_PAUSE_S)
                 if closing:
@@ -107,7 +109,7 @@ class MetricLog:
                 return
 
     def _send(self) -> None:
-        """Send the file from where it was left, up to its end."""
+        """Send the file from the last offset to its end."""
         if self._client is None:
             self._ask()
         while True:
@@ -146,17 +148,19 @@ class MetricLog:
             return
         self._failing = True
         if isinstance(error, OSError) and error.filename == str(self._file.path):
-            warn(f"metrics are not sent to tracking, their file cannot be read ({short(error)}); training goes on")
+            _LOG.warning(
+                f"metrics are not sent to tracking, their file cannot be read ({short(error)}); training continues"
+            )
             return
-        warn(
+        _LOG.warning(
             f"tracking at {redact(self._uri)} does not answer ({short(error)}); "
-            f"training goes on, metrics are kept in {self._file.path} and sent later"
+            f"training continues, metrics are kept in {self._file.path} and sent later"
         )
 
     def _recovered(self) -> None:
         if self._failing:
             self._failing = False
-            tell(f"tracking at {redact(self._uri)} answers again")
+            _LOG.info(f"tracking at {redact(self._uri)} answers again")
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float]:

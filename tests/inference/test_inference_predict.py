@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_tracking_model import FULL, MODALITIES, SAMPLES, as_lists, exported
+from exported_models import FULL, MODALITIES, SAMPLES, as_lists, exported
 
 from maestro_dist.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from maestro_dist.inference.predictor import Predictor, load_model
@@ -92,8 +92,8 @@ def test_one_sample_is_a_list_of_one(predictor: Predictor) -> None:
         ({"acc": FULL["acc"].T}, "sample 0, acc: shape [3, 32] should be [32, 3]"),
         ({"acc": FULL["acc"].ravel()}, "sample 0, acc: shape [96] should be [32, 3]"),
         ({"eda": [[1.0], [2.0, 3.0]]}, "sample 0, eda: not an array of numbers [16, 1]"),
-        ({"eda": np.where(EDA > 0, np.inf, EDA)}, "sample 0, eda: has an infinite value"),
-        ({"eda": np.full((16, 1), 1e39)}, "sample 0, eda: has an infinite value"),
+        ({"eda": np.where(EDA > 0, np.inf, EDA)}, "sample 0, eda: contains an infinite value"),
+        ({"eda": np.full((16, 1), 1e39)}, "sample 0, eda: contains an infinite value"),
         ({"eda": np.zeros((16, 1), "datetime64[s]")}, "not an array of numbers [16, 1] (dtype datetime64[s])"),
         ({"eda": np.zeros((16, 1), "timedelta64[s]")}, "(dtype timedelta64[s])"),
         ({"eda": np.zeros((16, 1), complex)}, "(dtype complex128)"),
@@ -122,7 +122,7 @@ NOTHING = {"eda": np.full((16, 1), np.nan), "acc": None}
 @pytest.mark.parametrize("sample", [{}, NOTHING, {"acc": [[None] * 3] * 32}, {"eda": masked(NOTHING["eda"])}])
 def test_an_answer_needs_something_observed(predictor: Predictor, sample: dict[str, Any]) -> None:
     for batch in (1, 256):
-        with pytest.raises(DataError, match="sample 1: none of acc, eda was observed; there is nothing to answer"):
+        with pytest.raises(DataError, match="sample 1: none of acc, eda was observed; a prediction needs"):
             predictor.predict([FULL, sample, FULL], batch=batch)
     answers = predictor.predict([FULL, sample, FULL], unobserved="nan")
     assert np.isnan(answers).all(axis=1).tolist() == [False, True, False]
@@ -137,7 +137,7 @@ def test_an_answer_that_is_no_number_is_refused(folder: Path) -> None:
     predictor = load_model(folder)
     with torch.no_grad():
         predictor.model.head.bias.fill_(np.nan)  # type: ignore[union-attr]
-    with pytest.raises(NonFiniteError, match="sample 0: the model's answer is not a finite number"):
+    with pytest.raises(NonFiniteError, match="sample 0: the model's output is not a finite number"):
         predictor.predict(FULL)
 
 
@@ -149,7 +149,7 @@ def test_recording_statistics_are_checked(tmp_path: Path) -> None:
     for recording, said in (
         (None, r"normalises by recording: .* \(1 samples, 0 recordings\)"),
         ([good, good], r"\(1 samples, 2 recordings\)"),
-        ({}, "sample 0, acc, its recording: no mean and standard deviation"),
+        ({}, "sample 0, acc, its recording: mean and standard deviation are missing"),
         ({**good, "edd": good["eda"]}, r"recording 0: no modality 'edd' \(did you mean 'eda'\?\)"),
         ({**good, "acc": good["eda"]}, r"sample 0, acc, its recording: shape \[1, 2\] should be \[3, 2\]"),
         ({**good, "eda": [[0.0, -1.0]]}, "sample 0, eda, its recording: a mean is not finite, or"),

@@ -1,7 +1,8 @@
-"""The exported model in MLflow: a pyfunc from code, with signature and input example, loadable and servable."""
+"""The exported model in MLflow: a pyfunc from code with signature and input example, ready to load and serve."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import maestro_dist
 from maestro_dist.tracking.client import client, short
-from maestro_dist.tracking.extras import warn
 from maestro_dist.types import Modality
 
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow.models import ModelSignature
+
+_LOG = logging.getLogger(__name__)
 
 NAME = "model"
 _PACKAGE = Path(maestro_dist.__file__).parent
@@ -31,10 +33,10 @@ def log_model(
     classes: Sequence[str],
     recording: bool = False,
 ) -> str | None:
-    """Log the exported model in the local `folder` to the run. Returns its URI, or None when MLflow does not take it.
+    """Log the exported model in the local `folder` to the run. Returns its URI, or None if the upload fails.
 
-    The package's code goes with it, so that the model is served where only the listed libraries are installed.
-    `recording`: the model normalises by recording and takes statistics with each sample.
+    The package's code is part of the logged model: a server needs only the listed libraries.
+    `recording`: the model normalises by recording and needs statistics with each sample.
     """
     try:
         server = client(uri)
@@ -56,18 +58,18 @@ def log_model(
                 )
         finally:
             mlflow.set_tracking_uri(before)
-            server.update_run(run_id, status="RUNNING")  # leaving start_run has set it to finished
+            server.update_run(run_id, status="RUNNING")  # the end of start_run has set it to finished
     except Exception as error:
-        warn(f"the model was not uploaded to tracking ({short(error)})")
+        _LOG.warning(f"the model was not uploaded to tracking ({short(error)})")
         return None
     return str(logged.model_uri)
 
 
 def signature(modalities: Sequence[Modality], classes: Sequence[str], *, recording: bool) -> ModelSignature:
-    """Optional columns in, one number a class (or `value`) out.
+    """Input: one optional column per sensor. Output: one number per class, or `value`.
 
-    Columns are of any type: MLflow's own arrays refuse whole numbers and a sensor that one of several rows lacks. The
-    model itself checks shapes, and `metadata` of the logged model tells them.
+    Columns have any type: MLflow's array type refuses integers, and rows that lack a sensor. The model itself checks
+    shapes; the `metadata` of the logged model lists them.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
@@ -82,7 +84,7 @@ def signature(modalities: Sequence[Modality], classes: Sequence[str], *, recordi
 
 
 def example(modalities: Sequence[Modality], *, recording: bool) -> pd.DataFrame:
-    """One sample in which every sensor shows its training mean."""
+    """One sample in which every sensor has its training mean at every step."""
     import pandas as pd
 
     row: dict[str, list[Any]] = {}

@@ -69,7 +69,7 @@ def test_many_engines_and_groups_in_one_process_without_a_word() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_named() -> None:
     model, config = nn.Linear(2, 2), Config(run=RunConfig(device="cuda"))
-    with pytest.raises(ConfigError, match=r"run.device = cuda, but torch finds no CUDA device"):
+    with pytest.raises(ConfigError, match=r"run.device is cuda, but torch finds no CUDA device"):
         Engine(model, build_optimizer(model, config.optim), config, build_mesh(MeshConfig(), world=1))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from maestro_dist.tracking.history import FILE, MetricFile, read_history
+from maestro_dist.tracking.metric_file import FILE, MetricFile, read_history
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:
