@@ -53,7 +53,7 @@ class Attention(AttentionProjections):
         )
         if choice.variant.name != self._logged:
             self._logged = choice.variant.name
-            _LOG.info("%s, %d tokens a sample: %s", self.name, length, choice)
+            _LOG.debug("%s, %d tokens a sample: %s", self.name, length, choice)
         return choice.variant
 
     def _local_context(
