@@ -1,4 +1,4 @@
-"""The adaptive attention budget: how many queries each modality of each sample may queries_from_budgets.
+"""The adaptive attention budget: how many queries each modality of each sample may use.
 
 Letters: B samples, M modalities; the last dimension is the encoder layers.
 """
@@ -34,8 +34,9 @@ def fixed_budgets(beta: float, present: Tensor, counts: Tensor, dtype: torch.dty
 
 
 def water_fill(share: Tensor, total: float, limit: Tensor) -> Tensor:
-    """Divide `total` in the ratios `share` [..., M], none above `limit`. What one cannot use goes to the others.
+    """Divide `total` in the ratios `share` [..., M], none above `limit`.
 
+    The part that a modality cannot use goes to the others.
     The result is min(lambda share, limit), with the lambda that uses all of `total` or reaches all limits.
     """
     ratio = torch.where(share > 0, limit / share.clamp_min(1e-30), torch.inf).detach()

@@ -17,7 +17,7 @@ TokensByRank = Sequence[tuple[int, tuple[int, ...]]]
 
 
 class HeadExchange(Protocol):
-    """All-to-all around attention (Ulysses): some tokens with all heads become all tokens with some heads, and back."""
+    """All-to-all around attention (Ulysses): this rank's tokens of all heads <-> all tokens of its heads."""
 
     def local_heads(self, count: int) -> range:
         """Which of `count` heads this rank computes. Raises `MeshError` if the ranks do not divide them evenly."""
@@ -44,7 +44,7 @@ class SequenceContext(Protocol):
     """Operations between the ranks that share the time axis of a sample. Each rank has one slice of each modality.
 
     A slice of modality j starts at a multiple of its word times 2^(layers ahead that halve the tokens). Rank 0 has the
-    summary tokens. Every sequence rank computes the whole loss and counts it 1 / size. Therefore the backward of
+    summary tokens. Every sequence rank computes the complete loss, with weight 1 / size. Therefore the backward of
     `all_reduce_sum` is an `all_reduce_sum`.
     """
 
@@ -87,14 +87,14 @@ class SequenceContext(Protocol):
 
 
 class OneProcess:
-    """`SequenceContext` of a process that has the whole time axis."""
+    """`SequenceContext` of a process that has the complete time axis."""
 
     rank = 0
     size = 1
     head_exchange: HeadExchange | None = None
 
     def slice(self, name: str, steps: int) -> tuple[int, int]:
-        """The slice is the whole."""
+        """The slice is the complete time axis."""
         return 0, steps
 
     def all_reduce_sum(self, x: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from torch import Tensor
 class Convolution(torch.autograd.Function):
     """Matrix products on windows of padded tokens, without copies of the windows.
 
-    Windows that do not overlap are rows of a matrix that is in memory already, with rows of `kernel x C` numbers. All
+    Windows that do not overlap are rows of a matrix that is already in memory, with `kernel x C` numbers per row. All
     windows together are ceil(kernel / stride) such matrices, each shifted by a stride. The windows continue across the
-    ends of the rows of x. Results of windows across two rows are cut off.
+    ends of the rows of x. Results of windows that cross two rows are cut off.
     """
 
     @staticmethod
@@ -35,16 +35,16 @@ class Convolution(torch.autograd.Function):
         """Gradients of x, weight and bias."""
         x, weight = ctx.saved_tensors
         gradient = F.pad(gradients[0], (0, 0, 0, x.shape[1] // ctx.stride - ctx.length)).contiguous()
-        of_weight = torch.zeros_like(weight.t(), memory_format=torch.contiguous_format)
+        weight_gradient = torch.zeros_like(weight.t(), memory_format=torch.contiguous_format)
         for windows, part in _windows(x, gradient, ctx.kernel, ctx.stride):
-            of_weight.addmm_(windows.t(), part)  # a product with few rows is faster than one with few columns
-        of_x = None
+            weight_gradient.addmm_(windows.t(), part)  # a product with few rows is faster than one with few columns
+        x_gradient = None
         if ctx.needs_input_grad[0]:
-            of_x = torch.zeros_like(x)
-            for windows, part in _windows(of_x, gradient, ctx.kernel, ctx.stride):
+            x_gradient = torch.zeros_like(x)
+            for windows, part in _windows(x_gradient, gradient, ctx.kernel, ctx.stride):
                 windows.addmm_(part, weight)
-            of_x = of_x[:, : ctx.padded]
-        return of_x, of_weight.t().contiguous(), gradient.sum((0, 1)), None, None
+            x_gradient = x_gradient[:, : ctx.padded]
+        return x_gradient, weight_gradient.t().contiguous(), gradient.sum((0, 1)), None, None
 
 
 def _windows(x: Tensor, out: Tensor, kernel: int, stride: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,4 +1,4 @@
-"""Downsampling: it halves the words, inside each modality's segment. (Informer calls this distilling.)
+"""Downsampling: it halves the number of words, inside each modality. (Informer calls this distilling.)
 
 y = convolution(x) + max-pool(x), the *sum* of the two, both with kernel 3, stride 2, padding 1. A missing word is zero
 for the convolution and ignored by the maximum. Summary tokens pass unchanged.
@@ -20,7 +20,7 @@ from maestro_dist.model.tokenwise import blocks, compute_type
 
 
 class Downsample(nn.Module):
-    """Halves the words. One convolution is shared by the modalities of the layer."""
+    """Halves the number of words. One convolution is shared by the modalities of the layer."""
 
     def __init__(self, width: int, sequence: SequenceContext) -> None:
         super().__init__()
@@ -74,34 +74,52 @@ class _Downsampling(torch.autograd.Function):
         before [R, 1, d] is the word before the first, or None; mask bool [R, 1 + 2 O] says which words are observed,
         `before` included; weight [d, 3 d] has the taps from left to right; bias [d].
         """
-        # If nothing is missing, two passes are saved. Only a CPU is asked: the host would wait for a GPU.
-        whole = x.device.type == "cpu" and bool(mask[:, 1:].all()) and (before is None or bool(mask[:, 0].all()))
-        if not whole:
+        # If nothing is missing, two passes are saved. Checked on a CPU only: with a GPU, the host would wait.
+        complete = x.device.type == "cpu" and bool(mask[:, 1:].all()) and (before is None or bool(mask[:, 0].all()))
+        if not complete:
             x = x * mask[:, 1:, None]
             before = None if before is None else before * mask[:, :1, None]
-        ctx.save_for_backward(x, before, None if whole else mask, weight)
+        ctx.save_for_backward(x, before, None if complete else mask, weight)
         out = x.new_empty(x.shape[0], x.shape[1] // 2, len(weight))
         for rows in blocks(x, x.shape[1] * x.shape[2], None):
-            _halve(out[rows], x[rows], _at(before, rows), None if whole else mask[rows], weight, bias)
+            _halve(out[rows], x[rows], _at(before, rows), None if complete else mask[rows], weight, bias)
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, before, weight and bias."""
         x, before, mask, weight = ctx.saved_tensors
-        pull = gradients[0].contiguous()
-        own = torch.empty_like(x)
-        ahead = None if before is None else torch.zeros_like(before)
-        kind = torch.promote_types(weight.dtype, torch.float32)
-        weights, biases = weight.new_zeros(weight.shape, dtype=kind), weight.new_zeros(len(weight), dtype=kind)
+        gradient = gradients[0].contiguous()
+        x_gradient = torch.empty_like(x)
+        before_gradient = None if before is None else torch.zeros_like(before)
+        sum_dtype = torch.promote_types(weight.dtype, torch.float32)
+        weight_gradient, bias_gradient = (
+            weight.new_zeros(weight.shape, dtype=sum_dtype),
+            weight.new_zeros(len(weight), dtype=sum_dtype),
+        )
         for rows in blocks(x, x.shape[1] * x.shape[2], None):
-            _pull_maximum(own[rows], _at(ahead, rows), pull[rows], x[rows], _at(before, rows), _at(mask, rows))
-            _pull_product(own[rows], _at(ahead, rows), weights, pull[rows], x[rows], _at(before, rows), weight)
-            biases += pull[rows].sum((0, 1))
+            _maximum_backward(
+                x_gradient[rows],
+                _at(before_gradient, rows),
+                gradient[rows],
+                x[rows],
+                _at(before, rows),
+                _at(mask, rows),
+            )
+            _convolution_backward(
+                x_gradient[rows],
+                _at(before_gradient, rows),
+                weight_gradient,
+                gradient[rows],
+                x[rows],
+                _at(before, rows),
+                weight,
+            )
+            bias_gradient += gradient[rows].sum((0, 1))
         if mask is not None:
-            own *= mask[:, 1:, None]
-            ahead = None if ahead is None else ahead * mask[:, :1, None]
-        return own, ahead, None, weights.to(weight.dtype), biases.to(weight.dtype)
+            x_gradient *= mask[:, 1:, None]
+            before_gradient = None if before_gradient is None else before_gradient * mask[:, :1, None]
+        return x_gradient, before_gradient, None, weight_gradient.to(weight.dtype), bias_gradient.to(weight.dtype)
 
 
 def _at(x: Tensor | None, rows: slice) -> Tensor | None:
@@ -127,7 +145,7 @@ def _halve(out: Tensor, x: Tensor, before: Tensor | None, mask: Tensor | None, w
 
 
 def _maximum(x: Tensor, before: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The largest of three words [R, O, d], and x and before with the lowest number where nothing was observed."""
+    """The largest of three words [R, O, d]; x and before, with the lowest number where nothing was observed."""
     if mask is not None:
         lowest = (~mask[..., None]).to(x.dtype) * torch.finfo(x.dtype).min
         x, before = x + lowest[:, 1:], None if before is None else before + lowest[:, :1]
@@ -138,55 +156,66 @@ def _maximum(x: Tensor, before: Tensor | None, mask: Tensor | None) -> tuple[Ten
     return largest, x, before
 
 
-def _pull_maximum(
-    own: Tensor, ahead: Tensor | None, pull: Tensor, x: Tensor, before: Tensor | None, mask: Tensor | None
+def _maximum_backward(
+    x_gradient: Tensor,
+    before_gradient: Tensor | None,
+    gradient: Tensor,
+    x: Tensor,
+    before: Tensor | None,
+    mask: Tensor | None,
 ) -> None:
-    """Gradients of x and before through the maximum: they go to the largest word, the earliest of equal ones."""
-    if not pull.numel():
+    """Gradients of x and before through the maximum: they go to the largest word; of equal ones, to the earliest."""
+    if not gradient.numel():
         return
     largest, x, before = _maximum(x, before, mask)
     if mask is not None:
-        pull = pull * (mask[:, :-1:2] | mask[:, 1::2] | mask[:, 2::2])[..., None]
+        gradient = gradient * (mask[:, :-1:2] | mask[:, 1::2] | mask[:, 2::2])[..., None]
     # 1 where the left word was largest: comparisons in place give float factors, which is fastest on a CPU
     left = largest.neg_()
     left[:, 1:] += x[:, 1:-1:2]
-    left[:, 1:].ge_(0).mul_(pull[:, 1:])
-    if before is None or ahead is None:
+    left[:, 1:].ge_(0).mul_(gradient[:, 1:])
+    if before is None or before_gradient is None:
         left[:, 0] = 0
     else:
-        left[:, :1].add_(before).ge_(0).mul_(pull[:, :1])
-        ahead.copy_(left[:, :1])
-    rest = pull - left
+        left[:, :1].add_(before).ge_(0).mul_(gradient[:, :1])
+        before_gradient.copy_(left[:, :1])
+    rest = gradient - left
     right = torch.sub(x[:, 1::2], x[:, ::2]).gt_(0).mul_(rest)
-    torch.sub(rest, right, out=own[:, ::2])
+    torch.sub(rest, right, out=x_gradient[:, ::2])
     right[:, :-1] += left[:, 1:]
-    own[:, 1::2] = right
+    x_gradient[:, 1::2] = right
 
 
-def _pull_product(
-    own: Tensor, ahead: Tensor | None, weights: Tensor, pull: Tensor, x: Tensor, before: Tensor | None, weight: Tensor
+def _convolution_backward(
+    x_gradient: Tensor,
+    before_gradient: Tensor | None,
+    weight_gradient: Tensor,
+    gradient: Tensor,
+    x: Tensor,
+    before: Tensor | None,
+    weight: Tensor,
 ) -> None:
     """Add the gradients of x, before and weight through the convolution."""
-    if not pull.numel():
+    if not gradient.numel():
         return
     width, dtype = x.shape[2], weight.dtype
-    flat, words = pull.view(-1, width).to(dtype), x.view(-1, 2 * width).to(dtype)
-    start, end = flat.view(pull.shape)[:, 0], words.view(*pull.shape[:2], 2 * width)[:, -1, width:]
-    weights[:, width:] += flat.t() @ words
-    weights[:, :width] += flat[1:].t() @ words[:-1, width:]
-    weights[:, :width] -= start[1:].t() @ end[:-1]  # the first output of a row has no left word in x
-    pairs, odd = own.view(-1, 2 * width), own.view(-1, 2, width)[:, 1]
-    last = own[:, -1].clone()
-    if dtype == own.dtype:
+    flat, words = gradient.view(-1, width).to(dtype), x.view(-1, 2 * width).to(dtype)
+    start, end = flat.view(gradient.shape)[:, 0], words.view(*gradient.shape[:2], 2 * width)[:, -1, width:]
+    weight_gradient[:, width:] += flat.t() @ words
+    weight_gradient[:, :width] += flat[1:].t() @ words[:-1, width:]
+    weight_gradient[:, :width] -= start[1:].t() @ end[:-1]  # the first output of a row has no left word in x
+    pairs, odd = x_gradient.view(-1, 2 * width), x_gradient.view(-1, 2, width)[:, 1]
+    last = x_gradient[:, -1].clone()
+    if dtype == x_gradient.dtype:
         pairs.addmm_(flat, weight[:, width:])
         odd[:-1].addmm_(flat[1:], weight[:, :width])
     else:
         pairs += flat @ weight[:, width:]
         odd[:-1] += flat[1:] @ weight[:, :width]
-    own[:, -1] = last + flat.view(pull.shape)[:, -1] @ weight[:, 2 * width :]
-    if before is not None and ahead is not None:
-        ahead[:, 0] += start @ weight[:, :width]
-        weights[:, :width] += start.t() @ before[:, 0].to(dtype)
+    x_gradient[:, -1] = last + flat.view(gradient.shape)[:, -1] @ weight[:, 2 * width :]
+    if before is not None and before_gradient is not None:
+        before_gradient[:, 0] += start @ weight[:, :width]
+        weight_gradient[:, :width] += start.t() @ before[:, 0].to(dtype)
 
 
 def _blocks(parts: tuple[ModalityTokens, ...]) -> list[ModalityTokens]:

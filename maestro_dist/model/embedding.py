@@ -20,8 +20,8 @@ from maestro_dist.model.symbol_embedding import SYMBOL_EMBEDDINGS, PatchEmbeddin
 from maestro_dist.model.time_code import TimeCode
 from maestro_dist.types import Modality
 
-_TOGETHER = 1 << 20
-"""Largest total of numbers in the windows of modalities that are prepared in one call."""
+_LARGEST_SHARED = 1 << 20
+"""Modalities are prepared in one call if their windows have at most this many numbers together."""
 
 
 def word_steps(config: ModelConfig, name: str) -> int:
@@ -35,13 +35,13 @@ class Prepared(NamedTuple):
     words     symbols and samples
     start     global number of the first step
     features  [R, D, F] of the summary token; None without one
-    there     bool [R, 1]: whether a row has any observation; None without a summary token
+    observed  bool [R, 1]: whether a row has any observation; None without a summary token
     """
 
     words: sax.SaxWords
     start: int
     features: Tensor | None
-    there: Tensor | None
+    observed: Tensor | None
 
 
 class Embedding(nn.Module):
@@ -107,29 +107,33 @@ class Embedding(nn.Module):
         if prepared is None:
             assert values is not None
             prepared = self.prepare(values, self.reference(recording), dtype)
-        words, start, features, there = prepared
+        words, start, features, summary_observed = prepared
         tokens = self._tokens(words, start, dtype)
-        if self.summary is None or features is None or there is None:
+        if self.summary is None or features is None or summary_observed is None:
             return tokens, words.observed[:, :0], words.observed
         width = 1 if self.sequence.rank == 0 else 0
         tokens = torch.cat((self.summary(features)[:, None, :][:, :width], tokens), 1)
-        return tokens, there[:, :width], words.observed
+        return tokens, summary_observed[:, :width], words.observed
 
-    def prepare(self, values: Tensor, given: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> Prepared:
-        """Everything that needs no parameters, from raw windows [R, T, D]; `given`: `reference` of these rows."""
+    def prepare(self, values: Tensor, reference: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> Prepared:
+        """Everything that needs no parameters, from raw windows [R, T, D] and their `reference`."""
         window = None
         if self.normalize == "window" or self.summary is not None:
             window = sax.window_moments(values, self.sequence)
-        own = sax.window_reference(window) if self.normalize == "window" and window is not None else given
-        assert own is not None
+        word_reference = (
+            sax.window_reference(window) if self.normalize == "window" and window is not None else reference
+        )
+        assert word_reference is not None
         edges = self.edges.view(torch.float64)
-        words = sax.words(values, self.word, edges, own, None if self.symbols_suffice else dtype)
+        words = sax.words(values, self.word, edges, word_reference, None if self.symbols_suffice else dtype)
         start, steps = self.sequence.slice(self.modality.name, values.shape[1])
-        if self.summary is None or window is None or given is None:
+        if self.summary is None or window is None or reference is None:
             return Prepared(words, start, None, None)
-        samples = (words if own is given else sax.words(values, self.word, edges, given, dtype)).samples
+        samples = (
+            words if word_reference is reference else sax.words(values, self.word, edges, reference, dtype)
+        ).samples
         assert samples is not None
-        mean, unit = given
+        mean, unit = reference
         features = self.summary.features(samples, (window.mean - mean) / unit, window, unit, start, steps)
         return Prepared(words, start, features, (window.n > 0).any(1, keepdim=True))
 
@@ -174,28 +178,28 @@ def prepare_together(
     Many small calls cost more than their arithmetic. Modalities without such a partner, and large windows, are left out
     of the result.
     """
-    alike: dict[tuple[int, ...], list[str]] = {}
+    same_shape: dict[tuple[int, ...], list[str]] = {}
     for name, embedding in embeddings.items():
         if name in values:
-            alike.setdefault((embedding.word, *values[name].shape[1:]), []).append(name)
+            same_shape.setdefault((embedding.word, *values[name].shape[1:]), []).append(name)
     prepared = {}
-    for names in alike.values():
-        if len(names) == 1 or sum(values[name].numel() for name in names) > _TOGETHER:
+    for names in same_shape.values():
+        if len(names) == 1 or sum(values[name].numel() for name in names) > _LARGEST_SHARED:
             continue
         first = embeddings[names[0]]
         rows = [len(values[name]) for name in names]
-        given = [
+        references = [
             [part.expand(count, -1) for part in embeddings[name].reference(recording.get(name))]
             for name, count in zip(names, rows, strict=True)
             if first.normalize != "window" or first.summary is not None
         ]
-        mean, unit = (torch.cat(parts) for parts in zip(*given, strict=True)) if given else (None, None)
+        mean, unit = (torch.cat(parts) for parts in zip(*references, strict=True)) if references else (None, None)
         reference = None if mean is None or unit is None else (mean, unit)
-        words, start, features, there = first.prepare(torch.cat([values[name] for name in names]), reference, dtype)
-        pieces = (words.symbols, words.samples, features, there)
-        cut = (part.split(rows) if part is not None else [None] * len(names) for part in pieces)
-        for name, symbols, samples, own, seen in zip(names, *cut, strict=True):
-            prepared[name] = Prepared(sax.SaxWords(symbols, samples, words.whole), start, own, seen)
+        words, start, features, observed = first.prepare(torch.cat([values[name] for name in names]), reference, dtype)
+        arrays = (words.symbols, words.samples, features, observed)
+        by_name = (part.split(rows) if part is not None else [None] * len(names) for part in arrays)
+        for name, symbols, samples, own_features, own_observed in zip(names, *by_name, strict=True):
+            prepared[name] = Prepared(sax.SaxWords(symbols, samples, words.whole), start, own_features, own_observed)
     return prepared
 
 

@@ -16,7 +16,7 @@ from maestro_dist.model.tokenwise import HashedDropout
 
 
 class Layer(nn.Module):
-    """One layer, of a modality or cross-modal; the two differ in the module after the attention.
+    """One layer, of a modality or cross-modal. The two kinds differ in the module after the attention.
 
     `feed` is a feed-forward or a mixture of experts. Dropout is applied to its output.
     """
@@ -44,9 +44,9 @@ class Layer(nn.Module):
         self, x: Tensor, layout: TokenLayout, after: TokenLayout, queries: Tensor, step: int
     ) -> tuple[Tensor, Tensor | None]:
         """Tokens x [N, d] in `layout` -> (tokens in `after`, load of the experts int32 [S, M, E] if there are any)."""
-        again = self.checkpoint == "layers"
-        x = checkpointed(again, self._attend, x, layout, queries, step)
-        return checkpointed(again, self._feed, x, after, step)
+        recompute = self.checkpoint == "layers"
+        x = checkpointed(recompute, self._attend, x, layout, queries, step)
+        return checkpointed(recompute, self._feed, x, after, step)
 
     def _attend(self, x: Tensor, layout: TokenLayout, queries: Tensor, step: int) -> Tensor:
         branch = self.attention(x, layout, queries, step)
@@ -64,7 +64,7 @@ class Layer(nn.Module):
         return self.feed_norm(x, branch, _factor(self.feed_scale), dropped), load
 
     def _dropout(self, name: str, layout: TokenLayout, step: int) -> HashedDropout | None:
-        """The draws of dropout of each token; None where nothing is dropped."""
+        """The dropout draws of each token; None if nothing is dropped."""
         if not self.training or self.dropout == 0:
             return None
         return HashedDropout(self.dropout, layout.draw_keys(rng.key(self.seed, "dropout", name, step)))

@@ -22,7 +22,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def tokens_by_modality(config: ModelConfig, modalities: Sequence[Modality]) -> dict[str, int]:
-    """Tokens that each modality of a complete sample enters the model with, its summary token included."""
+    """Input tokens of each modality of a complete sample, with its summary token."""
     lead = int(config.summary != "none")
     return {m.name: -(-m.steps // word_steps(config, m.name)) + lead for m in modalities}
 
@@ -33,7 +33,7 @@ def tokens_per_sample(config: ModelConfig, modalities: Sequence[Modality]) -> in
 
 
 def expert_parameters(config: ModelConfig) -> int:
-    """Number of parameters of all routed experts of all layers: those that `mesh.expert` spreads over ranks."""
+    """Number of parameters of all routed experts of all layers, which `mesh.expert` spreads over ranks."""
     return config.fusion_layers * config.moe.experts * 2 * config.width * expert_hidden(config)
 
 
@@ -46,9 +46,9 @@ def forward_operations(config: ModelConfig, modalities: Sequence[Modality]) -> i
         hidden, times = round(config.feedforward * width), 1
         if fusion and config.moe.experts:
             hidden, times = expert_hidden(config), config.moe.top_k + config.moe.shared
-        groups = [depths] if fusion else [[own] for own in depths]
+        groups = [depths] if fusion else [[counts] for counts in depths]
         for group in groups:
-            before, after = (sum(own[at] for own in group) for at in (depth, depth + 1))
+            before, after = (sum(counts[level] for counts in group) for level in (depth, depth + 1))
             shape = AttentionShape.of(config, before, config.beta)
             attended = planned_variant(config, shape).attended_queries(shape)
             total += before * width * (8 * width + 4 * attended + 2 * shape.sampled)
@@ -69,7 +69,7 @@ def expert_hidden(config: ModelConfig) -> int:
 
 
 def tokens_by_depth(config: ModelConfig, modality: Modality) -> list[int]:
-    """Tokens of a modality that enter each layer, and that leave the last; the summary token included."""
+    """Tokens of a modality that enter each layer, and that leave the last, with the summary token."""
     lead = int(config.summary != "none")
     words = [-(-modality.steps // word_steps(config, modality.name))]
     for _ in range(config.encoder_layers + config.fusion_layers):

@@ -2,7 +2,7 @@
 
 Letters: n rows, E groups (experts), d and h widths. Rows after the last group belong to no group: they give zeros and
 get no gradient. `torch._grouped_mm` is used where it is one kernel: on a CPU, and on a GPU for bf16 from compute
-capability 9.0 on. Elsewhere torch would loop over the groups on the host and wait for their sizes. There the groups are
+capability 9.0 on. Elsewhere torch would loop over the groups on the host and wait for their sizes. So there groups are
 cut into blocks of equal height, for one batched product. Neither way waits for the device, and apart from the weights
 the cost does not grow with E.
 """
@@ -18,8 +18,8 @@ from torch import Tensor
 _KERNEL_TYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.bfloat16,)}
 _KERNEL_SINCE = (9, 0)
 """Compute capability of the first GPUs on which torch's grouped product is one kernel."""
-_WHOLE = 8
-"""The kernel needs rows of a multiple of 16 bytes: widths are padded with zeros to multiples of this."""
+_MULTIPLE = 8
+"""The kernel needs rows of a multiple of 16 bytes: widths are padded with zeros to multiples of this number."""
 _LOWEST, _HIGHEST = 16, 1024
 """Smallest and largest height of a block of the batched product, in rows."""
 
@@ -83,15 +83,15 @@ class PaddedGroups:
         self.height = min(max(1 << max(0, mean - 1).bit_length(), _LOWEST), _HIGHEST)
         blocks = (counts + (self.height - 1)).div(self.height, rounding_mode="floor")
         last = blocks.cumsum(0)
-        most = rows // self.height + len(counts) if groups.inside is None else int(last[-1]) if len(last) else 0
-        self.experts, self.count = len(counts), most
+        block_count = rows // self.height + len(counts) if groups.inside is None else int(last[-1]) if len(last) else 0
+        self.experts, self.count = len(counts), block_count
         number = torch.arange(rows, device=counts.device)
         group = torch.searchsorted(ends, number, right=True)
         inside = group < self.experts
         group = group.clamp_max(self.experts - 1)
         place = (last - blocks)[group] * self.height + number - (ends - counts)[group]
-        self.place = torch.where(inside, place, most * self.height)  # rows of no group go to one extra row
-        block = torch.arange(most, device=counts.device)
+        self.place = torch.where(inside, place, block_count * self.height)  # rows of no group go to one extra row
+        block = torch.arange(block_count, device=counts.device)
         self.group = torch.searchsorted(last, block, right=True).clamp_max(self.experts - 1)
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ def grouped_network(x: Tensor, expand: Tensor, contract: Tensor, counts: Tensor)
         dtype = torch.get_autocast_dtype(x.device.type)
         x, expand, contract = x.to(dtype), expand.to(dtype), contract.to(dtype)
     if has_kernel(x):
-        inner, middle, outside = -x.shape[1] % _WHOLE, -expand.shape[2] % _WHOLE, -width % _WHOLE
+        inner, middle, outside = -x.shape[1] % _MULTIPLE, -expand.shape[2] % _MULTIPLE, -width % _MULTIPLE
         if inner or middle or outside:  # a hidden column of zeros stays zero: gelu(0) = 0
             x, expand = F.pad(x, (0, inner)), F.pad(expand, (0, middle, 0, inner))
             contract = F.pad(contract, (0, outside, 0, middle))

@@ -20,7 +20,7 @@ def pool(x: Tensor, layout_mask: Tensor, group: Tensor, groups: int, sequence: S
 
 
 class AttentionPool(nn.Module):
-    """A mean of tokens, weighted by the softmax of a learned score; each of H slices of the channels has its own."""
+    """A mean of tokens, weighted by the softmax of learned scores: one score for each of H slices of the channels."""
 
     def __init__(self, width: int, heads: int, sequence: SequenceContext) -> None:
         super().__init__()
@@ -32,11 +32,11 @@ class AttentionPool(nn.Module):
         score = self.score(x).to(x.dtype)
         with torch.no_grad():
             lowest = torch.finfo(score.dtype).min
-            own = score.detach().masked_fill(~layout_mask[:, None], lowest)
-            top = score.new_full((groups, self.heads), lowest)
-            top = top.scatter_reduce(0, group[:, None].expand(-1, self.heads), own, "amax")
-            top = self.sequence.all_reduce_max(top)
-        weight = (score - top.index_select(0, group)).clamp_max(0).exp() * layout_mask[:, None]
+            masked_score = score.detach().masked_fill(~layout_mask[:, None], lowest)
+            largest = score.new_full((groups, self.heads), lowest)
+            largest = largest.scatter_reduce(0, group[:, None].expand(-1, self.heads), masked_score, "amax")
+            largest = self.sequence.all_reduce_max(largest)
+        weight = (score - largest.index_select(0, group)).clamp_max(0).exp() * layout_mask[:, None]
         weighted = (x.unflatten(1, (self.heads, -1)) * weight[..., None]).flatten(1)
         joined = torch.cat((weighted, weight), 1)
         total = self.sequence.all_reduce_sum(joined.new_zeros(groups, joined.shape[1]).index_add(0, group, joined))
@@ -68,7 +68,7 @@ class DeepHead(nn.Module):
 
 
 class ModalityHeads(nn.Module):
-    """A small head for each modality on its own pooled tokens, and the weight of each in the sum."""
+    """A small head for each modality on its own pooled tokens, and the weight of each head in the sum."""
 
     def __init__(self, modalities: int, width: int, outputs: int) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ class Linear(nn.Linear):
     """`nn.Linear` whose parameters get their initial values from their names (`Trunk.initialise`)."""
 
     def reset_parameters(self) -> None:
-        """Leave the memory as it is, and draw nothing from torch's generator."""
+        """Leave the memory unchanged, and draw nothing from torch's generator."""
 
     def fill(self, key: Key) -> None:
         """U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
@@ -51,7 +51,7 @@ class ByModality(nn.ModuleDict):
         self._modules[name] = cast(nn.Module, module)
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}; modules are found as items")
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}; modules are items")
 
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -85,7 +85,7 @@ def taps(x: Tensor, kernel: int, stride: int) -> list[Tensor]:
 def dropout(x: Tensor, p: float, row_key: Tensor, numbers: Tensor | None = None) -> Tensor:
     """Inverted dropout of x [..., C]; `row_key` int64 [...] keys the draws of each row.
 
-    `numbers` int64 [C] are the numbers of the columns in the whole row, if x has only some of them.
+    `numbers` int64 [C] are the numbers of the columns in the complete row, if x has only some of them.
     """
     numbers = torch.arange(x.shape[-1], device=x.device) if numbers is None else numbers
     return dropout_by_hash(x, p, row_key, rng.lanes(numbers))
@@ -119,14 +119,14 @@ class ResidualNorm(nn.LayerNorm):
         return residual_norm(x, branch.to(x.dtype), scale, norm, dropout)
 
 
-def checkpointed(again: bool, function: Callable[..., Any], *inputs: Any) -> Any:
-    """`function(*inputs)`; with `again`, nothing inside is stored for the backward, which computes it again.
+def checkpointed(recompute: bool, function: Callable[..., Any], *inputs: Any) -> Any:
+    """`function(*inputs)`. With `recompute`, it stores nothing inside for the backward, which computes it again.
 
     All draws are keyed, so the second run gives the same bits, and the state of torch's generators does not matter. The
     second run stops after the last tensor that the backward needs (`early_stop`). ZeRO 3 needs this: it frees the
-    parameters of a module at its end, and the backward of the last module follows at once.
+    parameters of a module at its end, and the backward of the last module follows immediately.
     """
-    if not again or not torch.is_grad_enabled():
+    if not recompute or not torch.is_grad_enabled():
         return function(*inputs)
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, early_stop=True)
 

@@ -1,8 +1,8 @@
 """Which tokens exist: the layout of one modality's tokens, or of all modalities together, at one depth of the model.
 
 Tokens are stored *flat*, [N, d]. Only tokens of present modalities exist. Their order is: modality (sorted by name),
-then row, then the summary token, then the words by time. Attention needs the tokens sample by sample: `slot` gives the
-position of each token in a padded [S, L] array. The columns of that array are in the canonical order (modality, time).
+then row, then the summary token, then the words by time. Attention needs the tokens of each sample together: `slot`
+gives the position of each token in a padded [S, L] array, whose columns are in the canonical order (modality, time).
 
 Depth 0 is the input of the first layer. Each layer that halves the tokens leads to the next depth. The observed masks
 depend on the data alone. So the masks and counts of all depths are known, and exchanged between ranks, before the first
@@ -29,7 +29,7 @@ does not produce NaN."""
 
 
 class ModalityTokens(NamedTuple):
-    """How many tokens one modality has at one depth. All fields but `rows` and the bounds count tokens of one row.
+    """How many tokens one modality has at one depth. All fields except `rows` and the bounds count tokens of one row.
 
     rows           R_j, samples that have the modality
     summary        summary tokens on this rank (0 or 1)
@@ -91,10 +91,10 @@ class TokenLayout:
     token      int64 [L], or [S, L] where samples have different modalities: global canonical number of each column
     part       int64, as `token`: the modality that each column belongs to (its position in sorted order)
     capacity   largest number of columns of a sample over all ranks
-    lengths    columns of each sample, known without asking the device; None: not known
-    whole      True if every column is known to be an observed token and all tokens are on this rank. The device is
-               never asked for this
-    unsharded  layout of all ranks' tokens as one process has it, where attention sees whole sequences
+    lengths    columns of each sample, if known without a device synchronization; else None
+    whole      True if every column is known to be an observed token and all tokens are on this rank. This is known
+               without a device synchronization
+    unsharded  layout of all ranks' tokens as in one process, where attention sees complete sequences
     """
 
     parts: tuple[ModalityTokens, ...]
@@ -209,7 +209,7 @@ class EnteringTokens(NamedTuple):
     samples: int
 
     def unsharded(self, sequence: SequenceContext) -> EnteringTokens:
-        """The tokens of all ranks, as one process has them. Their masks are gathered from the ranks."""
+        """The tokens of all ranks, as in one process. Their masks are gathered from the ranks."""
         exchange = sequence.head_exchange
         assert exchange is not None
         held = [torch.cat(both, 1).flatten() for both in zip(self.summaries, self.words, strict=True)]
@@ -229,7 +229,7 @@ class DepthPlan(NamedTuple):
     parts            parts[j][depth]
     observed         int64 [B, M, depths]: observed tokens over all ranks
     observed_before  int64 [B, M, depths]: observed tokens on lower ranks
-    unsharded        the plan of all ranks' tokens as one process has it, where attention sees whole sequences
+    unsharded        the plan of all ranks' tokens as in one process, where attention sees complete sequences
     """
 
     masks: list[list[Tensor]]
@@ -327,14 +327,14 @@ def cross_modal_layout(
     flat_mask = torch.cat([levels[depth].flatten() for levels in plan.masks])
     mask = flat_mask.new_zeros(samples * length).index_copy_(0, slot, flat_mask).view(samples, length)
     if ragged:
-        # Columns after a sample's own end come after all tokens, so that numbers and counts ascend along a row.
+        # Columns after a sample's end get numbers above all tokens, so that numbers and counts ascend along a row.
         flat = torch.cat([own.repeat(part.rows) for own, part in zip(columns, parts, strict=True)])
         token = slot.new_full((samples * length,), number).index_copy_(0, slot, flat).view(samples, length)
         flat = torch.cat([slot.new_full((part.rows * part.length,), j) for j, part in enumerate(parts)])
-        of = slot.new_full((samples * length,), len(parts) - 1).index_copy_(0, slot, flat).view(samples, length)
+        modality = slot.new_full((samples * length,), len(parts) - 1).index_copy_(0, slot, flat).view(samples, length)
     else:
         token = torch.cat(columns)
-        of = torch.cat([slot.new_full((part.length,), j) for j, part in enumerate(parts)])
+        modality = torch.cat([slot.new_full((part.length,), j) for j, part in enumerate(parts)])
     observed = plan.observed[:, :, depth]
     return TokenLayout(
         parts=tuple(parts),
@@ -345,7 +345,7 @@ def cross_modal_layout(
         observed_before=observed.cumsum(1) - observed + plan.observed_before[:, :, depth],
         sample=sample,
         token=token,
-        part=of,
+        part=modality,
         capacity=max(totals) if ragged else sum(part.length_total for part in parts),
         lengths=tuple(lengths) if host_rows is not None else None,
         whole=_whole(mask, parts),
@@ -356,9 +356,9 @@ def cross_modal_layout(
 
 
 def _whole(mask: Tensor, parts: list[ModalityTokens]) -> bool:
-    """Whether every column is observed and on this rank. Only a CPU is asked: on a GPU the host would have to wait."""
-    here = all(part.length == part.length_total for part in parts if part.rows)
-    return here and mask.device.type == "cpu" and bool(mask.all())
+    """Whether every column is observed and on this rank. False on a GPU, where the host would have to wait."""
+    local = all(part.length == part.length_total for part in parts if part.rows)
+    return local and mask.device.type == "cpu" and bool(mask.all())
 
 
 def _columns(part: ModalityTokens, offset: int, device: torch.device) -> Tensor:

@@ -45,29 +45,29 @@ class ModalityEmbedding(nn.Module):
         """Tokens x [N, d], time codes of each modality's columns [L_j, d] -> [N, d]."""
         sizes = [part.rows * part.length for part in layout.parts]
         pieces = [
-            (tokens.view(part.rows, part.length, x.shape[1]) + (own + codes)).flatten(0, 1)
-            for tokens, part, own, codes in zip(x.split(sizes), layout.parts, self.weight, time, strict=True)
+            (tokens.view(part.rows, part.length, x.shape[1]) + (weight + codes)).flatten(0, 1)
+            for tokens, part, weight, codes in zip(x.split(sizes), layout.parts, self.weight, time, strict=True)
         ]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 class Encoded(NamedTuple):
-    """The layers' outputs for a micro-batch: flat tokens with their layouts, and values to monitor.
+    """Outputs of the layers for a micro-batch: flat tokens with their layouts, and values to monitor.
 
-    own, joint      output [N, d] of the modalities' own layers, and its layout
-    entering        input of the cross-modal layers: `own` with modality and time added
+    encoded, joint  output [N, d] of the modalities' own layers, and its layout
+    entering        input of the cross-modal layers: `encoded` with modality and time added
     fused, final    output [N', d] of the cross-modal layers, or their input if there are none, and its layout
     present         bool [B, M]: which modalities have an observed token
-    watched         budgets, queries and expert loads
+    monitored       budgets, queries and expert loads
     """
 
-    own: Tensor
+    encoded: Tensor
     entering: Tensor
     joint: TokenLayout
     fused: Tensor
     final: TokenLayout
     present: Tensor
-    watched: Output
+    monitored: Output
 
 
 class Trunk(nn.Module):
@@ -151,14 +151,14 @@ class Trunk(nn.Module):
             x, load = layer(x, entered, final, queries, step)
             loads.append(load)
 
-        watched = Output(observed=present)
+        monitored = Output(observed=present)
         if depth and selects_queries(self.config):
-            watched["budgets"] = budgets.share[:, :, -1].detach()
-            watched["queries"] = budgets.queries[:, :, -1].detach()
+            monitored["budgets"] = budgets.share[:, :, -1].detach()
+            monitored["queries"] = budgets.queries[:, :, -1].detach()
         if self.config.moe.experts and loads:
             load = torch.stack(loads)  # int32 [layers, B, M, E]
-            watched["expert_load"], watched["expert_load_by_sample"] = load.sum(1), load.sum(2, dtype=torch.int32)
-        return Encoded(encoded, entering, joint, x, final, present, watched)
+            monitored["expert_load"], monitored["expert_load_by_sample"] = load.sum(1), load.sum(2, dtype=torch.int32)
+        return Encoded(encoded, entering, joint, x, final, present, monitored)
 
     def update_balance(self, load: Tensor) -> None:
         """Adjust the experts' selection biases after a step (`moe.balance: bias`).
@@ -173,23 +173,22 @@ class Trunk(nn.Module):
         """Flat tokens of each modality at depth 0, and the masks and counts of all depths."""
         tokens, parts, words, summaries = [], [], [], []
         lead = int(self.config.summary != "none")
-        again = self.config.activation_checkpointing == "layers"
+        recompute = self.config.activation_checkpointing == "layers"
         prepared: dict[str, Prepared] = {}
-        if (
-            not again and self.sequence.size == 1
-        ):  # with checkpoints the recordings are long, and a call for each is cheap in comparison
+        # With checkpoints the recordings are long, so that one call for each modality costs little in comparison.
+        if not recompute and self.sequence.size == 1:
             embeddings = cast(dict[str, Embedding], dict(self.embeddings.items()))
             raw = {name: values for name, values in batch.values.items() if name not in batch.symbols}
             prepared = prepare_together(embeddings, raw, batch.recording, self.unit.dtype)
         for name, word in zip(self.names, self.words, strict=True):
             values, symbols = batch.values.get(name), batch.symbols.get(name)
             inputs = values, batch.recording.get(name), self.unit.dtype, symbols, prepared.get(name)
-            embedded, summary, observed = checkpointed(again, self.embeddings[name], *inputs)
+            embedded, summary, observed = checkpointed(recompute, self.embeddings[name], *inputs)
             local = observed.shape[1] * word if values is None else values.shape[1]
             start, steps = self.sequence.slice(name, local)
-            held, total = observed.shape[1], -(-steps // word)
+            count, total = observed.shape[1], -(-steps // word)
             bounds = () if self.sequence.head_exchange is None else self.sequence.head_exchange.word_bounds(name, word)
-            parts.append(ModalityTokens(len(observed), summary.shape[1], held, start // word, lead, total, bounds))
+            parts.append(ModalityTokens(len(observed), summary.shape[1], count, start // word, lead, total, bounds))
             tokens.append(embedded.flatten(0, 1))
             words.append(observed)
             summaries.append(summary)
@@ -223,7 +222,7 @@ class Trunk(nn.Module):
 
 
 class Maestro(Trunk):
-    """The whole model."""
+    """The complete model."""
 
     def __init__(
         self,
@@ -253,17 +252,17 @@ class Maestro(Trunk):
 
     def forward(self, batch: Batch, step: int = 0) -> Output:
         """Logits and values to monitor. `step` (0-based optimizer step) keys the draws of training."""
-        own, _, joint, fused, final, present, watched = self.encode(batch, step)
-        where = final.flat_mask, final.row(), len(present)
-        pooled = self.pool(fused, *where) if self.pool is not None else pool(fused, *where, self.sequence)
-        given = (pooled, batch.sample, step) if isinstance(self.head, DeepHead) else (pooled,)
-        output = Output(logits=self.head(*given))
+        encoded, _, joint, fused, final, present, monitored = self.encode(batch, step)
+        groups = final.flat_mask, final.row(), len(present)
+        pooled = self.pool(fused, *groups) if self.pool is not None else pool(fused, *groups, self.sequence)
+        inputs = (pooled, batch.sample, step) if isinstance(self.head, DeepHead) else (pooled,)
+        output = Output(logits=self.head(*inputs))
         if self.modality_heads is not None:
-            pooled = pool(own, joint.flat_mask, joint.cell(), present.numel(), self.sequence)
+            pooled = pool(encoded, joint.flat_mask, joint.cell(), present.numel(), self.sequence)
             by_modality, summed = self.modality_heads(pooled.view(*present.shape, pooled.shape[1]), present)
             output["modality_logits"] = by_modality
             output["logits"] = output["logits"] + summed
-        output.update(watched)
+        output.update(monitored)
         return output
 
 

@@ -48,26 +48,26 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """The largest sum."""
+        """Parameters, inputs and peak together."""
         return self.parameters + self.inputs + self.peak
 
 
 @dataclass(frozen=True)
 class _MemorySegment:
-    """A part of the model that is computed as one, and recomputed as one with checkpoints. Sizes in floats.
+    """A part of the model that is computed together, and with checkpoints recomputed together. Sizes in floats.
 
-    array   one array as wide as its tokens
-    enters  its input, which is needed until its gradient is computed
-    kept    what it stores apart from the input, without checkpoints
-    ahead   peak in its forward, without the input
-    back    peak in its backward, without the input
+    array          one array as wide as its tokens
+    enters         its input, which is needed until its gradient is computed
+    kept           bytes that it stores besides the input, without checkpoints
+    forward_peak   peak in its forward, without the input
+    backward_peak  peak in its backward, without the input
     """
 
     array: float
     enters: float
     kept: float
-    ahead: float
-    back: float
+    forward_peak: float
+    backward_peak: float
 
     @property
     def mapped(self) -> bool:
@@ -77,9 +77,9 @@ class _MemorySegment:
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What a training step's memory depends on, beside the model and its inputs.
+    """Settings that decide the memory of a training step, besides the model and its inputs.
 
-    parameters       number of parameters of the whole model, all experts included
+    parameters       number of parameters of the complete model, with all experts
     micro_batch      samples that a rank processes at a time
     ranks            ranks over which ZeRO shards
     zero_stage       1, 2 or 3
@@ -110,37 +110,37 @@ def memory_estimate(config: ModelConfig, modalities: Sequence[Modality], setup: 
     Tokens are assumed to be spread evenly over the experts.
     """
     micro_batch, pretrain = setup.micro_batch, setup.pretrain
-    again = config.activation_checkpointing == "layers"
+    recompute = config.activation_checkpointing == "layers"
     segments = _segments(config, modalities, micro_batch, setup.exchanges_heads)
     if pretrain is not None:
         segments = [_hidden(modalities, micro_batch), *segments, *_decoder(config, pretrain, modalities, micro_batch)]
     heap, mapped = ([part for part in segments if part.mapped == kind] for kind in (False, True))
-    gaps = _GAPS_AGAIN if again else _GAPS
-    kept, live = _most(segments, again)
-    peak = gaps * _most(heap, again)[1] + _GAPS_MAPPED * _most(mapped, again)[1]
-    whole = {1: 2, 2: 1, 3: 0}[setup.zero_stage]
-    spread = expert_parameters(config) if setup.expert_ranks > 1 else 0
+    gaps = _GAPS_AGAIN if recompute else _GAPS
+    kept, live = _kept_and_peak(segments, recompute)
+    peak = gaps * _kept_and_peak(heap, recompute)[1] + _GAPS_MAPPED * _kept_and_peak(mapped, recompute)[1]
+    unsharded = {1: 2, 2: 1, 3: 0}[setup.zero_stage]
+    expert_share = expert_parameters(config) if setup.expert_ranks > 1 else 0
     held = 0.0
     for number, sharing in (
-        (setup.parameters - spread, setup.ranks),
-        (spread / setup.expert_ranks, setup.ranks / setup.expert_ranks),
+        (setup.parameters - expert_share, setup.ranks),
+        (expert_share / setup.expert_ranks, setup.ranks / setup.expert_ranks),
     ):
-        held += number * (whole + (setup.states - whole) / sharing)
+        held += number * (unsharded + (setup.states - unsharded) / sharing)
     inputs = micro_batch * sum(modality.steps * modality.variates for modality in modalities)
     sizes = (held, inputs, kept, live, peak)
     return MemoryEstimate(*(int(size * _FLOAT) for size in sizes))
 
 
-def _most(segments: list[_MemorySegment], again: bool) -> tuple[float, float]:
-    """What `segments`, in their order, store between forward and backward, and their peak."""
+def _kept_and_peak(segments: list[_MemorySegment], recompute: bool) -> tuple[float, float]:
+    """Floats that `segments`, in their order, store between forward and backward, and their peak."""
     alive, peak = 0.0, 0.0
     for segment in segments:
-        peak = max(peak, alive + segment.enters + segment.ahead)
-        alive += segment.enters + (0.0 if again else segment.kept)
+        peak = max(peak, alive + segment.enters + segment.forward_peak)
+        alive += segment.enters + (0.0 if recompute else segment.kept)
     kept, leaving = alive, 0.0
     for segment in reversed(segments):
-        alive -= 0.0 if again else segment.kept
-        peak = max(peak, alive + max(segment.back, leaving + segment.ahead if again else 0.0))
+        alive -= 0.0 if recompute else segment.kept
+        peak = max(peak, alive + max(segment.backward_peak, leaving + segment.forward_peak if recompute else 0.0))
         alive -= segment.enters
         leaving = segment.enters
     return kept, peak
@@ -158,7 +158,7 @@ def _segments(
             encoders += _layer(config, samples, lengths[depth], lengths[depth + 1], attention, experts=False)
         entering.append(lengths[config.encoder_layers :])
     for depth in range(config.fusion_layers):
-        before, after = (sum(lengths[at] for lengths in entering) for at in (depth, depth + 1))
+        before, after = (sum(lengths[level] for lengths in entering) for level in (depth, depth + 1))
         attention = _attention(config, before, config.fusion_beta, exchanges_heads)
         fusion += _layer(config, samples, before, after, attention, experts=bool(config.moe.experts))
     tokens = samples * config.width * float(sum(lengths[0] for lengths in entering))
@@ -180,14 +180,14 @@ def _embedding(config: ModelConfig, modality: Modality, samples: int, tokens: in
         work += 3.0 * steps * variates
     if config.stem is not None:
         channels, word = config.stem.channels, word_steps(config, modality.name)
-        through = [part / word for part in stem_steps(config.stem, word)]  # of all steps, into each convolution
-        kept += steps * (2 * variates + (sum(through) + sum(through[1:])) * channels) + words * channels
+        step_shares = [part / word for part in stem_steps(config.stem, word)]  # of all steps, into each convolution
+        kept += steps * (2 * variates + (sum(step_shares) + sum(step_shares[1:])) * channels) + words * channels
         work += 3.0 * steps * channels
     if config.summary != "none":
         work += (7.0 if config.summary_bands else 4.0) * steps * variates
     codes = tokens * width  # of the words' times, the same for all samples
-    ahead = words * width + max(3.0 * codes, codes + words * width)
-    return _MemorySegment(words * width, 0.0, kept, kept + work + ahead, kept + work + words * width)
+    forward_peak = words * width + max(3.0 * codes, codes + words * width)
+    return _MemorySegment(words * width, 0.0, kept, kept + work + forward_peak, kept + work + words * width)
 
 
 def _hidden(modalities: Sequence[Modality], samples: int) -> _MemorySegment:
@@ -200,24 +200,28 @@ def _decoder(
     config: ModelConfig, pretrain: PretrainConfig, modalities: Sequence[Modality], samples: int
 ) -> list[_MemorySegment]:
     """Cross attention of the words to predict over the inputs and the outputs of the cross-modal layers."""
-    width, asked, symbols = config.width, 0, 0
+    width, predicted, symbols = config.width, 0, 0
     for modality in modalities:
         word = hidden_word_length(pretrain, modality.name, word_steps(config, modality.name))
-        most = min(pretrain.predict, -(-modality.steps // word))
-        asked, symbols = asked + most, symbols + most * modality.variates
+        count = min(pretrain.predict, -(-modality.steps // word))
+        predicted, symbols = predicted + count, symbols + count * modality.variates
     lengths = [tokens_by_depth(config, modality) for modality in modalities]
     depths = [config.encoder_layers, config.encoder_layers + config.fusion_layers]
     segments = []
     for depth in depths if config.fusion_layers else depths[:1]:
-        tokens = sum(own[depth] for own in lengths)
+        tokens = sum(counts[depth] for counts in lengths)
         # keys and values, padded to samples, are stored; one is padded at a time, and all have gradients
         array = float(samples * tokens * width)
-        keeps = stores_probabilities(
-            config.keep_attention_weights, AttentionShape(tokens, width, config.heads, 0, asked)
+        stores = stores_probabilities(
+            config.keep_attention_weights, AttentionShape(tokens, width, config.heads, 0, predicted)
         )
-        kept = 2 * array + (samples * config.heads * asked * tokens if keeps else 0) + 3.0 * samples * asked * width
+        kept = (
+            2 * array
+            + (samples * config.heads * predicted * tokens if stores else 0)
+            + 3.0 * samples * predicted * width
+        )
         segments.append(_MemorySegment(array, 0.0, kept, kept + array, kept + 3 * array))
-    queries, scores = float(samples * asked * width), float(samples * symbols * config.alphabet)
+    queries, scores = float(samples * predicted * width), float(samples * symbols * config.alphabet)
     kept = 8 * queries + 2 * scores  # norms and feed-forward; scores and the logarithms of their probabilities
     segments.append(_MemorySegment(queries, 0.0, kept, kept + queries + scores, kept + 3 * queries + 2 * scores))
     return segments
@@ -226,9 +230,9 @@ def _decoder(
 def _layer(
     config: ModelConfig, samples: int, before: int, after: int, attention: AttentionMemory, *, experts: bool
 ) -> list[_MemorySegment]:
-    """Attention with residual, norm and downsampling of `before` tokens a sample; then the rest on `after` tokens."""
+    """Attention, residual, norm and downsampling of `before` tokens per sample; then the rest on `after` tokens."""
     width, entering, leaving = float(config.width), float(samples * before), float(samples * after)
-    small = 6.0  # of a token: statistics of the norm, keys of draws
+    small = 6.0  # per token: statistics of the norm, keys of draws
     halves = after / before * width if config.downsample and before else 0.0
     # the residual sum; for downsampling its norm too
     kept = attention.kept + small + width * (2 if config.downsample else 1)
@@ -241,29 +245,36 @@ def _layer(
         entering * max(normed + 4 * halves, normed + width, width + attention.backward_peak),
     )
     hidden = round(config.feedforward * width)
-    # besides what is kept, in the forward and in the backward
+    # in the forward and in the backward, without the kept floats
     tiles = _MemorySegment(0.0, 0.0, 0.0, 0.0, 0.0)
     if experts:
         hidden = expert_hidden(config)
         rows = config.moe.top_k
         kept = leaving * (rows * (2 * width + 2 * hidden + 6) + config.moe.experts + config.moe.shared * hidden)
-        ahead = back = leaving * rows * (2 * width + hidden)
+        forward_peak = backward_peak = leaving * rows * (2 * width + hidden)
     else:
         tile = min(leaving, config.tile or 0) * hidden
         kept = 0.0 if config.tile else leaving * hidden
         tiles = _MemorySegment(tile, 0.0, 0.0, 2 * tile, 3 * tile)
-        ahead = back = leaving * width
+        forward_peak = backward_peak = leaving * width
     kept += leaving * small
     feed = _MemorySegment(
         leaving * width,
         leaving * width,
         kept + leaving * width,
-        kept + max(ahead, 3 * leaving * width),
-        kept + max(2 * leaving * width + back, 4 * leaving * width),
+        kept + max(forward_peak, 3 * leaving * width),
+        kept + max(2 * leaving * width + backward_peak, 4 * leaving * width),
     )
     if tiles.mapped and not feed.mapped:
         return [attend, feed, tiles]
-    return [attend, replace(feed, ahead=feed.ahead + tiles.ahead, back=feed.back + tiles.back)]
+    return [
+        attend,
+        replace(
+            feed,
+            forward_peak=feed.forward_peak + tiles.forward_peak,
+            backward_peak=feed.backward_peak + tiles.backward_peak,
+        ),
+    ]
 
 
 def _attention(config: ModelConfig, length: int, factor: float, exchanges_heads: bool) -> AttentionMemory:

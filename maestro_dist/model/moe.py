@@ -1,6 +1,6 @@
 """The sparse mixture of experts of a cross-modal layer.
 
-Letters: N tokens, E experts, k experts a token, n = N k routed rows, S samples, M modalities.
+Letters: N tokens, E experts, k experts per token, n = N k routed rows, S samples, M modalities.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class LocalExperts(nn.Module):
         self.contract = nn.Parameter(torch.empty(experts, hidden, width))
 
     def fill(self, key: Key) -> None:
-        """As linear layers. A draw is keyed by its position in the whole [E, ...] tensor."""
+        """Like linear layers. A draw is keyed by its position in the complete [E, ...] tensor."""
         rng.fill_linear_(self.expand, self.expand.shape[1], key("expand"))
         rng.fill_linear_(self.contract, self.contract.shape[1], key("contract"))
 
@@ -73,19 +73,19 @@ class Combine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, gates: Tensor, order: Tensor, place: Tensor) -> Tensor:
         """Rows [N k, d] sorted by expert, gates [N, k] -> [N, d]."""
-        own = rows.index_select(0, place)
-        ctx.save_for_backward(own, gates, order)
+        outputs = rows.index_select(0, place)
+        ctx.save_for_backward(outputs, gates, order)
         if gates.shape[1] == 1:
-            return own * gates
-        return torch.bmm(gates[:, None], own.view(*gates.shape, own.shape[1]))[:, 0]
+            return outputs * gates
+        return torch.bmm(gates[:, None], outputs.view(*gates.shape, outputs.shape[1]))[:, 0]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """Gradients of rows and gates."""
-        own, gates, order = ctx.saved_tensors
-        gradient, shape = gradients[0], (*gates.shape, own.shape[1])
-        weighted = (gradient[:, None] * gates[..., None]).view(own.shape) if shape[1] > 1 else gradient * gates
-        gate_gradient = (gradient[:, None] * own.view(shape)).sum(-1)
+        outputs, gates, order = ctx.saved_tensors
+        gradient, shape = gradients[0], (*gates.shape, outputs.shape[1])
+        weighted = (gradient[:, None] * gates[..., None]).view(outputs.shape) if shape[1] > 1 else gradient * gates
+        gate_gradient = (gradient[:, None] * outputs.view(shape)).sum(-1)
         return weighted.index_select(0, order), gate_gradient, None, None
 
 

@@ -8,9 +8,9 @@ _LAYER = r"^(encoders\.[^.]+\.layers\.\d+|fusion\.\d+)\."
 
 
 def current_name(name: str) -> str:
-    """The current name of a parameter that may have been written under an old one. Other names stay as they are.
+    """The current name of a parameter that may have an old name. Other names stay unchanged.
 
-    The layer that halves the tokens was `distil` and is `downsample`.
+    The layer that halves the tokens was named `distil`; now it is `downsample`.
     """
     return re.sub(_LAYER + r"distil\.", r"\1.downsample.", name)
 

@@ -1,7 +1,7 @@
 """Masked pre-training on recordings without labels: some words are hidden, and the model predicts their SAX symbols.
 
-A hidden word becomes a gap before anything is computed from it. Its steps become NaN, and everything after that
-(symbols, samples, stem, summary, attention) treats it as a word that the sensor did not deliver. Hidden words may be
+A hidden word becomes a gap before anything is computed from it. Its steps become NaN, and all later stages
+(symbols, samples, stem, summary, attention) treat it as a word that the sensor did not deliver. Hidden words may be
 shorter than the model's words (`task.pretrain.word`); the model's words then have gaps inside.
 
 Letters as in `maestro`; K_j: largest number of words of modality j that are predicted for a sample, Q: their sum over
@@ -61,7 +61,7 @@ def hidden_words(key: int, sample: Tensor, first: int, words: int, *, span: int,
 
 
 def hidden_sensors(keys: Sequence[int], sample: Tensor, present: Tensor, share: float) -> Tensor:
-    """Which modalities of samples int64 [B] are hidden whole: bool [B, M], some of those in `present` [B, M].
+    """Which modalities of samples int64 [B] are hidden completely: bool [B, M], some of the `present` ones [B, M].
 
     Each is hidden with probability `share`. If all would be hidden, the one with the largest draw is not. The draw of
     modality j is keyed by keys[j] and the sample, so the batch does not matter.
@@ -134,12 +134,12 @@ class Decoder(nn.Module):
 
         rows[j] int64 [R_j]: the samples that have modality j.
         """
-        own = zip(self.embedding, self.most, strict=True)
-        x = time + torch.cat([embedding.expand(most, -1) for embedding, most in own])
+        counts = zip(self.embedding, self.most, strict=True)
+        x = time + torch.cat([embedding.expand(most, -1) for embedding, most in counts])
         # the branch is a sum of attentions, each over its own set of tokens
-        seen = sum(attend(x, *memory) for attend, memory in zip(self.attention, memories, strict=True))
+        attended = sum(attend(x, *memory) for attend, memory in zip(self.attention, memories, strict=True))
         shape, x = x.shape, x.flatten(0, 1)
-        x = self.attention_norm(x, cast(Tensor, seen).flatten(0, 1), None, None)
+        x = self.attention_norm(x, cast(Tensor, attended).flatten(0, 1), None, None)
         x = self.feed_norm(x, self.feed(x), None, None).view(shape)
         scores = []
         for output, part, row in zip(self.outputs.values(), x.split(self.most, 1), rows, strict=True):
@@ -166,7 +166,7 @@ class PretrainModel(Trunk):
         self.steps = [
             hidden_word_length(pretrain, name, word) for name, word in zip(self.names, self.words, strict=True)
         ]
-        self.asked_time = TimeCode(config.width, self.modalities, self.steps)
+        self.target_time = TimeCode(config.width, self.modalities, self.steps)
         lengths = [-(-m.steps // word) for m, word in zip(self.modalities, self.steps, strict=True)]
         self.spans = [max(1, min(pretrain.span, length // 4)) for length in lengths]
         self.most = [min(pretrain.predict, length) for length in lengths]
@@ -180,17 +180,17 @@ class PretrainModel(Trunk):
         """
         rows = [batch.rows[name] for name in self.names]
         with torch.no_grad():
-            hidden, asked = self.hide(batch, step)
-            time = self._time_codes(asked.number)
+            hidden, targets = self.hide(batch, step)
+            time = self._time_codes(targets.number)
         tokens = self.encode(hidden, step)
         memories = [(tokens.entering, tokens.joint), (tokens.fused, tokens.final)][: len(self.decoder.attention)]
         scores = self.decoder(time, memories, rows)
         masked = torch.zeros((), device=time.device)
-        for part, symbols, row in zip(scores, asked.symbols, rows, strict=True):
+        for part, symbols, row in zip(scores, targets.symbols, rows, strict=True):
             sums = _sums(part, symbols)
             masked = masked + sums.new_zeros(len(batch), 3).index_add(0, row, sums)
         output = Output(masked=masked)
-        output.update(tokens.watched)
+        output.update(tokens.monitored)
         return output
 
     def hide(self, batch: Batch, step: int) -> tuple[Batch, PredictionTargets]:
@@ -199,21 +199,21 @@ class PretrainModel(Trunk):
         purpose: int | str = step if self.training else "evaluation"
         draws = [rng.key(self.seed, "mask sensor", purpose, name) for name in self.names]
         sensors = hidden_sensors(draws, batch.sample, batch.present, self.pretrain.sensor_share)
-        known, firsts = [], []
+        true_by_modality, firsts = [], []
         priorities: list[Tensor] = []
         numbers: list[Tensor] = []
         for j, (name, word) in enumerate(zip(self.names, self.steps, strict=True)):
-            raw, whole = batch.values.get(name), batch.symbols.get(name)
+            raw, true_symbols = batch.values.get(name), batch.symbols.get(name)
             if raw is None and word != self.words[j]:
                 raise DataError(
                     f"modality {name!r} comes as symbols of words of {self.words[j]} steps; task.pretrain.word {word} "
                     "needs raw windows"
                 )
-            if whole is None or word != self.words[j]:
+            if true_symbols is None or word != self.words[j]:
                 assert raw is not None
-                whole = cast(Embedding, self.embeddings[name]).symbolise(raw, batch.recording.get(name), word)
-            start, _ = self.sequence.slice(name, whole.shape[1] * word if raw is None else raw.shape[1])
-            row, first, count = batch.rows[name], start // word, whole.shape[1]
+                true_symbols = cast(Embedding, self.embeddings[name]).symbolise(raw, batch.recording.get(name), word)
+            start, _ = self.sequence.slice(name, true_symbols.shape[1] * word if raw is None else raw.shape[1])
+            row, first, count = batch.rows[name], start // word, true_symbols.shape[1]
             sample = batch.sample.index_select(0, row)
             key = rng.key(self.seed, "mask", purpose, name)
             span, share = self.spans[j], self.pretrain.mask_share
@@ -223,46 +223,47 @@ class PretrainModel(Trunk):
                 steps = hidden.repeat_interleave(word, 1)[:, : raw.shape[1], None]
                 values[name] = raw.masked_fill(steps, math.nan)
             if name in symbols and word == self.words[j]:
-                symbols[name] = whole.masked_fill(hidden[..., None], 0)
+                symbols[name] = true_symbols.masked_fill(hidden[..., None], 0)
             else:
                 symbols.pop(name, None)
             number = torch.arange(first, first + count, device=sample.device)
             key = rng.key(self.seed, "asked", purpose, name)
-            priority = (
-                rng.uniform(key, pack_numbers(sample[:, None], number)) + 1
-            )  # above 0, the priority of other words
-            best = (priority * (hidden & (whole > 0).any(2))).topk(min(self.most[j], count), 1)
-            known.append(whole)
+            # The priority of all other words is 0.
+            priority = rng.uniform(key, pack_numbers(sample[:, None], number)) + 1
+            best = (priority * (hidden & (true_symbols > 0).any(2))).topk(min(self.most[j], count), 1)
+            true_by_modality.append(true_symbols)
             firsts.append(first)
-            for offered, found in ((priorities, best.values), (numbers, (best.indices + first).double())):
-                padded = F.pad(found, (0, self.most[j] - found.shape[1]))
-                offered.append(padded.new_zeros(len(batch), self.most[j]).index_copy(0, row, padded))
+            for collected, values_found in ((priorities, best.values), (numbers, (best.indices + first).double())):
+                padded = F.pad(values_found, (0, self.most[j] - values_found.shape[1]))
+                collected.append(padded.new_zeros(len(batch), self.most[j]).index_copy(0, row, padded))
         priority, number = self._best_of_ranks(torch.stack((torch.cat(priorities, 1), torch.cat(numbers, 1))))
-        number, asked = number.long(), priority > 0
+        number, is_target = number.long(), priority > 0
         truth = []
-        for j, (wanted, chosen) in enumerate(zip(number.split(self.most, 1), asked.split(self.most, 1), strict=True)):
+        for j, (positions, used) in enumerate(
+            zip(number.split(self.most, 1), is_target.split(self.most, 1), strict=True)
+        ):
             row = batch.rows[self.names[j]]
-            truth.append(self._looked_up(known[j], wanted[row] - firsts[j], chosen[row]))
+            truth.append(self._symbols_at(true_by_modality[j], positions[row] - firsts[j], used[row]))
         return replace(batch, values=values, symbols=symbols), PredictionTargets(number, truth)
 
     def _best_of_ranks(self, offered: Tensor) -> Tensor:
         """Priorities and numbers [2, B, Q] of this rank's words -> those of the best words of all ranks, [2, B, Q]."""
         if self.sequence.size == 1:
             return offered
-        every = self.sequence.all_gather(offered).unflatten(2, (self.sequence.size, -1))
-        found = []
-        for part, most in zip(every.split(self.most, 3), self.most, strict=True):
+        gathered = self.sequence.all_gather(offered).unflatten(2, (self.sequence.size, -1))
+        best = []
+        for part, count in zip(gathered.split(self.most, 3), self.most, strict=True):
             part = part.flatten(2)
-            found.append(part.gather(2, part[:1].topk(most, 2).indices.expand(2, -1, -1)))
-        return torch.cat(found, 2)
+            best.append(part.gather(2, part[:1].topk(count, 2).indices.expand(2, -1, -1)))
+        return torch.cat(best, 2)
 
-    def _looked_up(self, symbols: Tensor, at: Tensor, asked: Tensor) -> Tensor:
-        """Symbols uint8 [R, W, D] of this rank, at positions int64 [R, K] that may be on others -> int64 [R, K, D]."""
-        held = asked & (at >= 0) & (at < symbols.shape[1])
-        found = symbols.new_zeros(*at.shape, symbols.shape[2], dtype=torch.int64)
+    def _symbols_at(self, symbols: Tensor, position: Tensor, used: Tensor) -> Tensor:
+        """Symbols uint8 [R, W, D] of this rank, at positions int64 [R, K] of all ranks -> int64 [R, K, D]."""
+        held = used & (position >= 0) & (position < symbols.shape[1])
+        found = symbols.new_zeros(*position.shape, symbols.shape[2], dtype=torch.int64)
         if symbols.shape[1]:
-            at = at.clamp(0, symbols.shape[1] - 1)[..., None].expand(-1, -1, symbols.shape[2])
-            found = symbols.gather(1, at).long() * held[..., None]
+            position = position.clamp(0, symbols.shape[1] - 1)[..., None].expand(-1, -1, symbols.shape[2])
+            found = symbols.gather(1, position).long() * held[..., None]
         return self.sequence.all_reduce_sum(found)
 
     def _time_codes(self, number: Tensor) -> Tensor:
@@ -272,14 +273,14 @@ class PretrainModel(Trunk):
             for part, word, modality in zip(number.split(self.most, 1), self.steps, self.modalities, strict=True)
         ]
         joined = torch.cat(seconds, 1)
-        return self.asked_time(joined.flatten(), self.unit.dtype).unflatten(0, joined.shape)
+        return self.target_time(joined.flatten(), self.unit.dtype).unflatten(0, joined.shape)
 
 
 def _sums(scores: Tensor, symbols: Tensor) -> Tensor:
-    """Scores [R, K, D, alphabet] of symbols int64 [R, K, D] -> [R, 3]: nats, right ones, and all; 0 is no symbol."""
+    """Scores [R, K, D, alphabet] of symbols int64 [R, K, D] -> [R, 3]: nats, correct ones, count; 0 is no symbol."""
     known = symbols > 0
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     nats = F.cross_entropy(scores.flatten(0, 2), (symbols - 1).clamp_min(0).flatten(), reduction="none")
-    right = scores.argmax(3) + 1 == symbols
-    sums = (nats.view(symbols.shape) * known, right, known)
+    correct = scores.argmax(3) + 1 == symbols
+    sums = (nats.view(symbols.shape) * known, correct, known)
     return torch.stack([part.to(scores.dtype).sum((1, 2)) for part in sums], 1)

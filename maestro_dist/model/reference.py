@@ -37,7 +37,7 @@ class ReferenceModel:
         self.words = {m.name: word_length(config.word, m.name) for m in self.modalities}
 
     def __call__(self, sample: Mapping[str, Tensor]) -> Tensor:
-        """Windows [T_j, D_j] of the modalities that are there, NaN for a gap -> logits [C]."""
+        """Windows [T_j, D_j] of the present modalities, NaN for a gap -> logits [C]."""
         config, names = self.config, [modality.name for modality in self.modalities]
         encoded = {m.name: self.embed(m, sample[m.name]) for m in self.modalities if m.name in sample}
         present = [name in encoded and bool(encoded[name][1].any()) for name in names]
@@ -46,11 +46,11 @@ class ReferenceModel:
             for depth in range(config.encoder_layers if present[j] else 0):
                 (encoded[name],) = self.layer(f"encoders.{name}.layers.{depth}", [encoded[name]], budgets[j])
         # an absent modality costs nothing and changes nothing: from here on it does not exist
-        own = {name: encoded[name] for j, name in enumerate(names) if present[j]}
-        joint = [self.with_modality_and_time(name, own[name]) for name in own]
+        last = {name: encoded[name] for j, name in enumerate(names) if present[j]}
+        joint = [self.with_modality_and_time(name, last[name]) for name in last]
         for depth in range(config.fusion_layers if joint else 0):
             joint = self.layer(f"fusion.{depth}", joint, torch.tensor(config.fusion_beta).to(self.weights["head.bias"]))
-        return self.heads(own, joint)
+        return self.heads(last, joint)
 
     def embed(self, modality: Modality, window: Tensor) -> Tokens:
         """(1) z-normalise, average over words (piecewise aggregate approximation), symbols by SAX, 0 for missing.
@@ -140,7 +140,7 @@ class ReferenceModel:
         return F.linear(torch.cat(heads, 1), weight["output_weight"], weight["output_bias"])
 
     def downsample(self, prefix: str, x: Tensor, mask: Tensor) -> Tokens:
-        """(7) Half the tokens: convolution plus max-pool, both of kernel 3, stride 2, padding 1; missing counts in
+        """(7) Halve the tokens: convolution plus max-pool, both of kernel 3, stride 2, padding 1; missing counts in
         neither."""
         weight = self.weights[f"{prefix}.weight"].unflatten(1, (3, -1)).transpose(1, 2)  # [out, in, 3]
         zeros, low = x.masked_fill(~mask[:, None], 0), x.masked_fill(~mask[:, None], torch.finfo(x.dtype).min)
@@ -167,9 +167,9 @@ class ReferenceModel:
             out = out + score[:, None] * (F.gelu(x @ expand) @ contract)
         return out + self.feed_forward(f"{prefix}.shared", x) if self.config.moe.shared else out
 
-    def heads(self, own: dict[str, Tokens], joint: list[Tokens]) -> Tensor:
+    def heads(self, encoded: dict[str, Tokens], joint: list[Tokens]) -> Tensor:
         """(10) A linear head on the mean of the observed tokens of the last layer. (11) `head: additive` adds the
-        weighted sum of one small head a modality, on its own tokens."""
+        weighted sum of one small head per modality, on its own tokens."""
         pooled = self.weights["head.weight"].new_zeros(self.config.width)
         if joint:
             pooled = torch.cat([x[mask] for x, mask in joint]).mean(0)
@@ -177,8 +177,8 @@ class ReferenceModel:
         if self.config.head == "additive":
             weight, bias, share = (self.weights[f"modality_heads.{name}"] for name in ("weight", "bias", "share"))
             for j, modality in enumerate(self.modalities):
-                if modality.name in own:
-                    x, mask = own[modality.name]
+                if modality.name in encoded:
+                    x, mask = encoded[modality.name]
                     logits = logits + share[j] * (x[mask].mean(0) @ weight[j] + bias[j])  # (11)
         return logits
 

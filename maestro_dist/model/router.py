@@ -1,6 +1,6 @@
-"""The router: scores of the experts for each token, the k best, and the gradient, a tile of tokens at a time.
+"""The router: scores of the experts for each token, the k best experts, and the gradient. It works tile by tile.
 
-Letters: N tokens, d width, E experts, k experts a token.
+Letters: N tokens, d width, E experts, k experts per token.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(experts, width))
 
     def fill(self, key: Key) -> None:
-        """As a linear layer."""
+        """Like a linear layer."""
         rng.fill_linear_(self.weight, self.weight.shape[1], key("weight"))
 
     def forward(self, x: Tensor, bias: Tensor | None = None, top_k: int = 1) -> tuple[Tensor, Tensor]:
@@ -45,9 +45,9 @@ class Router(nn.Module):
 
 
 def _tiles(x: Tensor, experts: int) -> Iterator[slice]:
-    """Slices of the tokens. One slice of all on a GPU, and for half precision, where sums over tiles would round."""
-    whole = x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64)
-    size = max(1, len(x)) if whole else max(1, _TILE // experts)
+    """Slices of the tokens: one on a GPU, and one for half precision, where sums over tiles would be rounded."""
+    one_tile = x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64)
+    size = max(1, len(x)) if one_tile else max(1, _TILE // experts)
     for start in range(0, len(x), size):
         yield slice(start, min(start + size, len(x)))
 
@@ -60,9 +60,9 @@ class Gates(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, top_k: int, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """Tokens x [N, d], weight [E, d], bias [E] for the selection only; `dtype` of the scores. See `Router`."""
-        ctx.upright = len(weight) < _FEW
+        ctx.experts_first = len(weight) < _FEW
         with torch.autocast(x.device.type, enabled=False):
-            if ctx.upright:
+            if ctx.experts_first:
                 scores = torch.mm(weight, x.t()).to(dtype).softmax(0)  # [E, N]
                 chosen = largest(scores if bias is None else scores + bias[:, None], top_k, 0)
                 gates = scores.gather(0, chosen)
@@ -74,7 +74,7 @@ class Gates(torch.autograd.Function):
                     chosen[tile] = largest(scores[tile] if bias is None else scores[tile] + bias, top_k, 1)
                 gates = scores.gather(1, chosen)
         ctx.save_for_backward(x, weight, scores, chosen, gates)
-        if ctx.upright:
+        if ctx.experts_first:
             chosen, gates = chosen.t().contiguous(), gates.t().contiguous()
         ctx.mark_non_differentiable(chosen)
         return gates, chosen
@@ -85,18 +85,18 @@ class Gates(torch.autograd.Function):
         """The gradient of the logits is s (g - sum s g); g is zero except for the chosen experts."""
         x, weight, scores, chosen, gates = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            if ctx.upright:
+            if ctx.experts_first:
                 weighted = gradients[0].t() * gates
                 logits = (scores * -weighted.sum(0)).scatter_add_(0, chosen, weighted).to(x.dtype)
                 return torch.mm(logits.t(), weight), torch.mm(logits, x), None, None, None
             weighted = gradients[0] * gates
             shared = -weighted.sum(1, keepdim=True)
-            to_x, to_weight = torch.empty_like(x), weight.new_zeros(weight.shape[::-1])
+            x_gradient, weight_gradient = torch.empty_like(x), weight.new_zeros(weight.shape[::-1])
             for tile in _tiles(x, len(weight)):
                 logits = (scores[tile] * shared[tile]).scatter_add_(1, chosen[tile], weighted[tile]).to(x.dtype)
-                torch.mm(logits, weight, out=to_x[tile])
-                to_weight.addmm_(x[tile].t(), logits)
-        return to_x, to_weight.t(), None, None, None
+                torch.mm(logits, weight, out=x_gradient[tile])
+                weight_gradient.addmm_(x[tile].t(), logits)
+        return x_gradient, weight_gradient.t(), None, None, None
 
 
 def largest(ranking: Tensor, top_k: int, along: int) -> Tensor:

@@ -28,10 +28,10 @@ _TILE, _ACCELERATOR_TILE = 1 << 17, 1 << 24
 """Numbers of a tile on a CPU (1 MiB of float64) and on an accelerator."""
 
 _SUMS = 16
-"""Partial sums of each tile; they are added at the end."""
+"""Number of partial sums of each tile; they are added at the end."""
 
 _LONG_WORD = 64
-"""From this many steps on, a word is summed by halves instead of step by step, which needs fewer calls."""
+"""Words with at least this many steps are summed by halves, which needs fewer calls than step by step."""
 
 FARTHEST = 1000.0
 """z-scores are limited to this: a placeholder (-9999) or a broken reading (1e30) must not dominate a batch. Sensors
@@ -54,7 +54,7 @@ class SaxWords(NamedTuple):
 
     symbols  uint8 [R, W, D]: 1..alpha, 0 = missing
     samples  [R, W, w, 2 D]: z-scored samples, 0 where missing, then their observed mask; None if not requested
-    whole    whether all steps are known to be observed (always False on an accelerator, which is not asked)
+    whole    whether all steps are known to be observed (always False on an accelerator: the check would wait)
     """
 
     symbols: Tensor
@@ -81,7 +81,7 @@ def tokenise(
 ) -> Tensor:
     """Symbols uint8 [R, W, D] of raw windows (SAX of Lin et al., 2007, with a symbol for missing words).
 
-    values float [R, T, D]; word: steps a word; edges = `breakpoints(alphabet)`; reference: mean and divisor as of
+    values float [R, T, D]; word: steps per word; edges = `breakpoints(alphabet)`; reference: mean and divisor from
     `given_reference`, or None for those of the window itself, over all ranks of `sequence`.
     """
     if reference is None:
@@ -132,7 +132,7 @@ def words(
 ) -> SaxWords:
     """Symbols of raw windows [R, T, D] for references [R, D] or [D], and the samples in `dtype` if it is given.
 
-    A word's symbol is that of the mean over its observed steps. z at a breakpoint gets the higher symbol; 0 is missing.
+    A word's symbol belongs to the mean over its observed steps. z at a breakpoint gets the higher symbol; 0 is missing.
     """
     rows, steps, variates = values.shape
     length = -(-steps // word)
@@ -152,13 +152,13 @@ def words(
         if x.shape[1] % word:
             tail = (0, 0, 0, word - x.shape[1] % word)
             x, mask = F.pad(x, tail), F.pad(torch.ones_like(x) if mask is None else mask, tail)
-        found = symbols[chosen, span.start // word : -(-span.stop // word)]
+        target = symbols[chosen, span.start // word : -(-span.stop // word)]
         if mask is None:
-            found.copy_(_symbols(scale.score(_word_sums(x, word).div_(word), chosen), edges))
+            target.copy_(_symbols(scale.score(_word_sums(x, word).div_(word), chosen), edges))
         else:
             count = _word_sums(mask, word)
             average = _word_sums(x, word).div_(count.clamp_min(1))
-            found.copy_(_symbols(scale.score(average, chosen), edges).mul_(count > 0))
+            target.copy_(_symbols(scale.score(average, chosen), edges).mul_(count > 0))
     if samples is not None:
         samples = samples.view(rows, length, word, 2 * variates)
     return SaxWords(symbols, samples, whole)
@@ -181,7 +181,7 @@ def _tiles(values: Tensor, word: int) -> Iterator[tuple[slice, slice]]:
 def _observed(values: Tensor) -> tuple[Tensor, Tensor | None]:
     """A tile in float64, 0 where not observed, and its mask as numbers; None if everything is observed.
 
-    Only a CPU is asked: the sum is finite only if every number is.
+    The check runs on a CPU only: the sum is finite only if every number is finite.
     """
     if values.device.type == "cpu" and math.isfinite(values.sum().item()):
         return values.to(torch.float64, copy=True).contiguous(), None
@@ -219,15 +219,15 @@ class _Reference:
     def score(self, x: Tensor, rows: slice) -> Tensor:
         """(x - mean) / divisor of contiguous [R, n, D], in place."""
         height, steps, variates = x.shape
-        together = math.gcd(steps, 64)
-        if together * variates < 32:
-            together = max(1, steps)
+        repeats = math.gcd(steps, 64)
+        if repeats * variates < 32:
+            repeats = max(1, steps)
         if self.first != rows.start:
             self.first, self.repeated = rows.start, {}
-        if together not in self.repeated:
-            self.repeated[together] = [number[rows, None].repeat(1, 1, together) for number in self.numbers]
-        flat = x.view(height, steps // together, together * variates)
-        mean, *divisor = self.repeated[together]
+        if repeats not in self.repeated:
+            self.repeated[repeats] = [number[rows, None].repeat(1, 1, repeats) for number in self.numbers]
+        flat = x.view(height, steps // repeats, repeats * variates)
+        mean, *divisor = self.repeated[repeats]
         flat.sub_(mean)
         if divisor:
             flat.div_(divisor[0])

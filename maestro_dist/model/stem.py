@@ -45,10 +45,10 @@ class Stem(nn.Module):
         observed = None
         if not whole:
             observed = reduce(torch.maximum, samples[..., inputs // 2 :].unbind(-1)).view(rows, x.shape[1], 1)
-        for convolution, here, after in zip(self.convolutions, self.steps, [*self.steps[1:], 1], strict=True):
+        for convolution, steps, steps_after in zip(self.convolutions, self.steps, [*self.steps[1:], 1], strict=True):
             x = F.gelu(convolution(self.sequence.halo_exchange(x, self.reach)))
-            if here > after:
-                x, observed = _averaged(x, observed, here // after)
+            if steps > steps_after:
+                x, observed = _averaged(x, observed, steps // steps_after)
             elif observed is not None:
                 x = x * observed
         out: Tensor = self.linear(x.view(rows, words, x.shape[2]))

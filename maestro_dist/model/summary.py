@@ -1,11 +1,11 @@
-"""One more token for each present modality: statistics of the whole window.
+"""One more token for each present modality: statistics of the complete window.
 
 Features are in units of the training split, or of the recording if the words are normalised by it. Each is a sum, a
 minimum or a maximum over steps, or a function of these, and none crosses the border of a word. So ranks that share the
 time axis combine their features exactly. Features are scaled to about [-2, 2] and standardised over the training split.
 They can also be encoded piecewise, so that a linear layer can use thresholds as trees do.
 
-Letters besides those of `maestro`: F features a variate, K pieces.
+Letters as in `maestro`, and: F features per variate, K pieces.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from maestro_dist.model.layers import Key, Linear
 from maestro_dist.model.sax import FARTHEST, WindowMoments
 
 LEVEL, STATISTICS = 2, 18
-"""Features F a variate: mean, log std; and minimum, maximum, first, last and their difference, slope, observed share,
+"""Features F per variate: mean, log std; and minimum, maximum, first, last and their difference, slope, observed share,
 three log energies, the means of the window's quarters, the times of the first and the last observation."""
 
 QUARTERS = 4
@@ -32,7 +32,7 @@ EXTREMES, SUMS = 4, 8 + 2 * QUARTERS
 bands are added to these)."""
 
 _FLOOR = 1e-4
-"""Smallest spread, in units: smaller ones count as this."""
+"""Smallest spread, in units: a smaller spread is raised to this."""
 
 _FARTHEST = 5.0
 """Features are limited to this many standard deviations from their mean."""
@@ -69,7 +69,7 @@ class Summary(nn.Module):
         self.linear = Linear(variates * self.count * (1 + pieces), width)
 
     def fill(self, key: Key) -> None:
-        """Start with features as they are, until `standardise` is called."""
+        """Leave features unscaled until `standardise` is called."""
         with torch.no_grad():
             self.shift.zero_()
             self.log_scale.zero_()
@@ -141,19 +141,21 @@ class Summary(nn.Module):
             *torch.einsum("rwsd,wsq->qrd", z, inner),
             *torch.einsum("rwsd,wsq->qrd", mask, inner),
         ]
-        end, begin, t, tt, zt, within, quick, neighbours, *rest = self.sequence.all_reduce_sum(torch.stack(sums))
+        end, begin, t, time_square, z_time, within, differences, neighbours, *rest = self.sequence.all_reduce_sum(
+            torch.stack(sums)
+        )
         powers, quarters = rest[: len(self.bands)], rest[len(self.bands) :]
         n = count.clamp_min(1)
         spectrum = [_log((power / n).sqrt()) for power in powers]
         if not self.full:
             return spectrum
-        variance = tt / n - (t / n).square()
-        slope = (zt / n - mean * t / n) / variance.clamp_min(1e-9) * variance.clamp_min(0).sqrt()
-        slow = (spread.square() - within / n).clamp_min(0)
-        energies = [slow, within / n, quick / neighbours.clamp_min(1)]
-        # a quarter without any observation gets the mean of the whole window
-        pairs_of = zip(quarters[:QUARTERS], quarters[QUARTERS:], strict=True)
-        means = [torch.where(there > 0, total / there.clamp_min(1), mean) for total, there in pairs_of]
+        variance = time_square / n - (t / n).square()
+        slope = (z_time / n - mean * t / n) / variance.clamp_min(1e-9) * variance.clamp_min(0).sqrt()
+        between = (spread.square() - within / n).clamp_min(0)
+        energies = [between, within / n, differences / neighbours.clamp_min(1)]
+        # a quarter without any observation gets the mean of the complete window
+        quarter_sums = zip(quarters[:QUARTERS], quarters[QUARTERS:], strict=True)
+        means = [torch.where(observed > 0, total / observed.clamp_min(1), mean) for total, observed in quarter_sums]
         return [
             (-smallest).asinh(),
             largest.asinh(),
@@ -201,11 +203,11 @@ def piecewise(x: Tensor, pieces: int) -> Tensor:
 
 
 def _log(spread: Tensor) -> Tensor:
-    """About [-2, 2] for usual spreads: from a 400th of a unit to some units."""
+    """About [-2, 2] for usual spreads: from 1/400 of a unit to a few units."""
     return spread.clamp_min(_FLOOR).log() / 2 + 1
 
 
 def _largest(x: Tensor, fill: float) -> Tensor:
-    """Maximum of [R, W, w, D] over all steps, also if there are none."""
+    """Maximum of [R, W, w, D] over all steps; `fill` if there are no steps."""
     flat = torch.nn.functional.pad(x.flatten(1, 2), (0, 0, 0, 1), value=fill)
     return flat.amax(1)

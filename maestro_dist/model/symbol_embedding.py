@@ -44,7 +44,7 @@ class TableEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(variates * self.rows, width))
 
     def fill(self, key: Key) -> None:
-        """N(0, 1 / D), so that a token starts with variance 1 whatever the number of variates."""
+        """N(0, 1 / D), so that a token starts with variance 1 for any number of variates."""
         rng.fill_normal_(self.weight, self.variates**-0.5, key("weight"))
 
     def forward(self, symbols: Tensor, samples: Tensor | None) -> Tensor:
@@ -78,10 +78,10 @@ class _EmbeddingSum(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         """Gradient of the weight."""
         (symbols,), gradient = ctx.saved_tensors, gradients[0]
-        of_weight = gradient.new_zeros((symbols.shape[1] * ctx.rows, gradient.shape[1]))
+        weight_gradient = gradient.new_zeros((symbols.shape[1] * ctx.rows, gradient.shape[1]))
         for row in _table_rows(symbols, ctx.rows).unbind(1):
-            of_weight.index_add_(0, row, gradient)
-        return of_weight, None, None
+            weight_gradient.index_add_(0, row, gradient)
+        return weight_gradient, None, None
 
 
 class PatchEmbedding(nn.Module):

@@ -1,6 +1,6 @@
-"""Functions on each token by itself. They work in blocks of tokens and store little for the backward.
+"""Functions on each token separately. They work in blocks of tokens and store little for the backward.
 
-On a CPU a block stays in the cache. On any device a block limits the memory in use beside the layer's inputs and
+On a CPU a block stays in the cache. On any device a block limits the memory in use, besides the layer's inputs and
 outputs. The block size changes only the rounding of the parameters' gradients.
 """
 
@@ -35,7 +35,7 @@ def compute_type(x: Tensor) -> torch.dtype:
 
 
 class HashedDropout(NamedTuple):
-    """Dropout of whole [N, d] arrays by hash: probability p, and keys int64 [N], one hash for each row."""
+    """Dropout of complete [N, d] arrays by hash: probability p, and keys int64 [N], one hash for each row."""
 
     p: float
     keys: Tensor
@@ -126,24 +126,24 @@ class _ResidualNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, branch, weight, bias and scale."""
         total, mean, deviation, weight, bias, scale, keys, branch = ctx.saved_tensors
-        own, weights, biases = torch.ops.aten.native_layer_norm_backward(
+        x_gradient, weight_gradient, bias_gradient = torch.ops.aten.native_layer_norm_backward(
             gradients[0].contiguous(), total, (total.shape[1],), mean, deviation, weight, bias, [True, True, True]
         )
         if keys is None and scale is None:
-            return own, own, weights, biases, None, None, None, None
-        inner = torch.empty_like(own)
-        scales = None if scale is None else torch.zeros_like(scale)
-        lane = _lane(own)
-        for part in blocks(own, own.shape[1], None):
+            return x_gradient, x_gradient, weight_gradient, bias_gradient, None, None, None, None
+        inner = torch.empty_like(x_gradient)
+        scale_gradient = None if scale is None else torch.zeros_like(scale)
+        lane = _lane(x_gradient)
+        for part in blocks(x_gradient, x_gradient.shape[1], None):
             if keys is None:
-                rows = own[part]
+                rows = x_gradient[part]
             else:
-                keep = rng.keep_mask(ctx.p, keys[part], lane).to(own.dtype)
-                rows = torch.mul(own[part], keep.mul_(1 / (1 - ctx.p)), out=inner[part])
-            if scales is not None:
-                scales += (rows * branch[part]).sum(0)
+                keep = rng.keep_mask(ctx.p, keys[part], lane).to(x_gradient.dtype)
+                rows = torch.mul(x_gradient[part], keep.mul_(1 / (1 - ctx.p)), out=inner[part])
+            if scale_gradient is not None:
+                scale_gradient += (rows * branch[part]).sum(0)
                 torch.mul(rows, scale, out=inner[part])
-        return own, inner, weights, biases, scales, None, None, None
+        return x_gradient, inner, weight_gradient, bias_gradient, scale_gradient, None, None, None
 
 
 class FeedForwardParameters(NamedTuple):
@@ -158,7 +158,7 @@ class FeedForwardParameters(NamedTuple):
 def feed_forward(x: Tensor, parameters: FeedForwardParameters, tile: int | None) -> Tensor:
     """Linear, GELU, Linear of tokens x [N, d] -> [N, d].
 
-    It stores the input of GELU for the backward. With `tile`, that many tokens are computed at a time, nothing is
+    It stores the input of GELU for the backward. With `tile`, `tile` tokens are computed at a time, nothing is
     stored, and the backward computes it again.
     """
     out: Tensor = _FeedForward.apply(x, *parameters, tile)
@@ -185,22 +185,23 @@ class _FeedForward(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x and of the four parameters."""
         x, expand, first, contract, inner = ctx.saved_tensors
-        pull = gradients[0].contiguous()
-        own = torch.empty_like(x)
+        out_gradient = gradients[0].contiguous()
+        x_gradient = torch.empty_like(x)
         # sums over many tokens: float32 at least
-        kind = torch.promote_types(x.dtype, torch.float32)
+        sum_dtype = torch.promote_types(x.dtype, torch.float32)
         sums = [
-            torch.zeros(shape.shape, dtype=kind, device=x.device) for shape in (expand, first, contract, contract[:, 0])
+            torch.zeros(shape.shape, dtype=sum_dtype, device=x.device)
+            for shape in (expand, first, contract, contract[:, 0])
         ]
         for part in blocks(x, len(expand), ctx.tile):
             before = torch.addmm(first, x[part], expand.t()) if inner is None else inner[part]
-            _add_product(sums[2], pull[part], F.gelu(before))
-            sums[3] += pull[part].sum(0)
-            hidden = torch.ops.aten.gelu_backward(pull[part] @ contract, before)
+            _add_product(sums[2], out_gradient[part], F.gelu(before))
+            sums[3] += out_gradient[part].sum(0)
+            hidden = torch.ops.aten.gelu_backward(out_gradient[part] @ contract, before)
             _add_product(sums[0], hidden, x[part])
             sums[1] += hidden.sum(0)
-            torch.mm(hidden, expand, out=own[part])
-        return own, *(total.to(x.dtype) for total in sums), None
+            torch.mm(hidden, expand, out=x_gradient[part])
+        return x_gradient, *(total.to(x.dtype) for total in sums), None
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Attention: one file a variant (`dense`, `plain`, `rows`, `absorbed`), all listed in `registry`.
+"""Attention: one file per variant (`dense`, `plain`, `rows`, `absorbed`), all listed in `registry`.
 
 `layer` holds the module. It chooses a variant by its cost and passes the tokens to it. `variant` is the interface of a
 variant, `projections` the parameters, `selection` and `sampling` the steps that the sparse variants share, `kernel` and

@@ -52,7 +52,7 @@ class AbsorbedAttention(RowVariant):
     def attend(
         self, best: Tensor, keys: Keys, weights: HeadWeights, options: AttendOptions
     ) -> tuple[Tensor, Tensor | None]:
-        """See `RowVariant`. The rows of all heads go over the tokens together, as the rows of one head."""
+        """See `RowVariant`. The rows of all heads attend together, like the rows of one head."""
         heads = len(weights.key)
         through = torch.einsum("shuc,hcd->shud", best, weights.key).flatten(1, 2)
         through = F.pad(through, (0, 0, 0, 1))[:, None]
@@ -61,14 +61,14 @@ class AbsorbedAttention(RowVariant):
         by_head = sums[:, :-1].unflatten(1, (heads, -1))
         by_head = torch.cat((by_head, sums[:, None, -1:].expand(-1, heads, -1, -1)), 2)
         if total is not None:
-            own = total[:, 0, :-1].unflatten(1, (heads, -1))
-            total = torch.cat((own, total[:, :, -1:].expand(-1, heads, -1)), 2)
+            by_head_total = total[:, 0, :-1].unflatten(1, (heads, -1))
+            total = torch.cat((by_head_total, total[:, :, -1:].expand(-1, heads, -1)), 2)
         return project_heads(by_head, weights.value), total
 
     def operations(self, shape: AttentionShape, *, training: bool) -> float:
         """Metric, scores and sums over the full width, and the selected rows."""
         square, times = 2.0 * shape.width * shape.width, 3 if training else 1
         products = 2 * shape.sampled + (12 if training else 4) * shape.selected
-        few = 2 * shape.selected * square * times * (1.0 / max(1, shape.length))
-        computed = products * shape.heads * shape.width + 2 * SHORT * few
+        row_projection = 2 * shape.selected * square * times * (1.0 / max(1, shape.length))
+        computed = products * shape.heads * shape.width + 2 * SHORT * row_projection
         return computed + MOVED * (shape.width * (2 if training else 1) + shape.gathered)

@@ -10,7 +10,7 @@ from maestro_dist.model.attention.variant import AttentionCall, AttentionMemory,
 
 
 class DenseAttention(ContextVariant):
-    """Softmax attention of all queries. It drops no probabilities: then the [L, L] probabilities are never stored."""
+    """Softmax attention of all queries. It cannot drop probabilities, so the [L, L] probabilities are never stored."""
 
     name = "dense"
     arrays = AttentionMemory(5.0, 9.0, 12.0)
@@ -32,5 +32,5 @@ class DenseAttention(ContextVariant):
         return times * (8.0 * shape.width**2 + 4.0 * shape.length * shape.width)
 
     def attended_queries(self, shape: AttentionShape) -> int:
-        """All."""
+        """All queries."""
         return shape.length

@@ -19,7 +19,7 @@ class AttendOptions(NamedTuple):
 
     bias        [S, L]: 0 for an observed key, `LOWEST` for a missing one; None: all are observed
     drop        gives dropout factors for the first rows of the probabilities
-    store       store the probabilities for the backward, or compute them again instead of u x L numbers a head
+    store       store the probabilities for the backward, which takes u x L numbers per head, or compute them again
     fused       use torch's kernel
     lengths     columns that each sample really has; the others are not read, and their gradient is 0
     """
@@ -32,10 +32,10 @@ class AttendOptions(NamedTuple):
 
 
 def uses_fused(kernel: str, device: torch.device, *, drops: bool, shares_sequence: bool) -> bool:
-    """Whether `model.attention_kernel` means torch's fused kernel; auto uses it on a GPU where it is able to."""
-    can = KERNELS["fused"]
-    able = (can.drops_probabilities or not drops) and (can.shares_sequence or not shares_sequence)
-    return kernel == "fused" or (kernel == "auto" and able and device.type != "cpu")
+    """Whether `model.attention_kernel` means torch's fused kernel; auto uses it on a GPU if it supports the rest."""
+    fused = KERNELS["fused"]
+    supported = (fused.drops_probabilities or not drops) and (fused.shares_sequence or not shares_sequence)
+    return kernel == "fused" or (kernel == "auto" and supported and device.type != "cpu")
 
 
 def attend(
@@ -44,7 +44,7 @@ def attend(
     """softmax(query key^T + bias) value, and for each row the log-sum-exp of its scores (None from the fused kernel).
 
     query [S, H, u, c], already scaled; key [S, H, L, c]; value [S, H, L, c'], or None: the keys are also the values.
-    Strides are free. Returns [S, H, u, c'] in float32 (float64 for float64) and [S, H, u].
+    Any strides are allowed. Returns [S, H, u, c'] in float32 (float64 for float64) and [S, H, u].
     """
     options = AttendOptions() if options is None else options
     values = key if value is None else value

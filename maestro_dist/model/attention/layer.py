@@ -33,8 +33,8 @@ class Attention(AttentionProjections):
 
     def forward(self, x: Tensor, layout: TokenLayout, queries: Tensor, step: int) -> Tensor:
         """Tokens x [N, d] -> [N, d]. `queries` [S]: real-valued number of queries n <= L of each sample."""
-        # The length is that of complete samples, never of the samples here. Each variant completes the gradients of its
-        # parameters in another order. Ranks whose samples lack different modalities must not choose different variants:
+        # The choice uses the length of complete samples, never of this batch. Each variant completes the gradients of
+        # its parameters in another order. If ranks whose samples lack different modalities chose different variants,
         # they would add gradients of different parameters to each other.
         variant = self.choose(layout.complete_length)
         if self.head_exchange is not None:
@@ -53,17 +53,17 @@ class Attention(AttentionProjections):
         )
         if choice.variant.name != self._logged:
             self._logged = choice.variant.name
-            _LOG.debug("%s, %d tokens a sample: %s", self.name, length, choice)
+            _LOG.debug("%s, %d tokens per sample: %s", self.name, length, choice)
         return choice.variant
 
     def _local_context(
         self, variant: AttentionVariant, packed: Tensor, layout: TokenLayout, queries: Tensor, step: int
     ) -> Tensor:
         """Projections of all ranks' flat tokens for this rank's heads, [N', 3, h, d_h] -> context [N', h, d_h]."""
-        whole = layout.unsharded
-        assert whole is not None  # the plan has it wherever heads are exchanged
-        padded = whole.padded(packed.flatten(1)).unflatten(2, packed.shape[1:])
-        return whole.rows(variant.context(self, padded, AttentionCall(whole, queries, step)))
+        unsharded = layout.unsharded
+        assert unsharded is not None  # the plan contains it wherever heads are exchanged
+        padded = unsharded.padded(packed.flatten(1)).unflatten(2, packed.shape[1:])
+        return unsharded.rows(variant.context(self, padded, AttentionCall(unsharded, queries, step)))
 
 
 def _check(config: ModelConfig, layer: Attention, sequence: SequenceContext) -> None:

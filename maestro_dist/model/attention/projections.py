@@ -62,17 +62,17 @@ class AttentionProjections(nn.Module):
     def packed(self, x: Tensor, weight: Tensor, bias: Tensor | None, count: int) -> Tensor:
         """`count` projections of tokens [S, L, d] as [S, L, count, H, d_h].
 
-        Narrow heads are stored with the tokens innermost: matrix products with them are faster so.
+        Narrow heads are stored with the tokens innermost, which makes matrix products faster.
         """
         samples, length, width = x.shape
-        each = width // self.heads
-        if each > NARROW:
+        head_width = width // self.heads
+        if head_width > NARROW:
             packed = F.linear(x, weight, bias)
         else:
             flat = x.view(-1, width).t()
             packed = torch.mm(weight, flat) if bias is None else torch.addmm(bias[:, None], weight, flat)
             packed = packed.t()
-        return packed.view(samples, length, count, self.heads, each)
+        return packed.view(samples, length, count, self.heads, head_width)
 
     def per_head(self, vector: Tensor) -> Tensor:
         """[d] -> [h, 1, d_h] of this rank's heads."""

@@ -20,14 +20,14 @@ VARIANTS: dict[str, AttentionVariant] = {
 
 
 class VariantChoice(NamedTuple):
-    """The cheapest variant, and the cost of each: floating-point operations a token, moved numbers included."""
+    """The cheapest variant, and the cost of each: floating-point operations per token, moved numbers included."""
 
     variant: AttentionVariant
     costs: dict[str, float]
 
     def __str__(self) -> str:
         costs = ", ".join(f"{name} {cost / 1000:.1f}k" for name, cost in self.costs.items())
-        return f"{self.variant.name} (operations a token: {costs})"
+        return f"{self.variant.name} (operations per token: {costs})"
 
 
 def usable_variants(
@@ -39,7 +39,7 @@ def usable_variants(
 
 
 def cheapest(variants: Sequence[AttentionVariant], shape: AttentionShape, *, training: bool) -> VariantChoice:
-    """The cheapest of some variants; the first of equals."""
+    """The cheapest variant; of equal ones, the first."""
     costs = {variant.name: variant.operations(shape, training=training) for variant in variants}
     return VariantChoice(min(variants, key=lambda variant: costs[variant.name]), costs)
 

@@ -1,6 +1,6 @@
 """Sparse attention by rows: the output projection, and the gradient of the query projection, of selected rows only.
 
-The layer's output is one constant row a sample plus at most H u sparse rows.
+The layer's output is one constant row per sample, plus at most H u other rows.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class HeadWeights(NamedTuple):
 
     @classmethod
     def of(cls, layer: AttentionProjections, dtype: torch.dtype) -> HeadWeights:
-        """Those of a layer, in this type."""
+        """The weights of a layer, converted to `dtype`."""
         weights = (layer.query_weight, layer.key_weight, layer.value_weight, layer.output_weight.t())
         return cls(*(weight.to(dtype).view(layer.heads, -1, weight.shape[1]) for weight in weights))
 
 
 class Keys(NamedTuple):
-    """What the queries attend to: padded tokens [S, L, d]; keys and values [S, H, L, d_h] where they are computed."""
+    """Padded tokens [S, L, d] that the queries attend to; keys and values [S, H, L, d_h] if they are computed."""
 
     tokens: Tensor
     key: Tensor | None
@@ -57,7 +57,7 @@ class Keys(NamedTuple):
 
 
 class RowVariant(SparseVariant):
-    """The output as one row a sample, the same for all its tokens, plus the rows of the selected queries."""
+    """The output is one row per sample, equal for all its tokens, plus the rows of the selected queries."""
 
     def forward(self, layer: AttentionProjections, x: Tensor, call: AttentionCall) -> Tensor:
         """Tokens x [N, d] -> [N, d]."""
@@ -84,14 +84,14 @@ class RowVariant(SparseVariant):
             row = flat_numbers(selected.column, layout)
             out = FillRows.apply(constant, rows.to(constant.dtype), row, length)
             return out if length else out + 0 * rows.sum()
-        every = constant.index_select(0, layout.row())
+        output = constant.index_select(0, layout.row())
         if not len(x):
-            return every + 0 * rows.sum()
-        return every.index_add_(0, flat_numbers(selected.column, layout), rows.to(every.dtype))
+            return output + 0 * rows.sum()
+        return output.index_add_(0, flat_numbers(selected.column, layout), rows.to(output.dtype))
 
     @abstractmethod
     def keys(self, layer: AttentionProjections, tokens: Tensor) -> Keys:
-        """What the queries attend to, from padded tokens [S, L, d]."""
+        """The keys that the queries attend to, from padded tokens [S, L, d]."""
 
     @abstractmethod
     def select(
@@ -103,7 +103,7 @@ class RowVariant(SparseVariant):
     def attend(
         self, best: Tensor, keys: Keys, weights: HeadWeights, options: AttendOptions
     ) -> tuple[Tensor, Tensor | None]:
-        """Scaled queries [S, H, u, d_h] -> [S, H, u + 1, d_h] and the log-sum-exp of their scores; last, the mean."""
+        """Scaled queries [S, H, u, d_h] -> [S, H, u + 1, d_h], last the mean, and the log-sum-exp of their scores."""
 
 
 class RowsAttention(RowVariant):
@@ -142,8 +142,8 @@ class RowsAttention(RowVariant):
         """Queries once, keys and values with their gradients, and the selected rows."""
         square, times = 2.0 * shape.width * shape.width, 3 if training else 1
         products = 2 * shape.sampled + (12 if training else 4) * shape.selected
-        few = 2 * shape.selected * square * times * (1.0 / max(1, shape.length))
-        computed = square * (1 + 2 * times) + products * shape.width + SHORT * few
+        row_projection = 2 * shape.selected * square * times * (1.0 / max(1, shape.length))
+        computed = square * (1 + 2 * times) + products * shape.width + SHORT * row_projection
         return computed + MOVED * (shape.width * (8 if training else 4) + shape.gathered)
 
 

@@ -39,19 +39,19 @@ def strided_keys(sizes: Tensor, limit: int, layout: TokenLayout) -> Tensor:
 
 
 def drawn_keys(
-    sizes: Tensor, limit: int, layout: TokenLayout, key: int, heads: int, own: range | None = None
+    sizes: Tensor, limit: int, layout: TokenLayout, key: int, heads: int, local_heads: range | None = None
 ) -> Tensor:
-    """Training: ranks int64 [S, H, limit] among the observed tokens, drawn without replacement, for the heads `own`.
+    """Training: ranks int64 [S, H, limit] of drawn keys among the observed tokens, for the heads `local_heads`.
 
     The observed tokens are divided into U strata of equal size, and one key is drawn from each. So the keys differ and
-    cover the time axis, and the cost is that of U draws, not of L tokens.
+    cover the time axis, and the cost grows with U, not with L.
     """
     number = torch.arange(limit, device=sizes.device)
     count, size = layout.observed[:, None], sizes.clamp_min(1)[:, None]
     first = (number * count).div(size, rounding_mode="floor")
     width = ((number + 1) * count).div(size, rounding_mode="floor") - first
-    own = range(heads) if own is None else own
-    head = torch.arange(own.start, own.stop, device=sizes.device)[:, None]
+    local_heads = range(heads) if local_heads is None else local_heads
+    head = torch.arange(local_heads.start, local_heads.stop, device=sizes.device)[:, None]
     draws = rng.uniform(key, pack_numbers(layout.sample[:, None, None], number * heads + head))
     return first[:, None] + torch.minimum((draws * width[:, None]).long(), width[:, None] - 1)
 
@@ -59,14 +59,14 @@ def drawn_keys(
 def locate_tokens(rank: Tensor, sizes: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor | None]:
     """Columns of observed tokens from their ranks, int64 [S, H, U], and which of them are on this rank (None: all).
 
-    Ranks after a sample's own U are unused; their columns are in range.
+    Ranks from a sample's U on are unused; their columns are in range.
     """
     if layout.whole:
         return rank.clamp(0, max(0, layout.observed_so_far.shape[1] - 1)), None
     wanted = (rank + 1).flatten(1)
     column = torch.searchsorted(layout.observed_so_far, wanted).clamp_max(max(0, layout.observed_so_far.shape[1] - 1))
     number = torch.arange(rank.shape[2], device=rank.device)
-    held = _at(layout.observed_so_far, column, wanted) & _at(layout.mask, column, True)
+    held = _equals(layout.observed_so_far, column, wanted) & _equals(layout.mask, column, True)
     return column.view(rank.shape), held.view(rank.shape) & (number < sizes[:, None, None])
 
 
@@ -140,8 +140,8 @@ def _block_size(length: int, limit: int) -> int:
 
 def _pack(scores: Tensor, number: Tensor) -> Tensor:
     """Float32 scores and numbers below 2^32 as int64 whose order is by score, then by lower number."""
-    whole = (scores + 0.0).view(torch.int32)  # -0.0 becomes 0.0
-    ordered = (whole ^ ((whole >> 31) & 0x7FFFFFFF)).long()
+    bits = (scores + 0.0).view(torch.int32)  # -0.0 becomes 0.0
+    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
     return (ordered << 32) + (_LOW - number)
 
 
@@ -149,7 +149,7 @@ def _number(packed: Tensor) -> Tensor:
     return _LOW - (packed & _LOW)
 
 
-def _at(values: Tensor, column: Tensor, wanted: Tensor | bool) -> Tensor:
+def _equals(values: Tensor, column: Tensor, wanted: Tensor | bool) -> Tensor:
     if values.shape[1] == 0:
         return torch.zeros_like(column, dtype=torch.bool)
     return values.gather(1, column) == wanted

@@ -54,7 +54,7 @@ class SparseVariant(AttentionVariant):
         return shape.selected
 
     def communication(self, shape: AttentionShape, sharding: SequenceSharding) -> CollectiveBytes:
-        """With A = H u d_h and b bytes a number: 5 A b + 16 H u + O(d), whatever the length.
+        """With A = H u d_h and b bytes a number: 5 A b + 16 H u + O(d), independent of the length.
 
         8 of the 16 are the candidates for the best queries, 4 the rows' largest scores and 4 their weights. The merged
         results are float32 also where b is 2. Arguments as in `AttentionVariant`; `shape.length` is over all ranks.
@@ -114,11 +114,11 @@ def _drop_factors(layer: AttentionProjections, call: AttentionCall, selected: Se
     scale = 1.0 / (1.0 - layer.dropout)
 
     def factors(tile: ScoreTile) -> Tensor:
-        own = keys[tile.sample]
+        row_keys = keys[tile.sample]
         # Where all heads have the same keys (absorbed), the rows of all heads are one head's.
-        own = own.flatten(1)[:, None] if tile.joined else own[:, tile.head]
-        lane = lanes[tile.sample, None, None, tile.column]
-        return rng.keep_mask(layer.dropout, own, lane).mul_(scale)
+        row_keys = row_keys.flatten(1)[:, None] if tile.joined else row_keys[:, tile.head]
+        columns = lanes[tile.sample, None, None, tile.column]
+        return rng.keep_mask(layer.dropout, row_keys, columns).mul_(scale)
 
     return factors
 

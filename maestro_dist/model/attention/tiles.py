@@ -2,7 +2,7 @@
 
 Letters: S samples, H heads, L columns (keys), u selected queries, c width of a key. No array has the size L x L. Only
 the probabilities that the backward needs have the size u x L. On a CPU each tile is first copied into a small buffer
-that stays in the cache: a matrix product that reads its operand from main memory takes longer than copy and product.
+that stays in the cache. This copy costs less than a matrix product that reads its operand from main memory.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ class _Line(NamedTuple):
     head: slice
     columns: list[slice]
 
-    def of(self, x: Tensor) -> Tensor:
+    def part(self, x: Tensor) -> Tensor:
         """Its part of x [S, H, ...] as [s * h, ...]; a view where the strides allow it."""
         return x[self.sample, self.head].flatten(0, 1)
 
-    def lying(self, x: Tensor) -> Tensor:
+    def transposed(self, x: Tensor) -> Tensor:
         """Its part of x [S, H, L, c] as [s * h, c, L]; a view where the strides allow it."""
         return x[self.sample, self.head].transpose(2, 3).flatten(0, 1)
 
-    def put(self, x: Tensor, values: Tensor) -> None:
+    def write(self, x: Tensor, values: Tensor) -> None:
         """Write values [s * h, ...] to its part of x [S, H, ...]."""
         target = x[self.sample, self.head]
         target.copy_(values.view(target.shape))
@@ -67,15 +67,15 @@ def _lines(
     """All of [S, H, L] in tiles of about `_TILE` scores, without the columns after a sample's own length."""
     limit = max(1, _TILE.get(device.type, _TILE_ELSEWHERE) // max(1, rows))
     width = max(1, min(length, max(_TILE_LENGTH, limit // max(1, samples * heads))))
-    many = max(1, min(heads, limit // width))
-    width = max(1, min(length, limit // many))
-    several = max(1, min(samples, limit // (width * many))) if many == heads and width >= length else 1
-    for first in range(0, samples, several):
-        sample = slice(first, min(first + several, samples))
+    line_heads = max(1, min(heads, limit // width))
+    width = max(1, min(length, limit // line_heads))
+    line_samples = max(1, min(samples, limit // (width * line_heads))) if line_heads == heads and width >= length else 1
+    for first in range(0, samples, line_samples):
+        sample = slice(first, min(first + line_samples, samples))
         end = length if lengths is None else max(lengths[sample])
         columns = [slice(start, min(start + width, end)) for start in range(0, end, width)]
-        for start in range(0, heads, many):
-            yield _Line(sample, slice(start, min(start + many, heads)), columns)
+        for start in range(0, heads, line_heads):
+            yield _Line(sample, slice(start, min(start + line_heads, heads)), columns)
 
 
 class _Buffer:
@@ -95,8 +95,8 @@ class _Buffer:
         part = line[:, :, column]
         rows, width, length = part.shape
         narrow = width <= NARROW
-        good = line.stride(2) == 1 if narrow else line.stride(1) == 1
-        if length == line.shape[2] and good and line.dtype == self.flat.dtype:
+        ordered = line.stride(2) == 1 if narrow else line.stride(1) == 1
+        if length == line.shape[2] and ordered and line.dtype == self.flat.dtype:
             return line
         if narrow:
             return self.empty(rows, width, length).copy_(part)
@@ -143,12 +143,12 @@ def largest_product(
     keys = keys.to(dtype)
     tiles, products = _Buffer(dtype, x.device), _Buffer(dtype, x.device)
     for line in _lines(samples, heads, length, keys.shape[2], x.device, lengths):
-        own, tokens, target = line.of(keys), line.lying(x), line.of(out)
-        offset = None if bias is None else line.of(bias).to(dtype)[..., None]
+        line_keys, tokens, target = line.part(keys), line.transposed(x), line.part(out)
+        offset = None if bias is None else line.part(bias).to(dtype)[..., None]
         for column in line.columns:
             tile = tiles.load(tokens, column)
-            product = products.empty(own.shape[0], own.shape[1], tile.shape[2])
-            torch.bmm(own, tile, out=product)
+            product = products.empty(line_keys.shape[0], line_keys.shape[1], tile.shape[2])
+            torch.bmm(line_keys, tile, out=product)
             if offset is not None:
                 product += offset
             target[:, :, column] = product.unflatten(1, (groups, -1)).amax(2)
@@ -165,9 +165,9 @@ class TileOptions(NamedTuple):
 
 
 class TiledAttention(torch.autograd.Function):
-    """Softmax attention of u queries a head over L keys, tile by tile.
+    """Softmax attention of u queries per head over L keys, tile by tile.
 
-    Each tile is normalised by itself. Then the tiles are weighted by their shares of the whole sum (log-sum-exp merge:
+    Each tile is normalised by itself. Then the tiles are weighted by their shares of the total sum (log-sum-exp merge:
     Milakov and Gimelshein, 2018; Dao et al., 2022). The backward uses the same tiles.
     """
 
@@ -198,86 +198,95 @@ def _forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor | None, options
     for line in _lines(samples, heads, key.shape[2], rows, device, options.lengths):
         if not line.columns:
             continue
-        own, of_key = line.of(query).to(dtype), line.lying(key)
-        of_value = None if value is None else line.lying(value)
-        tops, peaks, sums = [], [], []
+        line_query, line_key = line.part(query).to(dtype), line.transposed(key)
+        line_value = None if value is None else line.transposed(value)
+        largest_scores, largest_probabilities, sums = [], [], []
         for column in line.columns:
-            tile = keys.load(of_key, column)
-            score = _scores(own, tile, options.bias, line, column, scores)
+            tile = keys.load(line_key, column)
+            score = _scores(line_query, tile, options.bias, line, column, scores)
             probability = score.softmax(2)
-            tops.append(score.amax(2))
-            peaks.append(probability.amax(2))
+            largest_scores.append(score.amax(2))
+            largest_probabilities.append(probability.amax(2))
             if options.store:
                 stored.append(probability)
             if options.drop is not None:
                 factors = options.drop(ScoreTile(line.sample, line.head, column, value is None))
                 probability = _multiplied(probability.clone() if options.store else probability, factors)
-            if of_value is not None:
-                tile = values.load(of_value, column)
+            if line_value is not None:
+                tile = values.load(line_value, column)
             sums.append(torch.bmm(probability, tile.transpose(1, 2)))
         # A tile's log-sum-exp, without another pass of exponentials: score - log(probability), at the largest.
-        by_tile = torch.stack(tops) - torch.stack(peaks).log()
-        together = by_tile.logsumexp(0)
-        share = (by_tile - together).exp()[..., None]  # [tiles, s * h, u, 1]
-        line.put(out, (torch.stack(sums) * share).sum(0))
-        line.put(total, together)
+        log_sums = torch.stack(largest_scores) - torch.stack(largest_probabilities).log()
+        log_total = log_sums.logsumexp(0)
+        share = (log_sums - log_total).exp()[..., None]  # [tiles, s * h, u, 1]
+        line.write(out, (torch.stack(sums) * share).sum(0))
+        line.write(total, log_total)
         shares.append(share)
     ctx.save_for_backward(query, key, value, options.bias, out, *shares, *stored)
     ctx.options, ctx.lines = options, len(shares)
     return out, total
 
 
-def _backward(ctx: Any, gradient: Tensor, of_total: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def _backward(ctx: Any, gradient: Tensor, total_gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     query, key, value, bias, out, *saved = ctx.saved_tensors
     samples, heads, rows, _ = query.shape
     dtype, device, options = out.dtype, query.device, ctx.options
     make = torch.empty if options.lengths is None else torch.zeros
-    to_query = torch.zeros(query.shape, dtype=dtype, device=device)
-    to_key = _gradient_like(key, dtype, make)
-    to_value = None if value is None else _gradient_like(value, dtype, make)
-    inner = (gradient * out).sum(3, keepdim=True) - of_total[..., None]
+    query_gradient = torch.zeros(query.shape, dtype=dtype, device=device)
+    key_gradient = _gradient_like(key, dtype, make)
+    value_gradient = None if value is None else _gradient_like(value, dtype, make)
+    inner = (gradient * out).sum(3, keepdim=True) - total_gradient[..., None]
     keys, values, scores = (_Buffer(dtype, device) for _ in range(3))
     shares, stored = iter(saved[: ctx.lines]), iter(saved[ctx.lines :])
     for line in _lines(samples, heads, key.shape[2], rows, device, options.lengths):
         if not line.columns:
             continue
         share = next(shares)
-        own, of_key = line.of(query).to(dtype), line.lying(key)
-        of_value = None if value is None else line.lying(value)
-        into, into_key = torch.zeros_like(own), line.lying(to_key)
-        into_value = None if to_value is None else line.lying(to_value)
-        pulled, within = line.of(gradient) * share, line.of(inner) * share
-        across, upright = _upright(pulled, of_key if of_value is None else of_value), _upright(own, of_key)
+        line_query, line_key = line.part(query).to(dtype), line.transposed(key)
+        line_value = None if value is None else line.transposed(value)
+        line_query_gradient, line_key_gradient = torch.zeros_like(line_query), line.transposed(key_gradient)
+        line_value_gradient = None if value_gradient is None else line.transposed(value_gradient)
+        shared_gradient, shared_inner = line.part(gradient) * share, line.part(inner) * share
+        gradient_columns, query_columns = (
+            _transposed(shared_gradient, line_key if line_value is None else line_value),
+            _transposed(line_query, line_key),
+        )
         for number, column in enumerate(line.columns):
-            tile = keys.load(of_key, column)
-            probability = next(stored) if options.store else _scores(own, tile, bias, line, column, scores).softmax(2)
-            other = tile if of_value is None else values.load(of_value, column)
-            to_score = torch.bmm(pulled[number], other, out=scores.empty(*probability.shape))
-            seen = probability
+            tile = keys.load(line_key, column)
+            probability = (
+                next(stored) if options.store else _scores(line_query, tile, bias, line, column, scores).softmax(2)
+            )
+            value_tile = tile if line_value is None else values.load(line_value, column)
+            score_gradient = torch.bmm(shared_gradient[number], value_tile, out=scores.empty(*probability.shape))
+            dropped = probability
             if options.drop is not None:
                 factors = options.drop(ScoreTile(line.sample, line.head, column, value is None))
-                seen = _multiplied(probability.clone(), factors)
-                to_score = _multiplied(to_score, factors)
-            _outer(seen, across[number], (into_key if into_value is None else into_value)[:, :, column])
-            to_score.sub_(within[number]).mul_(probability)
-            into.baddbmm_(to_score, tile.transpose(1, 2))
-            _outer(to_score, upright, into_key[:, :, column], add=into_value is None)
-        line.put(to_query, into)
+                dropped = _multiplied(probability.clone(), factors)
+                score_gradient = _multiplied(score_gradient, factors)
+            _outer(
+                dropped,
+                gradient_columns[number],
+                (line_key_gradient if line_value_gradient is None else line_value_gradient)[:, :, column],
+            )
+            score_gradient.sub_(shared_inner[number]).mul_(probability)
+            line_query_gradient.baddbmm_(score_gradient, tile.transpose(1, 2))
+            _outer(score_gradient, query_columns, line_key_gradient[:, :, column], add=line_value_gradient is None)
+        line.write(query_gradient, line_query_gradient)
     return (
-        to_query.to(query.dtype),
-        to_key.to(key.dtype),
-        None if value is None or to_value is None else to_value.to(value.dtype),
+        query_gradient.to(query.dtype),
+        key_gradient.to(key.dtype),
+        None if value is None or value_gradient is None else value_gradient.to(value.dtype),
     )
 
 
-def _upright(rows: Tensor, line: Tensor) -> Tensor:
+def _transposed(rows: Tensor, line: Tensor) -> Tensor:
     """Rows [..., u, c] as [..., c, u], in the memory order that products with narrow lines [n, c, L] need."""
     turned = rows.transpose(-1, -2)
     return turned.contiguous() if line.shape[1] <= NARROW else turned
 
 
-def _scores(own: Tensor, tile: Tensor, bias: Tensor | None, line: _Line, column: slice, buffer: _Buffer) -> Tensor:
-    score = torch.bmm(own, tile, out=buffer.empty(own.shape[0], own.shape[1], tile.shape[2]))
+def _scores(query: Tensor, tile: Tensor, bias: Tensor | None, line: _Line, column: slice, buffer: _Buffer) -> Tensor:
+    score = torch.bmm(query, tile, out=buffer.empty(query.shape[0], query.shape[1], tile.shape[2]))
     if bias is not None:
         missing = bias[line.sample, None, None, column]
         score.view(missing.shape[0], -1, *score.shape[1:]).add_(missing)

@@ -77,7 +77,7 @@ class CollectiveBytes(NamedTuple):
 
 
 class AttentionVariant(ABC):
-    """One way to compute a layer of attention. It has no state: parameters and settings are those of the layer.
+    """One way to compute a layer of attention. It has no state: parameters and settings belong to the layer.
 
     `name` is its key in the registry and in `config.attention.VARIANTS`.
     """
@@ -86,11 +86,11 @@ class AttentionVariant(ABC):
     arrays: ClassVar[AttentionMemory]
     """Memory in arrays as wide as the tokens, without the probabilities."""
     arrays_exchanged: ClassVar[AttentionMemory | None] = None
-    """The same where heads are exchanged between ranks; None where that is not possible."""
+    """Memory where heads are exchanged between ranks; None if the variant cannot do this."""
 
     @property
     def abilities(self) -> VariantAbilities:
-        """What it can do."""
+        """What the variant can do."""
         return VARIANTS[self.name]
 
     @abstractmethod
@@ -106,7 +106,7 @@ class AttentionVariant(ABC):
 
     @abstractmethod
     def operations(self, shape: AttentionShape, *, training: bool) -> float:
-        """Cost of a token in floating-point operations; moved numbers are included (see `MOVED`)."""
+        """Cost per token in floating-point operations; moved numbers are included (see `MOVED`)."""
 
     @abstractmethod
     def attended_queries(self, shape: AttentionShape) -> int:
@@ -115,7 +115,7 @@ class AttentionVariant(ABC):
     def memory(
         self, shape: AttentionShape, *, keep_attention_weights: bool | None, exchanges_heads: bool
     ) -> AttentionMemory:
-        """Floats of a token; `keep_attention_weights` is the setting of the configuration."""
+        """Floats per token; `keep_attention_weights` is the setting of the configuration."""
         arrays = self.arrays_exchanged if exchanges_heads else self.arrays
         assert arrays is not None
         stored = self.abilities.selects_queries and stores_probabilities(keep_attention_weights, shape)
@@ -123,7 +123,7 @@ class AttentionVariant(ABC):
         return AttentionMemory(*(count * shape.width + scores + shape.heads for count in arrays))
 
     def communication(self, shape: AttentionShape, sharding: SequenceSharding) -> CollectiveBytes:
-        """Bytes to collectives where the ranks share a sequence. Only for variants that can share one."""
+        """Bytes to collectives where ranks share a sequence. Only for variants that support this."""
         raise NotImplementedError(f"attention variant {self.name} cannot share a sequence among ranks")
 
 
@@ -139,6 +139,6 @@ class ContextVariant(AttentionVariant):
 def stores_probabilities(keep_attention_weights: bool | None, shape: AttentionShape) -> bool:
     """Whether the probabilities of the selected queries are stored for the backward (`model.keep_attention_weights`).
 
-    By default they are stored where they take no more memory than two rows of the model's width a token.
+    By default they are stored if they take no more memory than two rows of the model's width per token.
     """
     return shape.heads * shape.selected <= 2 * shape.width if keep_attention_weights is None else keep_attention_weights
