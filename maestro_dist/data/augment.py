@@ -1,6 +1,6 @@
 """Augmentation of training windows (the section `augment` of the configuration).
 
-It works on whole decoded windows, before sequence ranks take their slices. The order is: time warp and shift, rotation,
+It works on complete windows, before sequence ranks take their slices. The order is: time warp and shift, rotation,
 scaling, jitter, time mask. Statistics of the recording stay unchanged.
 
 A random draw depends on (seed, kind, epoch, sample number, modality). Draws for the time axis do not depend on the
@@ -39,7 +39,7 @@ _KINDS = ("jitter", "scaling", "rotation", "time_warp", "shift", "time_mask")
 
 
 def wanted_kinds(config: AugmentConfig) -> list[str]:
-    """The keys of `augment` that are switched on."""
+    """The keys of `augment` that are enabled."""
     return [kind for kind in (*_KINDS, "mixup") if getattr(config, kind) > 0.0]
 
 
@@ -106,8 +106,8 @@ def augment(
     if not samples or not any(getattr(config, kind) > 0.0 for kind in _KINDS):
         return list(samples)
 
-    def key(kind: str, *of: str) -> int:
-        return rng.key(seed, "augment", kind, epoch, *of)
+    def key(kind: str, *parts: str) -> int:
+        return rng.key(seed, "augment", kind, epoch, *parts)
 
     numbers = np.array([sample.number for sample in samples], dtype=np.int64)
     having: dict[str, np.ndarray] = {}
@@ -129,11 +129,15 @@ def augment(
         name = modality.name
         if name not in windows:
             continue
-        mine = numbers[having[name]]
+        numbers_having = numbers[having[name]]
         if config.scaling or config.jitter:
-            _scale(windows[name], mine, config, modality, key)
+            _scale(windows[name], numbers_having, config, modality, key)
         if config.time_mask:
-            _mask(windows[name], rng.uniform_np(key("time_mask", name), mine[:, None], np.arange(2)), config.time_mask)
+            _mask(
+                windows[name],
+                rng.uniform_np(key("time_mask", name), numbers_having[:, None], np.arange(2)),
+                config.time_mask,
+            )
     changed = [dict(sample.values) for sample in samples]
     for name, window in windows.items():
         for at, row in enumerate(having[name]):
@@ -153,16 +157,16 @@ def _move(
     span = window_s * modality.rate_hz  # steps of the shared axis
     size = (2 * rng.uniform_np(key("time_warp"), numbers[:, None], waves) - 1) / _WAVES
     size *= config.time_warp * span / (np.pi * waves)
-    later = (2 * rng.uniform_np(key("shift"), numbers) - 1) * config.shift * span
+    offset = (2 * rng.uniform_np(key("shift"), numbers) - 1) * config.shift * span
     moved = np.empty_like(x)
     for start in range(0, modality.steps, _STEPS):
         steps = np.arange(start, min(start + _STEPS, modality.steps), dtype=np.float64)
-        position = steps - later[:, None]
+        position = steps - offset[:, None]
         if config.time_warp:
             for wave, height in zip(np.sin(np.pi * waves[:, None] * steps / span), size.T, strict=True):
                 position += height[:, None] * wave
         else:
-            position = np.rint(position)  # whole steps: a shift without a warp does not interpolate
+            position = np.rint(position)  # integer steps: a shift without a warp does not interpolate
         moved[:, start : start + len(steps)] = _read(x, position)
     return moved
 
@@ -170,7 +174,7 @@ def _move(
 def _read(x: np.ndarray, position: np.ndarray) -> np.ndarray:
     """Linear interpolation of windows [R, T, D] at real-valued steps [R, S] -> [R, S, D].
 
-    Where one neighbour was not observed, the value is that of the nearer neighbour (NaN if that one was not observed).
+    Where a neighbour was not observed, the nearer neighbour gives the value (NaN if the nearer one was not observed).
     Positions outside of the window give NaN.
     """
     last = x.shape[1] - 1
@@ -239,7 +243,7 @@ def _scale(x: np.ndarray, numbers: np.ndarray, config: AugmentConfig, modality: 
 
 
 def _mask(x: np.ndarray, draws: np.ndarray, share: float) -> None:
-    """In place: set one span of each window [R, T, D] to NaN. draws [R, 2]: length (up to `share`) and place."""
+    """In place: set one span of each window [R, T, D] to NaN. draws [R, 2]: length (up to `share`) and position."""
     steps = x.shape[1]
     length = np.rint(draws[:, 0] * share * steps)
     start = np.floor(draws[:, 1] * (steps - length + 1))

@@ -22,23 +22,23 @@ def collate(samples: Sequence[DecodedSample], sample_format: SampleFormat) -> Ba
     recording: dict[str, np.ndarray] = {}
     for modality in sample_format.modalities:
         name = modality.name
-        having = [row for row, sample in enumerate(samples) if name in sample.values]
+        holders = [row for row, sample in enumerate(samples) if name in sample.values]
         part = sample_format.part(modality)
-        stacked = np.empty((len(having), part.stop - part.start, modality.variates), dtype=sample_format.dtype)
-        for target, row in enumerate(having):
+        stacked = np.empty((len(holders), part.stop - part.start, modality.variates), dtype=sample_format.dtype)
+        for target, row in enumerate(holders):
             stacked[target] = samples[row].values[name][part]
         arrays[name] = stacked
-        rows[name] = np.array(having, dtype=np.int64)
+        rows[name] = np.array(holders, dtype=np.int64)
         if sample_format.recording:
-            pairs = np.empty((len(having), modality.variates, 2), dtype=np.float32)
-            for target, row in enumerate(having):
+            pairs = np.empty((len(holders), modality.variates, 2), dtype=np.float32)
+            for target, row in enumerate(holders):
                 pairs[target] = samples[row].recording[name]
             recording[name] = pairs
     present = np.zeros((len(samples), len(names)), dtype=bool)
     for row, sample in enumerate(samples):
         present[row] = [name in sample.values for name in names]
     batch: Any = Batch  # its fields are typed as tensors
-    made: Batch = batch(
+    collated: Batch = batch(
         values=arrays if sample_format.symbols is None else {},
         symbols={} if sample_format.symbols is None else arrays,
         rows=rows,
@@ -48,4 +48,4 @@ def collate(samples: Sequence[DecodedSample], sample_format: SampleFormat) -> Ba
         recording=recording,
         keys=[sample.key for sample in samples],
     )
-    return made
+    return collated

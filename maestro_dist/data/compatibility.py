@@ -21,12 +21,12 @@ from maestro_dist.types import Modality
 
 _LOG = logging.getLogger(__name__)
 _GROSS, _LARGE = 100.0, 10.0
-"""Ratio of two standard deviations, or distance of two means in standard deviations: above `_GROSS` a data set is
+"""Ratio of two standard deviations, or distance of two means in standard deviations. Above `_GROSS` a data set is
 refused, above `_LARGE` there is a warning. Other people and devices differ by less, other units by about 1,000."""
 _ROUNDING = 1e-6
 """A standard deviation below this share of the mean comes from rounding to float32: the channel is constant."""
 _MOST_SAMPLES, _LEAST_SAMPLES, _MOST_NUMBERS = 256, 8, 1 << 24
-"""Limits of what `check_values` reads: so many samples, or fewer where they hold many numbers."""
+"""Limits of `check_values`: number of samples, with fewer samples if they hold many numbers."""
 _SHOWN = 30  # most names that an error lists
 
 ANY_UNITS = "--any-units takes the numbers as they are"
@@ -54,7 +54,7 @@ class _Finding:
 def fit_modalities(
     manifest: Manifest, modalities: Sequence[Modality], model: ModelConfig, *, any_units: bool = False
 ) -> tuple[Manifest, list[str]]:
-    """Manifest of the data set as a model of `modalities` reads it, and notes for the user, one line each.
+    """Manifest of the data set, adapted to a model of `modalities`, and notes for the user, one line each.
 
     A modality that the data set lacks is added to the manifest; all samples then lack it. A modality that the model
     does not have is not read. `any_units`: units and scales that do not fit give a warning instead of an error.
@@ -74,20 +74,20 @@ def fit_modalities(
     findings = [finding for own in shared for finding in _units(name, own, theirs[own.name])]
     if model.needs_statistics:
         findings += [finding for own in shared for finding in _scales(name, own, theirs[own.name])]
-    notes = _told(findings, any_units=any_units or not model.needs_statistics)
+    notes = _as_warnings(findings, any_units=any_units or not model.needs_statistics)
     lacking = [modality for modality in modalities if modality.name not in theirs]
     extra = [other for other in theirs if other not in known]
     if lacking:
         notes.append(f"note: {name!r} has no {_list([m.name for m in lacking])}: absent from all samples")
     if extra:
         notes.append(f"note: {_list(extra)} of {name!r} are not among the model's modalities: not used")
-    return _with(manifest, lacking, model), notes
+    return _add_modalities(manifest, lacking, model), notes
 
 
 def check_values(source: SplitSource, *, any_units: bool = False) -> list[str]:
     """Compare some samples of the split with the model's training data; returns warnings, one line each.
 
-    The statistics in the manifest may be those of another split, with other units. A few outliers do not matter. Only
+    The statistics in the manifest may belong to another split, with other units. A few outliers do not matter. Only
     for models that use the training data's mean and standard deviation.
 
     Raises:
@@ -102,15 +102,15 @@ def check_values(source: SplitSource, *, any_units: bool = False) -> list[str]:
     with closing(source.open()) as reader, np.errstate(over="ignore"):
         for number in np.unique(np.linspace(0, samples - 1, count).astype(int)).tolist():
             sample = reader.decode(number, reader.stored(number))
-            for own in source.modalities:
-                for variate in _with_unit(own) if own.name in sample.values else ():
-                    values = sample.values[own.name][:, variate].astype(np.float64)
-                    z = (values[~np.isnan(values)] - own.mean[variate]) / own.std[variate]
+            for modality in source.modalities:
+                for variate in _scaled_variates(modality) if modality.name in sample.values else ():
+                    values = sample.values[modality.name][:, variate].astype(np.float64)
+                    z = (values[~np.isnan(values)] - modality.mean[variate]) / modality.std[variate]
                     if len(z):
-                        distances.setdefault((own.name, variate), []).append(float(np.sqrt(np.square(z).mean())))
+                        distances.setdefault((modality.name, variate), []).append(float(np.sqrt(np.square(z).mean())))
     findings = []
-    for (name, variate), found in distances.items():
-        typical, large = float(np.median(found)), float(np.quantile(found, 0.95))
+    for (name, variate), distance_list in distances.items():
+        typical, large = float(np.median(distance_list)), float(np.quantile(distance_list, 0.95))
         where = f"variate {variate} of modality {name!r}, split {source.split!r} of {source.manifest.name!r}"
         if typical > _LARGE:
             text = f"{where}: half of the samples are {_number(typical)} standard deviations or more from the"
@@ -118,10 +118,10 @@ def check_values(source: SplitSource, *, any_units: bool = False) -> list[str]:
         elif large * _GROSS < 1.0:  # a signal may be weak: only a warning
             text = f"{where}: nearly all samples are within {_number(large)} standard deviations of the"
             findings.append(_Finding(f"{text} training data's mean", _GROSS))
-    return _told(findings, any_units=any_units)
+    return _as_warnings(findings, any_units=any_units)
 
 
-def _with_unit(own: Modality) -> list[int]:
+def _scaled_variates(own: Modality) -> list[int]:
     """The variates whose scale can be compared: neither constant nor zeros and ones."""
     pairs = list(zip(own.mean, own.std, strict=True))
     return [n for n, (mean, std) in enumerate(pairs) if std > _ROUNDING * abs(mean) and not _binary(mean, std)]
@@ -159,7 +159,7 @@ def check_labels(manifest: Manifest, split: str, own: Answer, *, any_units: bool
     found = manifest.split(split)
     if found.target_mean is not None and found.target_std is not None:
         numbers = (own.mean, own.std, found.target_mean, found.target_std)
-        notes += _told(_scale(manifest.name, "the target", *numbers), any_units=any_units)
+        notes += _as_warnings(_scale(manifest.name, "the target", *numbers), any_units=any_units)
     return notes
 
 
@@ -203,13 +203,13 @@ def _scale(name: str, what: str, mean: float, std: float, other_mean: float, oth
     unseen = other_mean == 0.0 and not other_varies  # nothing was observed, or only zeros
     texts = f"{_number(mean)} +- {_number(std)} in training, {_number(other_mean)} +- {_number(other_std)} in {name!r}"
     # a channel that was constant in training, or never observed, has no scale to compare with: only a warning
-    apart = abs(other_mean - mean) / (std if varies else 1.0)
+    distance = abs(other_mean - mean) / (std if varies else 1.0)
     if not varies:
-        largest = min(max(apart, other_std), _GROSS)
+        largest = min(max(distance, other_std), _GROSS)
     elif unseen:
         largest = 0.0
     else:
-        largest = max(apart, std / other_std, other_std / std) if other_varies else apart
+        largest = max(distance, std / other_std, other_std / std) if other_varies else distance
     return [_Finding(f"{what} is {texts} (mean +- standard deviation)", largest)] if largest > _LARGE else []
 
 
@@ -218,7 +218,7 @@ def _binary(mean: float, std: float) -> bool:
     return 0.0 <= mean <= 1.0 and math.isclose(std * std, mean * (1.0 - mean), rel_tol=1e-3, abs_tol=1e-12)
 
 
-def _told(findings: Sequence[_Finding], *, any_units: bool) -> list[str]:
+def _as_warnings(findings: Sequence[_Finding], *, any_units: bool) -> list[str]:
     """Findings as warnings. Raises DataError where one is above `_GROSS`, unless `any_units`."""
     gross = [finding for finding in findings if finding.factor > _GROSS]
     if gross and not any_units:
@@ -230,7 +230,7 @@ def _told(findings: Sequence[_Finding], *, any_units: bool) -> list[str]:
     return [f"warning: {finding.text}" for finding in findings]
 
 
-def _with(manifest: Manifest, lacking: Sequence[Modality], model: ModelConfig) -> Manifest:
+def _add_modalities(manifest: Manifest, lacking: Sequence[Modality], model: ModelConfig) -> Manifest:
     """The manifest with additional modalities, which no sample has."""
     if not lacking:
         return manifest

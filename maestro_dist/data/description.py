@@ -34,7 +34,7 @@ _STATISTICS = "_recording"
 
 @dataclass(frozen=True)
 class Description:
-    """What a data set is; the fields are those of `Manifest`. `notice`: terms of use that are shown after packing."""
+    """Description of a data set; fields as in `Manifest`. `notice`: terms of use that are shown after packing."""
 
     name: str
     licence: str
@@ -91,7 +91,7 @@ def checked_splits(splits: Sequence[str]) -> list[str]:
     """The names of the splits.
 
     Raises:
-        DataError: there is none, a name cannot be part of a file name, or a name occurs twice.
+        DataError: there are no names, a name cannot be part of a file name, or a name occurs twice.
     """
     names = checked_list(splits, "splits", "pack")
     if not names:
@@ -99,7 +99,7 @@ def checked_splits(splits: Sequence[str]) -> list[str]:
     for name in names:
         if not isinstance(name, str) or not _SPLIT.fullmatch(name):
             raise DataError(f"pack: split {short_repr(name)}: a name has up to 40 letters, digits, - or _")
-    again = first_duplicate(name.lower() for name in names)  # some file systems do not tell 'Train' from 'train'
+    again = first_duplicate(name.lower() for name in names)  # some file systems do not distinguish 'Train' and 'train'
     if again is not None:
         raise DataError(f"pack: split '{again}' is named twice")
     return [str(name) for name in names]

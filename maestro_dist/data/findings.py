@@ -1,4 +1,4 @@
-"""What packing finds out about a data set: the statistics in its manifest, outliers, people in two splits."""
+"""Results of packing a data set: the statistics in its manifest, outliers, people in two splits."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Findings:
             self.people[sample.split].add(sample.subject)
 
     def manifest(self, splits: dict[str, ManifestSplit]) -> Manifest:
-        """The manifest of what was written.
+        """The manifest of the written data.
 
         Raises:
             DataError: there was no sample.
@@ -137,7 +137,7 @@ def warning_lines(
 ) -> list[str]:
     """Warnings about a data set, one line each.
 
-    Only about these splits (the first is the one to train on) and modalities; None: all of them.
+    Only about these splits (the first is the training split) and modalities; None: all of them.
     """
     splits = list(manifest.splits) if splits is None else splits
     names = [m.name for m in manifest.modalities] if modalities is None else modalities

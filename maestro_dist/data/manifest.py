@@ -1,4 +1,4 @@
-"""The manifest: everything that a run must know about a data set before it reads a sample."""
+"""The manifest: all facts that a run needs about a data set before it reads a sample."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class ManifestModality(_ManifestEntry):
 class SymbolSpec(_ManifestEntry):
     """How the SAX symbols of a data set were made, and whether the raw windows are stored too (`raw`).
 
-    `alphabet`, `word` (steps, by modality) and `normalize` are those of the model that the symbols are for.
+    `alphabet`, `word` (steps, by modality) and `normalize` have the values of the model that uses the symbols.
     """
 
     alphabet: Annotated[int, Field(ge=2, le=255)]
@@ -112,9 +112,9 @@ class Outliers(_ManifestEntry):
     """Values of one variate (numbered from 0) that lie very far from all others in a split.
 
     samples, values  how many samples contain such values, and how many values there are
-    largest          the value with the largest size
-    modality         None: the values are targets. The mean and std of a modality leave outliers out, those of the
-                     target do not
+    largest          the value with the largest magnitude
+    modality         None: the values are targets. The mean and std of a modality exclude outliers; the mean and std
+                     of the target include them
     """
 
     split: str
@@ -137,12 +137,12 @@ class Manifest(_ManifestEntry):
     """A packed data set.
 
     task           none: no labels (for pre-training)
-    target         what is predicted, with its unit
+    target         name of the predicted quantity, with its unit
     window_s       length of a window, in seconds
     recording      whether samples have the mean and std of their recording up to the window's end, as
                    `normalize: recording` needs them
     symbols        how its SAX symbols were made; None: it has none
-    statistics_of  the split of the means and standard deviations, where it is not train
+    statistics_of  the split of the means and standard deviations, if it is not train
     outliers, shared_people   findings that the user should know before training
     """
 

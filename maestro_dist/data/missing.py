@@ -30,7 +30,7 @@ def drop_modalities(
     seed: int,
     step: int,
 ) -> np.ndarray:
-    """What is left of `present` (bool [B, M]) after each modality was dropped with probability `p`.
+    """The rest of `present` (bool [B, M]) after each modality was dropped with probability `p`.
 
     A sample always keeps at least one modality: where all would be dropped, the present one with the largest draw
     stays. A draw depends on (seed, step, sample number, modality name), so neither the size of the batch nor the order
@@ -38,20 +38,20 @@ def drop_modalities(
     """
     others = [column for column, modality in enumerate(modalities) if not modality.always]
     if len(others) < len(modalities):
-        left, some = present.copy(), [modalities[column] for column in others]
-        left[:, others] = drop_modalities(present[:, others], sample, some, p=p, seed=seed, step=step)
+        left, droppable = present.copy(), [modalities[column] for column in others]
+        left[:, others] = drop_modalities(present[:, others], sample, droppable, p=p, seed=seed, step=step)
         return left
     if p <= 0.0 or not present.size:
         return present.copy()
     draws = np.stack([rng.uniform_np(rng.key(seed, "missing", step, m.name), sample) for m in modalities], axis=1)
     kept = present & (draws >= p)
-    lost = np.flatnonzero(present.any(axis=1) & ~kept.any(axis=1))
-    kept[lost, np.argmax(np.where(present, draws, -1.0)[lost], axis=1)] = True
+    all_dropped = np.flatnonzero(present.any(axis=1) & ~kept.any(axis=1))
+    kept[all_dropped, np.argmax(np.where(present, draws, -1.0)[all_dropped], axis=1)] = True
     return kept
 
 
 def evaluation_mask(present: np.ndarray, rate: float, draw: int, always: Sequence[bool] | None = None) -> np.ndarray:
-    """What is left of `present` (bool [N, M]) at a missing rate; the same on every machine and rank.
+    """The rest of `present` (bool [N, M]) at a missing rate; the same on every machine and rank.
 
     The protocol: modality m of sample n is removed where numpy's `default_rng(draw).random([N, M]) < rate` (samples in
     manifest order, modalities sorted by name). Where all present modalities of a sample would be removed, the same

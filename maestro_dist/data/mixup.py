@@ -26,19 +26,19 @@ class Mixing:
         return Mixing(self.partners[taken], self.shares[taken])
 
 
-def mixing_of(whole: np.ndarray, alpha: float, *, seed: int, step: int) -> Mixing:
-    """The mixing of a whole global batch; `whole` has its sample numbers, int64 [G]."""
-    return Mixing(partners_of(whole, seed=seed, step=step), shares_of(whole, alpha, seed=seed, step=step))
+def mixing_of(numbers: np.ndarray, alpha: float, *, seed: int, step: int) -> Mixing:
+    """The mixing of a complete global batch; `numbers` has its sample numbers, int64 [G]."""
+    return Mixing(partners_of(numbers, seed=seed, step=step), shares_of(numbers, alpha, seed=seed, step=step))
 
 
-def partners_of(whole: np.ndarray, *, seed: int, step: int) -> np.ndarray:
+def partners_of(numbers: np.ndarray, *, seed: int, step: int) -> np.ndarray:
     """The number of each sample's partner, int64 [G]: the next sample of a ring in random order.
 
     A sample is its own partner only in a global batch of one sample.
     """
-    ring = np.argsort(rng.bits_np(rng.key(seed, "mixup", "ring", step), whole), kind="stable")
-    partners = np.empty_like(whole)
-    partners[ring] = whole[np.roll(ring, -1)]
+    ring = np.argsort(rng.bits_np(rng.key(seed, "mixup", "ring", step), numbers), kind="stable")
+    partners = np.empty_like(numbers)
+    partners[ring] = numbers[np.roll(ring, -1)]
     return partners
 
 

@@ -43,7 +43,7 @@ class OpenShard:
 
 
 class OpenShards:
-    """Opens a shard at its first use, and loads its index and verifies it once, as long as memory allows.
+    """Opens a shard at its first use. Loads its index and verifies it once, as long as memory allows.
 
     A file that was closed to open another one is opened again without verification, unless it has changed. Only one
     thread at a time may use it.
@@ -59,7 +59,7 @@ class OpenShards:
     ) -> None:
         self._storage, self._shards, self._members = storage, shards, members
         self._config, self._heartbeat = config, heartbeat
-        self._fewest = 0
+        self._kept_shards = 0
         self.keep(config.shuffle_shards)
         self._opened: OrderedDict[int, OpenShard] = OrderedDict()
         self._bytes = 0
@@ -74,9 +74,9 @@ class OpenShards:
     def keep(self, shards: int) -> None:
         """Keep at least this many shards, those of one batch, in memory.
 
-        They are added to the shards that are shuffled together, because a batch may have samples of two such groups.
+        The limit is this number plus `data.shuffle_shards`: a batch may have samples of two shuffled groups.
         """
-        self._fewest = max(self._fewest, shards + self._config.shuffle_shards)
+        self._kept_shards = max(self._kept_shards, shards + self._config.shuffle_shards)
 
     def get(self, position: int) -> OpenShard:
         """A shard by its position in the split.
@@ -93,7 +93,7 @@ class OpenShards:
         self._heartbeat(f"opening {self._storage.name(shard.path)}")
         index = load_index(self._storage, shard)
         offsets, sizes = index.columns(self._members)
-        small = np.min_scalar_type(shard.bytes)  # 4 bytes a number instead of 8, for shards below 4 GiB
+        small = np.min_scalar_type(shard.bytes)  # 4 bytes per number instead of 8, for shards below 4 GiB
         found = OpenShard(
             position=position,
             name=self._storage.name(shard.path),
@@ -106,7 +106,7 @@ class OpenShards:
         self._verify(found)
         self._opened[position] = found
         self._bytes += found.bytes
-        while self._bytes > _INDEX_BYTES and len(self._opened) > self._fewest:
+        while self._bytes > _INDEX_BYTES and len(self._opened) > self._kept_shards:
             oldest, dropped = self._opened.popitem(last=False)
             self._bytes -= dropped.bytes
             self._close(oldest)

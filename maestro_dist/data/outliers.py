@@ -1,7 +1,7 @@
 """Find outliers with a histogram of values by sign and power of two, in one pass and little memory.
 
 A placeholder for "no value" (-9999) or a broken reading (1e30) in a few samples can make the standard deviation a
-thousand times too large; the model then sees nothing of the other values. Only values that are separated from the bulk
+thousand times too large; then all other values look equal to the model. Only values that are separated from the bulk
 of all values by a wide empty gap are outliers. Heavy tails and rare bursts have no such gap; they are signal.
 """
 
@@ -39,7 +39,7 @@ class Bulk(NamedTuple):
 
 
 class FarValues(NamedTuple):
-    """Values far outside a bulk: in how many windows, how many values, and the one with the largest size."""
+    """Values far outside a bulk: in how many windows, how many values, and the value with the largest magnitude."""
 
     windows: int
     numbers: int
@@ -74,37 +74,37 @@ class ValueHistogram:
         ranks = np.cumsum(count)
         edge = int(_FEW * ranks[-1])
         first, last = np.searchsorted(ranks, [edge, ranks[-1] - edge - 1], side="right")
-        return self._around(variate, self.low[variate, first], self.high[variate, last])
+        return self._bulk_around(variate, self.low[variate, first], self.high[variate, last])
 
     def far_values(self, variate: int, bulk: Bulk) -> FarValues | None:
-        """Values of a variate that lie far outside `bulk`, which may be that of another split.
+        """Values of a variate that lie far outside `bulk`, which may come from another split.
 
         None where there are none, or where they hardly change the standard deviation.
         """
         self._count()
-        around = self._around(variate, bulk.low, bulk.high)
-        there = self.count[variate] > 0
+        grown = self._bulk_around(variate, bulk.low, bulk.high)
+        filled = self.count[variate] > 0
         low, high = self.low[variate], self.high[variate]
-        outside = there & ((low < around.low) | (high > around.high))
-        if not outside.any() or self._of(variate, there).std < _INFLATION * bulk.std:
+        outside = filled & ((low < grown.low) | (high > grown.high))
+        if not outside.any() or self._statistics(variate, filled).std < _INFLATION * bulk.std:
             return None
         ends = np.concatenate((low[outside], high[outside]))
-        inside = np.flatnonzero(there & ~outside)
+        inside = np.flatnonzero(filled & ~outside)
         first, last = (inside[0], inside[-1]) if len(inside) else (_BINS, -1)
         windows = sum(n for (a, b), n in self.windows[variate].items() if a < first or b > last)
         return FarValues(windows, int(self.count[variate, outside].sum()), float(ends[np.abs(ends).argmax()]))
 
-    def _around(self, variate: int, low: float, high: float) -> Bulk:
+    def _bulk_around(self, variate: int, low: float, high: float) -> Bulk:
         """The bulk that grows from the range `low` ... `high`."""
-        near = self._grown(variate, low, high, _SMALL_GAP)
-        whole = self._of(variate, self.count[variate] > 0)
-        return near if whole.std >= _HUGE * near.std > 0 else self._grown(variate, low, high, _GAP)
+        near = self._grow(variate, low, high, _SMALL_GAP)
+        all_values = self._statistics(variate, self.count[variate] > 0)
+        return near if all_values.std >= _HUGE * near.std > 0 else self._grow(variate, low, high, _GAP)
 
-    def _grown(self, variate: int, low: float, high: float, gap: float) -> Bulk:
+    def _grow(self, variate: int, low: float, high: float, gap: float) -> Bulk:
         """The range, extended bin by bin, nearest first, while the gap is at most `gap` times its width."""
-        there = np.flatnonzero(self.count[variate])
-        lows, highs = self.low[variate, there], self.high[variate, there]
-        repeated = (lows == highs) & (self.count[variate, there] > 1)
+        filled = np.flatnonzero(self.count[variate])
+        lows, highs = self.low[variate, filled], self.high[variate, filled]
+        repeated = (lows == highs) & (self.count[variate, filled] > 1)
         allowed = np.where(repeated, _SMALL_GAP, gap)
         while True:
             gaps = np.maximum(low - highs, lows - high)  # negative inside
@@ -116,11 +116,11 @@ class ValueHistogram:
             place = np.where(near, gaps, np.inf).argmin()
             low, high = min(low, lows[place]), max(high, highs[place])
         inside = np.zeros(_BINS, dtype=bool)
-        inside[there[(lows >= low) & (highs <= high)]] = True
-        _, _, mean, std = self._of(variate, inside)
+        inside[filled[(lows >= low) & (highs <= high)]] = True
+        _, _, mean, std = self._statistics(variate, inside)
         return Bulk(float(low), float(high), mean, std)
 
-    def _of(self, variate: int, bins: np.ndarray) -> Bulk:
+    def _statistics(self, variate: int, bins: np.ndarray) -> Bulk:
         """Statistics of the values in some bins, bool [_BINS]."""
         count, mean = self.count[variate, bins], self.mean[variate, bins]
         total = max(1, int(count.sum()))
@@ -168,9 +168,9 @@ def _ends(windows: list[np.ndarray]) -> list[list[tuple[int, int]]]:
     """For each variate, the bins of the smallest and the largest value of each window with values."""
     lows = np.stack([np.fmin.reduce(window, axis=0) for window in windows])
     highs = np.stack([np.fmax.reduce(window, axis=0) for window in windows])
-    there = ~np.isnan(lows)
+    observed = ~np.isnan(lows)
     first, last = _bin_of(lows), _bin_of(highs)
     return [
-        list(zip(first[there[:, v], v].tolist(), last[there[:, v], v].tolist(), strict=True))
+        list(zip(first[observed[:, v], v].tolist(), last[observed[:, v], v].tolist(), strict=True))
         for v in range(lows.shape[1])
     ]

@@ -1,4 +1,4 @@
-"""Write a data set: WebDataset shards, an index for each shard, and at last the manifest.
+"""Write a data set: WebDataset shards, an index for each shard, and finally the manifest.
 
 Samples are written one at a time, to a folder or any fsspec URL. Without its manifest there is no data set. The same
 samples give the same bytes.
@@ -86,7 +86,7 @@ def pack(
             found.add(checked)
         finished = {name: writer.finish() for name, writer in writers.items()}
         manifest = found.manifest(finished)
-        _check_whole(storage, manifest)
+        _check_complete(storage, manifest)
         write_manifest(storage, manifest)
     for line in warning_lines(manifest):
         _LOG.warning("%s", line)
@@ -120,7 +120,7 @@ def check_nothing_packed(url: str) -> None:
         )
 
 
-def _check_whole(storage: Storage, manifest: Manifest) -> None:
+def _check_complete(storage: Storage, manifest: Manifest) -> None:
     """Raise `DataError` where another process packed to the same place, failed, and removed a shard of this one."""
     for split in manifest.splits.values():
         for shard in split.shards:
@@ -163,7 +163,7 @@ class SplitWriter:
                 self._open.__exit__(kind, error, trace)
         with suppress(StorageError):
             if self.storage.exists(MANIFEST_NAME):
-                return  # another process has packed here in the meantime: the shards are its own
+                return  # another process has packed here in the meantime: the shards belong to it
             for path in self._written:
                 self.storage.remove(path)
 

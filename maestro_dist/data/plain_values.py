@@ -11,15 +11,13 @@ import numpy as np
 
 from maestro_dist.errors import DataError
 
-_MOST_LETTERS = 10_000  # most letters of a text; a citation may be long
+_MOST_LETTERS = 10_000  # longest allowed text; a citation may be long
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 def python_number(value: Any) -> bool | int | float | None:
     """A Python, numpy or zero-dimensional array or tensor number as a Python number; None for anything else."""
-    if isinstance(
-        value, np.ma.MaskedArray | np.datetime64 | np.timedelta64
-    ):  # they contain numbers, but are not numbers
+    if isinstance(value, np.ma.MaskedArray | np.datetime64 | np.timedelta64):  # they contain numbers
         return None
     if isinstance(value, np.longdouble):
         return float(value)

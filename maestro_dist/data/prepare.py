@@ -66,7 +66,7 @@ def log_warnings(conversion: Conversion) -> None:
 
 
 def unknown_options(unknown: Sequence[str], known: Iterable[str]) -> str:
-    """A message: a converter has no such options; with similar names, or all names."""
+    """The message that a converter has no such options. It suggests similar names, or lists all names."""
     names = sorted(name.removeprefix("--") for name in known)
     near = [name for text in unknown for name in difflib.get_close_matches(text.strip("-"), names, n=1)]
     hint = f"; did you mean --{', --'.join(near)}?" if near else f"; there are --{', --'.join(names)}"
@@ -97,10 +97,10 @@ class _Quiet(OptionParser):
 def check_source(path: str, *, source: str) -> None:
     """Raise `DataError` where `path`, the value of the option or key `source`, does not exist."""
     if not Path(path).exists():
-        only = (
+        hint = (
             "; raw files are read from local folders and archives: copy them to this machine" if "://" in path else ""
         )
-        raise DataError(f"{source}: {path}: no such folder or archive{only}")
+        raise DataError(f"{source}: {path}: no such folder or archive{hint}")
 
 
 def check_destination(path: str, url: str, *, source: str, target: str) -> None:
@@ -135,7 +135,7 @@ def check_place(source: SourceConfig, url: str) -> None:
             f"data.url: {url}: there is no folder {place.parent}; correct data.url, or make that folder for {what}"
         )
     others = _other_files(storage.list())
-    if place is not None:  # the raw files may lie beside the packed data
+    if place is not None:  # the raw files may be in the same folder as the packed data
         others = [name for name in others if not Path(source.path).resolve().is_relative_to((place / name).resolve())]
     if others:
         raise ConfigError(
@@ -145,7 +145,7 @@ def check_place(source: SourceConfig, url: str) -> None:
 
 
 def _other_files(names: list[str]) -> list[str]:
-    """The names, unless they are the files of a killed packing: shards, each but the last with its index."""
+    """The names. Files of a killed packing are left out: shards, of which only the last may lack its index."""
     shards = [match for name in names if (match := _UNFINISHED.fullmatch(name))]
     tars, indexes = ({m[1] for m in shards if m[2] == kind} for kind in ("tar", "index.json"))
     if len(tars - indexes) > 1 or indexes - tars:
@@ -166,10 +166,10 @@ def check_typed(source: SourceConfig | None, url: str, overrides: Sequence[str])
     paired = any(key in ("data", "data.source") or key.startswith("data.source.") for key in keys)
     if source is None or not (paired or "data.url" in keys):
         return
-    there = Storage(url).exists(MANIFEST_NAME)
-    if paired and there:
+    packed = Storage(url).exists(MANIFEST_NAME)
+    if paired and packed:
         _LOG.info("data.source is not read: there is a packed data set at %s already", redact(url))
-    elif not paired and not there:
+    elif not paired and not packed:
         raise ConfigError(
             f"data.url: {redact(url)} was given alone, but holds no {MANIFEST_NAME}; correct it, or, to pack the "
             f"configuration's data.source there, add data.source.path={shlex.quote(source.path)}"

@@ -1,4 +1,4 @@
-"""A reader in a process of its own: `ReaderProcess` for the training process, `serve` for the reader.
+"""A reader in a separate process: `ReaderProcess` for the training process, `serve` for the reader.
 
 Requests and batches go through a pair of sockets, arrays as plain bytes. There is no shared memory and no semaphore, so
 nothing is left behind when a process is killed. The reader process imports neither torch nor the main module.
@@ -33,20 +33,20 @@ _START = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
     "from maestro_dist.data.reader_process import serve; serve(*map(int, sys.argv[1:]))"
 )
-_HEARTBEAT_S = 1.0  # between two heartbeats of a reader
-_END_S = 5.0
+_HEARTBEAT_S = 1.0  # seconds between two heartbeats of a reader
+_EXIT_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
-class _Coming:
-    """Stands for an array whose bytes follow."""
+class _ArrayHeader:
+    """Type and shape of an array whose bytes follow."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
 
 
 class ReaderProcess:
-    """Reads micro-batches of one split in another process. `heartbeat` is called with what it does.
+    """Reads micro-batches of one split in another process. `heartbeat` is called with its current activity.
 
     Raises:
         ReaderError: the process cannot be started.
@@ -92,7 +92,7 @@ class ReaderProcess:
                     break
                 self._heartbeat(content)
         except (EOFError, OSError) as error:
-            raise ReaderError(self._obituary()) from error
+            raise ReaderError(self._exit_message()) from error
         if kind == "other":
             raise RuntimeError(f"{self.name} failed:\n{content}")
         raise getattr(errors, kind)(content)
@@ -105,21 +105,21 @@ class ReaderProcess:
         """End the process; kill it where it does not end in time."""
         self._connection.close()  # an idle process then ends
         try:
-            self._process.wait(_END_S)
+            self._process.wait(_EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             with suppress(subprocess.TimeoutExpired):  # it may hang in a system call
-                self._process.wait(_END_S)
+                self._process.wait(_EXIT_TIMEOUT_S)
 
     def _send(self, message: Any) -> None:
         try:
             self._connection.send(message)
         except OSError as error:
-            raise ReaderError(self._obituary()) from error
+            raise ReaderError(self._exit_message()) from error
 
-    def _obituary(self) -> str:
+    def _exit_message(self) -> str:
         try:
-            code = self._process.wait(_END_S)
+            code = self._process.wait(_EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             return f"{self.name} has closed its connection"
         if code >= 0:
@@ -132,13 +132,13 @@ def serve(file: int, parent: int) -> None:
     configure_logging()
     with suppress(EOFError, OSError), Connection(file) as connection:
         source: SplitSource = connection.recv()
-        heart = _Heart(connection, parent)
+        heartbeats = _HeartbeatThread(connection, parent)
         reader: SplitReader | None = None
         while True:
             request: Request = connection.recv()
             arrays: list[np.ndarray] = []
             try:
-                reader = reader or source.open(heart.heartbeat)
+                reader = reader or source.open(heartbeats.heartbeat)
                 batch = reader.arrays(request)
                 answer: Any = "batch", batch.map(partial(_described, arrays))
             except MaestroError as error:
@@ -147,42 +147,42 @@ def serve(file: int, parent: int) -> None:
                 answer = "ReaderError", "a reader has no memory left"
             except Exception:
                 answer = "other", traceback.format_exc()
-            with heart.sending:
+            with heartbeats.sending:
                 connection.send(answer)
                 for array in arrays:
                     _send(file, array)
 
 
-class _Heart:
+class _HeartbeatThread:
     """A thread that sends heartbeats to the training process, also while the main thread is busy.
 
-    It ends this process when the training process is gone, also in the middle of a download.
+    It ends this process when the training process has ended, also during a download.
     """
 
     def __init__(self, connection: Connection, parent: int) -> None:
         self.sending = threading.Lock()
         self._parent = parent
-        self._connection, self._doing, self._pause = connection, "", threading.Event()
+        self._connection, self._activity, self._pause = connection, "", threading.Event()
         threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
     def heartbeat(self, what: str) -> None:
-        self._doing = what
+        self._activity = what
 
     def _run(self) -> None:
-        told = ""
+        sent = ""
         with suppress(OSError):
             while not self._pause.wait(_HEARTBEAT_S):
                 if os.getppid() != self._parent:
                     os._exit(0)
-                if self._doing != told:
-                    told = self._doing
+                if self._activity != sent:
+                    sent = self._activity
                     with self.sending:
-                        self._connection.send(("doing", told))
+                        self._connection.send(("doing", sent))
 
 
-def _described(to: list[np.ndarray], array: np.ndarray) -> _Coming:
-    to.append(array)
-    return _Coming(array.dtype, array.shape)
+def _described(arrays: list[np.ndarray], array: np.ndarray) -> _ArrayHeader:
+    arrays.append(array)
+    return _ArrayHeader(array.dtype, array.shape)
 
 
 def _send(file: int, array: np.ndarray) -> None:
@@ -191,8 +191,8 @@ def _send(file: int, array: np.ndarray) -> None:
         data = data[os.write(file, data) :]
 
 
-def _receive(file: int, coming: _Coming) -> np.ndarray:
-    array = np.empty(coming.shape, coming.dtype)
+def _receive(file: int, header: _ArrayHeader) -> np.ndarray:
+    array = np.empty(header.shape, header.dtype)
     data = _bytes(array)
     while data:
         count = os.readv(file, [data])

@@ -25,12 +25,12 @@ class BadSample(DataError):
 
 @dataclass(frozen=True)
 class SampleFormat:
-    """What every sample of a data set must look like.
+    """The format of every sample of a data set.
 
     modalities  the modalities to decode
     classes     number of classes; 0 for regression
     recording   whether samples have recording statistics
-    symbols     how SAX symbols were made, where these are read instead of raw windows
+    symbols     how SAX symbols were made, if they are read instead of raw windows
     slices      steps [first, end) of each modality to keep; None: all
     """
 

@@ -24,7 +24,7 @@ from maestro_dist.data.plain_values import (
 from maestro_dist.errors import DataError
 from maestro_dist.types import Modality
 
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,50}")  # no dots: webdataset splits there; short: a plain tar header holds 100 bytes
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,50}")  # webdataset splits at dots; a plain tar header holds 100 bytes
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class RawSample:
 
     key          name of the sample, unique in its split
     label        number of the class, or the target; ignored where the task is none
-    subject      the person; "" where that is not known. A number and its text (0 and "0") are the same person
+    subject      the person; "" if unknown. A number and its text (0 and "0") are the same person
     recording    name of the recording that the window was cut from
     start_s      start of the window in its recording, in seconds; the model does not see it
     duration_s   length of the window, in seconds
@@ -54,7 +54,7 @@ class RawSample:
 
 @dataclass(frozen=True)
 class CheckedSample:
-    """A sample as it is stored.
+    """A sample in its stored form.
 
     arrays  float32 [T_j, D_j] by modality; a modality without any observed step is left out
     meta    content of its json member
@@ -76,7 +76,7 @@ class SampleChecker:
         self.modalities = {modality.name: modality for modality in description.modalities}
 
     def checked(self, sample: RawSample, place: int) -> CheckedSample:
-        """The sample as it is stored. `place` is its number in the input, from 0, for messages.
+        """The sample in its stored form. `place` is its number in the input, from 0, for messages.
 
         Raises:
             DataError: it does not fit the description; the message names the sample and the field.
@@ -106,8 +106,8 @@ class SampleChecker:
             for column, part in enumerate(("recording_mean", "recording_std")):
                 meta[part] = {n: [_nine_digits(x) for x in pair[:, column]] for n, pair in statistics.items()}
         body = json.dumps(meta, separators=(",", ":"), allow_nan=False).encode()
-        there = {n: array for n, array in arrays.items() if not np.isnan(array).all()}  # nothing observed: absent
-        return CheckedSample(str(sample.split), key, label, subject, there, body)
+        observed = {n: array for n, array in arrays.items() if not np.isnan(array).all()}  # nothing observed: absent
+        return CheckedSample(str(sample.split), key, label, subject, observed, body)
 
     def _label(self, given: Any, where: str) -> int | float:
         classes = self.description.classes

@@ -1,4 +1,4 @@
-"""Shards as local files: a local shard is used where it is; a remote shard is downloaded once into a cache."""
+"""Shards as local files: a local shard is used in place; a remote shard is downloaded once into a cache."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from maestro_dist.errors import DataError, StorageError
 _TRIES = 2  # downloads of a shard: a broken connection is not always reported as an error
 _POLL_S = 0.2
 _PIECE = 16 << 20  # bytes that are hashed between two heartbeats
-_PATIENCE_S = 240.0  # how long another process may download without any progress
+_STALLED_S = 240.0  # how long another process may download without any progress
 
 Heartbeat = Callable[[str], None]
-"""Called with what a reader does now; each call shows that the reader is alive."""
+"""Called with the current activity of a reader; each call shows that the reader is alive."""
 
 FileIdentity = tuple[int, int, int, int]
 """Device, inode, size and modification time: they change when a file is replaced or written."""
@@ -40,7 +40,7 @@ def local_shard(
     """Path of a local file with exactly the shard's bytes.
 
     A remote shard is downloaded to `cache`, once for each machine. The file is named by its sha256 and gets this name
-    only when it is complete and verified. Processes that need the same shard wait for the one that downloads it. A
+    only when it is complete and verified. Processes that need the same shard wait for the process that downloads it. A
     damaged copy is downloaded again. A good copy can be used from a read-only cache. `heartbeat` is called with each
     progress.
 
@@ -83,7 +83,7 @@ def _fetch(storage: Storage, shard: Shard, target: Path, verify: str, heartbeat:
             storage.download(
                 shard.path,
                 part,
-                lambda done, size: heartbeat(f"downloading {name}, {_of(done, size)}"),
+                lambda done, size: heartbeat(f"downloading {name}, {_progress(done, size)}"),
             )
             problem = _problem(part, shard, verify, heartbeat)
             if not problem:
@@ -95,12 +95,12 @@ def _fetch(storage: Storage, shard: Shard, target: Path, verify: str, heartbeat:
 
 
 def file_identity(found: os.stat_result) -> FileIdentity:
-    """Identity of a file in its present state."""
+    """Identity of a file in its current state."""
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _problem(path: Path, shard: Shard, verify: str, heartbeat: Heartbeat) -> str | None:
-    """What is wrong with a file, in words; None when it is the shard. A process computes the hash of a file once."""
+    """The problem of a file, in words; None if it is the right shard. A process computes the hash of a file once."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -123,11 +123,11 @@ def _sha256(path: Path, size: int, heartbeat: Heartbeat) -> str:
         while piece := file.read(_PIECE):
             digest.update(piece)
             done += len(piece)
-            heartbeat(f"checking {path}, {_of(done, size)}")
+            heartbeat(f"checking {path}, {_progress(done, size)}")
     return digest.hexdigest()
 
 
-def _of(done: int, size: int) -> str:
+def _progress(done: int, size: int) -> str:
     return f"{done >> 20:,} of {size >> 20:,} MiB"
 
 
@@ -135,7 +135,7 @@ def _of(done: int, size: int) -> str:
 def _locked(target: Path, heartbeat: Heartbeat) -> Iterator[None]:
     """The lock for downloading `target`. Waits for another process as long as its part file grows."""
     with target.with_suffix(".lock").open("w") as file:
-        waited, seen = 0.0, -2  # -1: no part file yet
+        waited, last_size = 0.0, -2  # -1: no part file yet
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases it when a process dies
@@ -143,10 +143,10 @@ def _locked(target: Path, heartbeat: Heartbeat) -> Iterator[None]:
             except BlockingIOError:
                 pass
             size = _size(target.with_suffix(".part"))
-            if size != seen:
-                waited, seen = 0.0, size
+            if size != last_size:
+                waited, last_size = 0.0, size
                 heartbeat(f"waiting for another process that downloads {target}, {max(size, 0) >> 20:,} MiB so far")
-            if waited >= _PATIENCE_S:
+            if waited >= _STALLED_S:
                 raise StorageError(
                     f"{target}: another process downloads this shard and has made no progress for {waited:.0f} s; "
                     "end it, or set data.cache to another folder"

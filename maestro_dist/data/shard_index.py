@@ -1,4 +1,4 @@
-"""The index of a shard: where each member of each sample lies, so that a sample is read without scanning the tar."""
+"""The index of a shard: the offset of each member, so that a sample is read without scanning the tar."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class ShardIndex:
 
     def columns(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Offsets and sizes of the named members, [N, len(names)] each; 0 for a name that no sample has."""
-        where = {name: column for column, name in enumerate(self.members)}
+        column_of = {name: column for column, name in enumerate(self.members)}
         offsets = np.zeros((len(self.keys), len(names)), dtype=np.int64)
         sizes = np.zeros_like(offsets)
         for target, name in enumerate(names):
-            if name in where:
-                offsets[:, target] = self.offsets[:, where[name]]
-                sizes[:, target] = self.sizes[:, where[name]]
+            if name in column_of:
+                offsets[:, target] = self.offsets[:, column_of[name]]
+                sizes[:, target] = self.sizes[:, column_of[name]]
         return offsets, sizes
 
     def to_json(self) -> bytes:
@@ -89,7 +89,7 @@ def load_index(storage: Storage, shard: Shard) -> ShardIndex:
         raise DataError(f"{name}: damaged index ({type(error).__name__}: {error}); pack the data set again") from error
     if len(keys) != shard.samples:
         raise DataError(f"{name}: {len(keys)} samples, but the manifest says {shard.samples}; pack the data set again")
-    there = sizes > 0
-    if (sizes < 0).any() or (offsets[there] < HEADER).any() or (offsets + sizes > shard.bytes).any():
+    present = sizes > 0
+    if (sizes < 0).any() or (offsets[present] < HEADER).any() or (offsets + sizes > shard.bytes).any():
         raise DataError(f"{name}: points outside shard {shard.path}; pack the data set again")
     return ShardIndex(keys, members, offsets, sizes)

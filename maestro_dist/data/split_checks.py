@@ -27,8 +27,8 @@ def check_splits(config: DataConfig, manifest: Manifest, *, begun: bool = False)
         try:
             manifest.split(getattr(config, key))
         except ConfigError as error:
-            having = [f"{name} ({split.samples:,})" for name, split in manifest.splits.items() if split.samples]
-            raise ConfigError(f"data.{key}: {error}; splits with samples: {', '.join(having) or 'none'}") from error
+            filled = [f"{name} ({split.samples:,})" for name, split in manifest.splits.items() if split.samples]
+            raise ConfigError(f"data.{key}: {error}; splits with samples: {', '.join(filled) or 'none'}") from error
     if config.validation == config.test and not begun:
         raise ConfigError(
             f"data.validation and data.test are both '{config.test}': the best weights would be chosen on the "
@@ -44,14 +44,14 @@ def check_metric(
     `defined(metric, class_counts)` says whether a metric can be computed.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: the metric cannot be computed.
     """
     counts = manifest.split(config.validation).class_counts
     if not defined(metric, counts):
-        having = ", ".join(f"{name} {n:,}" for name, n in zip(manifest.classes, counts, strict=True) if n)
+        classes = ", ".join(f"{name} {n:,}" for name, n in zip(manifest.classes, counts, strict=True) if n)
         raise ConfigError(
             f"evaluation.metric={metric}: it needs samples of two classes or more, but data.validation="
-            f"{config.validation} has {having} only; use another metric (accuracy), or another split"
+            f"{config.validation} has {classes} only; use another metric (accuracy), or another split"
         )
 
 
@@ -70,10 +70,10 @@ def split_warnings(config: Config, manifest: Manifest) -> Iterator[str]:
     )
     if manifest.task != "classification" or config.task.kind == "pretrain":
         return
-    for key, so in _USES.items():
+    for key, effect in _USES.items():
         split = getattr(data, key)
         absent = [name for name, n in zip(manifest.classes, manifest.split(split).class_counts, strict=True) if not n]
         if absent:
             named = ", ".join(f"'{name}'" for name in absent[:_SOME]) + (", ..." if len(absent) > _SOME else "")
             what = f"class {named} has" if len(absent) == 1 else f"{len(absent):,} classes ({named}) have"
-            yield f"{what} no sample in split '{split}' (data.{key}): {so}"
+            yield f"{what} no sample in split '{split}' (data.{key}): {effect}"

@@ -35,7 +35,7 @@ _ATTEMPTS = 20  # a limit for attempts that fail at once
 _FIRST_DELAY_S = 0.2
 _LONGEST_DELAY_S = 5.0
 _QUIET_S = 2.0  # a failure that lasts longer is logged
-_JITTER = random.Random()  # ranks must not retry at the same moment; the global generator stays untouched
+_JITTER = random.Random()  # ranks must not retry at the same moment; not the global generator
 _RANGE = 16 << 20  # bytes of one ranged read, which is also what one retry repeats
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
@@ -55,7 +55,7 @@ class Storage:
     """A folder (or one object), given by a path or an fsspec URL.
 
     All methods take a path relative to it; "" is the folder itself. A failed call to a remote store is retried for
-    `patience_s` seconds, because servers restart and networks fail for a while.
+    `patience_s` seconds, because servers restart and networks fail temporarily.
 
     Raises:
         ObjectMissing: from all methods that read, where there is no such object.
@@ -91,7 +91,7 @@ class Storage:
     # reading
 
     def read(self, path: str = "") -> bytes:
-        """The whole object."""
+        """The complete object."""
         local = self.local_path(path)
         if local is not None:
             return self._locally(path, "read", local.read_bytes)
@@ -143,13 +143,13 @@ class Storage:
         with target.open("wb") as file:
             for start in range(0, size, _RANGE):
                 end = min(start + _RANGE, size)
-                file.write(self._retried(path, "read", partial(_whole_range, start=start, end=end)))
+                file.write(self._retried(path, "read", partial(_complete_range, start=start, end=end)))
                 progress(end, size)
 
     # writing
 
     def write(self, path: str, data: bytes, *, create: bool = False) -> None:
-        """Write the whole object. With `create` only one of several writers succeeds.
+        """Write the complete object. With `create` only one of several writers succeeds.
 
         Raises:
             FileExistsError: with `create`, where the object exists already.
@@ -225,7 +225,7 @@ class Storage:
                 self._retried(path, "write", lambda fs, key: fs.put_file(str(spool), key))
 
     def remove(self, path: str = "", *, recursive: bool = False) -> None:
-        """Remove an object, or with `recursive` a whole folder. A missing object is not an error."""
+        """Remove an object, or with `recursive` a folder. A missing object is not an error."""
         local = self.local_path(path)
         if local is not None:
             if recursive and local.is_dir():
@@ -289,7 +289,7 @@ def _file_system(url: str) -> tuple[Any, str]:
     return fs, str(key)
 
 
-def _whole_range(fs: Any, key: str, start: int, end: int) -> bytes:
+def _complete_range(fs: Any, key: str, start: int, end: int) -> bytes:
     data: bytes = fs.cat_file(key, start=start, end=end)
     if len(data) != end - start:
         raise OSError(f"{len(data)} bytes came instead of {end - start}, the connection was lost")
@@ -313,7 +313,7 @@ def _read_local(path: Path, start: int, length: int) -> bytes:
 
 
 class _Spool(io.FileIO):
-    """A new file; a failed write raises the error that `failed` makes of it."""
+    """A new file; a failed write raises the error that `failed` returns."""
 
     def __init__(self, path: Path, failed: Callable[[OSError], StorageError]) -> None:
         super().__init__(path, "w+")

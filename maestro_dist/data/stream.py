@@ -35,11 +35,11 @@ class DataRank:
 
 @dataclass(frozen=True)
 class TrainSchedule:
-    """How a run goes through the training split.
+    """How a run reads the training split.
 
     global_batch  samples of one optimizer step, over all ranks
-    micro_batch   samples that a rank takes at a time; None: its whole share of the global batch
-    curriculum    with which probability modalities are dropped, by the share of `total_steps` that is done
+    micro_batch   samples that a rank takes at a time; None: its complete share of the global batch
+    curriculum    probability that a modality is dropped, by the completed share of `total_steps`
     """
 
     seed: int
@@ -52,7 +52,7 @@ class TrainSchedule:
 class TrainStream:
     """The training split for one data rank.
 
-    samples          N of the split, or of the share of it that `data.label_share` leaves
+    samples          N of the split, or of the share that `data.label_share` keeps
     steps_per_epoch  optimizer steps of one epoch
     accumulation     micro-batches of a global batch: ceil(G / (ranks * micro_batch)), the same on every rank
     """
@@ -94,15 +94,17 @@ class TrainStream:
             DataError: a shard is missing or damaged.
         """
         source, share = self._source, self._source.config.label_share
-        before = source.manifest.split(source.split).class_counts
-        if self._labelled is None or not before or min(n for n in before if n) * share > _NEVER_LOST:
+        class_counts = source.manifest.split(source.split).class_counts
+        if self._labelled is None or not class_counts or min(n for n in class_counts if n) * share > _NEVER_LOST:
             return []
-        found = [0] * len(before)
+        found = [0] * len(class_counts)
         with closing(replace(source, modalities=()).open()) as reader:
             for number in np.flatnonzero(self._labelled).tolist():
                 with suppress(BadSample):
                     found[int(reader.decode(number, reader.stored(number)).target)] += 1
-        lost = [name for name, n, left in zip(source.manifest.classes, before, found, strict=True) if n and not left]
+        lost = [
+            name for name, n, kept in zip(source.manifest.classes, class_counts, found, strict=True) if n and not kept
+        ]
         if not lost:
             return []
         return [
@@ -121,26 +123,26 @@ class TrainStream:
                 epoch = position // self.samples
                 order = self._order(epoch)
             first = position % self.samples
-            whole = order[first : first + schedule.global_batch]
-            position += len(whole)
+            global_batch = order[first : first + schedule.global_batch]
+            position += len(global_batch)
             step = epoch * self.steps_per_epoch + first // schedule.global_batch
-            mine = whole[rank.rank :: rank.ranks]
+            own_samples = global_batch[rank.rank :: rank.ranks]
             drop = drop_probability(schedule.curriculum, step, schedule.total_steps)
             mixing = None
             if self._mixup:
-                mixing = mixing_of(whole, self._mixup, seed=schedule.seed, step=step)
+                mixing = mixing_of(global_batch, self._mixup, seed=schedule.seed, step=step)
                 mixing = mixing.part(slice(rank.rank, None, rank.ranks))
             for micro in range(self.accumulation):
-                taken = slice(micro * self._micro, (micro + 1) * self._micro)
+                part = slice(micro * self._micro, (micro + 1) * self._micro)
                 yield Request(
-                    numbers=mine[taken],
+                    numbers=own_samples[part],
                     drop=drop,
                     seed=schedule.seed,
                     both=schedule.curriculum.consistency > 0.0 and drop > 0.0,
-                    mixing=None if mixing is None else mixing.part(taken),
+                    mixing=None if mixing is None else mixing.part(part),
                     fields={
                         "last": micro == self.accumulation - 1,
-                        "global_samples": len(whole),
+                        "global_samples": len(global_batch),
                         "position": position,
                         "epoch": epoch,
                         "step": step,
@@ -155,15 +157,15 @@ def evaluation_batches(
     keep: np.ndarray | None = None,
     consumer: Consumer | None = None,
 ) -> Generator[Batch, None, None]:
-    """Every sample of a split exactly once over all ranks: this rank's are `rank::ranks`, `batch` at a time.
+    """Every sample of a split exactly once over all ranks. This rank reads samples `rank::ranks`, `batch` at a time.
 
     `keep`, bool [N, M], says which modalities of each sample are left (M = the source's modalities). Every rank yields
     the same number of batches; the last may be empty. `Batch.global_samples` counts all ranks' samples of a round.
-    A thread reads, whatever `data.loader_workers` says: starting processes for each mask would take longer.
+    A thread reads for any `data.loader_workers`: starting processes for each mask would take longer.
 
     Raises:
-        DataError: a sample or a shard is bad, whatever `data.max_bad_samples` says: without it the result would not be
-            that of the split.
+        DataError: a sample or a shard is bad, for any `data.max_bad_samples`: the result must be for the complete
+            split.
     """
     strict = replace(source, config=source.config.model_copy(update={"max_bad_samples": 0}))
     samples = source.manifest.split(source.split).samples
@@ -172,10 +174,10 @@ def evaluation_batches(
         rounds = -(-samples // (batch * rank.ranks))
         for number in range(rounds):
             first, end = number * batch * rank.ranks, min(samples, (number + 1) * batch * rank.ranks)
-            mine = np.arange(first + rank.rank, end, rank.ranks, dtype=np.int64)
+            own_samples = np.arange(first + rank.rank, end, rank.ranks, dtype=np.int64)
             yield Request(
-                numbers=mine,
-                keep=None if keep is None else keep[mine],
+                numbers=own_samples,
+                keep=None if keep is None else keep[own_samples],
                 fields={"global_samples": end - first, "position": end},
             )
 

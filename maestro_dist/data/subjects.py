@@ -16,7 +16,7 @@ from maestro_dist.data.sample import BadSample
 def keys_and_subjects(source: SplitSource) -> tuple[np.ndarray, np.ndarray]:
     """Key and subject of each sample of a split, str [N] each, in manifest order. Reads only the json members.
 
-    A sample without a subject counts as a person of its own, named by its key. A number and its text (0 and "0") are
+    A sample without a subject counts as one person, named by its key. A number and its text (0 and "0") are
     the same subject. Raises BadSample.
     """
     keys, subjects = [], []

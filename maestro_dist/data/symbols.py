@@ -36,7 +36,7 @@ class SymbolFunction(Protocol):
 def reads_symbols(
     manifest: Manifest, model: ModelConfig, modalities: Sequence[Modality], augment: AugmentConfig | None = None
 ) -> bool:
-    """Whether a run of `model` on `modalities` reads the symbols of a data set instead of its raw windows.
+    """Whether a run of `model` on `modalities` reads symbols instead of raw windows.
 
     `augment`: the augmentation of training; it needs raw windows.
 
@@ -70,13 +70,13 @@ def _differences(
         yield f"model.alphabet is {model.alphabet}, the symbols have {spec.alphabet}"
     if model.normalize != spec.normalize:
         yield f"model.normalize is {model.normalize}, the symbols have {spec.normalize}"
-    own = {modality.name: modality for modality in manifest.modalities}
+    by_name = {modality.name: modality for modality in manifest.modalities}
     for modality in modalities:
         word = model.word if isinstance(model.word, int) else model.word.get(modality.name)
         if word != spec.word[modality.name]:
             yield f"model.word of {modality.name} is {word}, the symbols have {spec.word[modality.name]}"
-        theirs = own[modality.name]
-        if spec.normalize == "dataset" and [*modality.mean, *modality.std] != [*theirs.mean, *theirs.std]:
+        packed = by_name[modality.name]
+        if spec.normalize == "dataset" and [*modality.mean, *modality.std] != [*packed.mean, *packed.std]:
             yield f"the model normalises {modality.name} by the mean and std of another data set"
 
 

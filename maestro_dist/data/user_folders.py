@@ -1,4 +1,4 @@
-"""Folders of this user on this machine, also where the home folder cannot be written."""
+"""Folders of this user on this machine, also if the home folder cannot be written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FOLDER = Path(".cache", "maestro_dist")
 
 @cache
 def user_folder(name: str) -> Path:
-    """`~/.cache/maestro_dist/<name>`, or a folder in the temporary folder where that cannot be written.
+    """`~/.cache/maestro_dist/<name>`, or a folder in the temporary folder if the first cannot be written.
 
     The folder is created if necessary. The temporary one is private to this user, the same for all processes of the
     user, and logged once in each process.

@@ -193,5 +193,5 @@ def test_a_file_with_a_converter_is_enough() -> None:
 
         def from_arguments(self, source: Path, arguments: argparse.Namespace) -> Conversion: ...  # type: ignore[empty-body]
 
-    assert list(converters._found()) == ["a_mine", *converters.CONVERTERS]
-    assert isinstance(converters._found()["a_mine"], Mine)
+    assert list(converters._load_converters()) == ["a_mine", *converters.CONVERTERS]
+    assert isinstance(converters._load_converters()["a_mine"], Mine)

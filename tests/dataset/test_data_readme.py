@@ -48,7 +48,7 @@ def test_what_it_shows_works(
     assert "dry run: nothing was trained" in capsys.readouterr().out
 
     assert "Thermometers" in names
-    converter = converters._found()["thermometers"]
+    converter = converters._load_converters()["thermometers"]
     parser = argparse.ArgumentParser()
     converter.add_arguments(parser)
     for split, label in (("train", 0), ("train", 1), ("test", 1)):

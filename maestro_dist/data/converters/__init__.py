@@ -1,4 +1,4 @@
-"""Converters: from the files of a public data set to samples. One file for each data set."""
+"""Converters: from the files of a public data set to samples. One module for each data set."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from maestro_dist.data.converters.source import Conversion, Converter
 __all__ = ["CONVERTERS", "Conversion", "Converter"]
 
 
-def _found() -> dict[str, Converter]:
+def _load_converters() -> dict[str, Converter]:
     """The converters of all files in this folder, by name."""
     for module in pkgutil.iter_modules(__path__):
         import_module(f"{__name__}.{module.name}")
     return {kind.name: kind() for kind in sorted(Converter.__subclasses__(), key=lambda kind: kind.name)}
 
 
-CONVERTERS = _found()
-"""The converters that there are, by name."""
+CONVERTERS = _load_converters()
+"""All converters, by name."""

@@ -18,14 +18,14 @@ from maestro_dist.errors import DataError
 Role = TypeVar("Role", bound=Hashable)
 
 _ARCHIVE = re.compile(r".+\.(tar(\.(gz|bz2|xz|lzma|zst|lz4|lz|z))?|tgz|tbz2?|txz|zip)", re.IGNORECASE)
-_BESIDE = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found"}
+_SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found"}
 
 
 def is_leftover(path: PurePosixPath) -> bool:
     """Whether a file is not part of the data: hidden (`._EDA.csv`, `.DS_Store`), a backup that ends with `~`, or in a
     folder of an operating system (`__MACOSX`, the recycle bin of a file server)."""
     hidden = (part.startswith(".") and part not in (".", "..") for part in path.parts)
-    return path.name.endswith("~") or not _BESIDE.isdisjoint(path.parts) or any(hidden)
+    return path.name.endswith("~") or not _SYSTEM_FOLDERS.isdisjoint(path.parts) or any(hidden)
 
 
 def join_names(names: Sequence[str], limit: int = 20) -> str:
@@ -35,7 +35,7 @@ def join_names(names: Sequence[str], limit: int = 20) -> str:
 
 
 def missing_text(names: Sequence[str], where: str = "") -> str:
-    """The message that these names are missing; it starts with the first."""
+    """The message that these names are missing; it starts with the first name."""
     others = f" ({len(names):,} are: {join_names(names)})" if len(names) > 1 else ""
     return f"{names[0]} is missing{where}{others}"
 
@@ -53,7 +53,7 @@ class SourceFiles:
         self._warnings: dict[str, list[str]] = {}
 
     def read(self, role: Callable[[PurePosixPath], Role | None]) -> Iterator[tuple[Role, str, bytes]]:
-        """(role, name, content) of each file. `role(path)` says what a file is in the data set; None: not read.
+        """(role, name, content) of each file. `role(path)` is the role of a file in the data set; None: it is not read.
 
         Two files with the same role and content, for instance in a folder and in its archive, are yielded once.
 
@@ -61,21 +61,21 @@ class SourceFiles:
             DataError: the source is missing, a file cannot be read, or two files with the same role differ.
         """
         first: dict[Role, tuple[str, bytes]] = {}
-        for what, name, content in self._members(role):
+        for file_role, name, content in self._members(role):
             digest = hashlib.sha256(content).digest()
-            if what not in first:
-                first[what] = name, digest
+            if file_role not in first:
+                first[file_role] = name, digest
                 if content.strip() and not content.endswith((b"\n", b"\r")):
                     self._warn("the last line is not ended (was the file cut short?)", name)
-                yield what, name, content
-            elif first[what][1] != digest:
+                yield file_role, name, content
+            elif first[file_role][1] != digest:
                 raise DataError(
-                    f"{name}: there is another file with this name and other content, {first[what][0]}; "
+                    f"{name}: there is another file with this name and other content, {first[file_role][0]}; "
                     "keep one of them in the source"
                 )
 
     def warnings(self) -> list[str]:
-        """Warnings about what was read so far, one line each."""
+        """Warnings about the files read so far, one line each."""
         return [f"{text}: {join_names(names)}" for text, names in self._warnings.items()]
 
     def error(self, text: str) -> DataError:
@@ -92,11 +92,11 @@ class SourceFiles:
             yield from self._archive(self.source, role)
         elif self.source.is_dir():
             for below, path in self._walk(self.source, PurePosixPath(), (), set()):
-                if (what := role(below)) is None:
+                if (file_role := role(below)) is None:
                     continue
                 if path.is_symlink() and not path.exists():
                     raise self.error("a file is missing")
-                yield what, str(path), _content(path)
+                yield file_role, str(path), _content(path)
             for path in _entries(self.source):
                 if path.is_file() and _ARCHIVE.fullmatch(path.name):
                     yield from self._archive(path, role)
@@ -104,24 +104,24 @@ class SourceFiles:
             raise DataError(f"{self.source}: no such folder or archive; check the path of the source")
 
     def _walk(
-        self, folder: Path, below: PurePosixPath, above: tuple[str, ...], seen: set[tuple[str, str]]
+        self, folder: Path, below: PurePosixPath, parents: tuple[str, ...], seen: set[tuple[str, str]]
     ) -> Iterator[tuple[PurePosixPath, Path]]:
-        """(path below the source, path) of each file and broken link; `above`: the folders that contain `folder`."""
-        here = os.path.realpath(folder)
-        if (here, folder.name) in seen or self._around(here, above):
+        """(path below the source, path) of each file and broken link; `parents`: the folders that contain `folder`."""
+        real = os.path.realpath(folder)
+        if (real, folder.name) in seen or self._makes_loop(real, parents):
             return
-        seen.add((here, folder.name))
+        seen.add((real, folder.name))
         for path in _entries(folder):
             if path.is_dir():
-                yield from self._walk(path, below / path.name, (*above, here), seen)
+                yield from self._walk(path, below / path.name, (*parents, real), seen)
             elif path.is_file():
                 yield below / path.name, path
             elif path.is_symlink():
                 self._warn("a broken link is skipped", f"{path} -> {os.readlink(path)}")
                 yield below / path.name, path
 
-    def _around(self, folder: str, above: tuple[str, ...]) -> bool:
-        """Whether a folder contains the present one, or the whole source: a link to it makes a loop."""
+    def _makes_loop(self, folder: str, above: tuple[str, ...]) -> bool:
+        """Whether a folder contains the current one, or the complete source: a link to it makes a loop."""
         return folder in above or (bool(above) and Path(above[0]).is_relative_to(folder))
 
     def _archive(self, source: Path, role: Callable[[PurePosixPath], Role | None]) -> Iterator[tuple[Role, str, bytes]]:
@@ -130,18 +130,18 @@ class SourceFiles:
                 with zipfile.ZipFile(source) as archive:
                     for entry in archive.infolist():
                         path = PurePosixPath(entry.filename.replace("\\", "/"))  # some Windows programs write it
-                        if not entry.is_dir() and not is_leftover(path) and (what := role(path)) is not None:
-                            yield what, f"{source}:{entry.filename}", archive.read(entry)
+                        if not entry.is_dir() and not is_leftover(path) and (file_role := role(path)) is not None:
+                            yield file_role, f"{source}:{entry.filename}", archive.read(entry)
                 return
             with tarfile.open(source, mode="r|*") as tar:
                 for info in tar:
                     path = PurePosixPath(info.name)
-                    if is_leftover(path) or (what := role(path)) is None:
+                    if is_leftover(path) or (file_role := role(path)) is None:
                         continue
                     if info.isreg():
                         content = tar.extractfile(info)
                         assert content is not None
-                        yield what, f"{source}:{info.name}", content.read()
+                        yield file_role, f"{source}:{info.name}", content.read()
                     elif info.issym() or info.islnk():
                         self._warn("a link inside an archive is skipped", f"{source}:{info.name}")
         except (tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error, OSError, RuntimeError) as e:

@@ -47,7 +47,7 @@ UNITS = {
 DESCRIPTORS = ("Age", "Gender", "Height", "Weight", "ICUType")
 UNIT_TYPES = 4
 STATIC = "static"
-"""The modality of what is known at admission: age, gender (1: male), height, weight, and the type of the unit, one-hot
+"""The modality of values known at admission: age, gender (1: male), height, weight, and the type of the unit, one-hot
 (coronary care, cardiac surgery recovery, medical, surgical)."""
 
 _COLUMN = {parameter: column for column, parameter in enumerate(UNITS)}
@@ -79,7 +79,7 @@ class _Stay:
 
 @dataclass(frozen=True)
 class _Source:
-    """Stays and labels (1: died) by set and RecordID; numbers of what was left out, by reason; warnings."""
+    """Stays and labels (1: died) by set and RecordID; counts of omitted data, by reason; warnings."""
 
     stays: dict[str, dict[int, _Stay]]
     died: dict[str, dict[int, int]]
@@ -88,7 +88,7 @@ class _Source:
 
 
 class PhysioNet2012(Converter):
-    """Intensive-care stays with 36 irregular series and what is known at admission: survived or died in hospital."""
+    """Intensive-care stays with 36 irregular series and values known at admission: survived or died in hospital."""
 
     name = "physionet2012"
     reads = "PhysioNet/CinC Challenge 2012: set-a, set-b, set-c and their Outcomes; stays in intensive care"
@@ -116,11 +116,11 @@ class PhysioNet2012(Converter):
         return self.convert(source, times=arguments.times, fold=arguments.fold)
 
     def convert(self, source: Path, *, times: str = "hourly", fold: int = 0) -> Conversion:
-        """One sample a stay: 36 series on a grid of hours ("hourly") or minutes ("native"), NaN where not observed.
+        """One sample per stay: 36 series on a grid of hours ("hourly") or minutes ("native"), NaN where not observed.
 
         set-b (or set-c) is the test split. Stay i of set-a, sorted by RecordID, belongs to the validation split where
         i mod 5 = `fold`, else to the training split. There are no recording statistics: a stay is one window, so they
-        would be the same as those of the window.
+        would equal the statistics of the window.
 
         Raises:
             DataError: a file is missing or damaged; the message names it and the line.
@@ -157,17 +157,17 @@ class PhysioNet2012(Converter):
         )
 
 
-def _samples(found: _Source, minutes: int, fold: int) -> Iterator[RawSample]:
-    for part, stays in found.stays.items():
+def _samples(data: _Source, minutes: int, fold: int) -> Iterator[RawSample]:
+    for part, stays in data.stays.items():
         for number, (record, stay) in enumerate(sorted(stays.items())):
             means, _ = stay.grid(minutes)
             values = {name.lower(): means[column, :, None] for name, column in _COLUMN.items()}
             observed = {name: grid for name, grid in values.items() if not np.isnan(grid).all()}
-            in_a = "validation" if number % FOLDS == fold else "train"
+            split = "validation" if number % FOLDS == fold else "train"
             yield RawSample(
-                split=in_a if part == "a" else "test",
+                split=split if part == "a" else "test",
                 key=str(record),
-                label=found.died[part][record],
+                label=data.died[part][record],
                 subject=str(record),
                 recording=str(record),
                 start_s=0.0,

@@ -1,4 +1,4 @@
-"""What a converter is, and what converters share: tables of numbers, splits by subject."""
+"""The base class of converters, and their shared functions: tables of numbers, splits by subject."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Conversion:
     samples   the samples; they are made one at a time
     splits    names of the splits in the manifest, in this order
     people    numbers of the people who have samples
-    warnings  one line each: what the source lacks, or has but cannot be used
-    notes     one line each: what was found, and what was left out on purpose
+    warnings  one line each: missing or unusable parts of the source
+    notes     one line each: data that was found, and data that is omitted on purpose
     """
 
     description: Description
@@ -42,10 +42,10 @@ class Conversion:
 class Converter(ABC):
     """Reads the raw files of one data set.
 
-    A subclass in a file of this folder is all that a new converter needs: `CONVERTERS` finds it by its `name`.
+    A new converter is a subclass in a file of this folder; `CONVERTERS` then contains it under its `name`.
 
-    name   what `tools/pack_dataset.py` and `data.source.converter` call it
-    reads  one line for `--help`: the data set, its files, what they hold
+    name   its name for `tools/pack_dataset.py` and `data.source.converter`
+    reads  one line for `--help`: the data set, its files and their content
     """
 
     name: ClassVar[str]
@@ -71,10 +71,10 @@ Splits = Mapping[str, Collection[int]]  # split -> numbers of its subjects; all 
 
 
 def table(name: str, content: bytes, columns: int, **options: Any) -> np.ndarray:
-    """Numbers of a text file as float64 [rows, columns]; `options` are those of `numpy.loadtxt`.
+    """Numbers of a text file as float64 [rows, columns]; `options` are passed to `numpy.loadtxt`.
 
     Raises:
-        DataError: the file is empty, has something else than finite numbers, or another number of columns.
+        DataError: the file is empty, has another number of columns, or a value that is not a finite number.
     """
     try:
         if len(content.strip().splitlines()) <= options.get("skiprows", 0):
@@ -90,7 +90,7 @@ def table(name: str, content: bytes, columns: int, **options: Any) -> np.ndarray
 
 
 def split_of(subject: int, splits: Splits) -> str:
-    """The split of a subject: the one that lists it, else train."""
+    """The split whose list contains the subject, else train."""
     return next((split for split, subjects in splits.items() if subject in subjects), "train")
 
 
@@ -107,7 +107,7 @@ def parse_splits(items: Sequence[str]) -> dict[str, set[int]]:
     """`["validation=1,3", "test=S02,S04"]` as subject numbers by split.
 
     Raises:
-        ConfigError: another form, an unknown split, or a subject in two splits.
+        ConfigError: wrong form, an unknown split, or a subject in two splits.
     """
     splits: dict[str, set[int]] = {}
     for item in items:

@@ -134,8 +134,8 @@ class StressPredict(Converter):
     def convert(self, source: Path, *, window_s: int = 32, stride_s: int = 16, splits: Splits = SPLITS) -> Conversion:
         """Windows of `window_s` seconds every `stride_s` seconds, each modality at its own rate.
 
-        The label is that of most of the window's seconds; as many of each are no stress. The recording of a window is
-        the person's whole session, from the first sample of each stream.
+        The label is the label of most of the window's seconds; a tie is no stress. The recording of a window is
+        the person's complete session, from the first sample of each stream.
 
         Raises:
             ConfigError: a window or stride below 1.
@@ -188,7 +188,7 @@ def _samples(sessions: list[_Session], window: int, stride: int, splits: Splits)
             name: causal_statistics(stream.values, first[name] + window * KINDS[name].rate_hz)
             for name, stream in session.streams.items()
         }
-        opening = min(stream.start for stream in session.streams.values())
+        session_start = min(stream.start for stream in session.streams.values())
         for row, t in enumerate(starts):
             stress = session.labels[t - session.first : t - session.first + window].sum()
             yield RawSample(
@@ -197,7 +197,7 @@ def _samples(sessions: list[_Session], window: int, stride: int, splits: Splits)
                 label=int(2 * stress > window),
                 subject=_name(session.subject),
                 recording=_name(session.subject),
-                start_s=t - opening,
+                start_s=t - session_start,
                 duration_s=float(window),
                 values={
                     name: stream.values[first[name][row] : first[name][row] + window * KINDS[name].rate_hz]
@@ -257,7 +257,7 @@ def _read(source: Path) -> tuple[list[_Session], list[str], list[str]]:
 
 
 def _check_together(session: _Session, names: dict[tuple[int, str], str]) -> None:
-    """Raise `DataError` where the streams of a person are not of one recording, or one of them is incomplete."""
+    """Raise `DataError` if the streams of a person are not from one recording, or one of them is incomplete."""
     for verb, edges in {
         "starts": {modality: stream.start for modality, stream in session.streams.items()},
         "ends": {modality: stream.end(KINDS[modality].rate_hz) for modality, stream in session.streams.items()},

@@ -81,7 +81,7 @@ class UciHapt(Converter):
         parser.add_argument(
             "--modalities", choices=("sensors", "axes"), default="sensors", help="acc, gyro; or six axes"
         )
-        parser.add_argument("--window", type=int, default=128, metavar="STEPS", help="steps a window (default 128)")
+        parser.add_argument("--window", type=int, default=128, metavar="STEPS", help="steps per window (default 128)")
         parser.add_argument(
             "--stride", "--shift", type=int, default=64, metavar="N", help="steps between windows (default 64)"
         )
@@ -144,19 +144,21 @@ def _samples(
     splits: Splits,
 ) -> Iterator[RawSample]:
     for experiment in sorted({segment.experiment for segment, _ in spans}):
-        mine = sorted(((seg, start) for seg, start in spans if seg.experiment == experiment), key=lambda span: span[1])
-        ends = np.array([start + window for _, start in mine])
+        windows = sorted(
+            ((seg, start) for seg, start in spans if seg.experiment == experiment), key=lambda span: span[1]
+        )
+        ends = np.array([start + window for _, start in windows])
         sensors = {sensor: streams[sensor, experiment] for sensor in UNITS}
         statistics = {sensor: causal_statistics(stream, ends) for sensor, stream in sensors.items()}
-        for row, (segment, start) in enumerate(mine):
-            values, so_far = {}, {}
+        for row, (segment, start) in enumerate(windows):
+            values, recording_statistics = {}, {}
             for sensor, stream in sensors.items():
                 names = _names(sensor, modalities)
                 width = 3 // len(names)
                 for axis, name in enumerate(names):
                     columns = slice(axis * width, (axis + 1) * width)
                     values[name] = stream[start : start + window, columns]
-                    so_far[name] = statistics[sensor][row, columns]
+                    recording_statistics[name] = statistics[sensor][row, columns]
             yield RawSample(
                 split=split_of(segment.user, splits),
                 key=f"exp{experiment:02d}-user{segment.user:02d}-{start:06d}",
@@ -166,7 +168,7 @@ def _samples(
                 start_s=start / RATE_HZ,
                 duration_s=window / RATE_HZ,
                 values=values,
-                statistics=so_far,
+                statistics=recording_statistics,
             )
 
 
