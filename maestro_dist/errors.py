@@ -116,6 +116,8 @@ def _line(error: Exception) -> str | None:
 def _place(error: Exception) -> str:
     """The last file and line of this project in the traceback."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if "site-packages" not in frame.filename and "/lib/python" not in frame.filename]
-    frame = (ours or frames)[-1]
+    own_frames = [
+        frame for frame in frames if "site-packages" not in frame.filename and "/lib/python" not in frame.filename
+    ]
+    frame = (own_frames or frames)[-1]
     return f"{os.path.basename(frame.filename)}:{frame.lineno}"

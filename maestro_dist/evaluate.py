@@ -92,7 +92,7 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     loaded, split = load(target, config), config.data.test
-    manifest, notes = _fitting(loaded, config, options)
+    manifest, notes = _fitted_manifest(loaded, config, options)
     symbols = reads_symbols(manifest, config.model, loaded.modalities)
     source = SplitSource(config.data.url, manifest, config.data, tuple(loaded.modalities), split, symbols)
     data = EvaluationData.of(source, config.evaluation.batch, DataRank())
@@ -102,7 +102,7 @@ def evaluate(options: argparse.Namespace) -> int:
     print(loaded.about)
     print(results_table(found), flush=True)
     if options.json:
-        _keep(Path(options.json).expanduser(), json.dumps(found.to_json(), indent=1))
+        _save_json(Path(options.json).expanduser(), json.dumps(found.to_json(), indent=1))
     if error := lost(sys.stdout):
         raise StorageError(f"the table was not written completely: {error.strerror}")
     return 0
@@ -134,27 +134,27 @@ def _configuration(target: Target, options: argparse.Namespace) -> Config:
     return config
 
 
-def _fitting(loaded: Loaded, config: Config, options: argparse.Namespace) -> tuple[Manifest, list[str]]:
+def _fitted_manifest(loaded: Loaded, config: Config, options: argparse.Namespace) -> tuple[Manifest, list[str]]:
     """The manifest as the model reads it, and notes for the user. Raises an error if the data set does not fit."""
     from maestro_dist.data.compatibility import check_labels, check_values, fit_modalities
     from maestro_dist.data.manifest import load_manifest
     from maestro_dist.data.reader import SplitSource
 
-    own, split, any_units = loaded.manifest, config.data.test, options.any_units
+    run_manifest, split, any_units = loaded.manifest, config.data.test, options.any_units
     try:
         manifest = load_manifest(config.data.url)
     except DataError as error:
         raise error if options.data else DataError(f"{error} (choose another place with --data)") from None
-    if own is not None and not options.data and own.fingerprint() != manifest.fingerprint():
+    if run_manifest is not None and not options.data and run_manifest.fingerprint() != manifest.fingerprint():
         raise DataError(
-            f"the data at the run's data.url is not the {own.name!r} with which the run started; "
+            f"the data at the run's data.url is not the {run_manifest.name!r} with which the run started; "
             "to evaluate on it anyway, name it with --data"
         )
     try:
         manifest.split(split)
     except ConfigError as error:
         raise ConfigError(f"{error} (choose another with --split)") from None
-    if own is not None and own.fingerprint() == manifest.fingerprint():
+    if run_manifest is not None and run_manifest.fingerprint() == manifest.fingerprint():
         return manifest, []
     notes = []
     if loaded.task.kind != "pretrain":
@@ -189,7 +189,7 @@ def _unobserved(present: np.ndarray, name: str, split: str) -> list[str]:
     ]
 
 
-def _keep(path: Path, content: str) -> None:
+def _save_json(path: Path, content: str) -> None:
     """Write the results to a file. The table has already been printed, so the error only concerns the file."""
     try:
         path.write_text(content, encoding="utf-8")

@@ -20,7 +20,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("config", nargs="?", help="YAML file (configs/*.yaml)")
     parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="values that replace those of the file"
+        "overrides", nargs="*", metavar="section.key=value", help="values that replace the values of the file"
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and exit")
     parser.add_argument(

@@ -62,8 +62,8 @@ class Batch:
     bad            bad samples that were skipped (`data.max_bad_samples`): one line each with name and reason
     bad_samples    their indices, as in `sample`
     last           whether this is the last micro-batch of its global batch
-    global_samples samples in the whole global batch, over all ranks and micro-batches (smaller at an epoch's tail)
-    position       samples consumed since the start of the run, this global batch included
+    global_samples samples in the complete global batch, over all ranks and micro-batches (fewer at an epoch's end)
+    position       samples consumed since the start of the run, with this global batch
     on_host[j]     `rows[j]` as plain integers, kept if the batch is copied to another device; None: not known
     epoch, step    0-based epoch and 0-based optimizer step that this micro-batch belongs to
     """
@@ -143,7 +143,7 @@ class Output(TypedDict, total=False):
     budgets          [B, M] detached: u_ij of the last encoder layer, 0 if absent
     queries          [B, M] detached: the number of queries n_ij of this budget (real-valued)
     expert_load      int64 [layers, M, E]: tokens sent to each expert by modality, one slice per cross-modal layer
-    expert_load_by_sample int32 [layers, B, E]: the same by sample; with `Batch.present`, by missing set
+    expert_load_by_sample int32 [layers, B, E]: these tokens by sample; with `Batch.present`, by missing set
     masked           [B, 3], in pre-training instead of logits: over the masked symbols to predict, the sum of their
                      cross-entropies (nats), the number of correct predictions, their number
     """

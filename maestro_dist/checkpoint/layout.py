@@ -52,7 +52,7 @@ class CheckpointRecord(_FrozenModel):
     step             optimizer steps taken
     position         samples consumed since the start of the run
     optimizer_steps  optimizer steps that were not skipped
-    mesh, zero_stage how it was written; it can be read on any mesh and at any stage
+    mesh, zero_stage mesh and stage of the writer; any other mesh and stage can read it
     moments          names of the optimizer's state tensors
     parameters       full shape of each parameter; `buffers` likewise
     metadata         plain JSON of the caller; the checkpoint of step `metadata["best_step"]` is never removed
@@ -84,7 +84,7 @@ class PartName:
     save: int
 
     def file(self, suffix: str = "safetensors") -> str:
-        """The file's name. With suffix "json" it is the note that tells rank 0 that the part is finished."""
+        """The file's name. The file with suffix "json" is a note for rank 0 that the part is finished."""
         return f"rank-{self.rank:05d}.attempt-{self.attempt:04d}.{self.session:x}.{self.save:04d}.{suffix}"
 
     @classmethod

@@ -83,7 +83,7 @@ class CheckpointInfo:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """The metadata that `Saver.save` was given."""
+        """The `metadata` argument of `Saver.save`."""
         return self.record.metadata
 
 
@@ -114,8 +114,8 @@ def find(run_url: str, step: int) -> CheckpointInfo:
     folder = checkpoints(run_url).join(folder_name(step))
     record = read_record(folder)
     if record is None:
-        there = ", ".join(str(other) for other in complete_steps(run_url)) or "none"
-        raise CheckpointError(f"no complete checkpoint of step {step} at {folder.name()}; complete steps: {there}")
+        steps = ", ".join(str(other) for other in complete_steps(run_url)) or "none"
+        raise CheckpointError(f"no complete checkpoint of step {step} at {folder.name()}; complete steps: {steps}")
     return CheckpointInfo(folder, _with_current_names(record))
 
 
@@ -144,10 +144,12 @@ def restore(engine: Engine, info: CheckpointInfo) -> None:
     _check_model(engine, info)
     _check_slices(info)
     create_moments(engine, record.moments, record.optimizer_steps)
-    own = {owned.name: owned for owned in owned_slices(engine)}
-    here = buffers(engine)
-    copies = plan_copies({name: (s.start, s.count) for name, s in own.items()}, [part.slices for part in record.parts])
-    if here:
+    own_slices = {owned.name: owned for owned in owned_slices(engine)}
+    engine_buffers = buffers(engine)
+    copies = plan_copies(
+        {name: (s.start, s.count) for name, s in own_slices.items()}, [part.slices for part in record.parts]
+    )
+    if engine_buffers:
         copies.setdefault(0, [])
     with torch.no_grad():
         for index, wanted in copies.items():
@@ -155,9 +157,9 @@ def restore(engine: Engine, info: CheckpointInfo) -> None:
                 for copy in wanted:
                     for kind in (MASTER, *record.moments):
                         source = part.range(tensor_name(copy.name, kind), copy.source, copy.count)
-                        own[copy.name].tensors[kind].narrow(0, copy.target, copy.count).copy_(source)
+                        own_slices[copy.name].tensors[kind].narrow(0, copy.target, copy.count).copy_(source)
                 if index == 0:
-                    for name, buffer in here.items():
+                    for name, buffer in engine_buffers.items():
                         buffer.copy_(part.whole(tensor_name(name, BUFFER)))
         publish_master(engine)
 
@@ -165,8 +167,8 @@ def restore(engine: Engine, info: CheckpointInfo) -> None:
 def full_weights(info: CheckpointInfo, *, averaged: bool = True) -> dict[str, Tensor]:
     """All parameters (fp32) and buffers on the CPU, by name, for `load_state_dict`. Needs neither ranks nor DeepSpeed.
 
-    If the checkpoint has averaged weights, these are returned: they are the ones that were validated. With
-    `averaged=False` the weights are returned from which training continues.
+    If the checkpoint has averaged weights, these are returned, because they were validated. With
+    `averaged=False`, the weights from which training continues are returned.
     Memory: one full copy of the model; parts are read through a memory map, one at a time.
     Raises `CheckpointError`, which names the part or parameter, if data is damaged or missing.
     """
@@ -186,7 +188,7 @@ def full_weights(info: CheckpointInfo, *, averaged: bool = True) -> dict[str, Te
 
 
 def _with_current_names(record: CheckpointRecord) -> CheckpointRecord:
-    """The record of a checkpoint whose parameters may have old names."""
+    """The record with the current names of parameters; its own names may be old."""
     from maestro_dist.model.names import current_name
 
     def renamed(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -218,7 +220,7 @@ class _OpenPart:
         return found
 
     def whole(self, tensor: str) -> Tensor:
-        """A whole tensor."""
+        """A complete tensor."""
         return self._read(tensor, self._handle.get_tensor)
 
     def _read(self, tensor: str, get: Any) -> Any:
@@ -281,23 +283,23 @@ def _check_model(engine: Engine, info: CheckpointInfo) -> None:
     """Raise `CheckpointError` if parameters, buffers or optimizer differ from those of the engine."""
     record = info.record
     shapes = {name: tuple(buffer.shape) for name, buffer in buffers(engine).items()}
-    for what, here, there in (
+    for what, needed, saved in (
         ("parameter", parameter_shapes(engine), record.parameters),
         ("buffer", shapes, record.buffers),
     ):
-        for name in sorted(here.keys() | there.keys()):
-            if name not in there:
+        for name in sorted(needed.keys() | saved.keys()):
+            if name not in saved:
                 raise CheckpointError(
                     f"{info.url} has no {what} {name}, which the model has: it belongs to another model"
                 )
-            if name not in here:
+            if name not in needed:
                 raise CheckpointError(
                     f"{info.url} has a {what} {name}, which the model does not have: it belongs to another model"
                 )
-            if tuple(here[name]) != tuple(there[name]):
+            if tuple(needed[name]) != tuple(saved[name]):
                 raise CheckpointError(
-                    f"{info.url}: {what} {name} has shape {list(there[name])}, in the model it is {list(here[name])} "
-                    f"({math.prod(here[name])} elements): it belongs to another model"
+                    f"{info.url}: {what} {name} has shape {list(saved[name])}, in the model it is {list(needed[name])} "
+                    f"({math.prod(needed[name])} elements): it belongs to another model"
                 )
     if record.optimizer != optimizer_name(engine):
         raise CheckpointError(

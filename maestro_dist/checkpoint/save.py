@@ -173,10 +173,10 @@ class Saver:
         deadline = time.monotonic() + self.timeout_s
         pause, longest = _POLL_S
         while missing:
-            there = set(folder.list())
+            files = set(folder.list())
             for rank in sorted(missing):
                 note = self._name(rank).file("json")
-                if note in there:
+                if note in files:
                     parts[rank] = CheckpointPart.model_validate_json(folder.read(note))
             missing -= parts.keys()
             if missing and time.monotonic() > deadline:
@@ -196,14 +196,14 @@ class Saver:
             name = PartName.parse(file)
             if name is None or name.attempt > self.attempt:
                 continue
-            ours = name.attempt == self.attempt and name.session == self._session
-            note = ours and name.save == self._saves and file.endswith(".json")
-            if note or not ours or name.save < self._saves:
+            of_this_session = name.attempt == self.attempt and name.session == self._session
+            note = of_this_session and name.save == self._saves and file.endswith(".json")
+            if note or not of_this_session or name.save < self._saves:
                 folder.remove(file)
 
 
 def take_snapshot(engine: Engine, *, with_buffers: bool) -> Snapshot:
-    """Copy the tensors that this rank owns, and the buffers if asked. Training may continue at once."""
+    """Copy the tensors that this rank owns, and with `with_buffers` the buffers. Training may continue immediately."""
     tensors: dict[str, Tensor] = {}
     slices: dict[str, Range] = {}
     for owned in owned_slices(engine):

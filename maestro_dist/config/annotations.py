@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 
 def alternatives(kind: Any) -> list[Any]:
-    """The members of a union; else a list with the type alone."""
+    """The members of a union; for any other type, a list with only that type."""
     if typing.get_origin(kind) is typing.Annotated:
         return alternatives(typing.get_args(kind)[0])
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
@@ -25,7 +25,7 @@ def is_section(kind: Any) -> bool:
 
 
 def section_of(info: FieldInfo) -> type[BaseModel] | None:
-    """The class of a field that is a section, also an optional one; None for other fields."""
+    """The class of a field that is a section or an optional section; None for other fields."""
     return next((kind for kind in alternatives(info.annotation) if is_section(kind)), None)
 
 

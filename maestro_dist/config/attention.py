@@ -1,4 +1,4 @@
-"""What each variant and each kernel of attention can do: facts that are checked before a run starts.
+"""Abilities of each variant and each kernel of attention. They are checked before a run starts.
 
 The model refuses a variant without an entry here (`model/attention/registry.py`).
 """
@@ -11,7 +11,7 @@ from maestro_dist.config.model import ModelConfig
 
 
 class VariantAbilities(NamedTuple):
-    """What a variant of attention can do.
+    """Abilities of a variant of attention.
 
     selects_queries  it attends with a few queries only, so that budgets have an effect
     shares_sequence  ranks can each hold a slice of a sequence (`mesh.sequence_method: sparse`)
@@ -24,10 +24,10 @@ class VariantAbilities(NamedTuple):
 
 
 class KernelAbilities(NamedTuple):
-    """What a kernel for the selected queries can do.
+    """Abilities of a kernel for the selected queries.
 
     drops_probabilities  it can drop attention probabilities in training
-    shares_sequence      it gives the log-sum-exp of the scores, by which the ranks' results are merged
+    shares_sequence      it gives the log-sum-exp of the scores, with which the ranks' results are merged
     """
 
     drops_probabilities: bool
@@ -47,7 +47,7 @@ KERNELS = {
 
 
 def allowed_variants(model: ModelConfig) -> tuple[str, ...]:
-    """The variants that the configuration names: one, or all sparse ones where `model.attention_algorithm` is auto."""
+    """The variants that the configuration names: one, or all sparse ones if `model.attention_algorithm` is auto."""
     if model.attention == "dense":
         return ("dense",)
     if model.attention_algorithm != "auto":
@@ -56,7 +56,7 @@ def allowed_variants(model: ModelConfig) -> tuple[str, ...]:
 
 
 def usable_variants(model: ModelConfig, *, sequence_ranks: int, exchanges_heads: bool) -> tuple[str, ...]:
-    """The allowed variants that work where `sequence_ranks` ranks share the time axis; empty where none does.
+    """The allowed variants that work if `sequence_ranks` ranks share the time axis; empty if no variant works.
 
     `exchanges_heads`: they exchange heads (Ulysses), instead of sharing each sequence.
     """

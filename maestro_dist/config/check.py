@@ -166,12 +166,12 @@ def _check_slices(config: Config, modalities: Sequence[Modality]) -> None:
     words = {m.name: word_length(model.word, m.name) for m in modalities}
     pieces = {m.name: -(-m.steps // (words[m.name] * joined)) for m in modalities}
     longest = max(modalities, key=lambda modality: pieces[modality.name])
-    most = pieces[longest.name]
-    if most < ranks:
-        fit = max(number for number in range(1, most + 1) if config.run.workers % number == 0)
+    count = pieces[longest.name]
+    if count < ranks:
+        fit = max(number for number in range(1, count + 1) if config.run.workers % number == 0)
         raise MeshError(
             f"mesh.sequence: {ranks} ranks share the time axis, but the longest modality, {longest.name!r} with "
-            f"{longest.steps:,} steps, has {most} pieces of {joined} words of {words[longest.name]} steps, fewer "
+            f"{longest.steps:,} steps, has {count} pieces of {joined} words of {words[longest.name]} steps, fewer "
             f"than ranks; use mesh.sequence={fit}, or shorter words (model.word)"
         )
 

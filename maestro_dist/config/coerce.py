@@ -39,16 +39,16 @@ def coerce(value: Any, kind: Any) -> Any:
     if isinstance(value, list):
         other = Any if Any in kinds else str
         inner = next((typing.get_args(k) for k in kinds if typing.get_origin(k) in (list, tuple)), (other,))
-        many = inner[:-1] if inner[-1] is Ellipsis else inner
-        return [coerce(item, many[min(number, len(many) - 1)]) for number, item in enumerate(value)]
+        item_kinds = inner[:-1] if inner[-1] is Ellipsis else inner
+        return [coerce(item, item_kinds[min(number, len(item_kinds) - 1)]) for number, item in enumerate(value)]
     return _scalar(value, kinds) if isinstance(value, Plain) else value
 
 
 def _is_text(typed: str, kinds: list[Any]) -> bool:
     if str not in kinds and not any(isinstance(word, str) for word in _words(kinds)):
         return False
-    holds = any(is_section(kind) or typing.get_origin(kind) in (list, tuple, dict) for kind in kinds)
-    return not (holds and typed.lstrip()[:1] in ("[", "{"))
+    accepts_collection = any(is_section(kind) or typing.get_origin(kind) in (list, tuple, dict) for kind in kinds)
+    return not (accepts_collection and typed.lstrip()[:1] in ("[", "{"))
 
 
 def _words(kinds: list[Any]) -> list[Any]:
@@ -69,7 +69,7 @@ def _mapping(value: dict[str, Any], kinds: list[Any]) -> dict[str, Any]:
 def _scalar(plain: Plain, kinds: list[Any]) -> Any:
     text = str(plain)
     words = _words(kinds)
-    if Any in kinds:  # no type is declared: null, numbers, true and false are what they look like
+    if Any in kinds:  # no declared type: null, numbers, true and false are read as in YAML
         kinds = [types.NoneType, str, int, float]
         if text.lower() in ("true", "false"):
             return _BOOLS[text.lower()]
@@ -83,7 +83,7 @@ def _scalar(plain: Plain, kinds: list[Any]) -> Any:
     if any(kind in kinds for kind in (int, float)) or any(isinstance(word, int) for word in words):
         number = _number(text)
     if str in kinds:  # text or number: 0042 and 1.10 are text, because YAML writes these numbers as 42 and 1.1
-        return text if number is None or _written(number) != text else number
+        return text if number is None or _yaml_form(number) != text else number
     if number is not None:
         return number
     return _BOOLS.get(text.lower(), text) if bool in kinds else text
@@ -100,7 +100,7 @@ def _number(text: str) -> int | float | None:
         return None
 
 
-def _written(number: int | float) -> str:
-    """The number as YAML writes it."""
+def _yaml_form(number: int | float) -> str:
+    """The number in YAML's form."""
     text = repr(number)
     return text if "." in text else text.replace("e", ".0e")

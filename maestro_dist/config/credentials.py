@@ -31,7 +31,7 @@ _SECRET = re.compile(
 def has_credentials(text: str) -> bool:
     """Whether a text holds a URL with a user, password, key or token, before the host or as a parameter (`?sig=`).
 
-    File names with `@` or `?` are no credentials, nor is `abfs://container@account...` of Azure.
+    File names with `@` or `?` are no credentials. Neither is `abfs://container@account...` of Azure.
     """
     if _CONNECTION.search(text):
         return True

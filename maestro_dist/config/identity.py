@@ -42,8 +42,8 @@ def run_identity(config: Config) -> dict[str, Any]:
 def check_resume(config: Config, saved: dict[str, Any]) -> None:
     """Raise `ConfigError`, which lists the differences, where `config` is not the run that `saved` describes.
 
-    saved  `run_identity` of the run when it began, perhaps with old names of keys. A key that it lacks is newer than
-           the run, which then used the key's default
+    saved  `run_identity` of the run at its start, perhaps with old names of keys. A missing key is newer than
+           the run; the run then used the default of this key
     """
     now = run_identity(config)
     saved = {key: value for key, value in current(saved).items() if is_identity_key(key)}

@@ -1,4 +1,4 @@
-"""The sections that say what is learned and how: `task`, `optim`, `missing` and `augment`."""
+"""The sections about the goal and the method of learning: `task`, `optim`, `missing` and `augment`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class PretrainConfig(Section):
 
     word: PositiveInt | dict[str, PositiveInt] | None = None
     """Number of time steps in a hidden word, one number or one for each modality; by default `model.word`, which it
-    must divide. Use shorter words where a word of the model is a whole window."""
+    must divide. Use shorter words if a word of the model is a complete window."""
     mask_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
     """Share of the words that are hidden. The model sees a hidden word as a gap in the data."""
     span: PositiveInt = 4
@@ -37,7 +37,7 @@ class TaskConfig(Section):
     pretrain: PretrainConfig = PretrainConfig()
     """Hidden words (only with `task.kind: pretrain`)."""
     class_weights: Literal["none", "balanced"] = "none"
-    """Weights of the classes in the loss. balanced: inverse class frequency in the whole training split, with mean 1
+    """Weights of the classes in the loss. balanced: inverse class frequency in the complete training split, with mean 1
     over its samples. Use it where rare classes matter as much as frequent ones."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of the target that is spread evenly over all classes (0.1, say). Use it against overconfident answers."""

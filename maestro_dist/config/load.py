@@ -21,7 +21,7 @@ from maestro_dist.config.schema import Config
 from maestro_dist.config.yaml_text import Plain, Typed, child_of, from_yaml
 from maestro_dist.errors import ConfigError
 
-_LONGEST = 1 << 20  # characters of a configuration file
+_MOST_CHARACTERS = 1 << 20  # characters of a configuration file
 
 
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
@@ -79,17 +79,15 @@ def read_tree(path: str) -> dict[str, Any]:
     try:
         text = _text(path)
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file{_what_is_there(path)}") from None
+        raise ConfigError(f"{path}: no such file{_hint(path)}") from None
     except IsADirectoryError:
-        raise ConfigError(
-            f"{path}: this is a folder; give a file in it{_what_is_there(os.path.join(path, ''))}"
-        ) from None
+        raise ConfigError(f"{path}: this is a folder; give a file in it{_hint(os.path.join(path, ''))}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text, so not a configuration") from None
     except Exception as error:  # each fsspec backend has its own classes
         raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from None
-    if len(text) > _LONGEST:
-        raise ConfigError(f"{path}: more than {_LONGEST:,} characters, so not a configuration")
+    if len(text) > _MOST_CHARACTERS:
+        raise ConfigError(f"{path}: more than {_MOST_CHARACTERS:,} characters, so not a configuration")
     try:
         tree = from_yaml(text)
     except yaml.MarkedYAMLError as error:
@@ -120,14 +118,14 @@ def _belongs_to_run(path: str) -> bool:
 def _text(path: str) -> str:
     if "://" not in path:
         with Path(path).open(encoding="utf-8-sig") as local:
-            return local.read(_LONGEST + 1)
+            return local.read(_MOST_CHARACTERS + 1)
     import fsspec
 
     with fsspec.open(path, encoding="utf-8-sig", mode="r") as file:
-        return str(file.read(_LONGEST + 1))
+        return str(file.read(_MOST_CHARACTERS + 1))
 
 
-def _what_is_there(path: str) -> str:
+def _hint(path: str) -> str:
     """A hint: the file in the same folder with a similar name, else all YAML files there."""
     folder, name = os.path.split(path)
     if "://" in path or not os.path.isdir(folder or "."):
@@ -188,7 +186,7 @@ def _suggest(name: str, model: type[BaseModel], prefix: str) -> str:
 def _problem(item: Any, values: Any, tree: Any) -> tuple[str, str]:
     """One error of pydantic as (key, text).
 
-    A union gives an error for each alternative, whose name is in the location; the key here is without that name.
+    A union gives an error for each alternative, with its name in the location; the returned key omits that name.
     """
     keys, node = [], values
     for part in item["loc"]:

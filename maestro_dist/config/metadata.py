@@ -1,4 +1,4 @@
-"""What a key declares about itself, beside its type: markers for `typing.Annotated`.
+"""Facts about a key in addition to its type: markers for `typing.Annotated`.
 
     storage: Annotated[str, Location()] = "runs"
 
@@ -41,12 +41,12 @@ Marker = TypeVar("Marker", Location, Execution, DefinesWeights)
 
 
 def marker_of(info: FieldInfo, kind: type[Marker]) -> Marker | None:
-    """The marker of a class on a field; None where it has none."""
+    """The marker of this class on a field; None if there is none."""
     return next((item for item in info.metadata if isinstance(item, kind)), None)
 
 
 def walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """(key, field) of all fields in the schema's order: sections, then what is in them, also in optional ones."""
+    """(key, field) of all fields in the schema's order: each section, then its fields, also for optional sections."""
     for name, info in model.model_fields.items():
         yield prefix + name, info
         section = section_of(info)
@@ -55,5 +55,5 @@ def walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldI
 
 
 def marked(model: type[BaseModel], kind: type[Marker]) -> list[str]:
-    """The keys of a section that carry a marker themselves, in the schema's order."""
+    """The keys of a section that have a marker themselves, in the schema's order."""
     return [key for key, info in walk(model) if marker_of(info, kind) is not None]

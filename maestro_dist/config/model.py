@@ -1,7 +1,7 @@
 """The `model` section of the configuration.
 
-Defaults ask for nothing that only some data sets have. For your own data, start from the recipe in `configs/` that is
-nearest to it. Symbols (d, H, k, E, alpha, beta, c, L) are those of the paper (https://arxiv.org/abs/2509.25278).
+The defaults work with every data set. For your own data, start from the recipe in `configs/` that is
+most similar to it. Symbols (d, H, k, E, alpha, beta, c, L) are as in the paper (https://arxiv.org/abs/2509.25278).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class StemConfig(Section):
     """Number of convolutions. Each is followed by GELU. More layers see a longer piece of the signal."""
     pool: PositiveInt = 1
     """Number of neighbouring steps that are averaged between two convolutions; 1 averages none. With 2, the next
-    convolution sees twice as far at half the cost. A convolution skips it once a word can no longer be divided so."""
+    convolution sees twice as far at half the cost. It is skipped once the steps of a word cannot be divided by it."""
 
 
 class MoeConfig(Section):
@@ -74,7 +74,7 @@ class ModelConfig(Section):
     end, or of the training split. Use recording where people or devices differ from each other."""
     embedding: Annotated[Literal["ordinal", "table", "patch"], DefinesWeights()] = "patch"
     """How a word becomes a token. ordinal: from its symbol as a number; table: a learned vector for each symbol; patch:
-    that vector plus a projection of the word's own values. The paper uses ordinal."""
+    this vector plus a projection of the word's values. The paper uses ordinal."""
     stem: Annotated[StemConfig | None, DefinesWeights()] = None
     """Convolutional stem for each modality; none by default. Use it for waveforms whose shape matters."""
     summary: Annotated[Literal["none", "level", "statistics"], DefinesWeights()] = "statistics"
@@ -84,8 +84,8 @@ class ModelConfig(Section):
     """Number of frequency bands, of equal width in octaves, whose power in each word is added to the statistics; 0 adds
     none. Use it where rhythm matters (pulse, breath, gait) and words last several periods of it."""
     summary_bins: NonNegativeInt = 0
-    """Number of bins of a piecewise-linear encoding of each statistic, beside its value; 0 uses the value alone. Use it
-    where single statistics matter and thresholds are likely, as in clinical data."""
+    """Number of bins of a piecewise-linear encoding of each statistic, in addition to its value; 0: only the value. Use
+    it where single statistics matter and thresholds are likely, as in clinical data."""
     attention: Literal["sparse", "dense"] = "sparse"
     """sparse: full attention for the selected queries only, as in the paper; dense: for all queries. Dense attention
     takes time that grows with the square of the sequence length."""
@@ -93,8 +93,8 @@ class ModelConfig(Section):
     """How sparse attention is computed; all have the same result up to rounding. auto chooses the cheapest by a cost
     model (`model/attention/registry.py`). Set it to compare speeds only."""
     attention_kernel: Literal["auto", "tiles", "fused"] = "auto"
-    """Kernel for the selected queries: own tiles, or the fused kernel of torch. auto uses the fused kernel on a GPU
-    where it can."""
+    """Kernel for the selected queries: tiles of this package, or torch's fused kernel. auto uses the fused kernel on a
+    GPU if it supports the settings."""
     keep_attention_weights: bool | None = None
     """Whether the attention weights of the selected queries are stored for the backward pass. false computes them
     again: less memory, more time. By default they are stored where they are no larger than two token vectors per

@@ -26,13 +26,13 @@ def expand_home(path: str, key: str) -> str:
         return str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError:
         raise ConfigError(
-            f"{key}: {path}: no home folder is known for {path.partition('/')[0]}; write the whole path, or ./{path} "
+            f"{key}: {path}: no home folder is known for {path.partition('/')[0]}; write the full path, or ./{path} "
             "for a folder of that name"
         ) from None
 
 
 def absolute_path(path: str, key: str) -> str:
-    """A local path made absolute, with home folders filled in, also behind `sqlite:///`. A URL stays as it is.
+    """A local path made absolute, with home folders filled in, also after `sqlite:///`. A URL stays unchanged.
 
     Raises `ConfigError` as `expand_home` does.
     """

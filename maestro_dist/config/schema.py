@@ -1,4 +1,4 @@
-"""The whole configuration, as frozen pydantic models. The docstring under a field is its help text.
+"""The complete configuration, as frozen pydantic models. The docstring under a field is its help text.
 
 A key that changes where or how a run executes, but not its result, is marked `Execution`; a path or URL `Location`.
 """
@@ -58,14 +58,14 @@ class MeshConfig(Section):
     sequence: PositiveInt = 1
     """Number of ranks that share the time axis of each sample. Use it for recordings too long for one worker."""
     sequence_method: Literal["sparse", "ulysses"] = "sparse"
-    """How these ranks attend. sparse: only what the selected queries need crosses ranks, whatever the length; ulysses:
-    each rank gets whole sequences for its share of the heads, so dense attention works, but traffic grows with the
+    """How these ranks attend. sparse: ranks exchange only data for the selected queries, for any length; ulysses:
+    each rank gets complete sequences for its share of the heads, so dense attention works, but traffic grows with the
     length."""
     expert: PositiveInt = 1
     """Number of ranks over which the experts of a layer are spread. Use it for many or large experts."""
     expert_movement: Literal["auto", "tokens", "weights"] = "auto"
     """What travels between these ranks. tokens: the tokens go to their experts; weights: the experts' weights go to the
-    tokens; auto: whichever is fewer bytes."""
+    tokens; auto: the choice with fewer bytes."""
 
 
 class SourceConfig(Section):
@@ -96,7 +96,7 @@ class DataConfig(Section):
     """Name of the split for the final test."""
     label_share: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)] = 1.0
     """Share of the training samples to train on. `run.seed` chooses them; a smaller share is part of a larger one.
-    Class weights, means and deviations stay those of the whole split. Use it to measure learning from few labels."""
+    Class weights, means and deviations still use the complete split. Use it to measure learning from few labels."""
     shuffle_shards: PositiveInt = 8
     """Number of shards whose samples are shuffled together; the order of shards is shuffled over all. More shuffles
     better and reads from more shards at a time."""
@@ -122,10 +122,10 @@ class EngineConfig(Section):
     """DeepSpeed: how a step is computed."""
 
     zero_stage: Annotated[Literal[1, 2, 3], Execution()] = 1
-    """What ZeRO shards over ranks. 1: optimizer state; 2: gradients too; 3: parameters too. 0 is taken as 1. Raise it
+    """What ZeRO shards over ranks. 1: optimizer state; 2: gradients too; 3: parameters too. 0 means 1. Raise it
     where a rank has too little memory."""
     micro_batch: Annotated[PositiveInt | None, Execution()] = None
-    """Number of samples that a rank processes at a time; by default its whole share of the global batch. Lower it to
+    """Number of samples that a rank processes at a time; by default its complete share of the global batch. Lower it to
     save memory: gradients are then accumulated, with the same result up to rounding."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """fp32, or bf16 autocast for GPUs; parameters and gradients stay fp32."""

@@ -1,4 +1,4 @@
-"""The number of time steps in a word: one number for all modalities, or one for each modality."""
+"""The number of time steps in a word: one number for all modalities, or one number for each modality."""
 
 from __future__ import annotations
 

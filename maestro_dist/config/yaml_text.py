@@ -1,4 +1,4 @@
-"""YAML with the texts as they were written.
+"""YAML with values as text, in the form in which they were written.
 
 YAML 1.1 guesses the type of a value without quotes (`no` is false, `0042` is 34, `1e-3` is text). Here it keeps its
 text, and `config/coerce.py` converts it to the type of its key.
@@ -56,12 +56,12 @@ def from_yaml(text: str) -> Any:
     Keys of dicts are `str`. An alias (`*name`) becomes a copy. Raises `yaml.YAMLError` where the text is not valid, a
     key is given twice, a tag would make an object, or there are more than 100,000 values with all aliases copied.
     """
-    left = _MOST_VALUES
+    remaining = _MOST_VALUES
 
     def value(node: yaml.Node) -> Any:
-        nonlocal left
-        left -= 1
-        if left < 0:
+        nonlocal remaining
+        remaining -= 1
+        if remaining < 0:
             raise _error(node, f"more than {_MOST_VALUES:,} values")
         if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
             return Plain(node.value)
@@ -74,7 +74,7 @@ def from_yaml(text: str) -> Any:
         raise _error(node, f"the tag {node.tag.replace(_TAG, '!!')} is not allowed in a configuration")
 
     def mapping(node: yaml.MappingNode) -> dict[str, Any]:
-        own: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         merged: dict[str, Any] = {}
         for key, child in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -85,11 +85,11 @@ def from_yaml(text: str) -> Any:
                     if not isinstance(base, dict):
                         raise _error(key, "<< needs mappings")
                     merged = base | merged
-            elif key.value in own:
+            elif key.value in values:
                 raise _error(key, f"key {key.value!r} is given twice")
             else:
-                own[str(key.value)] = value(child)
-        return merged | own
+                values[str(key.value)] = value(child)
+        return merged | values
 
     try:
         root = yaml.compose(text, Loader=_Loader)

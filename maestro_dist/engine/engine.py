@@ -89,7 +89,7 @@ class Engine:
         return {name: _full_precision(tensor) for name, tensor in output.items()}  # type: ignore[return-value]
 
     def place(self, batch: Batch) -> Batch:
-        """The batch on this rank's device. If the stream was given this device, the batch is in page-locked memory and
+        """The batch on this rank's device. If the stream knows this device, the batch is in page-locked memory and
         its copy overlaps with computation."""
         return batch.to(self.device)
 

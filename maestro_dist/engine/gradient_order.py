@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class GradientOrder:
     """The order in which the gradients of a model's parameters become ready.
 
-    Each rank compares every micro-batch with its first one; the first ones of all ranks are compared once. All ranks
+    Each rank compares every micro-batch with its first one. The first ones of all ranks are compared once. All ranks
     call `check` after each backward pass.
     """
 
@@ -64,9 +64,9 @@ class GradientOrder:
 
         assert self._first is not None
         digest = zlib.crc32(self._first.tobytes())
-        both = torch.tensor([digest, -digest], device=device)
-        dist.all_reduce(both, op=dist.ReduceOp.MAX)
-        largest, smallest = both.tolist()
+        extremes = torch.tensor([digest, -digest], device=device)
+        dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+        largest, smallest = extremes.tolist()
         if largest != -smallest:
             raise RunError(_message("on some ranks than on others"))
 

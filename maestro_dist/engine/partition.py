@@ -81,7 +81,7 @@ def _locate_flat(optimizer: Any, parameter: Any) -> tuple[Any, int, int, int]:
 
 
 def _locate_sharded(optimizer: Any, parameter: Any) -> tuple[Any, int, int, int]:
-    """The same at ZeRO 3: equal parts; the last ones may be shorter or empty."""
+    """As `_locate_flat`, at ZeRO 3: equal parts; the last parts may be shorter or empty."""
     import torch.distributed as dist
 
     group, offset, part = optimizer.grad_position[optimizer.get_param_id(parameter)]
@@ -143,7 +143,7 @@ def publish_master(engine: Engine) -> None:
 
 @contextmanager
 def averaged(engine: Engine) -> Iterator[None]:
-    """Context in which the model has the averaged weights (`optim.ema`). Afterwards it has its own again, bit for bit.
+    """Context in which the model has the averaged weights (`optim.ema`). Afterwards it has its own weights again.
 
     A collective if there is an average; without one (also before the first step) nothing happens. Weights and averages
     are swapped, which needs memory for the largest slice only. Do not train or save inside. After an error they stay

@@ -76,7 +76,7 @@ class ExpertLoads:
         self._kept = []
 
     def result(self, mesh: Mesh, device: Any) -> list[ExpertLoad] | None:
-        """The sets of all ranks, most frequent first, the rest as one; None without experts. Collective."""
+        """The sets of all ranks, most frequent first, rare sets as one; None without experts. Collective."""
         import torch
 
         self.drain()
@@ -92,18 +92,18 @@ class ExpertLoads:
         if width == 0:
             return None
         local = torch.tensor(rows, dtype=torch.float64, device=device).view(len(rows), width)
-        everywhere = gather_rows(local, mesh, each=True).cpu().numpy().astype(np.int64)
+        all_rows = gather_rows(local, mesh, each=True).cpu().numpy().astype(np.int64)
         layers, experts = self._shape
         modalities = width - 1 - layers * experts
-        sets, inverse = np.unique(everywhere[:, :modalities], axis=0, return_inverse=True)
+        sets, inverse = np.unique(all_rows[:, :modalities], axis=0, return_inverse=True)
         sums = np.zeros((len(sets), width - modalities), np.int64)
-        np.add.at(sums, inverse.reshape(-1), everywhere[:, modalities:])
+        np.add.at(sums, inverse.reshape(-1), all_rows[:, modalities:])
         sums[:, 0] //= mesh.sequence  # each of the ranks that share a sample has counted it
         order = np.argsort(-sums[:, 0], kind="stable")
-        found = [_load(np.flatnonzero(sets[i] == 0).tolist(), sums[i], layers, experts) for i in order[:MOST]]
+        loads = [_load(np.flatnonzero(sets[i] == 0).tolist(), sums[i], layers, experts) for i in order[:MOST]]
         if len(order) > MOST:
-            found.append(_load(None, sums[order[MOST:]].sum(0), layers, experts))
-        return found
+            loads.append(_load(None, sums[order[MOST:]].sum(0), layers, experts))
+        return loads
 
 
 def _load(missing: list[int] | None, sums: np.ndarray, layers: int, experts: int) -> ExpertLoad:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def gather_rows(rows: Tensor, mesh: Mesh, *, each: bool = False) -> Tensor:
     """All-gather rows: float64 [n_r, K] on rank r -> [sum n_r, K], the same on every rank. Collective.
 
-    Sequence ranks of one data rank have the same rows; only the rows of the first of them are used (`each`: of all).
+    Sequence ranks of one data rank have the same rows; only the first rank's rows are used (with `each`, all rows).
     The rows are padded to the longest rank, because collectives need equal shapes.
     """
     import torch
@@ -51,7 +51,7 @@ def in_manifest_order(sample: np.ndarray, values: np.ndarray, samples: int, spli
 
 
 def broadcast_array(values: np.ndarray, mesh: Mesh, device: torch.device) -> np.ndarray:
-    """Rank 0's float64 array on every rank; the arrays of other ranks only give the shape. Collective."""
+    """Rank 0's float64 array on every rank; the array of another rank only gives the shape. Collective."""
     import torch
     from torch import distributed as dist
 

@@ -1,6 +1,6 @@
 """Predictions for each sample of a split, in all scenarios: `predictions.npz`.
 
-Plain numpy arrays without pickle, in manifest order. They are enough to compute any metric for any subset of people.
+Plain numpy arrays without pickle, in manifest order. Any metric can be computed from them, for any subset of people.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from maestro_dist.errors import DataError
 PREDICTIONS_FILE = "predictions.npz"
 
 
-def _none() -> np.ndarray:
+def _no_names() -> np.ndarray:
     return np.empty(0, dtype="<U1")
 
 
@@ -27,7 +27,7 @@ class Predictions:
 
     target      int64 [N] (class) or float64 [N] (regression)
     rate, draw  float64 [S], int64 [S]: the missing rate and the draw of each scenario (see `evaluation_mask`)
-    logits      float32 [S, N, C]; their softmax are class probabilities
+    logits      float32 [S, N, C]; their softmax gives class probabilities
     kept        bool [S, N, M]: the modalities that a sample has in a scenario
     experts     int32 [S, layers, N, E]: tokens of a sample by expert; None: a model without experts
     key, subject, modalities  names of the samples [N], of their people [N], and of the modalities [M]
@@ -39,9 +39,9 @@ class Predictions:
     logits: np.ndarray
     kept: np.ndarray
     experts: np.ndarray | None = None
-    key: np.ndarray = field(default_factory=_none)
-    subject: np.ndarray = field(default_factory=_none)
-    modalities: np.ndarray = field(default_factory=_none)
+    key: np.ndarray = field(default_factory=_no_names)
+    subject: np.ndarray = field(default_factory=_no_names)
+    modalities: np.ndarray = field(default_factory=_no_names)
 
     def scenarios(self, rate: float) -> np.ndarray:
         """Positions of the scenarios at a missing rate, in the order of their draws."""
@@ -56,7 +56,7 @@ class Predictions:
 
     @classmethod
     def read(cls, run: Storage) -> Predictions:
-        """Read `predictions.npz`. Raises DataError where it is damaged, ObjectMissing where there is none."""
+        """Read `predictions.npz`. Raises DataError if the file is damaged, ObjectMissing if it does not exist."""
         content = run.read(PREDICTIONS_FILE)
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as file:

@@ -21,7 +21,7 @@ class PredictionRecorder:
     """Every rank makes the same calls; the result is on rank 0."""
 
     def __init__(self) -> None:
-        self._taken: list[Tensor] = []
+        self._expert_loads: list[Tensor] = []
         self._logits: list[np.ndarray] = []
         self._kept: list[np.ndarray] = []
         self._experts: list[np.ndarray] = []
@@ -33,21 +33,21 @@ class PredictionRecorder:
         if "expert_load_by_sample" in output:
             load = output["expert_load_by_sample"].long().transpose(0, 1)  # [B, layers, E]
             number = batch.sample.to(load.device)[:, None, None].expand(-1, 1, load.shape[2])
-            self._taken.append(torch.cat([number, load], dim=1))
+            self._expert_loads.append(torch.cat([number, load], dim=1))
 
     def end_scenario(self, logits: np.ndarray, kept: np.ndarray, mesh: Mesh) -> None:
         """End a scenario. Collective.
 
-        `logits` float32 [N, C] of the whole split in manifest order; `kept` bool [N, M]: the modalities of the samples.
+        `logits` float32 [N, C] of the complete split in manifest order; `kept` bool [N, M]: modalities of the samples.
         """
         if mesh.rank == 0:
             self._logits.append(logits)
             self._kept.append(kept)
-        if self._taken:
-            tokens = _by_sample(self._taken, len(logits), mesh)
+        if self._expert_loads:
+            tokens = _by_sample(self._expert_loads, len(logits), mesh)
             if mesh.rank == 0:
                 self._experts.append(tokens)
-        self._taken = []
+        self._expert_loads = []
 
     def result(self, plan: Sequence[tuple[float, int]], target: np.ndarray, mesh: Mesh) -> Predictions | None:
         """The recorded predictions, on rank 0; `plan` has (rate, draw) of each scenario."""
@@ -71,9 +71,9 @@ def _by_sample(taken: Sequence[Tensor], samples: int, mesh: Mesh) -> np.ndarray:
     """
     import torch
 
-    own = torch.cat(list(taken))
-    layers, experts = own.shape[1] - 1, own.shape[2]
-    rows = gather_rows(own.flatten(1).double(), mesh, each=True).cpu().numpy().astype(np.int64)
+    local = torch.cat(list(taken))
+    layers, experts = local.shape[1] - 1, local.shape[2]
+    rows = gather_rows(local.flatten(1).double(), mesh, each=True).cpu().numpy().astype(np.int64)
     total = np.zeros((samples, layers, experts), np.int32)
     np.add.at(total, rows[:, 0], rows[:, experts:].reshape(len(rows), layers, experts))
     return total.transpose(1, 0, 2)

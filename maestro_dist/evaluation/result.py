@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 MOST_CLASSES = 256
-"""Most classes for which the confusion is stored as a square matrix."""
+"""Largest number of classes for which the confusion is stored as a square matrix."""
 
 
 def percent(rate: float) -> str:
@@ -76,7 +76,7 @@ class Evaluation:
         return fmean(values) if values else None
 
     def spread(self, metric: str, rate: float) -> float | None:
-        """Sample standard deviation over the draws at a rate; None with fewer than two."""
+        """Sample standard deviation over the draws at a rate; None with fewer than two draws."""
         values = self.values(metric, rate)
         return stdev(values) if len(values) > 1 else None
 

@@ -53,7 +53,7 @@ class EvaluationPlan:
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """The samples of a split, as an evaluation reads them.
+    """The samples of a split for an evaluation.
 
     batches  this rank's batches for a mask bool [N, M] of the modalities to keep (None: all)
     present  bool [N, M]: which modalities the samples have
@@ -77,7 +77,7 @@ class EvaluationData:
 def evaluate_split(
     forward: Callable[[Batch], Output], task: Task, data: EvaluationData, plan: EvaluationPlan, mesh: Mesh
 ) -> Evaluation:
-    """Metrics of each scenario on the whole split. Collective; the result is the same on all ranks.
+    """Metrics of each scenario on the complete split. Collective; the result is the same on all ranks.
 
     `forward` is the model in evaluation mode. Every rank calls it equally often, perhaps with an empty batch. Metrics
     are computed once, on rank 0, so all ranks get the same numbers.
@@ -92,18 +92,22 @@ def evaluate_split(
     results: list[Scenario] = []
     loads = ExpertLoads()
     complete: tuple[np.ndarray, np.ndarray] | None = None
-    keeper = PredictionRecorder() if plan.keep_predictions else None
+    recorder = PredictionRecorder() if plan.keep_predictions else None
     with _bar(plan.progress and mesh.rank == 0) as bar:
-        line = bar.add_task("", total=len(plan.scenarios) * samples) if bar else None
+        progress_task = bar.add_task("", total=len(plan.scenarios) * samples) if bar else None
         for rate, draw in plan.scenarios:
             if bar:
-                bar.update(line, description=f"{split}, {percent(rate)} missing" if rate else f"{split}, complete")
+                bar.update(
+                    progress_task, description=f"{split}, {percent(rate)} missing" if rate else f"{split}, complete"
+                )
             mask = evaluation_mask(present, rate, draw, data.always) if rate > 0 else None
             batches = data.batches(mask)
-            rows = _predict(forward, task, batches, loads, keeper, lambda n: bar and bar.advance(line, n * mesh.data))
+            rows = _predict(
+                forward, task, batches, loads, recorder, lambda n: bar and bar.advance(progress_task, n * mesh.data)
+            )
             loads.drain()
-            whole = gather_rows(rows, mesh).cpu().numpy()
-            table = in_manifest_order(whole[:, 0].astype(np.int64), whole[:, 1:], samples, split)
+            all_rows = gather_rows(rows, mesh).cpu().numpy()
+            table = in_manifest_order(all_rows[:, 0].astype(np.int64), all_rows[:, 1:], samples, split)
             target, logits = table[:, 0], table[:, 1:].astype(np.float32)
             if task.kind == "classification":
                 target = target.astype(np.int64)
@@ -117,9 +121,9 @@ def evaluate_split(
             results.append(Scenario(rate, draw, {name: value for name, value in named if value == value}))
             if rate == 0:
                 complete = (logits, target)
-            if keeper:
-                keeper.end_scenario(logits, present if mask is None else mask, mesh)
-    predictions = keeper.result(plan.scenarios, target, mesh) if keeper else None
+            if recorder:
+                recorder.end_scenario(logits, present if mask is None else mask, mesh)
+    predictions = recorder.result(plan.scenarios, target, mesh) if recorder else None
     expert_loads = loads.result(mesh, rows.device)
     return _evaluation(task, split, samples, results, complete, expert_loads, predictions, mesh)
 
@@ -129,10 +133,10 @@ def _predict(
     task: Task,
     batches: Iterator[Batch],
     loads: ExpertLoads,
-    keeper: PredictionRecorder | None,
+    recorder: PredictionRecorder | None,
     advance: Callable[[int], Any],
 ) -> torch.Tensor:
-    """This rank's rows (sample number, target, `Task.rows` ...), float64 [n, 2 + C]: exact for what they hold."""
+    """This rank's rows (sample number, target, `Task.rows` ...), float64 [n, 2 + C], which is exact for them."""
     import torch
 
     parts: list[torch.Tensor] = []
@@ -141,8 +145,8 @@ def _predict(
             output = forward(batch)
             logits = task.rows(output)
             loads.add(batch, output)
-            if keeper:
-                keeper.add(batch, output)
+            if recorder:
+                recorder.add(batch, output)
             head = torch.stack([batch.sample.double(), batch.target.double()], dim=1).to(logits.device)
             parts.append(torch.cat([head, logits.double()], dim=1))
             advance(len(batch))

@@ -83,10 +83,10 @@ def _predict(options: argparse.Namespace) -> int:
     data = options.data.removeprefix("data.url=")  # accepted because `train` uses it
     suffix = Path(data).suffix.lower()
     if suffix in (".npz", ".json", ".jsonl") and not Path(data).is_dir():
-        rows = _of_file(predictor, data, suffix, options)
+        rows = _predict_file(predictor, data, suffix, options)
     else:
-        rows = _of_split(predictor, data, options)
-    kept = list(rows)  # an error must not leave an incomplete table
+        rows = _predict_split(predictor, data, options)
+    kept = list(rows)  # complete before it is written: an error must not leave an incomplete table
     columns = list(predictor.classes) or ["value"]
     if out is None:
         _write_csv(sys.stdout, columns, kept)
@@ -95,11 +95,11 @@ def _predict(options: argparse.Namespace) -> int:
         return 0
     text = io.StringIO(newline="")
     (_write_json if out.suffix.lower() == ".jsonl" else _write_csv)(text, columns, kept)
-    _write_whole(out, text.getvalue())
+    _replace_file(out, text.getvalue())
     return 0
 
 
-def _write_whole(out: Path, text: str) -> None:
+def _replace_file(out: Path, text: str) -> None:
     """Replace a file by `text`, or leave it unchanged. A pipe or a device is written directly."""
     part = out.with_name(f".{out.name}.part")
     try:
@@ -127,7 +127,7 @@ def _model_place(text: str) -> str:
     return place.url
 
 
-def _of_file(predictor: Predictor, place: str, suffix: str, options: argparse.Namespace) -> Iterator[Row]:
+def _predict_file(predictor: Predictor, place: str, suffix: str, options: argparse.Namespace) -> Iterator[Row]:
     """Predictions for the samples of a file, numbered from 0."""
     from maestro_dist.inference.inputs import as_list, split_recordings
 
@@ -135,7 +135,7 @@ def _of_file(predictor: Predictor, place: str, suffix: str, options: argparse.Na
     content = storage.read()
     try:
         if suffix == ".npz":
-            given: Any = _of_arrays(content)
+            given: Any = _read_npz(content)
         elif suffix == ".json":
             given = json.loads(content)
         else:
@@ -149,7 +149,7 @@ def _of_file(predictor: Predictor, place: str, suffix: str, options: argparse.Na
     yield from _rows(map(str, range(len(pairs))), answers)
 
 
-def _of_arrays(content: bytes) -> list[Mapping[str, Any]]:
+def _read_npz(content: bytes) -> list[Mapping[str, Any]]:
     """The samples of a .npz file."""
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
@@ -162,7 +162,7 @@ def _of_arrays(content: bytes) -> list[Mapping[str, Any]]:
     return [{name: array[row] for name, array in arrays.items()} for row in range(max(counts.values()))]
 
 
-def _of_split(predictor: Predictor, url: str, options: argparse.Namespace) -> Iterator[Row]:
+def _predict_split(predictor: Predictor, url: str, options: argparse.Namespace) -> Iterator[Row]:
     """Predictions for the samples of a packed split, by key."""
     import torch
 

@@ -13,7 +13,7 @@ RUNS = "runs"
 """The default folder of runs (`run.storage`), relative to the current folder."""
 CONFIG = "config.yaml"
 """A file that every run folder has."""
-_LOOKED_AT = 200  # folders that are searched for a similar name
+_MOST_FOLDERS = 200  # folders that are searched for a similar name
 
 
 def place_of(text: str) -> Storage:
@@ -53,6 +53,6 @@ def what_may_be_meant(here: Storage) -> str:
 
 def _runs_in(folder: Storage) -> list[str]:
     try:
-        return [name for name in folder.list()[:_LOOKED_AT] if folder.exists(f"{name}/{CONFIG}")]
+        return [name for name in folder.list()[:_MOST_FOLDERS] if folder.exists(f"{name}/{CONFIG}")]
     except (StorageError, OSError):  # a hint must not raise an error
         return []

@@ -79,7 +79,7 @@ def _array(given: Any, shape: tuple[int, int], where: str, axes: str) -> np.ndar
         array = array.reshape(shape)
     if array.shape != shape:
         raise DataError(f"{where}: shape {list(array.shape)} should be {wanted} {axes}")
-    with np.errstate(over="ignore", invalid="ignore"):  # too large for float32 becomes infinite, which is refused later
+    with np.errstate(over="ignore", invalid="ignore"):  # a too large number becomes infinite and is refused later
         return array.astype(np.float32)
 
 

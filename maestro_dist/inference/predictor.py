@@ -125,15 +125,15 @@ class Predictor:
         with torch.no_grad():
             for start in range(0, len(given), batch):
                 chosen = slice(start, start + batch)
-                made = self._batch(given[chosen], recordings[chosen] if recordings else None, start)
-                there = made.present.any(dim=1).numpy()
-                if unobserved == "refuse" and not there.all():
+                made_batch = self._batch(given[chosen], recordings[chosen] if recordings else None, start)
+                has_values = made_batch.present.any(dim=1).numpy()
+                if unobserved == "refuse" and not has_values.all():
                     raise DataError(
-                        f"sample {start + int(np.argmin(there))}: none of {', '.join(self.names)} was observed; "
+                        f"sample {start + int(np.argmin(has_values))}: none of {', '.join(self.names)} was observed; "
                         "a prediction needs at least one observed value"
                     )
-                observed.append(there)
-                logits.append(self.model(made.to(self.device))["logits"].float().cpu().numpy())
+                observed.append(has_values)
+                logits.append(self.model(made_batch.to(self.device))["logits"].float().cpu().numpy())
         return self.answers(np.concatenate(logits), np.concatenate(observed))
 
     def answers(self, logits: np.ndarray, observed: np.ndarray, names: Sequence[str] | None = None) -> np.ndarray:

@@ -27,20 +27,24 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
 
     groups: dict[tuple[str | None, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        spread, wanted = getattr(parameter, "group_name", None), decays(name, parameter)
-        if (spread, wanted) not in groups:
-            decay = config.weight_decay if wanted else 0.0
-            groups[spread, wanted] = {"params": [], "weight_decay": decay, "name": "decay" if wanted else "rest"}
-            if spread is not None:  # DeepSpeed uses the name of a group to find the ranks that share its experts
-                groups[spread, wanted] |= {"name": spread, "moe": True}
-        groups[spread, wanted]["params"].append(parameter)
+        expert_group, has_decay = getattr(parameter, "group_name", None), decays(name, parameter)
+        if (expert_group, has_decay) not in groups:
+            decay = config.weight_decay if has_decay else 0.0
+            groups[expert_group, has_decay] = {
+                "params": [],
+                "weight_decay": decay,
+                "name": "decay" if has_decay else "rest",
+            }
+            if expert_group is not None:  # DeepSpeed uses the name of a group to find the ranks that share its experts
+                groups[expert_group, has_decay] |= {"name": expert_group, "moe": True}
+        groups[expert_group, has_decay]["params"].append(parameter)
     ordered = sorted(groups.items(), key=lambda item: (item[0][0] is not None, not item[0][1]))
-    every = [group for _, group in ordered]
+    parameter_groups = [group for _, group in ordered]
     optimizer: Optimizer
     if config.optimizer == "sgd":
-        optimizer = torch.optim.SGD(every, lr=config.lr, momentum=config.momentum)
+        optimizer = torch.optim.SGD(parameter_groups, lr=config.lr, momentum=config.momentum)
     else:
-        optimizer = torch.optim.AdamW(every, lr=config.lr, betas=config.betas, eps=config.eps)
+        optimizer = torch.optim.AdamW(parameter_groups, lr=config.lr, betas=config.betas, eps=config.eps)
     if config.ema is not None:
         keep_average(optimizer, config.ema)
     return optimizer

@@ -1,7 +1,7 @@
 """Collective operations, some of them differentiable, that count the bytes they communicate.
 
 All ranks of a group must call the same operations in the same order, backward included. Autograd keeps the order if
-every rank builds the same graph. Every rank of the group computes the whole loss and counts it 1 / size. Therefore the
+every rank builds the same graph. Every rank computes the complete loss, with weight 1 / size. Therefore the
 backward of an all-reduce (sum) is an all-reduce (sum).
 """
 
@@ -18,13 +18,13 @@ __all__ = ["Group"]
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-"""torch 2.13 renamed both; earlier versions have the second names only."""
+"""torch 2.13 renamed both; earlier versions have only the second names."""
 
 
 class Group:
     """The collectives of one process group.
 
-    `communicated_bytes`: bytes of all tensors that this rank has given to them since the group was made.
+    `communicated_bytes`: bytes of all tensors that this rank has given to collectives since the group was made.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
@@ -41,37 +41,37 @@ class Group:
 
     def reduce_scatter(self, x: Tensor) -> Tensor:
         """Sum of x [size, ...] over the ranks; each rank gets its own row [...]; no autograd."""
-        mine = x.detach().contiguous()
-        self.communicated_bytes += mine.nbytes
-        out = mine.new_empty(mine.shape[1:])
-        _reduce_scatter(out.view(-1), mine.view(-1), group=self.group)
+        local = x.detach().contiguous()
+        self.communicated_bytes += local.nbytes
+        out = local.new_empty(local.shape[1:])
+        _reduce_scatter(out.view(-1), local.view(-1), group=self.group)
         return out
 
     def all_gather(self, x: Tensor) -> Tensor:
         """The x of every rank, all of one shape, as [size, ...]; no autograd."""
-        mine = x.detach().contiguous()
-        self.communicated_bytes += mine.nbytes
-        out = mine.new_empty((self.size, *mine.shape))
-        _all_gather(out.view(-1), mine.view(-1), group=self.group)
+        local = x.detach().contiguous()
+        self.communicated_bytes += local.nbytes
+        out = local.new_empty((self.size, *local.shape))
+        _all_gather(out.view(-1), local.view(-1), group=self.group)
         return out
 
     def all_to_all(self, x: Tensor) -> Tensor:
-        """Row r of x [size, ...] goes to rank r -> the rows that came from the ranks; no autograd."""
+        """Row r of x [size, ...] goes to rank r -> the received rows, one from each rank; no autograd."""
         return self._all_to_all(x.detach(), [1] * self.size, [1] * self.size)
 
-    def differentiable_all_to_all(self, x: Tensor, sent: list[int], got: list[int]) -> Tensor:
+    def differentiable_all_to_all(self, x: Tensor, sent: list[int], received: list[int]) -> Tensor:
         """The first `sent[0]` rows of x [n, ...] go to rank 0, the next `sent[1]` to rank 1, ... -> the received rows.
 
-        `got[r]` is the number of rows that rank r sends to this rank. Any number may be 0. Differentiable.
+        `received[r]` is the number of rows that rank r sends to this rank. Any number may be 0. Differentiable.
         """
-        out: Tensor = _DifferentiableAllToAll.apply(x, self, sent, got)
+        out: Tensor = _DifferentiableAllToAll.apply(x, self, sent, received)
         return out
 
-    def _all_to_all(self, x: Tensor, sent: list[int], got: list[int]) -> Tensor:
-        mine = x.contiguous()
-        self.communicated_bytes += mine.nbytes
-        out = mine.new_empty((sum(got), *mine.shape[1:]))
-        dist.all_to_all_single(out, mine, got, sent, group=self.group)
+    def _all_to_all(self, x: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        local = x.contiguous()
+        self.communicated_bytes += local.nbytes
+        out = local.new_empty((sum(received), *local.shape[1:]))
+        dist.all_to_all_single(out, local, received, sent, group=self.group)
         return out
 
     def differentiable_all_reduce(self, x: Tensor) -> Tensor:
@@ -116,18 +116,18 @@ class _DifferentiableAllGather(torch.autograd.Function):
 
 class _DifferentiableAllToAll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group, sent: list[int], got: list[int]) -> Tensor:
-        ctx.group, ctx.sent, ctx.got = group, sent, got
-        return group._all_to_all(x, sent, got)
+    def forward(ctx: Any, x: Tensor, group: Group, sent: list[int], received: list[int]) -> Tensor:
+        ctx.group, ctx.sent, ctx.received = group, sent, received
+        return group._all_to_all(x, sent, received)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return ctx.group._all_to_all(gradients[0], ctx.got, ctx.sent), None, None, None
+        return ctx.group._all_to_all(gradients[0], ctx.received, ctx.sent), None, None, None
 
 
 class _MergeAttention(torch.autograd.Function):
-    """Log-sum-exp merge: each rank is weighted by its share of the whole sum of exponentials.
+    """Log-sum-exp merge: each rank is weighted by its share of the total sum of exponentials.
 
     A rank without keys has a total so low that its weight is 0.
     """
@@ -135,9 +135,9 @@ class _MergeAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, out: Tensor, total: Tensor, group: Group) -> Tensor:
         weight = (total - group.all_reduce(total, dist.ReduceOp.MAX)).exp()[..., None]
-        both = group.all_reduce(torch.cat((out * weight, weight), -1))
-        merged, whole = both[..., :-1] / both[..., -1:], both[..., -1:]
-        ctx.save_for_backward(out, weight / whole, merged)
+        sums = group.all_reduce(torch.cat((out * weight, weight), -1))
+        merged, normaliser = sums[..., :-1] / sums[..., -1:], sums[..., -1:]
+        ctx.save_for_backward(out, weight / normaliser, merged)
         ctx.group = group
         return merged
 

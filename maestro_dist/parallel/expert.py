@@ -60,9 +60,9 @@ def _layer() -> Any:
     from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 
     class ExpertRanks(AutoEPMoELayer):  # type: ignore[misc]
-        """This rank's share of a layer's experts; results are those of `moe.LocalExperts`.
+        """This rank's share of a layer's experts, with the results of `moe.LocalExperts`.
 
-        Parameters have the names of `LocalExperts`, with E / N experts: rank r of the group has those from r E / N.
+        Parameters have the names of `LocalExperts`, with E / N experts: rank r has the experts from r E / N on.
         """
 
         def __init__(self, experts: int, width: int, hidden: int, *, group: Group, movement: str) -> None:
@@ -71,22 +71,22 @@ def _layer() -> Any:
                 raise MeshError(
                     f"mesh.expert: {group.size} ranks do not divide the {experts} experts of model.moe.experts"
                 )
-            own = experts // group.size
+            local_experts = experts // group.size
             self.num_experts, self.group, self.movement = experts, group, movement
-            self.expand = nn.Parameter(torch.empty(own, width, hidden))
-            self.contract = nn.Parameter(torch.empty(own, hidden, width))
+            self.expand = nn.Parameter(torch.empty(local_experts, width, hidden))
+            self.contract = nn.Parameter(torch.empty(local_experts, hidden, width))
             for parameter in self.parameters():
-                mark: Any = parameter
-                mark.allreduce = False
-                mark.group_name = mark.ds_zero_partition_group_name = f"ep_size_{group.size}"
-                mark.ds_zero_placement_family = "autoep_expert"
-                mark.expert_rank, mark.expert_ranks = group.rank, group.size
+                marked: Any = parameter
+                marked.allreduce = False
+                marked.group_name = marked.ds_zero_partition_group_name = f"ep_size_{group.size}"
+                marked.ds_zero_placement_family = "autoep_expert"
+                marked.expert_rank, marked.expert_ranks = group.rank, group.size
 
         def set_deepspeed_parallelism(self, *_: Any, **__: Any) -> None:
             """Nothing to do: the groups exist already."""
 
         def fill(self, key: Key) -> None:
-            """As `LocalExperts`: a draw is keyed by its position in the whole [E, ...] tensor."""
+            """Like `LocalExperts`: a draw is keyed by its position in the complete [E, ...] tensor."""
             for name, parameter in self.named_parameters():
                 rng.fill_linear_(parameter, parameter.shape[1], key(name), self.group.rank * parameter.numel())
 
@@ -112,18 +112,18 @@ def through_experts(tokens: Tensor, counts: Tensor, expand: Tensor, contract: Te
     rows to receive.
     """
     with torch.no_grad():
-        mine = counts.view(group.size, -1)
-        theirs = group.all_to_all(mine)  # [N, E / N]: rows that each rank sends to each expert here
-        sent, got = torch.stack((mine.sum(1), theirs.sum(1))).tolist()
-    rows = group.differentiable_all_to_all(tokens[: sum(sent)], sent, got)
-    if theirs.shape[1] > 1:  # they arrive sorted by rank, then by expert
+        to_send = counts.view(group.size, -1)
+        to_compute = group.all_to_all(to_send)  # [N, E / N]: rows that each rank sends to each expert here
+        sent, received = torch.stack((to_send.sum(1), to_compute.sum(1))).tolist()
+    rows = group.differentiable_all_to_all(tokens[: sum(sent)], sent, received)
+    if to_compute.shape[1] > 1:  # rows arrive sorted by rank, then by expert
         with torch.no_grad():
-            number = torch.arange(theirs.shape[1], device=tokens.device).expand_as(theirs).flatten()
-            expert = number.repeat_interleave(theirs.flatten(), output_size=sum(got))
-            order, place = sort_by_expert(expert, theirs.shape[1])
-        out = grouped_network(Dispatch.apply(rows, order, place, 1), expand, contract, theirs.sum(0))
+            number = torch.arange(to_compute.shape[1], device=tokens.device).expand_as(to_compute).flatten()
+            expert = number.repeat_interleave(to_compute.flatten(), output_size=sum(received))
+            order, place = sort_by_expert(expert, to_compute.shape[1])
+        out = grouped_network(Dispatch.apply(rows, order, place, 1), expand, contract, to_compute.sum(0))
         out = Dispatch.apply(out, place, order, 1)
     else:
-        out = grouped_network(rows, expand, contract, theirs.sum(0))
-    back = group.differentiable_all_to_all(out, got, sent)
+        out = grouped_network(rows, expand, contract, to_compute.sum(0))
+    back = group.differentiable_all_to_all(out, received, sent)
     return F.pad(back, (0, 0, 0, len(tokens) - len(back)))

@@ -1,4 +1,4 @@
-"""When a rank fails: its report, how it frees ranks that wait for it, and which of all reports is the cause."""
+"""Failed ranks: their reports, how they free ranks that wait for them, and which report is the cause."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from maestro_dist import errors
 from maestro_dist.errors import MaestroError, RunError
 
 _FINAL = (errors.ConfigError, errors.DataError, errors.NonFiniteError, errors.RunError)
-"""Errors that another start would repeat. After others (a store that does not answer) a restart can help."""
+"""Errors that another start would repeat. After other errors (a store that does not answer) a restart can help."""
 _GLOO = re.compile(r"gloo.*(by peer|timed out|timeout|broken pipe|connection refused)", re.IGNORECASE | re.DOTALL)
 _UNUSED_TAG = 1 << 20
 _TIMED_OUT = re.compile(r"timed out|timeout", re.IGNORECASE)
@@ -22,11 +22,11 @@ _TIMED_OUT = re.compile(r"timed out|timeout", re.IGNORECASE)
 class Report(NamedTuple):
     """The error that ended a rank's work, as plain values that can be sent.
 
-    kind     its class in `maestro_dist.errors`; None for other errors
-    name     its class
+    kind     class of the error in `maestro_dist.errors`; None for other errors
+    name     class of the error
     place    the innermost function, and the last line of this package that called it
-    lost     a collective failed because another rank failed or did not come: the cause is there
-    waited   as `lost`, after a wait up to the time limit
+    lost     a collective failed because another rank failed or did not join it: the cause is on that rank
+    waited   like `lost`, after a wait up to the time limit
     """
 
     rank: int
@@ -62,7 +62,7 @@ def report_of(rank: int, error: BaseException) -> Report:
 
 
 def leave_groups() -> None:
-    """Abort all process groups of this rank, so that ranks that wait for it in a collective get an error at once.
+    """Abort all process groups of this rank, so that ranks that wait for it in a collective get an error immediately.
 
     A rank that has failed calls this; otherwise its peers wait until their timeout. No group exists afterwards.
     """
@@ -84,36 +84,36 @@ def leave_groups() -> None:
 def root_cause(reports: Sequence[Report], ranks: int, timeout_s: int) -> MaestroError:
     """The error to show for these reports (one at least, in the order of arrival) of a world of `ranks`.
 
-    The first rank with an error of its own is the cause; the others only lost their connection to it. If all ranks
-    lost a connection, the cause is a rank without a report: it hangs, or was killed.
+    The first error that is not a lost connection is the cause; the other ranks only lost their connection to that rank.
+    If all ranks lost a connection, the cause is a rank without a report: it hangs, or was killed.
     """
-    own = next((report for report in reports if not report.lost), None)
-    if own is None:
-        return _noted(RunError(_missing(reports, ranks, timeout_s)), reports[0])
-    if own.kind:
-        return _noted(getattr(errors, own.kind)(f"worker {own.rank}: {own.message}"), own)
-    what = f"{own.name}: {own.message[:300]}"
-    return _noted(RunError(f"worker {own.rank} failed ({what}); --debug shows the traceback"), own)
+    cause = next((report for report in reports if not report.lost), None)
+    if cause is None:
+        return _with_traceback(RunError(_silent_ranks_message(reports, ranks, timeout_s)), reports[0])
+    if cause.kind:
+        return _with_traceback(getattr(errors, cause.kind)(f"worker {cause.rank}: {cause.message}"), cause)
+    what = f"{cause.name}: {cause.message[:300]}"
+    return _with_traceback(RunError(f"worker {cause.rank} failed ({what}); --debug shows the traceback"), cause)
 
 
-def _noted(error: MaestroError, report: Report) -> MaestroError:
+def _with_traceback(error: MaestroError, report: Report) -> MaestroError:
     error.add_note(f"On worker {report.rank}:\n{report.traceback}")
     return error
 
 
-def _missing(reports: Sequence[Report], ranks: int, timeout_s: int) -> str:
+def _silent_ranks_message(reports: Sequence[Report], ranks: int, timeout_s: int) -> str:
     silent = sorted(set(range(ranks)) - {report.rank for report in reports})
     names = ", ".join(map(str, silent[:8])) + (", ..." if len(silent) > 8 else "")
-    whom = f"worker{'s' if len(silent) > 1 else ''} {names}" if silent else "the others"
+    others = f"worker{'s' if len(silent) > 1 else ''} {names}" if silent else "the others"
     waited = next((report for report in reports if report.waited), None)
     if waited:
         return (
-            f"worker {waited.rank} waited for {whom} until the time limit of {timeout_s} s, in {waited.place}; find "
+            f"worker {waited.rank} waited for {others} until the time limit of {timeout_s} s, in {waited.place}; find "
             "out what blocks them, or raise run.timeout_s if they are only slow"
         )
     lost = reports[0]
     return (
-        f"worker {lost.rank} lost its connection to {whom} in {lost.place}, and there is no error "
+        f"worker {lost.rank} lost its connection to {others} in {lost.place}, and there is no error "
         "report from there; the process was killed (out of memory?) or the network failed"
     )
 
@@ -121,7 +121,7 @@ def _missing(reports: Sequence[Report], ranks: int, timeout_s: int) -> str:
 def _is_loss(error: BaseException) -> bool:
     import torch.distributed as dist
 
-    # gloo's errors have no class of their own
+    # gloo's errors have no separate class
     return isinstance(error, dist.DistError) or (type(error) is RuntimeError and bool(_GLOO.search(str(error))))
 
 
@@ -129,8 +129,8 @@ def _place(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return "an unknown place"
-    ours = [frame for frame in frames if "maestro_dist/" in frame.filename]
-    if not ours:
+    package_frames = [frame for frame in frames if "maestro_dist/" in frame.filename]
+    if not package_frames:
         return frames[-1].name
-    file = ours[-1].filename.rsplit("maestro_dist/", 1)[1]
-    return f"{frames[-1].name} ({file}:{ours[-1].lineno}, {ours[-1].name})"
+    file = package_frames[-1].filename.rsplit("maestro_dist/", 1)[1]
+    return f"{frames[-1].name} ({file}:{package_frames[-1].lineno}, {package_frames[-1].name})"

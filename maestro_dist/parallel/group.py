@@ -1,4 +1,4 @@
-"""Process groups. Ray's workers have one already; the inline launcher makes a group of one process."""
+"""Process groups. Ray's workers already have a group; the inline launcher makes a group of one process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def backend(device: str) -> str:
 
 
 def init_process_group(device: str, timeout_s: int) -> None:
-    """Make a group of this process only, unless a group exists. No port is opened."""
+    """Make a group with only this process, unless a group exists. No port is opened."""
     import torch
     import torch.distributed as dist
 
@@ -42,24 +42,24 @@ def sequence_group(mesh: Mesh, timeout_s: int) -> dist.ProcessGroup:
 
 
 def neighbours(mesh: Mesh, size: int, timeout_s: int) -> dist.ProcessGroup:
-    """Divide the world into groups of `size` consecutive ranks; return this rank's. All ranks must call it."""
+    """Divide the world into groups of `size` consecutive ranks; return this rank's group. All ranks must call it."""
     import torch.distributed as dist
 
-    mine: dist.ProcessGroup | None = None
+    own_group: dist.ProcessGroup | None = None
     for first in range(0, mesh.world, size):
         ranks = list(range(first, first + size))
-        made = dist.new_group(ranks, timeout=timedelta(seconds=timeout_s))
+        group = dist.new_group(ranks, timeout=timedelta(seconds=timeout_s))
         if mesh.rank in ranks:
-            mine = made
-    assert mine is not None  # the mesh covers the world
-    return mine
+            own_group = group
+    assert own_group is not None  # the mesh covers the world
+    return own_group
 
 
 @contextmanager
 def new_groups_limited(timeout_s: int) -> Iterator[None]:
     """Groups that are made inside get this timeout as their default.
 
-    DeepSpeed reduces gradients in a group of its own and sets no timeout: torch's default would be 30 minutes.
+    DeepSpeed reduces gradients in its own group and sets no timeout: torch's default would be 30 minutes.
     """
     import torch.distributed as dist
 

@@ -38,7 +38,7 @@ class Mesh:
 
     @property
     def sequence_group(self) -> range:
-        """The ranks that process the same samples as this one."""
+        """The ranks that process the same samples as this rank."""
         return range(self.rank - self.sequence_rank, self.rank - self.sequence_rank + self.sequence)
 
     @property
@@ -48,7 +48,7 @@ class Mesh:
 
     @property
     def expert_replicas(self) -> range:
-        """The ranks with the same experts as this one. Gradients of experts are averaged over them."""
+        """The ranks with the same experts as this rank. Gradients of experts are averaged over them."""
         return range(self.expert_rank, self.world, self.expert)
 
     def table(self, *, mark: bool = True) -> str:

@@ -33,7 +33,7 @@ _LIVE = 10**9
 
 
 class ExpertMovement(NamedTuple):
-    """What travels between the ranks of an expert group, and the bytes of both choices, a layer and micro-batch.
+    """What travels between the ranks of an expert group, and the bytes of both choices per layer and micro-batch.
 
     `forced`: the configuration sets it.
     """
@@ -52,7 +52,7 @@ class ExpertMovement(NamedTuple):
 
 
 class ExpertLayerShape(NamedTuple):
-    """Sizes of a layer of experts: E experts, k experts a token, width d, hidden width e, b bytes a number."""
+    """Sizes of a layer of experts: E experts, k experts per token, width d, hidden width e, b bytes per number."""
 
     experts: int
     top_k: int
@@ -64,10 +64,10 @@ class ExpertLayerShape(NamedTuple):
 def choose_expert_movement(
     tokens: int, layer: ExpertLayerShape, ranks: int, wanted: Literal["auto", "tokens", "weights"] = "auto"
 ) -> ExpertMovement:
-    """Move tokens to their experts, or the experts' weights to the tokens: the smaller, unless `wanted` says which.
+    """Move tokens to their experts, or the experts' weights to the tokens: the smaller, unless `wanted` decides.
 
-    The bytes are those of forward and backward of one layer on one of `ranks` expert ranks with `tokens` tokens (L / P
-    of them where the ranks share a sequence). Tokens: 4 tokens k d b; they go and return, and so do their gradients.
+    The bytes are for forward and backward of one layer on one of `ranks` expert ranks with `tokens` tokens (L / P
+    of all tokens if the ranks share a sequence). Tokens: 4 tokens k d b; they go and return, and so do their gradients.
     Weights: 6 E d e b; 2 E d e numbers are all-gathered, once more where layers are computed again, and their gradients
     are reduce-scattered. In both cases 1 / N of it stays on the rank. With one expert rank nothing moves: both are 0.
     If they are equal, tokens move.
@@ -83,7 +83,7 @@ def choose_expert_movement(
 def plan_expert_movement(config: Config, modalities: Sequence[Modality], mesh: Mesh) -> ExpertMovement:
     """One choice for all ranks and cross-modal layers of a run. Every rank of `mesh` gets the same result.
 
-    It uses the mean over the layers of the tokens of a whole micro-batch, on the rank with the most tokens. Tokens and
+    It uses the tokens of a complete micro-batch (mean over the layers) on the rank with the most tokens. Tokens and
     weights count as float32, the type in which they enter the experts, also under bf16 autocast.
     """
     model = config.model
@@ -127,25 +127,25 @@ class RankPlan:
 
     @property
     def total_memory(self) -> int:
-        """The peak."""
+        """The peak in bytes."""
         return self.memory.total + self.gathered
 
 
 def plan_world(config: Config, modalities: Sequence[Modality], mesh: Mesh, *, parameters: int) -> list[RankPlan]:
     """The step of every rank of the world of `mesh`, in rank order.
 
-    `parameters`: number of parameters of the whole model, all experts included.
+    `parameters`: number of parameters of the complete model, with all experts.
     """
     movement = plan_expert_movement(config, modalities, mesh).movement
     slices = held_slices(config.model, modalities, mesh.sequence)
-    known: dict[tuple[int, int], RankPlan] = {}
+    by_shape: dict[tuple[int, int], RankPlan] = {}
     plans = []
     for rank in range(mesh.world):
-        here = replace(mesh, rank=rank)
-        key = here.sequence_rank, len(range(here.data_rank, config.optim.global_batch, here.data))
-        if key not in known:
-            known[key] = _plan_rank(config, modalities, slices[key[0]], here, key[1], movement, parameters)
-        plans.append(replace(known[key], rank=rank))
+        rank_mesh = replace(mesh, rank=rank)
+        key = rank_mesh.sequence_rank, len(range(rank_mesh.data_rank, config.optim.global_batch, rank_mesh.data))
+        if key not in by_shape:
+            by_shape[key] = _plan_rank(config, modalities, slices[key[0]], rank_mesh, key[1], movement, parameters)
+        plans.append(replace(by_shape[key], rank=rank))
     return plans
 
 
@@ -154,10 +154,10 @@ def _plan_rank(
     movement: Movement, parameters: int,
 ) -> RankPlan:  # fmt: skip
     model = config.model
-    micro, seen = _micro_batch(config, mesh), samples * _views(config)
+    micro, processed = _micro_batch(config, mesh), samples * _views(config)
     micro_batches = -(-config.optim.global_batch // (mesh.data * micro))
     experts = expert_parameters(model)
-    of_engine = engine_traffic(
+    engine = engine_traffic(
         parameters - experts,
         experts,
         world=mesh.world,
@@ -167,11 +167,11 @@ def _plan_rank(
     )
     methods: tuple[Method, ...] = ("sparse", "ulysses")
     shared = {method: sequence_traffic(config, modalities, slices, mesh.sequence, method) for method in methods}
-    of_experts = expert_traffic(model, slices, mesh.expert, movement)
+    expert_items = expert_traffic(model, slices, mesh.expert, movement)
     traffic = [
-        *(item.times(seen) for item in shared[config.mesh.sequence_method]),
-        *(item.times(seen if movement == "tokens" else micro_batches) for item in of_experts),
-        *of_engine,
+        *(item.times(processed) for item in shared[config.mesh.sequence_method]),
+        *(item.times(processed if movement == "tokens" else micro_batches) for item in expert_items),
+        *engine,
     ]
     setup = TrainingSetup(
         parameters=parameters,
@@ -191,7 +191,7 @@ def _plan_rank(
         steps={modality.name: modality.steps for modality in slices},
         traffic=tuple(item for item in traffic if item.communicated_bytes),
         attention={
-            method: seen * sum(item.communicated_bytes for item in items if item.name == "attention")
+            method: processed * sum(item.communicated_bytes for item in items if item.name == "attention")
             for method, items in shared.items()
             if _allows(model, mesh.sequence, method)
         },
@@ -217,21 +217,21 @@ def _views(config: Config) -> int:
 
 
 def _gathered(config: Config, mesh: Mesh, movement: Movement, parameters: int) -> int:
-    """Bytes of parameters that exist temporarily on a rank, beside its own."""
+    """Bytes of parameters that exist temporarily on a rank, besides its own."""
     model = config.model
     experts = expert_parameters(model)
     held = 0
     if config.engine.zero_stage == 3 and mesh.world > 1:
         held += min(_LIVE, parameters - experts + experts // mesh.expert)
     if mesh.expert > 1 and movement == "weights":
-        # of all layers until their backward, or of one if layers are computed again; and the gradient of one layer
+        # weights of all layers, or of one if layers are computed again; and the gradient of one layer
         layer = experts // model.fusion_layers
         held += (layer if model.activation_checkpointing == "layers" else experts) + layer
     return held * FLOAT
 
 
 def plan_text(mesh: Mesh, plans: Sequence[RankPlan]) -> str:
-    """What the busiest rank gives to collectives in a step, by kind; its groups; the range of the other ranks."""
+    """Bytes that the busiest rank gives to collectives in a step, by kind; its groups; the range of the other ranks."""
     busiest = max(plans, key=lambda plan: plan.communicated_bytes)
     here = replace(mesh, rank=busiest.rank)
     batches = f"{busiest.micro_batches} micro-batch{'es' if busiest.micro_batches > 1 else ''}"
@@ -247,8 +247,8 @@ def plan_text(mesh: Mesh, plans: Sequence[RankPlan]) -> str:
     rows.append(("in all", others, busiest.communicated_bytes, busiest.sent))
     lines += [f"  {name:20} {how:24} {_size(given):>12} {_size(sent):>12}" for name, how, given, sent in rows]
     if mesh.sequence > 1:
-        told = ", ".join(f"{method} {_size(size)}" for method, size in busiest.attention.items())
-        lines.append(f"  attention by mesh.sequence_method: {told}")
+        methods = ", ".join(f"{method} {_size(size)}" for method, size in busiest.attention.items())
+        lines.append(f"  attention by mesh.sequence_method: {methods}")
     groups = {"time axis": here.sequence_group}
     if mesh.expert > 1:
         groups |= {"experts": here.expert_group, "same experts": here.expert_replicas}

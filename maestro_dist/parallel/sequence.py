@@ -20,7 +20,7 @@ from maestro_dist.types import Modality
 
 
 def time_cuts(steps: int, unit: int, ranks: int) -> list[int]:
-    """The starts of the ranks' slices, and the end of the last. Starts are multiples of `unit`, as even as possible.
+    """The starts of the ranks' slices, and the end of the last. Starts are multiples of `unit`, with similar distances.
 
     The last end is `steps`. If there are fewer units than ranks, some ranks get nothing.
     """
@@ -29,7 +29,7 @@ def time_cuts(steps: int, unit: int, ranks: int) -> list[int]:
 
 
 def model_cuts(config: ModelConfig, modalities: Sequence[Modality], ranks: int) -> dict[str, list[int]]:
-    """The slices of each modality, in steps: their bounds lie on words that no downsampling layer joins with others."""
+    """The slices of each modality, in steps. No downsampling layer joins words across their bounds."""
     halvings = config.encoder_layers + config.fusion_layers if config.downsample else 0
     return {m.name: time_cuts(m.steps, word_steps(config, m.name) * 2**halvings, ranks) for m in modalities}
 
@@ -45,9 +45,9 @@ class SequenceRanks:
         self.rank, self.size = self.group.rank, self.group.size
 
     def slice(self, name: str, steps: int) -> tuple[int, int]:
-        """See `SequenceContext`. Raises `ValueError` when the local steps are not those of the rank's slice.
+        """See `SequenceContext`. Raises `ValueError` if the local steps do not fit the rank's slice.
 
-        The last rank may have more: symbols cover whole words only.
+        The last rank may have more steps: symbols cover complete words only.
         """
         (start, end), total = self.cuts[name][self.rank : self.rank + 2], self.cuts[name][-1]
         if steps < end - start or (steps > end - start and end < total):
@@ -77,17 +77,17 @@ class SequenceRanks:
     def halo_exchange(self, x: Tensor, width: int) -> Tensor:
         """See `SequenceContext`. Each rank gives its first and last `width` tokens, and the nearest ones are used.
 
-        If a neighbour has fewer, tokens of the next rank follow. They are found on the device: the host does not wait.
+        If a neighbour has fewer, tokens of the next rank follow. The host does not wait for the device.
         """
         if width == 0:
             return x
-        kind = x.dtype
+        dtype = x.dtype
         values = x if x.is_floating_point() else x.to(torch.float32)
         length, slot = x.shape[1], torch.arange(width, device=x.device)
         taken = min(width, length)
         empty = values.new_zeros(x.shape[0], width - taken, x.shape[2])
         last, first = values[:, length - taken :], values[:, :taken]
-        # the last ones right-aligned, the first ones left-aligned
+        # last tokens right-aligned, first tokens left-aligned
         ends = self.group.differentiable_all_gather(torch.cat((empty, last, first, empty), 1))
         held = torch.cat((slot >= width - taken, slot < taken))
         held = self.group.all_gather(held.to(torch.uint8)).to(torch.int64)  # [ranks, 2 width]
@@ -95,16 +95,16 @@ class SequenceRanks:
         # tokens of lower ranks, counted from the nearest; then those of higher ranks
         lower = (held[:, :width] * (rank < self.rank)).flatten()
         upper = (held[:, width:] * (rank > self.rank)).flatten()
-        behind = lower.flip(0).cumsum(0).flip(0) * lower
-        ahead = upper.cumsum(0) * upper
+        lower_distance = lower.flip(0).cumsum(0).flip(0) * lower
+        upper_distance = upper.cumsum(0) * upper
         tails = ends[:, :, :width].transpose(0, 1).flatten(1, 2)  # [R, ranks * width, C]
         heads = ends[:, :, width:].transpose(0, 1).flatten(1, 2)
-        left = _picked(tails, behind[None] == (width - slot)[:, None])
-        right = _picked(heads, ahead[None] == (slot + 1)[:, None])
-        return torch.cat((left, values, right), 1).to(kind)
+        left = _picked(tails, lower_distance[None] == (width - slot)[:, None])
+        right = _picked(heads, upper_distance[None] == (slot + 1)[:, None])
+        return torch.cat((left, values, right), 1).to(dtype)
 
 
 def _picked(tokens: Tensor, wanted: Tensor) -> Tensor:
-    """The one of tokens [R, n, C] that each row of `wanted` bool [width, n] names, or zeros -> [R, width, C]."""
+    """Of tokens [R, n, C], the token marked in each row of `wanted` bool [width, n], or zeros -> [R, width, C]."""
     found = tokens.index_select(1, wanted.to(torch.uint8).argmax(1))
     return torch.where(wanted.any(1)[:, None], found, found.new_zeros(()))

@@ -3,7 +3,7 @@
 They are upper limits: samples are assumed to be complete, and budgets to have their largest value.
 
 Letters: P sequence ranks, N expert ranks, W ranks of the world; L tokens of a sample (over all P), U sampled keys, u
-selected queries, d width, H heads, d_h = d / H, A = H u d_h, E experts, e their hidden width, k experts a token, b
+selected queries, d width, H heads, d_h = d / H, A = H u d_h, E experts, e their hidden width, k experts per token, b
 bytes a number.
 """
 
@@ -56,16 +56,16 @@ class Traffic:
         return self.communicated_bytes * others * share[self.operation]
 
     def times(self, number: float) -> Traffic:
-        """The same, `number` times."""
+        """The same kind of traffic, `number` times."""
         return replace(self, communicated_bytes=self.communicated_bytes * number)
 
 
 def attention_traffic(
     variant: AttentionVariant, shape: AttentionShape, sharding: SequenceSharding, held: int, method: Method = "sparse"
 ) -> list[Traffic]:
-    """One attention layer on one sample, forward and backward, of which this rank holds `held` tokens.
+    """One attention layer on one sample, forward and backward. This rank holds `held` tokens of the sample.
 
-    sparse: what the variant says; it does not grow with the length. ulysses: 8 held d b bytes. Queries, keys, values
+    sparse: computed by the variant; it does not grow with the length. ulysses: 8 held d b bytes. Queries, keys, values
     and outputs are exchanged, and so are their gradients (a rank with fewer tokens than another pads them).
     """
     ranks = sharding.ranks
@@ -76,22 +76,22 @@ def attention_traffic(
         return [Traffic("attention", "all-to-all", ranks, size)]
     if not variant.abilities.shares_sequence:
         return []
-    given = variant.communication(shape, sharding)
+    collective_bytes = variant.communication(shape, sharding)
     return [
-        Traffic("attention", "all-reduce", ranks, given.all_reduce),
-        Traffic("attention", "all-gather", ranks, given.all_gather),
+        Traffic("attention", "all-reduce", ranks, collective_bytes.all_reduce),
+        Traffic("attention", "all-gather", ranks, collective_bytes.all_gather),
     ]
 
 
 def sequence_traffic(
     config: Config, modalities: Sequence[Modality], slices: Sequence[Modality], ranks: int, method: Method = "sparse"
 ) -> list[Traffic]:
-    """What the rank with `slices` exchanges for one complete sample, if `ranks` ranks share the time axis.
+    """Bytes that the rank with `slices` exchanges for one complete sample, if `ranks` ranks share the time axis.
 
-    attention         of all layers: see `attention_traffic`
-    neighbour tokens  downsampling takes one token from each side, 8 d bytes forward and 8 d P backward a layer and
-                      modality; the stem its reach
-    sums              pooled tokens, 8 (d + 1) bytes a pool; counts and moments
+    attention         all layers; see `attention_traffic`
+    neighbour tokens  downsampling takes one token from each side: 8 d bytes forward and 8 d P backward per layer and
+                      modality; the stem takes half its kernel
+    sums              pooled tokens, 8 (d + 1) bytes per pool; counts and moments
     """
     model, count = config.model, len(modalities)
     if ranks == 1:
@@ -104,19 +104,19 @@ def sequence_traffic(
         found += attention_traffic(planned_variant(model, shape), shape, sharding, held, method)
 
     layers = model.encoder_layers + model.fusion_layers
-    ahead = back = 0.0
+    forward_bytes = backward_bytes = 0.0
     if model.downsample:
         ends = 2 * model.width * FLOAT * layers * count
         masks = 2 * FLOAT * layers * count
-        ahead, back = forwards * (ends + masks) + masks, ends * ranks
+        forward_bytes, backward_bytes = forwards * (ends + masks) + masks, ends * ranks
     if model.stem is not None:
         reach = 2 * (model.stem.kernel // 2) * FLOAT
         inner = (model.stem.layers - 1) * model.stem.channels * count
-        ahead += forwards * reach * (inner + sum(2 * modality.variates for modality in modalities))
-        back += reach * inner * ranks
+        forward_bytes += forwards * reach * (inner + sum(2 * modality.variates for modality in modalities))
+        backward_bytes += reach * inner * ranks
     found += [
-        Traffic("neighbour tokens", "all-gather", ranks, ahead),
-        Traffic("neighbour tokens", "reduce-scatter", ranks, back),
+        Traffic("neighbour tokens", "all-gather", ranks, forward_bytes),
+        Traffic("neighbour tokens", "reduce-scatter", ranks, backward_bytes),
     ]
 
     gated = model.budget != "fixed" and model.encoder_layers > 0
@@ -137,9 +137,9 @@ def _moments(model: ModelConfig, modality: Modality) -> int:
 
 
 def expert_traffic(model: ModelConfig, slices: Sequence[Modality], ranks: int, movement: Movement) -> list[Traffic]:
-    """What one of the `ranks` ranks of an expert group, with `slices` of its samples, exchanges.
+    """Bytes that one of the `ranks` ranks of an expert group exchanges, with `slices` of its samples.
 
-    tokens: for one sample. weights: for one micro-batch, independent of its samples. With checkpoints the part of the
+    tokens: for one sample. weights: for one micro-batch, independent of its samples. With checkpoints the bytes of the
     forward counts twice.
     """
     if ranks == 1:
@@ -159,15 +159,15 @@ def expert_traffic(model: ModelConfig, slices: Sequence[Modality], ranks: int, m
 def engine_traffic(
     dense: int, experts: int, *, world: int, expert_ranks: int, zero_stage: int, micro_batches: int
 ) -> list[Traffic]:
-    """What DeepSpeed communicates in one optimizer step, in float32; `dense` and `experts` are numbers of parameters.
+    """Bytes that DeepSpeed communicates in one optimizer step, in float32. `dense`, `experts`: numbers of parameters.
 
-    gradients   ZeRO 1: all-reduced once a step, 4 bytes a parameter; ZeRO 2: the same for each micro-batch; ZeRO 3:
+    gradients   ZeRO 1: all-reduced once per step, 4 bytes per parameter; ZeRO 2: the same for each micro-batch; ZeRO 3:
                 reduce-scattered for each micro-batch
-    parameters  ZeRO 1 and 2: each rank's slice, 4 / W bytes a parameter, is gathered after the step; ZeRO 3: for each
+    parameters  ZeRO 1 and 2: each rank's slice, 4 / W bytes per parameter, is gathered after the step; ZeRO 3: for each
                 micro-batch in the forward and again in the backward (an upper limit: parameters that stay gathered in
                 between count once)
 
-    Dense parameters go over all W ranks; a rank's experts, 1 / N of all, over the W / N ranks that hold the same.
+    Dense parameters are shared by all W ranks; a rank's experts, 1 / N of all, by the W / N ranks with the same ones.
     """
     found = []
     times = 1 if zero_stage == 1 else micro_batches
@@ -200,13 +200,13 @@ def _attention_layers(
     model: ModelConfig, modalities: Sequence[Modality], slices: Sequence[Modality]
 ) -> Iterator[tuple[int, int, float]]:
     """For each attention layer: tokens of a sample over all ranks, tokens on this rank, factor of the budget."""
-    whole = [tokens_by_depth(model, modality) for modality in modalities]
-    held = [tokens_by_depth(model, modality) for modality in slices]
+    all_tokens = [tokens_by_depth(model, modality) for modality in modalities]
+    local_tokens = [tokens_by_depth(model, modality) for modality in slices]
     factor = model.beta * (len(modalities) if model.budget == "reallocate" else 1)
     for depth in range(model.encoder_layers):
-        yield from ((of[depth], here[depth], factor) for of, here in zip(whole, held, strict=True))
+        yield from ((total[depth], local[depth], factor) for total, local in zip(all_tokens, local_tokens, strict=True))
     for depth in range(model.encoder_layers, model.encoder_layers + model.fusion_layers):
-        yield sum(of[depth] for of in whole), sum(here[depth] for here in held), model.fusion_beta
+        yield sum(total[depth] for total in all_tokens), sum(local[depth] for local in local_tokens), model.fusion_beta
 
 
 def expert_tokens(model: ModelConfig, slices: Sequence[Modality]) -> list[int]:

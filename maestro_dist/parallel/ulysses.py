@@ -1,8 +1,8 @@
 """Sequence parallelism by an exchange of heads (Ulysses): each rank gets whole sequences for some of the heads.
 
 Before the attention an all-to-all gives each rank all tokens of its heads. After it a second one returns the context
-(Jacobs et al., 2023; DeepSpeed's `DistributedAttention`). The attention is that of one process, sparse or dense, with
-the same draws and ties. A rank communicates 8 (L / P) d numbers a layer, forward and backward; the communication of
+(Jacobs et al., 2023; DeepSpeed's `DistributedAttention`). Results, draws and ties are as in one process, for sparse and
+dense attention. A rank communicates 8 (L / P) d numbers per layer, forward and backward; the communication of
 `sequence` does not depend on the length L.
 """
 
@@ -48,7 +48,7 @@ class UlyssesHeadExchange:
             deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, dist_init_required=False)
         from deepspeed.sequence.layer import DistributedAttention
 
-        self.exchange = DistributedAttention(_on_whole, group.group, scatter_idx=2, gather_idx=1)
+        self.exchange = DistributedAttention(_attend_ordered, group.group, scatter_idx=2, gather_idx=1)
 
     def local_heads(self, count: int) -> range:
         """See `HeadExchange`."""
@@ -56,8 +56,8 @@ class UlyssesHeadExchange:
             raise MeshError(
                 f"model.heads = {count} cannot be divided evenly among mesh.sequence = {self.group.size} ranks"
             )
-        each = count // self.group.size
-        return range(self.group.rank * each, (self.group.rank + 1) * each)
+        heads_per_rank = count // self.group.size
+        return range(self.group.rank * heads_per_rank, (self.group.rank + 1) * heads_per_rank)
 
     def word_bounds(self, name: str, word: int) -> tuple[int, ...]:
         """See `HeadExchange`."""
@@ -65,13 +65,13 @@ class UlyssesHeadExchange:
 
     def all_gather_mask(self, mask: Tensor, tokens: TokensByRank) -> Tensor:
         """See `HeadExchange`."""
-        size = _most(tokens)
+        size = _largest_size(tokens)
         held = F.pad(mask.to(torch.uint8), (0, size - len(mask)))
         return self.group.all_gather(held).flatten().index_select(0, _order(tokens, size, mask.device)) > 0
 
     def attend(self, packed: Tensor, tokens: TokensByRank, attention: Callable[[Tensor], Tensor]) -> Tensor:
         """See `HeadExchange`."""
-        size, length = _most(tokens), len(packed)
+        size, length = _largest_size(tokens), len(packed)
         if length < size:
             packed = F.pad(packed, (0, 0, 0, 0, 0, 0, 0, size - length))
         parts = [self._counted(part) for part in packed[None].unbind(2)]
@@ -89,7 +89,7 @@ def _sizes(tokens: TokensByRank) -> list[int]:
     return [sum(held) for held in zip(*([rows * share for share in shares] for rows, shares in tokens), strict=True)]
 
 
-def _most(tokens: TokensByRank) -> int:
+def _largest_size(tokens: TokensByRank) -> int:
     """Largest number of tokens on a rank; at least one, so that all ranks always exchange."""
     return max(1, *_sizes(tokens))
 
@@ -112,7 +112,7 @@ def _order(tokens: TokensByRank, size: int, device: torch.device) -> Tensor:
     return torch.cat(order)
 
 
-def _on_whole(
+def _attend_ordered(
     query: Tensor, key: Tensor, value: Tensor, *, order: Tensor, attention: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """This rank's heads of all tokens [1, ranks x size, h, d_h], in rank order -> their context in the same order."""

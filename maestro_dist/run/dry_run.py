@@ -26,7 +26,7 @@ _TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _OPERATIONS = 2 * 10**11
 """Floating-point operations of a forward that one core computes in about five seconds."""
 _TO_FILL, _BYTES_TO_FILL = 500, 40
-"""Cost of the initialisation per parameter: the time of so many operations, and bytes of temporary memory."""
+"""Cost of the initialisation per parameter: time in operations, and bytes of temporary memory."""
 
 
 def dry_run(config: Config) -> int:
@@ -36,7 +36,7 @@ def dry_run(config: Config) -> int:
     is too large for this machine. No files remain, even if the dry run is interrupted.
     """
     with interruptible(), TemporaryDirectory(prefix="maestro_dist-dry-run-") as folder, _caches_in(folder):
-        return _dry_run(_kept_in(folder, with_absolute_paths(config)))
+        return _dry_run(_with_files_in(folder, with_absolute_paths(config)))
 
 
 @contextmanager
@@ -52,8 +52,8 @@ def _caches_in(folder: str) -> Iterator[None]:
             os.environ[_TORCH_CACHE] = before
 
 
-def _kept_in(folder: str, config: Config) -> Config:
-    """The configuration with all files in `folder`: the packed `data.source` and copies of remote shards."""
+def _with_files_in(folder: str, config: Config) -> Config:
+    """The configuration, with all files in `folder`: the packed `data.source` and copies of remote shards."""
     data, url = config.data, Storage(config.data.url)
     if data.source and not url.exists(MANIFEST_NAME):
         from maestro_dist.data.prepare import check_place, prepare
@@ -81,22 +81,22 @@ def _dry_run(config: Config) -> int:
     check_teachers(config, manifest)
     for teacher in config.task.teachers:
         print(f"teacher    {redact(teacher)}, not used in a dry run: the loss is computed on the labels")
-    samples, whole = trial_samples(config, manifest)
+    samples, micro_batch = trial_samples(config, manifest)
     where = " (on the CPU, in fp32)" if config.run.device != "cpu" or config.engine.precision != "fp32" else ""
     if not shards:
         print("first micro-batch: left out, there is a manifest but no shards")
     elif not samples:
         print("first micro-batch: left out, one sample needs more memory or time than this machine has for a dry run")
     else:
-        loss, taken = first_batch(_here(config, samples))
-        of = f" of {whole}, as many as this machine computes in seconds," if samples < whole else ","
-        before = "any step" if config.model.summary == "none" else "any step, and before statistics are standardised"
-        print(f"first micro-batch: {taken} samples{of} loss {loss:.4f} before {before}{where}")
+        loss, taken = first_batch(_for_this_machine(config, samples))
+        of = f" of {micro_batch}, as many as this machine computes in seconds," if samples < micro_batch else ","
+        moment = "any step" if config.model.summary == "none" else "any step, and before statistics are standardised"
+        print(f"first micro-batch: {taken} samples{of} loss {loss:.4f} before {moment}{where}")
     print("dry run: nothing was trained and nothing was written to the run")
     return 0
 
 
-def _here(config: Config, samples: int) -> Config:
+def _for_this_machine(config: Config, samples: int) -> Config:
     """The configuration for one batch of `samples` on this machine.
 
     Without reader processes, which take longer to start than to read; with one thread, because other work may use the
@@ -122,15 +122,15 @@ def trial_samples(config: Config, manifest: Manifest) -> tuple[int, int]:
     pieces = described(config, manifest)
     mesh = build_mesh(config.mesh, world=config.run.workers)
     share = math.ceil(config.optim.global_batch / mesh.data)
-    whole = min(config.engine.micro_batch or share, share)
+    micro_batch = min(config.engine.micro_batch or share, share)
     sizes = [parameter.numel() for parameter in pieces.model.parameters()]
     parameters = sum(sizes)
     fit = (_OPERATIONS - _TO_FILL * parameters) // forward_operations(config.model, pieces.modalities)
     free = available()
     if free is not None:
         pretrain = config.task.pretrain if config.task.kind == "pretrain" else None
-        one = memory_estimate(config.model, pieces.modalities, TrainingSetup(0, 1, pretrain=pretrain))
-        fit = min(fit, (free // 2 - 4 * parameters - _BYTES_TO_FILL * max(sizes)) // one.total)
+        estimate = memory_estimate(config.model, pieces.modalities, TrainingSetup(0, 1, pretrain=pretrain))
+        fit = min(fit, (free // 2 - 4 * parameters - _BYTES_TO_FILL * max(sizes)) // estimate.total)
     if config.missing.consistency:  # each sample is computed twice
         fit //= 2
-    return max(0, min(whole, fit)), whole
+    return max(0, min(micro_batch, fit)), micro_batch

@@ -39,7 +39,7 @@ def launch(config: Config) -> int:
         print_start(config, manifest)
         record = finished(config, manifest, run)  # before the lease, which needs write access
         if record:
-            return _say_finished(config, run, record)
+            return _print_finished(config, run, record)
         lease: Lease | None = None
         try:
             with shielded():  # interrupted here, the lease would never be released
@@ -92,7 +92,7 @@ def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> 
     return manifest, shards
 
 
-def _say_finished(config: Config, run: Storage, record: RunRecord) -> int:
+def _print_finished(config: Config, run: Storage, record: RunRecord) -> int:
     from maestro_dist.run.summary import print_end
 
     _LOG.info("run %r is finished; nothing to do (choose another run.name to train again)", config.run.name)
@@ -110,7 +110,7 @@ def _run(config: Config, manifest: Manifest, run: Storage, lease: Lease) -> int:
         with shielded():  # interrupted here, the MLflow run would never be closed
             record = begin(config, manifest, run)
         if record.status == "finished":  # by another driver, which has just released the lease
-            return _say_finished(config, run, record)
+            return _print_finished(config, run, record)
         if not run.exists(RESULT_FILE):  # it exists if a driver died after the end of training
             (_inline if config.run.launcher == "inline" else _ray)(config, _job(config, run, lease, record))
         status = "FINISHED"

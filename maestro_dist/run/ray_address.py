@@ -38,7 +38,7 @@ def check_address(address: str) -> None:
     shown = f"RAY_ADDRESS={_sentence(redact(address).rpartition('@')[2])}"  # the part before an @ may be a secret
     where = _resolved(shown, address)
     host, port = _host_and_port(shown, where)
-    _within(shown, lambda: _ask(shown, where, host, port, auto=address == "auto"))
+    _with_time_limit(shown, lambda: _ask(shown, where, host, port, auto=address == "auto"))
 
 
 def _resolved(shown: str, address: str) -> str:
@@ -78,8 +78,8 @@ def _host_and_port(shown: str, address: str) -> tuple[str, int]:
     return match[1].strip("[]"), int(match[2])
 
 
-def _within(shown: str, call: Callable[[], None]) -> None:
-    """Run `call()` in a thread with a time limit: some waits, such as for a name server, have none of their own."""
+def _with_time_limit(shown: str, call: Callable[[], None]) -> None:
+    """Run `call()` in a thread with a time limit: some waits, such as for a name server, have no time limit."""
     outcome: list[BaseException] = []
 
     def run() -> None:
@@ -131,10 +131,10 @@ def _ask(shown: str, where: str, host: str, port: int, *, auto: bool) -> None:
             f"{shown}: the server there does not answer as a Ray cluster ({code.name}: "
             f"{_sentence(error.details())}); correct the address, or {_ELSEWHERE}"
         ) from None
-    theirs = answer.ray_version or "of an older version"
-    if theirs != ray.__version__:
+    cluster_version = answer.ray_version or "of an older version"
+    if cluster_version != ray.__version__:
         raise RunError(
-            f"{shown}: the cluster has Ray {theirs}, this process has {ray.__version__}; "
+            f"{shown}: the cluster has Ray {cluster_version}, this process has {ray.__version__}; "
             f"install the same version on both sides, or {_ELSEWHERE}"
         )
 

@@ -39,12 +39,12 @@ _DRIVER_ENVIRONMENT = {
 # Read by Ray's controller, which has the environment of the cluster's processes, not that of the workers.
 _CLUSTER_ENVIRONMENT = {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2"}
 _LOCAL_OBJECT_STORE = 128 * 2**20  # bytes; only small objects pass through it
-_SAY_S = 30.0
-_LOOK_S, _GONE_S = 5.0, 30.0
+_LOG_S = 30.0
+_CHECK_S, _GONE_S = 5.0, 30.0
 """Seconds between checks of the cluster's head, and seconds that it may be unreachable; Ray gives up after 60 s."""
 _SOCKET_PATH = 107
 """Maximum length in bytes of the path of a Unix socket."""
-_BELOW = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/dash_MetricsHead")
+_SOCKET_SUFFIX = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/dash_MetricsHead")
 
 
 def prepare_environment() -> None:
@@ -85,7 +85,7 @@ def cluster(config: Config) -> Iterator[None]:
         yield
         return
     address = cluster_address()
-    with _joined(address) if address else _own(config):
+    with _joined(address) if address else _local_ray(config):
         try:
             _check_resources(config, wait=bool(address))
             yield
@@ -106,7 +106,7 @@ def _joined(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def _own(config: Config) -> Iterator[None]:
+def _local_ray(config: Config) -> Iterator[None]:
     """A local Ray with its own folder: the default folder belongs to the first user of Ray on this machine.
 
     The folder, with Ray's logs, is kept if the run fails.
@@ -141,20 +141,20 @@ class Head:
     def __init__(self, address: str) -> None:
         """`address`: HOST:PORT of the control server."""
         self._address = address
-        self._seen = self._asked = time.monotonic()
+        self._last_answer = self._last_check = time.monotonic()
 
     def check(self) -> None:
         """Raise `RunError` if the server has not answered for longer than `_GONE_S`."""
         now = time.monotonic()
-        if now - self._asked < _LOOK_S:
+        if now - self._last_check < _CHECK_S:
             return
-        self._asked = now
+        self._last_check = now
         host, _, port = self._address.rpartition(":")
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=_LOOK_S).close()
-            self._seen = now
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CHECK_S).close()
+            self._last_answer = now
         except OSError as error:
-            if now - self._seen >= _GONE_S:
+            if now - self._last_answer >= _GONE_S:
                 raise RunError(
                     f"the head of the Ray cluster ({self._address}) is gone ({error.strerror or error}); when the "
                     "cluster is back, the same command continues the run"
@@ -201,15 +201,15 @@ def _check_resources(config: Config, *, wait: bool) -> None:
 
 @contextmanager
 def _started(what: str) -> Iterator[None]:
-    """Context that logs every 30 s that Ray is waited for, and turns Ray's errors into one line."""
+    """Context that logs every 30 s that the run waits for Ray, and turns Ray's errors into one line."""
     done = threading.Event()
 
-    def say() -> None:
+    def log_wait() -> None:
         started = time.monotonic()
-        while not done.wait(_SAY_S):
+        while not done.wait(_LOG_S):
             _LOG.info("waiting for %s, for %.0f s now", what, time.monotonic() - started)
 
-    threading.Thread(target=say, name="waiting", daemon=True).start()
+    threading.Thread(target=log_wait, name="waiting", daemon=True).start()
     try:
         with handlers_kept():
             yield
@@ -253,7 +253,7 @@ def _short_folder() -> Path:
     given = [os.environ.get("RAY_TMPDIR"), os.environ.get("TMPDIR"), "/tmp", "/var/tmp", "/dev/shm"]
     for place in filter(None, given):
         place = os.path.abspath(place)
-        if len(os.fsencode(place)) + len("/maestro-12345678") + _BELOW > _SOCKET_PATH:
+        if len(os.fsencode(place)) + len("/maestro-12345678") + _SOCKET_SUFFIX > _SOCKET_PATH:
             continue
         try:
             return Path(tempfile.mkdtemp(prefix="maestro-", dir=place))

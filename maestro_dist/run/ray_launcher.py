@@ -22,15 +22,15 @@ from maestro_dist.training.worker import run_worker
 _LOG = logging.getLogger(__name__)
 _WORKER_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true"}
 _POLL_S = 0.3
-_SAY_S = 30.0
+_LOG_S = 30.0
 _CONSOLE_S = 600.0
 """Time limit for an answer of the console, which may start slowly on a busy machine."""
-_TOLD_S = 30.0
+_REPORT_S = 30.0
 """Time limit for a failed worker to report its error, while other ranks wait for it."""
-# Workers that cannot start for lack of resources are waited for, one hour at a time, for a week. Workers that fail to
+# The run waits up to a week for workers that lack resources, one hour at a time. Workers that fail to
 # start fail within seconds, and end the run after `_STARTS` failures.
 _START_S, _STARTS = 3600, 168
-_HEAR_OUT_S = 3.0
+_LOST_DELAY_S = 3.0
 """Delay of the error of a rank that has only lost another rank, so that the other rank's error arrives first."""
 
 
@@ -57,19 +57,19 @@ def train(config: Config, job: Job) -> None:
             failure = error
         except ray.exceptions.RayError as error:
             raise RunError(f"Ray gave up: {_text(error)}") from error
-        reports: list[Report] = _asked(console.reports)
-        dead = _dead(failure)
-        if reports and not (dead and all(report.lost for report in reports)):
+        reports: list[Report] = _answer(console.reports)
+        death = _death_message(failure)
+        if reports and not (death and all(report.lost for report in reports)):
             raise root_cause(reports, config.run.workers, config.run.timeout_s) from failure
         if failure:
-            raise RunError(dead or f"Ray Train gave up: {_text(failure)}") from failure
+            raise RunError(death or f"Ray Train gave up: {_text(failure)}") from failure
 
 
 def _fit(trainer: Any, config: Config, console: Any, head: Head) -> None:
     """Run `trainer.fit()` in a thread: in the main thread Ray Train would replace the signal handlers.
 
-    Logs every 30 s that workers are waited for. Returns early if an error is final: Ray would restart the workers for
-    nothing.
+    Logs every 30 s that the run waits for workers. Returns early if an error is final: Ray would restart the workers
+    without effect.
     """
     import ray
 
@@ -83,27 +83,27 @@ def _fit(trainer: Any, config: Config, console: Any, head: Head) -> None:
 
     thread = threading.Thread(target=run, name="fit", daemon=True)
     thread.start()
-    since = said = time.monotonic()
+    waiting_since = last_logged = time.monotonic()
     while thread.is_alive():
         thread.join(_POLL_S)
         head.check()
-        final, begun = _asked(console.state)
+        final, begun = _answer(console.state)
         if final:
             return
         now = time.monotonic()
         if begun == config.run.workers:
-            since = said = now
-        elif now - said >= _SAY_S:
-            said = now
+            waiting_since = last_logged = now
+        elif now - last_logged >= _LOG_S:
+            last_logged = now
             lack = lacks(config, ray.cluster_resources())
-            wanted = f"{config.run.workers - begun} of {config.run.workers} workers to start"
+            missing = f"{config.run.workers - begun} of {config.run.workers} workers to start"
             needs = f": they need {lack}" if lack else ""
-            _LOG.info("waiting for %s, for %.0f s now%s", wanted, now - since, needs)
+            _LOG.info("waiting for %s, for %.0f s now%s", missing, now - waiting_since, needs)
     if outcome:
         raise outcome[0]
 
 
-def _asked(method: Any) -> Any:
+def _answer(method: Any) -> Any:
     """The console's answer."""
     import ray
 
@@ -170,10 +170,10 @@ def _work(settings: dict[str, Any]) -> None:
     def failed(error: Exception) -> None:
         report = report_of(rank, error)
         with suppress(ray.exceptions.RayError):  # without a console the run ends anyway
-            ray.get(console.fail.remote(group, report), timeout=_TOLD_S)
+            ray.get(console.fail.remote(group, report), timeout=_REPORT_S)
         leave_groups()
         if report.lost:
-            time.sleep(_HEAR_OUT_S)
+            time.sleep(_LOST_DELAY_S)
 
     run_worker(Job(**settings["job"]), _LOG.info, failed)
 
@@ -260,8 +260,8 @@ def _console(config: Config) -> Iterator[Any]:
         printer.join(timeout=10)
 
 
-def _dead(failure: BaseException | None) -> str | None:
-    """What Ray knows about a worker that died without a report; None if no worker did."""
+def _death_message(failure: BaseException | None) -> str | None:
+    """Ray's message about a worker that died without a report; None if no worker did."""
     for rank, cause in sorted((getattr(failure, "worker_failures", None) or {}).items()):
         death = getattr(cause, "health_check_failure", None)
         if death is not None:

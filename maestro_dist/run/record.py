@@ -75,7 +75,7 @@ def is_finished(run: Storage) -> bool:
 def finished(config: Config, manifest: Manifest, run: Storage) -> RunRecord | None:
     """The record of a finished run; None if the run is not finished. Writes nothing.
 
-    Raises the errors of `begin` if configuration or data are not those of the run.
+    Raises the errors of `begin` if configuration or data differ from the run's.
     """
     record = _read(run)
     if record is None or record.status != "finished":

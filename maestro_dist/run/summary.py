@@ -25,7 +25,7 @@ from maestro_dist.training.worker import work_folder
 
 
 def print_start(config: Config, manifest: Manifest) -> None:
-    """Print every derived number: data, model, mesh, steps, memory. Invalid settings of the model raise here."""
+    """Print every derived number: data, model, mesh, steps, memory. Raises an error for invalid model settings."""
     from maestro_dist.model.attention import describe_attention
     from maestro_dist.model.estimate import count_parameters, tokens_by_modality
     from maestro_dist.parallel.plan import plan_expert_movement, plan_text, plan_world
@@ -42,7 +42,7 @@ def print_start(config: Config, manifest: Manifest) -> None:
     fullest = max(plans, key=lambda plan: plan.total_memory)
     memory, accumulation = fullest.memory, fullest.micro_batches
     least = min(plan.total_memory for plan in plans)
-    whose = "a rank" if least == fullest.total_memory else f"on rank {fullest.rank} ({_mib(least)} on another)"
+    which_rank = "a rank" if least == fullest.total_memory else f"on rank {fullest.rank} ({_mib(least)} on another)"
     gathered = f", {_mib(fullest.gathered)} of parameters gathered for a while" if fullest.gathered else ""
     grid = mesh.table(mark=False).splitlines()
     grid[0] += "; ulysses" if exchanges_heads else ""
@@ -64,7 +64,7 @@ def print_start(config: Config, manifest: Manifest) -> None:
         "mesh": "\n".join([f"{grid[0]}; {launched}", *(grid[1:] if mesh.sequence > 1 else [])]),
         "steps": f"{per_epoch:,} an epoch, {total:,} in all; global batch {optim.global_batch} = {mesh.data} ranks x "
         f"{accumulation} micro-batch{'es' if accumulation > 1 else ''} of up to {share}",
-        "memory": f"about {_mib(fullest.total_memory)} {whose} beside the libraries: parameters, gradients and "
+        "memory": f"about {_mib(fullest.total_memory)} {which_rank} besides the libraries: parameters, gradients and "
         f"optimizer {_mib(memory.parameters)}, micro-batch {_mib(memory.inputs)}, at most {_mib(memory.peak)} in "
         f"forward and backward ({_mib(memory.kept)} kept between them){gathered}",
     }
@@ -160,7 +160,7 @@ def commands(run_url: str, tracking_uri: str, mlflow_model: str | None) -> dict[
         "resume": f"{python} -m maestro_dist.train {_shown(run_url + '/config.yaml')}",
         "evaluate": f"{python} -m maestro_dist.evaluate {_shown(run_url)}",
     }
-    if mlflow_model:  # MLflow finds its server through PATH; port 5000 is that of the UI
+    if mlflow_model:  # MLflow finds its server through PATH; the UI has port 5000
         path = _shown(str(Path(sys.executable).parent))
         found["serve"] = (
             f'PATH={path}:"$PATH" MLFLOW_TRACKING_URI={tracked} {mlflow} models serve -m {shlex.quote(mlflow_model)} '

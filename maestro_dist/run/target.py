@@ -81,7 +81,7 @@ def find_target(text: str) -> Target:
 def read_config(target: Target) -> dict[str, Any]:
     """The configuration of a target as plain values; it always has the sections `data` and `evaluation`.
 
-    For an exported model inside a run these two sections are those of the run, otherwise defaults with an empty
+    For an exported model inside a run these two sections come from the run; otherwise they are defaults with an empty
     `data.url`. Raises ConfigError if the `config.yaml` of a run is damaged.
     """
     if not target.exported:
@@ -121,8 +121,10 @@ def load(target: Target, config: Config) -> Loaded:
     """
     if target.exported:
         predictor = load_model(target.url)
-        told, task = predictor.task, task_of(predictor.task)
-        answer = Answer(told.kind, told.classes, told.target, told.target_mean, told.target_std)
+        description, task = predictor.task, task_of(predictor.task)
+        answer = Answer(
+            description.kind, description.classes, description.target, description.target_mean, description.target_std
+        )
         return Loaded(predictor.model, predictor.modalities, task, answer, f"{target.name}: exported model", None)
 
     from maestro_dist.checkpoint import best, find, full_weights, newest

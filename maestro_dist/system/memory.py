@@ -21,13 +21,13 @@ _NEVER = -1
 
 
 def keep_freed_memory(*, large: bool = False) -> bool:
-    """Make the C library keep freed memory for the next allocation. Returns whether that succeeded.
+    """Make the C library keep freed memory for the next allocation. Returns whether this succeeded.
 
     By default glibc returns freed memory to the kernel and maps every large array anew, so each activation causes page
     faults. Arrays of 32 MiB and more are still mapped separately, unless `large` is set: that is faster, but gaps
     between freed arrays of different sizes increase peak memory, by up to half.
 
-    The setting is valid for the whole process from the call on. It exists only with glibc on Linux, and only if no
+    The setting is valid for the process from the call on. It exists only with glibc on Linux, and only if no
     other allocator (jemalloc, tcmalloc) is preloaded; otherwise nothing happens and the result is False.
     """
     if not sys.platform.startswith("linux") or "malloc" in os.environ.get("LD_PRELOAD", ""):

@@ -17,7 +17,7 @@ __all__ = ["Labels", "Task", "higher_is_better", "make_task"]
 
 @dataclass(frozen=True)
 class Labels:
-    """What the data is labelled with.
+    """The labels of the data.
 
     kind                      classification, regression, or none: there are no labels
     classes                   names of the classes (classification)
@@ -33,7 +33,7 @@ class Labels:
 
 
 def make_task(config: TaskConfig, labels: Labels, *, consistency: float = 0.0) -> Task:
-    """The task that the data is for, or pre-training, which needs no labels. `consistency` is `missing.consistency`.
+    """The task of the data, or pre-training, which needs no labels. `consistency` is `missing.consistency`.
 
     Raises:
         ConfigError: `task.kind` asks for another task, or the data has no labels.

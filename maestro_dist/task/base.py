@@ -1,4 +1,4 @@
-"""What a task is: outputs, a loss per sample, metrics of a whole split."""
+"""The base class of tasks: outputs, a loss per sample, metrics of a complete split."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Task(ABC):
     """Computes loss, metrics and predictions from logits.
 
     outputs         C, the number of logits (of `rows`) for each sample
-    default_metric  the metric that `evaluation.metric: auto` stands for
+    default_metric  the metric for `evaluation.metric: auto`
     metric_names    every metric that `metrics` can return, in the order of tables
     """
 
@@ -42,7 +42,7 @@ class Task(ABC):
         self._share = 0.0
 
     def learn_from(self, answers: Tensor, share: float) -> None:
-        """From now on the loss is `share` times that against these answers, and the rest that against the labels.
+        """From now on the loss is `share` x loss on these answers + (1 - `share`) x loss on the labels.
 
         `answers`, of all training samples in manifest order: class probabilities float32 [N, C], or values [N] in the
         target's unit.
@@ -52,27 +52,27 @@ class Task(ABC):
     def loss(self, output: Output, batch: Batch) -> Tensor:
         """Loss of each sample, float32 [B].
 
-        The loss of `logits`, plus, where modalities have heads of their own, `task.auxiliary` times the mean loss of
+        The loss of `logits`, plus, if modalities have their own heads, `task.auxiliary` times the mean loss of
         these heads. Modalities without any observed step do not count in this mean. With mixup the loss is the sum of
         the losses on both targets, weighted by their shares. After `learn_from` it is the weighted sum of the loss on
         the answers and the loss on the targets.
 
-        Where a batch has two views of each sample, B counts each sample once. The loss is then the mean of both views,
-        plus `missing.consistency` times the divergence of the dropped view's prediction from that of the whole view. No
-        gradient flows into the whole view by this term.
+        If a batch has two views of each sample, B counts each sample once. The loss is then the mean of both views,
+        plus `missing.consistency` times the divergence of the dropped view's prediction from the complete view's. No
+        gradient flows into the complete view through this term.
         """
         loss = self._loss_on(batch.target, output, batch)
         if self._answers is not None:
             self._answers = self._answers.to(batch.sample.device)
-            answered = self._loss_on(self._answers[batch.sample], output, batch)
-            loss = (1.0 - self._share) * loss + self._share * answered
+            answer_loss = self._loss_on(self._answers[batch.sample], output, batch)
+            loss = (1.0 - self._share) * loss + self._share * answer_loss
         if batch.mix is not None and batch.partner_target is not None:
             loss = batch.mix * loss + (1.0 - batch.mix) * self._loss_on(batch.partner_target, output, batch)
         if batch.views == 1:
             return loss
         samples, logits = batch.samples, output["logits"]
-        apart = self.divergence(logits[:samples].detach(), logits[samples:])
-        return (loss[:samples] + loss[samples:]) / 2 + self._consistency * apart
+        divergence = self.divergence(logits[:samples].detach(), logits[samples:])
+        return (loss[:samples] + loss[samples:]) / 2 + self._consistency * divergence
 
     def _loss_on(self, target: Tensor, output: Output, batch: Batch) -> Tensor:
         logits = output["logits"]
@@ -81,17 +81,19 @@ class Task(ABC):
         if heads is None or self._auxiliary == 0.0:
             return loss
         samples, modalities, _ = heads.shape
-        each = self.sample_loss(heads.flatten(0, 1), target.repeat_interleave(modalities, 0)).view(samples, modalities)
+        head_losses = self.sample_loss(heads.flatten(0, 1), target.repeat_interleave(modalities, 0)).view(
+            samples, modalities
+        )
         # A modality without observed steps (an augmentation may hide all of them) counts as absent.
-        present = output.get("observed", batch.present).to(device=each.device, dtype=each.dtype)
-        return loss + self._auxiliary * (each * present).sum(1) / present.sum(1).clamp(min=1.0)
+        present = output.get("observed", batch.present).to(device=head_losses.device, dtype=head_losses.dtype)
+        return loss + self._auxiliary * (head_losses * present).sum(1) / present.sum(1).clamp(min=1.0)
 
     def rows(self, output: Output) -> Tensor:
         """The rows [B, C] from which metrics are computed: the logits."""
         return output["logits"]
 
     def metric(self, name: str) -> str:
-        """The metric that `evaluation.metric` names. Raises ConfigError where the task does not have it."""
+        """The metric that `evaluation.metric` names. Raises ConfigError if the task does not have it."""
         if name == "auto":
             return self.default_metric
         if name not in self.metric_names:
@@ -108,7 +110,7 @@ class Task(ABC):
         """Loss of each row, float32 [R]: logits [R, C], and targets [R] or answers as in `learn_from`."""
 
     def divergence(self, logits: Tensor, others: Tensor) -> Tensor:
-        """Divergence of the predictions of `others` [R, C] from those of `logits` [R, C]; float32 [R], 0 where equal.
+        """Divergence of the predictions from `others` and from `logits`, both [R, C]; float32 [R], 0 if equal.
 
         Raises ConfigError where the task has no predictions to compare.
         """
@@ -116,7 +118,7 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, logits: np.ndarray, target: np.ndarray) -> dict[str, float]:
-        """Metrics of a whole split: logits [N, C], target [N], N >= 1. Undefined metrics are left out."""
+        """Metrics of a complete split: logits [N, C], target [N], N >= 1. Undefined metrics are left out."""
 
     @abstractmethod
     def predictions(self, logits: np.ndarray) -> np.ndarray:

@@ -45,7 +45,7 @@ def log_odds(logits: np.ndarray, columns: Sequence[int]) -> np.ndarray:
 
 
 def _log_odds(values: np.ndarray, columns: Sequence[int]) -> np.ndarray:
-    if values.shape[1] <= _FEW:  # one sum for each class keeps the order of addition, and so the last bit
+    if values.shape[1] <= _FEW:  # separate sums keep the order of addition, and thus the last bit
         rest = [_log_sum(np.delete(values, column, axis=1)) for column in columns]
         return values[:, columns] - np.stack(rest, axis=1)
     rows, first = np.arange(len(values)), values.argmax(axis=1)
@@ -80,18 +80,18 @@ def auroc(positive: np.ndarray, score: np.ndarray) -> float:
     last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(order) - 1)  # equal scores make one threshold
     hits = np.cumsum(positive[order])[last]
     misses = 1 + last - hits
-    bends = (np.diff(hits, 2) != 0) | (np.diff(misses, 2) != 0)  # points on a straight line are left out
-    kept = np.concatenate(([True], bends, [True])) if len(last) > 2 else slice(None)
-    found, wrong = np.append(0, hits[kept]), np.append(0, misses[kept])
-    return float(np.trapezoid(found / found[-1], wrong / wrong[-1]))
+    corners = (np.diff(hits, 2) != 0) | (np.diff(misses, 2) != 0)  # points on a straight line are left out
+    kept = np.concatenate(([True], corners, [True])) if len(last) > 2 else slice(None)
+    true_positives, false_positives = np.append(0, hits[kept]), np.append(0, misses[kept])
+    return float(np.trapezoid(true_positives / true_positives[-1], false_positives / false_positives[-1]))
 
 
 def macro_f1(target: np.ndarray, predicted: np.ndarray, classes: int) -> float:
     """Mean F1 of the classes in targets or predictions, both int [N]; the same as scikit-learn's, bit for bit."""
-    right = np.bincount(target[target == predicted], minlength=classes)
-    either = np.bincount(target, minlength=classes) + np.bincount(predicted, minlength=classes)
-    occurs = either > 0
-    return float((2.0 * right[occurs] / either[occurs]).mean())
+    correct = np.bincount(target[target == predicted], minlength=classes)
+    total = np.bincount(target, minlength=classes) + np.bincount(predicted, minlength=classes)
+    occurs = total > 0
+    return float((2.0 * correct[occurs] / total[occurs]).mean())
 
 
 def balanced_weights(class_counts: Sequence[int]) -> list[float]:
@@ -164,14 +164,16 @@ class ClassificationTask(Task):
         split = [c for c in columns if 0 < counts[c] < len(target)]
         if split:
             odds = log_odds(logits, split)
-            areas = [auroc(target == c, odds[:, place]) for place, c in enumerate(split)]
+            areas = [auroc(target == c, odds[:, number]) for number, c in enumerate(split)]
             result["auroc"] = float(np.mean(areas))
             if self.outputs == 2:
                 from sklearn.metrics import average_precision_score  # a second or two to import
 
                 result["auprc"] = float(average_precision_score(target == 1, odds[:, 0]))
-        right = [log_softmax(logits[rows])[np.arange(len(target[rows])), target[rows]] for rows in _blocks(logits)]
-        result["loss"] = float(-np.concatenate(right).mean())
+        log_probabilities = [
+            log_softmax(logits[rows])[np.arange(len(target[rows])), target[rows]] for rows in _blocks(logits)
+        ]
+        result["loss"] = float(-np.concatenate(log_probabilities).mean())
         return result
 
     def confusion(self, logits: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -43,10 +43,10 @@ class PretrainingTask(Task):
 
         Empty where there are no masked symbols.
         """
-        nats, right, count = logits.astype(np.float64).sum(axis=0).tolist()
+        nats, correct, count = logits.astype(np.float64).sum(axis=0).tolist()
         if not count:
             return {}
-        return {"loss": nats / count, "accuracy": right / count, "perplexity": math.exp(min(nats / count, 700.0))}
+        return {"loss": nats / count, "accuracy": correct / count, "perplexity": math.exp(min(nats / count, 700.0))}
 
     def predictions(self, logits: np.ndarray) -> np.ndarray:
         """Mean cross-entropy (nats) of each sample's symbols, float64 [N]: how unusual the sample is for the model."""

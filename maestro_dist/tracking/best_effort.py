@@ -13,9 +13,9 @@ T = TypeVar("T")
 
 @dataclass
 class BestEffort:
-    """Runs optional work and records what failed.
+    """Runs optional work and records failures.
 
-    left_out  what failed -> the reason; "" if a warning has already given the reason
+    left_out  name of the failed work -> the reason; "" if a warning has already given the reason
     """
 
     left_out: dict[str, str] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class BestEffort:
         return done
 
     def text(self) -> str:
-        """What was left out and why, each reason once; "" if nothing failed."""
+        """The failed work with its reasons, each reason once; "" if nothing failed."""
         by_reason: dict[str, list[str]] = {}
         for what, why in self.left_out.items():
             by_reason.setdefault(why, []).append(what)

@@ -45,7 +45,7 @@ class FigureData:
     metric      the metric that selects the best weights; `label` is its display name
     classes     class names
     confusion   counts [C, C], true by predicted class
-    confused    the same in sparse form: [P, 3] of (true class, predicted class, samples)
+    confused    these counts in sparse form: [P, 3] of (true class, predicted class, samples)
     missing     the metric against the missing rate
     sets        names of missing sets; `set_loads` has their tokens by expert, [layers, sets, E]
     """

@@ -12,7 +12,7 @@ FONT = "DejaVu Sans"
 """The font that comes with matplotlib."""
 _MOST_LETTERS = 30
 _MOST_TITLE = 80
-_TELL_APART = "\u200c\u200d"  # joiners: invisible, but they change the shape of letters in some scripts
+_JOINERS = "\u200c\u200d"  # joiners: invisible, but they change the shape of letters in some scripts
 
 
 class LabelFonts:
@@ -55,7 +55,7 @@ def shortened(text: str, most: int = _MOST_LETTERS) -> str:
 
 
 def _has_shape(letter: str) -> bool:
-    if letter in _TELL_APART:
+    if letter in _JOINERS:
         return True
     return unicodedata.category(letter)[0] != "C" and not 0xFE00 <= ord(letter) <= 0xFE0F  # variation selectors
 
@@ -89,8 +89,8 @@ def _lacks(family: str, letters: frozenset[str]) -> frozenset[str]:
             path = findfont(FontProperties(family=[family], weight=weight), fallback_to_default=False)  # type: ignore[arg-type]
             font = get_font(path)
             font.set_size(9.0, 100.0)  # fails for fonts that are made of images
-            there = font.get_charmap()
-            found &= {letter for letter in found if ord(letter) in there}
+            charmap = font.get_charmap()
+            found &= {letter for letter in found if ord(letter) in charmap}
     except Exception:  # a damaged font is not used
         return letters
     return letters - found

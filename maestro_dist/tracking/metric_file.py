@@ -26,7 +26,7 @@ Line = tuple[int, dict[str, float], dict[str, float]]
 
 
 class MetricFile:
-    """The file as one attempt uses it: appends lines, and reads valid lines from any offset.
+    """The metrics file of one attempt: appends lines, and reads valid lines from any offset.
 
     If the disk is full, read-only or gone, lines are lost but nothing is raised.
 
@@ -39,7 +39,7 @@ class MetricFile:
         self.lost = 0
         self.problem: OSError | None = None
         self._file: io.FileIO | None = None
-        self._owed = _line({"resume": resume_step})  # bytes to write before the next line
+        self._pending = _line({"resume": resume_step})  # bytes to write before the next line
         self._limits: list[tuple[int, float]] | None = None
         self._write(b"")
 
@@ -53,7 +53,7 @@ class MetricFile:
             self.lost += 1
 
     def read(self, offset: int, lines: int) -> tuple[list[tuple[int, dict[str, float]]], int]:
-        """The valid ones of up to `lines` lines from a byte offset, and the offset after them."""
+        """Up to `lines` lines from a byte offset, without invalid ones, and the offset after them."""
         found: list[tuple[int, dict[str, float]]] = []
         if not self.path.exists():  # nothing has been written yet
             return found, offset
@@ -66,7 +66,7 @@ class MetricFile:
                 raw = file.readline()
                 if not raw.endswith(b"\n"):
                     break
-                found.extend((step, metrics) for step, metrics, _ in _counting(raw, offset, limits))
+                found.extend((step, metrics) for step, metrics, _ in _valid(raw, offset, limits))
                 offset += len(raw)
         return found, offset
 
@@ -77,20 +77,20 @@ class MetricFile:
                 self._file.close()
 
     def _write(self, line: bytes) -> bool:
-        """Write the owed bytes and a line. Returns False, and sets `problem`, if they were not written completely."""
+        """Write the pending bytes and a line. Returns False, and sets `problem`, if the write is incomplete."""
         written = 0
         try:
             file = self._open()
-            data = self._owed + line
+            data = self._pending + line
             while written < len(data):
                 written += file.write(data[written:])
         except OSError as error:
             self.problem = error
-            if written:  # the incomplete line stays, as one that cannot be read
-                self._owed = b"\n" + (self._owed.lstrip(b"\n") if written < len(self._owed) else b"")
+            if written:  # the incomplete line stays in the file; readers skip it
+                self._pending = b"\n" + (self._pending.lstrip(b"\n") if written < len(self._pending) else b"")
             return False
-        if self._owed:
-            self._owed, self._limits = b"", None
+        if self._pending:
+            self._pending, self._limits = b"", None
         self.problem = None
         return True
 
@@ -98,7 +98,7 @@ class MetricFile:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if _ends_inside_a_line(self.path):  # the last attempt died while it wrote
-                self._owed = b"\n" + self._owed.lstrip(b"\n")
+                self._pending = b"\n" + self._pending.lstrip(b"\n")
             self._file = self.path.open("ab", buffering=0)
         return self._file
 
@@ -132,7 +132,7 @@ def _lines(path: Path) -> Iterator[Line]:
     limits, offset = _limits(path), 0
     with path.open("rb") as file:
         for raw in file:
-            yield from _counting(raw, offset, limits)
+            yield from _valid(raw, offset, limits)
             offset += len(raw)
 
 
@@ -153,7 +153,7 @@ def _limits(path: Path) -> list[tuple[int, float]]:
     return found
 
 
-def _counting(raw: bytes, offset: int, limits: list[tuple[int, float]]) -> Iterator[Line]:
+def _valid(raw: bytes, offset: int, limits: list[tuple[int, float]]) -> Iterator[Line]:
     try:
         content = json.loads(raw)
     except ValueError:  # the incomplete line of a killed process

@@ -26,8 +26,8 @@ _LONGEST_PAUSE_S = 30.0
 class MetricLog:
     """Logs the metrics of one run. Never blocks, never raises, sends no step twice, loses nothing while the disk works.
 
-    `log` appends to `<folder>/metrics.jsonl`. A thread reads the file and sends what MLflow does not have yet. It asks
-    MLflow once for the last step of each metric: steps are sent in order, so all earlier steps are there. While the
+    `log` appends to `<folder>/metrics.jsonl`. A thread reads the file and sends metrics that MLflow lacks. It asks
+    MLflow once for the last step of each metric: steps are sent in order, so MLflow has all earlier steps. While the
     server does not answer, the file grows; a later attempt in the same folder sends the rest.
 
     The timestamp of a metric is `start_ms + step`. If a batch was stored but the answer was lost, sending it again
@@ -44,7 +44,7 @@ class MetricLog:
         *,
         interval_s: float = 2.0,
     ) -> None:
-        """`resume_step`: the step from which this attempt continues. `start_ms`: None means that MLflow is asked."""
+        """`resume_step`: the step from which this attempt continues. `start_ms`: if None, MLflow is asked for it."""
         self.folder = Path(folder)
         self._file = MetricFile(self.folder, resume_step)
         self._uri, self._run_id, self._start_ms, self._interval_s = uri, run_id, start_ms, interval_s
@@ -75,7 +75,7 @@ class MetricLog:
         self._losing = self._file.problem is not None
 
     def history(self) -> History:
-        """All valid metrics so far, those of earlier attempts in this folder included."""
+        """All valid metrics so far, also from earlier attempts in this folder."""
         return read_history(self.folder)
 
     def close(self, timeout_s: float = 10.0) -> bool:

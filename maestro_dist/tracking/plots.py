@@ -1,6 +1,6 @@
 """The plots of a run. Each function draws on given axes.
 
-The colours are those of Okabe and Ito, which people with colour blindness can tell apart. Lines are labelled at their
+The colours of Okabe and Ito can be distinguished by people with colour blindness. Lines are labelled at their
 right end.
 """
 

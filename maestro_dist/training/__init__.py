@@ -1,1 +1,1 @@
-"""What one worker does: builds the model and its data, trains, validates."""
+"""The work of one worker: it builds the model and its data, trains and validates."""

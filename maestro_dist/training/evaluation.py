@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def evaluate_on(state: State, plan: EvaluationPlan, report: ReportLine = log_warning) -> Evaluation:
-    """Evaluate the engine's weights; the averaged ones where the run keeps an average. Collective.
+    """Evaluate the engine's weights, or their average if the run keeps one. Collective.
 
-    `report` is told what the readers wait for. Raises what `evaluate_split` raises.
+    `report` is called with messages about slow readers. Raises the errors of `evaluate_split`.
     """
     from maestro_dist.engine.partition import averaged
     from maestro_dist.evaluation import evaluate_split

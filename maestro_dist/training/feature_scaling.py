@@ -48,14 +48,14 @@ def standardise(model: Trunk, config: Config, manifest: Manifest, mesh: Mesh) ->
     for modality in model.modalities:
         summary = _summary(model, modality.name)
         shape = (2, modality.variates, summary.count)
-        both = found.get(modality.name, torch.zeros(shape, dtype=torch.float64))
+        scales = found.get(modality.name, torch.zeros(shape, dtype=torch.float64))
         if mesh.world > 1:
             from torch import distributed as dist
 
             device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-            both = both.to(device)
-            dist.broadcast(both, src=0)
-        summary.standardise(*both.to(summary.shift.device))
+            scales = scales.to(device)
+            dist.broadcast(scales, src=0)
+        summary.standardise(*scales.to(summary.shift.device))
 
 
 def first_samples(config: Config, manifest: Manifest, modalities: list[Modality]) -> Iterator[Batch]:
@@ -83,8 +83,8 @@ def moments(model: Trunk, batches: Iterable[Batch]) -> dict[str, Tensor]:
     with torch.no_grad():
         for batch in batches:
             for name, embedding in embeddings.items():
-                given = embedding.reference(batch.recording.get(name))
-                features = embedding.prepare(batch.values[name], given, model.unit.dtype).features
+                reference = embedding.reference(batch.recording.get(name))
+                features = embedding.prepare(batch.values[name], reference, model.unit.dtype).features
                 assert features is not None
                 seen = ~features.isnan()
                 x = torch.where(seen, features, 0).double()

@@ -1,4 +1,4 @@
-"""What a driver gives to its workers."""
+"""The message from a driver to its workers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Job:
-    """What a driver sends to its workers: plain values only.
+    """The message from a driver to its workers: plain values only.
 
     config        the resolved configuration as plain JSON
     run_url       where the run is stored
     attempt       number of this attempt, from the lease
     tracking_uri  MLflow server or database, with the id of the run (`mlflow_run`) and its start time in ms (`start_ms`)
-    start         where the pretrained weights are; "" without any
+    start         URL of the pretrained weights; "" without any
     """
 
     config: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Pretrained weights that a run starts with (`run.init_from`): of another run, a checkpoint, or an exported model."""
+"""Pretrained weights that a run starts with (`run.init_from`), from a run, a checkpoint, or an exported model."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class PretrainedModel:
 
     url       folder of a checkpoint or of an exported model
     exported  whether it is an exported model
-    model     its configuration
-    names     its modalities
+    model     configuration of the model
+    names     names of its modalities
     shapes    shapes of parameters and buffers by name; None for an exported model, whose shapes are in its weights
     """
 
@@ -77,7 +77,7 @@ def find_pretrained(url: str) -> PretrainedModel:
 
 
 def check_pretrained(config: Config, manifest: Manifest) -> str:
-    """Check that the weights of `run.init_from` fit, and return where they are; "" without `run.init_from`.
+    """Check that the weights of `run.init_from` fit, and return their URL; "" without `run.init_from`.
 
     Builds only the shapes of the model, and reads no weights of a checkpoint.
 
@@ -103,7 +103,7 @@ def check_pretrained(config: Config, manifest: Manifest) -> str:
 def load_pretrained(model: Trunk, url: str) -> tuple[int, int]:
     """Load the weights at `url`, which `check_pretrained` returned, into `model` before it is sharded.
 
-    Returns how many of its parameters were loaded, and how many it has. Where experts are spread over ranks, each rank
+    Returns the number of loaded parameters and the number of all parameters. If experts are spread, each rank
     loads its own rows.
     """
     import torch
@@ -135,15 +135,15 @@ def _check(start: PretrainedModel, model: Trunk, shapes: Mapping[str, Sequence[i
     pairs = [(key, getattr(start.model, key), getattr(model.config, key)) for key in _SAME]
     words = zip(model.names, model.words, strict=True)
     pairs += [(f"word of {name}", word_steps(start.model, name), word) for name, word in words]
-    other = [f"model.{key} {there!r} there, {here!r} here" for key, there, here in pairs if there != here]
+    differences = [f"model.{key} {there!r} there, {here!r} here" for key, there, here in pairs if there != here]
     for name, target in model.state_dict(keep_vars=True).items():
         shape = _shape(target)
         if name in shapes and not name.startswith(HEADS) and tuple(shapes[name]) != shape:
-            other.append(f"{name} {list(shapes[name])} there, {list(shape)} here")
-    if other:
-        more = f" and {len(other) - 8} more" if len(other) > 8 else ""
+            differences.append(f"{name} {list(shapes[name])} there, {list(shape)} here")
+    if differences:
+        more = f" and {len(differences) - 8} more" if len(differences) > 8 else ""
         raise ConfigError(
-            f"run.init_from: {Storage(start.url).name()} does not fit this model: {'; '.join(other[:8])}{more}"
+            f"run.init_from: {Storage(start.url).name()} does not fit this model: {'; '.join(differences[:8])}{more}"
         )
 
 
@@ -154,7 +154,7 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
 
 
 def _checkpoint(url: str) -> tuple[str, int | None]:
-    """The URL of the run, and the step where `url` is one of its checkpoints."""
+    """The URL of the run, and the step if `url` is one of its checkpoints."""
     match = re.fullmatch(r"(.+)/checkpoints/step-(\d+)", url.rstrip("/"))
     return (match[1], int(match[2])) if match else (url, None)
 

@@ -36,7 +36,7 @@ def check_teachers(config: Config, manifest: Manifest) -> None:
     """Check that each teacher fits the data and the grid of ranks. Reads no weights.
 
     Raises:
-        ConfigError: a teacher does not fit; the message says why.
+        ConfigError: a teacher does not fit; the message gives the reason.
     """
     for url in config.task.teachers:
         _, model = _open_teacher(url, config, manifest)
@@ -90,8 +90,8 @@ def _predict(url: str, config: Config, manifest: Manifest, mesh: Mesh, device: t
     from maestro_dist.training.evaluation import evaluation_data
 
     storage, model = _open_teacher(url, config, manifest)
-    own = _teacher_config(config, model)
-    pieces = build(own, manifest, replace(mesh, expert=1))
+    teacher_config = _teacher_config(config, model)
+    pieces = build(teacher_config, manifest, replace(mesh, expert=1))
     try:
         pieces.model.load_state_dict(read_weights(storage))
     except RuntimeError as error:
@@ -99,7 +99,7 @@ def _predict(url: str, config: Config, manifest: Manifest, mesh: Mesh, device: t
     teacher = pieces.model.eval().to(device)
     plan = EvaluationPlan(config.data.train, rates=[0.0], draws=[0])
     consumer = Consumer(name_rank(log_warning, mesh), device)
-    data = evaluation_data(own, manifest, pieces.modalities, plan.split, mesh, consumer)
+    data = evaluation_data(teacher_config, manifest, pieces.modalities, plan.split, mesh, consumer)
     found = evaluate_split(lambda batch: teacher(batch.to(device)), pieces.task, data, plan, mesh)
     return pieces.task.predictions(found.logits) if found.logits is not None else np.zeros(0)
 
@@ -123,16 +123,16 @@ def _open_teacher(url: str, config: Config, manifest: Manifest) -> tuple[Storage
                 "with one"
             ) from None
         raise
-    task, wanted = description["task"], (manifest.task, list(manifest.classes))
-    if (task["kind"], list(task["classes"])) != wanted:
+    task, run_task = description["task"], (manifest.task, list(manifest.classes))
+    if (task["kind"], list(task["classes"])) != run_task:
         raise ConfigError(
             f"task.teachers: {here.name()} is for {_described(task['kind'], task['classes'])}, the data for "
-            f"{_described(*wanted)}"
+            f"{_described(*run_task)}"
         )
-    theirs = [_plain(modality) for modality in description["modalities"]]
-    ours = [_plain(asdict(modality)) for modality in manifest.select(config.data.modalities)]
-    if theirs != ours:
-        names = [[modality["name"] for modality in some] for some in (theirs, ours)]
+    teacher_modalities = [_plain(modality) for modality in description["modalities"]]
+    run_modalities = [_plain(asdict(modality)) for modality in manifest.select(config.data.modalities)]
+    if teacher_modalities != run_modalities:
+        names = [[modality["name"] for modality in some] for some in (teacher_modalities, run_modalities)]
         what = "others" if names[0] == names[1] else ", ".join(names[0])
         raise ConfigError(
             f"task.teachers: {here.name()} was trained on {what}, this run is on {', '.join(names[1])}; a teacher's "

@@ -244,6 +244,6 @@ def test_the_fused_kernel_refuses_what_it_cannot_do() -> None:
 
 def test_the_choice_of_a_form_is_told_with_its_costs() -> None:
     wide = ModelConfig.model_validate({"width": 512, "heads": 8, "word": 1})
-    assert "cross-modal (8,192 tokens) absorbed (operations a token: plain" in describe_attention(wide, [8192, 8192])
+    assert "cross-modal (8,192 tokens) absorbed (operations per token: plain" in describe_attention(wide, [8192, 8192])
     narrow = ModelConfig.model_validate({"width": 64, "heads": 8, "word": 1, "attention_algorithm": "rows"})
     assert describe_attention(narrow, [128]).startswith("encoders (128 tokens) rows, as set")

@@ -270,8 +270,8 @@ def test_a_wait_for_workers_says_what_is_lacking(
             over.set()
             return False, 2
 
-    monkeypatch.setattr(ray_launcher, "_asked", asked)
-    monkeypatch.setattr(ray_launcher, "_SAY_S", 0.0)
+    monkeypatch.setattr(ray_launcher, "_answer", asked)
+    monkeypatch.setattr(ray_launcher, "_LOG_S", 0.0)
     monkeypatch.setattr(ray_launcher, "_POLL_S", 0.01)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
     config = Config.model_validate({"run": {"workers": 2}})
@@ -284,7 +284,7 @@ def test_a_wait_for_workers_says_what_is_lacking(
 
 
 def test_a_head_that_is_gone_ends_the_run_before_ray_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_cluster, "_LOOK_S", 0.001)
+    monkeypatch.setattr(ray_cluster, "_CHECK_S", 0.001)
     monkeypatch.setattr(ray_cluster.time, "monotonic", iter(range(0, 1000, 10)).__next__)
     with listening(None) as address:
         head = ray_cluster.Head(address)  # at 0 s
@@ -305,4 +305,4 @@ def test_a_console_that_has_died_ends_the_run_in_one_line(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(ray, "get", dead)
     with pytest.raises(RunError, match="the process that forwards the workers' reports is gone"):
-        ray_launcher._asked(SimpleNamespace(remote=lambda: None))
+        ray_launcher._answer(SimpleNamespace(remote=lambda: None))
