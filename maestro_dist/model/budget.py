@@ -1,4 +1,4 @@
-"""The adaptive attention budget: how many queries each modality of each sample may queries_from_budgets.
+"""The adaptive attention budget: how many queries each modality of each sample may use.
 
 Letters: B samples, M modalities; the last dimension is the encoder layers.
 """
