@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-ReportLine = Callable[[str], None]
-"""Shows one line to the person who started the run."""
-
-
 @dataclass(frozen=True)
 class Modality:
     """One sensor stream.

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Any
 
 from maestro_dist.callbacks.base import Callback, State, StepRecord
-from maestro_dist.callbacks.progress import say_line
 from maestro_dist.errors import DataError, NonFiniteError
-from maestro_dist.types import ReportLine
 
 if TYPE_CHECKING:
     import torch
 
     from maestro_dist.callbacks.metrics import Metrics, Window
 
+_LOG = logging.getLogger(__name__)
 _NAMED = 8
 
 
@@ -27,9 +27,8 @@ class Health(Callback):
     the same time; ranks exchange their numbers only if the sum says that there were any.
     """
 
-    def __init__(self, metrics: Metrics, say: ReportLine = say_line) -> None:
+    def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._say = say
         self._seen: Window | None = None
         self._recent: dict[int, StepRecord] = {}
         self._skipped = 0
@@ -53,7 +52,7 @@ class Health(Callback):
         self._bad.update(record.bad_samples)
         for line in record.bad:
             self._last_bad = f", at last {line}"
-            self._say(f"warning: bad sample skipped: {line}")
+            _LOG.warning("bad sample skipped: %s", line)
         self._recent[record.step + 1] = record
         if not record.applied:
             self._count(state, record)
@@ -94,7 +93,7 @@ class Health(Callback):
         what = "loss or gradient is NaN or infinite"
         if self._skipped <= allowed:
             if state.mesh.rank == 0:
-                self._say(f"warning: {where}: {what}; skipped on all ranks ({self._skipped} of {allowed} allowed)")
+                _LOG.warning("%s: %s; skipped on all ranks (%d of %d allowed)", where, what, self._skipped, allowed)
             return
         names = ", ".join(record.keys[:_NAMED]) or "none"
         if len(record.keys) > _NAMED:

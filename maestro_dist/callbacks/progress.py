@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import time
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from maestro_dist.callbacks.base import Callback, State, StepRecord
 from maestro_dist.tracking.client import short
-from maestro_dist.types import ReportLine
 
 if TYPE_CHECKING:
     from maestro_dist.callbacks.metrics import Metrics
@@ -19,34 +16,14 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 
-def say_line(text: str) -> None:
-    """Print a line at once, also into a pipe or a job's log."""
-    print(text, flush=True)
-
-
-def never_raising(say: ReportLine) -> ReportLine:
-    """`say` without its errors: a closed terminal, or a log on a full disk, must not end a run."""
-
-    def quiet(text: str) -> None:
-        try:
-            say(text)
-        except BrokenPipeError:  # nobody reads any more; at exit Python would flush once more, and fail
-            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-        except Exception:
-            return
-
-    return quiet
-
-
 class Progress(Callback):
-    """Prints progress lines on rank 0. It comes after `Metrics` and `Validation`, because it shows their numbers.
+    """Logs progress lines on rank 0. It comes after `Metrics` and `Validation`, because it shows their numbers.
 
-    A line that cannot be made or printed is left out, with a warning for the first one.
+    A line that cannot be made is left out, with a warning for the first one.
     """
 
-    def __init__(self, metrics: Metrics, say: ReportLine = say_line) -> None:
+    def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._say = say
         self._start = (0, time.monotonic())
         self._results: dict[str, float] = {}
         self._failed = False
@@ -56,22 +33,23 @@ class Progress(Callback):
         self._start = (state.step, time.monotonic())
 
     def on_step(self, state: State, record: StepRecord) -> None:
-        """Print what is new."""
+        """Log what is new."""
         if state.mesh.rank > 0:
             return
         try:
-            self._say_what_is_new(state)
+            self._log_news(state)
         except Exception as error:
             if not self._failed:
-                _LOG.warning(f"a line of progress could not be shown ({short(error)}); training goes on")
+                _LOG.warning("a progress line could not be made (%s); training continues", short(error))
             self._failed = True
 
-    def _say_what_is_new(self, state: State) -> None:
+    def _log_news(self, state: State) -> None:
         window = self._metrics.latest
         due = state.step % state.config.tracking.every_steps == 0 or state.step == state.total_steps
         if due and window is not None and window.steps[-1] == state.step:
             rates, width = window.rates, len(f"{state.total_steps:,}")
-            self._say(
+            _LOG.info(
+                "%s",
                 f"step {state.step:>{width},}/{state.total_steps:,}"
                 f"  epoch {state.step / state.steps_per_epoch:5.2f}"
                 f"  loss {fmean(window.losses):7.4f}"
@@ -80,11 +58,11 @@ class Progress(Callback):
                 f"  data wait {100 * rates['system/data_wait']:2.0f} %"
                 f"  {window.memory / 1e9:4.1f} GB"
                 f"  lr {window.lr:.2e}"
-                f"  ETA {duration(self._left(state))}"
+                f"  ETA {duration(self._left(state))}",
             )
         if state.results and state.results is not self._results:
             self._results = state.results
-            self._say(validation_line(state))
+            _LOG.info("%s", validation_line(state))
 
     def _left(self, state: State) -> float:
         step, began = self._start

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from maestro_dist.callbacks.base import Callback, State, StepRecord
-from maestro_dist.callbacks.progress import say_line
 from maestro_dist.errors import DataError
 from maestro_dist.task import higher_is_better
-from maestro_dist.types import ReportLine
 
 if TYPE_CHECKING:
     from maestro_dist.evaluation import Evaluation
     from maestro_dist.tracking import MetricLog
+
+_LOG = logging.getLogger(__name__)
 
 
 def validation_due(state: State) -> bool:
@@ -36,14 +37,13 @@ class Validation(Callback):
     or infinite, the validation is ignored with a warning, and training continues.
     """
 
-    def __init__(self, evaluate: Callable[[], Evaluation], log: MetricLog | None, say: ReportLine = say_line) -> None:
+    def __init__(self, evaluate: Callable[[], Evaluation], log: MetricLog | None) -> None:
         """`evaluate` is called on all ranks and returns the same on all; `log` on rank 0, None elsewhere."""
         self.best_step: int | None = None
         self.best_score: float | None = None
         self.since_best = 0
         self._evaluate = evaluate
         self._log = log
-        self._say = say
 
     def on_start(self, state: State) -> None:
         """Publish the best step so far, also in a resumed run."""
@@ -97,5 +97,5 @@ class Validation(Callback):
                 if state.best_step is None
                 else f"the best is still step {state.best_step:,}"
             )
-            self._say(f"warning: the validation of step {state.step:,} is ignored ({problem}); {best}")
+            _LOG.warning("the validation of step %s is ignored (%s); %s", f"{state.step:,}", problem, best)
         return None

@@ -34,13 +34,13 @@ class KernelAbilities(NamedTuple):
     shares_sequence: bool
 
 
-VARIANTS = {
+VARIANT_ABILITIES = {
     "dense": VariantAbilities(selects_queries=False, shares_sequence=False, exchanges_heads=True),
     "plain": VariantAbilities(selects_queries=True, shares_sequence=True, exchanges_heads=True),
     "rows": VariantAbilities(selects_queries=True, shares_sequence=True, exchanges_heads=False),
     "absorbed": VariantAbilities(selects_queries=True, shares_sequence=True, exchanges_heads=False),
 }
-KERNELS = {
+KERNEL_ABILITIES = {
     "tiles": KernelAbilities(drops_probabilities=True, shares_sequence=True),
     "fused": KernelAbilities(drops_probabilities=False, shares_sequence=False),
 }
@@ -52,7 +52,7 @@ def allowed_variants(model: ModelConfig) -> tuple[str, ...]:
         return ("dense",)
     if model.attention_algorithm != "auto":
         return (model.attention_algorithm,)
-    return tuple(name for name, can in VARIANTS.items() if can.selects_queries)
+    return tuple(name for name, can in VARIANT_ABILITIES.items() if can.selects_queries)
 
 
 def usable_variants(model: ModelConfig, *, sequence_ranks: int, exchanges_heads: bool) -> tuple[str, ...]:
@@ -64,10 +64,10 @@ def usable_variants(model: ModelConfig, *, sequence_ranks: int, exchanges_heads:
     if sequence_ranks == 1:
         return allowed
     if exchanges_heads:
-        return tuple(name for name in allowed if VARIANTS[name].exchanges_heads)
-    return tuple(name for name in allowed if VARIANTS[name].shares_sequence)
+        return tuple(name for name in allowed if VARIANT_ABILITIES[name].exchanges_heads)
+    return tuple(name for name in allowed if VARIANT_ABILITIES[name].shares_sequence)
 
 
 def selects_queries(model: ModelConfig) -> bool:
     """Whether the configured attention attends with a few queries only, so that budgets have an effect."""
-    return all(VARIANTS[name].selects_queries for name in allowed_variants(model))
+    return all(VARIANT_ABILITIES[name].selects_queries for name in allowed_variants(model))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from maestro_dist.config.attention import KERNELS, usable_variants
+from maestro_dist.config.attention import KERNEL_ABILITIES, usable_variants
 from maestro_dist.config.credentials import refuse_credentials, texts
 from maestro_dist.config.learning import OptimConfig
 from maestro_dist.config.model import ModelConfig
@@ -119,7 +119,7 @@ def _check_sequence(model: ModelConfig, mesh: MeshConfig) -> None:
             f"{where}, but model.attention={model.attention} needs the whole time axis on one rank; use sparse, or "
             "mesh.sequence_method=ulysses"
         )
-    kernel = KERNELS.get(model.attention_kernel)
+    kernel = KERNEL_ABILITIES.get(model.attention_kernel)
     if kernel and not kernel.shares_sequence:
         raise MeshError(
             f"{where}, but model.attention_kernel={model.attention_kernel} has no results to merge over ranks; use "

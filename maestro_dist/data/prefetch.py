@@ -15,12 +15,12 @@ from maestro_dist.data.reader import Request, SplitReader, SplitSource
 from maestro_dist.data.reader_process import ReaderProcess
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import DataError, ReaderError
-from maestro_dist.types import Batch, ReportLine
+from maestro_dist.types import Batch
 
 if TYPE_CHECKING:
     import torch
 
-log_warning: ReportLine = logging.getLogger(__name__).warning
+_LOG = logging.getLogger(__name__)
 
 _POLL_S = 0.5
 _REPORT_S = 30.0  # between two reports of what the consumer waits for
@@ -34,11 +34,11 @@ _END = object()
 class Consumer:
     """The side that takes the batches.
 
-    report  is told when a reader process is lost, and every 30 s what the consumer waits for
+    name    its name at the start of log lines: when a reader process is lost, and every 30 s of waiting for data
     device  where the batches go next; for a GPU they come in page-locked memory
     """
 
-    report: ReportLine = log_warning
+    name: str = ""
     device: torch.device | None = None
 
 
@@ -74,11 +74,11 @@ def read_ahead(
 class _Reader:
     """One reader: a `SplitReader` in this process, or a reader process."""
 
-    def __init__(self, source: SplitSource, name: str, report: ReportLine, *, process: bool) -> None:
+    def __init__(self, source: SplitSource, name: str, consumer: str, *, process: bool) -> None:
         self.serving = -1
         self.steps = 0  # heartbeats so far
         self.doing = "starting"
-        self._source, self._name, self._report, self._in_process = source, name, report, not process
+        self._source, self._name, self._consumer, self._in_process = source, name, consumer, not process
         self._reader: SplitReader | ReaderProcess | None = None
         self._ended = False
 
@@ -97,7 +97,7 @@ class _Reader:
                 self.close()
                 if self._ended or attempt == _TRIES - 1:
                     raise ReaderError(f"{error}; it was {self.doing}; {_REMEDY}") from error
-                self._report(f"warning: {error}; it was {self.doing}; a new one reads on")
+                _LOG.warning("%s%s; it was %s; a new one reads on", self._consumer, error, self.doing)
         raise AssertionError("unreachable")
 
     def end(self) -> None:
@@ -132,7 +132,7 @@ class _ReadAhead:
     """Gives requests to free readers, and keeps their answers by number until they are taken."""
 
     def __init__(self, source: SplitSource, requests: Iterable[Request], workers: int, consumer: Consumer) -> None:
-        self._patience_s, self._report = source.config.timeout_s, consumer.report
+        self._patience_s, self._consumer = source.config.timeout_s, consumer.name
         device = consumer.device
         self._device = device if device is not None and device.type == "cuda" else None
         self._requests: Iterator[Request] = iter(requests)
@@ -143,7 +143,7 @@ class _ReadAhead:
         self._free = max(source.config.prefetch, workers)
         self._ended = False
         names = [f"reader {number} of {workers}" for number in range(1, workers + 1)] or ["the reader thread"]
-        self._readers = [_Reader(source, name, self._report, process=workers > 0) for name in names]
+        self._readers = [_Reader(source, name, self._consumer, process=workers > 0) for name in names]
         self._storage, self._shards = Storage(source.url), source.manifest.split(source.split).shards
         self._ends = np.cumsum([shard.samples for shard in self._shards])
         self._threads: list[threading.Thread] = []
@@ -196,7 +196,7 @@ class _ReadAhead:
                     "it can be read from here, or raise data.timeout_s if it is only slow"
                 )
             if waited % _REPORT_S < _POLL_S:
-                self._report(f"waiting for data for {waited:.0f} s: {reader.name} is {reader.doing}")
+                _LOG.info("%swaiting for data for %.0f s: %s is %s", self._consumer, waited, reader.name, reader.doing)
 
     def _serve(self, reader: _Reader) -> None:
         """A reader's thread: until there are no more requests, or one failed."""

@@ -108,7 +108,7 @@ class TrainStream:
         if not lost:
             return []
         return [
-            f"warning: data.label_share {share:g} leaves {self.samples:,} training samples, none of {', '.join(lost)}; "
+            f"data.label_share {share:g} leaves {self.samples:,} training samples, none of {', '.join(lost)}; "
             "take a larger share, or another run.seed"
         ]
 

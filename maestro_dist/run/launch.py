@@ -146,7 +146,7 @@ def _inline(config: Config, job: Job) -> None:
 
     init_process_group(config.run.device, config.run.timeout_s)
     try:
-        run_worker(job, _LOG.info)
+        run_worker(job)
     finally:
         destroy_process_group()
 

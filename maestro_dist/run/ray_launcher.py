@@ -175,7 +175,7 @@ def _work(settings: dict[str, Any]) -> None:
         if report.lost:
             time.sleep(_LOST_DELAY_S)
 
-    run_worker(Job(**settings["job"]), _LOG.info, failed)
+    run_worker(Job(**settings["job"]), failed)
 
 
 class _Console:

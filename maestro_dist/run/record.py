@@ -23,7 +23,7 @@ DATA_FOLDER = "data"
 
 
 class RunRecord(BaseModel):
-    """The record of a run. It is the first file of a run, and only the driver with the lease updates it.
+    """The record of a run. Only the driver with the lease writes it.
 
     identity    the settings that may not change when the run continues
     data        fingerprint of the manifest

@@ -13,13 +13,13 @@ from maestro_dist.config.learning import AugmentConfig
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.order import labelled_count
-from maestro_dist.data.prefetch import Consumer, log_warning
+from maestro_dist.data.prefetch import Consumer
 from maestro_dist.data.reader import SplitSource
 from maestro_dist.data.stream import DataRank, TrainSchedule, TrainStream
 from maestro_dist.data.symbols import reads_symbols
 from maestro_dist.parallel.mesh import Mesh, build_mesh
 from maestro_dist.training.process import prepare_process
-from maestro_dist.types import Modality, ReportLine
+from maestro_dist.types import Modality
 
 if TYPE_CHECKING:
     from maestro_dist.model.maestro import Trunk
@@ -148,9 +148,9 @@ def build_stream(
     return TrainStream(source, schedule, data_rank(mesh), consumer)
 
 
-def name_rank(report: ReportLine, mesh: Mesh) -> ReportLine:
-    """`report` with the number of this worker before each line, where there are several workers."""
-    return report if mesh.world == 1 else lambda line: report(f"worker {mesh.rank}: {line}")
+def worker_name(mesh: Mesh) -> str:
+    """Name of this worker in log lines, with a colon; "" where it is the only one."""
+    return "" if mesh.world == 1 else f"worker {mesh.rank}: "
 
 
 def count_steps(config: Config, manifest: Manifest) -> tuple[int, int, int]:
@@ -181,7 +181,6 @@ def assemble(
     config: Config,
     mesh: Mesh,
     prepare: Callable[[Trunk, Manifest], None] = lambda model, manifest: None,
-    report: ReportLine = log_warning,
 ) -> tuple[State, TrainStream]:
     """State of a run at its start, with model and engine, and its training stream. A process group must exist.
 
@@ -208,5 +207,5 @@ def assemble(
         tokens_by_modality=tokens_by_modality(config.model, pieces.modalities),
         groups=pieces.groups,
     )
-    consumer = Consumer(name_rank(report, mesh), engine.device)
+    consumer = Consumer(worker_name(mesh), engine.device)
     return state, build_stream(config, pieces, mesh, total, consumer)

@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING
 from maestro_dist.callbacks.base import State
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest
-from maestro_dist.data.prefetch import Consumer, log_warning
+from maestro_dist.data.prefetch import Consumer
 from maestro_dist.parallel.mesh import Mesh
-from maestro_dist.training.builder import data_rank, name_rank, split_source
-from maestro_dist.types import Modality, ReportLine
+from maestro_dist.training.builder import data_rank, split_source, worker_name
+from maestro_dist.types import Modality
 
 if TYPE_CHECKING:
     from maestro_dist.evaluation import Evaluation, EvaluationData, EvaluationPlan
 
 
-def evaluate_on(state: State, plan: EvaluationPlan, report: ReportLine = log_warning) -> Evaluation:
+def evaluate_on(state: State, plan: EvaluationPlan) -> Evaluation:
     """Evaluate the engine's weights, or their average if the run keeps one. Collective.
 
-    `report` is called with messages about slow readers. Raises the errors of `evaluate_split`.
+    Raises the errors of `evaluate_split`.
     """
     from maestro_dist.engine.partition import averaged
     from maestro_dist.evaluation import evaluate_split
 
-    engine, consumer = state.engine, Consumer(name_rank(report, state.mesh), state.engine.device)
+    engine, consumer = state.engine, Consumer(worker_name(state.mesh), state.engine.device)
     engine.eval()
     try:
         with averaged(engine):

@@ -84,9 +84,9 @@ def teacher_predictions(
 
 def _predict(url: str, config: Config, manifest: Manifest, mesh: Mesh, device: torch.device) -> np.ndarray:
     """Predictions of one teacher, on rank 0. The value on other ranks is not used."""
-    from maestro_dist.data.prefetch import Consumer, log_warning
+    from maestro_dist.data.prefetch import Consumer
     from maestro_dist.evaluation import EvaluationPlan, evaluate_split
-    from maestro_dist.training.builder import build, name_rank
+    from maestro_dist.training.builder import build, worker_name
     from maestro_dist.training.evaluation import evaluation_data
 
     storage, model = _open_teacher(url, config, manifest)
@@ -98,7 +98,7 @@ def _predict(url: str, config: Config, manifest: Manifest, mesh: Mesh, device: t
         raise CheckpointError(f"{storage.name()}: its weights are not those of its {DESCRIPTION} ({error})") from None
     teacher = pieces.model.eval().to(device)
     plan = EvaluationPlan(config.data.train, rates=[0.0], draws=[0])
-    consumer = Consumer(name_rank(log_warning, mesh), device)
+    consumer = Consumer(worker_name(mesh), device)
     data = evaluation_data(teacher_config, manifest, pieces.modalities, plan.split, mesh, consumer)
     found = evaluate_split(lambda batch: teacher(batch.to(device)), pieces.task, data, plan, mesh)
     return pieces.task.predictions(found.logits) if found.logits is not None else np.zeros(0)

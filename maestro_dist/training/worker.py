@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -22,7 +23,6 @@ from maestro_dist.training.builder import assemble
 from maestro_dist.training.evaluation import evaluate_on
 from maestro_dist.training.job import Job
 from maestro_dist.training.process import prepare_process
-from maestro_dist.types import ReportLine
 
 if TYPE_CHECKING:
     from maestro_dist.checkpoint import CheckpointInfo, Saver
@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from maestro_dist.model.maestro import Trunk
     from maestro_dist.tracking import MetricLog
 
+_LOG = logging.getLogger(__name__)
 
-def run_worker(job: Job, say: ReportLine, failed: Callable[[Exception], None] = lambda error: None) -> None:
+
+def run_worker(job: Job, failed: Callable[[Exception], None] = lambda error: None) -> None:
     """Train, test, export. Called on every rank, and again from the top after a failure.
 
     A process group must exist. `failed` is called with any error first, because other ranks may be waiting for this
@@ -40,20 +42,17 @@ def run_worker(job: Job, say: ReportLine, failed: Callable[[Exception], None] = 
     Raises:
         MaestroError: for what a person can mend.
     """
-    from maestro_dist.callbacks.progress import never_raising
-
-    say = never_raising(say)
     listeners: list[Callable[[Exception], None]] = [failed]
     with ExitStack() as stack:
         try:
-            _train(job, say, stack, listeners)
+            _train(job, stack, listeners)
         except Exception as error:
             for listener in listeners:
                 listener(error)
             raise
 
 
-def _train(job: Job, say: ReportLine, stack: ExitStack, listeners: list[Callable[[Exception], None]]) -> None:
+def _train(job: Job, stack: ExitStack, listeners: list[Callable[[Exception], None]]) -> None:
     import torch.distributed as dist
 
     from maestro_dist.checkpoint import Saver, newest, restore
@@ -74,28 +73,29 @@ def _train(job: Job, say: ReportLine, stack: ExitStack, listeners: list[Callable
         if job.start:
             loaded, of = load_pretrained(model, job.start)
             if mesh.rank == 0:
-                say(f"starts with {loaded} of {of} parameters from {redact(job.start)}")
+                _LOG.info("starts with %d of %d parameters from %s", loaded, of, redact(job.start))
 
-    state, stream = assemble(config, mesh, initialize, say)
+    state, stream = assemble(config, mesh, initialize)
     stack.callback(state.engine.close)
     if found:
         restore(state.engine, found)
         resume(state, found.step, found.position, found.metadata)
         if mesh.rank == 0:
-            say(f"resumes at step {state.step:,} of {state.total_steps:,} from {found.url}")
+            _LOG.info("%s", f"resumes at step {state.step:,} of {state.total_steps:,} from {found.url}")
     if config.task.teachers:
         targets, computed = teacher_predictions(config, state.manifest, mesh, job.run_url, state.engine.device)
         state.task.learn_from(targets, config.task.teacher_share)
         if computed and mesh.rank == 0:
-            say(f"learns from {len(config.task.teachers)} teachers: predictions for {len(targets):,} training samples")
+            count = f"{len(targets):,}"
+            _LOG.info("learns from %d teachers: predictions for %s training samples", len(config.task.teachers), count)
     saver = Saver(job.run_url, mesh, attempt=job.attempt, keep_last=config.checkpoint.keep_last)
     if mesh.rank == 0:
         for line in stream.warnings():
-            say(line)
+            _LOG.warning("%s", line)
     log = _metric_log(job, state) if mesh.rank == 0 else None
     if log is not None:
-        stack.callback(_close_log, log, say)
-    callbacks = _callbacks(job, state, saver, log, say)
+        stack.callback(_close_log, log)
+    callbacks = _callbacks(job, state, saver, log)
     stack.callback(callbacks.close)
     if found:
         callbacks.load_state_dict(callback_states(found.metadata))
@@ -109,11 +109,10 @@ def _with_reader_timeout(config: Config) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"timeout_s": limit})})
 
 
-def _close_log(log: MetricLog, say: ReportLine) -> None:
+def _close_log(log: MetricLog) -> None:
     if not log.close():
-        say(
-            f"warning: tracking did not accept all metrics; they are kept in {log.folder} and sent when this run "
-            "is resumed"
+        _LOG.warning(
+            "tracking did not accept all metrics; they are kept in %s and sent when this run is resumed", log.folder
         )
 
 
@@ -146,7 +145,7 @@ def work_folder(run_url: str) -> Path:
     return user_folder("runs") / f"{run_url.rsplit('/', 1)[-1]}-{digest}"
 
 
-def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None, say: ReportLine) -> Callbacks:
+def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None) -> Callbacks:
     """All callbacks, in the order in which they depend on each other."""
     from maestro_dist.callbacks.checkpointing import Checkpointing
     from maestro_dist.callbacks.configured import configured_callbacks
@@ -161,24 +160,24 @@ def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None, say:
     evaluation, data = state.config.evaluation, state.config.data
 
     def validate() -> Evaluation:
-        return evaluate_on(state, EvaluationPlan(data.validation, evaluation.rates, evaluation.draws[:1]), say)
+        return evaluate_on(state, EvaluationPlan(data.validation, evaluation.rates, evaluation.draws[:1]))
 
     def test() -> Evaluation:
         keep = evaluation.predictions and state.task.kind != "pretrain"  # pre-training has no predictions
         plan = EvaluationPlan(data.test, evaluation.test_rates, evaluation.draws, keep_predictions=keep)
-        return evaluate_on(state, plan, say)
+        return evaluate_on(state, plan)
 
-    metrics, validation = Metrics(log), Validation(validate, log, say)
+    metrics, validation = Metrics(log), Validation(validate, log)
     fence = Fence(job.run_url, job.attempt).check
     return Callbacks(
         [
             metrics,
-            Health(metrics, say),
+            Health(metrics),
             validation,
             Figures(log, job.tracking_uri, job.mlflow_run),
             *configured_callbacks(state.config),  # before Checkpointing, which saves their states
             Checkpointing(saver, fence),
-            Progress(metrics, say),
+            Progress(metrics),
             FinalTest(
                 test,
                 log,

@@ -121,7 +121,7 @@ def count_bad(rank: int, limit: int) -> tuple[list[int], str]:
 
     state = make_state({**CONFIG, "data": {"max_bad_samples": limit}}, Mesh(rank=rank, world=2, data=2))
     metrics = Metrics(None)
-    callbacks = Callbacks([metrics, Health(metrics, lambda line: None)])
+    callbacks = Callbacks([metrics, Health(metrics)])
     try:
         for step in range(5):
             state.step = step + 1

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import sys
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,11 +11,12 @@ from typing import Any
 import pytest
 from callback_states import make_record, make_state
 
+from maestro_dist.callbacks import progress as progress_module
 from maestro_dist.callbacks.base import Callback, Callbacks, State
 from maestro_dist.callbacks.checkpointing import callback_states, resume, run_metadata
 from maestro_dist.callbacks.health import Health
 from maestro_dist.callbacks.metrics import Metrics
-from maestro_dist.callbacks.progress import Progress, duration, never_raising, short_number
+from maestro_dist.callbacks.progress import Progress, duration, short_number
 from maestro_dist.callbacks.validation import Validation
 from maestro_dist.errors import DataError, NonFiniteError
 from maestro_dist.evaluation import Evaluation, Scenario
@@ -101,12 +101,11 @@ def test_a_skipped_step_stops_the_run_and_names_its_samples() -> None:
     )
 
 
-def test_skipped_steps_are_counted_up_to_the_limit() -> None:
-    said: list[str] = []
+def test_skipped_steps_are_counted_up_to_the_limit(caplog: pytest.LogCaptureFixture) -> None:
     metrics, state = Metrics(None), make_state({"optim": {"max_skipped": 2}})
     with pytest.raises(NonFiniteError, match="step 12 "):
-        drive(state, Callbacks([metrics, Health(metrics, said.append)]), applied={3: False, 8: False, 11: False})
-    assert [line.split(":")[1] for line in said] == [" step 4 (epoch 1)", " step 9 (epoch 2)"]
+        drive(state, Callbacks([metrics, Health(metrics)]), applied={3: False, 8: False, 11: False})
+    assert [line.split(":")[0] for line in caplog.messages] == ["step 4 (epoch 1)", "step 9 (epoch 2)"]
 
 
 def test_a_loss_that_is_not_finite_is_seen_at_the_next_record() -> None:
@@ -116,11 +115,10 @@ def test_a_loss_that_is_not_finite_is_seen_at_the_next_record() -> None:
     assert state.step == 10
 
 
-def test_bad_samples_are_said() -> None:
-    said: list[str] = []
+def test_bad_samples_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     metrics = Metrics(None)
-    drive(make_state({}), Callbacks([metrics, Health(metrics, said.append)]), bad={4: 2})
-    assert said == [f"warning: bad sample skipped: shard 1 sample {number}: wrong shape" for number in range(2)]
+    drive(make_state({}), Callbacks([metrics, Health(metrics)]), bad={4: 2})
+    assert caplog.messages == [f"bad sample skipped: shard 1 sample {number}: wrong shape" for number in range(2)]
 
 
 def bad_at(
@@ -129,7 +127,7 @@ def bad_at(
     """Drive a run with these bad samples to step `last`; from step 10 on where it is resumed with `saved`."""
     metrics = Metrics(None)
     state = make_state({"data": {"max_bad_samples": limit}, "tracking": {"every_steps": 10}})
-    callbacks = Callbacks([metrics, Health(metrics, lambda line: None)])
+    callbacks = Callbacks([metrics, Health(metrics)])
     state.total_steps = last
     if saved is not None:
         resume(state, 10, 76, saved)
@@ -156,10 +154,10 @@ def test_bad_samples_are_counted_over_restarts(flat: bool) -> None:
 
 def test_skipped_steps_are_counted_over_restarts() -> None:
     metrics, state = Metrics(None), make_state({"optim": {"max_skipped": 1}}, steps=10)
-    first = Health(metrics, lambda line: None)
+    first = Health(metrics)
     drive(state, Callbacks([metrics, first]), applied={3: False})
     again = make_state({"optim": {"max_skipped": 1}})
-    metrics, second = Metrics(None), Health(Metrics(None), lambda line: None)
+    metrics, second = Metrics(None), Health(Metrics(None))
     resume(again, 10, 76, run_metadata(state))
     second.load_state_dict(first.state_dict())
     with pytest.raises(NonFiniteError, match=r"step 13 .*1 such steps allowed"):
@@ -171,11 +169,11 @@ def test_a_checkpoint_from_before_bad_samples_were_counted_is_resumed() -> None:
     assert (state.step, state.bad_samples) == (20, [])
 
 
-def test_progress_lines() -> None:
-    said: list[str] = []
+def test_progress_lines(caplog: pytest.LogCaptureFixture) -> None:
     metrics, state = Metrics(None), make_state({"tracking": {"every_steps": 4}}, steps=10)
     validation = Validation(scored([0.6, 0.5]), None)
-    drive(state, Callbacks([metrics, validation, Progress(metrics, said.append)]))
+    drive(state, Callbacks([metrics, validation, Progress(metrics)]))
+    said = caplog.messages
     assert [line.split()[0] for line in said] == ["step", "validation", "step", "step", "validation"]
     assert said[0].startswith(
         "step  4/10  epoch  0.80  loss  0.2375      80 samples/s      1k tokens/s  data wait 10 %"
@@ -185,53 +183,37 @@ def test_progress_lines() -> None:
     assert "ETA 0:00" in said[3]
 
 
-def test_a_line_of_progress_that_fails_costs_one_warning(capsys: pytest.CaptureFixture[str]) -> None:
-    def say(text: str) -> None:
-        raise ValueError("I/O operation on closed file")
+def test_a_line_of_progress_that_fails_costs_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(seconds: float) -> str:
+        raise ValueError("no such time")
 
+    monkeypatch.setattr(progress_module, "duration", fails)
     metrics, state = Metrics(None), make_state({"tracking": {"every_steps": 2}})
-    drive(state, Callbacks([metrics, Validation(scored([0.6] * 4), None, say), Progress(metrics, say)]))
+    drive(state, Callbacks([metrics, Validation(scored([0.6] * 4), None), Progress(metrics)]))
     assert state.step == state.total_steps
-    told = "warning: a line of progress could not be shown (I/O operation on closed file); training goes on"
-    assert capsys.readouterr().err.splitlines() == [told]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == ["a progress line could not be made (no such time); training continues"]
 
 
-def test_a_step_without_samples_or_time_has_a_line() -> None:
-    said: list[str] = []
+def test_a_step_without_samples_or_time_has_a_line(caplog: pytest.LogCaptureFixture) -> None:
     metrics, state = Metrics(None), make_state({"tracking": {"every_steps": 2}}, steps=2)
-    callback = Callbacks([metrics, Progress(metrics, said.append)])
+    callback = Callbacks([metrics, Progress(metrics)])
     callback.on_start(state)
     for step in range(2):
         state.step += 1
         nothing = {"samples": 0, "tokens": 0, "data_s": 0.0, "forward_s": 0.0, "backward_s": 0.0, "optimizer_s": 0.0}
         callback.on_step(state, replace(make_record(step, loss=float("nan")), **nothing))  # type: ignore[arg-type]
-    assert len(said) == 1
-    assert "loss     nan       0 samples/s" in said[0]
-
-
-def test_lines_never_raise(monkeypatch: pytest.MonkeyPatch) -> None:
-    encoding = UnicodeEncodeError("ascii", "é", 0, 1, "ordinal not in range")
-    errors = iter([OSError(errno.ENOSPC, "No space left on device"), encoding, BrokenPipeError()])
-
-    def say(text: str) -> None:
-        raise next(errors)
-
-    before = sys.stdout
-    monkeypatch.setattr(sys, "stdout", before)
-    quiet = never_raising(say)
-    quiet("full disk")
-    quiet("é")
-    assert sys.stdout is before, "what may pass"
-    quiet("nobody reads")
-    assert sys.stdout is not before
-    print("into the void", flush=True)
-    sys.stdout.close()
+    assert len(caplog.messages) == 1
+    assert "loss     nan       0 samples/s" in caplog.messages[0]
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("place", ["first", "later"])
-def test_a_validation_that_is_undefined_chooses_nothing(value: float | None, place: str) -> None:
-    said: list[str] = []
+def test_a_validation_that_is_undefined_chooses_nothing(
+    value: float | None, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
     scores = [value, 0.5, value, 0.6] if place == "first" else [0.5, value, value, 0.6]
     left = iter(scores)
 
@@ -241,9 +223,9 @@ def test_a_validation_that_is_undefined_chooses_nothing(value: float | None, pla
         return Evaluation("validation", 10, ["accuracy"], [Scenario(0.0, 0, found)])
 
     metrics, state = Metrics(None), make_state({"evaluation": {"patience": 2, "rates": [0.0]}})
-    drive(state, Callbacks([metrics, Validation(evaluate, None, said.append), Progress(metrics, said.append)]))
+    drive(state, Callbacks([metrics, Validation(evaluate, None), Progress(metrics)]))
     assert (state.step, state.best_step, state.best_score) == (20, 20, 0.6), "neither chosen nor counted as worse"
-    warnings = [line for line in said if line.startswith("warning: ")]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 2
     assert "accuracy" in warnings[0]
     assert warnings[0].endswith("there is no best step yet" if place == "first" else "the best is still step 5")

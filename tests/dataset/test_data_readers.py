@@ -33,10 +33,15 @@ from maestro_dist.types import Batch
 N = SIZES["train"]
 
 
-def stream(url: str, said: list[str] | None = None, workers: int = 1, **config: Any) -> TrainStream:
+def stream(url: str, workers: int = 1, **config: Any) -> TrainStream:
     source = source_of(url, config=DataConfig(url=url, loader_workers=workers, **config))
     schedule = TrainSchedule(seed=3, global_batch=4, total_steps=20, curriculum=MissingConfig(max_rate=0.0))
-    return TrainStream(source, schedule, DataRank(), Consumer([].append if said is None else said.append))
+    return TrainStream(source, schedule, DataRank(), Consumer())
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the readers' side has logged."""
+    return [record.getMessage() for record in caplog.records if record.name == prefetch.__name__]
 
 
 def numbers(batches: Iterator[Batch]) -> list[list[int]]:
@@ -61,16 +66,16 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading.Condition, "wait", lambda self, timeout=None: wait(self, timeout and 0.01))
 
 
-def test_a_killed_reader_is_replaced(packed: str) -> None:
-    said: list[str] = []
+def test_a_killed_reader_is_replaced(packed: str, caplog: pytest.LogCaptureFixture) -> None:
     expected = numbers(stream(packed, workers=0).batches(0, 4 * N))
-    batches = stream(packed, said, workers=2, prefetch=2).batches(0, 4 * N)
+    batches = stream(packed, workers=2, prefetch=2).batches(0, 4 * N)
     found = numbers(next(batches) for _ in range(3))
     for child in readers():
         child.kill()
     assert found + numbers(batches) == expected
-    assert len(said) == 2
-    assert re.search(r"was killed by signal 9 \(Killed\); it was (asked for|reading|opening) .*\.tar", said[0])
+    assert len(logged(caplog)) == 2
+    killed = r"was killed by signal 9 \(Killed\); it was (asked for|reading|opening) .*\.tar"
+    assert re.search(killed, logged(caplog)[0])
     assert not readers()
 
 
@@ -83,15 +88,14 @@ def test_a_killed_reader_is_replaced(packed: str) -> None:
     ],
 )
 def test_a_reader_that_is_lost_again_and_again_is_worth_another_start(
-    packed: str, line: str, message: str, tries: int, monkeypatch: pytest.MonkeyPatch
+    packed: str, line: str, message: str, tries: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     instead(monkeypatch, line)
     monkeypatch.setattr(prefetch, "_TRIES", tries)
-    said: list[str] = []
     with pytest.raises(ReaderError, match=r"data\.prefetch$") as caught:
-        numbers(stream(packed, said).batches(0, N))
+        numbers(stream(packed).batches(0, N))
     assert message in str(caught.value)
-    assert len(said) == tries - 1
+    assert len(logged(caplog)) == tries - 1
     assert not report_of(0, caught.value).final
     assert not readers()
 
@@ -124,9 +128,10 @@ def test_the_exceptions_of_the_asker_come_out_in_their_place(packed: str, worker
         next(batches)
 
 
-def test_a_stopped_reader_is_an_error_after_a_while(packed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    batches = stream(packed, said, prefetch=1, timeout_s=40).batches(0, 4 * N)
+def test_a_stopped_reader_is_an_error_after_a_while(
+    packed: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    batches = stream(packed, prefetch=1, timeout_s=40).batches(0, 4 * N)
     next(batches)
     (child,) = readers()
     child.send_signal(signal.SIGSTOP)
@@ -134,8 +139,8 @@ def test_a_stopped_reader_is_an_error_after_a_while(packed: str, monkeypatch: py
     name = rf"reader 1 of 1 \(process {child.pid}\)"
     with pytest.raises(ReaderError, match=f"^{name} has given no sign of life for 40 s; it was .*train-0"):
         numbers(batches)
-    assert len(said) == 1
-    assert said[0].startswith(f"waiting for data for 30 s: reader 1 of 1 (process {child.pid}) is ")
+    assert len(logged(caplog)) == 1
+    assert logged(caplog)[0].startswith(f"waiting for data for 30 s: reader 1 of 1 (process {child.pid}) is ")
     assert not readers()
 
 

@@ -18,7 +18,7 @@ import pytest
 import runs
 
 ROOT = runs.ROOT
-FOLDERS = ["", "cluster", "configs", "maestro_dist", "tools", "tools/suite/results"]
+FOLDERS = ["", "cluster", "configs", "maestro_dist", "tools", "tools/benchmarks", "tools/suite/results"]
 FOLDERS += [f"maestro_dist/{name}" for name in ("callbacks", "checkpoint", "data", "model", "parallel", "tracking")]
 DOCUMENTS = [*(str(Path(folder, "README.md")) for folder in FOLDERS), "CONTRIBUTING.md"]
 EXCERPTS = {

@@ -11,10 +11,13 @@ import torch
 from maestro_dist.config.learning import TaskConfig
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.model import Maestro, PretrainModel, Trunk
+from maestro_dist.model.attention import VARIANTS
 from maestro_dist.task import Labels, Task, make_task
 from maestro_dist.types import Batch, Modality
 
 CLASSES = ("a", "b", "c")
+
+SPARSE = [name for name, variant in VARIANTS.items() if variant.abilities.selects_queries]
 
 
 def options(draw: random.Random) -> dict[str, Any]:
@@ -36,7 +39,12 @@ def options(draw: random.Random) -> dict[str, Any]:
         "activation_checkpointing": ("none", "layers"),
         "dropout": (0.0, 0.2),
         "attention": ("sparse", "sparse", "sparse", "dense"),
-        "attention_algorithm": ("auto", "auto", "auto", "plain", "rows", "absorbed"),
+        "attention_algorithm": (
+            "auto",
+            "auto",
+            "auto",
+            *(name for name, variant in VARIANTS.items() if variant.abilities.selects_queries),
+        ),
         "downsample": (True, True, False),
         "layer_scale": (None, 0.1),
         "normalize": ("window", "dataset"),

@@ -30,11 +30,11 @@ def overrides(variant: type[AttentionVariant], method: str) -> bool:
 
 
 def test_every_variant_and_kernel_is_declared() -> None:
-    assert VARIANTS.keys() == declared.VARIANTS.keys()
+    assert VARIANTS.keys() == declared.VARIANT_ABILITIES.keys()
     forms = set(get_args(ModelConfig.model_fields["attention_algorithm"].annotation)) - {"auto"}
     kernels = set(get_args(ModelConfig.model_fields["attention_kernel"].annotation)) - {"auto"}
     assert forms == {name for name, variant in VARIANTS.items() if variant.abilities.selects_queries}
-    assert kernels == declared.KERNELS.keys()
+    assert kernels == declared.KERNEL_ABILITIES.keys()
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -53,7 +53,7 @@ def test_a_variant_implements_what_is_declared_of_it(name: str) -> None:
 
 def test_the_fused_kernel_gives_nothing_to_merge() -> None:
     query, key = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 5, 4)
-    for name, kernel in declared.KERNELS.items():
+    for name, kernel in declared.KERNEL_ABILITIES.items():
         out, total = attend(query, key, key, AttendOptions(fused=name == "fused"))
         assert (total is not None) == kernel.shares_sequence
         torch.testing.assert_close(out, (query @ key.transpose(2, 3)).softmax(3) @ key)
@@ -61,7 +61,7 @@ def test_the_fused_kernel_gives_nothing_to_merge() -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_layer_refuses_exactly_what_the_check_refuses(ranks: int) -> None:
-    for attention, form in itertools.product(("sparse", "dense"), ("auto", *declared.VARIANTS)):
+    for attention, form in itertools.product(("sparse", "dense"), ("auto", *declared.VARIANT_ABILITIES)):
         if form == "dense":
             continue
         config = ModelConfig.model_validate({"attention": attention, "attention_algorithm": form, "dropout": 0.0})

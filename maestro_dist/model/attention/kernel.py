@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maestro_dist.config.attention import KERNELS
+from maestro_dist.config.attention import KERNEL_ABILITIES
 from maestro_dist.model.attention.tiles import DropFactors, TiledAttention, TileOptions, compute_dtype
 from maestro_dist.model.layout import LOWEST
 
@@ -33,7 +33,7 @@ class AttendOptions(NamedTuple):
 
 def uses_fused(kernel: str, device: torch.device, *, drops: bool, shares_sequence: bool) -> bool:
     """Whether `model.attention_kernel` means torch's fused kernel; auto uses it on a GPU if it supports the rest."""
-    fused = KERNELS["fused"]
+    fused = KERNEL_ABILITIES["fused"]
     supported = (fused.drops_probabilities or not drops) and (fused.shares_sequence or not shares_sequence)
     return kernel == "fused" or (kernel == "auto" and supported and device.type != "cpu")
 

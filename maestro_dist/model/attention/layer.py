@@ -7,7 +7,7 @@ import logging
 
 from torch import Tensor
 
-from maestro_dist.config.attention import KERNELS
+from maestro_dist.config.attention import KERNEL_ABILITIES
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.errors import ConfigError
 from maestro_dist.model.attention.projections import AttentionProjections
@@ -67,7 +67,7 @@ class Attention(AttentionProjections):
 
 
 def _check(config: ModelConfig, layer: Attention, sequence: SequenceContext) -> None:
-    kernel = KERNELS.get(layer.kernel)
+    kernel = KERNEL_ABILITIES.get(layer.kernel)
     drops, shares = layer.dropout > 0, layer.sequence.size > 1
     if kernel and ((drops and not kernel.drops_probabilities) or (shares and not kernel.shares_sequence)):
         raise ConfigError(

@@ -16,7 +16,7 @@ from maestro_dist.model.attention.variant import AttentionShape, AttentionVarian
 VARIANTS: dict[str, AttentionVariant] = {
     variant.name: variant for variant in (DenseAttention(), PlainAttention(), RowsAttention(), AbsorbedAttention())
 }
-"""All variants by name. `config.attention.VARIANTS` has an entry for each."""
+"""All variants by name. `config.attention.VARIANT_ABILITIES` has an entry for each."""
 
 
 class VariantChoice(NamedTuple):

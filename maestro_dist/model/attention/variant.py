@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from maestro_dist.config.attention import VARIANTS, VariantAbilities
+from maestro_dist.config.attention import VARIANT_ABILITIES, VariantAbilities
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.model.attention.projections import AttentionProjections
 from maestro_dist.model.attention.sampling import cap
@@ -79,7 +79,7 @@ class CollectiveBytes(NamedTuple):
 class AttentionVariant(ABC):
     """One way to compute a layer of attention. It has no state: parameters and settings belong to the layer.
 
-    `name` is its key in the registry and in `config.attention.VARIANTS`.
+    `name` is its key in the registry and in `config.attention.VARIANT_ABILITIES`.
     """
 
     name: ClassVar[str]
@@ -91,7 +91,7 @@ class AttentionVariant(ABC):
     @property
     def abilities(self) -> VariantAbilities:
         """What the variant can do."""
-        return VARIANTS[self.name]
+        return VARIANT_ABILITIES[self.name]
 
     @abstractmethod
     def forward(self, layer: AttentionProjections, x: Tensor, call: AttentionCall) -> Tensor:
