@@ -98,11 +98,11 @@ def evaluate(options: argparse.Namespace) -> int:
     data = EvaluationData.of(source, config.evaluation.batch, DataRank())
     log_notes([*_unfinished(target), *notes, *_unobserved(data.present, manifest.name, split)])
     plan = EvaluationPlan(split, config.evaluation.test_rates, config.evaluation.draws, progress=True)
-    found = evaluate_split(loaded.model, loaded.task, data, plan, Mesh(rank=0, world=1, data=1))
+    result = evaluate_split(loaded.model, loaded.task, data, plan, Mesh(rank=0, world=1, data=1))
     print(loaded.about)
-    print(results_table(found), flush=True)
+    print(results_table(result), flush=True)
     if options.json:
-        _save_json(Path(options.json).expanduser(), json.dumps(found.to_json(), indent=1))
+        _save_json(Path(options.json).expanduser(), json.dumps(result.to_json(), indent=1))
     if error := lost(sys.stdout):
         raise StorageError(f"the table was not written completely: {error.strerror}")
     return 0
@@ -124,8 +124,8 @@ def _configuration(target: Target, options: argparse.Namespace) -> Config:
         )
     if "://" not in data["url"]:
         data["url"] = str(Path(data["url"]).expanduser().absolute())
-    given = {"test_rates": options.rates, "draws": options.draws, "batch": options.batch}
-    evaluation.update({name: value for name, value in given.items() if value})
+    options_by_key = {"test_rates": options.rates, "draws": options.draws, "batch": options.batch}
+    evaluation.update({name: value for name, value in options_by_key.items() if value})
     config = parse(tree, Storage(target.url).name("config.yaml"))
     if target.exported:
         from maestro_dist.inference.exported_model import model_config, read_description

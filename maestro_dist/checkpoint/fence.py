@@ -31,5 +31,5 @@ class Fence:
 
 def newest_attempt(storage: Storage) -> int:
     """Number of the latest attempt on the run at `storage`; 0 if there is none."""
-    found = (re.fullmatch(r"attempt-(\d+)\.json", name) for name in storage.list(LEASES))
-    return max((int(match[1]) for match in found if match), default=0)
+    matches = (re.fullmatch(r"attempt-(\d+)\.json", name) for name in storage.list(LEASES))
+    return max((int(match[1]) for match in matches if match), default=0)

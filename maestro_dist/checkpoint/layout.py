@@ -134,9 +134,9 @@ def read_record(folder: Storage) -> CheckpointRecord | None:
         return None
     try:
         content = json.loads(text)
-        found = content.get("format") if isinstance(content, dict) else None
-        if found != FORMAT:
-            raise CheckpointError(f"{folder.name(RECORD)}: format is {found!r}, expected {FORMAT!r}")
+        file_format = content.get("format") if isinstance(content, dict) else None
+        if file_format != FORMAT:
+            raise CheckpointError(f"{folder.name(RECORD)}: format is {file_format!r}, expected {FORMAT!r}")
         return CheckpointRecord.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]

@@ -124,17 +124,17 @@ def best(run_url: str) -> CheckpointInfo:
 
     Raises `CheckpointError` if the run has no complete checkpoint.
     """
-    found = newest(run_url)
-    if found is None:
+    latest = newest(run_url)
+    if latest is None:
         raise CheckpointError(f"{Storage(run_url).name()}: no complete checkpoint yet")
-    step = found.metadata.get("best_step")
-    return found if step is None else find(run_url, step)
+    step = latest.metadata.get("best_step")
+    return latest if step is None else find(run_url, step)
 
 
 def restore(engine: Engine, info: CheckpointInfo) -> None:
     """Load weights, moments, the optimizer's step count and buffers into an engine. A collective: all ranks call it.
 
-    The number of ranks and the ZeRO stage may differ from those of the writer: every number is copied, none is
+    The number of ranks and the ZeRO stage may differ from the writer's: every number is copied, none is
     recomputed. Each rank reads only the parts that contain slices of its own, one at a time.
     Raises `CheckpointError`, which names the part or parameter, if data is damaged, missing or from another model.
     """
@@ -214,10 +214,10 @@ class _OpenPart:
 
     def range(self, tensor: str, start: int, count: int) -> Tensor:
         """`count` elements from `start` of a 1-D tensor."""
-        found = self._read(tensor, lambda stored: self._handle.get_slice(stored)[start : start + count])
-        if tuple(found.shape) != (count,):
+        elements = self._read(tensor, lambda stored: self._handle.get_slice(stored)[start : start + count])
+        if tuple(elements.shape) != (count,):
             raise CheckpointError(f"{self._name}: tensor {tensor} is shorter than {start + count} elements")
-        return found
+        return elements
 
     def whole(self, tensor: str) -> Tensor:
         """A complete tensor."""
@@ -280,7 +280,7 @@ def _check_slices(info: CheckpointInfo) -> None:
 
 
 def _check_model(engine: Engine, info: CheckpointInfo) -> None:
-    """Raise `CheckpointError` if parameters, buffers or optimizer differ from those of the engine."""
+    """Raise `CheckpointError` if parameters, buffers or optimizer differ from the engine's."""
     record = info.record
     shapes = {name: tuple(buffer.shape) for name, buffer in buffers(engine).items()}
     for what, needed, saved in (

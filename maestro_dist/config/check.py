@@ -128,7 +128,7 @@ def _check_sequence(model: ModelConfig, mesh: MeshConfig) -> None:
 
 
 def check_mesh(config: Config) -> None:
-    """Raise `MeshError` where the workers, the grid of ranks, the model and the global batch do not fit together."""
+    """Raise `MeshError` if the workers, the grid of ranks, the model and the global batch do not fit together."""
     model, run, mesh, experts = config.model, config.run, config.mesh, config.model.moe.experts
     if run.launcher == "inline" and run.workers != 1:
         raise MeshError(f"run.workers: {run.workers}, but run.launcher=inline is one process; use run.launcher=ray")
@@ -177,7 +177,7 @@ def _check_slices(config: Config, modalities: Sequence[Modality]) -> None:
 
 
 def check_modalities(config: Config, modalities: Sequence[Modality]) -> None:
-    """Raise `ConfigError` where the model does not fit the data's modalities, `MeshError` where the mesh does not."""
+    """Raise `ConfigError` if the model does not fit the data's modalities, `MeshError` where the mesh does not."""
     names = [modality.name for modality in modalities]
     pretrain = config.task.pretrain
     check_word_names(config.model.word, names, "model.word")

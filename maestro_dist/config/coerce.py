@@ -29,7 +29,7 @@ _NOT_FINITE = re.compile(r"[-+]?\.(inf|nan)", re.IGNORECASE)
 def coerce(value: Any, kind: Any) -> Any:
     """`value` with each `Plain` text in it converted to the type annotation `kind`. A text that does not fit stays.
 
-    pydantic then checks whether the value is valid. Raises `ConfigError` where a typed list or mapping is not YAML.
+    pydantic then checks whether the value is valid. Raises `ConfigError` if a typed list or mapping is not YAML.
     """
     kinds = alternatives(kind)
     if isinstance(value, Typed):

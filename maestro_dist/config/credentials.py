@@ -61,7 +61,7 @@ def texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def refuse_credentials(tree: Any, where: str = "") -> None:
-    """Raise `ConfigError` where a text of the tree holds credentials. The error names the key and shows no text.
+    """Raise `ConfigError` if a text of the tree holds credentials. The error names the key and shows no text.
 
     where  start of the message
     """

@@ -40,7 +40,7 @@ def run_identity(config: Config) -> dict[str, Any]:
 
 
 def check_resume(config: Config, saved: dict[str, Any]) -> None:
-    """Raise `ConfigError`, which lists the differences, where `config` is not the run that `saved` describes.
+    """Raise `ConfigError`, which lists the differences, if `config` is not the run that `saved` describes.
 
     saved  `run_identity` of the run at its start, perhaps with old names of keys. A missing key is newer than
            the run; the run then used the default of this key

@@ -98,8 +98,8 @@ def read_tree(path: str) -> dict[str, Any]:
     if isinstance(tree, Plain) and tree in NULL:
         return {}
     if not isinstance(tree, dict):
-        found = "a list" if isinstance(tree, list) else "text"
-        raise ConfigError(f"{path}: expected sections (run:, data:, model: ...), found {found}")
+        kind = "a list" if isinstance(tree, list) else "text"
+        raise ConfigError(f"{path}: expected sections (run:, data:, model: ...), found {kind}")
     refuse_credentials(tree, f"{path}: ")
     return tree
 
@@ -141,7 +141,7 @@ def _hint(path: str) -> str:
 def apply_override(tree: dict[str, Any], override: str) -> None:
     """Put `section.key=value` into a tree. The value stays as it was typed.
 
-    Raises `ConfigError` where the override has another form, or holds credentials.
+    Raises `ConfigError` if the override has another form, or holds credentials.
     """
     key, equals, text = override.partition("=")
     if has_credentials(override) or has_credentials(text):
@@ -201,8 +201,8 @@ def _problem(item: Any, values: Any, tree: Any) -> tuple[str, str]:
 
 def _given(item: Any, tree: Any) -> str:
     """The value that was given for a key, as it was written in `tree`."""
-    given = item.get("input")
-    if not isinstance(given, str | int | float | bool | type(None)):
+    value = item.get("input")
+    if not isinstance(value, str | int | float | bool | type(None)):
         return ""
     node = tree
     for part in item["loc"]:
@@ -210,7 +210,7 @@ def _given(item: Any, tree: Any) -> str:
             break
         node = node[part]
     inner = str(node).lstrip().startswith(("[", "{"))  # one item of a typed list or mapping
-    shown = str(node).strip() if isinstance(node, Plain) and not inner and not isinstance(given, str) else repr(given)
+    shown = str(node).strip() if isinstance(node, Plain) and not inner and not isinstance(value, str) else repr(value)
     if has_credentials(shown):
         return " (not shown: it holds credentials)"
     return f" (got {shown[:100]}{'...' if len(shown) > 100 else ''})"

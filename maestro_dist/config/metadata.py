@@ -21,7 +21,7 @@ from maestro_dist.config.annotations import section_of
 class Location:
     """The text, or each text of a list, is a local path or a URL. A run makes local paths absolute.
 
-    service  the text may also be the name of a service (`databricks`), which stays as it is
+    service  the text may also be the name of a service (`databricks`), which stays unchanged
     """
 
     service: bool = False

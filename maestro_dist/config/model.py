@@ -70,8 +70,8 @@ class ModelConfig(Section):
     """Number of time steps in a word; each word becomes one token. Give one number, or one for each modality: {acc: 8,
     temp: 1}. Longer words make shorter sequences."""
     normalize: Annotated[Literal["window", "recording", "dataset"], DefinesWeights()] = "dataset"
-    """Whose mean and standard deviation normalise the values: those of the window, of the recording up to the window's
-    end, or of the training split. Use recording where people or devices differ from each other."""
+    """Mean and standard deviation that normalise the values: of the window, of the recording up to the window's end, or
+    of the training split (dataset). Use recording if people or devices differ from each other."""
     embedding: Annotated[Literal["ordinal", "table", "patch"], DefinesWeights()] = "patch"
     """How a word becomes a token. ordinal: from its symbol as a number; table: a learned vector for each symbol; patch:
     this vector plus a projection of the word's values. The paper uses ordinal."""

@@ -20,7 +20,7 @@ def expand_home(path: str, key: str) -> str:
 
     key  the key or option that holds the path, for the error
 
-    Raises `ConfigError` where the user has no known home folder.
+    Raises `ConfigError` if the user has no known home folder.
     """
     try:
         return str(Path(path).expanduser()) if path.startswith("~") else path
@@ -51,18 +51,18 @@ def with_absolute_paths(config: Config) -> Config:
 
 def _absolute_values(section: Section, prefix: str) -> dict[str, Any]:
     """The values of a section that hold a path, made absolute; sections in it that hold one are copied."""
-    found: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
     for name, info in type(section).model_fields.items():
         key, value, location = f"{prefix}{name}", getattr(section, name), marker_of(info, Location)
         if isinstance(value, Section):
             inner = _absolute_values(value, f"{key}.")
             if inner:
-                found[name] = value.model_copy(update=inner)
+                changed[name] = value.model_copy(update=inner)
         elif location is None or (not value and not isinstance(value, str)):
             continue
         elif isinstance(value, str):
             if not (location.service and (not value or _SERVICE.match(value))):
-                found[name] = absolute_path(value, key)
+                changed[name] = absolute_path(value, key)
         else:
-            found[name] = [absolute_path(item, key) for item in value]
-    return found
+            changed[name] = [absolute_path(item, key) for item in value]
+    return changed

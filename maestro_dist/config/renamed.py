@@ -32,8 +32,8 @@ def current(values: Any, section: str = "") -> Any:
     if not isinstance(values, dict):
         return values
     prefix = f"{section}." if section else ""
-    found: dict[Any, Any] = {}
+    renamed: dict[Any, Any] = {}
     for name, value in values.items():
         key = f"{prefix}{name}"
-        found[RENAMED.get(key, key).removeprefix(prefix) if isinstance(name, str) else name] = current(value, key)
-    return found
+        renamed[RENAMED.get(key, key).removeprefix(prefix) if isinstance(name, str) else name] = current(value, key)
+    return renamed

@@ -161,8 +161,8 @@ class EvaluationConfig(Section):
     batch: Annotated[PositiveInt, Execution()] = 256
     """Number of samples that a rank evaluates at a time. It changes speed and memory only."""
     predictions: Annotated[bool, Execution()] = True
-    """Save the answers of the final test to each sample at each missing rate, as `predictions.npz` beside the
-    result."""
+    """Save the predictions of the final test for each sample and missing rate, as `predictions.npz` in the run's
+    folder."""
     patience: PositiveInt | None = None
     """Stop early when the metric has not improved for this number of validations; never by default."""
 

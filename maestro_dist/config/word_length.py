@@ -14,7 +14,7 @@ def word_length(word: int | dict[str, int], name: str, key: str = "model.word") 
     word  one number, or a number for each modality
     key   the key of the configuration that holds `word`, for the error
 
-    Raises `ConfigError` where `word` has no number for the modality.
+    Raises `ConfigError` if `word` has no number for the modality.
     """
     if isinstance(word, int):
         return word
@@ -28,7 +28,7 @@ def hidden_word_length(pretrain: PretrainConfig, name: str, word: int) -> int:
 
     word  number of steps in the model's words of this modality
 
-    Raises `ConfigError` where there is no number for the modality, or one that does not divide `word`.
+    Raises `ConfigError` if the modality has no number, or if its number does not divide `word`.
     """
     steps = word if pretrain.word is None else word_length(pretrain.word, name, "task.pretrain.word")
     if word % steps:
@@ -37,7 +37,7 @@ def hidden_word_length(pretrain: PretrainConfig, name: str, word: int) -> int:
 
 
 def check_word_names(word: int | dict[str, int] | None, names: Sequence[str], key: str) -> None:
-    """Raise `ConfigError` where `word` names a modality that is not among `names`."""
+    """Raise `ConfigError` if `word` names a modality that is not among `names`."""
     for name in word if isinstance(word, dict) else ():
         if name not in names:
             raise ConfigError(f"{key}: modality {name!r} is not used; there are {', '.join(names)}")

@@ -33,7 +33,7 @@ class Typed(Plain):
         return typed
 
     def parsed(self) -> Any:
-        """The value read as YAML. Raises `ConfigError` where it is not valid YAML."""
+        """The value read as YAML. Raises `ConfigError` if it is not valid YAML."""
         try:
             return from_yaml(self)
         except yaml.YAMLError:
@@ -53,7 +53,7 @@ class _Loader(yaml.SafeLoader):
 def from_yaml(text: str) -> Any:
     """The dicts, lists and texts of a YAML document. Texts are `Plain` without quotes, `str` with quotes.
 
-    Keys of dicts are `str`. An alias (`*name`) becomes a copy. Raises `yaml.YAMLError` where the text is not valid, a
+    Keys of dicts are `str`. An alias (`*name`) becomes a copy. Raises `yaml.YAMLError` if the text is not valid, a
     key is given twice, a tag would make an object, or there are more than 100,000 values with all aliases copied.
     """
     remaining = _MOST_VALUES

@@ -44,7 +44,7 @@ def wanted_kinds(config: AugmentConfig) -> list[str]:
 
 
 def check_augment(config: AugmentConfig, modalities: Sequence[Modality]) -> None:
-    """Raise `ConfigError` where an augmentation does not fit the modalities of the data."""
+    """Raise `ConfigError` if an augmentation does not fit the modalities of the data."""
     modalities = [modality for modality in modalities if not modality.always]
     for key in ("jitter", "scaling"):
         for modality in modalities:
@@ -71,7 +71,7 @@ def rotation_groups(config: AugmentConfig, modalities: Sequence[Modality]) -> li
             "augment.rotation: no modality has three variates; name the axes in augment.rotation_groups, as in "
             "[[acc_x, acc_y, acc_z]]"
         )
-    found: list[RotationGroup] = []
+    result: list[RotationGroup] = []
     for group in groups:
         where = f"augment.rotation_groups: [{', '.join(group)}]"
         for name in group:
@@ -85,8 +85,8 @@ def rotation_groups(config: AugmentConfig, modalities: Sequence[Modality]) -> li
             if len({(by_name[name].steps, by_name[name].rate_hz) for name, _ in three}) > 1:
                 names = ", ".join(name for name, _ in three)
                 raise ConfigError(f"{where}: {names} rotate together, but differ in rate or length")
-        found.append(("+".join(group), threes))
-    return found
+        result.append(("+".join(group), threes))
+    return result
 
 
 def augment(

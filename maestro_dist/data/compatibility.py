@@ -63,20 +63,22 @@ def fit_modalities(
         DataError: no modality is shared, or a shared one differs in shape, rate, unit or, grossly, in scale. The
             message names both values.
     """
-    name, theirs = manifest.name, {modality.name: modality for modality in manifest.modalities}
-    known = [modality.name for modality in modalities]
-    shared = [modality for modality in modalities if modality.name in theirs]
+    name, packed_by_name = manifest.name, {modality.name: modality for modality in manifest.modalities}
+    model_names = [modality.name for modality in modalities]
+    shared = [modality for modality in modalities if modality.name in packed_by_name]
     if not shared:
-        raise DataError(f"{name!r} has none of the model's modalities ({_list(known)}); it has {_list(theirs)}")
-    _check_shapes(name, shared, theirs)
+        raise DataError(
+            f"{name!r} has none of the model's modalities ({_list(model_names)}); it has {_list(packed_by_name)}"
+        )
+    _check_shapes(name, shared, packed_by_name)
     if model.normalize == "recording" and not manifest.recording:
         raise DataError(f"the model normalises by recording, but {name!r} has no statistics of recordings")
-    findings = [finding for own in shared for finding in _units(name, own, theirs[own.name])]
+    findings = [finding for needed in shared for finding in _units(name, needed, packed_by_name[needed.name])]
     if model.needs_statistics:
-        findings += [finding for own in shared for finding in _scales(name, own, theirs[own.name])]
+        findings += [finding for needed in shared for finding in _scales(name, needed, packed_by_name[needed.name])]
     notes = _as_warnings(findings, any_units=any_units or not model.needs_statistics)
-    lacking = [modality for modality in modalities if modality.name not in theirs]
-    extra = [other for other in theirs if other not in known]
+    lacking = [modality for modality in modalities if modality.name not in packed_by_name]
+    extra = [packed for packed in packed_by_name if packed not in model_names]
     if lacking:
         notes.append(f"note: {name!r} has no {_list([m.name for m in lacking])}: absent from all samples")
     if extra:
@@ -121,13 +123,13 @@ def check_values(source: SplitSource, *, any_units: bool = False) -> list[str]:
     return _as_warnings(findings, any_units=any_units)
 
 
-def _scaled_variates(own: Modality) -> list[int]:
+def _scaled_variates(modality: Modality) -> list[int]:
     """The variates whose scale can be compared: neither constant nor zeros and ones."""
-    pairs = list(zip(own.mean, own.std, strict=True))
+    pairs = list(zip(modality.mean, modality.std, strict=True))
     return [n for n, (mean, std) in enumerate(pairs) if std > _ROUNDING * abs(mean) and not _binary(mean, std)]
 
 
-def check_labels(manifest: Manifest, split: str, own: Answer, *, any_units: bool = False) -> list[str]:
+def check_labels(manifest: Manifest, split: str, answer: Answer, *, any_units: bool = False) -> list[str]:
     """Compare the labels of a split with what the model predicts. Returns warnings, one line each.
 
     Raises:
@@ -138,48 +140,53 @@ def check_labels(manifest: Manifest, split: str, own: Answer, *, any_units: bool
         raise DataError(
             f"{manifest.name!r} has no labels to compare the predictions with; `predict` prints the predictions"
         )
-    if manifest.task != own.kind:
-        other = f"classes {_list(manifest.classes)}" if manifest.classes else repr(manifest.target)
+    if manifest.task != answer.kind:
+        data_task = f"classes {_list(manifest.classes)}" if manifest.classes else repr(manifest.target)
         raise DataError(
-            f"the model is for {own.kind} ({_list(own.classes) if own.classes else own.name}), "
-            f"{manifest.name!r} for {manifest.task} ({other})"
+            f"the model is for {answer.kind} ({_list(answer.classes) if answer.classes else answer.name}), "
+            f"{manifest.name!r} for {manifest.task} ({data_task})"
         )
-    if own.classes != tuple(manifest.classes):
-        order = "the same classes in another order" if set(own.classes) == set(manifest.classes) else "other classes"
+    if answer.classes != tuple(manifest.classes):
+        order = "the same classes in another order" if set(answer.classes) == set(manifest.classes) else "other classes"
         raise DataError(
-            f"{manifest.name!r} has {order}: {_list(manifest.classes)}; the model was trained on {_list(own.classes)}"
+            f"{manifest.name!r} has {order}: {_list(manifest.classes)}; "
+            f"the model was trained on {_list(answer.classes)}"
         )
-    if own.kind != "regression":
+    if answer.kind != "regression":
         return []
     notes = []
-    if _plain(own.name) != _plain(manifest.target):
+    if _plain(answer.name) != _plain(manifest.target):
         notes.append(
-            f"warning: the model predicts {own.name!r}, the target of {manifest.name!r} is {manifest.target!r}"
+            f"warning: the model predicts {answer.name!r}, the target of {manifest.name!r} is {manifest.target!r}"
         )
-    found = manifest.split(split)
-    if found.target_mean is not None and found.target_std is not None:
-        numbers = (own.mean, own.std, found.target_mean, found.target_std)
+    statistics = manifest.split(split)
+    if statistics.target_mean is not None and statistics.target_std is not None:
+        numbers = (answer.mean, answer.std, statistics.target_mean, statistics.target_std)
         notes += _as_warnings(_scale(manifest.name, "the target", *numbers), any_units=any_units)
     return notes
 
 
-def _check_shapes(name: str, shared: Sequence[Modality], theirs: dict[str, ManifestModality]) -> None:
+def _check_shapes(name: str, shared: Sequence[Modality], packed_by_name: dict[str, ManifestModality]) -> None:
     different = []
-    for own in shared:
-        other = theirs[own.name]
-        same_rate = math.isclose(own.rate_hz, other.rate_hz, rel_tol=1e-6)
-        if (own.variates, own.steps) != (other.variates, other.steps) or not same_rate:
-            has, wants = (f"{m.variates} x {m.steps} @ {m.rate_hz:g} Hz" for m in (other, own))
-            different.append(f"modality {own.name!r} of {name!r} is {has}, the model needs {wants}")
+    for needed in shared:
+        packed = packed_by_name[needed.name]
+        same_rate = math.isclose(needed.rate_hz, packed.rate_hz, rel_tol=1e-6)
+        if (needed.variates, needed.steps) != (packed.variates, packed.steps) or not same_rate:
+            has, wants = (f"{m.variates} x {m.steps} @ {m.rate_hz:g} Hz" for m in (packed, needed))
+            different.append(f"modality {needed.name!r} of {name!r} is {has}, the model needs {wants}")
     if different:
         more = f"; and {len(different) - 8} more" if len(different) > 8 else ""
         raise DataError("; ".join(different[:8]) + f"{more} (variates x steps @ rate)")
 
 
-def _units(name: str, own: Modality, other: ManifestModality) -> list[_Finding]:
-    if _plain(own.unit) == _plain(other.unit):
+def _units(name: str, needed: Modality, packed: ManifestModality) -> list[_Finding]:
+    if _plain(needed.unit) == _plain(packed.unit):
         return []
-    return [_Finding(f"modality {own.name!r} is in {other.unit!r} in {name!r}, in {own.unit!r} in training", math.inf)]
+    return [
+        _Finding(
+            f"modality {needed.name!r} is in {packed.unit!r} in {name!r}, in {needed.unit!r} in training", math.inf
+        )
+    ]
 
 
 def _plain(text: str) -> str:
@@ -187,13 +194,13 @@ def _plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
-def _scales(name: str, own: Modality, other: ManifestModality) -> list[_Finding]:
+def _scales(name: str, needed: Modality, packed: ManifestModality) -> list[_Finding]:
     """The largest difference between the statistics of a modality's variates, if it is large enough to report."""
-    found: list[_Finding] = []
-    for number, values in enumerate(zip(own.mean, own.std, other.mean, other.std, strict=False)):
-        where = f"variate {number} of modality {own.name!r}" if own.variates > 1 else f"modality {own.name!r}"
-        found += _scale(name, where, *values)
-    return [max(found, key=lambda finding: finding.factor)] if found else []
+    by_variate: list[_Finding] = []
+    for number, values in enumerate(zip(needed.mean, needed.std, packed.mean, packed.std, strict=False)):
+        where = f"variate {number} of modality {needed.name!r}" if needed.variates > 1 else f"modality {needed.name!r}"
+        by_variate += _scale(name, where, *values)
+    return [max(by_variate, key=lambda finding: finding.factor)] if by_variate else []
 
 
 def _scale(name: str, what: str, mean: float, std: float, other_mean: float, other_std: float) -> list[_Finding]:
@@ -219,7 +226,7 @@ def _binary(mean: float, std: float) -> bool:
 
 
 def _as_warnings(findings: Sequence[_Finding], *, any_units: bool) -> list[str]:
-    """Findings as warnings. Raises DataError where one is above `_GROSS`, unless `any_units`."""
+    """Findings as warnings. Raises DataError if one is above `_GROSS`, unless `any_units`."""
     gross = [finding for finding in findings if finding.factor > _GROSS]
     if gross and not any_units:
         more = f"; and {len(gross) - 8} more" if len(gross) > 8 else ""

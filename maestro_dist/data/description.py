@@ -126,10 +126,10 @@ def _modality(given: Any, window_s: float, where: str) -> Modality:
 
 
 def _count(value: Any, key: str, where: str) -> int:
-    found = whole_number(value)
-    if found is None or found < 1:
+    number = whole_number(value)
+    if number is None or number < 1:
         raise DataError(f"{where}: {key} {short_repr(value)} is not a whole number from 1")
-    return found
+    return number
 
 
 def _check_names(names: list[str], recording: bool, where: str) -> None:

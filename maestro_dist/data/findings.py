@@ -51,18 +51,18 @@ class Findings:
         Raises:
             DataError: there was no sample.
         """
-        about, having = self.description, [name for name, split in splits.items() if split.samples]
-        if not having:
+        about, filled = self.description, [name for name, split in splits.items() if split.samples]
+        if not filled:
             raise DataError(f"{about.name}: there was no sample for any of the splits {', '.join(splits)}")
-        source = TRAIN if TRAIN in having else having[0]
+        source = TRAIN if TRAIN in filled else filled[0]
         bulks = {modality.name: self._bulks(source, modality) for modality in self.modalities}
         outliers = [
-            found
-            for split in having
+            entry
+            for split in filled
             for modality in self.modalities
-            for found in self._outliers(split, modality, bulks[modality.name])
+            for entry in self._outliers(split, modality, bulks[modality.name])
         ]
-        outliers += [found for split in having for found in self._target_outliers(source, split)]
+        outliers += [entry for split in filled for entry in self._target_outliers(source, split)]
         return Manifest(
             format="maestro_dist/1",
             name=about.name,
@@ -78,24 +78,24 @@ class Findings:
             splits=splits,
             statistics_of=None if source == TRAIN else source,
             outliers=outliers,
-            shared_people=list(self._shared(having)),
+            shared_people=list(self._shared(filled)),
         )
 
     def _bulks(self, split: str, modality: Modality) -> list[Bulk | None]:
-        """The bulk of each variate; None where there are no values."""
+        """The bulk of each variate; None if there are no values."""
         return [self.histograms[split][modality.name].bulk(variate) for variate in range(modality.variates)]
 
     def _outliers(self, split: str, modality: Modality, bulks: Sequence[Bulk | None]) -> Iterator[Outliers]:
         for variate, bulk in enumerate(bulks):
-            found = self.histograms[split][modality.name].far_values(variate, bulk) if bulk is not None else None
-            if found is not None:
-                yield _outliers_of(split, modality.name, variate, found)
+            far = self.histograms[split][modality.name].far_values(variate, bulk) if bulk is not None else None
+            if far is not None:
+                yield _outliers_of(split, modality.name, variate, far)
 
     def _target_outliers(self, source: str, split: str) -> Iterator[Outliers]:
         bulk = self.targets[source].bulk(0)
-        found = self.targets[split].far_values(0, bulk) if bulk is not None else None
-        if found is not None:
-            yield _outliers_of(split, None, 0, found)
+        far = self.targets[split].far_values(0, bulk) if bulk is not None else None
+        if far is not None:
+            yield _outliers_of(split, None, 0, far)
 
     def _described(self, split: str, modality: Modality, bulks: Sequence[Bulk | None]) -> ManifestModality:
         moments, histogram = self.moments[split][modality.name], self.histograms[split][modality.name]
@@ -115,20 +115,20 @@ class Findings:
         )
 
     def _shared(self, splits: Sequence[str]) -> Iterator[SharedPeople]:
-        for one, other in combinations(splits, 2):
-            both = self.people[one] & self.people[other]
-            if both:
-                yield SharedPeople(splits=[one, other], people=len(both), some=sorted(both)[:_SOME])
+        for first, second in combinations(splits, 2):
+            people = self.people[first] & self.people[second]
+            if people:
+                yield SharedPeople(splits=[first, second], people=len(people), some=sorted(people)[:_SOME])
 
 
-def _outliers_of(split: str, modality: str | None, variate: int, found: FarValues) -> Outliers:
+def _outliers_of(split: str, modality: str | None, variate: int, far: FarValues) -> Outliers:
     return Outliers(
         split=split,
         modality=modality,
         variate=variate,
-        samples=found.windows,
-        values=found.numbers,
-        largest=found.largest,
+        samples=far.windows,
+        values=far.numbers,
+        largest=far.largest,
     )
 
 
@@ -145,17 +145,17 @@ def warning_lines(
     train = manifest.splits.get(TRAIN)
     source = manifest.statistics_of or (TRAIN if train and train.samples else splits[0])
     if source != splits[0]:
-        lines.append(f"means and standard deviations are those of split '{source}', not '{splits[0]}'")
-    for found in manifest.outliers:
-        if found.split in splits and found.modality is None:
+        lines.append(f"means and standard deviations are of split '{source}', not '{splits[0]}'")
+    for entry in manifest.outliers:
+        if entry.split in splits and entry.modality is None:
             lines.append(
-                f"targets of {_counted(found.samples, 'sample')} of split '{found.split}' lie far from all others, up "
-                f"to {found.largest:.6g}, and dominate the loss; leave out samples that have no target"
+                f"targets of {_counted(entry.samples, 'sample')} of split '{entry.split}' lie far from all others, up "
+                f"to {entry.largest:.6g}, and dominate the loss; leave out samples that have no target"
             )
-        elif found.split in splits and found.modality in names:
-            outliers[found.split, found.modality].append(found)
+        elif entry.split in splits and entry.modality in names:
+            outliers[entry.split, entry.modality].append(entry)
     for (split, name), group in outliers.items():
-        worst = max(group, key=lambda found: abs(found.largest))
+        worst = max(group, key=lambda entry: abs(entry.largest))
         more = f", and {len(group) - 1} more of its variates" if len(group) > 1 else ""
         lines.append(
             f"{name}, variate {worst.variate}{more}: {_counted(worst.values, 'value')} in "

@@ -229,10 +229,10 @@ class Manifest(_ManifestEntry):
 _FINDINGS = ("statistics_of", "outliers", "shared_people")
 
 
-def _hint(name: str, have: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(have), n=1, cutoff=0.5)
-    known = ", ".join(sorted(have))
-    return f"; did you mean '{near[0]}'? It has {known}" if near else f"; it has {known}"
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    listed = ", ".join(sorted(known))
+    return f"; did you mean '{near[0]}'? It has {listed}" if near else f"; it has {listed}"
 
 
 def load_manifest(url: str) -> Manifest:
@@ -250,9 +250,9 @@ def load_manifest(url: str) -> Manifest:
         raise DataError(f"{name}: no manifest there; pack the data set first, or correct data.url") from error
     except ValueError as error:
         raise DataError(f"{name}: not valid JSON ({error}); pack the data set again") from error
-    found = raw.get("format") if isinstance(raw, dict) else None
-    if found != FORMAT:
-        raise DataError(f"{name}: format {found!r} is not {FORMAT!r}; pack the data set with this version")
+    file_format = raw.get("format") if isinstance(raw, dict) else None
+    if file_format != FORMAT:
+        raise DataError(f"{name}: format {file_format!r} is not {FORMAT!r}; pack the data set with this version")
     try:
         return Manifest.model_validate(raw)
     except ValidationError as error:

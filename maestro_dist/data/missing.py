@@ -34,7 +34,7 @@ def drop_modalities(
 
     A sample always keeps at least one modality: where all would be dropped, the present one with the largest draw
     stays. A draw depends on (seed, step, sample number, modality name), so neither the size of the batch nor the order
-    of the modalities matters. Modalities with `always` are never dropped and do not count as the one that is kept.
+    of the modalities matters. Modalities with `always` are never dropped and do not count as the kept modality.
     """
     others = [column for column, modality in enumerate(modalities) if not modality.always]
     if len(others) < len(modalities):

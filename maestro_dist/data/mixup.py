@@ -50,18 +50,18 @@ def shares_of(numbers: np.ndarray, alpha: float, *, seed: int, step: int) -> np.
     return np.asarray(betaincinv(alpha, alpha, draws), dtype=np.float32)
 
 
-def mix(own: DecodedSample, partner: DecodedSample, share: float) -> DecodedSample:
-    """`share` of the sample `own` plus the rest of its partner, with the number, key and target of `own`.
+def mix(sample: DecodedSample, partner: DecodedSample, share: float) -> DecodedSample:
+    """`share` x `sample` + (1 - `share`) x `partner`, with the number, key and target of `sample`.
 
     Recording statistics are mixed in the same way. A modality, or an observed step, that only one of the two has is
     taken unchanged.
     """
     first, rest = np.float32(share), np.float32(1) - np.float32(share)
-    values, recording = {**partner.values, **own.values}, {**partner.recording, **own.recording}
-    for name in own.values.keys() & partner.values.keys():
-        one, other = own.values[name], partner.values[name]
+    values, recording = {**partner.values, **sample.values}, {**partner.recording, **sample.recording}
+    for name in sample.values.keys() & partner.values.keys():
+        one, other = sample.values[name], partner.values[name]
         mixed = first * one + rest * other
         values[name] = np.where(np.isnan(one), other, np.where(np.isnan(other), one, mixed))
-    for name in own.recording.keys() & partner.recording.keys():
-        recording[name] = first * own.recording[name] + rest * partner.recording[name]
-    return replace(own, values=values, recording=recording)
+    for name in sample.recording.keys() & partner.recording.keys():
+        recording[name] = first * sample.recording[name] + rest * partner.recording[name]
+    return replace(sample, values=values, recording=recording)

@@ -32,7 +32,7 @@ class RunningMoments:
 
     @property
     def std(self) -> np.ndarray:
-        """Population standard deviation; 0 where nothing was observed."""
+        """Population standard deviation; 0 if nothing was observed."""
         return np.sqrt(self.m2 / np.maximum(self.count, 1))
 
 

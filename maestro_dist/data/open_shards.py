@@ -20,7 +20,7 @@ from maestro_dist.data.shard_index import HEADER, load_index
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import StorageError
 
-_INDEX_BYTES = 256 << 20  # memory for indexes, besides those of the shards that are shuffled together
+_INDEX_BYTES = 256 << 20  # memory for indexes, without the indexes of shards that are shuffled together
 _MOST_FILES = 1024
 
 
@@ -72,7 +72,7 @@ class OpenShards:
             os.close(self._files.popitem()[1])
 
     def keep(self, shards: int) -> None:
-        """Keep at least this many shards, those of one batch, in memory.
+        """Keep at least this many shards (the shards of one batch) in memory.
 
         The limit is this number plus `data.shuffle_shards`: a batch may have samples of two shuffled groups.
         """
@@ -85,32 +85,32 @@ class OpenShards:
             DataError: shard or index is missing, damaged, or differs from the manifest.
             StorageError: it cannot be read.
         """
-        found = self._opened.get(position)
-        if found is not None:
+        opened = self._opened.get(position)
+        if opened is not None:
             self._opened.move_to_end(position)
-            return found
+            return opened
         shard = self._shards[position]
         self._heartbeat(f"opening {self._storage.name(shard.path)}")
         index = load_index(self._storage, shard)
         offsets, sizes = index.columns(self._members)
-        small = np.min_scalar_type(shard.bytes)  # 4 bytes per number instead of 8, for shards below 4 GiB
-        found = OpenShard(
+        dtype = np.min_scalar_type(shard.bytes)  # 4 bytes per number instead of 8, for shards below 4 GiB
+        opened = OpenShard(
             position=position,
             name=self._storage.name(shard.path),
             keys=index.keys,
-            offsets=offsets.astype(small),
-            sizes=sizes.astype(small),
+            offsets=offsets.astype(dtype),
+            sizes=sizes.astype(dtype),
             path=Path(),
             file=(0, 0, 0, 0),
         )
-        self._verify(found)
-        self._opened[position] = found
-        self._bytes += found.bytes
+        self._verify(opened)
+        self._opened[position] = opened
+        self._bytes += opened.bytes
         while self._bytes > _INDEX_BYTES and len(self._opened) > self._kept_shards:
             oldest, dropped = self._opened.popitem(last=False)
             self._bytes -= dropped.bytes
             self._close(oldest)
-        return found
+        return opened
 
     def renewed(self, shard: OpenShard) -> bool:
         """Whether the file of a shard has changed since it was verified; then verify (or download) it again.

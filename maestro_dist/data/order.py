@@ -38,8 +38,8 @@ def labelled_count(samples: int, share: float) -> int:
 def labelled_mask(seed: int, samples: int, share: float) -> np.ndarray:
     """bool [N]: which training samples (in manifest order) `data.label_share` keeps.
 
-    The samples with the smallest hash of (seed, sample number): the same on every rank, and the samples of a smaller
-    share are among those of a larger share.
+    It keeps the samples with the smallest hash of (seed, sample number): the same on every rank. A larger share
+    contains all samples of a smaller share.
     """
     hashes = rng.bits_np(rng.key(seed, "label_share"), np.arange(samples, dtype=np.int64))
     chosen = np.zeros(samples, dtype=bool)

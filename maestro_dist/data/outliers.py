@@ -26,7 +26,7 @@ _SMALL_GAP, _GAP = 20.0, 1000.0
 (a placeholder), and for values that make the standard deviation more than `_HUGE` times larger."""
 
 _INFLATION, _HUGE = 10.0, 1e4
-"""Outliers are reported where the standard deviation with them is `_INFLATION` times that of the bulk."""
+"""Outliers are reported if they make the standard deviation at least `_INFLATION` times larger."""
 
 
 class Bulk(NamedTuple):
@@ -66,7 +66,7 @@ class ValueHistogram:
             self._count()
 
     def bulk(self, variate: int) -> Bulk | None:
-        """The values of a variate without outliers; None where there are no values."""
+        """The values of a variate without outliers; None if there are no values."""
         self._count()
         count = self.count[variate]
         if not count.any():

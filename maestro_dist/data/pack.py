@@ -75,17 +75,17 @@ def pack(
     if not isinstance(samples, Iterable):
         raise DataError(f"pack: samples is {type_name(samples)}, not an iterable of RawSample")
     storage = open_for_packing(os.fspath(url), overwrite=overwrite)
-    checker, found = SampleChecker(description, names), Findings(description, names)
+    checker, findings = SampleChecker(description, names), Findings(description, names)
     with ExitStack() as stack:
         classes = len(description.classes)
         writers = {name: stack.enter_context(SplitWriter(storage, name, classes, size)) for name in names}
-        for place, sample in enumerate(samples):
-            checked = checker.checked(sample, place)
+        for number, sample in enumerate(samples):
+            checked = checker.checked(sample, number)
             members = {member_name(name): npy(array) for name, array in checked.arrays.items()}
             writers[checked.split].add(checked.key, checked.label, checked.meta, members)
-            found.add(checked)
+            findings.add(checked)
         finished = {name: writer.finish() for name, writer in writers.items()}
-        manifest = found.manifest(finished)
+        manifest = findings.manifest(finished)
         _check_complete(storage, manifest)
         write_manifest(storage, manifest)
     for line in warning_lines(manifest):
@@ -111,7 +111,7 @@ def open_for_packing(url: str, *, overwrite: bool) -> Storage:
 
 
 def check_nothing_packed(url: str) -> None:
-    """Raise `DataError` where there is a data set at `url`."""
+    """Raise `DataError` if there is a data set at `url`."""
     if Storage(url).exists(MANIFEST_NAME):
         name = Storage(url).name()
         raise DataError(
@@ -121,7 +121,7 @@ def check_nothing_packed(url: str) -> None:
 
 
 def _check_complete(storage: Storage, manifest: Manifest) -> None:
-    """Raise `DataError` where another process packed to the same place, failed, and removed a shard of this one."""
+    """Raise `DataError` if another process packed to the same place, failed, and removed a shard of this one."""
     for split in manifest.splits.values():
         for shard in split.shards:
             if not storage.exists(shard.path) or not storage.exists(shard.index):

@@ -31,28 +31,28 @@ def python_number(value: Any) -> bool | int | float | None:
 
 def whole_number(value: Any) -> int | None:
     """A whole number, also where it is given as a float; None for anything else."""
-    found = python_number(value)
-    if found is None or isinstance(found, bool):
+    number = python_number(value)
+    if number is None or isinstance(number, bool):
         return None
-    if isinstance(found, float):
-        return int(found) if found.is_integer() else None
-    return found
+    if isinstance(number, float):
+        return int(number) if number.is_integer() else None
+    return number
 
 
 def finite_number(value: Any) -> int | float | None:
     """A finite number that float32 can hold (an integer stays an integer); None for anything else."""
-    found = python_number(value)
-    if found is None or isinstance(found, bool):
+    number = python_number(value)
+    if number is None or isinstance(number, bool):
         return None
-    return found if -_LARGEST_FLOAT32 <= found <= _LARGEST_FLOAT32 else None
+    return number if -_LARGEST_FLOAT32 <= number <= _LARGEST_FLOAT32 else None
 
 
 def boolean(value: Any, key: str, where: str) -> bool:
     """True or False. Raises DataError for anything else."""
-    found = python_number(value)
-    if not isinstance(found, bool):
+    result = python_number(value)
+    if not isinstance(result, bool):
         raise DataError(f"{where}: {key} {short_repr(value)} is neither True nor False")
-    return found
+    return result
 
 
 def checked_text(value: Any, key: str, where: str, *, line: bool = True, most: int = _MOST_LETTERS) -> str:
@@ -74,14 +74,14 @@ def id_text(value: Any, key: str, where: str, *, most: int = 200) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        found = whole_number(value)
-        if found is None:
+        number = whole_number(value)
+        if number is None:
             raise DataError(
                 f"{where}: {key} {short_repr(value)} is {type_name(value)}; an id is text or a whole number"
             )
-        value = str(found)
-    found_text = checked_text(value, key, where, most=most)
-    return found_text if found_text.strip() else ""
+        value = str(number)
+    text = checked_text(value, key, where, most=most)
+    return text if text.strip() else ""
 
 
 def checked_list(value: Any, key: str, where: str) -> list[Any]:
@@ -121,7 +121,7 @@ def float32_array(value: Any, where: str) -> np.ndarray:
 
 
 def first_duplicate(names: Iterable[str]) -> str | None:
-    """The first name that occurs a second time; None where there is none."""
+    """The first name that occurs a second time; None if there is none."""
     seen: set[str] = set()
     for name in names:
         if name in seen:

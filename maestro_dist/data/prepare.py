@@ -51,7 +51,7 @@ def prepare(source: SourceConfig, url: str) -> Manifest:
 
 
 def check_converter(source: SourceConfig) -> None:
-    """Raise `ConfigError` where `data.source.converter` names no converter."""
+    """Raise `ConfigError` if `data.source.converter` names no converter."""
     name = source.converter
     if name not in CONVERTERS:
         near = difflib.get_close_matches(name, CONVERTERS, n=1)
@@ -95,7 +95,7 @@ class _Quiet(OptionParser):
 
 
 def check_source(path: str, *, source: str) -> None:
-    """Raise `DataError` where `path`, the value of the option or key `source`, does not exist."""
+    """Raise `DataError` if `path`, the value of the option or key `source`, does not exist."""
     if not Path(path).exists():
         hint = (
             "; raw files are read from local folders and archives: copy them to this machine" if "://" in path else ""
@@ -145,7 +145,7 @@ def check_place(source: SourceConfig, url: str) -> None:
 
 
 def _other_files(names: list[str]) -> list[str]:
-    """The names. Files of a killed packing are left out: shards, of which only the last may lack its index."""
+    """The names without files of a killed packing. These are shards; only the last shard may lack its index."""
     shards = [match for name in names if (match := _UNFINISHED.fullmatch(name))]
     tars, indexes = ({m[1] for m in shards if m[2] == kind} for kind in ("tar", "index.json"))
     if len(tars - indexes) > 1 or indexes - tars:

@@ -123,8 +123,8 @@ class SampleChecker:
             raise DataError(
                 f"{where}: label {short_repr(given)} is the name of a class; give its number, {classes.index(given)}"
             )
-        found = python_number(given)
-        label = int(found) if isinstance(found, bool) else whole_number(found)
+        number = python_number(given)
+        label = int(number) if isinstance(number, bool) else whole_number(number)
         if label is None or not 0 <= label < len(classes):
             raise DataError(f"{where}: label {short_repr(given)} is not one of 0..{len(classes) - 1}")
         return label

@@ -94,25 +94,25 @@ def _fetch(storage: Storage, shard: Shard, target: Path, verify: str, heartbeat:
     raise DataError(f"{name}: {problem}; upload or pack the data set again")
 
 
-def file_identity(found: os.stat_result) -> FileIdentity:
+def file_identity(status: os.stat_result) -> FileIdentity:
     """Identity of a file in its current state."""
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _problem(path: Path, shard: Shard, verify: str, heartbeat: Heartbeat) -> str | None:
     """The problem of a file, in words; None if it is the right shard. A process computes the hash of a file once."""
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return "the shard is missing"
-    if found.st_size != shard.bytes:
-        return f"{found.st_size} bytes instead of {shard.bytes}"
-    known = file_identity(found), shard.sha256
-    if verify == "size" or known in _checked:
+    if status.st_size != shard.bytes:
+        return f"{status.st_size} bytes instead of {shard.bytes}"
+    checked = file_identity(status), shard.sha256
+    if verify == "size" or checked in _checked:
         return None
     if _sha256(path, shard.bytes, heartbeat) != shard.sha256:
         return "its sha256 is not that of the manifest"
-    _checked.add(known)
+    _checked.add(checked)
     return None
 
 

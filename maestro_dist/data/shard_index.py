@@ -57,15 +57,15 @@ class ShardIndex:
 
 def index_tar(file: IO[bytes]) -> ShardIndex:
     """Make the index by reading the headers of a tar from its start."""
-    found: dict[str, dict[str, tuple[int, int]]] = {}
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for info in tar:
             key, _, name = info.name.partition(".")
-            found.setdefault(key, {})[name] = (info.offset_data, info.size)
-    members = sorted({name for sample in found.values() for name in sample})
-    table = np.array([[sample.get(name, (0, 0)) for name in members] for sample in found.values()], dtype=np.int64)
-    table = table.reshape(len(found), len(members), 2)
-    return ShardIndex(list(found), members, table[:, :, 0], table[:, :, 1])
+            samples.setdefault(key, {})[name] = (info.offset_data, info.size)
+    members = sorted({name for sample in samples.values() for name in sample})
+    table = np.array([[sample.get(name, (0, 0)) for name in members] for sample in samples.values()], dtype=np.int64)
+    table = table.reshape(len(samples), len(members), 2)
+    return ShardIndex(list(samples), members, table[:, :, 0], table[:, :, 1])
 
 
 def load_index(storage: Storage, shard: Shard) -> ShardIndex:

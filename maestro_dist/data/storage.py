@@ -85,7 +85,7 @@ class Storage:
         return redact(self._url(path))
 
     def local_path(self, path: str = "") -> Path | None:
-        """The local file of `path`; None where the storage is remote."""
+        """The local file of `path`; None if the storage is remote."""
         return None if self.local is None else self.local / path if path else self.local
 
     # reading
@@ -128,10 +128,10 @@ class Storage:
         if local is not None:
             return sorted(name for name in os.listdir(local) if name[0] != ".") if local.is_dir() else []
         try:
-            found = self._retried(path, "list", lambda fs, key: (key, fs.ls(key, detail=False)))
+            listing = self._retried(path, "list", lambda fs, key: (key, fs.ls(key, detail=False)))
         except ObjectMissing:
             return []
-        folder, names = found[0].strip("/"), [str(name).strip("/") for name in found[1]]
+        folder, names = listing[0].strip("/"), [str(name).strip("/") for name in listing[1]]
         return sorted({name.rsplit("/", 1)[-1] for name in names if name != folder})
 
     def download(self, path: str, target: Path, progress: Callable[[int, int], None] = lambda done, size: None) -> None:
@@ -197,12 +197,12 @@ class Storage:
             return StorageError(f"cannot write {self.name(path)}: {error.strerror or error}{where}")
 
         try:
-            made = tempfile.TemporaryDirectory(
+            temporary = tempfile.TemporaryDirectory(
                 prefix=".writing-", dir=local.parent if local else None, ignore_cleanup_errors=True
             )
         except OSError as error:
             raise failed(error) from error
-        with made as folder:
+        with temporary as folder:
             spool = Path(folder) / "object"
             try:
                 raw = _Spool(spool, failed)

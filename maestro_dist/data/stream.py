@@ -97,13 +97,15 @@ class TrainStream:
         class_counts = source.manifest.split(source.split).class_counts
         if self._labelled is None or not class_counts or min(n for n in class_counts if n) * share > _NEVER_LOST:
             return []
-        found = [0] * len(class_counts)
+        kept_counts = [0] * len(class_counts)
         with closing(replace(source, modalities=()).open()) as reader:
             for number in np.flatnonzero(self._labelled).tolist():
                 with suppress(BadSample):
-                    found[int(reader.decode(number, reader.stored(number)).target)] += 1
+                    kept_counts[int(reader.decode(number, reader.stored(number)).target)] += 1
         lost = [
-            name for name, n, kept in zip(source.manifest.classes, class_counts, found, strict=True) if n and not kept
+            name
+            for name, n, remaining in zip(source.manifest.classes, class_counts, kept_counts, strict=True)
+            if n and not remaining
         ]
         if not lost:
             return []

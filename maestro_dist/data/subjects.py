@@ -34,7 +34,7 @@ def keys_and_subjects(source: SplitSource) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _person(subject: Any) -> str:
-    """The name of a subject, from its json value; empty where there is none."""
+    """The name of a subject, from its json value; empty if there is none."""
     number = None if isinstance(subject, str) else whole_number(subject)
     name = "" if subject is None else str(subject if number is None else number)
     return name if name.strip() else ""

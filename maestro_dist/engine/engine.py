@@ -147,7 +147,7 @@ class Engine:
         """Release DeepSpeed's hooks and buffers, so that this process can create another engine.
 
         ZeRO 3 replaces `torch.nn.functional.linear` and does not restore it. Without the restore here, later results
-        of this process would be rounded differently from those of a new process.
+        of this process would be rounded differently than in a new process.
         """
         from torch.nn import functional
 

@@ -1,7 +1,7 @@
 """Checks that gradients become ready in the same order on all ranks and in all steps.
 
-DeepSpeed's ZeRO 2 and 3, and ZeRO 1 with overlapping communication, put gradients into buckets in the order in which
-the backward pass finishes them, and reduce bucket by bucket. If this order differed between ranks, gradients of
+DeepSpeed puts gradients into buckets in the order in which backward pass finishes them, and reduces bucket by bucket
+(at ZeRO 2 and 3, and at ZeRO 1 with overlapping communication). If this order differed between ranks, gradients of
 different parameters would be added without any error. The order of operations in the model does not depend on a rank's
 samples; this check verifies it on every rank in every step.
 """

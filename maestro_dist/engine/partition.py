@@ -1,7 +1,7 @@
 """The parameter slices that a rank owns under ZeRO: read them, write them back.
 
 Every rank owns one contiguous range of each *flattened* parameter in fp32, and the optimizer's state for this range.
-This module is the only one that uses private names of DeepSpeed. DeepSpeed 0.19 is pinned; a test per ZeRO stage fails
+Only this module uses private names of DeepSpeed. DeepSpeed 0.19 is pinned; a test per ZeRO stage fails
 if these names change.
 """
 

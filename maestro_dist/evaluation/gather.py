@@ -39,10 +39,10 @@ def gather_rows(rows: Tensor, mesh: Mesh, *, each: bool = False) -> Tensor:
 
 def in_manifest_order(sample: np.ndarray, values: np.ndarray, samples: int, split: str) -> np.ndarray:
     """Rows sorted by sample number. Raises DataError unless each of 0 ... samples-1 occurs exactly once."""
-    found = np.bincount(sample[(sample >= 0) & (sample < samples)], minlength=samples)
-    if len(sample) != samples or (found != 1).any():
-        wrong = int(np.argmax(found != 1)) if (found != 1).any() else int(sample.max())
-        times = int(found[wrong]) if wrong < samples else 1
+    counts = np.bincount(sample[(sample >= 0) & (sample < samples)], minlength=samples)
+    if len(sample) != samples or (counts != 1).any():
+        wrong = int(np.argmax(counts != 1)) if (counts != 1).any() else int(sample.max())
+        times = int(counts[wrong]) if wrong < samples else 1
         raise DataError(
             f"split {split!r} has {samples} samples but {len(sample)} were evaluated: "
             f"number {wrong} came {times} times (is the manifest older than its shards?)"

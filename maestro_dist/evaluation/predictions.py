@@ -60,10 +60,12 @@ class Predictions:
         content = run.read(PREDICTIONS_FILE)
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as file:
-                found = cls(**{name: file[name] for name in file.files})
+                predictions = cls(**{name: file[name] for name in file.files})
         except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise DataError(f"{run.name(PREDICTIONS_FILE)} is damaged ({error}); `evaluate` the run again") from error
-        shape = (len(found.rate), len(found.target))
-        if found.logits.ndim != 3 or found.logits.shape[:2] != shape:
-            raise DataError(f"{run.name(PREDICTIONS_FILE)} has answers of shape {found.logits.shape}, not {shape} x C")
-        return found
+        shape = (len(predictions.rate), len(predictions.target))
+        if predictions.logits.ndim != 3 or predictions.logits.shape[:2] != shape:
+            raise DataError(
+                f"{run.name(PREDICTIONS_FILE)} has answers of shape {predictions.logits.shape}, not {shape} x C"
+            )
+        return predictions

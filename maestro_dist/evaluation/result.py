@@ -67,11 +67,11 @@ class Evaluation:
 
     def values(self, metric: str, rate: float) -> list[float]:
         """A metric for each draw at a rate; draws without a defined value are left out."""
-        found = [scenario.metrics.get(metric, math.nan) for scenario in self.scenarios if scenario.rate == rate]
-        return [value for value in found if not math.isnan(value)]
+        all_values = [scenario.metrics.get(metric, math.nan) for scenario in self.scenarios if scenario.rate == rate]
+        return [value for value in all_values if not math.isnan(value)]
 
     def mean(self, metric: str, rate: float) -> float | None:
-        """Mean over the draws at a rate; None where the metric is undefined."""
+        """Mean over the draws at a rate; None if the metric is undefined."""
         values = self.values(metric, rate)
         return fmean(values) if values else None
 
@@ -81,7 +81,7 @@ class Evaluation:
         return stdev(values) if len(values) > 1 else None
 
     def score(self, metric: str) -> float:
-        """Mean of a metric over the rates; it chooses the best weights. Raises DataError where it is undefined."""
+        """Mean of a metric over the rates; it chooses the best weights. Raises DataError if it is undefined."""
         means = [self.mean(metric, rate) for rate in self.rates]
         defined = [value for value in means if value is not None]
         if len(defined) < len(means):

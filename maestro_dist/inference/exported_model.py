@@ -78,9 +78,9 @@ def read_description(storage: Storage) -> dict[str, Any]:
         raise CheckpointError(f"{storage.name()}: no exported model here ({DESCRIPTION}, {WEIGHTS})") from error
     except ValueError as error:
         raise CheckpointError(f"{name}: not JSON ({error})") from error
-    found = description.get("format") if isinstance(description, dict) else None
-    if found != FORMAT:
-        raise CheckpointError(f"{name}: format {found!r} is not {FORMAT!r}")
+    file_format = description.get("format") if isinstance(description, dict) else None
+    if file_format != FORMAT:
+        raise CheckpointError(f"{name}: format {file_format!r} is not {FORMAT!r}")
     try:
         model_config(description), modalities_of(description), task_description(description)
         str(description["weights"]["sha256"])

@@ -35,15 +35,15 @@ def check_writable(path: Path, option: str) -> None:
         raise ConfigError(f"{option} {path}: not writable; choose another file")
 
 
-def what_may_be_meant(here: Storage) -> str:
+def what_may_be_meant(missing: Storage) -> str:
     """The end of a message that there is no run: the runs inside, or a run with a similar name. May be empty."""
-    inside = _runs_in(here)
+    inside = _runs_in(missing)
     if inside:
         others = " and others" if len(inside) > 8 else ""
         return f"; it contains the runs {', '.join(inside[:8])}{others}: choose one of them"
-    folder, _, name = here.url.rpartition("/")
+    folder, _, name = missing.url.rpartition("/")
     near_by = [Storage(folder)] if folder and not folder.endswith(":/") else []
-    near_by += [Storage(RUNS)] if here.local is not None else []
+    near_by += [Storage(RUNS)] if missing.local is not None else []
     for place in near_by:
         similar = difflib.get_close_matches(name, _runs_in(place), n=1, cutoff=0.5)
         if similar:

@@ -117,15 +117,15 @@ class Predictor:
         """
         import torch
 
-        given = as_list(samples)
-        recordings = self._recordings(given, recording)
+        sample_list = as_list(samples)
+        recordings = self._recordings(sample_list, recording)
         if batch < 1:
             raise ConfigError(f"batch: {batch} is not 1 or more")
         logits, observed = [np.zeros((0, self._task.outputs), dtype=np.float32)], [np.zeros(0, dtype=bool)]
         with torch.no_grad():
-            for start in range(0, len(given), batch):
+            for start in range(0, len(sample_list), batch):
                 chosen = slice(start, start + batch)
-                made_batch = self._batch(given[chosen], recordings[chosen] if recordings else None, start)
+                made_batch = self._batch(sample_list[chosen], recordings[chosen] if recordings else None, start)
                 has_values = made_batch.present.any(dim=1).numpy()
                 if unobserved == "refuse" and not has_values.all():
                     raise DataError(
@@ -155,15 +155,15 @@ class Predictor:
         """Statistics by sample; empty if the model does not use them."""
         if not self.wants_recording:
             return []
-        found = [] if given is None else as_list(given)
-        if len(found) != len(samples):
+        recordings = [] if given is None else as_list(given)
+        if len(recordings) != len(samples):
             raise DataError(
                 "this model normalises by recording: give mean and standard deviation of the recording with each "
-                f"sample ({len(samples)} samples, {len(found)} recordings)"
+                f"sample ({len(samples)} samples, {len(recordings)} recordings)"
             )
-        for number, sample in enumerate(found):
+        for number, sample in enumerate(recordings):
             check_modality_names(sample, self.names, f"recording {number}")
-        return found
+        return recordings
 
     def _batch(self, samples: Sequence[Sample], recording: Sequence[Mapping[str, Any]] | None, first: int) -> Batch:
         import torch

@@ -1,8 +1,8 @@
 """The MLflow pyfunc of an exported model. MLflow copies this file into the logged model and runs it to load it.
 
 Input: a DataFrame, a dict of columns or a list of dicts, one row per sample and one column per modality. A cell is an
-array or nested list [T_j][D_j] (None or NaN for a step that was not observed), or None if the sample does not have
-this sensor. Columns of missing sensors may be left out. Models that normalise by recording also need columns
+array or nested list [T_j][D_j], with None or NaN for a step that was not observed. It is None if the sample lacks this
+sensor. Columns of missing sensors may be left out. Models that normalise by recording also need columns
 `<modality>_recording` with [D_j][2]. Output: one column per class with its probability, or `value`.
 
 A row that is not valid, or without any observed value, makes the whole request fail. MLflow drops columns with other

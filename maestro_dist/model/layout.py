@@ -37,7 +37,7 @@ class ModalityTokens(NamedTuple):
     first_word     global number of the first word on this rank
     summary_total  summary tokens over all ranks (0 or 1)
     words_total    words over all ranks
-    word_bounds    global number of each rank's first word, then `words_total`; empty where no rank needs it
+    word_bounds    global number of each rank's first word, then `words_total`; empty if no rank needs it
     """
 
     rows: int
@@ -83,10 +83,10 @@ class TokenLayout:
     parts      the tokens of each modality
     mask       bool [S, L]: observed tokens
     flat_mask  bool [N]
-    slot       int64 [N]: flat position in [S, L]; None where it is the identity (one modality, or one sample)
+    slot       int64 [N]: flat position in [S, L]; None if it is the identity (one modality, or one sample)
     observed   int64 [S]: observed tokens over all ranks
     observed_before
-               int64 [S, parts]: observed tokens on lower ranks, plus those of earlier modalities over all ranks
+               int64 [S, parts]: observed tokens on lower ranks, plus all observed tokens of earlier modalities
     sample     int64 [S]: sample numbers; they key the draws
     token      int64 [L], or [S, L] where samples have different modalities: global canonical number of each column
     part       int64, as `token`: the modality that each column belongs to (its position in sorted order)
@@ -303,12 +303,12 @@ def cross_modal_layout(
     """
     parts = [chain[depth] for chain in plan.parts]
     device, samples = sample.device, sample.shape[0]
-    ragged = host_rows is not None and any(len(own) < samples for own in host_rows)
+    ragged = host_rows is not None and any(len(sample_rows) < samples for sample_rows in host_rows)
     lengths, totals = [0] * samples, [0] * samples
-    for part, own in zip(
+    for part, sample_rows in zip(
         parts, host_rows if host_rows is not None else [list(range(samples))] * len(parts), strict=True
     ):
-        for row in own:
+        for row in sample_rows:
             lengths[row] += part.length
             totals[row] += part.length_total
     length = max(lengths) if ragged else sum(part.length for part in parts)
@@ -328,7 +328,7 @@ def cross_modal_layout(
     mask = flat_mask.new_zeros(samples * length).index_copy_(0, slot, flat_mask).view(samples, length)
     if ragged:
         # Columns after a sample's end get numbers above all tokens, so that numbers and counts ascend along a row.
-        flat = torch.cat([own.repeat(part.rows) for own, part in zip(columns, parts, strict=True)])
+        flat = torch.cat([sample_rows.repeat(part.rows) for sample_rows, part in zip(columns, parts, strict=True)])
         token = slot.new_full((samples * length,), number).index_copy_(0, slot, flat).view(samples, length)
         flat = torch.cat([slot.new_full((part.rows * part.length,), j) for j, part in enumerate(parts)])
         modality = slot.new_full((samples * length,), len(parts) - 1).index_copy_(0, slot, flat).view(samples, length)

@@ -247,7 +247,7 @@ class PretrainModel(Trunk):
         return replace(batch, values=values, symbols=symbols), PredictionTargets(number, truth)
 
     def _best_of_ranks(self, offered: Tensor) -> Tensor:
-        """Priorities and numbers [2, B, Q] of this rank's words -> those of the best words of all ranks, [2, B, Q]."""
+        """Priorities and numbers [2, B, Q] of this rank's words -> of the best words of all ranks, [2, B, Q]."""
         if self.sequence.size == 1:
             return offered
         gathered = self.sequence.all_gather(offered).unflatten(2, (self.sequence.size, -1))
@@ -260,11 +260,11 @@ class PretrainModel(Trunk):
     def _symbols_at(self, symbols: Tensor, position: Tensor, used: Tensor) -> Tensor:
         """Symbols uint8 [R, W, D] of this rank, at positions int64 [R, K] of all ranks -> int64 [R, K, D]."""
         held = used & (position >= 0) & (position < symbols.shape[1])
-        found = symbols.new_zeros(*position.shape, symbols.shape[2], dtype=torch.int64)
+        result = symbols.new_zeros(*position.shape, symbols.shape[2], dtype=torch.int64)
         if symbols.shape[1]:
             position = position.clamp(0, symbols.shape[1] - 1)[..., None].expand(-1, -1, symbols.shape[2])
-            found = symbols.gather(1, position).long() * held[..., None]
-        return self.sequence.all_reduce_sum(found)
+            result = symbols.gather(1, position).long() * held[..., None]
+        return self.sequence.all_reduce_sum(result)
 
     def _time_codes(self, number: Tensor) -> Tensor:
         """Codes [B, Q, d] of the times, from the window's start to the centres, of words with these numbers [B, Q]."""

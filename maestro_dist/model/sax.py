@@ -4,8 +4,8 @@ Letters: R rows (samples that have the modality), T steps, W words of w steps, D
 missing; an incomplete last word is padded with missing steps. Statistics and comparisons are float64. Nothing here has
 a gradient.
 
-Windows are read in tiles that stay in a CPU's cache. Sums have a fixed order (a tree), so that a window's statistics
-and symbols depend neither on the other rows of the batch nor on the number of threads.
+Windows are read in tiles that stay in a CPU's cache. Sums have a fixed order (a tree). So statistics and
+symbols of a window depend neither on other rows of the batch nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def tokenise(
     """Symbols uint8 [R, W, D] of raw windows (SAX of Lin et al., 2007, with a symbol for missing words).
 
     values float [R, T, D]; word: steps per word; edges = `breakpoints(alphabet)`; reference: mean and divisor from
-    `given_reference`, or None for those of the window itself, over all ranks of `sequence`.
+    `given_reference`, or None for the window's own mean and deviation, over all ranks of `sequence`.
     """
     if reference is None:
         reference = window_reference(window_moments(values, sequence or OneProcess()))
@@ -262,7 +262,7 @@ def _symbols(z: Tensor, edges: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _table(alphabet: int) -> tuple[Tensor, float, Tensor]:
-    """Symbols by cell of z, with scale and offset from z to its cell; 0 where a breakpoint is too close to decide.
+    """Symbols by cell of z, with scale and offset from z to its cell; 0 if a breakpoint is too close to decide.
 
     The cell is computed in float32. Its rounding (1e-3 of a cell) is below the margin around a breakpoint (1e-2).
     """

@@ -28,8 +28,8 @@ three log energies, the means of the window's quarters, the times of the first a
 QUARTERS = 4
 
 EXTREMES, SUMS = 4, 8 + 2 * QUARTERS
-"""Float64 numbers of a variate that ranks with a shared time axis combine by maximum, and by sum (the powers of the
-bands are added to these)."""
+"""Float64 numbers per variate that ranks with a shared time axis combine: by maximum, and by sum (without the powers of
+the bands)."""
 
 _FLOOR = 1e-4
 """Smallest spread, in units: a smaller spread is raised to this."""

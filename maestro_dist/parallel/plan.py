@@ -233,10 +233,10 @@ def _gathered(config: Config, mesh: Mesh, movement: Movement, parameters: int) -
 def plan_text(mesh: Mesh, plans: Sequence[RankPlan]) -> str:
     """Bytes that the busiest rank gives to collectives in a step, by kind; its groups; the range of the other ranks."""
     busiest = max(plans, key=lambda plan: plan.communicated_bytes)
-    here = replace(mesh, rank=busiest.rank)
+    own_mesh = replace(mesh, rank=busiest.rank)
     batches = f"{busiest.micro_batches} micro-batch{'es' if busiest.micro_batches > 1 else ''}"
     lines = [
-        f"a step of rank {here.rank} ({busiest.samples} samples, {batches}), bytes given to collectives; bytes sent"
+        f"a step of rank {busiest.rank} ({busiest.samples} samples, {batches}), bytes given to collectives; bytes sent"
     ]
     rows = [
         (item.name, f"{item.operation}, {item.ranks:,} ranks", item.communicated_bytes, item.sent)
@@ -249,9 +249,9 @@ def plan_text(mesh: Mesh, plans: Sequence[RankPlan]) -> str:
     if mesh.sequence > 1:
         methods = ", ".join(f"{method} {_size(size)}" for method, size in busiest.attention.items())
         lines.append(f"  attention by mesh.sequence_method: {methods}")
-    groups = {"time axis": here.sequence_group}
+    groups = {"time axis": own_mesh.sequence_group}
     if mesh.expert > 1:
-        groups |= {"experts": here.expert_group, "same experts": here.expert_replicas}
+        groups |= {"experts": own_mesh.expert_group, "same experts": own_mesh.expert_replicas}
     for name, group in groups.items():
         if len(group) > 1:
             step = f" in steps of {group.step}" if group.step > 1 else ""

@@ -92,7 +92,7 @@ class SequenceRanks:
         held = torch.cat((slot >= width - taken, slot < taken))
         held = self.group.all_gather(held.to(torch.uint8)).to(torch.int64)  # [ranks, 2 width]
         rank = torch.arange(self.size, device=x.device)[:, None]
-        # tokens of lower ranks, counted from the nearest; then those of higher ranks
+        # distance of tokens on lower ranks, counted from the nearest; then on higher ranks
         lower = (held[:, :width] * (rank < self.rank)).flatten()
         upper = (held[:, width:] * (rank > self.rank)).flatten()
         lower_distance = lower.flip(0).cumsum(0).flip(0) * lower
@@ -106,5 +106,5 @@ class SequenceRanks:
 
 def _picked(tokens: Tensor, wanted: Tensor) -> Tensor:
     """Of tokens [R, n, C], the token marked in each row of `wanted` bool [width, n], or zeros -> [R, width, C]."""
-    found = tokens.index_select(1, wanted.to(torch.uint8).argmax(1))
-    return torch.where(wanted.any(1)[:, None], found, found.new_zeros(()))
+    rows = tokens.index_select(1, wanted.to(torch.uint8).argmax(1))
+    return torch.where(wanted.any(1)[:, None], rows, rows.new_zeros(()))

@@ -4,7 +4,7 @@ They are upper limits: samples are assumed to be complete, and budgets to have t
 
 Letters: P sequence ranks, N expert ranks, W ranks of the world; L tokens of a sample (over all P), U sampled keys, u
 selected queries, d width, H heads, d_h = d / H, A = H u d_h, E experts, e their hidden width, k experts per token, b
-bytes a number.
+bytes per number.
 """
 
 from __future__ import annotations
@@ -98,10 +98,10 @@ def sequence_traffic(
         return []
     forwards = 2 if model.activation_checkpointing == "layers" else 1
     sharding = SequenceSharding(ranks, 2 if config.engine.precision == "bf16" else FLOAT, forwards)
-    found: list[Traffic] = []
-    for length, held, factor in _attention_layers(model, modalities, slices):
+    items: list[Traffic] = []
+    for length, local_tokens, factor in _attention_layers(model, modalities, slices):
         shape = AttentionShape.of(model, length, factor)
-        found += attention_traffic(planned_variant(model, shape), shape, sharding, held, method)
+        items += attention_traffic(planned_variant(model, shape), shape, sharding, local_tokens, method)
 
     layers = model.encoder_layers + model.fusion_layers
     forward_bytes = backward_bytes = 0.0
@@ -114,7 +114,7 @@ def sequence_traffic(
         inner = (model.stem.layers - 1) * model.stem.channels * count
         forward_bytes += forwards * reach * (inner + sum(2 * modality.variates for modality in modalities))
         backward_bytes += reach * inner * ranks
-    found += [
+    items += [
         Traffic("neighbour tokens", "all-gather", ranks, forward_bytes),
         Traffic("neighbour tokens", "reduce-scatter", ranks, backward_bytes),
     ]
@@ -123,7 +123,7 @@ def sequence_traffic(
     pools = 1 + count * ((model.head == "additive") + (gated and model.budget_inputs == "content"))
     moments = sum(modality.variates * _moments(model, modality) for modality in modalities)
     sums = 2 * pools * (model.width + 1) * FLOAT + 16 * count * (layers + 1) + forwards * moments
-    return _merged([*found, Traffic("sums", "all-reduce", ranks, sums)])
+    return _merged([*items, Traffic("sums", "all-reduce", ranks, sums)])
 
 
 def _moments(model: ModelConfig, modality: Modality) -> int:
@@ -169,7 +169,7 @@ def engine_traffic(
 
     Dense parameters are shared by all W ranks; a rank's experts, 1 / N of all, by the W / N ranks with the same ones.
     """
-    found = []
+    items = []
     times = 1 if zero_stage == 1 else micro_batches
     for name, number, ranks in (
         ("dense", dense, world),
@@ -180,9 +180,9 @@ def engine_traffic(
         size = number * FLOAT
         operation: Operation = "reduce-scatter" if zero_stage == 3 else "all-reduce"
         gathered = size / ranks * (2 * micro_batches if zero_stage == 3 else 1)
-        found.append(Traffic(f"gradients: {name}", operation, ranks, size * times))
-        found.append(Traffic(f"parameters: {name}", "all-gather", ranks, gathered))
-    return found
+        items.append(Traffic(f"gradients: {name}", operation, ranks, size * times))
+        items.append(Traffic(f"parameters: {name}", "all-gather", ranks, gathered))
+    return items
 
 
 def held_slices(config: ModelConfig, modalities: Sequence[Modality], ranks: int) -> list[list[Modality]]:
@@ -211,9 +211,9 @@ def _attention_layers(
 
 def expert_tokens(model: ModelConfig, slices: Sequence[Modality]) -> list[int]:
     """Tokens of a sample in the experts of each cross-modal layer, on a rank with these slices."""
-    held = [tokens_by_depth(model, modality) for modality in slices]
+    by_depth = [tokens_by_depth(model, modality) for modality in slices]
     depths = range(model.encoder_layers + 1, model.encoder_layers + model.fusion_layers + 1)
-    return [sum(here[depth] for here in held) for depth in depths] if model.moe.experts else []
+    return [sum(counts[depth] for counts in by_depth) for depth in depths] if model.moe.experts else []
 
 
 def _merged(items: Sequence[Traffic]) -> list[Traffic]:

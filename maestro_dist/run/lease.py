@@ -89,11 +89,11 @@ def _refuse_if_held(storage: Storage, attempt: int, otherwise: str) -> None:
     if record is None or record["released"]:
         return
     host, process, age = record["host"], record["process"], time.time() - record["heartbeat"]
-    here = bool(_machine_id()) and (host, record["machine"]) == (socket.gethostname(), _machine_id())
-    if here and _process_start(process) != record["process_start"]:
+    same_machine = bool(_machine_id()) and (host, record["machine"]) == (socket.gethostname(), _machine_id())
+    if same_machine and _process_start(process) != record["process_start"]:
         return  # that process of this machine has ended
     # clocks of machines may differ: an old heartbeat counts as expired only if no new one arrives
-    if here or 0 <= age < STALE_S or _beats(storage, attempt, record["heartbeat"]):
+    if same_machine or 0 <= age < STALE_S or _beats(storage, attempt, record["heartbeat"]):
         raise RunError(
             f"{storage.name()}: held by another driver (host {host}, process {process}, last "
             f"heartbeat {max(age, 0):.0f} s ago); stop it, wait {STALE_S:.0f} s after its last heartbeat, or choose "

@@ -60,12 +60,12 @@ def _resolved(shown: str, address: str) -> str:
         from ray._private.services import canonicalize_bootstrap_address
 
         try:
-            found = canonicalize_bootstrap_address("auto")
+            cluster = canonicalize_bootstrap_address("auto")
         except ConnectionError:
-            found = None
-        if found is None:
+            cluster = None
+        if cluster is None:
             raise RunError(f"{shown}: Ray is not running on this machine; start it (`ray start`), or {_ELSEWHERE}")
-        return str(found)
+        return str(cluster)
     return address
 
 

@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: the one at RAY_ADDRESS, or a local one that is stopped at the end."""
+"""The Ray cluster of a run: the cluster at RAY_ADDRESS, or a local Ray that is stopped at the end."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _DRIVER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-# Read by Ray's controller, which has the environment of the cluster's processes, not that of the workers.
+# Read by Ray's controller, which has the environment of the cluster's processes, not of the workers.
 _CLUSTER_ENVIRONMENT = {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2"}
 _LOCAL_OBJECT_STORE = 128 * 2**20  # bytes; only small objects pass through it
 _LOG_S = 30.0

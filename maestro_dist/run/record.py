@@ -125,8 +125,8 @@ def _tracked(config: Config, run: Storage, record: RunRecord) -> RunRecord:
         params=run_identity(config),
         tags=_tags(config, run, record.token),
     )
-    found = {"tracking_uri": uri, "mlflow_run": tracked.run_id, "start_ms": tracked.start_ms or record.start_ms}
-    record = record.model_copy(update=found)
+    changes = {"tracking_uri": uri, "mlflow_run": tracked.run_id, "start_ms": tracked.start_ms or record.start_ms}
+    record = record.model_copy(update=changes)
     write(run, record)
     run.write("config.yaml", to_yaml(config).encode())
     return record

@@ -153,7 +153,7 @@ def commands(run_url: str, tracking_uri: str, mlflow_model: str | None) -> dict[
     python, tracked = _shown(sys.executable), shlex.quote(redact(tracking_uri))
     mlflow = _shown(str(Path(sys.executable).parent / "mlflow"))
     server = tracking_uri.startswith(("http://", "https://"))
-    found = {
+    result = {
         "open the UI": redact(tracking_uri)
         if server
         else f"{mlflow} ui --host 127.0.0.1 --backend-store-uri {tracked}",
@@ -162,11 +162,11 @@ def commands(run_url: str, tracking_uri: str, mlflow_model: str | None) -> dict[
     }
     if mlflow_model:  # MLflow finds its server through PATH; the UI has port 5000
         path = _shown(str(Path(sys.executable).parent))
-        found["serve"] = (
+        result["serve"] = (
             f'PATH={path}:"$PATH" MLFLOW_TRACKING_URI={tracked} {mlflow} models serve -m {shlex.quote(mlflow_model)} '
             "--env-manager local --port 5001"
         )
-    return found
+    return result
 
 
 def _in_job_folder(path: str) -> bool:

@@ -65,16 +65,18 @@ def find_target(text: str) -> Target:
     url = place_of(text.rstrip("/")).url.removesuffix(f"/{CONFIG}")
     match = re.fullmatch(r"(.+)/checkpoints/step-(\d+)", url)
     run_url, step = (match[1], int(match[2])) if match else (url, None)
-    here = Storage(run_url)
-    if here.exists(CONFIG):
+    storage = Storage(run_url)
+    if storage.exists(CONFIG):
         return Target(run_url, step)
-    if here.exists(DESCRIPTION):
+    if storage.exists(DESCRIPTION):
         return Target(run_url, exported=True)
-    if here.exists("run.json"):
-        raise ConfigError(f"{here.name()}: this run ended before training started (it has no {CONFIG}); train it first")
+    if storage.exists("run.json"):
+        raise ConfigError(
+            f"{storage.name()}: this run ended before training started (it has no {CONFIG}); train it first"
+        )
     raise ConfigError(
-        f"{here.name()}: not a run (it has no {CONFIG}) nor a checkpoint of one, nor an exported model "
-        f"(it has no {DESCRIPTION}){what_may_be_meant(here)}"
+        f"{storage.name()}: not a run (it has no {CONFIG}) nor a checkpoint of one, nor an exported model "
+        f"(it has no {DESCRIPTION}){what_may_be_meant(storage)}"
     )
 
 

@@ -46,7 +46,7 @@ def available() -> int | None:
     """Free memory of this machine in bytes; None if the system does not report it."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
-            found = {line.split(":")[0]: line.split()[1] for line in lines}
-        return int(found["MemAvailable"]) * 1024
+            fields = {line.split(":")[0]: line.split()[1] for line in lines}
+        return int(fields["MemAvailable"]) * 1024
     except (OSError, LookupError, ValueError):
         return None

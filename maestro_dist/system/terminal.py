@@ -60,8 +60,8 @@ def lost(stream: TextIO) -> OSError | None:
     """The error if output of `stream` was lost; None if all was written, or if the reader is gone."""
     stream.flush()
     buffer = getattr(stream, "buffer", None)
-    found: OSError | None = getattr(getattr(buffer, "raw", buffer), "lost", None)
-    return found
+    error: OSError | None = getattr(getattr(buffer, "raw", buffer), "lost", None)
+    return error
 
 
 def _tolerant(stream: TextIO | None) -> TextIO:

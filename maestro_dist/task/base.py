@@ -112,7 +112,7 @@ class Task(ABC):
     def divergence(self, logits: Tensor, others: Tensor) -> Tensor:
         """Divergence of the predictions from `others` and from `logits`, both [R, C]; float32 [R], 0 if equal.
 
-        Raises ConfigError where the task has no predictions to compare.
+        Raises ConfigError if the task has no predictions to compare.
         """
         raise ConfigError(f"missing.consistency: a {self.kind} task has no predictions to compare; use 0")
 

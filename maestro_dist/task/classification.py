@@ -185,8 +185,8 @@ class ClassificationTask(Task):
     def confused(self, logits: np.ndarray, target: np.ndarray) -> np.ndarray:
         """`confusion` as a list of the P pairs that occur, int64 [P, 3]: true class, predicted class, samples."""
         pairs = target.astype(np.int64) * self.outputs + logits.argmax(axis=1)
-        found, samples = np.unique(pairs, return_counts=True)
-        return np.stack([found // self.outputs, found % self.outputs, samples], axis=1)
+        numbers, samples = np.unique(pairs, return_counts=True)
+        return np.stack([numbers // self.outputs, numbers % self.outputs, samples], axis=1)
 
     def predictions(self, logits: np.ndarray) -> np.ndarray:
         """Class probabilities, float64 [N, C]."""

@@ -27,7 +27,7 @@ class PretrainingTask(Task):
         super().__init__(auxiliary=0.0)
 
     def loss(self, output: Output, batch: Batch) -> Tensor:
-        """Mean cross-entropy of a sample's masked symbols, float32 [B]; 0 where there are none."""
+        """Mean cross-entropy of a sample's masked symbols, float32 [B]; 0 if there are none."""
         return self.sample_loss(output["masked"], batch.target)
 
     def rows(self, output: Output) -> Tensor:

@@ -68,33 +68,33 @@ class FigureData:
 
     def panels(self, letters: LabelFonts) -> dict[str, Panel]:
         """Figure name -> the function that draws it on given axes."""
-        found: dict[str, Panel] = {}
+        result: dict[str, Panel] = {}
         history, label = self.history, letters.title(self.label)
         modalities = letters.labels(self.modalities, "modality")
         if "train/loss" in history:
-            found["loss"] = lambda axes: plots.loss_panel(axes, history)
+            result["loss"] = lambda axes: plots.loss_panel(axes, history)
         if plots.validation_names(history, self.metric):
-            found["validation"] = lambda axes: plots.validation_panel(axes, history, self.metric, label)
+            result["validation"] = lambda axes: plots.validation_panel(axes, history, self.metric, label)
         missing = self.missing
         if missing is not None and len(missing.rates) > 1:
             curve = replace(missing, label=letters.title(missing.label))
-            found["missing"] = lambda axes: plots.missing_panel(axes, curve)
+            result["missing"] = lambda axes: plots.missing_panel(axes, curve)
         if any(f"budgets/{name}" in history for name in self.modalities):
-            found["budgets"] = lambda axes: plots.budgets_panel(axes, history, self.modalities, modalities)
+            result["budgets"] = lambda axes: plots.budgets_panel(axes, history, self.modalities, modalities)
         loads: list[np.ndarray] = []
         while (load := plots.expert_load(history, self.modalities, len(loads))) is not None:
             loads.append(load)
-        found |= _by_layer("experts", loads, modalities, "modality")
+        result |= _by_layer("experts", loads, modalities, "modality")
         if self.set_loads is not None:
             shares = [tokens / np.maximum(tokens.sum(1, keepdims=True), 1) for tokens in self.set_loads]
-            found |= _by_layer("sets", shares, letters.labels(self.sets, "set"), "missing set")
+            result |= _by_layer("sets", shares, letters.labels(self.sets, "set"), "missing set")
         pairs = self._pairs()
         if pairs is not None:
             classes = letters.labels(self.classes, "class")
             unnamed = any(shown == f"class {number}" != self.classes[number] for number, shown in enumerate(classes))
             where = "confusion.csv" if unnamed else ""
-            found["confusion"] = lambda axes: plots.confusion_panel(axes, pairs, classes, names_in=where)
-        return found
+            result["confusion"] = lambda axes: plots.confusion_panel(axes, pairs, classes, names_in=where)
+        return result
 
     def _pairs(self) -> np.ndarray | None:
         """int64 [P, 3]: (true class, predicted class, samples) of all pairs that occur; None without data."""
@@ -108,10 +108,10 @@ class FigureData:
 
     def tables(self) -> dict[str, Table]:
         """Table name -> a function that returns the table as CSV text."""
-        found: dict[str, Table] = {}
+        result: dict[str, Table] = {}
         if self.set_loads is not None:
             loads = self.set_loads
-            found["experts_by_missing_set"] = lambda: _csv(
+            result["experts_by_missing_set"] = lambda: _csv(
                 ["layer", "missing set", "expert", "tokens"],
                 (
                     [layer, self.sets[row], expert, int(tokens)]
@@ -120,25 +120,25 @@ class FigureData:
             )
         pairs = self._pairs()
         if pairs is not None:
-            found["confusion"] = lambda: _csv(
+            result["confusion"] = lambda: _csv(
                 ["true", "predicted", "samples"],
                 ([self.classes[true], self.classes[predicted], samples] for true, predicted, samples in pairs.tolist()),
             )
-        return found
+        return result
 
 
 def _by_layer(kind: str, loads: Sequence[np.ndarray], rows: Sequence[str], by: str) -> dict[str, Panel]:
     """One figure per layer; if there are many layers, only the first and last ones."""
-    found: dict[str, Panel] = {}
+    panels: dict[str, Panel] = {}
     chosen = list(range(len(loads)))
     if len(loads) > _MOST_LAYERS:
         chosen = chosen[: _MOST_LAYERS // 2] + chosen[-_MOST_LAYERS // 2 :]
     for number in chosen:
         layer = number if len(loads) > 1 else None
-        found[kind + ("" if layer is None else f"_{layer}")] = partial(
+        panels[kind + ("" if layer is None else f"_{layer}")] = partial(
             plots.experts_panel, load=loads[number], rows=rows, layer=layer, by=by
         )
-    return found
+    return panels
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

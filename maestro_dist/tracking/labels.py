@@ -83,14 +83,14 @@ def _lacks(family: str, letters: frozenset[str]) -> frozenset[str]:
     """Letters that a family does not have, in its normal or its bold weight (titles are bold)."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
-    found = set(letters)
+    available = set(letters)
     try:
         for weight in ("normal", "bold"):
             path = findfont(FontProperties(family=[family], weight=weight), fallback_to_default=False)  # type: ignore[arg-type]
             font = get_font(path)
             font.set_size(9.0, 100.0)  # fails for fonts that are made of images
             charmap = font.get_charmap()
-            found &= {letter for letter in found if ord(letter) in charmap}
+            available &= {letter for letter in available if ord(letter) in charmap}
     except Exception:  # a damaged font is not used
         return letters
-    return letters - found
+    return letters - available

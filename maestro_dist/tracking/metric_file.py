@@ -54,9 +54,9 @@ class MetricFile:
 
     def read(self, offset: int, lines: int) -> tuple[list[tuple[int, dict[str, float]]], int]:
         """Up to `lines` lines from a byte offset, without invalid ones, and the offset after them."""
-        found: list[tuple[int, dict[str, float]]] = []
+        valid: list[tuple[int, dict[str, float]]] = []
         if not self.path.exists():  # nothing has been written yet
-            return found, offset
+            return valid, offset
         limits = self._limits  # a writing thread may reset them at any time
         if limits is None:
             limits = self._limits = _limits(self.path)
@@ -66,9 +66,9 @@ class MetricFile:
                 raw = file.readline()
                 if not raw.endswith(b"\n"):
                     break
-                found.extend((step, metrics) for step, metrics, _ in _valid(raw, offset, limits))
+                valid.extend((step, metrics) for step, metrics, _ in _valid(raw, offset, limits))
                 offset += len(raw)
-        return found, offset
+        return valid, offset
 
     def close(self) -> None:
         """Close the file; nothing can be added afterwards."""
@@ -138,19 +138,19 @@ def _lines(path: Path) -> Iterator[Line]:
 
 def _limits(path: Path) -> list[tuple[int, float]]:
     """(offset of a resume line, largest valid step before it), in order of offset."""
-    found: list[tuple[int, float]] = []
+    limits: list[tuple[int, float]] = []
     with path.open("rb") as file:
         offset = 0
         for raw in file:
             if raw.startswith(b'{"resume"') and raw.endswith(b"\n"):
                 with contextlib.suppress(ValueError, KeyError):  # an incomplete line that the next attempt ended
-                    found.append((offset, json.loads(raw)["resume"]))
+                    limits.append((offset, json.loads(raw)["resume"]))
             offset += len(raw)
     smallest = math.inf
-    for index in range(len(found) - 1, -1, -1):
-        smallest = min(smallest, found[index][1])
-        found[index] = (found[index][0], smallest)
-    return found
+    for index in range(len(limits) - 1, -1, -1):
+        smallest = min(smallest, limits[index][1])
+        limits[index] = (limits[index][0], smallest)
+    return limits
 
 
 def _valid(raw: bytes, offset: int, limits: list[tuple[int, float]]) -> Iterator[Line]:

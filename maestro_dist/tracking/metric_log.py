@@ -128,12 +128,12 @@ class MetricLog:
 
     def _ask(self) -> None:
         """Ask MLflow once for the last step it has of each metric, and for the start of the run."""
-        found = client(self._uri)
-        run = found.get_run(self._run_id)
+        server = client(self._uri)
+        run = server.get_run(self._run_id)
         self._sent = {metric.key: metric.step for metric in run.data.to_proto().metrics}
         if self._start_ms is None:
             self._start_ms = run.info.start_time
-        self._client = found
+        self._client = server
 
     def _send_batch(self, metrics: list[tuple[str, int, float]]) -> None:
         from mlflow.entities import Metric

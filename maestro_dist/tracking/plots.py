@@ -89,9 +89,9 @@ def loss_panel(axes: Axes, history: History) -> None:
     axes.plot(steps[::stride], smooth[::stride], color=BLUE, linewidth=1.8)
     ends = [(float(smooth[-1]), "training", BLUE)]
     for name, colour in zip(validation_names(history, "loss"), (VERMILION, ORANGE, PURPLE), strict=False):
-        at, found = history[name]
-        axes.plot(at, found, color=colour, marker="o", markersize=4, linewidth=1.0)
-        ends.append((float(found[-1]), validation_label(name), colour))
+        validation_steps, losses = history[name]
+        axes.plot(validation_steps, losses, color=colour, marker="o", markersize=4, linewidth=1.0)
+        ends.append((float(losses[-1]), validation_label(name), colour))
     low, high = np.min([*smooth, *(end for end, _, _ in ends)]), np.quantile(values, 0.995)
     span = max(high - low, 1e-3 * abs(high), 1e-9)
     axes.set_ylim(max(0.0, low - 0.08 * span) if low >= 0.0 else low - 0.08 * span, high + 0.05 * span)

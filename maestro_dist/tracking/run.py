@@ -97,8 +97,8 @@ def find_run(uri: str, experiment: str, token: str) -> str | None:
     """Id of the run with this token (tag `run.token`); None if there is no such run, or the server does not answer."""
     try:
         server = _prepare(uri)
-        found = server.get_experiment_by_name(experiment)
-        runs = server.search_runs([found.experiment_id], f"tags.`run.token` = '{token}'") if found else []
+        existing = server.get_experiment_by_name(experiment)
+        runs = server.search_runs([existing.experiment_id], f"tags.`run.token` = '{token}'") if existing else []
     except Exception as error:
         _LOG.warning(f"tracking at {redact(uri)} does not answer ({short(error)})")
         return None
@@ -160,20 +160,20 @@ def _experiment(server: MlflowClient, uri: str, name: str) -> str:
     """Id of the experiment; it is created if missing. For SQLite, artifacts are stored next to the database."""
     from mlflow.exceptions import MlflowException
 
-    found = server.get_experiment_by_name(name)
-    if found is None:
+    existing = server.get_experiment_by_name(name)
+    if existing is None:
         artifacts = None
         if uri.startswith("sqlite:///"):
             artifacts = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").resolve().as_uri()
         try:
             return server.create_experiment(name, artifact_location=artifacts)
         except MlflowException:
-            found = server.get_experiment_by_name(name)  # another run has just created it
-            if found is None:
+            existing = server.get_experiment_by_name(name)  # another run has just created it
+            if existing is None:
                 raise
-    if found.lifecycle_stage != "active":
+    if existing.lifecycle_stage != "active":
         raise RunError(f"MLflow experiment {name!r} is deleted; restore it or set another tracking.experiment")
-    return found.experiment_id
+    return existing.experiment_id
 
 
 def _continued(server: MlflowClient, run_id: str) -> Run | None:

@@ -1,7 +1,7 @@
 """Scale the features of the summary tokens to mean 0 and standard deviation 1 over the first training samples.
 
-Rank 0 measures the first samples in the order of the run and broadcasts the result, so it is the same for any number of
-workers.
+Rank 0 measures the first samples in the order of the run and broadcasts the result. So the result is the same for any
+number of workers.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def standardise(model: Trunk, config: Config, manifest: Manifest, mesh: Mesh) ->
 
     if config.model.summary == "none":
         return
-    found: dict[str, Tensor] = {}
+    measured: dict[str, Tensor] = {}
     if mesh.rank == 0:
-        found = moments(model, first_samples(config, manifest, model.modalities))
+        measured = moments(model, first_samples(config, manifest, model.modalities))
     for modality in model.modalities:
         summary = _summary(model, modality.name)
         shape = (2, modality.variates, summary.count)
-        scales = found.get(modality.name, torch.zeros(shape, dtype=torch.float64))
+        scales = measured.get(modality.name, torch.zeros(shape, dtype=torch.float64))
         if mesh.world > 1:
             from torch import distributed as dist
 

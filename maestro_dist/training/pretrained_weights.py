@@ -45,7 +45,7 @@ class PretrainedModel:
     shapes: dict[str, tuple[int, ...]] | None
 
     def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name, on the CPU. Raises CheckpointError where they are damaged or missing."""
+        """Parameters and buffers by name, on the CPU. Raises CheckpointError if they are damaged or missing."""
         from maestro_dist.checkpoint import find, full_weights
 
         if self.exported:
@@ -63,17 +63,17 @@ def find_pretrained(url: str) -> PretrainedModel:
     """
     from maestro_dist.checkpoint import best, find
 
-    here = Storage(url)
-    if here.exists(DESCRIPTION):
-        description = read_description(here)
+    storage = Storage(url)
+    if storage.exists(DESCRIPTION):
+        description = read_description(storage)
         names = tuple(modality["name"] for modality in description["modalities"])
-        return PretrainedModel(here.url, True, model_config(description), names, None)
-    run_url, step = _checkpoint(here.url)
+        return PretrainedModel(storage.url, True, model_config(description), names, None)
+    run_url, step = _checkpoint(storage.url)
     model = _model_of(Storage(run_url))
-    found = best(run_url) if step is None else find(run_url, step)
-    shapes = {**found.record.parameters, **found.record.buffers}
+    checkpoint = best(run_url) if step is None else find(run_url, step)
+    shapes = {**checkpoint.record.parameters, **checkpoint.record.buffers}
     names = tuple(sorted({name.split(".")[1] for name in shapes if name.startswith("embeddings.")}))
-    return PretrainedModel(found.folder.url, False, model, names, shapes)
+    return PretrainedModel(checkpoint.folder.url, False, model, names, shapes)
 
 
 def check_pretrained(config: Config, manifest: Manifest) -> str:
@@ -135,7 +135,11 @@ def _check(start: PretrainedModel, model: Trunk, shapes: Mapping[str, Sequence[i
     pairs = [(key, getattr(start.model, key), getattr(model.config, key)) for key in _SAME]
     words = zip(model.names, model.words, strict=True)
     pairs += [(f"word of {name}", word_steps(start.model, name), word) for name, word in words]
-    differences = [f"model.{key} {there!r} there, {here!r} here" for key, there, here in pairs if there != here]
+    differences = [
+        f"model.{key} {saved!r} there, {current_value!r} here"
+        for key, saved, current_value in pairs
+        if saved != current_value
+    ]
     for name, target in model.state_dict(keep_vars=True).items():
         shape = _shape(target)
         if name in shapes and not name.startswith(HEADS) and tuple(shapes[name]) != shape:

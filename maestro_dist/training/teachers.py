@@ -71,15 +71,17 @@ def teacher_predictions(
     run = Storage(run_url)
     split = manifest.split(config.data.train)
     shape = (split.samples, len(manifest.classes)) if manifest.task == "classification" else (split.samples,)
-    known = _read_predictions(run, shape) if mesh.rank == 0 else None
-    computed = bool(broadcast_array(np.array([known is None], dtype=np.float64), mesh, device)[0])
+    mean_prediction = _read_predictions(run, shape) if mesh.rank == 0 else None
+    computed = bool(broadcast_array(np.array([mean_prediction is None], dtype=np.float64), mesh, device)[0])
     if computed:
         predictions = [_predict(url, config, manifest, mesh, device) for url in config.task.teachers]
         if mesh.rank == 0:
-            known = np.mean(predictions, axis=0).astype(np.float32)
-            _write_predictions(run, known)
-    found = broadcast_array(np.zeros(shape) if known is None else known.astype(np.float64), mesh, device)
-    return torch.from_numpy(found.astype(np.float32)).to(device), computed
+            mean_prediction = np.mean(predictions, axis=0).astype(np.float32)
+            _write_predictions(run, mean_prediction)
+    shared = broadcast_array(
+        np.zeros(shape) if mean_prediction is None else mean_prediction.astype(np.float64), mesh, device
+    )
+    return torch.from_numpy(shared.astype(np.float32)).to(device), computed
 
 
 def _predict(url: str, config: Config, manifest: Manifest, mesh: Mesh, device: torch.device) -> np.ndarray:
@@ -100,8 +102,8 @@ def _predict(url: str, config: Config, manifest: Manifest, mesh: Mesh, device: t
     plan = EvaluationPlan(config.data.train, rates=[0.0], draws=[0])
     consumer = Consumer(worker_name(mesh), device)
     data = evaluation_data(teacher_config, manifest, pieces.modalities, plan.split, mesh, consumer)
-    found = evaluate_split(lambda batch: teacher(batch.to(device)), pieces.task, data, plan, mesh)
-    return pieces.task.predictions(found.logits) if found.logits is not None else np.zeros(0)
+    result = evaluate_split(lambda batch: teacher(batch.to(device)), pieces.task, data, plan, mesh)
+    return pieces.task.predictions(result.logits) if result.logits is not None else np.zeros(0)
 
 
 def _teacher_config(config: Config, model: ModelConfig) -> Config:
@@ -112,30 +114,30 @@ def _teacher_config(config: Config, model: ModelConfig) -> Config:
 
 def _open_teacher(url: str, config: Config, manifest: Manifest) -> tuple[Storage, ModelConfig]:
     """The exported model of a teacher, checked against the data, and its configuration."""
-    here = Storage(url)
-    storage = here if here.exists(DESCRIPTION) else here.join("model")
+    place = Storage(url)
+    storage = place if place.exists(DESCRIPTION) else place.join("model")
     try:
         description = read_description(storage)
     except CheckpointError as error:
         if isinstance(error.__cause__, ObjectMissing):
             raise ConfigError(
-                f"task.teachers: {here.name()} is neither an exported model (it has no {DESCRIPTION}) nor a run "
+                f"task.teachers: {place.name()} is neither an exported model (it has no {DESCRIPTION}) nor a run "
                 "with one"
             ) from None
         raise
     task, run_task = description["task"], (manifest.task, list(manifest.classes))
     if (task["kind"], list(task["classes"])) != run_task:
         raise ConfigError(
-            f"task.teachers: {here.name()} is for {_described(task['kind'], task['classes'])}, the data for "
+            f"task.teachers: {place.name()} is for {_described(task['kind'], task['classes'])}, the data for "
             f"{_described(*run_task)}"
         )
     teacher_modalities = [_plain(modality) for modality in description["modalities"]]
     run_modalities = [_plain(asdict(modality)) for modality in manifest.select(config.data.modalities)]
     if teacher_modalities != run_modalities:
-        names = [[modality["name"] for modality in some] for some in (teacher_modalities, run_modalities)]
+        names = [[modality["name"] for modality in modalities] for modalities in (teacher_modalities, run_modalities)]
         what = "others" if names[0] == names[1] else ", ".join(names[0])
         raise ConfigError(
-            f"task.teachers: {here.name()} was trained on {what}, this run is on {', '.join(names[1])}; a teacher's "
+            f"task.teachers: {place.name()} was trained on {what}, this run is on {', '.join(names[1])}; a teacher's "
             f"modalities must agree in {', '.join(_SAME)}"
         )
     return storage, model_config(description)
@@ -157,15 +159,17 @@ def _read_predictions(run: Storage, shape: tuple[int, ...]) -> np.ndarray | None
     except ObjectMissing:
         return None
     try:
-        found: np.ndarray = load(data)["answers"]
+        predictions: np.ndarray = load(data)["answers"]
     except Exception as error:
         raise CheckpointError(f"{run.name(ANSWERS_FILE)}: damaged ({error}); remove it") from None
-    if found.shape != shape:
-        raise CheckpointError(f"{run.name(ANSWERS_FILE)}: shape {list(found.shape)} is not {list(shape)}; remove it")
-    return found
+    if predictions.shape != shape:
+        raise CheckpointError(
+            f"{run.name(ANSWERS_FILE)}: shape {list(predictions.shape)} is not {list(shape)}; remove it"
+        )
+    return predictions
 
 
-def _write_predictions(run: Storage, found: np.ndarray) -> None:
+def _write_predictions(run: Storage, predictions: np.ndarray) -> None:
     from safetensors.numpy import save
 
-    run.write(ANSWERS_FILE, save({"answers": found}))
+    run.write(ANSWERS_FILE, save({"answers": predictions}))

@@ -133,7 +133,7 @@ def test_a_set_with_a_test_split_alone(tmp_path: Path, splits: tuple[str, ...]) 
     assert manifest.statistics_of == "test"
     assert manifest.modalities[0].mean == pytest.approx(values.mean(0, dtype=np.float64).tolist())
     assert list(manifest.splits) == list(splits)
-    expected = ["means and standard deviations are those of split 'test', not 'train'"]
+    expected = ["means and standard deviations are of split 'test', not 'train'"]
     assert said == (expected if "train" in splits else [])
 
 

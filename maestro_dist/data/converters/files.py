@@ -44,7 +44,7 @@ class SourceFiles:
     """Reads the files of `source`, a folder or an archive, and collects warnings.
 
     Links to files and folders are followed, except to a folder that contains the link, so that loops end. Archives are
-    read as streams in memory: no member is ever written to disk, whatever its name is. Links inside archives and files
+    read as streams in memory: no member is ever written to disk, for any name. Links inside archives and files
     that are not part of the data (`is_leftover`) are skipped.
     """
 

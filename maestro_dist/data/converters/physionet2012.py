@@ -128,7 +128,7 @@ class PhysioNet2012(Converter):
         """
         if not 0 <= fold < FOLDS or times not in MINUTES_A_STEP:
             raise ConfigError(f"--fold {fold} --times {times}: folds are 0 to {FOLDS - 1}, times hourly or native")
-        minutes, found = MINUTES_A_STEP[times], _read(source)
+        minutes, data = MINUTES_A_STEP[times], _read(source)
         steps, seconds = HOURS * 60 // minutes, minutes * 60.0
         static = Modality(
             STATIC, len(DESCRIPTORS) - 1 + UNIT_TYPES, 1 / (HOURS * 3600), 1, "year, male, cm, kg, unit", always=True
@@ -137,23 +137,23 @@ class PhysioNet2012(Converter):
             name="physionet2012",
             licence=LICENCE,
             citation=CITATION,
-            source=f"physionet.org/content/challenge-2012/1.0.0, set{'s' if len(found.stays) > 1 else ''} "
-            + " and ".join(found.stays),
+            source=f"physionet.org/content/challenge-2012/1.0.0, set{'s' if len(data.stays) > 1 else ''} "
+            + " and ".join(data.stays),
             task="classification",
             classes=CLASSES,
             target="death in hospital",
             window_s=HOURS * 3600.0,
             modalities=(*(Modality(name.lower(), 1, 1 / seconds, steps, unit) for name, unit in UNITS.items()), static),
         )
-        total = sum(len(stays) for stays in found.stays.values())
+        total = sum(len(stays) for stays in data.stays.values())
         return Conversion(
             description,
             total,
-            _samples(found, minutes, fold),
+            _samples(data, minutes, fold),
             # without set-a there is no training split; the manifest then has the statistics of the test split
-            splits=("train", "validation", "test") if "a" in found.stays else ("test",),
-            warnings=tuple(found.warnings),
-            notes=tuple(_notes(found)),
+            splits=("train", "validation", "test") if "a" in data.stays else ("test",),
+            warnings=tuple(data.warnings),
+            notes=tuple(_notes(data)),
         )
 
 
@@ -176,15 +176,15 @@ def _samples(data: _Source, minutes: int, fold: int) -> Iterator[RawSample]:
             )
 
 
-def _notes(found: _Source) -> Iterator[str]:
-    for part, stays in found.stays.items():
+def _notes(data: _Source) -> Iterator[str]:
+    for part, stays in data.stays.items():
         hours = sum(int((stay.grid(60)[1] > 0).sum()) for stay in stays.values()) / (len(stays) * len(UNITS) * HOURS)
         empty = sum(not stay.series.size for stay in stays.values())
         yield (
-            f"set-{part}: {len(stays):,} stays, {sum(found.died[part].values()):,} died, {empty} without any series; "
+            f"set-{part}: {len(stays):,} stays, {sum(data.died[part].values()):,} died, {empty} without any series; "
             f"{hours:.2%} of the hours of the {len(UNITS)} series are observed"
         )
-    yield from (f"{count:,} {reason}" for reason, count in sorted(found.left_out.items()) if count)
+    yield from (f"{count:,} {reason}" for reason, count in sorted(data.left_out.items()) if count)
 
 
 def _role(path: PurePosixPath) -> tuple[str, int | None] | None:
@@ -208,34 +208,34 @@ def _read(source: Path) -> _Source:
     if not texts:
         sets = " or ".join(f"set-{part}/RECORD.txt" for part in sorted(answers or "abc"))
         raise files.error(f"no {sets}; the source holds set-a, set-b or set-c (or archives of them) and Outcomes")
-    left = {"c"} if "b" in texts else set()
-    used = sorted(texts.keys() - left)
-    outcomes = {part: _read_outcomes(*answers[part]) for part in sorted(answers.keys() - left)}
+    unused = {"c"} if "b" in texts else set()
+    used = sorted(texts.keys() - unused)
+    outcomes = {part: _read_outcomes(*answers[part]) for part in sorted(answers.keys() - unused)}
     warnings = files.warnings()
-    for part in sorted(texts.keys() & left):
+    for part in sorted(texts.keys() & unused):
         warnings.append(f"set-{part}, {len(texts[part]):,} stays, is left out: set-b is the test split; pack it alone")
     for part in sorted(outcomes.keys() - texts.keys()):
         warnings.append(f"Outcomes-{part}.txt names {len(outcomes[part]):,} stays, but there is no set-{part}")
-    where: dict[int, str] = {}
+    file_of: dict[int, str] = {}
     for part in used:
         if part not in outcomes:
             raise files.error(f"no Outcomes-{part}.txt, but there is set-{part}; fetch it too")
-        for place, lost in (
+        for place, missing in (
             (f"set-{part}", outcomes[part].keys() - texts[part].keys()),
             (f"Outcomes-{part}.txt", texts[part].keys() - outcomes[part].keys()),
         ):
-            if lost:
-                stays = missing_text([f"stay {record}" for record in sorted(lost)], f" in {place}")
+            if missing:
+                stays = missing_text([f"stay {record}" for record in sorted(missing)], f" in {place}")
                 raise files.error(f"{stays}; fetch set-{part} again")
         for record, (name, _) in texts[part].items():
-            if where.setdefault(record, name) != name:
-                raise DataError(f"{name}: stay {record} is in another set too, {where[record]}; fetch both again")
-    found = _Source({}, {part: outcomes[part] for part in used}, Counter(), warnings)
+            if file_of.setdefault(record, name) != name:
+                raise DataError(f"{name}: stay {record} is in another set too, {file_of[record]}; fetch both again")
+    data = _Source({}, {part: outcomes[part] for part in used}, Counter(), warnings)
     for part in used:
-        found.stays[part] = {
-            record: _read_stay(name, record, content, found.left_out) for record, (name, content) in texts[part].items()
+        data.stays[part] = {
+            record: _read_stay(name, record, content, data.left_out) for record, (name, content) in texts[part].items()
         }
-    return found
+    return data
 
 
 def _read_stay(name: str, record: int, content: bytes, left_out: Counter[str]) -> _Stay:
@@ -243,7 +243,7 @@ def _read_stay(name: str, record: int, content: bytes, left_out: Counter[str]) -
     rows = content.decode("utf-8-sig", errors="replace").splitlines()
     if not rows or rows[0].strip() != "Time,Parameter,Value":
         raise DataError(f"{name}, line 1: it is not 'Time,Parameter,Value'; fetch it again")
-    known: dict[str, float] = {}
+    descriptors: dict[str, float] = {}
     series: list[int] = []
     minutes: list[int] = []
     values: list[float] = []
@@ -267,19 +267,19 @@ def _read_stay(name: str, record: int, content: bytes, left_out: Counter[str]) -
             series.append(_COLUMN[parameter])
             minutes.append(minute)
             values.append(value)
-        elif parameter == "Weight" and (minute or parameter in known):
+        elif parameter == "Weight" and (minute or parameter in descriptors):
             left_out["weights measured later, left out"] += 1
         elif parameter not in ("RecordID", *DESCRIPTORS):
             raise DataError(f"{name}, line {line}: '{row[:60]}': no such parameter")
-        elif minute or known.get(parameter, value) != value:
+        elif minute or descriptors.get(parameter, value) != value:
             raise DataError(f"{name}, line {line}: '{row[:60]}': a descriptor after 00:00, or a second value of it")
         else:
-            known[parameter] = value
+            descriptors[parameter] = value
     return _Stay(
         np.array(series, dtype=np.int64),
         np.array(minutes, dtype=np.int64),
         np.array(values, dtype=np.float64),
-        _static(name, record, known),
+        _static(name, record, descriptors),
     )
 
 
@@ -291,17 +291,17 @@ def _minute(time: str) -> int:
     return minute
 
 
-def _static(name: str, record: int, known: dict[str, float]) -> np.ndarray:
+def _static(name: str, record: int, descriptors: dict[str, float]) -> np.ndarray:
     """Descriptors as float64 [8], NaN where unknown."""
     for descriptor in ("RecordID", *DESCRIPTORS):
-        if descriptor not in known:
+        if descriptor not in descriptors:
             raise DataError(f"{name}: no {descriptor} at 00:00; fetch it again")
-    if known["RecordID"] != record:
-        raise DataError(f"{name}: its RecordID is {known['RecordID']:g}; fetch it again")
-    unit = known["ICUType"]
+    if descriptors["RecordID"] != record:
+        raise DataError(f"{name}: its RecordID is {descriptors['RecordID']:g}; fetch it again")
+    unit = descriptors["ICUType"]
     if unit not in range(1, UNIT_TYPES + 1):
         raise DataError(f"{name}: ICUType {unit:g} is not one of 1 to {UNIT_TYPES}")
-    numbers = [known[descriptor] if known[descriptor] >= 0 else math.nan for descriptor in DESCRIPTORS[:-1]]
+    numbers = [descriptors[descriptor] if descriptors[descriptor] >= 0 else math.nan for descriptor in DESCRIPTORS[:-1]]
     return np.array([*numbers, *(float(unit == number) for number in range(1, UNIT_TYPES + 1))])
 
 

@@ -233,9 +233,9 @@ def _read(source: Path) -> tuple[list[_Session], list[str], list[str]]:
             unlabelled.add(subject)
     if not streams:
         raise files.error("no SXX/ACC.csv; the source is the folder or archive that holds Raw_data")
-    lost = [f"{_name(s)}/{kind.upper()}.csv" for s in sorted(streams) for kind in KINDS if kind not in streams[s]]
-    if lost:
-        raise files.error(missing_text(lost))
+    missing = [f"{_name(s)}/{kind.upper()}.csv" for s in sorted(streams) for kind in KINDS if kind not in streams[s]]
+    if missing:
+        raise files.error(missing_text(missing))
     sessions = [_Session(subject, found, *labels[subject]) for subject, found in sorted(streams.items())]
     for session in sessions:
         _check_together(session, names)
@@ -274,10 +274,10 @@ def _check_together(session: _Session, names: dict[tuple[int, str], str]) -> Non
 
 def _read_labels(files: SourceFiles) -> dict[int, tuple[int, np.ndarray]]:
     """First second, and the label of each second, for each participant."""
-    found = list(files.read(lambda path: True if path.name == LABELS else None))
-    if not found:
+    label_files = list(files.read(lambda path: True if path.name == LABELS else None))
+    if not label_files:
         raise files.error(f"{LABELS} is missing; the source is what holds Raw_data and Processed_data")
-    _, name, content = found[0]
+    _, name, content = label_files[0]
     rows = table(name, content, 3, delimiter=",", skiprows=1, usecols=(0, 3, 4))
     sessions = {}
     for subject in np.unique(rows[:, 0]).tolist():

@@ -201,15 +201,15 @@ def _read(source: Path) -> tuple[dict[tuple[str, int], np.ndarray], list[_Labell
     name, rows = labels
     if (rows % 1).any():
         raise DataError(f"{name}: row {int(np.argmax((rows % 1).any(axis=1))) + 1} has a number that is not whole")
-    named = {(row[0], row[1]) for row in rows.astype(np.int64).tolist()}
-    lost = [
+    labelled = {(row[0], row[1]) for row in rows.astype(np.int64).tolist()}
+    missing = [
         f"{sensor}_exp{experiment:02d}_user{user:02d}.txt"
-        for experiment, user in sorted(named)
+        for experiment, user in sorted(labelled)
         for sensor in UNITS
         if (sensor, experiment) not in streams
     ]
-    if lost:
-        raise files.error(f"{missing_text(lost)}, but labels.txt has rows of it; fetch it again")
+    if missing:
+        raise files.error(f"{missing_text(missing)}, but labels.txt has rows of it; fetch it again")
     segments = []
     for number, (experiment, user, activity, first, last) in enumerate(rows.astype(np.int64).tolist(), start=1):
         steps = {len(streams[sensor, experiment]) for sensor in UNITS}
@@ -220,7 +220,7 @@ def _read(source: Path) -> tuple[dict[tuple[str, int], np.ndarray], list[_Labell
             raise DataError(f"{name}: row {number} does not fit experiment {experiment} (user, activity or rows)")
         segments.append(_LabelledSegment(experiment, user, activity - 1, first, last + 1))
     warnings = files.warnings()
-    unlabelled = sorted(users.keys() - {experiment for experiment, _ in named})
+    unlabelled = sorted(users.keys() - {experiment for experiment, _ in labelled})
     if unlabelled:
         which = join_names([f"exp{experiment:02d} (user{users[experiment][0]:02d})" for experiment in unlabelled])
         warnings.append(f"experiments without a row in labels.txt, left out ({len(unlabelled)}): {which}")

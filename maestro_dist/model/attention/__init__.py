@@ -1,8 +1,8 @@
 """Attention: one file per variant (`dense`, `plain`, `rows`, `absorbed`), all listed in `registry`.
 
-`layer` holds the module. It chooses a variant by its cost and passes the tokens to it. `variant` is the interface of a
-variant, `projections` the parameters, `selection` and `sampling` the steps that the sparse variants share, `kernel` and
-`tiles` the softmax attention of a few queries over many keys.
+`layer` contains the module, which chooses a variant by its cost and passes the tokens to it. `variant` is the interface
+of a variant, and `projections` contains the parameters. `selection` and `sampling` are steps that the sparse variants
+share. `kernel` and `tiles` compute softmax attention of a few queries over many keys.
 """
 
 from maestro_dist.model.attention.layer import Attention

@@ -19,7 +19,7 @@ class DenseAttention(ContextVariant):
     def context(self, layer: AttentionProjections, packed: Tensor, call: AttentionCall) -> Tensor:
         """Projections [S, L, 3, h, d_h] -> context [S, L, h, d_h]."""
         layout = call.layout
-        # Contiguous: otherwise torch's kernel on a CPU falls back to one that stores all [L, L] probabilities.
+        # Contiguous: otherwise torch uses a CPU kernel that stores all [L, L] probabilities.
         query, key, value = packed.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
         mask = None if layout.bias is None else layout.bias[:, None, None].to(query.dtype)
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)

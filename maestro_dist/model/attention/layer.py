@@ -24,7 +24,7 @@ class Attention(AttentionProjections):
     """Multi-head self-attention of one layer, by one of the variants in `registry`."""
 
     def __init__(self, name: str, config: ModelConfig, factor: float, seed: int, sequence: SequenceContext) -> None:
-        """Arguments as for `AttentionProjections`. Raises `ConfigError` where no variant or kernel fits the ranks."""
+        """Arguments as for `AttentionProjections`. Raises `ConfigError` if no variant or kernel fits the ranks."""
         super().__init__(name, config, factor, seed, sequence)
         exchanges = sequence.head_exchange is not None
         self.variants = usable_variants(config, sequence_ranks=sequence.size, exchanges_heads=exchanges)

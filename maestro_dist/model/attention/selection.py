@@ -54,7 +54,7 @@ class SparseVariant(AttentionVariant):
         return shape.selected
 
     def communication(self, shape: AttentionShape, sharding: SequenceSharding) -> CollectiveBytes:
-        """With A = H u d_h and b bytes a number: 5 A b + 16 H u + O(d), independent of the length.
+        """With A = H u d_h and b bytes per number: 5 A b + 16 H u + O(d), independent of the length.
 
         8 of the 16 are the candidates for the best queries, 4 the rows' largest scores and 4 their weights. The merged
         results are float32 also where b is 2. Arguments as in `AttentionVariant`; `shape.length` is over all ranks.
