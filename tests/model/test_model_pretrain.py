@@ -20,7 +20,7 @@ from maestro_dist.config.model import ModelConfig
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.model import PretrainModel
 from maestro_dist.model.pretrain import hidden_sensors, hidden_words
-from maestro_dist.model.sax import cuts
+from maestro_dist.model.sax import breakpoints
 from maestro_dist.task.pretraining import PretrainingTask as Task
 from maestro_dist.types import Batch, Modality
 
@@ -155,7 +155,7 @@ def test_what_was_asked_are_hidden_observed_words(steps: int) -> None:
         mean, std = model.embeddings[name].reference(None)
         z = (batch.values[name].double() - mean) / std
         z = torch.nn.functional.pad(z, (0, 0, 0, -z.shape[1] % steps), value=math.nan).unflatten(1, (-1, steps))
-        truth = torch.bucketize(z.nanmean(2), cuts(20), right=True) + 1
+        truth = torch.bucketize(z.nanmean(2), breakpoints(20), right=True) + 1
         truth = torch.where(z.isnan().all(2), 0, truth)
         for row, sample in enumerate(batch.rows[name].tolist()):
             there = [k for k in range(symbols.shape[1]) if symbols[row, k].any()]

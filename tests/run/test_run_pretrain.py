@@ -99,7 +99,7 @@ def test_a_run_that_died_goes_on_without_them(
         ("model.heads=4", "model.heads 2 there, 4 here"),
         ("model.word=4", "model.word of acc 8 there, 4 here"),
         ("model.alphabet=10", "model.alphabet 20 there, 10 here"),
-        ("data.modalities=[acc, temp]", "was trained on acc, bvp, temp, this run is on acc, temp"),
+        ("data.modalities=[acc, temp]", "was trained on acc, bvp, temp, but this run uses acc, temp"),
         ("run.init_from=/nowhere", "is neither a run (it has no config.yaml), nor a checkpoint of one"),
         ("run.init_from=s3://me:secret@bucket/run", "run.init_from: holds credentials"),
     ],

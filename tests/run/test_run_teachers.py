@@ -26,7 +26,7 @@ def test_a_run_that_died_goes_on_without_its_teachers(
     extra = [f"task.teachers=[{kept}, {kept}/model]", "task.teacher_share=0.8", "checkpoint.every_steps=2"]
     extra += ["checkpoint.keep_last=9", "optim.max_steps=8", "evaluation.test_rates=[0]", "run.seed=5"]
     assert runs.train(tmp_path, synthetic, *extra) == 0
-    assert "learns from 2 teachers' answers for 101 training samples" in capsys.readouterr().out
+    assert "learns from 2 teachers: predictions for 101 training samples" in capsys.readouterr().out
     whole = runs.weights(tmp_path)
 
     shutil.rmtree(kept)
@@ -47,7 +47,7 @@ def test_a_run_that_died_goes_on_without_its_teachers(
     ("override", "said"),
     [
         ("data.modalities=[acc, temp]", "was trained on acc, bvp, temp, this run is on acc, temp"),
-        ("task.teachers=[/nowhere]", "nowhere is neither an exported model (it has no model.json) nor a run that has"),
+        ("task.teachers=[/nowhere]", "nowhere is neither an exported model (it has no model.json) nor a run with one"),
         ("task.teachers=[s3://me:secret@bucket/run]", "task.teachers: holds credentials"),
         ("augment.mixup=0.2", "augment.mixup: mixes samples, but task.teachers answer single samples"),
         ("task.kind=pretrain", "task.teachers: predict labels"),
@@ -87,7 +87,7 @@ def test_a_teacher_that_cannot_answer_on_this_grid_is_refused(
     assert runs.train(dense, synthetic, "model.attention=dense", "optim.max_steps=1") == 0
     grid = ["run.launcher=ray", "run.workers=2", "mesh.sequence=2"]
     assert runs.train(tmp_path, synthetic, f"task.teachers=[{dense}/tiny]", *grid) != 0
-    assert "cannot answer here: mesh.sequence: 2 ranks share the time axis, but model.attention=dense" in (
+    assert "cannot be used here: mesh.sequence: 2 ranks share the time axis, but model.attention=dense" in (
         capsys.readouterr().err
     )
 
