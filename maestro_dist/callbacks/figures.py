@@ -13,7 +13,7 @@ import numpy as np
 from maestro_dist.callbacks.base import Callback, State, StepRecord
 from maestro_dist.evaluation.table import metric_label
 from maestro_dist.tracking.best_effort import BestEffort
-from maestro_dist.tracking.figures import FigureData, log_figures
+from maestro_dist.tracking.figures import Story, log_figures
 from maestro_dist.tracking.plots import MissingCurve
 
 if TYPE_CHECKING:
@@ -26,12 +26,12 @@ _LOG = logging.getLogger(__name__)
 _EVERY_S = 60.0
 
 
-def story_of(state: State, history: History, evaluation: Evaluation) -> FigureData:
+def story_of(state: State, history: History, evaluation: Evaluation) -> Story:
     """The content of the pictures: the metrics so far, and an evaluation (a validation, or the final test)."""
     metric = state.task.metric(state.config.evaluation.metric)
     names: Sequence[str] = [modality.name for modality in state.modalities]
     count = f"{len(names)} modalit{'y' if len(names) == 1 else 'ies'}"
-    return FigureData(
+    return Story(
         title=f"{state.config.run.name}: {state.manifest.name}, {count}, {evaluation.split} split",
         history=history,
         modalities=names,

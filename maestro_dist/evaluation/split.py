@@ -163,12 +163,12 @@ def _evaluation(
     predictions: Predictions | None,
     mesh: Mesh,
 ) -> Evaluation:
-    from maestro_dist.task.classification import ClassificationTask
+    from maestro_dist.task.classification import Classification
 
     counts = confusion = confused = logits = target = None
     if complete is not None:
         logits, target = complete
-        if isinstance(task, ClassificationTask):
+        if isinstance(task, Classification):
             counts = np.bincount(target, minlength=task.outputs).tolist()
             if task.outputs <= MOST_CLASSES:
                 confusion = task.confusion(logits, target).tolist()

@@ -40,9 +40,9 @@ def make_task(config: TaskConfig, labels: Labels, *, consistency: float = 0.0) -
     """
     kind = labels.kind
     if config.kind == "pretrain":
-        from maestro_dist.task.pretraining import PretrainingTask
+        from maestro_dist.task.pretraining import Pretraining
 
-        return PretrainingTask()
+        return Pretraining()
     if kind == "none":
         raise ConfigError(
             "task.kind: the data has no labels; use task.kind=pretrain, then train on data that has some "
@@ -51,11 +51,9 @@ def make_task(config: TaskConfig, labels: Labels, *, consistency: float = 0.0) -
     if config.kind not in ("auto", kind):
         raise ConfigError(f"task.kind={config.kind}: the data is for {kind}; use task.kind=auto")
     if kind == "regression":
-        from maestro_dist.task.regression import RegressionTask
+        from maestro_dist.task.regression import Regression
 
-        return RegressionTask(
-            config, target_mean=labels.target_mean, target_std=labels.target_std, consistency=consistency
-        )
-    from maestro_dist.task.classification import ClassificationTask
+        return Regression(config, target_mean=labels.target_mean, target_std=labels.target_std, consistency=consistency)
+    from maestro_dist.task.classification import Classification
 
-    return ClassificationTask(config, classes=labels.classes, class_counts=labels.class_counts, consistency=consistency)
+    return Classification(config, classes=labels.classes, class_counts=labels.class_counts, consistency=consistency)

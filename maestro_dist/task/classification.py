@@ -100,7 +100,7 @@ def balanced_weights(class_counts: Sequence[int]) -> list[float]:
     return [total / (occurring * count) if count else 1.0 for count in class_counts]
 
 
-class ClassificationTask(Task):
+class Classification(Task):
     """Predicts one of C classes for each sample."""
 
     kind = "classification"

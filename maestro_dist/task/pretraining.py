@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from maestro_dist.types import Batch, Output
 
 
-class PretrainingTask(Task):
+class Pretraining(Task):
     """Uses no labels. The model gives sums over the masked symbols of each sample (`Output.masked`), so C is 3."""
 
     kind = "pretrain"

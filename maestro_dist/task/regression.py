@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from maestro_dist.config.learning import TaskConfig
 
 
-class RegressionTask(Task):
+class Regression(Task):
     """Predicts one number for each sample. The model's output is (target - mean) / std of the training split."""
 
     kind = "regression"

@@ -37,7 +37,7 @@ _DRAWING = threading.Lock()
 
 
 @dataclass(frozen=True)
-class FigureData:
+class Story:
     """The data of a run's figures. A figure without data is left out.
 
     history     metrics so far (`MetricLog.history`)
@@ -149,7 +149,7 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return text.getvalue()
 
 
-def draw_figures(data: FigureData, effort: BestEffort | None = None) -> dict[str, Figure]:
+def draw(data: Story, effort: BestEffort | None = None) -> dict[str, Figure]:
     """All figures by name, and `overview`, which shows them all. Needs no display.
 
     A figure that cannot be drawn is left out and recorded in `effort`.
@@ -174,7 +174,7 @@ def draw_figures(data: FigureData, effort: BestEffort | None = None) -> dict[str
     return figures
 
 
-def save_figures(figures: dict[str, Figure], folder: Path, effort: BestEffort | None = None) -> list[Path]:
+def save(figures: dict[str, Figure], folder: Path, effort: BestEffort | None = None) -> list[Path]:
     """Write PNG files to `<folder>/figures`. Returns the paths of those that were written."""
     effort = BestEffort() if effort is None else effort
     paths = []
@@ -220,12 +220,10 @@ def _style(families: Sequence[str]) -> Iterator[None]:
         yield
 
 
-def log_figures(
-    data: FigureData, folder: Path, uri: str, run_id: str, effort: BestEffort, *, upload: bool = True
-) -> None:
+def log_figures(data: Story, folder: Path, uri: str, run_id: str, effort: BestEffort, *, upload: bool = True) -> None:
     """Write figures and tables to `<folder>/figures` and to the MLflow run. Errors go to `effort`, none is raised."""
-    figures = effort.attempt("figures", lambda: draw_figures(data, effort)) or {}
-    paths = save_figures(figures, folder, effort)
+    figures = effort.attempt("figures", lambda: draw(data, effort)) or {}
+    paths = save(figures, folder, effort)
     for name, table in (effort.attempt("tables", data.tables) or {}).items():
         path = folder / FOLDER / f"{name}.csv"
         if effort.attempt(f"table {name}", lambda path=path, table=table: _write(path, table())):  # type: ignore[misc]

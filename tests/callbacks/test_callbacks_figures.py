@@ -14,7 +14,7 @@ from maestro_dist.evaluation import Evaluation, Scenario
 from maestro_dist.evaluation.expert_loads import ExpertLoad
 from maestro_dist.tracking import MetricLog
 from maestro_dist.tracking.best_effort import BestEffort
-from maestro_dist.tracking.figures import FigureData
+from maestro_dist.tracking.figures import Story
 
 EVALUATION = Evaluation(
     "test",
@@ -48,7 +48,7 @@ def test_pictures_that_fail_while_training_are_said_once(
 ) -> None:
     tried: list[str] = []
 
-    def fails(story: FigureData, folder: Path, uri: str, run_id: str, effort: BestEffort) -> None:
+    def fails(story: Story, folder: Path, uri: str, run_id: str, effort: BestEffort) -> None:
         tried.append(story.title)
         effort.attempt("upload of figures", lambda: {}["none"])
 

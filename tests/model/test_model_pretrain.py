@@ -21,7 +21,7 @@ from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.model import PretrainModel
 from maestro_dist.model.pretrain import hidden_sensors, hidden_words
 from maestro_dist.model.sax import breakpoints
-from maestro_dist.task.pretraining import PretrainingTask as Task
+from maestro_dist.task.pretraining import Pretraining as Task
 from maestro_dist.types import Batch, Modality
 
 TASK = Task()

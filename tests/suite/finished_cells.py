@@ -15,10 +15,10 @@ from suite.schema import Suite
 from maestro_dist.config.learning import TaskConfig
 from maestro_dist.data.missing import evaluation_mask
 from maestro_dist.evaluation import Evaluation, Predictions, Scenario
-from maestro_dist.task.classification import ClassificationTask
+from maestro_dist.task.classification import Classification
 
 SAMPLES, PEOPLE = 40, 8
-TASK = ClassificationTask(TaskConfig(), classes=["a", "b"], class_counts=[1, 1])
+TASK = Classification(TaskConfig(), classes=["a", "b"], class_counts=[1, 1])
 MACHINE = {"processor": "a processor", "cores": 2, "system": "a system", "versions": {"python": "3.11"}, "date": "now"}
 NAMES = np.array(["acc", "gyro"])
 

@@ -7,7 +7,7 @@ import pytest
 from suite.bootstrap import interval, subject_weights, weighted_metric
 
 from maestro_dist.config.learning import TaskConfig
-from maestro_dist.task.classification import ClassificationTask
+from maestro_dist.task.classification import Classification
 
 draws = np.random.default_rng(3)
 SAMPLES, SUBJECTS = 60, 7
@@ -24,7 +24,7 @@ def test_weights_are_repetitions(metric: str, classes: int) -> None:
     logits[np.arange(SAMPLES), target] += 1
     weights = subject_weights(SUBJECTS, 20, 5)
     weights[0] = 1
-    task = ClassificationTask(TaskConfig(), classes=[*"abcd"][:classes], class_counts=[1] * classes)
+    task = Classification(TaskConfig(), classes=[*"abcd"][:classes], class_counts=[1] * classes)
     found = weighted_metric(metric, logits, target, SUBJECT, weights)
     for row, value in zip(weights.astype(int), found, strict=True):
         chosen = np.repeat(np.arange(SAMPLES), row[SUBJECT])

@@ -18,7 +18,7 @@ from run_suite import main
 from maestro_dist.config.learning import TaskConfig
 from maestro_dist.data.storage import Storage
 from maestro_dist.evaluation import Predictions
-from maestro_dist.task.classification import ClassificationTask
+from maestro_dist.task.classification import Classification
 
 pytestmark = [
     pytest.mark.slow,
@@ -137,7 +137,7 @@ def check_cells(cells: Path) -> None:
         predictions = Predictions.read(Storage(str(cells)).join(name))
         result = json.loads((cells / name / "result.json").read_text())["evaluation"]
         classes = predictions.logits.shape[2]
-        task = ClassificationTask(TaskConfig(), classes=[str(n) for n in range(classes)], class_counts=[1] * classes)
+        task = Classification(TaskConfig(), classes=[str(n) for n in range(classes)], class_counts=[1] * classes)
         assert len(result["scenarios"]) == len(predictions.rate) == 3
         for scenario, logits in zip(result["scenarios"], predictions.logits, strict=True):
             assert task.metrics(logits, predictions.target) == pytest.approx(scenario["metrics"])

@@ -9,13 +9,13 @@ from sklearn import metrics as sk
 from maestro_dist.config.learning import TaskConfig
 from maestro_dist.task import Labels, higher_is_better, make_task
 from maestro_dist.task import classification as module
-from maestro_dist.task.classification import ClassificationTask, auroc, log_odds, macro_f1
+from maestro_dist.task.classification import Classification, auroc, log_odds, macro_f1
 
 
-def classification(outputs: int) -> ClassificationTask:
+def classification(outputs: int) -> Classification:
     names = [f"class {number}" for number in range(outputs)]
     task = make_task(TaskConfig(), Labels("classification", classes=names, class_counts=[1] * outputs))
-    assert isinstance(task, ClassificationTask)
+    assert isinstance(task, Classification)
     return task
 
 

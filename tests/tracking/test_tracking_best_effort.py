@@ -15,7 +15,7 @@ from maestro_dist.tracking import MetricLog, close_run, log_files, read_history
 from maestro_dist.tracking import metric_log as log_module
 from maestro_dist.tracking import run as run_module
 from maestro_dist.tracking.best_effort import BestEffort
-from maestro_dist.tracking.figures import draw_figures, log_figures, save_figures
+from maestro_dist.tracking.figures import draw, log_figures, save
 from maestro_dist.tracking.plots import MissingCurve
 from maestro_dist.tracking.run import is_reachable, tag_run
 
@@ -68,7 +68,7 @@ def test_any_error_of_the_tracking_library_is_a_warning(
 def test_a_picture_that_fails_leaves_the_others(tmp_path: Path) -> None:
     effort = BestEffort()
     broken = replace(FIGURE_DATA, missing=MissingCurve("accuracy", [0.0, 0.4], ["x", None], [0.0, 0.0]))  # type: ignore[list-item]
-    figures = draw_figures(broken, effort)
+    figures = draw(broken, effort)
     assert set(figures) == {"loss", "validation", "budgets", "experts", "confusion", "overview"}
     assert set(effort.left_out) == {"figure missing"}
 
@@ -80,10 +80,10 @@ def test_a_full_disk_leaves_no_half_picture(tmp_path: Path, monkeypatch: pytest.
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     bare = replace(FIGURE_DATA, history={}, missing=None)
-    figures, effort = draw_figures(bare), BestEffort()
+    figures, effort = draw(bare), BestEffort()
     (tmp_path / "figures").mkdir()
     monkeypatch.setattr(Path, "write_bytes", half)
-    assert save_figures(figures, tmp_path, effort) == []
+    assert save(figures, tmp_path, effort) == []
     assert list((tmp_path / "figures").iterdir()) == []
     assert set(effort.left_out) == {"figure confusion", "figure overview"}
 

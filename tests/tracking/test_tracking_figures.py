@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from maestro_dist.tracking import open_run
 from maestro_dist.tracking.best_effort import BestEffort
-from maestro_dist.tracking.figures import FigureData, draw_figures, log_figures
+from maestro_dist.tracking.figures import Story, draw, log_figures
 from maestro_dist.tracking.metric_file import History
 from maestro_dist.tracking.plots import (
     MissingCurve,
@@ -42,7 +42,7 @@ def make_history(layers: int = 1) -> History:
     return history
 
 
-FIGURE_DATA = FigureData(
+FIGURE_DATA = Story(
     title="run",
     history=make_history(),
     modalities=NAMES,
@@ -68,19 +68,19 @@ def test_pictures_are_files_in_the_run_folder_and_in_mlflow(uri: str, tmp_path: 
 
 
 def test_what_is_not_known_is_left_out() -> None:
-    bare = FigureData("run", {"train/loss": make_history()["train/loss"]}, NAMES, "mae", "MAE")
-    assert set(draw_figures(bare)) == {"loss", "overview"}
-    assert draw_figures(replace(bare, history={})) == {}
+    bare = Story("run", {"train/loss": make_history()["train/loss"]}, NAMES, "mae", "MAE")
+    assert set(draw(bare)) == {"loss", "overview"}
+    assert draw(replace(bare, history={})) == {}
 
 
 def test_several_layers_have_a_picture_each() -> None:
-    assert {"experts_0", "experts_1"} <= set(draw_figures(replace(FIGURE_DATA, history=make_history(layers=2))))
+    assert {"experts_0", "experts_1"} <= set(draw(replace(FIGURE_DATA, history=make_history(layers=2))))
 
 
 def test_missing_sets_have_a_picture_and_a_table(uri: str, tmp_path: Path) -> None:
     tokens = np.array([[[30, 10], [1, 3]]])
     story = replace(FIGURE_DATA, sets=["complete", "without acc"], set_loads=tokens)
-    figures = draw_figures(story)
+    figures = draw(story)
     assert {"75", "25"} <= {text.get_text() for text in figures["sets"].axes[0].texts}
     run = open_run(uri, "study", "sets")
     log_figures(replace(story, history={}, missing=None, confusion=None), tmp_path, uri, run.run_id, BestEffort())
@@ -97,7 +97,7 @@ def test_missing_sets_have_a_picture_and_a_table(uri: str, tmp_path: Path) -> No
 
 
 def test_panels_show_the_numbers() -> None:
-    figures = draw_figures(FIGURE_DATA)
+    figures = draw(FIGURE_DATA)
     cells = {text.get_text() for text in figures["confusion"].axes[0].texts}
     assert {"5", "1", "2", "7"} <= cells
     assert {"25", "75"} <= {text.get_text() for text in figures["experts"].axes[0].texts}
@@ -118,7 +118,7 @@ def test_of_many_classes_the_most_confused_are_drawn() -> None:
     assert samples[place[7]] == 8, "the share is of all samples of the class, those shown or not"
     codes = [f"code {number}" for number in range(classes)]
     story = replace(FIGURE_DATA, history={}, missing=None, classes=codes, confusion=None, confused=pairs.tolist())
-    axes = draw_figures(story)["confusion"].axes[0]
+    axes = draw(story)["confusion"].axes[0]
     assert axes.get_title(loc="left") == "Confusion, complete samples\n40 of 2,000, the most confused"
     assert axes.images[0].get_array().shape == (40, 40)
     assert len(axes.texts) == 0
@@ -128,8 +128,8 @@ def test_of_many_classes_the_most_confused_are_drawn() -> None:
 def test_confusion_as_pairs_is_drawn_as_that_of_a_square() -> None:
     pairs = [[0, 0, 5], [0, 1, 1], [1, 0, 2], [1, 1, 7]]
     one, other = (
-        draw_figures(FIGURE_DATA)["confusion"],
-        draw_figures(replace(FIGURE_DATA, confusion=None, confused=pairs))["confusion"],
+        draw(FIGURE_DATA)["confusion"],
+        draw(replace(FIGURE_DATA, confusion=None, confused=pairs))["confusion"],
     )
     assert np.array_equal(one.axes[0].images[0].get_array(), other.axes[0].images[0].get_array())
 
@@ -154,9 +154,7 @@ def test_of_many_modalities_experts_and_layers_some_are_drawn() -> None:
     assert len(axes.lines) <= 110
     assert {text.get_text() for text in axes.texts} == {"m299", "m298", "m297", "m296", "m2", "m1", "m0"}
     sets = np.ones((50, 2, 4))
-    drawn = draw_figures(
-        replace(FIGURE_DATA, history={}, missing=None, confusion=None, sets=["a", "b"], set_loads=sets)
-    )
+    drawn = draw(replace(FIGURE_DATA, history={}, missing=None, confusion=None, sets=["a", "b"], set_loads=sets))
     assert set(drawn) == {"overview", *(f"sets_{layer}" for layer in (0, 1, 2, 47, 48, 49))}
 
 
@@ -166,9 +164,7 @@ def test_a_loss_that_never_changes_has_a_picture(value: float) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figures = draw_figures(
-            FigureData("run", {"train/loss": (np.array([1, 2]), np.full(2, value))}, NAMES, "mae", "MAE")
-        )
+        figures = draw(Story("run", {"train/loss": (np.array([1, 2]), np.full(2, value))}, NAMES, "mae", "MAE"))
     low, high = figures["loss"].axes[0].get_ylim()
     assert low <= value <= high
     assert low < high

@@ -13,7 +13,7 @@ from matplotlib import font_manager
 
 from maestro_dist.tracking import labels as labels_module
 from maestro_dist.tracking.best_effort import BestEffort
-from maestro_dist.tracking.figures import FigureData, draw_figures, save_figures
+from maestro_dist.tracking.figures import Story, draw, save
 from maestro_dist.tracking.labels import LabelFonts
 
 ODD = ["$50_$100", "<$50", "_hidden", r"\frac{a}{b}", "x^2_{3}", "%s {}", "süß", "مشي"]
@@ -94,7 +94,7 @@ def test_a_font_that_has_the_letters_is_found() -> None:
 def test_pictures_of_odd_names_are_drawn_without_a_warning(tmp_path: Path) -> None:
     odd = [*ODD, "歩く", "\U0001f6b6", "\ud800", "\x00", "W" * 200, "", "\n"]
     steps = np.arange(1, 4)
-    story = FigureData(
+    story = Story(
         title="$a$ \ud800 " + "T" * 300,
         history={f"budgets/{name}": (steps, steps) for name in odd},
         modalities=odd,
@@ -106,8 +106,8 @@ def test_pictures_of_odd_names_are_drawn_without_a_warning(tmp_path: Path) -> No
     effort = BestEffort()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figures = draw_figures(story, effort)
-        save_figures({"confusion": figures["confusion"]}, tmp_path, effort)
+        figures = draw(story, effort)
+        save({"confusion": figures["confusion"]}, tmp_path, effort)
     assert effort.left_out == {}
     assert set(figures) == {"budgets", "confusion", "overview"}
     shown = [label.get_text() for label in figures["confusion"].axes[0].get_yticklabels()]
@@ -121,8 +121,8 @@ def test_user_settings_of_matplotlib_do_not_matter(tmp_path: Path) -> None:
     import matplotlib
 
     steps = np.arange(1, 4)
-    story = FigureData("t", {"train/loss": (steps, 1 / steps)}, ["a"], "accuracy", "accuracy")
+    story = Story("t", {"train/loss": (steps, 1 / steps)}, ["a"], "accuracy", "accuracy")
     effort = BestEffort()
     with matplotlib.rc_context({"text.usetex": True}):
-        save_figures({"loss": draw_figures(replace(story, title="$_"), effort)["loss"]}, tmp_path, effort)
+        save({"loss": draw(replace(story, title="$_"), effort)["loss"]}, tmp_path, effort)
     assert effort.left_out == {}

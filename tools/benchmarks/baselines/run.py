@@ -22,7 +22,7 @@ from maestro_dist.evaluation import Evaluation, Predictions, Scenario
 from maestro_dist.evaluation.split import EvaluationPlan
 from maestro_dist.evaluation.table import results_table
 from maestro_dist.task.base import higher_is_better
-from maestro_dist.task.classification import ClassificationTask
+from maestro_dist.task.classification import Classification
 from maestro_dist.tracking.client import client, short
 from maestro_dist.tracking.run import close_run, find_run, open_run, tracking_uri
 
@@ -81,9 +81,7 @@ def fit_and_test(model: str, config: Config, baseline: BaselineConfig) -> int:
     return 0
 
 
-def evaluate(
-    answers: Answers, test: Windows, task: ClassificationTask, rates: Any, draws: Any, split: str
-) -> Evaluation:
+def evaluate(answers: Answers, test: Windows, task: Classification, rates: Any, draws: Any, split: str) -> Evaluation:
     """Metrics of each (rate, draw), with the masks of the project's own evaluation."""
     plan = EvaluationPlan(split, rates, draws).scenarios
     masks = [evaluated(test, rate, draw) for rate, draw in plan]
@@ -120,7 +118,7 @@ def _fit(
     train: Windows,
     validation: Windows,
     baseline: BaselineConfig,
-    task: ClassificationTask,
+    task: Classification,
     config: Config,
     metric: str,
 ) -> Any:
@@ -153,9 +151,9 @@ def _windows(config: Config, manifest: Manifest, split: str) -> Windows:
     return read_windows(source_of(config.data.url, manifest, modalities, split, config.data))
 
 
-def _task(config: Config, manifest: Manifest) -> ClassificationTask:
+def _task(config: Config, manifest: Manifest) -> Classification:
     counts = manifest.split(config.data.train).class_counts
-    return ClassificationTask(config.task, classes=manifest.classes, class_counts=counts)
+    return Classification(config.task, classes=manifest.classes, class_counts=counts)
 
 
 def _log(uri: str, run_id: str, metrics: dict[str, float]) -> None:
