@@ -7,15 +7,11 @@ metrics under each resample of the test subjects. It is loaded without pickle.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
 import io
 import json
-import os
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,54 +73,28 @@ class Kept:
     ensembles: dict[str, dict[str, Any]] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def to_bytes(self) -> bytes:
-        """An npz file; the same content gives the same bytes."""
-        parts = {"cells": dict(sorted(self.cells.items())), "ensembles": dict(sorted(self.ensembles.items()))}
-        index = json.dumps(parts).encode()
-        file = io.BytesIO()
-        arrays: dict[str, Any] = dict(sorted(self.arrays.items()))
-        np.savez_compressed(file, index=np.frombuffer(index, np.uint8), **arrays)
-        return file.getvalue()
-
     @classmethod
     def read(cls, place: Storage, data: str) -> Kept:
         """Empty where there is no file. Raises RunError where it is damaged."""
         try:
-            content = place.read(f"{data}.npz")
-        except ObjectMissing:
-            return cls()
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            with np.load(io.BytesIO(place.read(f"{data}.npz")), allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             index = json.loads(arrays.pop("index").tobytes())
             return cls(index["cells"], index["ensembles"], arrays)
+        except ObjectMissing:
+            return cls()
         except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
             raise RunError(f"{place.name(f'{data}.npz')} is damaged ({error}); remove it") from None
 
     def merge(self, place: Storage, data: str) -> None:
-        """Put this content into a data set's file, whose other cells stay. The file is replaced at once.
-
-        In a local folder two processes wait for each other.
-        """
-        with _locked(place):
-            old = Kept.read(place, data)
-            new = Kept(old.cells | self.cells, old.ensembles | self.ensembles, old.arrays | self.arrays)
-            place.write(f"{data}.npz", new.to_bytes())
-
-
-@contextlib.contextmanager
-def _locked(place: Storage) -> Iterator[None]:
-    folder = place.local_path()
-    if folder is None:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+        """Put this content into a data set's file, whose other cells stay. The file is replaced at once."""
+        old = Kept.read(place, data)
+        cells, ensembles = old.cells | self.cells, old.ensembles | self.ensembles
+        arrays: dict[str, Any] = dict(sorted((old.arrays | self.arrays).items()))
+        index = json.dumps({"cells": dict(sorted(cells.items())), "ensembles": dict(sorted(ensembles.items()))})
+        file = io.BytesIO()
+        np.savez_compressed(file, index=np.frombuffer(index.encode(), np.uint8), **arrays)
+        place.write(f"{data}.npz", file.getvalue())
 
 
 class Archive:
@@ -141,19 +111,25 @@ class Archive:
         return Storage(self.plan.storage).join(cell.name)
 
     def record(self, cell: Cell) -> Record | None:
-        """The record in a cell's run; None where there is none. Raises RunError where it is damaged."""
+        """The record in a cell's run; None where there is none."""
+        found = self.read_json(cell, RECORD_FILE)
+        return None if found is None else Record(**found)
+
+    def read_json(self, cell: Cell, name: str) -> dict[str, Any] | None:
+        """A file of a cell's run; None where there is none. Raises RunError where it is damaged."""
         run = self.run(cell)
         try:
-            return Record(**json.loads(run.read(RECORD_FILE)))
+            found: dict[str, Any] = json.loads(run.read(name))
+            return found
         except ObjectMissing:
             return None
-        except (ValueError, TypeError) as error:
-            raise RunError(f"{run.name(RECORD_FILE)} is damaged ({error}); remove it") from None
+        except ValueError as error:
+            raise RunError(f"{run.name(name)} is damaged ({error}); remove it") from None
 
     def begin_attempt(self, cell: Cell) -> Record:
         """The record with one more attempt, written to the run's folder."""
-        old = self.record(cell)
-        record = Record(cell.command, cell.settings, machine(), old.attempts if old else [])
+        old, command = self.record(cell), portable(" ".join(("python -m", *cell.command)))
+        record = Record(command, cell.settings, machine(), old.attempts if old else [])
         record.attempts.append({"started": time.time(), "seconds": 0.0, "status": "running"})
         record.write(self.run(cell))
         return record
@@ -166,11 +142,6 @@ class Archive:
     def has_run(self, cell: Cell) -> bool:
         """Whether a cell's run has finished with the suite's settings."""
         return self.run(cell).exists(RESULT_FILE) and not self.changes(cell)
-
-    def kept_record(self, cell: Cell) -> Record | None:
-        """The record that is kept of a cell with the suite's settings."""
-        found = self.kept_cell(cell)
-        return None if found is None else Record(**found["record"])
 
     def kept_cell(self, cell: Cell) -> dict[str, Any] | None:
         """What is kept of a cell with the suite's settings."""
@@ -196,19 +167,9 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     return [f"{key} {old.get(key)!r} -> {now.get(key)!r}" for key in changed]
 
 
-def settings_digest(cell: Cell) -> str:
-    """A short name for the settings of a cell."""
-    return short_hash([json.dumps(cell.settings, sort_keys=True)])
-
-
-def short_hash(texts: Iterable[str]) -> str:
-    """A short name for a list of texts, in their order."""
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
-
-
-def portable(command: str) -> str:
-    """A command with the folder of the repository left out: elsewhere it is another folder."""
-    return command.replace(f"{ROOT}/", "")
+def portable(text: str) -> str:
+    """A command without the folder of the repository, which is another one on another machine."""
+    return text.replace(f"{ROOT}/", "")
 
 
 def _renamed(key: str) -> str:

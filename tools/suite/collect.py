@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import fmean
 from typing import Any
@@ -13,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from maestro_dist import rng
-from maestro_dist.data.storage import ObjectMissing
 from maestro_dist.errors import DataError, RunError
 from maestro_dist.evaluation import Evaluation, Predictions
-from suite.archive import RESULT_FILE, Archive, Kept, Record, portable, short_hash
-from suite.bootstrap import subject_weights, weighted_metric
-from suite.experts import Information, expert_information
+from maestro_dist.task.classification import log_softmax
+from suite.archive import RESULT_FILE, Archive, Kept, Record, portable
 from suite.matrix import Cell, Plan
+from suite.statistics import expert_information, subject_weights, weighted_metric
 
 _PLACES = ("checkpoint", "model", "mlflow_model")
 """Keys of `result.json` that name folders of the run, which is not kept."""
@@ -33,7 +33,7 @@ class NotFinished(Exception):
 class Finished:
     """A finished cell.
 
-    content    plain JSON: "record" (or None), "result", "tested" and "experts" (None without scores or experts)
+    content    plain JSON: "record", "result", "tested" and "experts" (None without scores or experts)
     resampled  a metric at a missing rate under each resample of the test subjects, by "auroc@0.4": [resamples]
     """
 
@@ -44,28 +44,24 @@ class Finished:
 
     @cached_property
     def evaluation(self) -> Evaluation:
-        """Metrics of the test. Raises RunError."""
-        try:
-            return Evaluation.from_json(self.content["result"]["evaluation"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"the result of {self.cell.name} is damaged ({error}); remove it") from None
+        """Metrics of the test."""
+        return Evaluation.from_json(self.content["result"]["evaluation"])
 
     @property
-    def record(self) -> Record | None:
+    def record(self) -> Record:
         """Settings, machine and attempts."""
-        found = self.content["record"]
-        return None if found is None else Record(**found)
+        return Record(**self.content["record"])
 
     @property
-    def experts(self) -> Information | None:
-        """Of experts and missing sets, at the largest missing rate."""
-        found = self.content["experts"]
-        return None if found is None else Information(**found)
+    def experts(self) -> dict[str, Any] | None:
+        """What `expert_information` tells, at the largest missing rate."""
+        found: dict[str, Any] | None = self.content["experts"]
+        return found
 
     @property
     def fingerprint(self) -> str:
         """Changes with the result."""
-        return short_hash([json.dumps(self.content["result"]["evaluation"], sort_keys=True)])
+        return _short_hash([json.dumps(self.content["result"]["evaluation"], sort_keys=True)])
 
 
 @dataclass(frozen=True)
@@ -85,6 +81,13 @@ class Results:
     finished: dict[str, Finished]
     ensembles: dict[tuple[str, str], Ensemble] = field(default_factory=dict)
 
+    def of(self, model: str, data: str) -> list[Finished]:
+        """All cells of a model on a data set. Raises NotFinished where one is not finished."""
+        cells = self.plan.cells_of(model, data)
+        if not cells or any(cell.name not in self.finished for cell in cells):
+            raise NotFinished
+        return [self.finished[cell.name] for cell in cells]
+
     def seeds(self, model: str, data: str) -> dict[int, list[Finished]]:
         """The finished seeds of a model with their cells, one for each fold; none for a pre-training."""
         found: dict[int, list[Finished]] = {}
@@ -101,33 +104,22 @@ class Results:
         NaN where it is undefined: a test split with one class has no AUROC.
         """
         return [
-            _mean([item.evaluation.mean(metric, rate) for item in cells])
+            fmean(math.nan if (mean := item.evaluation.mean(metric, rate)) is None else mean for item in cells)
             for seed, cells in self.seeds(model, data).items()
             if of is None or seed in of
         ]
 
     def mean(self, model: str, data: str, metric: str, rate: float) -> float:
         """Mean of `values`. Raises NotFinished where a cell of the model is not finished."""
-        cells = self.plan.cells_of(model, data)
-        if not cells or any(cell.name not in self.finished for cell in cells):
-            raise NotFinished
-        values = self.values(model, data, metric, rate)
-        if not values:  # a pre-training has no scores
-            raise NotFinished
-        return fmean(values)
+        self.of(model, data)
+        return fmean(self.values(model, data, metric, rate))
 
-    def bootstrap(
-        self, model: str, data: str, metric: str, rate: float, of: Sequence[int] | None = None
-    ) -> np.ndarray | None:
-        """The mean of `values` under each resample of the test subjects, [resamples]; None without a finished seed."""
-        seeds = self.seeds(model, data).items()
-        key = metric_key(metric, rate)
-        found = [
-            np.mean([item.resampled[key] for item in cells], axis=0)
-            for seed, cells in seeds
-            if of is None or seed in of
-        ]
-        return np.mean(found, axis=0) if found else None
+    def bootstrap(self, model: str, data: str, metric: str, rate: float, of: Sequence[int] | None = None) -> np.ndarray:
+        """The mean of `values` under each resample of the test subjects, [resamples]."""
+        seeds, key = self.seeds(model, data), metric_key(metric, rate)
+        chosen = [cells for seed, cells in seeds.items() if of is None or seed in of]
+        found: np.ndarray = np.mean([np.mean([c.resampled[key] for c in cells], axis=0) for cells in chosen], axis=0)
+        return found
 
 
 def metric_key(metric: str, rate: float) -> str:
@@ -151,7 +143,7 @@ def collect(archive: Archive) -> Results:
             results.finished[cell.name] = reader.from_kept(cell, kept)
     for model, entry in archive.plan.suite.models.items():
         for data in entry.data:
-            found = reader.ensemble(model, data, results.seeds(model, data))
+            found = reader.ensemble(model, data, list(results.seeds(model, data).values()))
             if found is not None:
                 results.ensembles[model, data] = found
     return results
@@ -159,22 +151,19 @@ def collect(archive: Archive) -> Results:
 
 def keep(archive: Archive, results: Results) -> int:
     """Add the results of runs to the kept files. Returns the number of cells added."""
-    if archive.place is None:
-        return 0
     number = 0
-    for data in results.plan.suite.data:
+    for data in results.plan.suite.data if archive.place else ():
         new = Kept()
-        for item in results.finished.values():
+        for name, item in results.finished.items():
             if item.cell.data == data and not item.is_kept:
-                new.cells[item.cell.name] = item.content | {"numbers": list(item.resampled)}
-                new.arrays[item.cell.name] = _array(item.resampled)
+                new.cells[name] = item.content | {"numbers": list(item.resampled)}
+                new.arrays[name] = np.array(list(item.resampled.values()), np.float32)
         for (model, place), found in results.ensembles.items():
             if place == data and not found.is_kept:
-                seeds = results.seeds(model, data).values()
-                cells = {item.cell.name: item.fingerprint for items in seeds for item in items}
+                cells = {item.cell.name: item.fingerprint for item in results.of(model, data)}
                 new.ensembles[model] = {"cells": cells, "values": found.values, "numbers": list(found.resampled)}
-                new.arrays[f"ensemble {model}"] = _array(found.resampled)
-        if new.cells:
+                new.arrays[f"ensemble {model}"] = np.array(list(found.resampled.values()), np.float32)
+        if new.cells and archive.place:
             new.merge(archive.place, data)
             number += len(new.cells)
     return number
@@ -185,27 +174,24 @@ class _Reader:
 
     def __init__(self, archive: Archive) -> None:
         self.archive, self.suite = archive, archive.plan.suite
-        self._people: dict[tuple[str, int | None], tuple[np.ndarray, np.ndarray]] = {}
-        self._tested: dict[tuple[Any, ...], Any] = {}
+        self._tested: dict[tuple[Any, ...], dict[str, Any]] = {}
 
     def from_run(self, cell: Cell) -> Finished:
         """What reports need of a finished run."""
-        run, record = self.archive.run(cell), self.archive.record(cell)
-        try:
-            result = json.loads(run.read(RESULT_FILE))
-        except ValueError as error:
-            raise RunError(f"{run.name(RESULT_FILE)} is damaged ({error}); remove it") from None
+        record, result = self.archive.record(cell), self.archive.read_json(cell, RESULT_FILE)
+        assert record is not None
+        assert result is not None
         content: dict[str, Any] = {
-            "record": record and vars(replace(record, command=portable(record.command))),
+            "record": vars(replace(record, command=portable(record.command))),
             "result": {key: value for key, value in result.items() if key not in _PLACES},
             "tested": None,
             "experts": None,
         }
         resampled: dict[str, np.ndarray] = {}
         if cell.scored:
-            answers = self._predictions(cell)
+            answers = Predictions.read(self.archive.run(cell))
             content["tested"] = {
-                "keys": short_hash(map(str, answers.key)),
+                "keys": _short_hash(map(str, answers.key)),
                 "subjects": len(np.unique(answers.subject)),
                 "modalities": [str(name) for name in answers.modalities],
             }
@@ -218,79 +204,65 @@ class _Reader:
                 ]
                 resampled[metric_key(metric, rate)] = _rounded(np.mean(parts, axis=0))
             key = rng.key(cell.seed, "experts", cell.name)
-            experts = expert_information(answers, self.suite.ends[-1], self.suite.permutations, key)
-            content["experts"] = experts and asdict(experts)
+            content["experts"] = expert_information(answers, self.suite.ends[-1], self.suite.permutations, key)
         return Finished(cell, content, resampled, is_kept=False)
 
     def from_kept(self, cell: Cell, kept: dict[str, Any]) -> Finished:
         """What is kept of a cell."""
-        resampled = _by_key(kept["numbers"], self.archive.kept[cell.data].arrays.get(cell.name))
-        wanted = [metric_key(metric, rate) for metric, rate in self._ends(cell.data)] if cell.scored else []
-        if any(len(resampled.get(key, ())) != self.suite.resamples for key in wanted):
-            raise RunError(
-                f"{cell.name}: the kept results do not have {self.suite.resamples} resamples of {', '.join(wanted)}; "
-                "set results=null and run the cell again"
-            )
-        if kept["tested"] is not None:
+        resampled = self._kept_arrays(cell.data, kept["numbers"], cell.name)
+        if cell.scored:
             self._check(cell, kept["tested"])
+            wanted = [metric_key(metric, rate) for metric, rate in self._ends(cell.data)]
+            if any(len(resampled.get(key, ())) != self.suite.resamples for key in wanted):
+                raise RunError(
+                    f"{cell.name}: the kept results do not have {self.suite.resamples} resamples of "
+                    f"{', '.join(wanted)}; set results=null and run the cell again"
+                )
         return Finished(cell, kept, resampled, is_kept=True)
 
-    def ensemble(self, model: str, data: str, seeds: dict[int, list[Finished]]) -> Ensemble | None:
+    def ensemble(self, model: str, data: str, seeds: list[list[Finished]]) -> Ensemble | None:
         """None with fewer than two seeds, or where predictions of a seed are gone and no ensemble of them is kept."""
-        items = [item for cells in seeds.values() for item in cells]
+        items = [item for cells in seeds for item in cells]
         if len(seeds) < 2:
             return None
         if any(item.is_kept for item in items):
-            file = self.archive.kept[data]
-            kept = file.ensembles.get(model)
+            kept = self.archive.kept[data].ensembles.get(model)
             if kept is None or kept["cells"] != {item.cell.name: item.fingerprint for item in items}:
                 return None
-            return Ensemble(kept["values"], _by_key(kept["numbers"], file.arrays[f"ensemble {model}"]), is_kept=True)
+            return Ensemble(kept["values"], self._kept_arrays(data, kept["numbers"], f"ensemble {model}"), is_kept=True)
         values: dict[str, list[np.ndarray]] = {}
-        for cells in zip(*seeds.values(), strict=True):  # one fold of all seeds
-            answers = [self._predictions(item.cell) for item in cells]
+        for cells in zip(*seeds, strict=True):  # one fold of all seeds
+            answers = [Predictions.read(self.archive.run(item.cell)) for item in cells]
             subject, weights = self._resamples(cells[0].cell, answers[0])
             rows = np.concatenate((np.ones((1, weights.shape[1])), weights))
-            for metric in self.suite.data[data].metrics:
-                for rate in sorted(self.suite.rates):
-                    for scenario in answers[0].scenarios(rate):
-                        chance = np.mean([_softmax(each.logits[scenario]) for each in answers], axis=0)
+            for rate in sorted(self.suite.rates):
+                for scenario in answers[0].scenarios(rate):
+                    chance = np.mean([np.exp(log_softmax(each.logits[scenario])) for each in answers], axis=0)
+                    for metric in self.suite.data[data].metrics:
                         found = weighted_metric(metric, np.log(chance + 1e-30), answers[0].target, subject, rows)
                         values.setdefault(metric_key(metric, rate), []).append(found)
         means = {key: np.mean(parts, axis=0) for key, parts in values.items()}
-        ends = [metric_key(metric, rate) for metric, rate in self._ends(data)]
-        resampled = {key: _rounded(means[key][1:]) for key in ends}
+        resampled = {key: _rounded(means[key][1:]) for key in (metric_key(*end) for end in self._ends(data))}
         return Ensemble({key: float(mean[0]) for key, mean in means.items()}, resampled, is_kept=False)
 
     def _ends(self, data: str) -> list[tuple[str, float]]:
         return [(metric, rate) for metric in self.suite.data[data].metrics for rate in self.suite.ends]
 
-    def _predictions(self, cell: Cell) -> Predictions:
-        run = self.archive.run(cell)
-        try:
-            return Predictions.read(run)
-        except ObjectMissing:
-            raise RunError(f"{run.name()} has no predictions.npz (evaluation.predictions); run it again") from None
+    def _kept_arrays(self, data: str, numbers: Sequence[str], name: str) -> dict[str, np.ndarray]:
+        rows = self.archive.kept[data].arrays.get(name, ())
+        return {key: row.astype(np.float64) for key, row in zip(numbers, rows, strict=False)}
 
     def _check(self, cell: Cell, tested: dict[str, Any]) -> None:
         """Raise DataError where a cell was tested on other samples than the others of its data set."""
-        if self._tested.setdefault((cell.data, cell.fold), tested["keys"]) != tested["keys"]:
+        place = cell.data, cell.fold, str(cell.settings.get("data.modalities"))
+        if self._tested.setdefault(place, tested) != tested:
             raise DataError(f"{cell.name} was tested on other samples than other cells of {cell.data}; run it again")
-        place = (cell.data, cell.fold, str(cell.settings.get("data.modalities")))
-        if self._tested.setdefault(place, tested["modalities"]) != tested["modalities"]:
-            raise DataError(
-                f"{cell.name} was tested with {', '.join(tested['modalities'])}, another cell with "
-                f"{', '.join(self._tested[place])}: the data set was packed in two ways; run one of them again"
-            )
 
     def _resamples(self, cell: Cell, answers: Predictions) -> tuple[np.ndarray, np.ndarray]:
         """Number of each sample's subject [N]; weights of the subjects [resamples, subjects]."""
-        place = cell.data, cell.fold
-        if place not in self._people:
-            names, subject = np.unique(answers.subject, return_inverse=True)
-            key = rng.key(0, "bootstrap", cell.data, -1 if cell.fold is None else cell.fold)
-            self._people[place] = subject, subject_weights(len(names), self.suite.resamples, key)
-        return self._people[place]
+        names, subject = np.unique(answers.subject, return_inverse=True)
+        key = rng.key(0, "bootstrap", cell.data, -1 if cell.fold is None else cell.fold)
+        return subject, subject_weights(len(names), self.suite.resamples, key)
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
@@ -298,19 +270,5 @@ def _rounded(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float32).astype(np.float64)
 
 
-def _array(resampled: dict[str, np.ndarray]) -> np.ndarray:
-    return np.array(list(resampled.values()), np.float32)
-
-
-def _by_key(numbers: Sequence[str], array: np.ndarray | None) -> dict[str, np.ndarray]:
-    return {} if array is None else {key: row.astype(np.float64) for key, row in zip(numbers, array, strict=False)}
-
-
-def _mean(values: Sequence[float | None]) -> float:
-    return fmean(math.nan if value is None else value for value in values)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    odds = np.exp(shifted)
-    return odds / odds.sum(1, keepdims=True)
+def _short_hash(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
