@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from suite.archive import Archive
-from suite.collect import collect, keep
+from suite.collect import collect
 from suite.goals import GOALS
 from suite.matrix import STAGE_MINUTES, Cell, Plan, load_plan, select
 from suite.report import REPORT_FILE, write_report
@@ -127,10 +127,10 @@ def _report(plan: Plan, given: argparse.Namespace) -> None:
     out = given.out or plan.results or plan.storage
     archive = Archive(plan)
     results = collect(archive)
-    kept = keep(archive, results)  # first: it holds hours of work
+    archive.save()  # first: it holds hours of work
     command = shlex.join(["python", "tools/run_suite.py", given.suite, *given.overrides, "--report"])
     write_report(results, GOALS.get(plan.suite.name, ()), out, command)
-    print(f"report: {out.rstrip('/')}/{REPORT_FILE}; results of {kept} cells are new", flush=True)
+    print(f"report: {out.rstrip('/')}/{REPORT_FILE}; results of {len(archive.new)} cells are new", flush=True)
 
 
 if __name__ == "__main__":

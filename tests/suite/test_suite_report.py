@@ -46,9 +46,9 @@ def test_the_ensemble_averages_probabilities(tmp_path: Path) -> None:
         logits = [each.logits[0].astype(np.float64) for each in answers]
         chance = [np.exp(part) / np.exp(part).sum(1, keepdims=True) for part in logits]
         by_fold.append((np.mean(chance, axis=0).argmax(1) == answers[0].target).mean())
-    assert found.values[metric_key("accuracy", 0.0)] == pytest.approx(np.mean(by_fold))
+    assert found[0][metric_key("accuracy", 0.0)] == pytest.approx(np.mean(by_fold))
     alone = results.mean("two", "set", "accuracy", 0.4)
-    assert found.values[metric_key("accuracy", 0.4)] > alone, "three that are right alone on two thirds are better"
+    assert found[0][metric_key("accuracy", 0.4)] > alone, "three that are right alone on two thirds are better"
 
 
 def test_the_same_results_give_the_same_report(tmp_path: Path) -> None:

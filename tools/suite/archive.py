@@ -11,7 +11,7 @@ import io
 import json
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,7 +64,7 @@ class Record:
 class Kept:
     """The content of one data set's file.
 
-    cells      by name: plain JSON with "record", "result", "tested", "experts" and "numbers" (see `collect`)
+    cells      by name: plain JSON with "record", "result", "tested", "experts" (or None), "numbers"
     ensembles  by model: {"cells": {name: fingerprint}, "values": {"auroc@0.4": ...}, "numbers": [...]}
     arrays     by cell, or "ensemble MODEL": float32 [len(numbers), resamples]
     """
@@ -86,25 +86,35 @@ class Kept:
         except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
             raise RunError(f"{place.name(f'{data}.npz')} is damaged ({error}); remove it") from None
 
-    def merge(self, place: Storage, data: str) -> None:
-        """Put this content into a data set's file, whose other cells stay. The file is replaced at once."""
-        old = Kept.read(place, data)
-        cells, ensembles = old.cells | self.cells, old.ensembles | self.ensembles
-        arrays: dict[str, Any] = dict(sorted((old.arrays | self.arrays).items()))
-        index = json.dumps({"cells": dict(sorted(cells.items())), "ensembles": dict(sorted(ensembles.items()))})
-        file = io.BytesIO()
+    def rows(self, name: str, numbers: Sequence[str]) -> dict[str, np.ndarray]:
+        """A cell's or ensemble's rows of its array, float64 by metric."""
+        return dict(zip(numbers, self.arrays.get(name, np.empty(0)).astype(np.float64), strict=False))
+
+    def write(self, place: Storage, data: str) -> None:
+        """Replace a data set's file at once."""
+        index = json.dumps(
+            {"cells": dict(sorted(self.cells.items())), "ensembles": dict(sorted(self.ensembles.items()))}
+        )
+        file, arrays = io.BytesIO(), dict[str, Any](sorted(self.arrays.items()))
         np.savez_compressed(file, index=np.frombuffer(index.encode(), np.uint8), **arrays)
         place.write(f"{data}.npz", file.getvalue())
 
 
 class Archive:
-    """The runs of a plan's cells, and what is kept of finished ones."""
+    """The runs of a plan's cells, and what is kept of finished ones. `new`: cells that are not in the files yet."""
 
     def __init__(self, plan: Plan) -> None:
         """Reads the kept files. Raises RunError where one is damaged."""
         self.plan = plan
         self.place = None if plan.results is None else Storage(plan.results)
         self.kept = {data: Kept.read(self.place, data) if self.place else Kept() for data in plan.suite.data}
+        self.new: list[Cell] = []
+
+    def save(self) -> None:
+        """Write the files that have new cells. Cells of the file that the plan does not have stay."""
+        for data in {cell.data for cell in self.new}:
+            if self.place:
+                self.kept[data].write(self.place, data)
 
     def run(self, cell: Cell) -> Storage:
         """The folder of a cell's run."""
@@ -128,7 +138,7 @@ class Archive:
 
     def begin_attempt(self, cell: Cell) -> Record:
         """The record with one more attempt, written to the run's folder."""
-        old, command = self.record(cell), portable(" ".join(("python -m", *cell.command)))
+        old, command = self.record(cell), " ".join(("python -m", *cell.command)).replace(f"{ROOT}/", "")
         record = Record(command, cell.settings, machine(), old.attempts if old else [])
         record.attempts.append({"started": time.time(), "seconds": 0.0, "status": "running"})
         record.write(self.run(cell))
@@ -165,11 +175,6 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     old |= {key: value for key, value in given.items() if is_identity_key(_plain(key))}
     changed = (key for key in sorted({*old, *now}) if old.get(key) != now.get(key))
     return [f"{key} {old.get(key)!r} -> {now.get(key)!r}" for key in changed]
-
-
-def portable(text: str) -> str:
-    """A command without the folder of the repository, which is another one on another machine."""
-    return text.replace(f"{ROOT}/", "")
 
 
 def _renamed(key: str) -> str:

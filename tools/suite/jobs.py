@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from benchmarks.common import cores
 
 from maestro_dist.errors import RunError
-from suite.archive import LOG_FILE, Archive, Record, portable
+from suite.archive import LOG_FILE, Archive, Record
 from suite.matrix import ROOT, Cell
 
 T = TypeVar("T")
@@ -120,7 +120,7 @@ def run_cells(archive: Archive, jobs: Jobs, waiting: list[Cell], outcome: Outcom
                 if running and sum(other.cpus for other, _ in running.values()) + cell.cpus > cores():
                     break
                 waiting.remove(cell)
-                print(f"{cell.name} starts: python -m {portable(' '.join(cell.command))}", flush=True)
+                print(f"{cell.name} starts: python -m {' '.join(cell.command)}", flush=True)
                 record = archive.begin_attempt(cell)
                 running[jobs.submit(cell)] = cell, record
             time.sleep(_POLL_S)

@@ -139,8 +139,8 @@ def _ensemble_table(results: Results, data: str) -> list[str]:
             found = results.ensembles.get((model, data))
             if found is not None:
                 row = [results.plan.label(model), metric_label(metric), str(len(results.seeds(model, data)))]
-                row += [_number(found.values[metric_key(metric, rate)]) for rate in rates]
-                rows.append([*row, *(_interval(found.resampled[metric_key(metric, rate)]) for rate in ends)])
+                row += [_number(found[0][metric_key(metric, rate)]) for rate in rates]
+                rows.append([*row, *(_interval(found[1][metric_key(metric, rate)]) for rate in ends)])
     return _table(["ensemble", "metric", "of", *map(_rate, rates), *_interval_names(ends)], rows)
 
 
