@@ -101,7 +101,6 @@ def test_kept_results_name_no_folder_of_the_machine(tmp_path: Path) -> None:
     finish_all(plan)
     archive, cell = Archive(plan), plan.cells[0]
     assert str(ROOT) in " ".join(cell.command)
-    archive.begin_attempt(cell)
     run = archive.run(cell)
     result = json.loads(run.read("result.json"))
     run.write("result.json", json.dumps({**result, "best_step": 7, "checkpoint": "/there/run", "model": "/m"}).encode())

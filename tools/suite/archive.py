@@ -25,7 +25,7 @@ from maestro_dist.config.renamed import RENAMED
 from maestro_dist.config.schema import Config
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.errors import RunError
-from suite.matrix import ROOT, Cell, Plan
+from suite.matrix import Cell, Plan
 
 RECORD_FILE, RESULT_FILE, LOG_FILE = "cell.json", "result.json", "job.log"
 _STEM = "model.stem"  # a section that may be absent
@@ -138,7 +138,7 @@ class Archive:
 
     def begin_attempt(self, cell: Cell) -> Record:
         """The record with one more attempt, written to the run's folder."""
-        old, command = self.record(cell), " ".join(("python -m", *cell.command)).replace(f"{ROOT}/", "")
+        old, command = self.record(cell), " ".join(("python -m", *cell.command))
         record = Record(command, cell.settings, machine(), old.attempts if old else [])
         record.attempts.append({"started": time.time(), "seconds": 0.0, "status": "running"})
         record.write(self.run(cell))

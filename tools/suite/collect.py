@@ -18,7 +18,7 @@ from maestro_dist.errors import DataError, RunError
 from maestro_dist.evaluation import Evaluation, Predictions
 from maestro_dist.task.classification import log_softmax
 from suite.archive import RESULT_FILE, Archive, Record
-from suite.matrix import Cell, Plan
+from suite.matrix import ROOT, Cell, Plan
 from suite.statistics import expert_information, subject_weights, weighted_metric
 
 _PLACES = ("checkpoint", "model", "mlflow_model")
@@ -159,7 +159,7 @@ def _read_run(archive: Archive, cell: Cell) -> None:
     assert record is not None
     assert result is not None
     content: dict[str, Any] = {
-        "record": vars(record),
+        "record": vars(record) | {"command": record.command.replace(f"{ROOT}/", "")},  # elsewhere it is another folder
         "result": {key: value for key, value in result.items() if key not in _PLACES},
         "tested": None,
         "experts": None,
