@@ -78,5 +78,5 @@ def finish(plan: Plan, cell: Cell, *, right: float, lost: float = 0.0, experts: 
     predictions.write(run)
     run.write("result.json", json.dumps({"evaluation": evaluation.to_json()}).encode())
     attempts = [{"started": 1_790_000_000.0 + cell.seed, "seconds": 90.0, "status": "succeeded"}]
-    Record(cell.command, cell.settings, MACHINE, attempts).write(run)
+    Record(" ".join(cell.command), cell.settings, MACHINE, attempts).write(run)
     return float(np.mean([scenario.metrics["accuracy"] for scenario in scenarios if scenario.rate == 0]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ import pytest
 from finished_cells import finish, make, results_of
 from suite import archive as module
 from suite.archive import Archive, Kept, Record, differences
-from suite.collect import collect, keep
+from suite.collect import collect
 from suite.goals import Goal, mean
+from suite.jobs import cells_to_run
 from suite.matrix import ROOT, Plan
 from suite.report import write_report
-from suite.work import sort_out
 from test_suite_needs import PRETRAIN, TUNED, needing
 
 from maestro_dist.data.storage import Storage
@@ -38,7 +37,9 @@ def finish_all(plan: Plan) -> None:
 
 def keep_all(plan: Plan) -> int:
     archive = Archive(plan)
-    return keep(archive, collect(archive))
+    collect(archive)
+    archive.save()
+    return len(archive.new)
 
 
 def kept_and_gone(folder: Path) -> Plan:
@@ -53,8 +54,9 @@ def kept_and_gone(folder: Path) -> Plan:
 def change(plan: Plan, name: str, **values: Any) -> None:
     """Change what is kept of a cell."""
     place = Storage(str(plan.results))
-    cell = Kept.read(place, "set").cells[name]
-    Kept({name: cell | values}).merge(place, "set")
+    kept = Kept.read(place, "set")
+    kept.cells[name] |= values
+    kept.write(place, "set")
 
 
 def report(plan: Plan, out: Path) -> str:
@@ -73,9 +75,7 @@ def test_a_report_without_the_runs_is_the_same(tmp_path: Path) -> None:
     assert keep_all(plan) == 0, "kept results are not kept again"
     archive = Archive(plan)
     assert all(archive.is_done(cell) for cell in plan.cells)
-    outcome, waiting = sort_out(archive, plan.cells)
-    assert outcome.done == [cell.name for cell in plan.cells]
-    assert waiting == []
+    assert cells_to_run(archive, plan.cells) == []
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["set.npz"]
     assert (tmp_path / "kept" / "set.npz").stat().st_size < 14 * 5_000
 
@@ -93,45 +93,14 @@ def test_a_new_cell_leaves_the_others_as_they_are(tmp_path: Path) -> None:
     same = [name for name in before.arrays if np.array_equal(before.arrays[name], after.arrays[name])]
     assert {*before.arrays} - {*same} == {cell.name}
     assert after.ensembles == before.ensembles
-    text = report(plan, tmp_path / "report")
-    assert "Not shown: The second. The predictions of some seeds are gone" in text, "its ensemble is of the old cell"
-
-
-def test_two_processes_that_merge_lose_nothing(tmp_path: Path) -> None:
-    place = Storage(str(tmp_path / "kept"))
-    parts = [Kept({f"cell{n}": {"numbers": []}}, {}, {f"cell{n}": np.full((1, 3), n, np.float32)}) for n in range(8)]
-    threads = [threading.Thread(target=part.merge, args=(place, "set")) for part in parts]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    found = Kept.read(place, "set")
-    assert sorted(found.cells) == [f"cell{n}" for n in range(8)]
-    assert [float(found.arrays[f"cell{n}"][0, 0]) for n in range(8)] == list(range(8))
-
-
-def test_a_kept_file_survives_and_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
-    kept = Kept({"a": {"x": [1, None]}}, {"m": {"values": {"auroc@0.4": 0.1}}}, {"a": np.ones((2, 3), np.float32)})
-    assert kept.to_bytes() == kept.to_bytes()
-    place = Storage(str(tmp_path))
-    place.write("set.npz", kept.to_bytes())
-    found = Kept.read(place, "set")
-    assert (found.cells, found.ensembles) == (kept.cells, kept.ensembles)
-    assert found.arrays["a"].dtype == np.float32
-    assert found.to_bytes() == kept.to_bytes()
-    assert Kept.read(place, "other").cells == {}
-    place.write("set.npz", b"no archive")
-    with pytest.raises(RunError, match=r"set\.npz is damaged"):
-        Kept.read(place, "set")
+    assert ("two", "set") not in results_of(plan).ensembles, "its ensemble is of the old cell"
 
 
 def test_kept_results_name_no_folder_of_the_machine(tmp_path: Path) -> None:
     plan = kept_plan(tmp_path)
     finish_all(plan)
     archive, cell = Archive(plan), plan.cells[0]
-    record = archive.record(cell)
-    assert record is not None
-    assert str(ROOT) in record.command
+    assert str(ROOT) in " ".join(cell.command)
     run = archive.run(cell)
     result = json.loads(run.read("result.json"))
     run.write("result.json", json.dumps({**result, "best_step": 7, "checkpoint": "/there/run", "model": "/m"}).encode())
@@ -140,6 +109,24 @@ def test_kept_results_name_no_folder_of_the_machine(tmp_path: Path) -> None:
     assert kept is not None
     assert kept["result"] == {**result, "best_step": 7}
     assert str(ROOT) not in json.dumps(Kept.read(Storage(str(plan.results)), "set").cells)
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    plan = kept_and_gone(tmp_path)
+    (tmp_path / "kept" / "set.npz").write_bytes(b"no archive")
+    with pytest.raises(RunError, match=r"set\.npz is damaged"):
+        Archive(plan)
+
+
+def test_what_runs_from_a_kept_cell_needs_its_run_again(tmp_path: Path) -> None:
+    plan = needing(tmp_path / "runs", results=str(tmp_path / "kept"))
+    cells = [cell for cell in plan.cells if cell.model == "pretrain" or cell.name == "set.f0.tuned.s1"]
+    content = {cell.name: {"record": vars(Record("", cell.settings, {}, []))} for cell in cells}
+    Kept(content).write(Storage(str(plan.results)), "set")
+    names = [cell.name for cell in cells_to_run(Archive(plan), plan.cells)]
+    assert "set.f0.pretrain.s1" not in names, "no cell waits for this pre-training"
+    assert names[:2] == ["set.f0.pretrain.s2", "set.f0.tuned.s2"]
+    assert len(names) == 6
 
 
 def test_a_setting_that_is_newer_than_a_result_counts_with_its_default(tmp_path: Path) -> None:
@@ -176,7 +163,7 @@ def test_results_of_a_run_stand_beside_kept_ones(tmp_path: Path) -> None:
     again = plan.cells_of("two", "set")[0]
     finish(plan, again, right=0.8, lost=0.1, experts=True)
     assert report(plan, tmp_path / "after") == expected
-    assert not results_of(plan).finished[again.name].is_kept
+    assert keep_all(plan) == 0, "it is kept already"
 
 
 def test_more_resamples_need_the_runs(tmp_path: Path) -> None:
@@ -196,54 +183,13 @@ def test_kept_results_of_other_settings_do_not_count(tmp_path: Path) -> None:
     assert changed.name not in collect(archive).finished
 
 
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        ({"keys": "others"}, "other samples"),
-        ({"modalities": ["acc_x"]}, "was tested with .*acc_x?, .*another cell with .*: .* packed in two ways"),
-    ],
-)
-def test_another_test_set_is_refused(changed: dict[str, Any], said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changed", [{"keys": "others"}, {"modalities": ["acc_x"]}])
+def test_another_test_set_is_refused(changed: dict[str, Any], tmp_path: Path) -> None:
     plan = kept_and_gone(tmp_path)
     cell = plan.cells_of("two", "set")[0]
     change(plan, cell.name, tested=Archive(plan).kept["set"].cells[cell.name]["tested"] | changed)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match="was tested on other samples"):
         results_of(plan)
-
-
-def put(plan: Plan, *names: str) -> None:
-    """Keep cells without scores."""
-    cells = [cell for cell in plan.cells if cell.name in names]
-    content = {cell.name: {"record": vars(Record(cell.command, cell.settings, {}, []))} for cell in cells}
-    Kept(content).merge(Storage(str(plan.results)), "set")
-
-
-def test_a_run_that_another_starts_from_runs_again(tmp_path: Path) -> None:
-    plan = needing(tmp_path / "runs", results=str(tmp_path / "kept"))
-    names = {name for cell in plan.cells for name in cell.needs.values()}
-    put(plan, "set.f0.tuned.s1", *(cell.name for cell in plan.cells_of("pretrain", "set")))
-    outcome, waiting = sort_out(Archive(plan), plan.cells)
-    assert outcome.done == ["set.f0.pretrain.s1", "set.f0.tuned.s1"], "no cell waits for this pre-training"
-    assert names - {cell.name for cell in waiting} == {"set.f0.pretrain.s1"}
-    assert sorted(outcome.again) == sorted(names - {"set.f0.pretrain.s1"})
-    assert outcome.left == {}
-    outcome, waiting = sort_out(Archive(plan), [cell for cell in plan.cells if cell.name == "set.f1.tuned.s2"])
-    assert [cell.name for cell in waiting] == ["set.f1.pretrain.s2", "set.f1.tuned.s2"], "also where it is not chosen"
-
-
-def test_a_whole_chain_runs_again(tmp_path: Path) -> None:
-    further = {**TUNED, "set": ["run.init_from={run:tuned}", "run.workers=1"]}
-    models = {"further": further, "tuned": TUNED, "pretrain": PRETRAIN}
-    plan = needing(tmp_path / "runs", models, results=str(tmp_path / "kept"), seeds=[1])
-    put(plan, "set.f0.pretrain.s1", "set.f0.tuned.s1")
-    outcome, waiting = sort_out(Archive(plan), plan.cells)
-    assert [cell.name for cell in waiting if cell.fold == 0] == [
-        "set.f0.pretrain.s1",
-        "set.f0.tuned.s1",
-        "set.f0.further.s1",
-    ]
-    assert outcome.done == []
-    assert sorted(outcome.again) == ["set.f0.pretrain.s1", "set.f0.tuned.s1"]
 
 
 def test_a_run_of_other_settings_is_not_reported_and_leaves_what_is_kept(tmp_path: Path) -> None:
@@ -259,14 +205,13 @@ def test_a_run_of_other_settings_is_not_reported_and_leaves_what_is_kept(tmp_pat
     assert "| one |" not in report(other, tmp_path / "other"), "its runs have other settings"
     assert "| one |" in expected
     stale, changed = plan.cells_of("one", "set")[0], other.cells_of("one", "set")[0]
-    outcome, _ = sort_out(Archive(other), [changed])
-    assert "baseline.trees" in outcome.failed[changed.name], "a finished baseline is not overwritten"
+    assert Archive(other).changes(changed) == ["baseline.trees 1000 -> 7"]
     archive = Archive(plan)
     record = archive.record(stale)
     assert record is not None
     replace(record, settings=changed.settings).write(archive.run(stale))
-    assert results_of(plan).finished[stale.name].is_kept, "kept results count where the run has other settings"
-    assert keep_all(plan) == len(plan.cells) - 1
+    assert stale.name in results_of(plan).finished, "kept results count where the run has other settings"
+    assert keep_all(plan) == 0
     shutil.rmtree(tmp_path / "runs")
     assert report(plan, tmp_path / "after") == expected
 

@@ -97,7 +97,7 @@ def test_the_largest_p_of_all_runs(tmp_path: Path) -> None:
     results = made(tmp_path)
     each = [item.experts for cells in results.seeds("ours", "set").values() for item in cells]
     assert len(each) == 3
-    largest = max(item.p for item in each if item is not None)
+    largest = max(item["p"] for item in each if item is not None)
     strict, easy = (judge(Goal("p", largest_p("ours", "set"), reach, "at most"), results).row for reach in (0.01, 1.0))
     assert strict is not None
     assert (strict.value, strict.unit, strict.holds) == (largest, "p", False), "experts are drawn by chance"

@@ -1,115 +1,115 @@
-"""Jobs on servers that are not ready, or silent, or have old jobs; `test_suite_run` has a real server."""
+"""Which cells run and how they end, with jobs that only pretend; `test_suite_run` has a real server."""
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from finished_cells import make
-from suite import jobs
-from suite.archive import Archive, settings_digest
-from suite.jobs import Jobs
-from suite.work import Outcome, Worker
+from finished_cells import finish, make
+from suite import jobs as module
+from suite.archive import Archive
+from suite.jobs import Jobs, Outcome, cells_to_run, run_cells
+from suite.matrix import Cell, Plan
+from test_suite_needs import TUNED, needing
 
 from maestro_dist.errors import RunError
 
 
-class Starting:
-    """A server's client that refuses some times."""
+class Pretended:
+    """Jobs that end at once: those of models in `failing` fail, the others leave a result; `None` never end."""
 
-    def __init__(self, said: str, refusals: int) -> None:
-        self.said, self.left, self.given = said, refusals, dict[str, Any]()
+    def __init__(self, plan: Plan, failing: set[str] | None) -> None:
+        self.plan, self.failing, self.started, self.stopped = plan, failing, list[str](), list[str]()
 
-    def submit_job(self, **given: Any) -> str:
-        if self.left:
-            self.left -= 1
-            raise RuntimeError(f"Request failed with status code 500: {self.said}.")
-        self.given = given
-        return str(given["submission_id"])
+    def submit(self, cell: Cell) -> str:
+        self.started.append(cell.name)
+        if self.failing is not None and cell.model not in self.failing:
+            Archive(self.plan).run(cell).write("result.json", b"{}")
+        return f"job of {cell.name}"
 
+    def status(self, job: str) -> str:
+        return "RUNNING" if self.failing is None else "SUCCEEDED"
 
-def made(client: Starting | Silent, code: Path) -> Jobs:
-    found = object.__new__(Jobs)
-    found._client, found._mark, found._code = client, "mark", code  # type: ignore[assignment]
-    found._silent = None
-    return found
-
-
-class Silent:
-    """A server's client whose answers are told; None: it does not answer."""
-
-    def __init__(self, *answers: str | None) -> None:
-        self.answers = list(answers)
-
-    def get_job_status(self, job: str) -> Any:
-        answer = self.answers.pop(0)
-        if answer is None:
-            raise ConnectionError("connection refused")
-        return SimpleNamespace(value=answer)
-
-
-def test_a_server_that_misses_a_request_is_asked_again_and_one_that_is_gone_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = made(Silent("PENDING", None, None, "SUCCEEDED", None), tmp_path)
-    asked = [found.status("job") for _ in range(5)]
-    assert asked == ["PENDING", "RUNNING", "RUNNING", "SUCCEEDED", "RUNNING"]
-    monkeypatch.setattr(jobs, "_SILENCE_S", -1.0)
-    with pytest.raises(RunError, match=r"job server has not answered for .* connection refused"):
-        made(Silent(None), tmp_path).status("job")
-
-
-def test_a_server_whose_node_is_not_there_yet_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "_AGAIN_S", 0.0)
-    cell = make(tmp_path).cells[0]
-    client = Starting("No available agent to submit job, please try again later", 3)
-    assert made(client, tmp_path).submit(cell).startswith(cell.name)
-    assert client.given["metadata"] == {"suite": "mark", "cell": cell.name, "settings": settings_digest(cell)}
-    monkeypatch.setattr(jobs, "_START_S", -1.0)
-    with pytest.raises(RunError, match=r"cannot be submitted: .*No available agent"):
-        made(Starting("No available agent to submit job", 1), tmp_path).submit(cell)
-
-
-def test_other_refusals_are_told_at_once(tmp_path: Path) -> None:
-    client = Starting("No space left", 2)
-    with pytest.raises(RunError, match=r"cannot be submitted: .*No space left"):
-        made(client, tmp_path).submit(make(tmp_path).cells[0])
-    assert client.left == 1
-
-
-class Left:
-    """A job server with one job of an earlier start, with these settings."""
-
-    def __init__(self, cell: str, settings: str) -> None:
-        self.jobs, self.stopped, self.started = {cell: ("old", settings)}, list[str](), list[str]()
-
-    def running(self) -> dict[str, tuple[str, str]]:
-        return self.jobs
+    def log(self, job: str) -> str:
+        return f"the log of the {job}"
 
     def stop(self, jobs: list[str]) -> None:
         self.stopped += jobs
 
-    def submit(self, cell: Any) -> str:
-        self.started.append(cell.name)
-        return "new"
 
-    def status(self, job: str) -> str:
-        return "FAILED"
-
-    def log(self, job: str) -> str:
-        return f"the log of {job}"
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_POLL_S", 0.0)
 
 
-@pytest.mark.parametrize("same", [True, False])
-def test_a_job_of_an_earlier_start_continues_if_it_has_the_same_settings(tmp_path: Path, same: bool) -> None:
+def ran(plan: Plan, failing: set[str] | None, deadline: float | None = None) -> tuple[Pretended, Outcome]:
+    archive, outcome, server = Archive(plan), Outcome(), Pretended(plan, failing)
+    run_cells(archive, cast(Jobs, server), cells_to_run(archive, plan.cells), outcome, deadline)
+    return server, outcome
+
+
+def test_a_failed_cell_is_named_and_does_not_stop_others(tmp_path: Path) -> None:
     plan = make(tmp_path)
-    cell = plan.cells[0]
-    server = Left(cell.name, settings_digest(cell) if same else "other")
-    outcome, said = Outcome(), list[str]()
-    Worker(Archive(plan), cast(Jobs, server), outcome, [cell], said.append).work(parallel=1, cpus=1, deadline=None)
-    assert server.started == ([] if same else [cell.name])
-    assert server.stopped == ([] if same else ["old"])
-    assert f"the log of {'old' if same else 'new'}" in outcome.failed[cell.name]
-    assert any("still runs with other settings" in line for line in said) is not same
+    server, outcome = ran(plan, {"two"})
+    names = [cell.name for cell in plan.cells]
+    assert server.started == names
+    assert sorted(outcome.failed) == sorted(name for name in names if ".two." in name)
+    assert sorted([*outcome.failed, *outcome.done]) == sorted(names)
+    assert outcome.failed["set.f0.two.s1"].startswith("the log of the job of set.f0.two.s1\n(whole log: ")
+    assert (tmp_path / "set.f0.one.s1" / "job.log").read_text() == "the log of the job of set.f0.one.s1\n"
+    server, outcome = ran(plan, set())
+    assert sorted(server.started) == sorted(outcome.done) == [name for name in sorted(names) if ".two." in name]
+    record = json.loads((tmp_path / "set.f0.two.s1" / "cell.json").read_text())
+    assert len(record["attempts"]) == 2
+
+
+def test_what_needs_a_failed_cell_is_left(tmp_path: Path) -> None:
+    further = {**TUNED, "set": ["run.init_from={run:tuned}", "run.workers=1"]}
+    pretrain = {**TUNED, "set": ["task.kind=pretrain", "run.workers=1"]}
+    plan = needing(tmp_path, {"further": further, "tuned": TUNED, "pretrain": pretrain}, seeds=[1])
+    server, outcome = ran(plan, {"pretrain"})
+    assert {name.split(".")[2] for name in server.started} == {"pretrain"}
+    assert outcome.left["set.f0.tuned.s1"] == "it needs set.f0.pretrain.s1, which has failed"
+    assert outcome.left["set.f1.further.s1"].startswith("it needs set.f1.tuned.s1")
+    server, outcome = ran(plan, set())
+    assert outcome.done.index("set.f0.pretrain.s1") < outcome.done.index("set.f0.tuned.s1")
+    assert (len(outcome.done), outcome.left) == (6, {})
+
+
+def test_what_a_chosen_cell_needs_runs_too(tmp_path: Path) -> None:
+    plan = needing(tmp_path)
+    tuned = plan.cells_of("tuned", "set")
+    finish(plan, plan.cells_of("pretrain", "set")[0], right=0.5)
+    found = [cell.name for cell in cells_to_run(Archive(plan), tuned[:2])]
+    assert found == ["set.f0.tuned.s1", "set.f0.pretrain.s2", "set.f0.tuned.s2"]
+    finish(plan, tuned[1], right=0.5)
+    assert [cell.name for cell in cells_to_run(Archive(plan), tuned[:2])] == ["set.f0.tuned.s1"]
+
+
+def test_running_cells_are_stopped_when_the_time_is_over(tmp_path: Path) -> None:
+    plan = make(tmp_path)
+    server, outcome = ran(plan, None, deadline=time.monotonic() + 0.5)
+    assert 1 <= len(server.started) < len(plan.cells)
+    assert server.stopped == [f"job of {name}" for name in server.started]
+    assert outcome.left == dict.fromkeys((cell.name for cell in plan.cells), "the time is over")
+    record = json.loads((tmp_path / server.started[0] / "cell.json").read_text())
+    assert record["attempts"][-1]["status"] == "stopped"
+
+
+def test_a_server_that_misses_requests_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Any] = [ConnectionError("refused"), "RUNNING"]
+
+    def call() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return str(answer)
+
+    assert module._patiently(call) == "RUNNING"
+    monkeypatch.setattr(module, "_PATIENCE_S", -1.0)
+    answers.append(ConnectionError("connection refused"))
+    with pytest.raises(RunError, match=r"job server does not answer: connection refused"):
+        module._patiently(call)

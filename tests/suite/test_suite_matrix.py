@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from suite.matrix import ROOT, Plan, load_plan, make_plan, select
-from suite.schema import Suite
+from suite.matrix import ROOT, load_plan, select
 
 from maestro_dist.config.load import load_config
 from maestro_dist.errors import ConfigError
@@ -30,13 +28,14 @@ def test_cells_of_the_smoke_suite(tmp_path: Path) -> None:
     plan = load_plan(SMOKE, [f"storage={tmp_path}"])
     pretrain, maestro, lightgbm, minirocket = plan.cells
     assert maestro.name == "excerpt.maestro.s1"
-    assert maestro.command.startswith("python -m maestro_dist.train configs/quickstart.yaml run.launcher=inline ")
-    assert f" run.init_from={tmp_path}/excerpt.pretrain.s1 " in maestro.command
+    start = ("maestro_dist.train", str(ROOT / "configs" / "quickstart.yaml"), "run.launcher=inline")
+    assert maestro.command[:3] == start
+    assert f"run.init_from={tmp_path}/excerpt.pretrain.s1" in maestro.command
     assert (pretrain.name, pretrain.scored) == ("excerpt.pretrain.s1", False)
-    assert lightgbm.command.startswith("python -m benchmarks.baselines lightgbm evaluation.metric=accuracy ")
+    assert lightgbm.command[:3] == ("benchmarks.baselines", "lightgbm", "evaluation.metric=accuracy")
     assert (maestro.cpus, maestro.inline) == (1, True)
     assert minirocket.settings["baseline.drop"] == 0.4
-    config = load_config(str(ROOT / maestro.arguments[1]), maestro.arguments[2:])
+    config = load_config(maestro.command[1], maestro.command[2:])
     assert (config.run.name, config.run.storage, config.run.seed) == ("excerpt.maestro.s1", str(tmp_path), 1)
     assert (config.tracking.uri, config.tracking.experiment) == (f"sqlite:///{tmp_path}/mlflow.db", "smoke")
     assert (config.evaluation.test_rates, config.evaluation.draws) == ([0.0, 0.4], [0, 1])
@@ -55,9 +54,6 @@ def test_an_ablation_is_its_model_with_a_change(tmp_path: Path) -> None:
     assert ablation.settings["baseline.trees"] == 10, "the rest is kept"
     assert entry.settings["evaluation.test_rates"] == [0, 0.2, 0.4]
     assert ablation.settings["evaluation.test_rates"] == [0, 0.4], "its table has no others"
-    path = changed(tmp_path, lambda tree: ablated(tree, set=["baseline.trees=10"]))
-    with pytest.raises(ConfigError, match=r"ablations.znorm: on excerpt it changes nothing of lightgbm"):
-        load_plan(path)
 
 
 def test_the_real_suite_is_sound() -> None:
@@ -71,25 +67,23 @@ def test_the_real_suite_is_sound() -> None:
     assert sum(stages.values()) <= 2 * 6 * 60, "six hours of two cores"
     folds = [cell for cell in plan.cells if cell.data == "stress_folds" and cell.model == "lightgbm_recording"]
     assert [(cell.fold, cell.seed) for cell in folds][:4] == [(0, 2711), (0, 2712), (0, 2713), (1, 2711)]
-    packed = plan.sources(folds)
-    assert len(packed) == 5
-    url, source = list(packed.items())[3]
-    assert url.endswith("stress_predict_fold3")
+    cell = next(cell for cell in folds if cell.fold == 3)
+    source = plan.source(cell)
+    assert cell.url.endswith("stress_predict_fold3")
     assert source is not None
     assert source.options == {"folds": 5, "fold": "3"}
 
 
 def test_cells_are_selected_by_name_and_stage(tmp_path: Path) -> None:
-    plan = load_plan(SMOKE, ["stage_minutes=1.3", "seeds=[1, 2]"])
+    minutes = {"maestro": 80, "lightgbm": 15, "minirocket": 40, "pretrain": 40}
+    plan = load_plan(SMOKE, ["seeds=[1, 2]", *(f"models.{name}.minutes={value}" for name, value in minutes.items())])
     assert [cell.stage for cell in plan.cells] == [1, 2, 3, 4, 4, 5, 5, 5]
     assert [cell.name for cell in select(plan.cells, ["*.lightgbm.*"], 5)] == ["excerpt.lightgbm.s2"]
     assert [cell.stage for cell in select(plan.cells, ["*.lightgbm.s2", "*.maestro.*"], 5)] == [5]
     with pytest.raises(ConfigError, match=r"no cell matches --only \*.lightgbm.s1 in stage 5 of 5"):
         select(plan.cells, ["*.lightgbm.s1"], 5)
     with pytest.raises(ConfigError, match=r"no cell matches --only excerpt.lihgtgbm.s2 \(see --list\)"):
-        select(plan.cells, ["*.maestro.*", "excerpt.lihgtgbm.s2"], None)
-    with pytest.raises(ConfigError, match=r"matches --only storage=/x .*; write key=value before --only"):
-        select(plan.cells, ["*.lightgbm.*", "storage=/x"], None)
+        select(plan.cells, ["excerpt.lihgtgbm.s2"], None)
 
 
 def test_overrides_reach_models_and_data_sets() -> None:
@@ -124,7 +118,7 @@ def test_ablations_of_one_name_belong_to_different_data_sets(tmp_path: Path) -> 
     found = [(cell.model, cell.data) for cell in load_plan(changed(tmp_path, two)).cells if cell.model == "less"]
     assert found == [("less", "excerpt"), ("less", "other")]
     twice = changed(tmp_path, lambda tree: tree.update(ablations=[change | {"of": {"excerpt": "lightgbm"}}] * 2))
-    with pytest.raises(ConfigError, match="less on excerpt: two models or ablations have this name there"):
+    with pytest.raises(ConfigError, match="less on excerpt: two models or ablations have this name"):
         load_plan(twice)
 
 
@@ -139,15 +133,12 @@ def model(name: str, **values: Any) -> Any:
         (model("lightgbm", sedes=[1]), "models.lightgbm.sedes: Extra inputs are not permitted"),
         (model("lightgbm", seeds=["one"]), "models.lightgbm.seeds.0: Input should be a valid integer"),
         (model("lightgbm", kind="forest"), "models.lightgbm.kind: Input should be 'maestro', 'minirocket' or 'light"),
-        (lambda tree: tree["data"]["excerpt"].pop("config"), "models.maestro: give it, or data.excerpt, a config"),
-        (model("lightgbm", data={"excerp": {}}), "models.lightgbm.data: no data set 'excerp'; there are excerpt"),
+        (model("lightgbm", data={"excerp": {}}), "there is no model or data set 'excerp'"),
         (model("maestro", set=["model.widht=3"]), "maestro on excerpt: .*model.widht: unknown key"),
         (model("maestro", set=["model.heads=5"]), "maestro on excerpt: model.heads: 5 heads do not divide"),
         (model("lightgbm", set=["baseline.tree=3"]), "lightgbm on excerpt: baseline.tree: unknown key"),
         (model("lightgbm", set=["baseline.drop=2"]), "baseline.drop: Input should be less than or equal to 1"),
-        (model("maestro", set=["evaluation.predictions=false"]), "evaluation.predictions: false: the report needs"),
-        (lambda tree: ablated(tree, of={"excerpt": "lgb"}), "ablations.znorm.of: no model 'lgb' on 'excerpt'"),
-        (lambda tree: tree["data"]["excerpt"].update(folds=3), "data.excerpt: url: it contains {fold} where"),
+        (lambda tree: ablated(tree, of={"excerpt": "lgb"}), r"there is no model or data set \('lgb', 'excerpt'\)"),
     ],
 )
 def test_errors_name_their_key(change: Any, said: str, tmp_path: Path) -> None:
@@ -161,7 +152,7 @@ def test_a_suite_means_what_was_typed(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("HOME", str(tmp_path))
     typed = [
         "storage=/data/exp #3",
-        "experiment=0042",
+        "name=0042",
         "data.excerpt.url=~/no: 1",
         "about=# 2026-01-15",
         "tracking_uri=",
@@ -170,48 +161,15 @@ def test_a_suite_means_what_was_typed(tmp_path: Path, monkeypatch: pytest.Monkey
         "seeds=[1_0]",
     ]
     plan = load_plan(SMOKE, typed)
-    assert (plan.storage, plan.suite.experiment, plan.suite.about) == ("/data/exp #3", "0042", "# 2026-01-15")
+    assert (plan.storage, plan.suite.name, plan.suite.about) == ("/data/exp #3", "0042", "# 2026-01-15")
     assert (plan.tracking, plan.suite.tracking_uri) == ("sqlite:////data/exp #3/mlflow.db", None)
     cell = next(cell for cell in plan.cells if cell.model == "lightgbm")
     assert (plan.label("lightgbm"), cell.minutes, cell.seed) == ("off", 0.1, 10)
     assert cell.url == f"{tmp_path}/no: 1"
     maestro = next(cell for cell in plan.cells if cell.model == "maestro")
-    config = load_config(str(ROOT / maestro.arguments[1]), maestro.arguments[2:])
+    config = load_config(maestro.command[1], maestro.command[2:])
     assert (config.run.storage, config.run.seed) == ("/data/exp #3", 10)
     assert load_plan(SMOKE, ["tracking_uri=sqlite:///~/x.db"]).tracking == f"sqlite:///{tmp_path}/x.db"
     with pytest.raises(ConfigError, match=r"^tracking_uri: holds credentials") as caught:
         load_plan(SMOKE, ["tracking_uri=postgresql://h/db?password=hunter2"])
     assert "hunter2" not in str(caught.value)
-
-
-def made(storage: Path, *overrides: str, **values: Any) -> Plan:
-    """A suite of one model on one data set, with one seed."""
-    ours = {"config": "configs/quickstart.yaml", "set": ["run.workers=1", *overrides], "data": {"set": {}}, **values}
-    data = {"set": {"url": "data", "metrics": ["accuracy"]}}
-    tree = {"storage": str(storage), "data": data, "models": {"ours": ours}, "seeds": [1]}
-    return make_plan(Suite.model_validate(tree))
-
-
-def test_places_are_relative_to_the_folder_where_the_suite_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (cell,) = made(tmp_path, "run.init_from=runs/pre", "data.cache=cache").cells
-    config = load_config(str(ROOT / cell.arguments[1]), cell.arguments[2:])
-    assert (config.run.init_from, config.data.cache) == (f"{tmp_path}/runs/pre", f"{tmp_path}/cache")
-    (cell,) = made(tmp_path, "task.teachers=[runs/a, 's3://runs/b']").cells
-    config = load_config(str(ROOT / cell.arguments[1]), cell.arguments[2:])
-    assert config.task.teachers == [f"{tmp_path}/runs/a", "s3://runs/b"]
-
-
-def test_a_job_finds_a_configuration_outside_of_the_repository(tmp_path: Path) -> None:
-    own = tmp_path / "own.yaml"
-    own.write_text("run: {workers: 1}\n")
-    (outside,) = made(tmp_path, config=os.path.relpath(own, ROOT)).cells
-    assert (outside.arguments[1], outside.config) == (str(own), str(own))
-    (inside,) = made(tmp_path, config="tools/../configs/quickstart.yaml").cells
-    assert (inside.arguments[1], inside.config) == ("configs/quickstart.yaml", "configs/quickstart.yaml")
-
-
-def test_a_pretraining_needs_no_predictions(tmp_path: Path) -> None:
-    assert made(tmp_path, "evaluation.predictions=false", "task.kind=pretrain").cells

@@ -60,7 +60,7 @@ def test_a_killed_suite_goes_on_a_failed_cell_is_named_and_all_is_reported(
     cells = tmp_path / "cells"
     pretrain, maestro = cells / "excerpt.pretrain.s1", cells / "excerpt.maestro.s1"
 
-    process = start(tmp_path, "--parallel", "1")
+    process = start(tmp_path, "--only", "*.pretrain.*")
     runs.wait_for((cells / "leases").exists, process)
     assert main(command(tmp_path)[2:]) == 1, "a second one at the same time"
     assert "held by another driver" in capsys.readouterr().err

@@ -7,15 +7,11 @@ metrics under each resample of the test subjects. It is loaded without pickle.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
 import io
 import json
-import os
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +25,7 @@ from maestro_dist.config.renamed import RENAMED
 from maestro_dist.config.schema import Config
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.errors import RunError
-from suite.matrix import ROOT, Cell, Plan
+from suite.matrix import Cell, Plan
 
 RECORD_FILE, RESULT_FILE, LOG_FILE = "cell.json", "result.json", "job.log"
 _STEM = "model.stem"  # a section that may be absent
@@ -68,7 +64,7 @@ class Record:
 class Kept:
     """The content of one data set's file.
 
-    cells      by name: plain JSON with "record", "result", "tested", "experts" and "numbers" (see `collect`)
+    cells      by name: plain JSON with "record", "result", "tested", "experts" (or None), "numbers"
     ensembles  by model: {"cells": {name: fingerprint}, "values": {"auroc@0.4": ...}, "numbers": [...]}
     arrays     by cell, or "ensemble MODEL": float32 [len(numbers), resamples]
     """
@@ -77,83 +73,73 @@ class Kept:
     ensembles: dict[str, dict[str, Any]] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def to_bytes(self) -> bytes:
-        """An npz file; the same content gives the same bytes."""
-        parts = {"cells": dict(sorted(self.cells.items())), "ensembles": dict(sorted(self.ensembles.items()))}
-        index = json.dumps(parts).encode()
-        file = io.BytesIO()
-        arrays: dict[str, Any] = dict(sorted(self.arrays.items()))
-        np.savez_compressed(file, index=np.frombuffer(index, np.uint8), **arrays)
-        return file.getvalue()
-
     @classmethod
     def read(cls, place: Storage, data: str) -> Kept:
         """Empty where there is no file. Raises RunError where it is damaged."""
         try:
-            content = place.read(f"{data}.npz")
-        except ObjectMissing:
-            return cls()
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            with np.load(io.BytesIO(place.read(f"{data}.npz")), allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             index = json.loads(arrays.pop("index").tobytes())
             return cls(index["cells"], index["ensembles"], arrays)
+        except ObjectMissing:
+            return cls()
         except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
             raise RunError(f"{place.name(f'{data}.npz')} is damaged ({error}); remove it") from None
 
-    def merge(self, place: Storage, data: str) -> None:
-        """Put this content into a data set's file, whose other cells stay. The file is replaced at once.
+    def rows(self, name: str, numbers: Sequence[str]) -> dict[str, np.ndarray]:
+        """A cell's or ensemble's rows of its array, float64 by metric."""
+        return dict(zip(numbers, self.arrays.get(name, np.empty(0)).astype(np.float64), strict=False))
 
-        In a local folder two processes wait for each other.
-        """
-        with _locked(place):
-            old = Kept.read(place, data)
-            new = Kept(old.cells | self.cells, old.ensembles | self.ensembles, old.arrays | self.arrays)
-            place.write(f"{data}.npz", new.to_bytes())
-
-
-@contextlib.contextmanager
-def _locked(place: Storage) -> Iterator[None]:
-    folder = place.local_path()
-    if folder is None:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+    def write(self, place: Storage, data: str) -> None:
+        """Replace a data set's file at once."""
+        index = json.dumps(
+            {"cells": dict(sorted(self.cells.items())), "ensembles": dict(sorted(self.ensembles.items()))}
+        )
+        file, arrays = io.BytesIO(), dict[str, Any](sorted(self.arrays.items()))
+        np.savez_compressed(file, index=np.frombuffer(index.encode(), np.uint8), **arrays)
+        place.write(f"{data}.npz", file.getvalue())
 
 
 class Archive:
-    """The runs of a plan's cells, and what is kept of finished ones."""
+    """The runs of a plan's cells, and what is kept of finished ones. `new`: cells that are not in the files yet."""
 
     def __init__(self, plan: Plan) -> None:
         """Reads the kept files. Raises RunError where one is damaged."""
         self.plan = plan
         self.place = None if plan.results is None else Storage(plan.results)
         self.kept = {data: Kept.read(self.place, data) if self.place else Kept() for data in plan.suite.data}
+        self.new: list[Cell] = []
+
+    def save(self) -> None:
+        """Write the files that have new cells. Cells of the file that the plan does not have stay."""
+        for data in {cell.data for cell in self.new}:
+            if self.place:
+                self.kept[data].write(self.place, data)
 
     def run(self, cell: Cell) -> Storage:
         """The folder of a cell's run."""
         return Storage(self.plan.storage).join(cell.name)
 
     def record(self, cell: Cell) -> Record | None:
-        """The record in a cell's run; None where there is none. Raises RunError where it is damaged."""
+        """The record in a cell's run; None where there is none."""
+        found = self.read_json(cell, RECORD_FILE)
+        return None if found is None else Record(**found)
+
+    def read_json(self, cell: Cell, name: str) -> dict[str, Any] | None:
+        """A file of a cell's run; None where there is none. Raises RunError where it is damaged."""
         run = self.run(cell)
         try:
-            return Record(**json.loads(run.read(RECORD_FILE)))
+            found: dict[str, Any] = json.loads(run.read(name))
+            return found
         except ObjectMissing:
             return None
-        except (ValueError, TypeError) as error:
-            raise RunError(f"{run.name(RECORD_FILE)} is damaged ({error}); remove it") from None
+        except ValueError as error:
+            raise RunError(f"{run.name(name)} is damaged ({error}); remove it") from None
 
     def begin_attempt(self, cell: Cell) -> Record:
         """The record with one more attempt, written to the run's folder."""
-        old = self.record(cell)
-        record = Record(cell.command, cell.settings, machine(), old.attempts if old else [])
+        old, command = self.record(cell), " ".join(("python -m", *cell.command))
+        record = Record(command, cell.settings, machine(), old.attempts if old else [])
         record.attempts.append({"started": time.time(), "seconds": 0.0, "status": "running"})
         record.write(self.run(cell))
         return record
@@ -166,11 +152,6 @@ class Archive:
     def has_run(self, cell: Cell) -> bool:
         """Whether a cell's run has finished with the suite's settings."""
         return self.run(cell).exists(RESULT_FILE) and not self.changes(cell)
-
-    def kept_record(self, cell: Cell) -> Record | None:
-        """The record that is kept of a cell with the suite's settings."""
-        found = self.kept_cell(cell)
-        return None if found is None else Record(**found["record"])
 
     def kept_cell(self, cell: Cell) -> dict[str, Any] | None:
         """What is kept of a cell with the suite's settings."""
@@ -194,21 +175,6 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     old |= {key: value for key, value in given.items() if is_identity_key(_plain(key))}
     changed = (key for key in sorted({*old, *now}) if old.get(key) != now.get(key))
     return [f"{key} {old.get(key)!r} -> {now.get(key)!r}" for key in changed]
-
-
-def settings_digest(cell: Cell) -> str:
-    """A short name for the settings of a cell."""
-    return short_hash([json.dumps(cell.settings, sort_keys=True)])
-
-
-def short_hash(texts: Iterable[str]) -> str:
-    """A short name for a list of texts, in their order."""
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
-
-
-def portable(command: str) -> str:
-    """A command with the folder of the repository left out: elsewhere it is another folder."""
-    return command.replace(f"{ROOT}/", "")
 
 
 def _renamed(key: str) -> str:

@@ -1,19 +1,15 @@
-"""The goals of a suite, by the suite's name: what its results should reach. Each goal is a row of `results.json`.
-
-A goal measures one number (`measure`) and compares it with a number or with other models (`target`).
-"""
+"""The goals of a suite, by the suite's name: what its results should reach. Each goal is a row of `results.json`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from benchmarks.common import Row
 
 from maestro_dist.evaluation.table import metric_label
-from maestro_dist.task.base import higher_is_better
 from suite.collect import NotFinished, Results
 
 Measure = Callable[[Results], tuple[float, str]]
@@ -42,23 +38,12 @@ class Goal:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A goal and its row. Without a row, `note` says why; with one, how its target was found."""
+    """A goal, its row and its aim. Without a row, `note` says why; with one, how its target was found."""
 
     goal: Goal
     row: Row | None
     note: str = ""
-
-    @property
-    def aim(self) -> float | None:
-        """What would be better than the target."""
-        if self.goal.aim_share is None or self.row is None:
-            return self.goal.aim
-        return None if self.row.reach is None else self.goal.aim_share * self.row.reach
-
-    def to_json(self) -> dict[str, Any]:
-        """The row as `tools/benchmark.py --json` writes it, and the aim."""
-        assert self.row is not None
-        return asdict(self.row) | ({} if self.aim is None else {"aim": self.aim})
+    aim: float | None = None
 
 
 def judge(goal: Goal, results: Results) -> Judgement:
@@ -73,8 +58,8 @@ def judge(goal: Goal, results: Results) -> Judgement:
     if target is None:
         return Judgement(goal, Row(goal.name, value, unit), note)
     holds = {"at least": value >= target, "at most": value <= target, "less than": value < target}[goal.sense]
-    sense: Literal["at least", "at most"] = "at least" if goal.sense == "at least" else "at most"
-    return Judgement(goal, Row(goal.name, value, unit, target, holds, sense), note)
+    row = Row(goal.name, value, unit, target, holds, "at least" if goal.sense == "at least" else "at most")
+    return Judgement(goal, row, note, goal.aim if goal.aim_share is None else goal.aim_share * target)
 
 
 def mean(model: str, data: str, metric: str, rate: float = 0.0) -> Measure:
@@ -82,9 +67,9 @@ def mean(model: str, data: str, metric: str, rate: float = 0.0) -> Measure:
     return lambda results: (results.mean(model, data, metric, rate), metric_label(metric))
 
 
-def lost(model: str, data: str, metric: str, rate: float = 0.4) -> Measure:
-    """What a model loses from complete data to a missing rate."""
-    return lambda results: (_lost(results, model, data, metric, rate), metric_label(metric))
+def lost(model: str, data: str, metric: str) -> Measure:
+    """What a model loses from complete data to 40 % missing."""
+    return lambda results: (_lost(results, model, data, metric), metric_label(metric))
 
 
 def gain(model: str, over: str, data: str, metric: str) -> Measure:
@@ -96,15 +81,7 @@ def gain(model: str, over: str, data: str, metric: str) -> Measure:
 
 def largest_p(model: str, data: str) -> Measure:
     """The largest p value of all runs that experts and missing sets are independent; 1 for a run without experts."""
-
-    def measure(results: Results) -> tuple[float, str]:
-        cells = results.plan.cells_of(model, data)
-        if not cells or any(cell.name not in results.finished for cell in cells):
-            raise NotFinished
-        found = [results.finished[cell.name].experts for cell in cells]
-        return max(1.0 if item is None else item.p for item in found), "p"
-
-    return measure
+    return lambda results: (max(item.experts["p"] if item.experts else 1.0 for item in results.of(model, data)), "p")
 
 
 def reached(goals: Sequence[Goal]) -> Measure:
@@ -112,7 +89,7 @@ def reached(goals: Sequence[Goal]) -> Measure:
 
     def measure(results: Results) -> tuple[float, str]:
         rows = [judge(goal, results).row for goal in goals]
-        if any(row is None for row in rows):
+        if None in rows:
             raise NotFinished
         return float(sum(row is not None and row.holds is True for row in rows)), f"of {len(rows)}"
 
@@ -124,24 +101,19 @@ def best_of(models: Sequence[str], data: str, metric: str, rate: float = 0.0, mo
 
     def target(results: Results) -> tuple[float, str]:
         means = {model: results.mean(model, data, metric, rate) for model in models}
-        defined = {model: value for model, value in means.items() if not math.isnan(value)}
-        if not defined:
-            return math.nan, ""
-        best = (max if higher_is_better(metric) else min)(defined, key=lambda model: defined[model])
+        best = max(models, key=lambda model: -math.inf if math.isnan(means[model]) else means[model])
         whose = best if len(models) == 1 else f"{best}, the best of {len(models)},"
         return means[best] + more, f"{whose} {means[best]:.3f}" + (f" {more:+g}" if more else "")
 
     return target
 
 
-def least_lost(
-    models: Sequence[str], data: str, metric: str, *, like: str, within: float = 0.03, rate: float = 0.4
-) -> Target:
+def least_lost(models: Sequence[str], data: str, metric: str, *, like: str, within: float = 0.03) -> Target:
     """The least that is lost by those models that are as good as `like` on complete data: within this difference."""
 
     def target(results: Results) -> tuple[float | None, str]:
         whole = results.mean(like, data, metric, 0.0)
-        losses = {model: _lost(results, model, data, metric, rate) for model in models}
+        losses = {model: _lost(results, model, data, metric) for model in models}
         near = [model for model in models if abs(results.mean(model, data, metric, 0.0) - whole) <= within]
         if not near:
             return None, f"none of {len(models)} lies within {within:g} of {whole:.3f}"
@@ -151,8 +123,8 @@ def least_lost(
     return target
 
 
-def _lost(results: Results, model: str, data: str, metric: str, rate: float) -> float:
-    return results.mean(model, data, metric, 0.0) - results.mean(model, data, metric, rate)
+def _lost(results: Results, model: str, data: str, metric: str) -> float:
+    return results.mean(model, data, metric, 0.0) - results.mean(model, data, metric, 0.4)
 
 
 BASELINES = ("minirocket", "minirocket_drop", "lightgbm", "lightgbm_drop")

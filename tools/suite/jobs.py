@@ -1,4 +1,4 @@
-"""Ray's job server: that of a running cluster, or of a local head node that lives as long as the suite runs."""
+"""Cells as jobs of a local Ray, which lives as long as the suite runs."""
 
 from __future__ import annotations
 
@@ -7,114 +7,79 @@ import ctypes
 import logging
 import os
 import secrets
-import shutil
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from benchmarks.common import cores
 
 from maestro_dist.errors import RunError
-from suite.archive import settings_digest
+from suite.archive import LOG_FILE, Archive, Record
 from suite.matrix import ROOT, Cell
 
-_START_S = 120.0
-_NO_AGENT = "No available agent"  # the job server answers before its node is ready, on a busy machine
-_AGAIN_S = 1.0
+T = TypeVar("T")
+_POLL_S = 1.0
+_PATIENCE_S = 120.0  # the server needs time to start, and misses requests on a busy machine
+_STOP_WAIT_S = 20  # a stopped run writes its state and releases its lease
 _OBJECT_STORE = 128 * 2**20  # bytes; nothing large goes through it
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
-_SILENCE_S = 60.0  # a busy server may miss some requests; one that is silent for a minute is gone
-_STOP_WAIT_S = 20  # a stopped run writes its state and releases its lease
-_TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
+_TAIL = 12
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
 
+@dataclass
+class Outcome:
+    """Names of cells by how they ended; `failed` with the last lines of the log, `left` with the reason."""
+
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+
 class Jobs:
-    """Cells as jobs. A job's metadata has the cell's name, so that a restarted suite finds it."""
+    """A Ray job server."""
 
-    def __init__(self, address: str, mark: str, code: Path) -> None:
-        """`mark`: in the metadata of this suite's jobs; `code`: their working folder (`snapshot`).
-
-        Raises RunError where no job server answers.
-        """
+    def __init__(self, address: str) -> None:
+        """Waits until the server answers. Raises RunError where it does not within two minutes."""
         from ray.job_submission import JobSubmissionClient
 
-        for name in _TALKATIVE:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        self._mark, self._code = mark, code
-        self._silent: float | None = None  # since when the server has not answered
-        try:
-            self._client = JobSubmissionClient(address)
-        except Exception as error:  # requests, ray and the resolver have their own classes
-            raise RunError(f"no job server at {address}: {_line(error)}") from None
+        logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.ERROR)
+        self._client = _patiently(lambda: JobSubmissionClient(address))
+        _patiently(self._client.list_jobs)
 
     def submit(self, cell: Cell) -> str:
-        """Start a cell; returns the job's id."""
-        variables = {"PYTHONPATH": "tools", "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}
+        """Start a cell in the present folder; returns the job's id."""
+        variables = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}", "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}
         variables |= {} if cell.kind == "maestro" else _ONE_THREAD
-        deadline = time.monotonic() + _START_S
-        while True:
-            try:
-                return self._client.submit_job(
-                    entrypoint=f"exec {cell.command}",  # no shell in between, which could die alone
-                    submission_id=f"{cell.name}-{secrets.token_hex(4)}",
-                    runtime_env={"working_dir": str(self._code), "env_vars": variables},
-                    metadata={"suite": self._mark, "cell": cell.name, "settings": settings_digest(cell)},
-                    entrypoint_num_cpus=cell.cpus if cell.inline else 0,
-                )
-            except Exception as error:
-                if _NO_AGENT not in str(error) or time.monotonic() > deadline:
-                    raise RunError(f"{cell.name}: cannot be submitted: {_line(error)}") from None
-            time.sleep(_AGAIN_S)
-
-    def running(self) -> dict[str, tuple[str, str]]:
-        """Jobs of this suite that still run: by cell, the job's id and the cell's `settings_digest`."""
-        found = {}
-        try:
-            jobs = self._client.list_jobs()
-        except Exception as error:
-            raise RunError(f"the job server does not list its jobs: {_line(error)}") from None
-        for job in jobs:
-            metadata: dict[str, Any] = job.metadata or {}
-            if metadata.get("suite") == self._mark and not job.status.is_terminal() and job.submission_id:
-                found[metadata["cell"]] = job.submission_id, metadata.get("settings", "")
-        return found
+        command = shlex.join([sys.executable, "-m", *cell.command])
+        given: dict[str, Any] = {
+            "entrypoint": f"cd {shlex.quote(os.getcwd())} && exec {command}",  # no shell that could die alone
+            "submission_id": f"{cell.name}-{secrets.token_hex(4)}",
+            "runtime_env": {"env_vars": variables},
+            "entrypoint_num_cpus": cell.cpus if cell.inline else 0,
+        }
+        return _patiently(lambda: self._client.submit_job(**given))
 
     def status(self, job: str) -> str:
-        """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; RUNNING while the server does not answer.
-
-        Raises RunError where it does not answer for a minute.
-        """
-        try:
-            found = str(self._client.get_job_status(job).value)
-        except Exception as error:  # requests, aiohttp and ray have their own classes
-            now = time.monotonic()
-            self._silent = now if self._silent is None else self._silent
-            if now - self._silent > _SILENCE_S:
-                raise RunError(f"the job server has not answered for {_SILENCE_S:.0f} s: {_line(error)}") from None
-            return "RUNNING"
-        self._silent = None
-        return found
+        """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+        return str(_patiently(lambda: self._client.get_job_status(job)).value)
 
     def log(self, job: str) -> str:
-        """What the job printed."""
-        try:
-            return str(self._client.get_job_logs(job))
-        except Exception as error:
-            return f"(no log: {_line(error)})"
-
-    def reason(self, job: str) -> str:
-        """Ray's message on how a job ended."""
+        """What the job printed, or Ray's message where it printed nothing."""
         with contextlib.suppress(Exception):
-            return " ".join(str(self._client.get_job_info(job).message or "").split())
-        return ""
+            return str(self._client.get_job_logs(job)).strip() or str(self._client.get_job_info(job).message)
+        return "no log"
 
-    def stop(self, jobs: list[str]) -> None:
+    def stop(self, jobs: Sequence[str]) -> None:
         """Stop jobs and wait until they have ended."""
         for job in jobs:
             with contextlib.suppress(Exception):
@@ -122,89 +87,121 @@ class Jobs:
         deadline = time.monotonic() + _STOP_WAIT_S + 10
         while jobs and time.monotonic() < deadline:
             with contextlib.suppress(Exception):
-                jobs = [job for job in jobs if self.status(job) in ("PENDING", "RUNNING")]
+                jobs = [job for job in jobs if self._client.get_job_status(job).value in ("PENDING", "RUNNING")]
             time.sleep(0.3)
 
 
-@contextmanager
-def snapshot(cells: Iterable[Cell]) -> Iterator[Path]:
-    """A copy of the code for the jobs, so that edits while a suite runs do not change its cells."""
-    with tempfile.TemporaryDirectory(prefix="suite-code-") as folder:
-        for name in ("maestro_dist", "tools", "configs"):
-            shutil.copytree(ROOT / name, Path(folder) / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
-        for config in {cell.config for cell in cells if cell.config and not Path(cell.config).is_absolute()}:
-            if "://" not in config and (ROOT / config).exists():
-                (Path(folder) / config).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / config, Path(folder) / config)
-        yield Path(folder)
+def cells_to_run(archive: Archive, cells: Sequence[Cell]) -> list[Cell]:
+    """The chosen cells without a result, after those that they need and of which there is no finished run."""
+    wanted = {cell.name for cell in cells if not archive.is_done(cell)}
+    for cell in reversed(archive.plan.cells):  # a cell comes after those that it needs
+        if cell.name in wanted and not archive.has_run(cell):
+            wanted |= {*cell.needs.values()}
+    return [cell for cell in archive.plan.cells if cell.name in wanted and not archive.has_run(cell)]
+
+
+def run_cells(archive: Archive, jobs: Jobs, waiting: list[Cell], outcome: Outcome, deadline: float | None) -> None:
+    """Run cells, as many at a time as there are cores, and note in `outcome` how they end.
+
+    A cell waits for those that it needs, and is left where they fail. At `deadline` (`time.monotonic`) running cells
+    are stopped; they continue when the suite starts again.
+    """
+    running: dict[str, tuple[Cell, Record]] = {}
+    total = len(waiting)
+    try:
+        while (waiting or running) and (deadline is None or time.monotonic() < deadline):
+            for cell in list(waiting):
+                missing = [need for need in cell.needs.values() if need in outcome.failed or need in outcome.left]
+                if missing:
+                    outcome.left[cell.name] = f"it needs {missing[0]}, which has failed"
+                    waiting.remove(cell)
+            ahead = {cell.name for cell in waiting} | {cell.name for cell, _ in running.values()}
+            for cell in [cell for cell in waiting if ahead.isdisjoint(cell.needs.values())]:
+                if running and sum(other.cpus for other, _ in running.values()) + cell.cpus > cores():
+                    break
+                waiting.remove(cell)
+                print(f"{cell.name} starts: python -m {' '.join(cell.command)}", flush=True)
+                record = archive.begin_attempt(cell)
+                running[jobs.submit(cell)] = cell, record
+            time.sleep(_POLL_S)
+            for job, (cell, record) in list(running.items()):
+                status = jobs.status(job)
+                _note(archive, cell, record, status.lower())
+                if status in ("PENDING", "RUNNING"):
+                    continue
+                del running[job]
+                _ended(archive, cell, jobs.log(job), outcome)
+                print(f"{len(outcome.done)} done, {len(outcome.failed)} failed, of {total}", flush=True)
+    finally:  # also when a person stops the suite
+        jobs.stop(list(running))
+        for cell, record in running.values():
+            _note(archive, cell, record, "stopped")
+        names = [*(cell.name for cell, _ in running.values()), *(cell.name for cell in waiting)]
+        outcome.left |= dict.fromkeys(names, "the time is over")
+
+
+def _ended(archive: Archive, cell: Cell, log: str, outcome: Outcome) -> None:
+    run = archive.run(cell)
+    run.write(LOG_FILE, f"{log}\n".encode())
+    if archive.has_run(cell):
+        outcome.done.append(cell.name)
+        print(f"{cell.name} done", flush=True)
+    else:
+        outcome.failed[cell.name] = "\n".join([*log.splitlines()[-_TAIL:], f"(whole log: {run.name(LOG_FILE)})"])
+        print(f"{cell.name} FAILED", flush=True)
+
+
+def _note(archive: Archive, cell: Cell, record: Record, status: str) -> None:
+    """How a cell is now, and how long it has taken: a killed suite keeps it."""
+    last = record.attempts[-1]
+    last |= {"seconds": round(time.time() - last["started"], 1), "status": status}
+    record.write(archive.run(cell))
 
 
 @contextmanager
-def head(parallel_cpus: int, meanwhile: Callable[[], object]) -> Iterator[str]:
-    """A Ray head node on loopback for the time of the block; yields the address of its job server.
+def job_server() -> Iterator[Jobs]:
+    """A Ray head node on loopback for the time of the block.
 
     It requires a token that only this process and its children have, and ends with this process. Ray must not be
-    imported before, because it reads the token's variable then. `meanwhile` runs while the node starts.
+    imported before, because it reads the token's variable then.
     """
     with tempfile.TemporaryDirectory(prefix="suite-", ignore_cleanup_errors=True) as folder:
         token = Path(folder) / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+        os.environ |= {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2"}  # for the controller of Ray Train
         os.environ.pop("RAY_ADDRESS", None)
-        process, address = _started(parallel_cpus, folder)
-        try:
-            meanwhile()
-            _wait(address, process, Path(folder) / "head.log")
-            yield address
-        finally:
-            _end(process)
-
-
-def _started(cpus: int, folder: str) -> tuple[subprocess.Popen[bytes], str]:
-    bin_folder = Path(sys.executable).parent
-    gcs, dashboard, client, agent, metrics = _free_ports(5)
-    command = [str(bin_folder / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1"]
-    command += [f"--num-cpus={cpus}", f"--object-store-memory={_OBJECT_STORE}", "--disable-usage-stats"]
-    command += [f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-    command += [f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"]
-    command += [f"--metrics-export-port={metrics}"]
-    # A folder of its own: a job connects to the newest cluster of its temporary folder.
-    command += [f"--temp-dir={folder}"]
-    # The controller of Ray Train reads it from the environment of the cluster's processes.
-    settings = {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2", "PATH": f"{bin_folder}:{os.environ.get('PATH', '')}"}
-    with open(Path(folder) / "head.log", "wb") as log:
+        gcs, dashboard, client, agent, metrics = _free_ports(5)
+        command = [
+            str(Path(sys.executable).parent / "ray"),
+            "start",
+            "--head",
+            "--block",
+            "--node-ip-address=127.0.0.1",
+        ]
+        command += [f"--num-cpus={cores()}", f"--object-store-memory={_OBJECT_STORE}"]
+        command += [f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+        command += [f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"]
+        # A folder of its own: a job connects to the newest cluster of its temporary folder.
+        command += [f"--metrics-export-port={metrics}", f"--temp-dir={folder}"]
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env={**os.environ, **settings},
-            stdout=log,
-            stderr=log,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C reaches this process only, which stops the jobs
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
-    return process, f"http://127.0.0.1:{dashboard}"
+        try:
+            yield Jobs(f"http://127.0.0.1:{dashboard}")
+        finally:
+            _end(process)
 
 
 def _die_with_parent() -> None:
     """Ray's reaper then ends all that the head node started, also the jobs, within seconds."""
     ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
-
-
-def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Until the job server answers."""
-    from ray.job_submission import JobSubmissionClient
-
-    deadline = time.monotonic() + _START_S
-    while True:
-        try:
-            JobSubmissionClient(address).list_jobs()
-            return
-        except Exception as error:
-            if process.poll() is not None or time.monotonic() > deadline:
-                last = log.read_text(errors="replace").strip().splitlines()[-5:]
-                raise RunError(f"the Ray head node did not start: {' | '.join(last) or _line(error)}") from None
-        time.sleep(0.3)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -227,5 +224,13 @@ def _free_ports(count: int) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def _patiently(call: Callable[[], T]) -> T:
+    """Call until it works. Raises RunError where it does not for two minutes."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return call()
+        except Exception as error:  # requests, aiohttp, ray and the resolver have their own classes
+            if time.monotonic() > deadline:
+                raise RunError(f"the job server does not answer: {' '.join(str(error).split())[:300]}") from None
+        time.sleep(1.0)

@@ -5,144 +5,209 @@ from __future__ import annotations
 import datetime
 import io
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 
 from maestro_dist.data.storage import Storage
-from maestro_dist.errors import ConfigError
+from maestro_dist.evaluation.result import percent
 from maestro_dist.evaluation.table import metric_label
 from maestro_dist.tracking.plots import COLOURS, STYLE
 from suite.archive import Record
-from suite.collect import Results
+from suite.collect import Results, metric_key
 from suite.goals import Goal, Judgement, judge
 from suite.matrix import Plan
-from suite.tables import (
-    ablation_table,
-    duration,
-    duration_table,
-    ensemble_table,
-    expert_table,
-    goal_table,
-    score_tables,
-)
+from suite.statistics import interval
 
-REPORT_FILE, ROWS_FILE = "RESULTS.md", "results.json"
-_DPI = 110
+REPORT_FILE = "RESULTS.md"
+_NUMBERS = """
+A number is the mean over seeds (and folds, and draws of the missing modalities) and, after ±, the standard \
+deviation over the seeds. Intervals hold the middle 95 % of {resamples:,} resamples of the test subjects, the same for \
+all models of a data set. Each cell chose its weights, penalties and trees on validation data.
+"""
 
 
 def write_report(results: Results, goals: Sequence[Goal], out: str, command: str) -> None:
     """Write all files below `out`."""
-    place = Storage(out)
+    place, suite = Storage(out), results.plan.suite
     judgements = [judge(goal, results) for goal in goals]
-    pictures = {data: content for data in results.plan.suite.data if (content := _picture(results, data))}
-    for data, content in pictures.items():
-        place.write(f"{data}.png", content)
-    found = [item.record for item in results.finished.values()]
-    records = [record for record in found if record is not None]
-    place.write(REPORT_FILE, _markdown(results, judgements, list(pictures), records, command).encode())
-    place.write(ROWS_FILE, (json.dumps(_rows(results.plan, judgements, records), indent=1) + "\n").encode())
-
-
-def check_place(suite: str, out: str) -> None:
-    """Raise ConfigError where `out` has the report of another suite."""
-    place = Storage(out)
-    if place.exists(REPORT_FILE) and not place.read(REPORT_FILE).startswith(f"# {suite}\n".encode()):
-        raise ConfigError(f"{place.name(REPORT_FILE)} is of another suite than {suite}; choose another --out")
-
-
-def _markdown(
-    results: Results, judgements: Sequence[Judgement], pictures: Sequence[str], records: Sequence[Record], command: str
-) -> str:
-    suite = results.plan.suite
-    lines = [f"# {suite.name}", ""]
-    lines += [suite.about.strip(), ""] if suite.about else []
-    lines += [f"Written by `{command}` from the files of the runs; do not edit.", ""]
-    lines += _summary(results, records)
-    lines += ["## Goals", "", *goal_table(judgements), ""] if judgements else []
+    records = [item.record for item in results.finished.values()]
+    lines = [f"# {suite.name}", "", suite.about.strip(), ""]
+    lines += [f"Written by `{command}` from the files of the runs; do not edit.", "", *_summary(results, records)]
+    lines += ["## Goals", "", *_goal_table(judgements), ""] if judgements else []
     for data in suite.data:
-        lines += [f"## {data}", "", *_test_split(results, data), ""]
-        scores = score_tables(results, data)
-        ablations = ablation_table(results, data)
-        if ablations:
-            said = "Difference: the unchanged model minus the changed one. Above 0 the change makes it worse."
-            ablations = [said, "", *ablations]
+        lines += [f"## {data}", ""]
+        scores = _score_tables(results, data)
+        if not scores:
+            lines += ["Nothing is finished yet.", ""]
+            continue
+        place.write(f"{data}.png", _picture(results, data))
         tables = {
-            **scores,
-            "": [f"![{data}]({data}.png)"] if data in pictures else [],
-            "Ensembles (the seeds' probabilities averaged)": ensemble_table(results, data),
-            "Ablations": ablations,
-            "Experts and missing sets": expert_table(results, data),
+            "Ensembles (the seeds' probabilities averaged)": _ensemble_table(results, data),
+            "Ablations": _ablation_table(results, data),
+            "Experts and missing sets": _expert_table(results, data),
         }
-        for title, rows in tables.items() if scores else ():
-            lines += [*([f"### {title}", ""] if title else []), *rows, ""] if rows else []
-        lines += [] if scores else ["Nothing is finished yet.", ""]
-    lines += ["## Durations", "", *duration_table(results), ""]
-    return "\n".join(lines).rstrip() + "\n"
+        lines += [_test_split(results, data), "", *_titled(scores), f"![{data}]({data}.png)", "", *_titled(tables)]
+    lines += ["## Durations", "", *_duration_table(results)]
+    place.write(REPORT_FILE, ("\n".join(lines) + "\n").encode())
+    place.write("results.json", (json.dumps(_rows(results.plan, judgements, records), indent=1) + "\n").encode())
+
+
+def _rows(plan: Plan, judgements: Sequence[Judgement], records: Sequence[Record]) -> dict[str, Any]:
+    newest = max(records, key=lambda record: record.finished, default=None)
+    machine = {} if newest is None else newest.machine | {"date": _time(newest.finished).isoformat(timespec="seconds")}
+    notes = [f"{found.note}: {found.goal.name}" for found in judgements if found.row is None]
+    rows = [asdict(found.row) | ({} if found.aim is None else {"aim": found.aim}) for found in judgements if found.row]
+    return {"benchmark": plan.suite.name, "machine": machine, "notes": notes, "rows": rows}
 
 
 def _summary(results: Results, records: Sequence[Record]) -> list[str]:
-    lines = [f"{len(results.finished)} of {len(results.plan.cells)} cells are finished."]
-    if records:
-        days = sorted({_time(record.finished).date().isoformat() for record in records})
-        when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-        total = duration(sum(record.seconds for record in records))
-        lines[0] += f" The sum of their times is {total} ({when}); as many ran at a time as there are cores."
-        for text in dict.fromkeys(_machine(record.machine) for record in records):
-            lines += ["", f"Machine: {text}."]
-    return [
-        *lines,
-        "",
-        "A number is the mean over seeds (and folds, and draws of the missing modalities) and, after ±, the standard "
-        f"deviation over the seeds. Intervals hold the middle 95 % of {results.plan.suite.resamples:,} resamples of "
-        "the test subjects, the same for all models of a data set. Each cell chose its weights, penalties and trees on "
-        "validation data.",
-        "",
-    ]
+    line = f"{len(results.finished)} of {len(results.plan.cells)} cells are finished."
+    if not records:
+        return [line, ""]
+    days = dict.fromkeys(_time(date).date().isoformat() for date in sorted(record.finished for record in records))
+    when = " to ".join(dict.fromkeys((min(days), max(days))))
+    total = _duration(sum(record.seconds for record in records))
+    line += f" The sum of their times is {total} ({when}); as many ran at a time as there are cores."
+    machines = dict.fromkeys(_machine(record.machine) for record in records)
+    numbers = _NUMBERS.format(resamples=results.plan.suite.resamples)
+    return [line, "", *(f"Machine: {text}.\n" for text in machines), *numbers.strip().splitlines(), ""]
 
 
-def _test_split(results: Results, data: str) -> list[str]:
+def _test_split(results: Results, data: str) -> str:
     items = [item for item in results.finished.values() if item.cell.data == data and item.cell.scored]
-    if not items:
-        return []
     by_fold = {item.cell.fold: item for item in items}
     samples = sum(item.evaluation.samples for item in by_fold.values())
     subjects = sum(item.content["tested"]["subjects"] for item in by_fold.values())
     folds = results.plan.suite.data[data].folds
     split = "one fixed split" if folds is None else f"{len(by_fold)} of {folds} folds by subject"
     modalities = items[0].content["tested"]["modalities"]
-    return [
-        f"{samples:,} test samples of {subjects:,} subjects, {split}; "
-        f"{len(modalities)} modalities: {', '.join(modalities)}."
+    names = f"{len(modalities)} modalities: {', '.join(modalities)}"
+    return f"{samples:,} test samples of {subjects:,} subjects, {split}; {names}."
+
+
+def _goal_table(judgements: Sequence[Judgement]) -> list[str]:
+    """What was to be reached and what was measured; then why goals are missed."""
+    rows, missed = [], []
+    for found in judgements:
+        goal, row = found.goal, found.row
+        if row is None:
+            rows.append([goal.name, "", found.note, ""])
+            continue
+        sense = goal.sense if goal.sense == "less than" else row.sense
+        target = "none" if row.reach is None else f"{sense} {row.reach:{goal.form}}"
+        target += f" ({found.note})" if found.note else ""
+        target += "" if found.aim is None else f"; aim {found.aim:.3g}"
+        holds = "" if row.holds is None else "yes" if row.holds else "**no**"
+        rows.append([goal.name, target, f"{row.value:{goal.form}} {row.unit}".strip(), holds])
+        if row.holds is False:
+            missed.append(f"* {goal.name}: {goal.why or 'no reason is given.'}")
+    lines = _table(["goal", "target", "measured", "reached"], rows)
+    return [*lines, "", "Not reached:", "", *missed] if missed else lines
+
+
+def _score_tables(results: Results, data: str) -> dict[str, list[str]]:
+    """By title, one table for each metric: models x missing rates."""
+    suite = results.plan.suite
+    rates, ends = sorted(suite.rates), suite.ends
+    head = ["model", "seeds", *map(_rate, rates), f"lost at {_rate(rates[-1])}", *_interval_names(ends)]
+    found = {}
+    for metric in suite.data[data].metrics:
+        rows = []
+        for model in suite.models:
+            by_rate = [results.values(model, data, metric, rate) for rate in rates]
+            if by_rate[0]:
+                row = [results.plan.label(model), str(len(by_rate[0])), *map(_shown, by_rate)]
+                row += [_number(fmean(by_rate[0]) - fmean(by_rate[-1]))]
+                rows.append([*row, *(_interval(results.bootstrap(model, data, metric, rate)) for rate in ends)])
+        if rows:
+            found[metric_label(metric)] = _table(head, rows)
+    return found
+
+
+def _ensemble_table(results: Results, data: str) -> list[str]:
+    """Models with several seeds."""
+    suite = results.plan.suite
+    rates, ends = sorted(suite.rates), suite.ends
+    rows = []
+    for metric in suite.data[data].metrics:
+        for model in suite.models:
+            found = results.ensembles.get((model, data))
+            if found is not None:
+                row = [results.plan.label(model), metric_label(metric), str(len(results.seeds(model, data)))]
+                row += [_number(found[0][metric_key(metric, rate)]) for rate in rates]
+                rows.append([*row, *(_interval(found[1][metric_key(metric, rate)]) for rate in ends)])
+    return _table(["ensemble", "metric", "of", *map(_rate, rates), *_interval_names(ends)], rows)
+
+
+def _ablation_table(results: Results, data: str) -> list[str]:
+    """Each change, and the difference to the unchanged model on the same seeds."""
+    suite = results.plan.suite
+    metric, ends, rows = suite.data[data].metrics[0], suite.ends, []
+    for ablation in suite.ablations:
+        names = ablation.of.get(data, ""), ablation.name
+        whole, part = (results.seeds(name, data) for name in names)
+        seeds = [seed for seed in part if seed in whole]
+        if not seeds:
+            continue
+        shown, differences = [], []
+        for rate in ends:
+            before, after = (fmean(results.values(name, data, metric, rate, seeds)) for name in names)
+            drawn = [results.bootstrap(name, data, metric, rate, seeds) for name in names]
+            shown.append(_shown(results.values(ablation.name, data, metric, rate, seeds)))
+            differences.append(f"{_number(before - after, '+')} ({_interval(drawn[0] - drawn[1], '+')})")
+        rows.append([ablation.label, results.plan.label(names[0]), str(len(seeds)), *shown, *differences])
+    head = ["change", "model", "seeds", *(f"{metric_label(metric)}, {_rate(rate)}" for rate in ends)]
+    lines = _table([*head, *(f"difference, {_rate(rate)} (95 % interval)" for rate in ends)], rows)
+    said = "Difference: the unchanged model minus the changed one. Above 0 the change makes it worse."
+    return [said, "", *lines] if lines else []
+
+
+def _expert_table(results: Results, data: str) -> list[str]:
+    """Mutual information between expert and missing set at the largest missing rate, for models with experts."""
+    rows = []
+    for model in results.plan.suite.models:
+        for seed, cells in results.seeds(model, data).items():
+            for item in cells:
+                if (found := item.experts) is not None:
+                    run = f"{model}, seed {seed}" + ("" if item.cell.fold is None else f", fold {item.cell.fold}")
+                    numbers = f"{found['bits']:.4f}", f"{found['control']:.4f}", f"{found['p']:.3f}"
+                    rows.append([run, str(found["sets"]), *numbers])
+    rate = _rate(results.plan.suite.ends[-1])
+    return _table(["run", f"missing sets, {rate}", "bits", "bits, permuted sets", "p"], rows)
+
+
+def _duration_table(results: Results) -> list[str]:
+    """How long the cells of each model took."""
+    taken: dict[tuple[str, str], list[float]] = {}
+    for cell in sorted(results.plan.cells, key=lambda cell: [*results.plan.suite.data].index(cell.data)):
+        if cell.name in results.finished:
+            taken.setdefault((cell.data, cell.model), []).append(results.finished[cell.name].record.seconds)
+    rows = [
+        [data, results.plan.label(model), str(len(each)), _duration(fmean(each)), _duration(sum(each))]
+        for (data, model), each in taken.items()
     ]
+    whole = _duration(sum(map(sum, taken.values())))
+    return _table(["data set", "model", "cells", "a cell", "all"], [*rows, ["all", "", "", "", whole]])
 
 
-def _rows(plan: Plan, judgements: Sequence[Judgement], records: Sequence[Record]) -> dict[str, Any]:
-    newest = max(records, key=lambda record: record.finished, default=None)
-    machine = {} if newest is None else newest.machine | {"date": _time(newest.finished).isoformat(timespec="seconds")}
-    notes = [f"{item.note}: {item.goal.name}" for item in judgements if item.row is None]
-    rows = [item.to_json() for item in judgements if item.row is not None]
-    return {"benchmark": plan.suite.name, "machine": machine, "notes": notes, "rows": rows}
-
-
-def _picture(results: Results, data: str) -> bytes | None:
-    """The first metric against the missing rate, one line for each model; None where nothing is finished."""
+def _picture(results: Results, data: str) -> bytes:
+    """The first metric against the missing rate, one line for each model."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    suite = results.plan.suite
+    suite, style = results.plan.suite, dict[Any, Any](STYLE)
     metric, rates = suite.data[data].metrics[0], sorted(suite.rates)
-    lines = {model: [results.values(model, data, metric, rate) for rate in rates] for model in suite.models}
-    lines = {model: by_rate for model, by_rate in lines.items() if by_rate[0]}
-    if not lines or len(rates) < 2:
-        return None
-    style: Any = STYLE
     with rc_context(style):
         figure = Figure(figsize=(7.2, 3.6), layout="constrained")
         axes = figure.add_subplot()
-        for number, (model, by_rate) in enumerate(lines.items()):
+        models = [model for model in suite.models if results.seeds(model, data)]
+        for number, model in enumerate(models):
+            by_rate = [results.values(model, data, metric, rate) for rate in rates]
             axes.errorbar(
                 [100 * rate for rate in rates],
                 [fmean(values) for values in by_rate],
@@ -159,8 +224,48 @@ def _picture(results: Results, data: str) -> bytes | None:
         axes.set(title=f"{data}, sensors missing", xlabel="modalities missing (%)", ylabel=metric_label(metric))
         figure.legend(loc="outside right center", frameon=False, fontsize=9)
         file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
+        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
         return file.getvalue()
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table; empty without rows."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *rows)]
+    return [lines[0], "|" + "---|" * len(head), *lines[1:]] if rows else []
+
+
+def _titled(tables: dict[str, list[str]]) -> list[str]:
+    return [line for title, lines in tables.items() if lines for line in (f"### {title}", "", *lines, "")]
+
+
+def _duration(seconds: float) -> str:
+    """3725 -> 1 h 02 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _rate(rate: float) -> str:
+    return f"{percent(rate)} missing" if rate else "complete"
+
+
+def _interval_names(rates: Sequence[float]) -> list[str]:
+    return [f"95 % interval, {_rate(rate)}" for rate in rates]
+
+
+def _shown(values: Sequence[float]) -> str:
+    mean = fmean(values)
+    return _number(mean) + (f" ± {stdev(values):.3f}" if len(values) > 1 and math.isfinite(mean) else "")
+
+
+def _number(value: float, sign: str = "") -> str:
+    return "undefined" if math.isnan(value) else f"{value:{sign}.3f}"
+
+
+def _interval(values: np.ndarray, sign: str = "") -> str:
+    low, high = interval(values)
+    return "" if math.isnan(low) else f"{_number(low, sign)} to {_number(high, sign)}"
 
 
 def _machine(machine: dict[str, Any]) -> str:
