@@ -45,7 +45,7 @@ class Batch:
 
     values[j]      float32 [R_j, T_j, D_j], NaN where a step was not observed; R_j may be 0
     rows[j]        int64 [R_j], ascending: the sample of each row of `values[j]` or `symbols[j]`
-    symbols[j]     uint8 [R_j, W_j, D_j] instead of `values[j]` where the data is read as SAX symbols
+    symbols[j]     uint8 [R_j, W_j, D_j] instead of `values[j]` if the data is read as SAX symbols
     present        bool [B, M]: sample b has modality m (M sorted by name); agrees with `rows`
     sample         int64 [B]: index of the sample in its split, in manifest order; part of the key of every random draw
     target         int64 [B] (class) or float32 [B] (regression)

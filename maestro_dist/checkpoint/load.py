@@ -135,7 +135,7 @@ def restore(engine: Engine, info: CheckpointInfo) -> None:
     """Load weights, moments, the optimizer's step count and buffers into an engine. A collective: all ranks call it.
 
     The number of ranks and the ZeRO stage may differ from the writer's: every number is copied, none is
-    recomputed. Each rank reads only the parts that contain slices of its own, one at a time.
+    recomputed. Each rank reads only the parts that contain its slices, one at a time.
     Raises `CheckpointError`, which names the part or parameter, if data is damaged, missing or from another model.
     """
     import torch

@@ -80,7 +80,7 @@ def check(config: Config) -> None:
 
 
 def _check_database(config: Config) -> None:
-    """By default MLflow's database lies in the storage. `?` and `%` in its path have a meaning in a database URL."""
+    """By default MLflow's database is in the storage. `?` and `%` in its path have a meaning in a database URL."""
     storage = config.run.storage
     folder = absolute_path("runs" if "://" in storage else storage, "run.storage")
     if "?" in folder or "%" in folder:
@@ -177,7 +177,7 @@ def _check_slices(config: Config, modalities: Sequence[Modality]) -> None:
 
 
 def check_modalities(config: Config, modalities: Sequence[Modality]) -> None:
-    """Raise `ConfigError` if the model does not fit the data's modalities, `MeshError` where the mesh does not."""
+    """Raise `ConfigError` if the model does not fit the data's modalities, `MeshError` if the mesh does not."""
     names = [modality.name for modality in modalities]
     pretrain = config.task.pretrain
     check_word_names(config.model.word, names, "model.word")

@@ -42,7 +42,7 @@ def run_identity(config: Config) -> dict[str, Any]:
 def check_resume(config: Config, saved: dict[str, Any]) -> None:
     """Raise `ConfigError`, which lists the differences, if `config` is not the run that `saved` describes.
 
-    saved  `run_identity` of the run at its start, perhaps with old names of keys. A missing key is newer than
+    saved  `run_identity` of the run at its start, maybe with old names of keys. A missing key is newer than
            the run; the run then used the default of this key
     """
     now = run_identity(config)

@@ -105,14 +105,14 @@ class MissingConfig(Section):
     ramp_start: Share = 0.2
     """Share of the steps before the first modality is dropped."""
     ramp_end: Share = 0.6
-    """Share of the steps after which `missing.max_rate` holds. Between start and end the probability rises linearly."""
+    """Share of the steps after which `missing.max_rate` is reached. In between, the probability rises linearly."""
     consistency: NonNegativeFloat = 0.0
     """Weight of a loss that pulls the prediction from the remaining modalities towards the prediction from all. 0 turns
     it off. Each step then takes twice the time, as the model sees each sample twice."""
 
 
 class AugmentConfig(Section):
-    """Data augmentation of training windows, drawn anew in each epoch. All kinds are off by default.
+    """Data augmentation of training windows, with new draws in each epoch. All kinds are off by default.
 
     It needs raw windows: data that was packed as symbols alone is refused.
     """
@@ -126,7 +126,7 @@ class AugmentConfig(Section):
     sensors are worn at varying angles."""
     rotation_groups: list[list[str]] = []
     """Modalities whose axes rotate together, in groups of three axes: [[acc_x, acc_y, acc_z], [gyro]]; [[acc, gyro]]
-    rotates both alike. By default each modality with three variates rotates by itself."""
+    rotates both alike. By default each modality with three variates rotates separately."""
     time_warp: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Largest relative change of speed of a smooth time warp, the same for all modalities of a sample. 0.1 is a
     start."""
@@ -134,7 +134,7 @@ class AugmentConfig(Section):
     """Largest shift in time, as a share of the window, the same for all modalities of a sample. Steps without a value
     become missing."""
     time_mask: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Longest span of a window, as a share of it, that becomes missing; drawn for each modality by itself."""
+    """Longest span that becomes missing, as a share of the window; drawn separately for each modality."""
     mixup: NonNegativeFloat = 0.0
     """alpha of mixup (0.2, say): each sample is mixed with another of its global batch, values and loss, by a share
     drawn from Beta(alpha, alpha). It reads twice as much data."""

@@ -105,7 +105,7 @@ def read_tree(path: str) -> dict[str, Any]:
 
 
 def _belongs_to_run(path: str) -> bool:
-    """Whether a configuration file lies in the folder of a run, which wrote it, perhaps with old names of keys."""
+    """Whether a configuration file is in the folder of a run. The run wrote it, maybe with old names of keys."""
     record = os.path.join(os.path.dirname(expand_home(path, "the configuration")), "run.json")
     if "://" not in record:
         return os.path.exists(record)
@@ -139,7 +139,7 @@ def _hint(path: str) -> str:
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Put `section.key=value` into a tree. The value stays as it was typed.
+    """Put `section.key=value` into a tree. The value stays in its typed form.
 
     Raises `ConfigError` if the override has another form, or holds credentials.
     """
@@ -200,7 +200,7 @@ def _problem(item: Any, values: Any, tree: Any) -> tuple[str, str]:
 
 
 def _given(item: Any, tree: Any) -> str:
-    """The value that was given for a key, as it was written in `tree`."""
+    """The value of a key, in the form written in `tree`."""
     value = item.get("input")
     if not isinstance(value, str | int | float | bool | type(None)):
         return ""

@@ -2,7 +2,7 @@
 
     storage: Annotated[str, Location()] = "runs"
 
-A marker on a section holds for all keys in the section.
+A marker on a section applies to all keys in the section.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Location:
 
 @dataclass(frozen=True)
 class Execution:
-    """The key says where and how a run executes, not what it computes. It may change when a run is resumed."""
+    """The key decides where and how a run executes, not its results. It may change when a run is resumed."""
 
 
 @dataclass(frozen=True)
 class DefinesWeights:
-    """The value says what the weights of a model mean. Weights fit a model with the same value only."""
+    """The value decides the meaning of a model's weights. Weights only fit a model with the same value."""
 
 
 Marker = TypeVar("Marker", Location, Execution, DefinesWeights)

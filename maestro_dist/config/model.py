@@ -97,7 +97,7 @@ class ModelConfig(Section):
     GPU if it supports the settings."""
     keep_attention_weights: bool | None = None
     """Whether the attention weights of the selected queries are stored for the backward pass. false computes them
-    again: less memory, more time. By default they are stored where they are no larger than two token vectors per
+    again: less memory, more time. By default they are stored if they are no larger than two token vectors per
     token."""
     sample_factor: PositiveFloat = 5.0
     """Sampling factor c: queries are selected by their scores on ceil(c ln L) sampled keys. Less is faster and selects
@@ -125,7 +125,7 @@ class ModelConfig(Section):
     recordings that do not fit into memory; a step takes longer."""
     tile: Annotated[PositiveInt | None, Execution()] = None
     """Number of tokens that feed-forward networks process at a time; their hidden values are then computed again in the
-    backward pass. By default all tokens at once. Use it (16384, say) to save memory on long recordings."""
+    backward pass. By default all tokens together. Use it (16384, say) to save memory on long recordings."""
     head: Literal["pooled", "additive"] = "additive"
     """pooled: one prediction head on the pooled tokens, as in the paper. additive: one small linear head for each
     modality is added to it; `task.auxiliary` weights the loss of these heads."""

@@ -25,7 +25,7 @@ OLD_NAMES = {new: old for old, new in RENAMED.items()}
 def current(values: Any, section: str = "") -> Any:
     """A copy of saved configuration values, with the current names of their keys.
 
-    For files that this package wrote itself, perhaps before a key was renamed. `values` is a tree of sections or a flat
+    For files that this package wrote itself, maybe before a key was renamed. `values` is a tree of sections or a flat
     dict of `section.key`. `section` is the section of the tree (`model` for the `model` part of
     `model.json`). Anything that is not a dict is returned unchanged.
     """

@@ -30,7 +30,8 @@ class RunConfig(Section):
     """Seed of all random draws of the run. The same seed, data and configuration give the same result."""
     init_from: Annotated[str | None, Location()] = None
     """A run, one of its checkpoints, or an exported model (folder or URL), whose weights this run starts with; random
-    weights by default. Heads always start anew; modalities and symbols must be the same. Use it after pre-training."""
+    weights by default. Heads always start with random weights. Modalities and symbols must be the same. Use it after
+    pre-training."""
     launcher: Annotated[Literal["ray", "inline"], Execution()] = "ray"
     """ray: workers of Ray Train, on a cluster or a local Ray. inline: this process alone, for debuggers and
     notebooks."""
@@ -69,7 +70,7 @@ class MeshConfig(Section):
 
 
 class SourceConfig(Section):
-    """Raw files that are packed where `data.url` holds no manifest yet."""
+    """Raw files that are packed if `data.url` contains no manifest yet."""
 
     converter: Text
     """Name of the converter that reads the raw files; `tools/pack_dataset.py --help` lists them."""
@@ -85,7 +86,7 @@ class DataConfig(Section):
     url: Annotated[str, Location(), Execution()] = ""
     """Folder or fsspec URL that holds `manifest.json` (s3://bucket/wesad, say). A run needs no other URL."""
     source: Annotated[SourceConfig | None, Execution()] = None
-    """Raw files to pack to `data.url` first, where it holds no manifest; none by default."""
+    """Raw files to pack to `data.url` first, if it contains no manifest; none by default."""
     modalities: list[str] | None = None
     """Names of the modalities to use; by default all that the manifest has."""
     train: Text = "train"
@@ -107,7 +108,7 @@ class DataConfig(Section):
     """Number of micro-batches that the readers of a rank prepare ahead in all; at least one per reader."""
     cache: Annotated[str | None, Location(), Execution()] = None
     """Local folder for shards of remote data; by default `~/.cache/maestro_dist/shards`, or a folder of the user in the
-    temporary folder where that is not writable."""
+    temporary folder if the first is not writable."""
     verify: Annotated[Literal["size", "sha256"], Execution()] = "sha256"
     """How a shard is checked against the manifest when it is first opened: by size, which is fast, or by sha256."""
     max_bad_samples: Annotated[NonNegativeInt, Execution()] = 0
@@ -123,7 +124,7 @@ class EngineConfig(Section):
 
     zero_stage: Annotated[Literal[1, 2, 3], Execution()] = 1
     """What ZeRO shards over ranks. 1: optimizer state; 2: gradients too; 3: parameters too. 0 means 1. Raise it
-    where a rank has too little memory."""
+    if a rank has too little memory."""
     micro_batch: Annotated[PositiveInt | None, Execution()] = None
     """Number of samples that a rank processes at a time; by default its complete share of the global batch. Lower it to
     save memory: gradients are then accumulated, with the same result up to rounding."""
@@ -181,7 +182,7 @@ class TrackingConfig(Section):
     """MLflow: where metrics, pictures and models are logged."""
 
     uri: Annotated[str | None, Location(service=True)] = None
-    """MLflow tracking URI; by default an SQLite file in `run.storage` (in `runs/` where the storage is remote)."""
+    """MLflow tracking URI; by default an SQLite file in `run.storage` (in `runs/` if the storage is remote)."""
     experiment: Text = "maestro_dist"
     """Name of the MLflow experiment."""
     every_steps: PositiveInt = 10

@@ -22,7 +22,7 @@ class Plain(str):
 
 
 class Typed(Plain):
-    """The value of `key=value` on the command line: text where the key takes text, else YAML."""
+    """The value of `key=value` on the command line: text if the key takes text, else YAML."""
 
     key: str
 
@@ -99,7 +99,7 @@ def from_yaml(text: str) -> Any:
 
 
 def child_of(node: dict[str, Any], key: str) -> Any:
-    """`node[key]`, or None where it is missing. A typed value is parsed first, so that it can be changed in place."""
+    """`node[key]`, or None if it is missing. A typed value is parsed first, so that it can be changed in place."""
     child = node.get(key)
     if isinstance(child, Typed):
         child = node[key] = child.parsed()

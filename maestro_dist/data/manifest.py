@@ -109,7 +109,7 @@ class SymbolSpec(_ManifestEntry):
 
 
 class Outliers(_ManifestEntry):
-    """Values of one variate (numbered from 0) that lie very far from all others in a split.
+    """Values of one variate (numbered from 0) that are very far from all others in a split.
 
     samples, values  how many samples contain such values, and how many values there are
     largest          the value with the largest magnitude
@@ -208,7 +208,7 @@ class Manifest(_ManifestEntry):
         return self.splits[name]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON. Optional fields without a value are left out, and so is `always` where it is false."""
+        """Plain JSON. Optional fields without a value are left out, and so is `always` if it is false."""
         optional = ("symbols", *_FINDINGS)
         body = self.model_dump(mode="json", exclude={name for name in optional if not getattr(self, name)})
         for modality in body["modalities"]:

@@ -127,7 +127,7 @@ class OpenShards:
         return True
 
     def read(self, shard: OpenShard, row: int, column: int) -> bytes:
-        """Header and content of a member; fewer bytes where the file ends earlier.
+        """Header and content of a member; fewer bytes if the file ends earlier.
 
         Raises:
             StorageError: the file cannot be read.
@@ -193,7 +193,7 @@ class OpenShards:
 
 
 def _read(file: int, length: int, offset: int) -> bytes:
-    """`length` bytes, fewer at the end of the file. One system call reads at most 2 GiB, perhaps less."""
+    """`length` bytes, fewer at the end of the file. One system call reads at most 2 GiB, maybe less."""
     data = os.pread(file, length, offset)
     if len(data) == length:
         return data

@@ -77,9 +77,9 @@ class ValueHistogram:
         return self._bulk_around(variate, self.low[variate, first], self.high[variate, last])
 
     def far_values(self, variate: int, bulk: Bulk) -> FarValues | None:
-        """Values of a variate that lie far outside `bulk`, which may come from another split.
+        """Values of a variate that are far outside `bulk`, which may come from another split.
 
-        None where there are none, or where they hardly change the standard deviation.
+        None if there are none, or if they hardly change the standard deviation.
         """
         self._count()
         grown = self._bulk_around(variate, bulk.low, bulk.high)

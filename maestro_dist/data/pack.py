@@ -58,7 +58,7 @@ def pack(
     shard_bytes  a shard ends with the sample that reaches this size
     overwrite    replace the data set at `url`, if there is one
 
-    The manifest has the means and standard deviations of `train`, or, where that is empty, of the first split with
+    The manifest has the means and standard deviations of `train`, or, if it is empty, of the first split with
     samples (such a data set can be evaluated on, not trained on). Outliers, and people in two splits, are logged as
     warnings; `findings.warning_lines(manifest)` gives the same lines. Where packing fails, the written shards are
     removed.

@@ -30,7 +30,7 @@ def python_number(value: Any) -> bool | int | float | None:
 
 
 def whole_number(value: Any) -> int | None:
-    """A whole number, also where it is given as a float; None for anything else."""
+    """A whole number, also if it is given as a float; None for anything else."""
     number = python_number(value)
     if number is None or isinstance(number, bool):
         return None

@@ -107,7 +107,7 @@ def check_destination(path: str, url: str, *, source: str, target: str) -> None:
     """Check the place `url` of the packed data. `source` and `target` name the options or keys of `path` and `url`.
 
     Raises:
-        ConfigError: it cannot be a folder, or lies inside the raw files `path`.
+        ConfigError: it cannot be a folder, or is inside the raw files `path`.
     """
     place, raw = Storage(url).local, Storage(path).local
     for folder in (place, *place.parents) if place else ():
@@ -157,7 +157,7 @@ def check_typed(source: SourceConfig | None, url: str, overrides: Sequence[str])
     """Check `data.url` and `data.source` where only one of them is given on the command line, the other in a file.
 
     A `data.url` given alone must hold a packed data set, so that nothing is packed to a mistyped place. A `data.source`
-    given alone is not read where the data set is packed already; this is printed.
+    given alone is not read if the data set is packed already; this is logged.
 
     Raises:
         ConfigError: there is no packed data set at a `data.url` that was given alone.

@@ -102,7 +102,7 @@ class ReaderProcess:
         self._process.kill()
 
     def close(self) -> None:
-        """End the process; kill it where it does not end in time."""
+        """End the process; kill it if it does not end in time."""
         self._connection.close()  # an idle process then ends
         try:
             self._process.wait(_EXIT_TIMEOUT_S)

@@ -1,7 +1,7 @@
 """One interface to local folders and fsspec URLs. Errors name the URL, never its credentials.
 
 An object is written completely or not at all: a local file through a temporary file and a rename, a remote object by
-one request. Remote calls are retried. A `Storage` holds only its URL, so that any thread or process can use it.
+one request. Remote calls are retried. A `Storage` stores only its URL, so that any thread or process can use it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
 _PATIENCE_S = 60.0
-_ATTEMPTS = 20  # a limit for attempts that fail at once
+_ATTEMPTS = 20  # a limit for attempts that fail immediately
 _FIRST_DELAY_S = 0.2
 _LONGEST_DELAY_S = 5.0
 _QUIET_S = 2.0  # a failure that lasts longer is logged
@@ -58,7 +58,7 @@ class Storage:
     `patience_s` seconds, because servers restart and networks fail temporarily.
 
     Raises:
-        ObjectMissing: from all methods that read, where there is no such object.
+        ObjectMissing: from all methods that read, if there is no such object.
         StorageError: from all methods, for any other failure.
     """
 
@@ -152,7 +152,7 @@ class Storage:
         """Write the complete object. With `create` only one of several writers succeeds.
 
         Raises:
-            FileExistsError: with `create`, where the object exists already.
+            FileExistsError: with `create`, if the object exists already.
         """
         local = self.local_path(path)
         if local is not None:
@@ -254,7 +254,7 @@ class Storage:
             raise StorageError(f"cannot {verb} {self.name(path)}: {error.strerror or error}") from error
 
     def _retried(self, path: str, verb: str, call: Callable[[Any, str], T]) -> T:
-        """`call(file system, key)`, retried with growing pauses where the failure may be temporary."""
+        """`call(file system, key)`, retried with growing pauses if the failure may be temporary."""
         attempt, waited, begun = 0, 0.0, time.monotonic()
         while True:
             try:
@@ -344,7 +344,7 @@ def _write_local(path: Path, data: bytes, create: bool) -> None:
             file.flush()
             os.fsync(file.fileno())
         if create:
-            os.link(spool, path)  # fails where the name exists, so only one writer succeeds
+            os.link(spool, path)  # fails if the name exists, so only one writer succeeds
         else:
             os.replace(spool, path)
     finally:

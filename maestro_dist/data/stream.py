@@ -87,7 +87,7 @@ class TrainStream:
     def warnings(self) -> list[str]:
         """Warnings: classes without any training sample in `data.label_share`.
 
-        Reads the labels from the shards, but only where a class is so rare that it may be lost. Bad samples do not
+        Reads the labels from the shards, but only if a class is so rare that it may be lost. Bad samples do not
         count.
 
         Raises:
@@ -161,7 +161,7 @@ def evaluation_batches(
 ) -> Generator[Batch, None, None]:
     """Every sample of a split exactly once over all ranks. This rank reads samples `rank::ranks`, `batch` at a time.
 
-    `keep`, bool [N, M], says which modalities of each sample are left (M = the source's modalities). Every rank yields
+    `keep`, bool [N, M]: which modalities of each sample are kept (M = the source's modalities). Every rank yields
     the same number of batches; the last may be empty. `Batch.global_samples` counts all ranks' samples of a round.
     A thread reads for any `data.loader_workers`: starting processes for each mask would take longer.
 

@@ -89,7 +89,7 @@ def add_symbols(
     shard_bytes: int = 32 << 20,
     overwrite: bool = False,
 ) -> Manifest:
-    """Copy the packed data set `source` to `url` with symbols, and with its raw windows where `spec.raw` says so.
+    """Copy the packed data set `source` to `url` with symbols, and with its raw windows if `spec.raw` is true.
 
     Raises:
         DataError: `source` has no raw windows, is damaged or is the same as `url`, or `url` holds a data set already.

@@ -7,7 +7,7 @@ from typing import Any
 from maestro_dist.config.schema import Config
 
 BUCKET = 1 << 25
-"""Elements of a gradient bucket: 128 MiB in fp32. DeepSpeed's default of 5e8 would take 2 GB at once."""
+"""Elements of a gradient bucket: 128 MiB in fp32. DeepSpeed's default of 5e8 would take 2 GB."""
 
 
 def deepspeed_config(config: Config) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Evaluation:
                    of each pair that occurs
     loads          loads of the experts by missing set, over all scenarios (a model with experts)
     logits, target float32 [N, C] and [N] of the complete scenario in manifest order; on rank 0 only, not in the JSON
-    predictions    predictions of every scenario, where the plan keeps them; on rank 0 only, not in the JSON
+    predictions    predictions of every scenario, if the plan keeps them; on rank 0 only, not in the JSON
     """
 
     split: str

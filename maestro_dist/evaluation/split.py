@@ -79,7 +79,7 @@ def evaluate_split(
 ) -> Evaluation:
     """Metrics of each scenario on the complete split. Collective; the result is the same on all ranks.
 
-    `forward` is the model in evaluation mode. Every rank calls it equally often, perhaps with an empty batch. Metrics
+    `forward` is the model in evaluation mode. Every rank calls it equally often, maybe with an empty batch. Metrics
     are computed once, on rank 0, so all ranks get the same numbers.
 
     Raises:

@@ -71,7 +71,7 @@ class _Downsampling(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, before: Tensor | None, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Words x [R, 2 O, d] -> [R, O, d].
 
-        before [R, 1, d] is the word before the first, or None; mask bool [R, 1 + 2 O] says which words are observed,
+        before [R, 1, d] is the word before the first, or None; mask bool [R, 1 + 2 O] marks the observed words,
         `before` included; weight [d, 3 d] has the taps from left to right; bias [d].
         """
         # If nothing is missing, two passes are saved. Checked on a CPU only: with a GPU, the host would wait.

@@ -85,7 +85,7 @@ class Embedding(nn.Module):
         symbols: Tensor | None = None,
         prepared: Prepared | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens of raw windows, or of symbols where the tokens depend on these alone.
+        """Tokens of raw windows, or of symbols if the tokens depend only on symbols.
 
         values float [R, T, D] or None; recording [R, D, 2] or None; symbols uint8 [R, W, D] as from `symbolise`, or
         None; prepared: the result of `prepare`, if it is computed already.
@@ -173,7 +173,7 @@ def prepare_together(
     recording: Mapping[str, Tensor],
     dtype: torch.dtype,
 ) -> dict[str, Prepared]:
-    """`Embedding.prepare` for several modalities at once, where their windows and words have the same shape.
+    """`Embedding.prepare` for several modalities together, if their windows and words have the same shape.
 
     Many small calls cost more than their arithmetic. Modalities without such a partner, and large windows, are left out
     of the result.

@@ -39,7 +39,7 @@ class Linear(nn.Linear):
 
 
 class ByModality(nn.ModuleDict):
-    """One module for each modality, by any name.
+    """One module for each modality, under any name.
 
     Torch's `ModuleDict` refuses names that modules have as attributes (`cpu`, `type`, `items`), because it offers its
     modules as attributes too. Here they are items only, `modules["cpu"]`, so that no name is confused with an attribute

@@ -134,7 +134,7 @@ class TokenLayout:
 
     @cached_property
     def ragged(self) -> tuple[int, ...] | None:
-        """`lengths`, where they differ between samples."""
+        """`lengths` if they differ between samples, else None."""
         return self.lengths if self.lengths is not None and len(set(self.lengths)) > 1 else None
 
     @cached_property

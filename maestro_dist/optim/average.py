@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 AVERAGE = "average"
-"""Name of the state tensor. The state also holds `step`, the number of steps taken, with each optimizer."""
+"""Name of the state tensor. With each optimizer, the state also contains `step`, the number of steps taken."""
 
 
 def decay_at(decay: float, steps: int) -> float:

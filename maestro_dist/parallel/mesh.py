@@ -69,7 +69,7 @@ class Mesh:
 def build_mesh(config: MeshConfig, *, world: int, rank: int = 0) -> Mesh:
     """The mesh of `world` ranks as seen by `rank`.
 
-    Raises `MeshError` if the grid does not fill the world exactly; the message says what would fit.
+    Raises `MeshError` if the grid does not fill the world exactly; the message lists sizes that would fit.
     """
     if not 0 <= rank < world:
         raise MeshError(f"rank {rank} is outside a world of {world} ranks")

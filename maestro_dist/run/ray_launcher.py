@@ -38,7 +38,7 @@ def train(config: Config, job: Job) -> None:
     """Run the worker function on `run.workers` workers until it ends.
 
     Ray restarts failed workers up to `run.max_failures` times; they continue from the newest checkpoint. An error that
-    would occur again (bad data, a NaN) ends the run at once.
+    would occur again (bad data, a NaN) ends the run immediately.
 
     Raises:
         MaestroError: the error of the worker that failed first, with its rank.

@@ -23,7 +23,7 @@ _NEVER = -1
 def keep_freed_memory(*, large: bool = False) -> bool:
     """Make the C library keep freed memory for the next allocation. Returns whether this succeeded.
 
-    By default glibc returns freed memory to the kernel and maps every large array anew, so each activation causes page
+    By default glibc returns freed memory to the kernel and maps every large array again, so each activation causes page
     faults. Arrays of 32 MiB and more are still mapped separately, unless `large` is set: that is faster, but gaps
     between freed arrays of different sizes increase peak memory, by up to half.
 

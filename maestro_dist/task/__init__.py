@@ -36,7 +36,7 @@ def make_task(config: TaskConfig, labels: Labels, *, consistency: float = 0.0) -
     """The task of the data, or pre-training, which needs no labels. `consistency` is `missing.consistency`.
 
     Raises:
-        ConfigError: `task.kind` asks for another task, or the data has no labels.
+        ConfigError: `task.kind` is another task, or the data has no labels.
     """
     kind = labels.kind
     if config.kind == "pretrain":

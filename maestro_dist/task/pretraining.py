@@ -41,7 +41,7 @@ class Pretraining(Task):
     def metrics(self, logits: np.ndarray, target: np.ndarray) -> dict[str, float]:
         """From sums [N, 3], over all masked symbols of the split: loss (nats), accuracy, perplexity (e^loss).
 
-        Empty where there are no masked symbols.
+        Empty if there are no masked symbols.
         """
         nats, correct, count = logits.astype(np.float64).sum(axis=0).tolist()
         if not count:

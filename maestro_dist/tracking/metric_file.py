@@ -44,7 +44,7 @@ class MetricFile:
         self._write(b"")
 
     def append(self, step: int, metrics: dict[str, float], local: dict[str, float] | None = None) -> None:
-        """Add a line. It is passed to the operating system at once, so it survives the end of this process.
+        """Add a line. It is passed to the operating system immediately, so it survives the end of this process.
 
         `local` are numbers for figures: `read_history` returns them too, `read` does not.
         """

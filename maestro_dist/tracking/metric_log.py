@@ -1,4 +1,4 @@
-"""Metrics: written to disk at once, sent to MLflow in the background."""
+"""Metrics: written to disk immediately, sent to MLflow in the background."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def validation_panel(axes: Axes, history: History, metric: str, label: str) -> N
 
 
 def budgets_panel(axes: Axes, history: History, modalities: Sequence[str], labels: Sequence[str]) -> None:
-    """Mean budget of each modality, where it is present, over training. Only extremes of many are labelled."""
+    """Mean budget of each modality in samples that have it, over training. Of many lines, only extremes get labels."""
     lines = {
         label: history[f"budgets/{name}"]
         for name, label in zip(modalities, labels, strict=True)

@@ -72,7 +72,7 @@ def first_samples(config: Config, manifest: Manifest, modalities: list[Modality]
 
 
 def moments(model: Trunk, batches: Iterable[Batch]) -> dict[str, Tensor]:
-    """Mean and standard deviation, float64 [2, D, F], of each modality's features; 0 and 0 where none was observed."""
+    """Mean and standard deviation, float64 [2, D, F], of each modality's features; 0 and 0 if none was observed."""
     import torch
 
     from maestro_dist.model.context import OneProcess

@@ -11,7 +11,7 @@ class Job:
     """The message from a driver to its workers: plain values only.
 
     config        the resolved configuration as plain JSON
-    run_url       where the run is stored
+    run_url       folder or URL of the run
     attempt       number of this attempt, from the lease
     tracking_uri  MLflow server or database, with the id of the run (`mlflow_run`) and its start time in ms (`start_ms`)
     start         URL of the pretrained weights; "" without any

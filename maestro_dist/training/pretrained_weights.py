@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from maestro_dist.model.maestro import Trunk
 
 HEADS = ("head.", "modality_heads.")
-"""Parameters of a task's head; they are always initialized anew."""
+"""Parameters of a task's head; they are always initialized with random values."""
 _SAME = tuple(marked(ModelConfig, DefinesWeights))
 """Settings of the model that must match although the shapes of the weights do not depend on them."""
 

@@ -153,7 +153,7 @@ def _entries(folder: Path) -> list[Path]:
     try:
         paths = [path for path in sorted(folder.iterdir()) if not is_leftover(PurePosixPath(path.name))]
         for path in paths:
-            path.is_dir()  # raises where the folder may be listed, but not entered
+            path.is_dir()  # raises if the folder may be listed, but not entered
         return paths
     except OSError as error:
         raise DataError(f"{folder}: the folder cannot be read ({error.strerror})") from error

@@ -306,7 +306,7 @@ def _static(name: str, record: int, descriptors: dict[str, float]) -> np.ndarray
 
 
 def _read_outcomes(name: str, content: bytes) -> dict[int, int]:
-    """RecordID -> 1 where the person died in hospital, else 0."""
+    """RecordID -> 1 if the person died in hospital, else 0."""
     rows = content.decode("utf-8-sig", errors="replace").splitlines()
     if not rows or rows[0].strip() != _OUTCOME_COLUMNS:
         raise DataError(f"{name}, line 1: its columns are not {_OUTCOME_COLUMNS}; fetch it again")

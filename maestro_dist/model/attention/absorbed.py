@@ -21,7 +21,7 @@ from maestro_dist.model.attention.variant import MOVED, AttentionCall, Attention
 
 
 class AbsorbedAttention(RowVariant):
-    """Cheaper than keys and values where the heads' selected queries are fewer than the width."""
+    """Cheaper than keys and values if the selected queries of all heads are fewer than the width."""
 
     name = "absorbed"
     arrays = AttentionMemory(0.0, 1.0, 3.0)

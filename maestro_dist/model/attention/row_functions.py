@@ -1,4 +1,4 @@
-"""Rows of large arrays, taken and written with little memory: functions with gradients of their own.
+"""Rows of large arrays, taken and written with little memory: functions with their own gradients.
 
 Letters: S samples, H heads, L columns (padded tokens), d_h head width, u selected queries.
 """

@@ -48,15 +48,15 @@ class _Line(NamedTuple):
     columns: list[slice]
 
     def part(self, x: Tensor) -> Tensor:
-        """Its part of x [S, H, ...] as [s * h, ...]; a view where the strides allow it."""
+        """The line's part of x [S, H, ...] as [s * h, ...]; a view if the strides allow it."""
         return x[self.sample, self.head].flatten(0, 1)
 
     def transposed(self, x: Tensor) -> Tensor:
-        """Its part of x [S, H, L, c] as [s * h, c, L]; a view where the strides allow it."""
+        """The line's part of x [S, H, L, c] as [s * h, c, L]; a view if the strides allow it."""
         return x[self.sample, self.head].transpose(2, 3).flatten(0, 1)
 
     def write(self, x: Tensor, values: Tensor) -> None:
-        """Write values [s * h, ...] to its part of x [S, H, ...]."""
+        """Write values [s * h, ...] to the line's part of x [S, H, ...]."""
         target = x[self.sample, self.head]
         target.copy_(values.view(target.shape))
 
