@@ -92,7 +92,7 @@ class Jobs:
 
 
 def cells_to_run(archive: Archive, cells: Sequence[Cell]) -> list[Cell]:
-    """The chosen cells without a result, after those that they need and of which there is no finished run."""
+    """The chosen cells that have no result. Cells that they need, and that have no finished run, come first."""
     wanted = {cell.name for cell in cells if not archive.is_done(cell)}
     for cell in reversed(archive.plan.cells):  # a cell comes after those that it needs
         if cell.name in wanted and not archive.has_run(cell):
