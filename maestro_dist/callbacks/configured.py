@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -94,7 +95,7 @@ class ConfiguredCallback(Callback):
         self._call("close", self.callback.close)
 
     def state_dict(self) -> dict[str, Any]:
-        return self._call("state_dict", self.callback.state_dict) or {}
+        return self._call("state_dict", lambda: json.loads(json.dumps(self.callback.state_dict()))) or {}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self._call("load_state_dict", lambda: self.callback.load_state_dict(saved))

@@ -135,6 +135,11 @@ class Counts(Callback):
         self.closed = True
 
 
+class KeepsAnObject(Callback):
+    def state_dict(self) -> dict[str, Any]:
+        return {"started": object()}
+
+
 class NoCallback:
     pass
 
@@ -158,6 +163,12 @@ def test_an_error_stops_the_run_where_that_is_wished(capsys: pytest.CaptureFixtu
     warns.on_step(state, make_record(2))
     said = capsys.readouterr().err.splitlines()
     assert said == [f"warning: {__name__}:Counts.on_step failed: step 3 with ***; training continues"]
+
+
+def test_a_state_that_is_not_json_is_left_out_of_the_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    (callback,) = configured_callbacks(config(named("KeepsAnObject")), {})
+    assert callback.state_dict() == {}
+    assert "KeepsAnObject.state_dict failed: Object of type object is not JSON" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
