@@ -49,9 +49,10 @@ def forward_operations(config: ModelConfig, modalities: Sequence[Modality]) -> i
         groups = [depths] if fusion else [[counts] for counts in depths]
         for group in groups:
             before, after = (sum(counts[level] for counts in group) for level in (depth, depth + 1))
-            shape = AttentionShape.of(config, before, config.beta)
-            attended = planned_variant(config, shape).attended_queries(shape)
-            total += before * width * (8 * width + 4 * attended + 2 * shape.sampled)
+            shape = AttentionShape.of(config, before, config.fusion_beta if fusion else config.beta)
+            variant = planned_variant(config, shape)
+            sampled = shape.sampled if variant.abilities.selects_queries else 0
+            total += before * width * (8 * width + 4 * variant.attended_queries(shape) + 2 * sampled)
             total += after * width * (4 * hidden * times + 6 * width * config.downsample)
     if config.stem is not None:
         channels, kernel = config.stem.channels, config.stem.kernel
