@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from functools import cache
 from typing import Any
 
@@ -14,6 +15,9 @@ from maestro_dist.config.metadata import Execution, marker_of
 from maestro_dist.config.renamed import current
 from maestro_dist.config.schema import Config
 from maestro_dist.errors import ConfigError
+
+EARLIER_DEFAULTS: dict[str, Any] = {"data.lanes": 1}
+"""Newer keys: what runs did before the key existed, where the default is something else."""
 
 
 @cache
@@ -39,18 +43,19 @@ def run_identity(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(flat, default=lambda model: model.model_dump(mode="json")))
 
 
-def check_resume(config: Config, saved: dict[str, Any]) -> None:
+def check_resume(config: Config, saved: dict[str, Any], without_effect: Collection[str] = ()) -> None:
     """Raise `ConfigError`, which lists the differences, if `config` is not the run that `saved` describes.
 
-    saved  `run_identity` of the run at its start, maybe with old names of keys. A missing key is newer than
-           the run; the run then used the default of this key
+    saved           `run_identity` of the run at its start, maybe with old names of keys. A missing key is newer than
+                    the run; the run then used the default of this key, or its value in `EARLIER_DEFAULTS`
+    without_effect  keys whose value changes nothing for the run's data
     """
     now = run_identity(config)
     saved = {key: value for key, value in current(saved).items() if is_identity_key(key)}
-    saved = run_identity(Config()) | saved
+    saved = run_identity(Config()) | EARLIER_DEFAULTS | saved
     changed = [
         f"{key} {saved.get(key)!r} -> {now.get(key)!r}"
-        for key in sorted({*saved, *now})
+        for key in sorted({*saved, *now} - {*without_effect})
         if saved.get(key) != now.get(key)
     ]
     if changed:

@@ -101,6 +101,9 @@ class DataConfig(Section):
     shuffle_shards: PositiveInt = 8
     """Number of shards whose samples are shuffled together; the order of shards is shuffled over all. More shuffles
     better and reads from more shards at a time."""
+    lanes: PositiveInt = 64
+    """Number of parts into which the order of a data set with more than `data.shuffle_shards` shards is cut. Each node
+    reads its share of the parts, so it downloads only its share of the shards. Raise it for more nodes than this."""
     loader_workers: Annotated[NonNegativeInt, Execution()] = 0
     """Number of reader processes for each rank; 0 reads in a thread of the worker. Raise it where training waits for
     data."""

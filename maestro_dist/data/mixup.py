@@ -1,7 +1,8 @@
 """Mixup (`augment.mixup`): each training sample is mixed with a partner, another sample of the global batch.
 
-The partner depends on (seed, step) and the samples of the global batch, the share on (seed, step, sample). Neither
-depends on ranks or micro-batches. Source: Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018.
+The partner is of the same lane (see `order.py`), so that a rank finds it in its own shards. It depends on (seed, step)
+and the samples of the lane, the share on (seed, step, sample). Neither depends on ranks or micro-batches.
+Source: Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018.
 """
 
 from __future__ import annotations
@@ -26,19 +27,22 @@ class Mixing:
         return Mixing(self.partners[taken], self.shares[taken])
 
 
-def mixing_of(numbers: np.ndarray, alpha: float, *, seed: int, step: int) -> Mixing:
-    """The mixing of a complete global batch; `numbers` has its sample numbers, int64 [G]."""
-    return Mixing(partners_of(numbers, seed=seed, step=step), shares_of(numbers, alpha, seed=seed, step=step))
+def mixing_of(numbers: np.ndarray, lanes: np.ndarray, alpha: float, *, seed: int, step: int) -> Mixing:
+    """The mixing of complete lanes of a global batch; int64 [B] each: numbers of the samples and of their lanes."""
+    return Mixing(partners_of(numbers, lanes, seed=seed, step=step), shares_of(numbers, alpha, seed=seed, step=step))
 
 
-def partners_of(numbers: np.ndarray, *, seed: int, step: int) -> np.ndarray:
-    """The number of each sample's partner, int64 [G]: the next sample of a ring in random order.
+def partners_of(numbers: np.ndarray, lanes: np.ndarray, *, seed: int, step: int) -> np.ndarray:
+    """The number of each sample's partner, int64 [B]: the next sample of its lane's ring, which has a random order.
 
-    A sample is its own partner only in a global batch of one sample.
+    A sample is its own partner only in a lane with one sample. `lanes` is ascending.
     """
-    ring = np.argsort(rng.bits_np(rng.key(seed, "mixup", "ring", step), numbers), kind="stable")
+    ring = np.lexsort((rng.bits_np(rng.key(seed, "mixup", "ring", step), numbers), lanes))
+    _, first, count = np.unique(lanes, return_index=True, return_counts=True)
+    following = np.arange(1, len(ring) + 1)
+    following[first + count - 1] = first  # the last of a ring is followed by its first
     partners = np.empty_like(numbers)
-    partners[ring] = numbers[np.roll(ring, -1)]
+    partners[ring] = numbers[ring[following]]
     return partners
 
 

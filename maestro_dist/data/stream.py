@@ -1,7 +1,7 @@
-"""Micro-batches of a run: slices of the epoch's order, for any number of ranks and readers, also after a restart.
+"""Micro-batches of a run: shares of global batches, for any number of ranks and readers, also after a restart.
 
-Global batch g of an epoch is `order[g * G : (g + 1) * G]`; the last one may be shorter. Its sample i belongs to data
-rank i mod ranks. The position of a run is one integer: the samples consumed since its start.
+Each data rank takes consecutive samples of a global batch (`rank_share`). The position of a run is one integer: the
+samples consumed since its start.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from maestro_dist.config.learning import MissingConfig
+from maestro_dist.data.label_share import KeptSamples
 from maestro_dist.data.missing import drop_probability
-from maestro_dist.data.mixup import mixing_of
-from maestro_dist.data.order import epoch_order, labelled_count, labelled_mask, steps_per_epoch
+from maestro_dist.data.mixup import Mixing, mixing_of
+from maestro_dist.data.order import EpochOrder, OrderSettings, rank_share, steps_per_epoch
 from maestro_dist.data.prefetch import Consumer, read_ahead
 from maestro_dist.data.reader import Request, SplitSource
 from maestro_dist.data.sample import BadSample
@@ -62,15 +63,14 @@ class TrainStream:
     ) -> None:
         config, split = source.config, source.manifest.split(source.split)
         self._source, self._schedule, self._rank, self._consumer = source, schedule, rank, consumer
-        self.samples = labelled_count(split.samples, config.label_share)
-        self._labelled = (
-            labelled_mask(schedule.seed, split.samples, config.label_share) if config.label_share < 1 else None
-        )
-        self.steps_per_epoch = steps_per_epoch(self.samples, schedule.global_batch)
         self._shard_samples = split.shard_samples
+        self._kept = KeptSamples(schedule.seed, self._shard_samples, config.label_share)
+        self.samples = int(self._kept.counts.sum())
+        self.steps_per_epoch = steps_per_epoch(self.samples, schedule.global_batch)
         self._micro = schedule.micro_batch or -(-schedule.global_batch // rank.ranks)
         self.accumulation = -(-schedule.global_batch // (rank.ranks * self._micro))
         self._mixup = 0.0 if source.augment is None else source.augment.mixup
+        self._order_settings = order_settings(source, schedule.seed, schedule.global_batch)
 
     def batches(self, position: int, end: int) -> Generator[Batch, None, None]:
         """Micro-batches of every global batch that starts at `position` or later and before `end`.
@@ -95,13 +95,14 @@ class TrainStream:
         """
         source, share = self._source, self._source.config.label_share
         class_counts = source.manifest.split(source.split).class_counts
-        if self._labelled is None or not class_counts or min(n for n in class_counts if n) * share > _NEVER_LOST:
+        if share == 1 or not class_counts or min(n for n in class_counts if n) * share > _NEVER_LOST:
             return []
         kept_counts = [0] * len(class_counts)
         with closing(replace(source, modalities=()).open()) as reader:
-            for number in np.flatnonzero(self._labelled).tolist():
-                with suppress(BadSample):
-                    kept_counts[int(reader.decode(number, reader.stored(number)).target)] += 1
+            for shard in range(len(self._shard_samples)):
+                for number in self._kept.numbers(shard).tolist():
+                    with suppress(BadSample):
+                        kept_counts[int(reader.decode(number, reader.stored(number)).target)] += 1
         lost = [
             name
             for name, n, remaining in zip(source.manifest.classes, class_counts, kept_counts, strict=True)
@@ -114,26 +115,24 @@ class TrainStream:
             "take a larger share, or another run.seed"
         ]
 
-    def _order(self, epoch: int) -> np.ndarray:
-        order = epoch_order(self._schedule.seed, epoch, self._shard_samples, self._source.config.shuffle_shards)
-        return order if self._labelled is None else order[self._labelled[order]]
+    def order(self, epoch: int) -> EpochOrder:
+        """The global batches of an epoch."""
+        return EpochOrder(self._order_settings, epoch, self._shard_samples, self._kept)
 
     def _requests(self, position: int, end: int) -> Iterator[Request]:
         epoch, schedule, rank = -1, self._schedule, self._rank
         while position < end:
             if position // self.samples != epoch:
                 epoch = position // self.samples
-                order = self._order(epoch)
-            first = position % self.samples
-            global_batch = order[first : first + schedule.global_batch]
-            position += len(global_batch)
-            step = epoch * self.steps_per_epoch + first // schedule.global_batch
-            own_samples = global_batch[rank.rank :: rank.ranks]
+                order = self.order(epoch)
+            number = position % self.samples // schedule.global_batch
+            size = min(schedule.global_batch, self.samples - position % self.samples)
+            position += size
+            step = epoch * self.steps_per_epoch + number
+            share = rank_share(size, rank.rank, rank.ranks)
+            own_samples = order.batch(number, share)
             drop = drop_probability(schedule.curriculum, step, schedule.total_steps)
-            mixing = None
-            if self._mixup:
-                mixing = mixing_of(global_batch, self._mixup, seed=schedule.seed, step=step)
-                mixing = mixing.part(slice(rank.rank, None, rank.ranks))
+            mixing = self._mixing(order, number, share, step) if self._mixup else None
             for micro in range(self.accumulation):
                 part = slice(micro * self._micro, (micro + 1) * self._micro)
                 yield Request(
@@ -144,12 +143,25 @@ class TrainStream:
                     mixing=None if mixing is None else mixing.part(part),
                     fields={
                         "last": micro == self.accumulation - 1,
-                        "global_samples": len(global_batch),
+                        "global_samples": size,
                         "position": position,
                         "epoch": epoch,
                         "step": step,
                     },
                 )
+
+    def _mixing(self, order: EpochOrder, number: int, share: slice, step: int) -> Mixing:
+        around, lanes = order.whole_lanes(number, share)
+        numbers = order.batch(number, around)
+        mixing = mixing_of(numbers, lanes, self._mixup, seed=self._schedule.seed, step=step)
+        return mixing.part(slice(share.start - around.start, share.stop - around.start))
+
+
+def order_settings(source: SplitSource, seed: int, global_batch: int) -> OrderSettings:
+    """What decides the order in which a run reads `source`."""
+    config, augment = source.config, source.augment
+    mixes = augment is not None and augment.mixup > 0.0
+    return OrderSettings(seed, global_batch, config.shuffle_shards, config.lanes, mixes)
 
 
 def evaluation_batches(
@@ -159,7 +171,7 @@ def evaluation_batches(
     keep: np.ndarray | None = None,
     consumer: Consumer | None = None,
 ) -> Generator[Batch, None, None]:
-    """Every sample of a split exactly once over all ranks. This rank reads samples `rank::ranks`, `batch` at a time.
+    """Every sample of a split exactly once over all ranks. A rank reads consecutive samples, `batch` at a time.
 
     `keep`, bool [N, M]: which modalities of each sample are kept (M = the source's modalities). Every rank yields
     the same number of batches; the last may be empty. `Batch.global_samples` counts all ranks' samples of a round.
@@ -173,14 +185,16 @@ def evaluation_batches(
     samples = source.manifest.split(source.split).samples
 
     def requests() -> Iterator[Request]:
-        rounds = -(-samples // (batch * rank.ranks))
-        for number in range(rounds):
-            first, end = number * batch * rank.ranks, min(samples, (number + 1) * batch * rank.ranks)
-            own_samples = np.arange(first + rank.rank, end, rank.ranks, dtype=np.int64)
+        shares = [rank_share(samples, other, rank.ranks) for other in range(rank.ranks)]
+        own, position = shares[rank.rank], 0
+        for first in range(0, -(-samples // rank.ranks), batch):
+            together = sum(min(batch, max(0, share.stop - share.start - first)) for share in shares)
+            own_samples = np.arange(own.start + first, min(own.start + first + batch, own.stop), dtype=np.int64)
+            position += together
             yield Request(
                 numbers=own_samples,
                 keep=None if keep is None else keep[own_samples],
-                fields={"global_samples": end - first, "position": end},
+                fields={"global_samples": together, "position": position},
             )
 
     return read_ahead(strict, requests(), 0, consumer)

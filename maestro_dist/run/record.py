@@ -90,7 +90,8 @@ def _check_same(config: Config, manifest: Manifest, record: RunRecord) -> None:
             f"run {config.run.name!r} was started on other data than {redact(config.data.url)} contains now; "
             "choose another run.name or the original data"
         )
-    check_resume(config, record.identity)
+    one_lane = len(manifest.split(config.data.train).shards) <= config.data.shuffle_shards
+    check_resume(config, record.identity, without_effect=["data.lanes"] if one_lane else [])
 
 
 def write(run: Storage, record: RunRecord) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from maestro_dist.callbacks.base import State
 from maestro_dist.config.learning import AugmentConfig
 from maestro_dist.config.schema import Config
+from maestro_dist.data.label_share import labelled_count
 from maestro_dist.data.manifest import Manifest, load_manifest
-from maestro_dist.data.order import labelled_count
 from maestro_dist.data.prefetch import Consumer
 from maestro_dist.data.reader import SplitSource
 from maestro_dist.data.stream import DataRank, TrainSchedule, TrainStream

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from maestro_dist.config.schema import Config
+from maestro_dist.data.label_share import KeptSamples
 from maestro_dist.data.manifest import Manifest
-from maestro_dist.data.order import epoch_order
+from maestro_dist.data.order import EpochOrder
 from maestro_dist.data.reader import Request, SplitSource
+from maestro_dist.data.stream import order_settings
 from maestro_dist.types import Batch, Modality
 
 if TYPE_CHECKING:
@@ -61,14 +64,17 @@ def standardise(model: Trunk, config: Config, manifest: Manifest, mesh: Mesh) ->
 def first_samples(config: Config, manifest: Manifest, modalities: list[Modality]) -> Iterator[Batch]:
     """The first training samples of the first epoch: complete, not augmented."""
     split = manifest.split(config.data.train)
-    order = epoch_order(config.run.seed, 0, split.shard_samples, config.data.shuffle_shards)
-    numbers = max(1, sum(modality.steps * modality.variates for modality in modalities))
-    order = order[: max(1, min(SAMPLES, NUMBERS // numbers))]
-    size = max(1, _AT_ONCE // numbers)
     source = SplitSource(config.data.url, manifest, config.data, tuple(modalities), config.data.train)
+    settings = order_settings(replace(source, augment=config.augment), config.run.seed, config.optim.global_batch)
+    order = EpochOrder(settings, 0, split.shard_samples, KeptSamples(config.run.seed, split.shard_samples))
+    numbers = max(1, sum(modality.steps * modality.variates for modality in modalities))
+    count = min(split.samples, max(1, min(SAMPLES, NUMBERS // numbers)))
+    steps = -(-count // settings.global_batch)
+    chosen = np.concatenate([order.batch(number) for number in range(steps)])[:count]
+    size = max(1, _AT_ONCE // numbers)
     with closing(source.open()) as reader:
-        for start in range(0, len(order), size):
-            yield reader.batch(Request(np.sort(order[start : start + size])))
+        for start in range(0, count, size):
+            yield reader.batch(Request(np.sort(chosen[start : start + size])))
 
 
 def moments(model: Trunk, batches: Iterable[Batch]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from slow_order import slow_order
 from test_data_augment import ALL, assert_same
 from test_data_stream import CURRICULUM, MODALITIES, NAMES, STEPS, G, N, assert_equal, stream
 from tiny import SIZES, rewrite
@@ -15,22 +16,25 @@ from maestro_dist.config.learning import AugmentConfig
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.missing import drop_modalities, drop_probability
 from maestro_dist.data.mixup import partners_of, shares_of
-from maestro_dist.data.order import epoch_order
+from maestro_dist.data.order import OrderSettings
 from maestro_dist.data.pack import RawSample
 from maestro_dist.types import Batch
 
 MIXUP = AugmentConfig(mixup=0.4)
 
 
-def test_partners_form_a_ring_of_the_global_batch() -> None:
-    whole = np.arange(100, 112) * 3
-    partners = partners_of(whole, seed=1, step=5)
-    assert sorted(partners) == sorted(whole)
+def test_partners_form_a_ring_of_each_lane() -> None:
+    whole, lanes = np.arange(100, 112) * 3, np.repeat([0, 2, 5], [6, 4, 2])
+    partners = partners_of(whole, lanes, seed=1, step=5)
+    for lane in (0, 2, 5):
+        members = lanes == lane
+        assert sorted(partners[members]) == sorted(whole[members])
     assert not (partners == whole).any()
-    shuffled = np.random.default_rng(0).permutation(len(whole))
-    assert np.array_equal(partners_of(whole[shuffled], seed=1, step=5), partners[shuffled])
-    assert not np.array_equal(partners_of(whole, seed=1, step=6), partners)
-    assert partners_of(whole[:1], seed=1, step=5).tolist() == [300]
+    shuffled = np.random.default_rng(0).permutation(6)  # within the first lane
+    assert np.array_equal(partners_of(whole[:6][shuffled], lanes[:6], seed=1, step=5), partners[:6][shuffled])
+    assert not np.array_equal(partners_of(whole, lanes, seed=1, step=6), partners)
+    assert partners_of(whole[:1], lanes[:1], seed=1, step=5).tolist() == [300]
+    assert partners_of(whole[:0], lanes[:0], seed=1, step=5).tolist() == []
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
@@ -47,8 +51,9 @@ def test_a_batch_holds_mixtures_of_what_was_packed(packed: str, samples: list[Ra
     seen = 0
     for batch in stream(packed, augment=MIXUP).batches(0, 2 * N):
         epoch, g = divmod(batch.step, STEPS)
-        whole = epoch_order(3, epoch, shard_samples, 2)[g * G : (g + 1) * G]
-        partner = dict(zip(whole.tolist(), partners_of(whole, seed=3, step=batch.step).tolist(), strict=True))
+        pairs = slow_order(OrderSettings(3, G, 2, mixes=True), epoch, shard_samples)[g]
+        whole, lanes = np.array(pairs).T
+        partner = dict(zip(whole.tolist(), partners_of(whole, lanes, seed=3, step=batch.step).tolist(), strict=True))
         p = drop_probability(CURRICULUM, batch.step, 2 * STEPS)
         assert batch.mix is not None
         assert batch.partner_target is not None

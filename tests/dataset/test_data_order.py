@@ -1,49 +1,134 @@
 from __future__ import annotations
 
+import tracemalloc
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slow_order import slow_order
 
 from maestro_dist.config.learning import MissingConfig
+from maestro_dist.data.label_share import KeptSamples
 from maestro_dist.data.missing import drop_modalities, drop_probability, evaluation_mask
-from maestro_dist.data.order import epoch_order, steps_per_epoch
+from maestro_dist.data.order import EpochOrder, OrderSettings, lane_count, rank_share, steps_per_epoch
 from maestro_dist.types import Modality
 
 MODALITIES = [Modality(name, 1, 1.0, 1) for name in ("acc", "bvp", "eda")]
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=20), st.integers(1, 6), st.integers(0, 5), st.integers(0, 3))
-def test_order_is_a_local_permutation(sizes: list[int], window: int, seed: int, epoch: int) -> None:
-    order = epoch_order(seed, epoch, sizes, window)
-    assert sorted(order.tolist()) == list(range(sum(sizes)))
-    assert (order == epoch_order(seed, epoch, sizes, window)).all()
-    shard_of = np.repeat(np.arange(len(sizes)), sizes)[order]
-    last_seen = -1
-    groups = []  # shards of one window appear together, and no shard comes back after its window
-    while last_seen + 1 < len(order):
-        start = last_seen + 1
-        members = list(dict.fromkeys(shard_of[start:].tolist()))
-        chosen = next(
-            members[:n] for n in range(1, window + 1) if n == len(members) or (sum(sizes[s] for s in members[:n]) and
-            set(shard_of[start : start + sum(sizes[s] for s in members[:n])].tolist()) == set(members[:n]))
-        )  # fmt: skip
-        groups.append(chosen)
-        last_seen = start + sum(sizes[s] for s in chosen) - 1
-    assert sorted(s for group in groups for s in group) == list(range(len(sizes)))
+SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=30)
+SETTINGS = st.builds(
+    OrderSettings,
+    seed=st.integers(0, 5),
+    global_batch=st.integers(1, 70),
+    shuffle_shards=st.integers(1, 8),
+    lanes=st.sampled_from([1, 2, 6, 64]),
+    mixes=st.booleans(),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(SIZES, SETTINGS, st.integers(0, 3), st.sampled_from([1.0, 0.5, 0.1]), st.integers(1, 7))
+def test_order_is_as_specified_and_the_same_for_all_ranks(
+    sizes: list[int], options: OrderSettings, epoch: int, share: float, ranks: int
+) -> None:
+    kept = KeptSamples(options.seed, sizes, share)
+    chosen = np.concatenate([kept.numbers(shard) for shard in range(len(sizes))])
+    order = EpochOrder(options, epoch, sizes, kept)
+    expected = slow_order(options, epoch, sizes, chosen)
+    assert len(expected) == order.steps
+    assert order.samples == len(chosen) == kept.counts.sum()
+    assert sorted(number for batch in expected for number, _ in batch) == chosen.tolist()
+    for g in reversed(range(order.steps)):  # a start in the middle, and backwards
+        assert order.batch(g).tolist() == [number for number, _ in expected[g]]
+        shares = [rank_share(len(expected[g]), rank, ranks) for rank in range(ranks)]
+        parts = [EpochOrder(options, epoch, sizes, kept).batch(g, share) for share in shares]
+        assert np.concatenate(parts).tolist() == [number for number, _ in expected[g]]
+        for part in shares:
+            around, lanes = order.whole_lanes(g, part)
+            assert around.start <= part.start <= part.stop <= around.stop
+            assert [lane for _, lane in expected[g][around]] == lanes.tolist()
+
+
+@settings(max_examples=100, deadline=None)
+@given(SIZES, SETTINGS, st.integers(1, 7), st.integers(0, 10))
+def test_groups_name_what_a_rank_reads_before_it_reads_it(
+    sizes: list[int], options: OrderSettings, ranks: int, number: int
+) -> None:
+    kept = KeptSamples(options.seed, sizes)
+    order = EpochOrder(options, 0, sizes, kept)
+    number %= order.steps
+    for rank in range(ranks):
+        groups = order.groups(number, rank, ranks)
+        assert [batch for batch, _ in groups] == sorted(batch for batch, _ in groups)
+        pieces = [(batch, piece) for batch, group in groups for piece in group]
+        first_use = {n: batch for batch, p in pieces for n in kept.numbers(p.shard)[p.first : p.end].tolist()}
+        for g in range(number, order.steps):
+            share = rank_share(len(order.batch(g)), rank, ranks)
+            assert all(first_use[n] <= g for n in order.batch(g, share).tolist())
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_ranks_read_their_share_of_the_shards(ranks: int) -> None:
+    sizes = [100 + shard % 3 for shard in range(200)]
+    order = EpochOrder(OrderSettings(1, 64, 8), 0, sizes, KeptSamples(1, sizes))
+    assert order.lanes == 64
+    read = []
+    for rank in range(ranks):
+        pieces = [piece for _, group in order.groups(0, rank, ranks) for piece in group]
+        read.append(sum(piece.end - piece.first for piece in pieces))
+        assert len({piece.shard for piece in pieces}) <= 200 / ranks + 2
+    assert sum(read) == sum(sizes)
+    assert max(read) <= 1.02 * sum(sizes) / ranks
+
+
+@pytest.mark.parametrize(
+    ("options", "shards", "lanes"),
+    [
+        ({"global_batch": 256}, 8, 1),  # all shards are shuffled together
+        ({"global_batch": 256}, 9, 4),
+        ({"global_batch": 256}, 1000, 64),
+        ({"global_batch": 48}, 1000, 32),
+        ({"global_batch": 48, "mixes": True}, 1000, 4),
+        ({"global_batch": 4, "mixes": True}, 1000, 1),
+        ({"global_batch": 256, "lanes": 12}, 1000, 12),
+        ({"global_batch": 256, "lanes": 12}, 20, 6),
+        ({"global_batch": 1}, 1000, 1),
+    ],
+)
+def test_number_of_lanes(options: dict[str, Any], shards: int, lanes: int) -> None:
+    assert lane_count(OrderSettings(seed=1, shuffle_shards=8, **options), shards) == lanes
+
+
+def test_one_lane_shuffles_a_few_shards_at_a_time() -> None:
+    sizes = [100] * 20
+    order = EpochOrder(OrderSettings(1, 40, 4, lanes=1), 0, sizes, KeptSamples(1, sizes))
+    whole = np.concatenate([order.batch(g) for g in range(order.steps)])
+    for first in range(0, 2000, 400):
+        assert len(set((whole[first : first + 400] // 100).tolist())) == 4
+    assert len(set((whole[:40] // 100).tolist())) == 4  # four shards are mixed from the start
 
 
 def test_order_differs_by_epoch_and_seed_and_mixes_shards() -> None:
-    sizes = [100] * 20
-    orders = [epoch_order(seed, epoch, sizes, 4) for seed in (1, 2) for epoch in (0, 1)]
-    assert all((a != b).mean() > 0.95 for i, a in enumerate(orders) for b in orders[:i])
-    alone = [epoch_order(1, epoch, [100], 1) for epoch in (0, 1)]
-    assert (alone[0] != alone[1]).mean() > 0.9
-    first = orders[0][:400] // 100
-    assert len(set(first.tolist())) == 4
-    assert len(set(first[:40].tolist())) == 4  # four shards already mixed in the first tenth
-    assert abs(np.corrcoef(orders[0], np.arange(2000))[0, 1]) < 0.3
+    sizes = [100] * 200
+    kept = KeptSamples(1, sizes)
+    orders = [EpochOrder(OrderSettings(seed, 64, 8), epoch, sizes, kept) for seed in (1, 2) for epoch in (0, 1)]
+    whole = [np.concatenate([order.batch(g) for g in range(order.steps)]) for order in orders]
+    assert all((a != b).mean() > 0.95 for i, a in enumerate(whole) for b in whole[:i])
+    assert len(set((whole[0][:64] // 100).tolist())) >= 60  # each batch has samples of many shards
+    assert abs(np.corrcoef(whole[0], np.arange(20000))[0, 1]) < 0.25
+
+
+def test_the_order_of_a_huge_set_needs_little_memory() -> None:
+    sizes = [1000] * 100_000
+    tracemalloc.start()
+    order = EpochOrder(OrderSettings(1, 256, 8), 0, sizes, KeptSamples(1, sizes))
+    assert order.samples == 10**8
+    assert len(order.batch(order.steps // 2)) == 256
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(("samples", "batch", "steps"), [(10, 3, 4), (9, 3, 3), (1, 64, 1)])

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from slow_order import slow_numbers
 from tiny import MODALITIES, SIZES, describe, rewrite, source_of
 
 from maestro_dist import rng
 from maestro_dist.config.load import load_config
 from maestro_dist.config.schema import DataConfig
+from maestro_dist.data.label_share import KeptSamples, labelled_count
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.missing import drop_modalities, evaluation_mask
-from maestro_dist.data.order import epoch_order, labelled_count, labelled_mask
+from maestro_dist.data.order import OrderSettings, rank_share
 from maestro_dist.data.pack import RawSample, pack
 from maestro_dist.data.stream import DataRank, TrainSchedule, TrainStream, evaluation_batches
 from maestro_dist.errors import ConfigError
@@ -26,6 +28,13 @@ G, N = 6, SIZES["train"]
 NAMES = ["acc", "bvp", "eda", "static"]
 PLAIN = [Modality(name, 1, 1.0, 1) for name in NAMES]
 MARKED = [*PLAIN[:3], replace(PLAIN[3], always=True)]
+
+
+def labelled_mask(seed: int, samples: int, share: float) -> np.ndarray:
+    """bool [N]: the samples that are kept."""
+    mask = np.zeros(samples, dtype=bool)
+    mask[KeptSamples(seed, [samples], share).numbers(0)] = True
+    return mask
 
 
 def stream(url: str, share: float, rank: int = 0, ranks: int = 1, seed: int = 3, **options: int) -> TrainStream:
@@ -59,15 +68,15 @@ def test_ranks_share_the_chosen_samples_alone(packed: str, ranks: int) -> None:
     batches = [list(s.batches(0, 42)) for s in streams]
     shard_samples = load_manifest(packed).splits["train"].shard_samples
     for epoch in (0, 1):
-        whole = epoch_order(3, epoch, shard_samples, 2)
-        expected = whole[np.isin(whole, chosen)]
+        expected = slow_numbers(OrderSettings(3, G, 2), epoch, shard_samples, chosen)
         for rank in range(ranks):
             mine = [b for b in batches[rank] if b.epoch == epoch]
             assert [b.step for b in mine] == [epoch * 4 + step for step in range(4)]
             assert [b.global_samples for b in mine] == [6, 6, 6, 3]
             assert mine[-1].position == 21 * (epoch + 1)
             for g, batch in enumerate(mine):
-                assert batch.sample.tolist() == expected[g * G : (g + 1) * G][rank::ranks].tolist()
+                part = expected[g * G : (g + 1) * G]
+                assert batch.sample.tolist() == part[rank_share(len(part), rank, ranks)]
 
 
 def test_a_start_in_the_middle_and_reader_processes_change_nothing(packed: str) -> None:
@@ -78,9 +87,10 @@ def test_a_start_in_the_middle_and_reader_processes_change_nothing(packed: str) 
 
 def test_all_is_the_default_and_evaluation_takes_all(packed: str) -> None:
     manifest = load_manifest(packed)
-    plain, whole = stream(packed, 1.0), epoch_order(3, 0, manifest.splits["train"].shard_samples, 2)
+    shard_samples = manifest.splits["train"].shard_samples
+    plain, whole = stream(packed, 1.0), slow_numbers(OrderSettings(3, G, 2), 0, shard_samples)
     assert DataConfig().label_share == 1.0
-    assert [n for b in plain.batches(0, N) for n in b.sample.tolist()] == whole.tolist()
+    assert [n for b in plain.batches(0, N) for n in b.sample.tolist()] == whole
     some = DataConfig(url=packed, label_share=0.1)
     found = evaluation_batches(source_of(packed, config=some), 8, DataRank())
     assert sum(len(b) for b in found) == N

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from slow_order import slow_numbers
 from tiny import SIZES, describe, source_of
 
 from maestro_dist.config.learning import AugmentConfig, MissingConfig
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.missing import drop_modalities, drop_probability, evaluation_mask
-from maestro_dist.data.order import epoch_order
+from maestro_dist.data.order import OrderSettings, rank_share
 from maestro_dist.data.pack import RawSample, pack
 from maestro_dist.data.reader import presence
 from maestro_dist.data.stream import DataRank, TrainSchedule, TrainStream, evaluation_batches
@@ -88,10 +89,10 @@ def test_all_ranks_together_take_each_global_batch_once(
     shard_samples = load_manifest(packed).splits["train"].shard_samples
     for step in range(2 * STEPS):
         epoch, g = divmod(step, STEPS)
-        expected = epoch_order(3, epoch, shard_samples, 2)[g * G : (g + 1) * G]
+        expected = slow_numbers(OrderSettings(3, G, 2), epoch, shard_samples)[g * G : (g + 1) * G]
         mine = [[b for b in of_rank if b.step == step] for of_rank in batches]
         for rank, parts in enumerate(mine):
-            assert [n for b in parts for n in b.sample.tolist()] == expected[rank::ranks].tolist()
+            assert [n for b in parts for n in b.sample.tolist()] == expected[rank_share(len(expected), rank, ranks)]
             assert [b.last for b in parts] == [False] * (accumulation - 1) + [True]
             assert {len(b) <= (micro or G) for b in parts} == {True}
             position = epoch * N + min(N, (g + 1) * G)
@@ -191,7 +192,8 @@ def test_evaluation_covers_each_sample_once(packed: str, ranks: int, size: int) 
     found = [list(batches(rank)) for rank in range(ranks)]
     assert len({len(of_rank) for of_rank in found}) == 1
     numbers = [[n for b in of_rank for n in b.sample.tolist()] for of_rank in found]
-    assert numbers == [list(range(rank, SIZES["test"], ranks)) for rank in range(ranks)]
+    assert sorted(n for of_rank in numbers for n in of_rank) == list(range(SIZES["test"]))
+    assert numbers == [list(range(SIZES["test"]))[rank_share(SIZES["test"], rank, ranks)] for rank in range(ranks)]
     for batch in (b for of_rank in found for b in of_rank):
         assert batch.present.numpy().tolist() == keep[batch.sample.numpy()].tolist()
         assert list(batch.values) == ["acc", "temp"]

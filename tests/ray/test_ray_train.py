@@ -17,8 +17,9 @@ import pytest
 import runs
 
 from maestro_dist.config.schema import DataConfig, RunConfig
+from maestro_dist.data.label_share import KeptSamples
 from maestro_dist.data.manifest import load_manifest
-from maestro_dist.data.order import epoch_order
+from maestro_dist.data.order import EpochOrder, OrderSettings, rank_share
 from maestro_dist.data.shard_index import load_index
 from maestro_dist.data.storage import Storage
 
@@ -89,8 +90,9 @@ def spoil_a_sample_of_rank_1(data: Path, step: int) -> str:
     shards = manifest.split("train").shards
     seed = RunConfig.model_fields["seed"].default
     window = DataConfig.model_fields["shuffle_shards"].default
-    numbers = epoch_order(seed, 0, [shard.samples for shard in shards], window)
-    number = int(numbers[step * 16 + 1])
+    sizes = [shard.samples for shard in shards]
+    order = EpochOrder(OrderSettings(seed, 16, window), 0, sizes, KeptSamples(seed, sizes))
+    number = int(order.batch(step, rank_share(16, 1, 2))[0])
     ends = np.cumsum([shard.samples for shard in shards])
     at = int(np.searchsorted(ends, number, side="right"))
     row = number - int(ends[at]) + shards[at].samples
