@@ -126,35 +126,13 @@ class OpenShards:
         self._verify(shard)
         return True
 
-    def read(self, shard: OpenShard, row: int, column: int) -> bytes:
-        """Header and content of a member; fewer bytes if the file ends earlier.
+    def descriptor(self, shard: OpenShard) -> int:
+        """The open file of a shard; it is the file that was verified. It may be closed when another shard is opened.
 
         Raises:
-            StorageError: the file cannot be read.
+            DataError, StorageError: as `get`.
+            OSError: the file cannot be opened.
         """
-        length = HEADER + int(shard.sizes[row, column])
-        offset = int(shard.offsets[row, column]) - HEADER
-        try:
-            return _read(self._file(shard), length, offset)
-        except OSError:
-            self._close(shard.position)  # a file on a network disk may need to be opened again (ESTALE)
-        try:
-            return _read(self._file(shard), length, offset)
-        except OSError as error:
-            self._close(shard.position)
-            raise StorageError(f"cannot read {shard.path}: {error.strerror or error}") from error
-
-    def _verify(self, shard: OpenShard) -> None:
-        config = self._config
-        entry = self._shards[shard.position]
-        shard.path = local_shard(self._storage, entry, config.cache, config.verify, self._heartbeat)
-        try:
-            shard.file = file_identity(shard.path.stat())
-        except OSError as error:
-            raise StorageError(f"cannot read {shard.path}: {error.strerror or error}") from error
-
-    def _file(self, shard: OpenShard) -> int:
-        """The open file of a shard; it is the file that was verified."""
         position = shard.position
         if position in self._files:
             self._files.move_to_end(position)
@@ -167,6 +145,33 @@ class OpenShards:
             opened = self._opened_file(shard.path)
         self._files[position] = opened
         return opened
+
+    def read(self, shard: OpenShard, row: int, column: int) -> bytes:
+        """Header and content of a member; fewer bytes if the file ends earlier.
+
+        Raises:
+            StorageError: the file cannot be read.
+        """
+        length = HEADER + int(shard.sizes[row, column])
+        offset = int(shard.offsets[row, column]) - HEADER
+        try:
+            return _read(self.descriptor(shard), length, offset)
+        except OSError:
+            self._close(shard.position)  # a file on a network disk may need to be opened again (ESTALE)
+        try:
+            return _read(self.descriptor(shard), length, offset)
+        except OSError as error:
+            self._close(shard.position)
+            raise StorageError(f"cannot read {shard.path}: {error.strerror or error}") from error
+
+    def _verify(self, shard: OpenShard) -> None:
+        config = self._config
+        entry = self._shards[shard.position]
+        shard.path = local_shard(self._storage, entry, config.cache, config.verify, self._heartbeat)
+        try:
+            shard.file = file_identity(shard.path.stat())
+        except OSError as error:
+            raise StorageError(f"cannot read {shard.path}: {error.strerror or error}") from error
 
     def _same_file(self, shard: OpenShard) -> int | None:
         with suppress(FileNotFoundError):

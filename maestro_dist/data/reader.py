@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,10 +16,11 @@ from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.missing import drop_modalities
 from maestro_dist.data.mixup import Mixing, mix
 from maestro_dist.data.open_shards import OpenShard, OpenShards
-from maestro_dist.data.sample import BadSample, DecodedSample, SampleFormat, decode_sample
+from maestro_dist.data.sample import BadSample, DecodedSample, SampleFormat, decode_meta, decode_sample
 from maestro_dist.data.shard_cache import Heartbeat
 from maestro_dist.data.shard_index import HEADER, META, load_index, member_name
 from maestro_dist.data.storage import Storage
+from maestro_dist.data.window_arrays import WindowArrays
 from maestro_dist.types import Batch, Modality
 
 
@@ -114,7 +115,8 @@ class SplitReader:
         names = [modality.name for modality in modalities]
         left = drop_modalities(keep, numbers, modalities, p=request.drop, seed=request.seed, step=step)
         keep = keep if request.both else left
-        found, bad = self._decoded(numbers, own & keep, request)
+        windows = self._window_arrays(own & keep)
+        found, bad = self._decoded(numbers, own & keep, request, windows)
         changes: dict[str, Any] = request.fields | {"bad": list(bad.values()), "bad_samples": list(bad)}
         if mixing is not None:
             changes |= self._mix(found, mixing, keep, request)
@@ -123,24 +125,52 @@ class SplitReader:
             changes |= {name: np.tile(changes[name], 2) for name in ("mix", "partner_target") if name in changes}
             changes |= {"views": 2, "keys": [sample.key for sample in samples]}
             samples += [_some(sample, names, left[place]) for place, sample in found.items()]
-        return replace(collate(samples, self.format), **changes)
+        return replace(collate(samples, self.format, windows), **changes)
 
     def _presence(self, numbers: np.ndarray) -> np.ndarray:
         """bool [B, M]: which samples have which modalities."""
-        rows = [self._present(number) for number in numbers]
-        return np.array(rows, dtype=bool).reshape(len(rows), len(self.format.modalities))
+        present = np.zeros((len(numbers), len(self.format.modalities)), dtype=bool)
+        positions = np.searchsorted(self.starts, numbers, side="right") - 1
+        for position in np.unique(positions).tolist():
+            of_shard = positions == position
+            present[of_shard] = self._shards.get(position).sizes[numbers[of_shard] - self.starts[position], 1:] > 0
+        return present
+
+    def _window_arrays(self, wanted: np.ndarray) -> WindowArrays | None:
+        """Arrays for the windows of `wanted`, bool [B, M]; None if the windows are changed or checked as a whole.
+
+        Ranks that share the time axis must find the same samples bad. So if bad samples are skipped, each checks the
+        complete windows.
+        """
+        source = self.source
+        if source.augment is not None or (source.slices is not None and source.config.max_bad_samples):
+            return None
+        return WindowArrays(self.format, wanted.sum(0).tolist())
 
     def _decoded(
-        self, numbers: np.ndarray, wanted: np.ndarray, request: Request
+        self, numbers: np.ndarray, wanted: np.ndarray, request: Request, windows: WindowArrays | None = None
     ) -> tuple[dict[int, DecodedSample], dict[int, str]]:
-        """The augmented samples by their place in `numbers`, and the messages of bad samples by sample number."""
+        """The augmented samples by their place in `numbers`, and the messages of bad samples by sample number.
+
+        Where there are `windows`, their values are parts of these arrays, if it is possible.
+        """
         found: dict[int, DecodedSample] = {}
         bad: dict[int, str] = {}
-        for place, number in enumerate(numbers.tolist()):
+        for place, (number, columns) in enumerate(zip(numbers.tolist(), _numbers_of(wanted), strict=True)):
             try:
-                found[place] = self._sample(number, wanted[place])
+                sample = None if windows is None else self._quickly(number, columns, windows)
+                found[place] = sample or self._sample(number, wanted[place])
             except BadSample as error:
                 bad[number] = str(error)
+        if windows is not None:
+            for place in _places(found, windows.not_allowed()):  # `_sample` says what is wrong with its values
+                number = int(numbers[place])
+                del found[place]
+                try:
+                    found[place] = self._sample(number, wanted[place])
+                except BadSample as error:
+                    bad[number] = str(error)
+            found = dict(sorted(found.items()))
         source = self.source
         if source.augment is None:
             return found, bad
@@ -174,6 +204,25 @@ class SplitReader:
         dtype = np.int64 if self.format.classes else np.float32
         return {"mix": shares, "partner_target": np.array(targets, dtype=dtype)}
 
+    def _quickly(self, number: int, columns: list[int], windows: WindowArrays) -> DecodedSample | None:
+        """A sample whose windows are read into `windows`; None if anything about it is unusual."""
+        shard, row = self._locate(number)
+        key, where = shard.keys[row], f"{shard.name}, sample {shard.keys[row]}"
+        self._heartbeat(f"reading {where}")
+        names = [windows.names[column] for column in columns]
+        encoded, offsets, sizes = key.encode(), shard.offsets[row].tolist(), shard.sizes[row].tolist()
+        try:
+            sample = decode_meta(number, key, self._member(shard, row, 0, where), names, self.format, where)
+            file = self._shards.descriptor(shard)
+            for name, column in zip(names, columns, strict=True):
+                values = windows.read(file, column, encoded, offsets[column + 1], sizes[column + 1])
+                if values is None:
+                    return None
+                sample.values[name] = values
+        except (BadSample, OSError):  # the file may have changed, or need to be opened again
+            return None
+        return sample
+
     def _sample(self, number: int, wanted: np.ndarray) -> DecodedSample:
         """A sample. A bad one is read again where its file has changed since it was verified."""
         try:
@@ -186,10 +235,6 @@ class SplitReader:
     def _locate(self, number: int) -> tuple[OpenShard, int]:
         position = int(np.searchsorted(self.starts, number, side="right")) - 1
         return self._shards.get(position), int(number - self.starts[position])
-
-    def _present(self, number: int) -> np.ndarray:
-        shard, row = self._locate(number)
-        return shard.sizes[row, 1:] > 0
 
     def stored(self, number: int, wanted: np.ndarray | None = None) -> StoredSample:
         """The bytes of a sample. `wanted`, bool [M]: which of its modalities; None: all.
@@ -222,6 +267,19 @@ class SplitReader:
         if data[:100].rstrip(b"\0") != name.encode() or len(data) != HEADER + size:
             raise BadSample(f"{where}: the index does not point at {name}; pack the data set again")
         return data[HEADER:]
+
+
+def _numbers_of(wanted: np.ndarray) -> list[list[int]]:
+    """For each row, the numbers of its true columns."""
+    return [np.flatnonzero(row).tolist() for row in wanted]
+
+
+def _places(found: dict[int, DecodedSample], arrays: Iterator[np.ndarray]) -> list[int]:
+    """The places of the samples that have one of these arrays."""
+    odd = {id(array) for array in arrays}
+    if not odd:
+        return []
+    return [place for place, sample in found.items() if any(id(v) in odd for v in sample.values.values())]
 
 
 def _some(sample: DecodedSample, names: Sequence[str], left: np.ndarray) -> DecodedSample:

@@ -6,7 +6,7 @@ import io
 import json
 import math
 import tokenize
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -92,16 +92,30 @@ def decode_sample(
     Raises:
         BadSample: its json, label, a type, a shape or a value is wrong.
     """
+    sample = decode_meta(number, key, meta, arrays, sample_format, where)
+    for modality in sample_format.modalities:
+        if modality.name in arrays:
+            sample.values[modality.name] = _array(arrays[modality.name], modality, sample_format, where)
+    return sample
+
+
+def decode_meta(
+    number: int, key: str, meta: bytes, names: Container[str], sample_format: SampleFormat, where: str
+) -> DecodedSample:
+    """A sample without its windows: its target, and the recording statistics of the modalities in `names`.
+
+    Raises:
+        BadSample: its json is wrong.
+    """
     try:
         body = json.loads(meta)
         label = body["label"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadSample(f"{where}: its json has no label ({type(error).__name__}: {error})") from error
     sample = DecodedSample(number, key, _target(label, sample_format.classes, where), {})
-    for modality in sample_format.modalities:
-        if modality.name in arrays:
-            sample.values[modality.name] = _array(arrays[modality.name], modality, sample_format, where)
-            if sample_format.recording:
+    if sample_format.recording:
+        for modality in sample_format.modalities:
+            if modality.name in names:
                 sample.recording[modality.name] = _recording(body, modality, where)
     return sample
 

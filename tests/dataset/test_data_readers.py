@@ -147,7 +147,7 @@ def test_a_stopped_reader_is_an_error_after_a_while(
 def test_a_stuck_thread_is_named_with_what_it_reads(packed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefetch, "_JOIN_S", 0.01)
     free = threading.Event()
-    monkeypatch.setattr(SplitReader, "decode", lambda *_: free.wait())
+    monkeypatch.setattr(SplitReader, "_member", lambda *_: free.wait())
     hurry(monkeypatch)
     with pytest.raises(
         ReaderError, match=r"the reader thread .*; it was reading \S+\.tar, sample train-\d+; .*timeout_s"

@@ -42,7 +42,7 @@ def test_pretraining_leaves_metrics_and_weights(
     assert not (pretrained / "tiny" / "predictions.npz").exists()  # it answers nothing
     complete = result["evaluation"]["scenarios"][0]["metrics"]
     assert complete["loss"] < np.log(20)
-    assert complete["accuracy"] > 1.5 / 20
+    assert complete["accuracy"] > 1.2 / 20
     assert complete["perplexity"] == pytest.approx(np.exp(complete["loss"]))
     losses = runs.tracked(pretrained)[1]
     assert losses[-1][1] < losses[0][1]
