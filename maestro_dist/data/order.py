@@ -160,8 +160,8 @@ class EpochOrder:
 
     def _shard_range(self, begin: int, end: int) -> tuple[int, int]:
         """The places [low, high) of the permuted shards with the samples [begin, end) of the sequence."""
-        low = int(np.searchsorted(self._starts, begin, side="left"))
-        return low - int(self._starts[low] > begin), int(np.searchsorted(self._starts, end, side="left"))
+        low = int(np.searchsorted(self._starts, begin, side="right")) - 1 if begin else 0
+        return low, int(np.searchsorted(self._starts, end, side="left"))
 
     def _lane_groups(self, lane: int) -> Iterator[tuple[int, list[Piece]]]:
         """(first sample of the group, counted in the lane; the group's pieces) of a lane."""

@@ -14,8 +14,9 @@ from benchmarks.common import Row, at_most, size_name
 from benchmarks.data_set import Size, many_shards
 from benchmarks.memory import peak_memory
 from maestro_dist.config.schema import DataConfig
+from maestro_dist.data.label_share import KeptSamples
 from maestro_dist.data.manifest import Manifest, load_manifest
-from maestro_dist.data.order import epoch_order
+from maestro_dist.data.order import EpochOrder, OrderSettings
 from maestro_dist.data.shard_index import load_index
 from maestro_dist.data.storage import Storage
 
@@ -26,9 +27,11 @@ _SHARD_SAMPLES = 1000
 
 def global_batches(shard_samples: list[int], position: int, size: int) -> Iterator[np.ndarray]:
     """The product's order of epoch 0: sample numbers of each global batch from `position` on."""
-    order = epoch_order(0, 0, shard_samples, DataConfig().shuffle_shards)
-    for first in range(position, len(order), size):
-        yield order[first : first + size]
+    config = DataConfig()
+    settings = OrderSettings(0, size, config.shuffle_shards, config.lanes)
+    order = EpochOrder(settings, 0, shard_samples, KeptSamples(0, shard_samples))
+    for number in range(position // size, order.steps):
+        yield order.batch(number)
 
 
 def scale_rows(folder: Path, like: Manifest, size: Size, *, promised: bool) -> list[Row]:
