@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from maestro_dist.errors import StorageError
+from maestro_dist.errors import MaestroError, StorageError
 from maestro_dist.system.redact import redact
 
 T = TypeVar("T")
@@ -52,7 +52,11 @@ _logged = -_LOG_EVERY_S  # when a wait was logged last
 
 
 class ObjectMissing(StorageError):
-    """There is no object with this name."""
+    """There is no object with this name. `asked` says how long it was asked for, as the end of a message."""
+
+    def __init__(self, message: str, asked: str = "") -> None:
+        super().__init__(f"{message}{asked}")
+        self.asked = asked
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def retried(call: Callable[[], T], what: RemoteCall, patience_s: float, heartbea
     `heartbeat` is called before each pause. A wait of more than 2 s is logged, at most every 30 s in a process.
 
     Raises:
-        FileExistsError: from `call`, unchanged.
+        FileExistsError, MaestroError: from `call`, unchanged.
         ObjectMissing: there is no such object.
         StorageError: any other failure; the message names the object, and the time for which it was asked for.
     """
@@ -90,7 +94,7 @@ def retried(call: Callable[[], T], what: RemoteCall, patience_s: float, heartbea
         attempts += 1
         try:
             result = call()
-        except FileExistsError:
+        except (FileExistsError, MaestroError):
             raise
         except Exception as error:  # each backend has its own network errors
             failure, passes = _failure(error, what)
@@ -100,8 +104,9 @@ def retried(call: Callable[[], T], what: RemoteCall, patience_s: float, heartbea
             begun = begun or now
             spent = max(waited, now - begun)
             if spent >= patience_s:
-                end = type(failure)(f"{failure} (after {attempts} attempts in {spent:.0f} s)")
-                raise end from error
+                asked = f" (after {attempts} attempts in {spent:.0f} s)"
+                missing = isinstance(failure, ObjectMissing)
+                raise (ObjectMissing(str(failure), asked) if missing else StorageError(f"{failure}{asked}")) from error
             limit = min(_FIRST_DELAY_S * 2 ** min(attempts - 1, 20), _LONGEST_DELAY_S, patience_s - spent)
             _tell(failure, spent, patience_s - spent, heartbeat)
             pause = _JITTER.uniform(0.0, limit)
@@ -139,7 +144,7 @@ def _is_lasting(error: BaseException) -> bool:
     """Whether a retry is useless: unknown protocol, missing package, malformed URL (but not broken JSON)."""
     if isinstance(error, json.JSONDecodeError | UnicodeError):
         return False
-    lasting = ImportError | ValueError | IsADirectoryError | NotADirectoryError | NotImplementedError | StorageError
+    lasting = ImportError | ValueError | IsADirectoryError | NotADirectoryError | NotImplementedError
     return isinstance(error, lasting) or bool(error_codes(error) & _LASTING_CODES)
 
 

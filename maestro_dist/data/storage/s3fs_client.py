@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from maestro_dist.data.storage.client import FileSystemClient
@@ -35,18 +35,32 @@ class S3FileSystemClient(FileSystemClient):
 
     def sizes(self, key: str) -> dict[str, int]:
         # `fs.ls` also lists the folder above where it finds nothing
-        bucket, name, _ = self._fs.split_path(key)
-        prefix = f"{name.rstrip('/')}/" if name else ""
-        request = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/"}
         found: dict[str, int] = {}
+        start = len(self._prefix(key))
+        for page in self._pages(key, Delimiter="/"):
+            found |= {item["Prefix"][start:].rstrip("/"): 0 for item in page.get("CommonPrefixes", ())}
+            found |= {item["Key"][start:]: int(item["Size"]) for item in page.get("Contents", ())}
+        found.pop("", None)  # the marker of the folder itself
+        return found
+
+    def _prefix(self, key: str) -> str:
+        name = self._fs.split_path(key)[1].rstrip("/")
+        return f"{name}/" if name else ""
+
+    def _pages(self, key: str, **options: str) -> Iterator[dict[str, Any]]:
+        """The answers to a listing of a folder, up to 1000 names each."""
+        request = {"Bucket": self._fs.split_path(key)[0], "Prefix": self._prefix(key), **options}
         while True:
             page = self._fs.call_s3("list_objects_v2", **request)
-            found |= {item["Prefix"].removeprefix(prefix).rstrip("/"): 0 for item in page.get("CommonPrefixes", ())}
-            found |= {item["Key"].removeprefix(prefix): int(item["Size"]) for item in page.get("Contents", ())}
+            yield page
             if not page.get("IsTruncated"):
-                found.pop("", None)  # the marker of the folder itself
-                return found
+                return
             request["ContinuationToken"] = page["NextContinuationToken"]
+
+    def remove_folder(self, key: str) -> None:
+        bucket = self._fs.split_path(key)[0]
+        found = [f"{bucket}/{item['Key']}" for page in self._pages(key) for item in page.get("Contents", ())]
+        self.remove_many(found)
 
     def write(self, key: str, data: bytes, *, create: bool) -> None:
         try:

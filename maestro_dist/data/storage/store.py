@@ -152,20 +152,24 @@ class Storage:
 
     # writing
 
-    def write(self, path: str, data: bytes, *, create: bool = False) -> None:
+    def write(self, path: str, data: bytes, *, create: bool = False, guard: Callable[[], None] = lambda: None) -> None:
         """Write the complete object. With `create` only one of several writers succeeds.
+
+        `guard` is called right before each attempt: what it raises ends the call, and nothing is written.
 
         Raises:
             FileExistsError: with `create`, if the object exists already.
         """
         local = self.local_path(path)
         if local is not None:
+            guard()
             self._locally(path, "write", lambda: write_file(local, data, create=create))
             return
         attempts = 0
 
         def put(client: FileSystemClient, key: str) -> None:
             nonlocal attempts
+            guard()
             attempts += 1
             try:
                 client.write(key, data, create=create)
@@ -282,4 +286,11 @@ def _local_sizes(folder: Path) -> dict[str, int]:
     if not folder.is_dir():
         return {}
     with os.scandir(folder) as entries:
-        return {entry.name: entry.stat(follow_symlinks=False).st_size for entry in entries if entry.name[0] != "."}
+        return {entry.name: _size(Path(entry.path)) for entry in entries if entry.name[0] != "."}
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a broken link
+        return path.lstat().st_size
