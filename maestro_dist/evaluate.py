@@ -112,6 +112,7 @@ def _configuration(target: Target, options: argparse.Namespace) -> Config:
     """The configuration of the target, with the values of the command line."""
     from maestro_dist.config.load import parse
     from maestro_dist.data.storage import Storage
+    from maestro_dist.data.storage.settings import configure
     from maestro_dist.run.target import read_config
 
     tree = read_config(target)
@@ -127,6 +128,7 @@ def _configuration(target: Target, options: argparse.Namespace) -> Config:
     options_by_key = {"test_rates": options.rates, "draws": options.draws, "batch": options.batch}
     evaluation.update({name: value for name, value in options_by_key.items() if value})
     config = parse(tree, Storage(target.url).name("config.yaml"))
+    configure(config)
     if target.exported:
         from maestro_dist.inference.exported_model import model_config, read_description
 

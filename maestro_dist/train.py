@@ -64,8 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         check(config)
         from maestro_dist.data.prepare import check_typed
+        from maestro_dist.data.storage.settings import configure
         from maestro_dist.run.launch import launch
 
+        configure(config)
         check_typed(config.data.source, with_absolute_paths(config).data.url, options.overrides)
         if options.dry_run:
             from maestro_dist.run.dry_run import dry_run

@@ -24,6 +24,14 @@ def logging_of_a_command() -> None:
     logging.getLogger(ROOT).propagate = True
 
 
+@pytest.fixture(autouse=True)
+def default_storage_settings() -> None:
+    """A run sets the storage settings of its process; the next test has the defaults again."""
+    from maestro_dist.data.storage.settings import StorageSettings, configure
+
+    configure(StorageSettings())
+
+
 @pytest.fixture(scope="session")
 def synthetic(tmp_path_factory: pytest.TempPathFactory) -> str:
     """URL of the generated classification data set."""

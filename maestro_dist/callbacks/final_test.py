@@ -93,7 +93,7 @@ class FinalTest(Callback):
         self._extras(state, evaluation, model, result, self._log)
 
     def _write(self, result: dict[str, Any]) -> None:
-        self._run.write(RESULT_FILE, json.dumps(result, indent=1).encode())
+        self._run.write(RESULT_FILE, json.dumps(result, indent=1).encode(), guard=self._fence)
 
     def _extras(
         self, state: State, evaluation: Evaluation, model: dict[str, Any], result: dict[str, Any], log: MetricLog
@@ -110,17 +110,13 @@ class FinalTest(Callback):
             uri = effort.attempt("upload of the model", lambda: self._upload(state, model, log.folder) or False)
         if isinstance(uri, str):
             named = {**result, "mlflow_model": uri}
-            effort.attempt("the uploaded model's name in result.json", lambda: self._write_again(named))
+            effort.attempt("the uploaded model's name in result.json", lambda: self._write(named))
         pointers = {"checkpoint.best": result["checkpoint"], "checkpoint.step": str(result["best_step"])}
         pointers |= {"model": result["model"], "model.mlflow": str(uri or "not logged")}
         if reached:
             effort.attempt("tags", lambda: tag_run(*at, pointers))
         if effort.left_out:
             _LOG.warning(f"the result is complete; left out ({len(effort.left_out)}): {effort.text()}")
-
-    def _write_again(self, result: dict[str, Any]) -> None:
-        self._fence()
-        self._write(result)
 
     def _upload(self, state: State, model: dict[str, Any], folder: Path) -> str | None:
         """Log the model in MLflow. Returns its URI; None, after a warning, if MLflow refuses it."""

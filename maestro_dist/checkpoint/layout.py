@@ -84,7 +84,7 @@ class PartName:
     save: int
 
     def file(self, suffix: str = "safetensors") -> str:
-        """The file's name. The file with suffix "json" is a note for rank 0 that the part is finished."""
+        """The file's name. Older versions also wrote a note that the part is finished, with the suffix "json"."""
         return f"rank-{self.rank:05d}.attempt-{self.attempt:04d}.{self.session:x}.{self.save:04d}.{suffix}"
 
     @classmethod

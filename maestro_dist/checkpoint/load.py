@@ -23,6 +23,7 @@ from maestro_dist.checkpoint.layout import (
     tensor_name,
 )
 from maestro_dist.checkpoint.reshard import check_tiling, plan_copies
+from maestro_dist.checkpoint.retain import complete_steps_of
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.engine.partition import (
     MASTER,
@@ -90,8 +91,7 @@ class CheckpointInfo:
 def complete_steps(run_url: str) -> list[int]:
     """Steps of the run's complete checkpoints, ascending."""
     storage = checkpoints(run_url)
-    steps = [step for step in map(folder_step, storage.list()) if step is not None]
-    return sorted(step for step in steps if storage.exists(f"{folder_name(step)}/{RECORD}"))
+    return complete_steps_of(storage, [step for step in map(folder_step, storage.list()) if step is not None])
 
 
 def newest(run_url: str) -> CheckpointInfo | None:
@@ -240,17 +240,17 @@ def open_part(folder: Storage, part: CheckpointPart) -> Iterator[_OpenPart]:
     name = folder.name(part.file)
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as scratch:
         try:
-            if folder.size(part.file) != part.bytes:
+            path = folder.local_path(part.file)
+            if path is None:
+                path = Path(scratch) / "part.safetensors"
+                folder.download(part.file, path, size=part.bytes, expected=True)
+            elif folder.size(part.file) != part.bytes:
                 raise CheckpointError(
                     f"{name} is damaged: it has {folder.size(part.file)} bytes, but {part.bytes} were written; "
                     "remove this checkpoint's folder to continue from an older one"
                 )
-            path = folder.local_path(part.file)
-            if path is None:
-                path = Path(scratch) / "part.safetensors"
-                folder.download(part.file, path)
         except ObjectMissing as error:
-            raise CheckpointError(f"{name} is missing from its checkpoint") from error
+            raise CheckpointError(f"{name} is missing from its checkpoint{error.asked}") from error
         if sha256_of(path) != part.sha256:
             raise CheckpointError(
                 f"{name} is damaged: its SHA-256 differs from the one in the checkpoint; "

@@ -14,15 +14,45 @@ def surplus(complete: Collection[int], *, keep_last: int, best: Collection[int])
     return sorted(set(complete) - kept)
 
 
-def apply_retention(checkpoints: Storage, *, current: int, keep_last: int, best: Collection[int]) -> None:
-    """Remove surplus checkpoints, and incomplete ones of steps before `current` (crashed saves).
+class Retention:
+    """Removes surplus checkpoints of a run, and knows which there are.
 
-    The record is removed first: if the removal is interrupted, the checkpoint is incomplete, not damaged.
+    Remote checkpoints are listed once: after that, only the process that holds the run writes and removes them.
     """
-    steps = [step for step in map(folder_step, checkpoints.list()) if step is not None]
-    complete = {step for step in steps if checkpoints.exists(f"{folder_name(step)}/{RECORD}")}
-    leftovers = [step for step in steps if step not in complete and step < current]
-    for step in surplus(complete, keep_last=keep_last, best=best) + leftovers:
-        folder = checkpoints.join(folder_name(step))
-        folder.remove(RECORD)
-        folder.remove(recursive=True)
+
+    def __init__(self, checkpoints: Storage, keep_last: int) -> None:
+        self._checkpoints, self._keep_last = checkpoints, keep_last
+        self._steps: set[int] | None = None  # that have a folder; None: not listed yet
+        self._complete: set[int] = set()
+
+    def is_new(self, step: int) -> bool:
+        """Whether the step is known to have no files of earlier saves."""
+        return self._steps is not None and step not in self._steps and self._checkpoints.local is None
+
+    def completed(self, step: int, best: Collection[int]) -> None:
+        """The checkpoint of `step` is complete: remove surplus ones, and incomplete ones before it (crashed saves).
+
+        The record is removed first: if the removal is interrupted, the checkpoint is incomplete, not damaged.
+        """
+        if self._steps is None or self._checkpoints.local is not None:
+            self._list()
+        assert self._steps is not None
+        self._steps.add(step)
+        self._complete.add(step)
+        leftovers = [other for other in self._steps - self._complete if other < step]
+        for other in surplus(self._complete, keep_last=self._keep_last, best=best) + leftovers:
+            folder = self._checkpoints.join(folder_name(other))
+            if other in self._complete:
+                folder.remove(RECORD)
+                self._complete.discard(other)
+            folder.remove(recursive=True)
+            self._steps.discard(other)
+
+    def _list(self) -> None:
+        self._steps = {step for step in map(folder_step, self._checkpoints.list()) if step is not None}
+        self._complete = set(complete_steps_of(self._checkpoints, self._steps))
+
+
+def complete_steps_of(checkpoints: Storage, steps: Collection[int]) -> list[int]:
+    """Which of these steps have a record, ascending."""
+    return sorted(step for step in steps if RECORD in checkpoints.list(folder_name(step)))

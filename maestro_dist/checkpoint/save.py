@@ -24,7 +24,7 @@ from maestro_dist.checkpoint.layout import (
 )
 from maestro_dist.checkpoint.load import sha256_of
 from maestro_dist.checkpoint.reshard import Range, check_tiling
-from maestro_dist.checkpoint.retain import apply_retention
+from maestro_dist.checkpoint.retain import Retention
 from maestro_dist.data.storage import Storage
 from maestro_dist.engine.partition import buffers, optimizer_name, optimizer_state, owned_slices, parameter_shapes
 from maestro_dist.errors import CheckpointError, MaestroError
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from maestro_dist.engine.engine import Engine
 
-_POLL_S = (0.05, 2.0)  # first and longest pause between polls for the parts of other ranks
+_POLL_S = (0.02, 1.0)  # first and longest pause between looks for the notes of other ranks
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,16 @@ class Saver:
 
     attempt    number of this attempt of the run; file names contain it
     keep_last  number of newest complete checkpoints to keep, in addition to the best (`metadata["best_step"]`)
-    timeout_s  how long rank 0 waits for the other ranks' parts
+    timeout_s  how long rank 0 waits for the other ranks' parts, in seconds
     """
 
     def __init__(self, run_url: str, mesh: Mesh, *, attempt: int, keep_last: int, timeout_s: float = 600.0) -> None:
         self.mesh = mesh
         self.attempt = attempt
-        self.keep_last = keep_last
         self.timeout_s = timeout_s
         self._checkpoints = checkpoints(run_url)
         self._session = _agree_on_session(mesh)
+        self._retention = Retention(self._checkpoints, keep_last)
         self._saves = 0
         self._thread: threading.Thread | None = None
         self._error: MaestroError | None = None
@@ -131,22 +131,17 @@ class Saver:
         try:
             part = self._write_part(folder, snapshot)
             if self.mesh.rank > 0:
-                folder.write(self._name(self.mesh.rank).file("json"), dump(part))
+                _notes().set(self._note(self.mesh.rank), dump(part))
                 return
             complete = record.model_copy(update={"parts": [part, *self._other_parts(folder)]})
             check_tiling(complete.parameters, [written.slices for written in complete.parts])
-            if fence is not None:
-                fence()
-            folder.write(RECORD, dump(complete))
+            # checked before each attempt: another driver may take over the run while storage does not answer
+            folder.write(RECORD, dump(complete), guard=fence or (lambda: None))
             self._completed.put(record.step)
-            self._tidy(folder)
+            if not self._retention.is_new(record.step):
+                self._tidy(folder)
             best = record.metadata.get("best_step")
-            apply_retention(
-                self._checkpoints,
-                current=record.step,
-                keep_last=self.keep_last,
-                best=[] if best is None else [best],
-            )
+            self._retention.completed(record.step, [] if best is None else [best])
         except MaestroError as error:
             self._error = error
         except Exception as error:  # any error is raised by the next `save` or `wait`
@@ -155,6 +150,9 @@ class Saver:
 
     def _name(self, rank: int) -> PartName:
         return PartName(rank, self.attempt, self._session, self._saves)
+
+    def _note(self, rank: int) -> str:
+        return f"checkpoint-part/{self._name(rank).file('json')}"
 
     def _write_part(self, folder: Storage, snapshot: Snapshot) -> CheckpointPart:
         from safetensors.torch import save_file
@@ -167,17 +165,18 @@ class Saver:
         return CheckpointPart(rank=self.mesh.rank, file=file, bytes=size, sha256=digest, slices=snapshot.slices)
 
     def _other_parts(self, folder: Storage) -> list[CheckpointPart]:
-        """Wait for the notes of ranks 1, 2, ... of this save."""
+        """Wait for the notes of ranks 1, 2, ...: each tells what part it has written in this save."""
         missing = set(range(1, self.mesh.world))
         parts: dict[int, CheckpointPart] = {}
+        notes: Any = _notes() if missing else None
         deadline = time.monotonic() + self.timeout_s
         pause, longest = _POLL_S
         while missing:
-            files = set(folder.list())
             for rank in sorted(missing):
-                note = self._name(rank).file("json")
-                if note in files:
-                    parts[rank] = CheckpointPart.model_validate_json(folder.read(note))
+                note = self._note(rank)
+                if notes.check([note]):
+                    parts[rank] = CheckpointPart.model_validate_json(notes.get(note))
+                    notes.delete_key(note)
             missing -= parts.keys()
             if missing and time.monotonic() > deadline:
                 ranks = ", ".join(str(rank) for rank in sorted(missing)[:8]) + (", ..." if len(missing) > 8 else "")
@@ -191,15 +190,16 @@ class Saver:
         return [parts[rank] for rank in sorted(parts)]
 
     def _tidy(self, folder: Storage) -> None:
-        """Remove the notes of this save, and parts of earlier saves of the same step."""
+        """Remove the files of earlier saves of the same step."""
+        earlier = []
         for file in folder.list():
             name = PartName.parse(file)
             if name is None or name.attempt > self.attempt:
                 continue
             of_this_session = name.attempt == self.attempt and name.session == self._session
-            note = of_this_session and name.save == self._saves and file.endswith(".json")
-            if note or not of_this_session or name.save < self._saves:
-                folder.remove(file)
+            if not of_this_session or name.save < self._saves:
+                earlier.append(file)
+        folder.remove_many(earlier)
 
 
 def take_snapshot(engine: Engine, *, with_buffers: bool) -> Snapshot:
@@ -214,6 +214,13 @@ def take_snapshot(engine: Engine, *, with_buffers: bool) -> Snapshot:
         for name, buffer in buffers(engine).items():
             tensors[tensor_name(name, BUFFER)] = buffer.detach().to("cpu", copy=True)
     return Snapshot(tensors, slices)
+
+
+def _notes() -> Any:
+    """Where ranks leave notes for rank 0: the store in which the process group was formed. It costs no request."""
+    import torch.distributed as dist
+
+    return dist.distributed_c10d._get_default_store()
 
 
 def _agree_on_session(mesh: Mesh) -> int:

@@ -49,6 +49,24 @@ class RunConfig(Section):
     timeout_s: Annotated[PositiveInt, Execution()] = 300
     """Time limit of a collective operation, in seconds. A worker that hangs longer ends the run with an error. Raise it
     for large models on slow networks."""
+    storage_patience_s: Annotated[PositiveInt, Execution()] = 300
+    """How long a failed request to remote storage is repeated before the run fails, in seconds. Raise it to outlive
+    longer outages. Where workers wait for one another, at most four fifths of `run.timeout_s` are used."""
+
+
+class S3Config(Section):
+    """How S3 is reached. Keys and secrets come from the environment only."""
+
+    endpoint_url: Text | None = None
+    """URL of an S3-compatible server; by default AWS_ENDPOINT_URL, or AWS itself."""
+    region: Text | None = None
+    """Region of the buckets; by default AWS_DEFAULT_REGION or AWS_REGION, or that of the profile."""
+    profile: Text | None = None
+    """Profile in the shared files of AWS (`~/.aws`) that has the credentials; by default AWS_PROFILE."""
+    anonymous: bool = False
+    """Send requests without credentials, for public buckets."""
+    client: Literal["s3fs", "obstore"] = "s3fs"
+    """Library that sends the requests. obstore moves large objects faster, and has to be installed."""
 
 
 class MeshConfig(Section):
@@ -197,6 +215,8 @@ class Config(Section):
 
     run: RunConfig = RunConfig()
     """Name, storage and processes of the run."""
+    s3: Annotated[S3Config, Execution()] = S3Config()
+    """How S3 is reached, if data or runs are there."""
     mesh: Annotated[MeshConfig, Execution()] = MeshConfig()
     """The grid of ranks."""
     data: DataConfig = DataConfig()

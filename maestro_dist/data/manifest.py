@@ -235,8 +235,8 @@ def _hint(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'? It has {listed}" if near else f"; it has {listed}"
 
 
-def load_manifest(url: str) -> Manifest:
-    """Read `manifest.json` below `url` (a folder or an fsspec URL).
+def load_manifest(url: str, *, expected: bool = False) -> Manifest:
+    """Read `manifest.json` below `url` (a folder or an fsspec URL). `expected`: it is known to exist.
 
     Raises:
         DataError: it is missing, not JSON, of another format, or inconsistent; the message names the file.
@@ -245,7 +245,7 @@ def load_manifest(url: str) -> Manifest:
     storage = Storage(url)
     name = storage.name(MANIFEST_NAME)
     try:
-        raw = json.loads(storage.read(MANIFEST_NAME))
+        raw = json.loads(storage.read(MANIFEST_NAME, expected=expected))
     except ObjectMissing as error:
         raise DataError(f"{name}: no manifest there; pack the data set first, or correct data.url") from error
     except ValueError as error:

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from maestro_dist.config.schema import DataConfig
+from maestro_dist.data.index_copies import index_of
 from maestro_dist.data.manifest import Shard
 from maestro_dist.data.shard_cache import FileIdentity, Heartbeat, file_identity, local_shard
-from maestro_dist.data.shard_index import HEADER, load_index
+from maestro_dist.data.shard_index import HEADER
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import StorageError
 
@@ -91,7 +92,7 @@ class OpenShards:
             return opened
         shard = self._shards[position]
         self._heartbeat(f"opening {self._storage.name(shard.path)}")
-        index = load_index(self._storage, shard)
+        index = index_of(self._storage, shard, self._config.cache)
         offsets, sizes = index.columns(self._members)
         dtype = np.min_scalar_type(shard.bytes)  # 4 bytes per number instead of 8, for shards below 4 GiB
         opened = OpenShard(

@@ -24,6 +24,7 @@ from maestro_dist.data.manifest import MANIFEST_NAME, Manifest, ManifestSplit, S
 from maestro_dist.data.moments import RunningMoments
 from maestro_dist.data.plain_values import short_repr, type_name, whole_number
 from maestro_dist.data.sample_checks import RawSample, SampleChecker
+from maestro_dist.data.shard_checks import file_sizes
 from maestro_dist.data.shard_index import META, index_tar, member_name
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import DataError, StorageError
@@ -104,9 +105,7 @@ def open_for_packing(url: str, *, overwrite: bool) -> Storage:
         check_nothing_packed(url)
     elif storage.exists(MANIFEST_NAME):
         storage.remove(MANIFEST_NAME)  # first: shards without a manifest are not a data set
-        for name in storage.list():
-            if _SHARD.fullmatch(name):
-                storage.remove(name)
+        storage.remove_many([name for name in storage.list() if _SHARD.fullmatch(name)])
     return storage
 
 
@@ -122,12 +121,13 @@ def check_nothing_packed(url: str) -> None:
 
 def _check_complete(storage: Storage, manifest: Manifest) -> None:
     """Raise `DataError` if another process packed to the same place, failed, and removed a shard of this one."""
-    for split in manifest.splits.values():
-        for shard in split.shards:
-            if not storage.exists(shard.path) or not storage.exists(shard.index):
-                raise DataError(
-                    f"{storage.name(shard.path)} has vanished: another process packs to this place; pack again alone"
-                )
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    found = file_sizes(storage, [path for shard in shards for path in (shard.path, shard.index)])
+    for shard in shards:
+        if shard.path not in found or shard.index not in found:
+            raise DataError(
+                f"{storage.name(shard.path)} has vanished: another process packs to this place; pack again alone"
+            )
 
 
 def write_manifest(storage: Storage, manifest: Manifest) -> None:
@@ -164,8 +164,7 @@ class SplitWriter:
         with suppress(StorageError):
             if self.storage.exists(MANIFEST_NAME):
                 return  # another process has packed here in the meantime: the shards belong to it
-            for path in self._written:
-                self.storage.remove(path)
+            self.storage.remove_many(self._written)
 
     def add(self, key: str, label: float, meta: bytes, members: dict[str, bytes]) -> None:
         """Write a sample: its json `meta`, and its other members by name.

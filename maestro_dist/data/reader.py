@@ -12,13 +12,14 @@ from maestro_dist.config.learning import AugmentConfig
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.augment import augment
 from maestro_dist.data.collate import collate
+from maestro_dist.data.index_copies import index_of
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.missing import drop_modalities
 from maestro_dist.data.mixup import Mixing, mix
 from maestro_dist.data.open_shards import OpenShard, OpenShards
 from maestro_dist.data.sample import BadSample, DecodedSample, SampleFormat, decode_meta, decode_sample
 from maestro_dist.data.shard_cache import Heartbeat
-from maestro_dist.data.shard_index import HEADER, META, load_index, member_name
+from maestro_dist.data.shard_index import HEADER, META, member_name
 from maestro_dist.data.storage import Storage
 from maestro_dist.data.window_arrays import WindowArrays
 from maestro_dist.types import Batch, Modality
@@ -93,7 +94,8 @@ class SplitReader:
         self.starts = np.cumsum([0] + [shard.samples for shard in shards])
         self.members = [META] + [member_name(m.name, symbols=source.symbols) for m in source.modalities]
         self._heartbeat = heartbeat
-        self._shards = OpenShards(Storage(source.url), shards, self.members, source.config, heartbeat)
+        storage = Storage(source.url, heartbeat=heartbeat)
+        self._shards = OpenShards(storage, shards, self.members, source.config, heartbeat)
 
     def close(self) -> None:
         """Close all files."""
@@ -292,5 +294,5 @@ def presence(source: SplitSource) -> np.ndarray:
     """bool [N, M]: which sample of a split has which modality. Only the indexes are read."""
     storage, shards = Storage(source.url), source.manifest.split(source.split).shards
     names = [member_name(modality.name, symbols=source.symbols) for modality in source.modalities]
-    parts = [load_index(storage, shard).columns(names)[1] > 0 for shard in shards]
+    parts = [index_of(storage, shard, source.config.cache).columns(names)[1] > 0 for shard in shards]
     return np.concatenate(parts)

@@ -22,8 +22,11 @@ from typing import Any
 import numpy as np
 
 from maestro_dist import errors
+from maestro_dist.data.index_copies import oldest_copy, use_copies_since
 from maestro_dist.data.reader import Request, SplitReader, SplitSource
 from maestro_dist.data.shard_cache import Heartbeat
+from maestro_dist.data.storage.request_counts import RequestCounts, add_counts, request_counts
+from maestro_dist.data.storage.settings import configure, storage_settings
 from maestro_dist.errors import MaestroError, ReaderError
 from maestro_dist.system.logging_setup import configure_logging
 from maestro_dist.types import Batch
@@ -79,7 +82,7 @@ class ReaderProcess:
             ReaderError: the process has ended.
         """
         if self._source is not None:  # not in __init__: sending a large source blocks until the process reads
-            self._send(self._source)
+            self._send((storage_settings(), oldest_copy(), self._source))
             self._source = None
         self._send(request)
         try:
@@ -88,9 +91,12 @@ class ReaderProcess:
                 if kind == "batch":
                     batch: Batch = content.map(partial(_receive, self._connection.fileno()))
                     return batch
-                if kind != "doing":
+                if kind == "requests":
+                    add_counts(RequestCounts.from_list(content))
+                elif kind == "doing":
+                    self._heartbeat(content)
+                else:
                     break
-                self._heartbeat(content)
         except (EOFError, OSError) as error:
             raise ReaderError(self._exit_message()) from error
         if kind == "other":
@@ -131,7 +137,10 @@ def serve(file: int, parent: int) -> None:
     """Main function of the process: answer requests on the socket `file` until process `parent` closes it."""
     configure_logging()
     with suppress(EOFError, OSError), Connection(file) as connection:
-        source: SplitSource = connection.recv()
+        settings, oldest, source = connection.recv()
+        configure(settings)
+        use_copies_since(oldest)
+        told = RequestCounts()
         heartbeats = _HeartbeatThread(connection, parent)
         reader: SplitReader | None = None
         while True:
@@ -147,7 +156,11 @@ def serve(file: int, parent: int) -> None:
                 answer = "ReaderError", "a reader has no memory left"
             except Exception:
                 answer = "other", traceback.format_exc()
+            counts = request_counts()
             with heartbeats.sending:
+                if counts != told:
+                    connection.send(("requests", (counts - told).as_list()))
+                    told = counts
                 connection.send(answer)
                 for array in arrays:
                     _send(file, array)

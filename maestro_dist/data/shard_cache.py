@@ -6,13 +6,14 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 from maestro_dist.data.manifest import Shard
 from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.data.storage.retry import Heartbeat
 from maestro_dist.data.user_folders import user_folder
 from maestro_dist.errors import DataError, StorageError
 
@@ -20,9 +21,6 @@ _TRIES = 2  # downloads of a shard: a broken connection is not always reported a
 _POLL_S = 0.2
 _PIECE = 16 << 20  # bytes that are hashed between two heartbeats
 _STALLED_S = 240.0  # how long another process may download without any progress
-
-Heartbeat = Callable[[str], None]
-"""Called with the current activity of a reader; each call shows that the reader is alive."""
 
 FileIdentity = tuple[int, int, int, int]
 """Device, inode, size and modification time: they change when a file is replaced or written."""
@@ -67,7 +65,8 @@ def local_shard(
                 if _problem(target, shard, verify, heartbeat):
                     _fetch(storage, shard, target, verify, heartbeat)
     except ObjectMissing as error:
-        raise DataError(f"{storage.name(shard.path)}: the shard is missing; pack the data set again") from error
+        name = storage.name(shard.path)
+        raise DataError(f"{name}: the shard is missing{error.asked}; pack the data set again") from error
     except (OSError, RuntimeError) as error:  # RuntimeError: the home folder is unknown
         what = f"cannot use the shard cache {target or cache or 'in the home or temporary folder'}"
         reason = getattr(error, "strerror", None) or error
@@ -78,12 +77,20 @@ def local_shard(
 def _fetch(storage: Storage, shard: Shard, target: Path, verify: str, heartbeat: Heartbeat) -> None:
     """Download to a part file and rename it once it is verified. The caller holds the lock."""
     name, part = storage.name(shard.path), target.with_suffix(".part")
+
+    def alive(what: str) -> None:
+        heartbeat(what)
+        with suppress(OSError):
+            os.utime(part)  # for processes that wait for this download
+
     try:
         for _ in range(_TRIES):
-            storage.download(
+            storage.with_heartbeat(alive).download(
                 shard.path,
                 part,
-                lambda done, size: heartbeat(f"downloading {name}, {_progress(done, size)}"),
+                lambda done, size: alive(f"downloading {name}, {_progress(done, size)}"),
+                size=shard.bytes,
+                expected=True,
             )
             problem = _problem(part, shard, verify, heartbeat)
             if not problem:
@@ -133,19 +140,19 @@ def _progress(done: int, size: int) -> str:
 
 @contextmanager
 def _locked(target: Path, heartbeat: Heartbeat) -> Iterator[None]:
-    """The lock for downloading `target`. Waits for another process as long as its part file grows."""
+    """The lock for downloading `target`. Waits for another process as long as it grows or touches its part file."""
     with target.with_suffix(".lock").open("w") as file:
-        waited, last_size = 0.0, -2  # -1: no part file yet
+        waited, last_state = 0.0, (-2, 0)
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases it when a process dies
                 break
             except BlockingIOError:
                 pass
-            size = _size(target.with_suffix(".part"))
-            if size != last_size:
-                waited, last_size = 0.0, size
-                heartbeat(f"waiting for another process that downloads {target}, {max(size, 0) >> 20:,} MiB so far")
+            state = _size_and_time(target.with_suffix(".part"))
+            if state != last_state:
+                waited, last_state = 0.0, state
+                heartbeat(f"waiting for another process that downloads {target}, {max(state[0], 0) >> 20:,} MiB so far")
             if waited >= _STALLED_S:
                 raise StorageError(
                     f"{target}: another process downloads this shard and has made no progress for {waited:.0f} s; "
@@ -156,8 +163,9 @@ def _locked(target: Path, heartbeat: Heartbeat) -> Iterator[None]:
         yield
 
 
-def _size(path: Path) -> int:
+def _size_and_time(path: Path) -> tuple[int, int]:
     try:
-        return path.stat().st_size
+        status = path.stat()
     except OSError:
-        return -1
+        return -1, 0  # there is no part file yet
+    return status.st_size, status.st_mtime_ns

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 
-from maestro_dist.data.manifest import Manifest, Shard
-from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.data.manifest import Manifest
+from maestro_dist.data.storage import Storage
 from maestro_dist.errors import DataError
-
-_THREADS = 16
 
 
 def has_shards(url: str, manifest: Manifest, splits: Sequence[str]) -> bool:
@@ -23,27 +20,31 @@ def has_shards(url: str, manifest: Manifest, splits: Sequence[str]) -> bool:
 
 
 def check_shards(url: str, manifest: Manifest, splits: Sequence[str]) -> None:
-    """Compare the size of each shard of these splits with the manifest. No shard is read.
+    """Compare the size of each shard of these splits with the manifest. Folders are listed; no shard is read.
 
     Raises:
         ConfigError: a split does not exist, or is empty.
         DataError: a shard or an index is missing, or a shard has another size.
     """
     storage = Storage(url)
-
-    def check(shard: Shard) -> None:
-        try:
-            found = storage.size(shard.path)
-            storage.size(shard.index)
-        except ObjectMissing as error:
-            raise DataError(f"{error}, but the manifest names it; copy the data set again") from error
-        if found != shard.bytes:
+    shards = [shard for name in splits for shard in manifest.split(name).shards]
+    sizes = file_sizes(storage, [path for shard in shards for path in (shard.path, shard.index)])
+    for shard in shards:
+        for path in (shard.path, shard.index):
+            if path not in sizes:
+                raise DataError(
+                    f"{storage.name(path)}: no such file, but the manifest names it; copy the data set again"
+                )
+        if sizes[shard.path] != shard.bytes:
             raise DataError(
-                f"{storage.name(shard.path)}: {found:,} bytes, the manifest says {shard.bytes:,}: "
+                f"{storage.name(shard.path)}: {sizes[shard.path]:,} bytes, the manifest says {shard.bytes:,}: "
                 "the shard was cut or replaced; copy it again"
             )
 
-    shards = [shard for name in splits for shard in manifest.split(name).shards]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for _ in pool.map(check, shards):
-            pass
+
+def file_sizes(storage: Storage, paths: Iterable[str]) -> dict[str, int]:
+    """Sizes in bytes of those of these files that exist. Each of their folders is listed once."""
+    wanted = set(paths)
+    folders = {path.rpartition("/")[0] for path in wanted}
+    found = {f"{folder}/{name}".lstrip("/"): size for folder in folders for name, size in storage.sizes(folder).items()}
+    return {path: size for path, size in found.items() if path in wanted}

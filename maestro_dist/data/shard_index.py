@@ -76,15 +76,27 @@ def load_index(storage: Storage, shard: Shard) -> ShardIndex:
     """
     name = storage.name(shard.index)
     try:
-        raw = json.loads(storage.read(shard.index))
+        data = storage.read(shard.index, expected=True)
+    except ObjectMissing as error:
+        what = f"the index of shard {shard.path} is missing"
+        raise DataError(f"{name}: {what}{error.asked}; pack the data set again") from error
+    return parse_index(data, shard, name)
+
+
+def parse_index(data: bytes, shard: Shard, name: str) -> ShardIndex:
+    """Parse and check the bytes of a shard's index, which has this name.
+
+    Raises:
+        DataError: they are not JSON, of another format, or do not fit the shard.
+    """
+    try:
+        raw = json.loads(data)
         if raw["format"] != FORMAT:
             raise DataError(f"{name}: format {raw['format']!r} is not {FORMAT!r}; pack the data set again")
         keys, members = [str(key) for key in raw["keys"]], [str(member) for member in raw["members"]]
         shape = (len(keys), len(members))
         offsets = np.array(raw["offsets"], dtype=np.int64).reshape(shape)
         sizes = np.array(raw["sizes"], dtype=np.int64).reshape(shape)
-    except ObjectMissing as error:
-        raise DataError(f"{name}: the index of shard {shard.path} is missing; pack the data set again") from error
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DataError(f"{name}: damaged index ({type(error).__name__}: {error}); pack the data set again") from error
     if len(keys) != shard.samples:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from maestro_dist.callbacks.final_test import RESULT_FILE
 from maestro_dist.config.check import check_modalities
@@ -11,10 +13,12 @@ from maestro_dist.config.paths import with_absolute_paths
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.storage import Storage, redact
+from maestro_dist.data.storage.request_counts import request_counts
+from maestro_dist.data.storage.settings import configure
 from maestro_dist.errors import ConfigError
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.run.lease import Lease
-from maestro_dist.run.record import RUN_FILE, RunRecord, begin, finished, is_finished, write
+from maestro_dist.run.record import RunRecord, begin, check_same, is_finished, read, write
 from maestro_dist.system.terminal import interruptible, shielded
 from maestro_dist.training.job import Job
 from maestro_dist.training.process import environment
@@ -29,26 +33,40 @@ def launch(config: Config) -> int:
     config = with_absolute_paths(config)
     for name, value in environment(config).items():
         os.environ.setdefault(name, value)  # an inline run trains in this process
+    configure(config)
     run = Storage(config.run.storage).join(config.run.name)
-    with interruptible():
-        if config.run.launcher == "ray" and not is_finished(run):
+    with interruptible(), _requests_logged():
+        found = read(run)
+        if config.run.launcher == "ray" and not is_finished(found):
             from maestro_dist.run.ray_cluster import check_cluster
 
             check_cluster()  # takes seconds; before packing
-        manifest, _ = prepare_data(config, begun=run.exists(RUN_FILE))
+        manifest, _ = prepare_data(config, begun=found is not None)
         print_start(config, manifest)
-        record = finished(config, manifest, run)  # before the lease, which needs write access
-        if record:
-            return _print_finished(config, run, record)
+        if found is not None and is_finished(found):  # before the lease, which needs write access
+            check_same(config, manifest, found)
+            return _print_finished(config, run, found)
         lease: Lease | None = None
         try:
             with shielded():  # interrupted here, the lease would never be released
                 lease = Lease(run.url)
-            return _run(config, manifest, run, lease)
+            return _run(config, manifest, run, lease, new=found is None)
         finally:
             if lease is not None:
                 with shielded():
                     lease.release()
+
+
+@contextmanager
+def _requests_logged() -> Iterator[None]:
+    """Log the requests to remote storage at the end: those of this process, its readers and its workers."""
+    before = request_counts()
+    try:
+        yield
+    finally:
+        counts = request_counts() - before
+        if counts.total:
+            _LOG.info("storage: %s", counts)
 
 
 def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> tuple[Manifest, bool]:
@@ -100,7 +118,7 @@ def _print_finished(config: Config, run: Storage, record: RunRecord) -> int:
     return 0
 
 
-def _run(config: Config, manifest: Manifest, run: Storage, lease: Lease) -> int:
+def _run(config: Config, manifest: Manifest, run: Storage, lease: Lease, *, new: bool) -> int:
     from maestro_dist.run.summary import print_end
     from maestro_dist.tracking.run import close_run
 
@@ -111,7 +129,8 @@ def _run(config: Config, manifest: Manifest, run: Storage, lease: Lease) -> int:
             record = begin(config, manifest, run)
         if record.status == "finished":  # by another driver, which has just released the lease
             return _print_finished(config, run, record)
-        if not run.exists(RESULT_FILE):  # it exists if a driver died after the end of training
+        # a result exists if an earlier driver died after the end of training
+        if new or not run.exists(RESULT_FILE):
             (_inline if config.run.launcher == "inline" else _ray)(config, _job(config, run, lease, record))
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):
@@ -121,8 +140,7 @@ def _run(config: Config, manifest: Manifest, run: Storage, lease: Lease) -> int:
         if record is not None and record.status != "finished":
             with shielded():
                 close_run(record.tracking_uri, str(record.mlflow_run), status)
-    lease.fence.check()
-    write(run, record.model_copy(update={"status": "finished"}))
+    write(run, record.model_copy(update={"status": "finished"}), lease.fence.check)
     print_end(config, run, record)
     return 0
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from maestro_dist.config.schema import Config
+from maestro_dist.data.storage.request_counts import RequestCounts, add_counts, request_counts
 from maestro_dist.errors import RunError
 from maestro_dist.parallel.failure import Report, leave_groups, report_of, root_cause
 from maestro_dist.run.ray_cluster import Head, cluster, lacks, prepare_environment, train_folder
@@ -57,6 +58,7 @@ def train(config: Config, job: Job) -> None:
             failure = error
         except ray.exceptions.RayError as error:
             raise RunError(f"Ray gave up: {_text(error)}") from error
+        add_counts(RequestCounts.from_list(_answer(console.requests)))
         reports: list[Report] = _answer(console.reports)
         death = _death_message(failure)
         if reports and not (death and all(report.lost for report in reports)):
@@ -175,7 +177,12 @@ def _work(settings: dict[str, Any]) -> None:
         if report.lost:
             time.sleep(_LOST_DELAY_S)
 
-    run_worker(Job(**settings["job"]), failed)
+    before = request_counts()
+    try:
+        run_worker(Job(**settings["job"]), failed)
+    finally:
+        with suppress(ray.exceptions.RayError):
+            ray.get(console.count.remote((request_counts() - before).as_list()), timeout=_REPORT_S)
 
 
 class _Console:
@@ -188,6 +195,7 @@ class _Console:
         self._begun = 0
         self._reports: list[Report] = []
         self._final: Report | None = None
+        self._requests = RequestCounts()
 
     def say(self, logger: str, level: int, text: str) -> None:
         self._lines.append((logger, level, text))
@@ -195,6 +203,14 @@ class _Console:
     def drain(self) -> list[tuple[str, int, str]]:
         lines, self._lines = self._lines, []
         return lines
+
+    def count(self, requests: list[int]) -> None:
+        """Add the storage requests of a worker, as a list of `RequestCounts`."""
+        self._requests += RequestCounts.from_list(requests)
+
+    def requests(self) -> list[int]:
+        """The storage requests of all workers so far."""
+        return self._requests.as_list()
 
     def begin(self, group: str) -> bool:
         """A worker of this group starts. Returns whether there is work left."""

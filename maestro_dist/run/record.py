@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -53,7 +54,7 @@ def begin(config: Config, manifest: Manifest, run: Storage) -> RunRecord:
             new, and a model in `run.init_from` or `task.teachers` does not fit.
         RunError: the run was started on other data, the record is damaged, or a new run finds no tracking server.
     """
-    record = _read(run)
+    record = read(run)
     if record is None:
         start = check_pretrained(config, manifest)
         check_teachers(config, manifest)
@@ -62,29 +63,17 @@ def begin(config: Config, manifest: Manifest, run: Storage) -> RunRecord:
         )
         write(run, record)
         run.write(f"{DATA_FOLDER}/{MANIFEST_NAME}", manifest.model_dump_json(indent=1).encode())
-    _check_same(config, manifest, record)
+    check_same(config, manifest, record)
     return record if record.status == "finished" else _tracked(config, run, record)
 
 
-def is_finished(run: Storage) -> bool:
-    """Whether the run's record says that it is finished."""
-    record = _read(run)
-    return record is not None and record.status == "finished"
+def is_finished(found: RunRecord | None) -> bool:
+    """Whether the record, if there is one, says that the run is finished."""
+    return found is not None and found.status == "finished"
 
 
-def finished(config: Config, manifest: Manifest, run: Storage) -> RunRecord | None:
-    """The record of a finished run; None if the run is not finished. Writes nothing.
-
-    Raises the errors of `begin` if configuration or data differ from the run's.
-    """
-    record = _read(run)
-    if record is None or record.status != "finished":
-        return None
-    _check_same(config, manifest, record)
-    return record
-
-
-def _check_same(config: Config, manifest: Manifest, record: RunRecord) -> None:
+def check_same(config: Config, manifest: Manifest, record: RunRecord) -> None:
+    """Raise ConfigError or RunError if the configuration or the data are not those with which the run was started."""
     if record.data != manifest.fingerprint():
         raise RunError(
             f"run {config.run.name!r} was started on other data than {redact(config.data.url)} contains now; "
@@ -94,12 +83,13 @@ def _check_same(config: Config, manifest: Manifest, record: RunRecord) -> None:
     check_resume(config, record.identity, without_effect=["data.lanes"] if one_lane else [])
 
 
-def write(run: Storage, record: RunRecord) -> None:
-    """Write the record."""
-    run.write(RUN_FILE, record.model_dump_json(indent=1).encode())
+def write(run: Storage, record: RunRecord, guard: Callable[[], None] = lambda: None) -> None:
+    """Write the record. `guard` raises if this driver no longer holds the run."""
+    run.write(RUN_FILE, record.model_dump_json(indent=1).encode(), guard=guard)
 
 
-def _read(run: Storage) -> RunRecord | None:
+def read(run: Storage) -> RunRecord | None:
+    """The run's record; None if the run is new. Raises RunError if it is damaged."""
     try:
         return RunRecord.model_validate_json(run.read(RUN_FILE))
     except ObjectMissing:

@@ -45,7 +45,7 @@ def build(config: Config, manifest: Manifest | None = None, mesh: Mesh | None = 
     """
     from maestro_dist.model import Maestro, PretrainModel
 
-    manifest = manifest or load_manifest(config.data.url)
+    manifest = manifest or load_manifest(config.data.url, expected=True)
     modalities = manifest.select(config.data.modalities)
     task = build_task(config, manifest)
     groups: list[Group] = []

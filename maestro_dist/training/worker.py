@@ -17,6 +17,7 @@ from maestro_dist.config.load import parse
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.storage import Storage, redact
+from maestro_dist.data.storage.settings import configure
 from maestro_dist.data.user_folders import user_folder
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.training.builder import assemble
@@ -61,7 +62,8 @@ def _train(job: Job, stack: ExitStack, listeners: list[Callable[[Exception], Non
     from maestro_dist.training.pretrained_weights import load_pretrained
     from maestro_dist.training.teachers import teacher_predictions
 
-    config = _with_reader_timeout(parse(job.config, "the driver's configuration"))
+    config = _within_time_limit(parse(job.config, "the driver's configuration"))
+    configure(config)
     prepare_process(config)
     mesh = build_mesh(config.mesh, world=dist.get_world_size(), rank=dist.get_rank())
     found = _broadcast_checkpoint(newest(job.run_url) if mesh.rank == 0 else None, job.run_url)
@@ -88,7 +90,14 @@ def _train(job: Job, stack: ExitStack, listeners: list[Callable[[Exception], Non
         if computed and mesh.rank == 0:
             count = f"{len(targets):,}"
             _LOG.info("learns from %d teachers: predictions for %s training samples", len(config.task.teachers), count)
-    saver = Saver(job.run_url, mesh, attempt=job.attempt, keep_last=config.checkpoint.keep_last)
+    patience_s = config.run.storage_patience_s  # another rank may wait as long before it has written its part
+    saver = Saver(
+        job.run_url,
+        mesh,
+        attempt=job.attempt,
+        keep_last=config.checkpoint.keep_last,
+        timeout_s=600.0 + patience_s,
+    )
     if mesh.rank == 0:
         for line in stream.warnings():
             _LOG.warning("%s", line)
@@ -103,10 +112,14 @@ def _train(job: Job, stack: ExitStack, listeners: list[Callable[[Exception], Non
     fit(state, stream.batches, callbacks)
 
 
-def _with_reader_timeout(config: Config) -> Config:
-    """A reader gives up before the collectives of other ranks time out, so that the error names the reader."""
-    limit = max(1, min(config.data.timeout_s, config.run.timeout_s * 4 // 5))
-    return config.model_copy(update={"data": config.data.model_copy(update={"timeout_s": limit})})
+def _within_time_limit(config: Config) -> Config:
+    """A rank gives up before the collectives of other ranks time out, so that the error names what it waited for."""
+    data, run = config.data, config.run
+    limit = max(1, run.timeout_s * 4 // 5)
+    data = data.model_copy(update={"timeout_s": min(data.timeout_s, limit)})
+    if run.workers > 1:
+        run = run.model_copy(update={"storage_patience_s": min(run.storage_patience_s, limit)})
+    return config.model_copy(update={"data": data, "run": run})
 
 
 def _close_log(log: MetricLog) -> None:

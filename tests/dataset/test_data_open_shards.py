@@ -50,7 +50,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         call = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, **k: (count.update([name]), call(*a, **k))[1])
 
-    counting(open_shards, "load_index")
+    counting(open_shards, "index_of")
     counting(shard_cache, "_sha256")
     return count
 
@@ -74,12 +74,12 @@ def test_an_index_is_loaded_and_a_shard_verified_once(
     monkeypatch.setattr(open_shards, "_INDEX_BYTES", 0)
     monkeypatch.setattr(open_shards, "_files_allowed", lambda: 8)
     assert len(list(stream(many, shuffle_shards=window).batches(0, SHARDS))) == 13
-    assert counted == {"load_index": SHARDS, "_sha256": SHARDS}
+    assert counted == {"index_of": SHARDS, "_sha256": SHARDS}
 
 
 def test_indexes_stay_for_the_next_epoch_where_there_is_room(many: str, counted: Counter[str]) -> None:
     assert len(list(stream(many, 50).batches(0, 3 * SHARDS))) == 9
-    assert counted["load_index"] == SHARDS
+    assert counted["index_of"] == SHARDS
 
 
 def test_indexes_and_files_are_bounded(many: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,9 +172,9 @@ def test_an_index_with_numbers_beyond_32_bits(packed: str, monkeypatch: pytest.M
     """Offsets and sizes keep 4 bytes each only where that is enough."""
     manifest = load_manifest(packed)
     shard, size = manifest.splits["train"].shards[0], 5 << 30
-    index = open_shards.load_index(open_shards.Storage(packed), shard)
+    index = open_shards.index_of(open_shards.Storage(packed), shard, None)
     index.offsets[0, 0], index.sizes[0, 0] = size - 3_000_000_000, 2_999_999_999
-    monkeypatch.setattr(open_shards, "load_index", lambda *_: index)
+    monkeypatch.setattr(open_shards, "index_of", lambda *_: index)
     monkeypatch.setattr(open_shards, "local_shard", lambda *_: Path(packed, shard.path))
     entry = shard.model_copy(update={"bytes": size})
     opened = open_shards.OpenShards(

@@ -28,8 +28,15 @@ def test_it_names_all_files_and_no_others() -> None:
     table = "".join(line for line in TEXT.splitlines() if line.startswith("| `"))
     named = set(re.findall(r"`(\w+\.py|\w+/)`", table))
     files = {path.name for path in FOLDER.glob("*.py")} - {"__init__.py"}
-    assert named == files | {"converters/"}
+    assert named == files | {"converters/", "storage/"}
     assert len(TEXT.splitlines()) < 150
+
+
+def test_the_readme_of_storage_names_all_files_and_no_others() -> None:
+    text = (FOLDER / "storage" / "README.md").read_text()
+    table = "".join(line for line in text.splitlines() if line.startswith("| `"))
+    files = {path.name for path in (FOLDER / "storage").glob("*.py")} - {"__init__.py"}
+    assert set(re.findall(r"`(\w+\.py)`", table)) == files
 
 
 def test_what_it_shows_works(

@@ -62,7 +62,7 @@ def test_a_copy_that_is_there_needs_no_right_to_write(
 def test_a_full_disk_gets_its_room_back(
     remote: tuple[Storage, Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Storage, path: str, target: Path, tell: Any) -> None:
+    def full(self: Storage, path: str, target: Path, tell: Any, **_: Any) -> None:
         target.write_bytes(b"x" * 100)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -78,8 +78,8 @@ def test_a_download_that_is_not_the_shard_is_tried_once_more(
 ) -> None:
     really, calls = Storage.download, []
 
-    def download(self: Storage, path: str, target: Path, tell: Any) -> None:
-        really(self, path, target, tell)
+    def download(self: Storage, path: str, target: Path, tell: Any, **known: Any) -> None:
+        really(self, path, target, tell, **known)
         calls.append(path)
         if len(calls) <= cut:
             os.truncate(target, 1000)

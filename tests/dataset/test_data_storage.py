@@ -13,9 +13,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from tiny import source_of
 
 from maestro_dist.config.schema import DataConfig
-from maestro_dist.data import storage as module
 from maestro_dist.data.manifest import load_manifest
-from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.data.storage import ObjectMissing, Storage, retry
+from maestro_dist.data.storage import store as store_module
+from maestro_dist.data.storage.settings import StorageSettings, configure
 from maestro_dist.data.stream import DataRank, evaluation_batches
 from maestro_dist.errors import StorageError
 from maestro_dist.parallel.failure import report_of
@@ -57,7 +58,7 @@ class FlakyFileSystem(MemoryFileSystem):
 @pytest.fixture
 def flaky(monkeypatch: pytest.MonkeyPatch) -> type[FlakyFileSystem]:
     fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
-    monkeypatch.setattr(module, "_FIRST_DELAY_S", 0.0)
+    monkeypatch.setattr(retry, "_FIRST_DELAY_S", 0.0)
     FlakyFileSystem.failures, FlakyFileSystem.after = 0, False
     return FlakyFileSystem
 
@@ -151,11 +152,11 @@ def test_a_create_whose_answer_is_lost_is_still_ours(flaky: type[FlakyFileSystem
 
 
 def test_lasting_failures_name_the_url_and_no_secret(flaky: type[FlakyFileSystem]) -> None:
-    flaky.failures = 100
+    flaky.failures = 10**9
     with pytest.raises(
         StorageError, match=r"cannot read flaky://b/x: connection lost at http://host/x \(after"
     ) as caught:
-        Storage("flaky://user:secret@b").read("x")
+        Storage("flaky://user:secret@b", patience_s=0.05).read("x")
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -209,7 +210,7 @@ def test_a_range_that_comes_short_is_asked_for_again(
 ) -> None:
     store, lost, told = Storage(f"flaky://{uuid.uuid4()}"), [1, 7], []
     store.write("x", b"0123456789" * 10)
-    monkeypatch.setattr(module, "_RANGE", 40)
+    monkeypatch.setattr(store_module, "_RANGE", 40)
     read = flaky.cat_file
     monkeypatch.setattr(flaky, "cat_file", lambda *a, **k: read(*a, **k)[: -lost.pop() if lost else None])
     store.download("x", tmp_path / "copy", lambda *there: told.append(there))
@@ -220,7 +221,7 @@ def test_a_range_that_comes_short_is_asked_for_again(
 def test_an_outage_while_a_data_set_is_read_is_worth_another_start(
     packed: str, flaky: type[FlakyFileSystem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_ATTEMPTS", 2)
+    configure(StorageSettings(patience_s=0))
     url = f"flaky://{uuid.uuid4()}"
     for file in Path(packed).iterdir():
         Storage(url).write(file.name, file.read_bytes())
@@ -230,8 +231,8 @@ def test_an_outage_while_a_data_set_is_read_is_worth_another_start(
 
     source = source_of(url, config=DataConfig(url=url, cache=packed))
     for call in (lambda: load_manifest(url), read):
-        flaky.failures = 2
-        with pytest.raises(StorageError, match=r"connection lost .* \(after 2 attempts") as caught:
+        flaky.failures = 1
+        with pytest.raises(StorageError, match=r"connection lost .* \(after 1 attempts") as caught:
             call()
         assert not report_of(0, caught.value).final
 

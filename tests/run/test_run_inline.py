@@ -16,8 +16,8 @@ import pytest
 import runs
 import synthetic as synthetic_data
 
-from maestro_dist.data import storage as storage_module
 from maestro_dist.data.pack import pack
+from maestro_dist.data.storage import store as storage_module
 from maestro_dist.data.user_folders import user_folder
 from maestro_dist.tracking import logged_model as model_module
 from maestro_dist.tracking import plots
@@ -118,18 +118,18 @@ def test_the_result_comes_first_and_alone_is_needed(
     whole: Path, synthetic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The end of a run again: first on a disk without room for the result, then with nothing but its result."""
-    place, write, client = tmp_path / "all" / "tiny", storage_module._write_local, run_module.client
+    place, write, client = tmp_path / "all" / "tiny", storage_module.write_file, run_module.client
     shutil.copytree(whole, tmp_path / "all")
     runs.rewind(place)
     for folder in ("model", "figures"):
         shutil.rmtree(place / folder)
 
-    def full(path: Path, data: bytes, create: bool) -> None:
+    def full(path: Path, data: bytes, *, create: bool) -> None:
         if path.name == "result.json":
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(path, data, create)
+        write(path, data, create=create)
 
-    monkeypatch.setattr(storage_module, "_write_local", full)
+    monkeypatch.setattr(storage_module, "write_file", full)
     assert runs.train(tmp_path / "all", synthetic) == 1
     error = capsys.readouterr().err.splitlines()
     assert error == [f"error: cannot write {place / 'result.json'}: No space left on device"]
@@ -144,7 +144,7 @@ def test_the_result_comes_first_and_alone_is_needed(
     def fails(*_: object) -> None:
         raise ValueError("an error inside matplotlib")
 
-    monkeypatch.setattr(storage_module, "_write_local", write)
+    monkeypatch.setattr(storage_module, "write_file", write)
     monkeypatch.setattr(plots, "loss_panel", fails)
     for module in (run_module, model_module):
         monkeypatch.setattr(module, "client", dies)

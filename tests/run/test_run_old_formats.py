@@ -14,7 +14,7 @@ from maestro_dist.config.load import load_config
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.storage import Storage
 from maestro_dist.inference.exported_model import modalities_of, model_config, read_description, task_description
-from maestro_dist.run.record import finished
+from maestro_dist.run.record import check_same, read
 from maestro_dist.run.target import find_target, read_config
 from maestro_dist.tracking import read_history
 
@@ -26,8 +26,9 @@ def run(tmp_path: Path) -> Path:
 
 def test_the_record_belongs_to_the_same_configuration_and_data(run: Path) -> None:
     config = load_config(str(run / "config.yaml"), [])
-    record = finished(config, load_manifest(str(run / "data")), Storage(str(run)))
+    record = read(Storage(str(run)))
     assert record is not None
+    check_same(config, load_manifest(str(run / "data")), record)
     assert (record.status, len(str(record.mlflow_run))) == ("finished", 32)
     assert newest_attempt(Storage(str(run))) == 1
 

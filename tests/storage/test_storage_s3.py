@@ -11,9 +11,8 @@ import pytest
 import runs
 import synthetic
 
-from maestro_dist.data import storage
 from maestro_dist.data.manifest import load_manifest
-from maestro_dist.data.storage import Storage
+from maestro_dist.data.storage import Storage, retry
 from maestro_dist.errors import RunError, StorageError
 from maestro_dist.run.lease import Lease
 
@@ -139,7 +138,7 @@ def test_a_server_that_is_restarted_is_waited_for(packed_manifest: bytes, monkey
             server.server_activate()
             threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
 
-    monkeypatch.setattr(storage.time, "sleep", pause)
+    monkeypatch.setattr(retry.time, "sleep", pause)
     with pytest.raises(StorageError, match=r"cannot read s3://bucket/data/manifest\.json: .*\(after 1 attempts"):
         Storage("s3://bucket/data", patience_s=0).read("manifest.json")
     assert load_manifest("s3://bucket/data").name == "synthetic"

@@ -1,0 +1,142 @@
+"""S3 through obstore (optional), which moves large objects faster than s3fs.
+
+Its own layer for fsspec is not used: it ignores `mode="create"`, on which the leases of runs depend.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from maestro_dist.data.storage.client import FileSystemClient
+from maestro_dist.data.storage.request_counts import count_received, count_request
+from maestro_dist.data.storage.settings import StorageSettings
+from maestro_dist.errors import StorageError
+
+
+class ObjectStoreClient(FileSystemClient):
+    """S3 through obstore, which moves large objects faster. Each call counts as one request of its kind."""
+
+    def __init__(self, bucket: str, settings: StorageSettings) -> None:
+        try:
+            import obstore
+            from obstore.store import S3Store
+        except ImportError as error:
+            raise StorageError("s3.client: obstore is not installed; pip install obstore, or use s3fs") from error
+        self._api = obstore
+        options: dict[str, Any] = {"region": settings.region_or_environment or "us-east-1"}
+        endpoint = settings.endpoint_or_environment
+        if endpoint:
+            options["endpoint"] = endpoint
+        if settings.anonymous:
+            options["skip_signature"] = True
+        connect, answer = settings.time_limits_s
+        self._store = S3Store(
+            bucket,
+            config=options,
+            client_options={
+                "allow_http": bool(endpoint and endpoint.startswith("http://")),
+                "connect_timeout": f"{connect}s",
+                "timeout": f"{answer}s",
+            },
+            retry_config={"max_retries": 0},
+            credential_provider=None if settings.anonymous else _Credentials(settings.profile),
+        )
+
+    def read(self, key: str) -> bytes:
+        return count_received(self._call("GET", lambda name: bytes(self._store.get(name).bytes()), key))
+
+    def read_range(self, key: str, start: int, end: int) -> bytes:
+        return count_received(
+            self._call("GET", lambda name: bytes(self._store.get_range(name, start=start, end=end)), key)
+        )
+
+    def size(self, key: str) -> int:
+        return int(self._call("HEAD", lambda name: self._store.head(name)["size"], key))
+
+    def find(self, key: str) -> None:
+        try:
+            self.size(key)
+        except FileNotFoundError:
+            if not self.sizes(key):
+                raise
+
+    def sizes(self, key: str) -> dict[str, int]:
+        listed = self._call("LIST", lambda name: self._store.list_with_delimiter(f"{name}/" if name else None), key)
+        found = {str(folder).rsplit("/", 1)[-1]: 0 for folder in listed["common_prefixes"]}
+        return found | {str(item["path"]).rsplit("/", 1)[-1]: int(item["size"]) for item in listed["objects"]}
+
+    def write(self, key: str, data: bytes, *, create: bool) -> None:
+        mode = "create" if create else "overwrite"
+        self._call("PUT", lambda name: self._store.put(name, data, mode=mode, use_multipart=False), key)
+
+    def upload(self, path: Path, key: str) -> None:
+        self._call("PUT", lambda name: self._store.put(name, path), key)
+
+    def remove(self, key: str) -> None:
+        self._call("DELETE", self._store.delete, key)
+
+    def remove_many(self, keys: Sequence[str]) -> None:
+        names = [_in_bucket(key) for key in keys]
+        if names:
+            self._call("DELETE", lambda _: self._store.delete(names), keys[0])
+
+    def remove_folder(self, key: str) -> None:
+        def below(name: str) -> list[str]:
+            return [str(item["path"]) for part in self._store.list(f"{name}/" if name else None) for item in part]
+
+        bucket = key.split("/", 1)[0]
+        self.remove_many([f"{bucket}/{name}" for name in self._call("LIST", below, key)])
+
+    def _call(self, kind: str, call: Any, key: str) -> Any:
+        count_request(kind)
+        errors = self._api.exceptions
+        try:
+            return call(_in_bucket(key))
+        except errors.AlreadyExistsError as error:
+            raise FileExistsError(key) from error
+        except (errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
+            raise PermissionError(str(error)) from error
+        except errors.BaseError as error:
+            raise OSError(errno.EIO, _first_sentence(error)) from error
+
+
+class _Credentials:
+    """Credentials for obstore from where botocore finds them: environment, shared files, the machine's role."""
+
+    def __init__(self, profile: str | None) -> None:
+        from botocore.session import Session
+
+        self._credentials = Session(profile=profile).get_credentials()
+        if self._credentials is None:
+            raise PermissionError("there are no credentials")
+
+    def __call__(self) -> dict[str, Any]:
+        from datetime import UTC, datetime, timedelta
+
+        keys = self._credentials.get_frozen_credentials()
+        names = {"access_key_id": keys.access_key, "secret_access_key": keys.secret_key, "token": keys.token}
+        return {**names, "expires_at": datetime.now(UTC) + timedelta(minutes=10)}  # botocore renews them itself
+
+
+_stores: dict[tuple[Any, ...], ObjectStoreClient] = {}
+
+
+def object_store(bucket: str, settings: StorageSettings) -> ObjectStoreClient:
+    """The client of a bucket, made once in each process."""
+    key = (os.getpid(), bucket, settings, settings.endpoint_or_environment, settings.region_or_environment)
+    if key not in _stores:
+        _stores[key] = ObjectStoreClient(bucket, settings)
+    return _stores[key]
+
+
+def _in_bucket(key: str) -> str:
+    return key.partition("/")[2]
+
+
+def _first_sentence(error: Exception) -> str:
+    """The text of an error of obstore, which is followed by a dump of its parts."""
+    return str(error).partition("\n\nDebug source")[0]

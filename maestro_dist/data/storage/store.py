@@ -1,0 +1,296 @@
+"""`Storage`: one interface to local folders and fsspec URLs. Errors name the URL, never its credentials.
+
+An object is written completely or not at all: a local file through a temporary file and a rename, a remote object by
+one request. Remote calls are retried. A `Storage` stores only its URL, so that any thread or process can use it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import IO, TypeVar
+
+from maestro_dist.data.storage.client import FileSystemClient
+from maestro_dist.data.storage.local_files import SpoolFile, make_folder, read_range, write_file
+from maestro_dist.data.storage.open_client import OBJECT_STORES, open_client
+from maestro_dist.data.storage.retry import Heartbeat, ObjectMissing, RemoteCall, retried
+from maestro_dist.data.storage.settings import storage_settings
+from maestro_dist.errors import StorageError
+from maestro_dist.system.redact import holds_password, redact
+
+T = TypeVar("T")
+
+_RANGE = 16 << 20  # bytes of one ranged read, which is also what one retry repeats
+
+
+class Storage:
+    """A folder (or one object), given by a path or an fsspec URL.
+
+    All methods take a path relative to it; "" is the folder itself. A failed call to a remote store is retried for
+    `patience_s` seconds (by default `run.storage_patience_s`), because servers restart and networks fail temporarily.
+    With `expected`, a caller says that the object is known to exist; then also "no such object" and "access denied" are
+    retried. `heartbeat` is called while a call waits for the store; a pickled `Storage` does not keep it.
+
+    Raises:
+        ObjectMissing: from all methods that read, if there is no such object.
+        StorageError: from all methods, for any other failure.
+    """
+
+    def __init__(self, url: str, *, patience_s: float | None = None, heartbeat: Heartbeat | None = None) -> None:
+        self.patience_s, self._heartbeat = patience_s, heartbeat
+        self.url = url.rstrip("/") if url.rstrip("/") else "/"
+        protocol, separator, rest = self.url.partition("://")
+        self.protocol = protocol if separator else "file"
+        if self.protocol in OBJECT_STORES and holds_password(self.url):
+            raise StorageError(
+                f"{redact(self.url)}: keys do not belong in a URL; set environment variables such as AWS_ACCESS_KEY_ID"
+            )
+        self.local: Path | None = Path(rest if separator else self.url) if self.protocol == "file" else None
+
+    def __repr__(self) -> str:
+        return f"Storage({redact(self.url)!r})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return partial(Storage, patience_s=self.patience_s), (self.url,)
+
+    def join(self, *parts: str) -> Storage:
+        """The storage of a folder below this one."""
+        return Storage(self._url("/".join(parts)), patience_s=self.patience_s, heartbeat=self._heartbeat)
+
+    def with_heartbeat(self, heartbeat: Heartbeat) -> Storage:
+        """The same storage, which calls `heartbeat` while it waits."""
+        return Storage(self.url, patience_s=self.patience_s, heartbeat=heartbeat)
+
+    def name(self, path: str = "") -> str:
+        """The URL of `path` without credentials, for messages."""
+        return redact(self._url(path))
+
+    def local_path(self, path: str = "") -> Path | None:
+        """The local file of `path`; None if the storage is remote."""
+        return None if self.local is None else self.local / path if path else self.local
+
+    # reading
+
+    def read(self, path: str = "", *, expected: bool = False) -> bytes:
+        """The complete object."""
+        local = self.local_path(path)
+        if local is not None:
+            return self._locally(path, "read", local.read_bytes)
+        return self._remotely(path, "read", lambda client, key: client.read(key), expected=expected)
+
+    def read_range(self, path: str, start: int, length: int, *, expected: bool = False) -> bytes:
+        """`length` bytes from `start`; fewer at the end of the object."""
+        local = self.local_path(path)
+        if local is not None:
+            return self._locally(path, "read", lambda: read_range(local, start, length))
+        return self._remotely(
+            path, "read", lambda client, key: client.read_range(key, start, start + length), expected=expected
+        )
+
+    def size(self, path: str = "", *, expected: bool = False) -> int:
+        """Size of the object in bytes."""
+        local = self.local_path(path)
+        if local is not None:
+            return self._locally(path, "read", lambda: local.stat().st_size)
+        return self._remotely(path, "read", lambda client, key: client.size(key), expected=expected)
+
+    def exists(self, path: str = "") -> bool:
+        """Whether there is an object or a folder with this name."""
+        local = self.local_path(path)
+        if local is not None:
+            return local.exists()
+        try:
+            self._remotely(path, "look for", lambda client, key: client.find(key))
+        except ObjectMissing:
+            return False
+        return True
+
+    def list(self, path: str = "") -> list[str]:
+        """Sorted names of the files and folders directly below, without hidden ones; empty for a missing folder."""
+        return sorted(self.sizes(path))
+
+    def sizes(self, path: str = "") -> dict[str, int]:
+        """Sizes in bytes of the files directly below, by name, without hidden ones; empty for a missing folder.
+
+        Folders are in it too, with a size that means nothing. One request gives up to 1000 names.
+        """
+        local = self.local_path(path)
+        if local is not None:
+            return self._locally(path, "list", lambda: _local_sizes(local))
+        try:
+            return self._remotely(path, "list", lambda client, key: client.sizes(key))
+        except ObjectMissing:
+            return {}
+
+    def download(
+        self,
+        path: str,
+        target: Path,
+        progress: Callable[[int, int], None] = lambda done, size: None,
+        *,
+        size: int | None = None,
+        expected: bool = False,
+    ) -> None:
+        """Copy the object to a local file, in ranges that are retried one by one.
+
+        `size` is the object's size in bytes where it is known; else it is asked for first. `progress` is called after
+        each range with the bytes that are copied, and all bytes.
+        """
+        size = self.size(path, expected=expected) if size is None else size
+        with target.open("wb") as file:
+            for start in range(0, size, _RANGE):
+                end = min(start + _RANGE, size)
+                fetch = partial(_complete_range, start=start, end=end)
+                file.write(self._remotely(path, "read", fetch, expected=expected))
+                progress(end, size)
+
+    # writing
+
+    def write(self, path: str, data: bytes, *, create: bool = False, guard: Callable[[], None] = lambda: None) -> None:
+        """Write the complete object. With `create` only one of several writers succeeds.
+
+        `guard` is called right before each attempt: what it raises ends the call, and nothing is written.
+
+        Raises:
+            FileExistsError: with `create`, if the object exists already.
+        """
+        local = self.local_path(path)
+        if local is not None:
+            guard()
+            self._locally(path, "write", lambda: write_file(local, data, create=create))
+            return
+        attempts = 0
+
+        def put(client: FileSystemClient, key: str) -> None:
+            nonlocal attempts
+            guard()
+            attempts += 1
+            try:
+                client.write(key, data, create=create)
+            except FileExistsError:
+                if attempts > 1 and client.read(key) == data:
+                    return  # an earlier attempt wrote it, but its answer was lost
+                raise FileExistsError(self.name(path)) from None
+
+        self._remotely(path, "write", put)
+
+    @contextmanager
+    def writer(self, path: str) -> Iterator[IO[bytes]]:
+        """A local, seekable file that becomes the object when the block ends without an error; else it is removed.
+
+        Its own failures (a full disk) raise `StorageError`; errors of the block are raised unchanged.
+        """
+        local = self.local_path(path)
+        if local is not None:
+            self._locally(path, "write", lambda: make_folder(local.parent))
+        # for a remote object the temporary file is on the disk of this machine, which may be full
+        where = "" if local is not None else f" in {tempfile.gettempdir()} (TMPDIR names another place)"
+
+        def failed(error: OSError) -> StorageError:
+            return StorageError(f"cannot write {self.name(path)}: {error.strerror or error}{where}")
+
+        try:
+            temporary = tempfile.TemporaryDirectory(
+                prefix=".writing-", dir=local.parent if local else None, ignore_cleanup_errors=True
+            )
+        except OSError as error:
+            raise failed(error) from error
+        with temporary as folder:
+            spool = Path(folder) / "object"
+            try:
+                raw = SpoolFile(spool, failed)
+            except OSError as error:
+                raise failed(error) from error
+            file = io.BufferedRandom(raw)
+            try:
+                yield file
+                file.flush()
+                try:
+                    os.fsync(file.fileno())
+                except OSError as error:
+                    raise failed(error) from error
+            finally:
+                with suppress(StorageError):  # a failed write has raised its error already
+                    file.close()
+            if local is not None:
+                self._locally(path, "write", lambda: os.replace(spool, local))
+            else:
+                self._remotely(path, "write", lambda client, key: client.upload(spool, key))
+
+    def remove(self, path: str = "", *, recursive: bool = False) -> None:
+        """Remove an object, or with `recursive` a folder. A missing object is not an error."""
+        local = self.local_path(path)
+        if local is not None:
+            if recursive and local.is_dir():
+                self._locally(path, "remove", lambda: shutil.rmtree(local))
+            else:
+                self._locally(path, "remove", lambda: local.unlink(missing_ok=True))
+            return
+        with suppress(ObjectMissing):
+            if recursive:
+                self._remotely(path, "remove", lambda client, key: client.remove_folder(key))
+            else:
+                self._remotely(path, "remove", lambda client, key: client.remove(key))
+
+    def remove_many(self, paths: Sequence[str]) -> None:
+        """Remove objects, up to 1000 by one request of S3. Missing ones are not an error."""
+        if self.local is not None:
+            for path in paths:
+                self.remove(path)
+        elif paths:
+            keys = [self._url(path) for path in paths]
+            self._remotely(paths[0], "remove", lambda client, _: client.remove_many([_key(url) for url in keys]))
+
+    # helpers
+
+    def _url(self, path: str) -> str:
+        return f"{self.url.rstrip('/')}/{path}" if path else self.url
+
+    def _locally(self, path: str, verb: str, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except FileExistsError:
+            raise
+        except FileNotFoundError as error:
+            raise ObjectMissing(f"{self.name(path)}: no such file") from error
+        except OSError as error:
+            raise StorageError(f"cannot {verb} {self.name(path)}: {error.strerror or error}") from error
+
+    def _remotely(
+        self, path: str, verb: str, call: Callable[[FileSystemClient, str], T], *, expected: bool = False
+    ) -> T:
+        """`call(client, key)`, retried while its failure may pass."""
+        patience_s = storage_settings().patience_s if self.patience_s is None else self.patience_s
+        what = RemoteCall(verb, self.name(path), expected)
+        return retried(lambda: call(*open_client(self._url(path))), what, patience_s, self._heartbeat)
+
+
+def _complete_range(client: FileSystemClient, key: str, start: int, end: int) -> bytes:
+    data = client.read_range(key, start, end)
+    if len(data) != end - start:
+        raise OSError(f"{len(data)} bytes came instead of {end - start}, the connection was lost")
+    return data
+
+
+def _key(url: str) -> str:
+    return url.partition("://")[2]
+
+
+def _local_sizes(folder: Path) -> dict[str, int]:
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        return {entry.name: _size(Path(entry.path)) for entry in entries if entry.name[0] != "."}
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a broken link
+        return path.lstat().st_size
