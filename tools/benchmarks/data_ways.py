@@ -242,13 +242,18 @@ class LocalFiles:
         self._shards = [(shard, *load_index(storage, shard).columns(names)) for shard in manifest.split(SPLIT).shards]
 
     def read(self) -> None:
-        """Read all shards in their stored order; no label is read and nothing is checked."""
+        """Read all shards."""
+        for _ in self.batches():
+            pass
+
+    def batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """The arrays of all samples by modality, in their stored order; no label is read and nothing is checked."""
         for shard, offsets, sizes in self._shards:
             file = os.open(self._folder / shard.path, os.O_RDONLY)
             try:
                 for first in range(0, shard.samples, self._batch):
                     rows = slice(first, first + self._batch)
-                    self._read_batch(file, offsets[rows], sizes[rows])
+                    yield self._read_batch(file, offsets[rows], sizes[rows])
             finally:
                 os.close(file)
 
