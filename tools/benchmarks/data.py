@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from benchmarks.common import Options, Row, at_least, at_most
@@ -24,9 +25,11 @@ from benchmarks.data_ways import (
     Remote,
     bare_ways,
     first_batch_s,
+    hash_files,
     read_webdataset,
     stream_epochs,
     training_stream,
+    write_files,
 )
 from benchmarks.fault_proxy import FaultProxy, Rule
 from benchmarks.s3_server import s3_server
@@ -111,6 +114,9 @@ def _reading(link: str, remote: Remote, folder: Path, size: Size, turns: int, pr
                 note(_warm(workers), again.further_s, size.warm_epochs)
         note("webdataset", _seconds(lambda: read_webdataset(remote)))
         note("local", _seconds(local.read))
+        note("hash", _seconds(lambda: hash_files(remote, folder / "packed")))
+        with tempfile.TemporaryDirectory(dir=folder / "cache") as cache:
+            note("write", _seconds(partial(write_files, remote, Path(cache))))
         with tempfile.TemporaryDirectory(dir=folder / "cache") as cache:
             firsts.append(first_batch_s(remote, Path(cache)))
     name = f"data/{link}"
@@ -127,11 +133,12 @@ def _rate_rows(name: str, remote: Remote, rates: Rates, bare: list[str]) -> list
         readers = ("reader thread", "1 reader process")[workers] if workers < 2 else f"{workers} reader processes"
         titles |= {_cold(workers): f"stream, empty cache, {readers}", _warm(workers): f"stream, full cache, {readers}"}
     titles |= {"webdataset": "plain webdataset", "local": "local files"}
+    work = {"hash": "sha256 of local files", "write": "writing files to the cache's disk"}
     rows = []
-    for way, title in titles.items():
+    for way, title in (titles | work).items():
         rate = statistics.median(rates[way])
         rows.append(Row(f"{name}, {title}", rate / 1e6, "MB/s"))
-        if way not in bare:
+        if way not in bare and way not in work:
             rows.append(Row(f"{name}, {title}, samples", rate / remote.bytes * remote.samples, "samples/s"))
     return rows
 

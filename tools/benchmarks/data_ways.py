@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import importlib.util
 import io
@@ -232,6 +233,26 @@ def read_webdataset(remote: Remote) -> None:
         raise RuntimeError(f"webdataset gave {samples} samples of {remote.samples}")
 
 
+# the least work with local files
+
+
+def write_files(remote: Remote, folder: Path) -> None:
+    """Write as many bytes as the shards have, to new files."""
+    piece = memoryview(os.urandom(_PIECE))
+    for number, shard in enumerate(remote.manifest.split(SPLIT).shards):
+        with (folder / str(number)).open("wb", buffering=0) as file:
+            for left in range(shard.bytes, 0, -_PIECE):
+                file.write(piece[:left])
+
+
+def hash_files(remote: Remote, folder: Path) -> None:
+    """The sha256 of each shard in the local `folder`."""
+    for shard in remote.manifest.split(SPLIT).shards:
+        with (folder / shard.path).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+                raise RuntimeError(f"{shard.path} has changed")
+
+
 class LocalFiles:
     """The least work from local shards to batches: one read of each member, straight into the array of the batch."""
 
@@ -242,13 +263,18 @@ class LocalFiles:
         self._shards = [(shard, *load_index(storage, shard).columns(names)) for shard in manifest.split(SPLIT).shards]
 
     def read(self) -> None:
-        """Read all shards in their stored order; no label is read and nothing is checked."""
+        """Read all shards."""
+        for _ in self.batches():
+            pass
+
+    def batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """The arrays of all samples by modality, in their stored order; no label is read and nothing is checked."""
         for shard, offsets, sizes in self._shards:
             file = os.open(self._folder / shard.path, os.O_RDONLY)
             try:
                 for first in range(0, shard.samples, self._batch):
                     rows = slice(first, first + self._batch)
-                    self._read_batch(file, offsets[rows], sizes[rows])
+                    yield self._read_batch(file, offsets[rows], sizes[rows])
             finally:
                 os.close(file)
 

@@ -12,20 +12,19 @@ and a server that answers 503 to the next two requests for shards is
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks.proxy_process import Rule
+from benchmarks.common import python_path
+from benchmarks.proxy_rules import Rule
 
 __all__ = ["Count", "FaultProxy", "Rule"]
-
-_PROCESS = Path(__file__).with_name("proxy_process.py")
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,13 @@ class FaultProxy:
 
     def __init__(self, server: str) -> None:
         parts = urlsplit(server)
-        command = [sys.executable, "-P", str(_PROCESS), parts.hostname or "", str(parts.port or 80)]
+        command = [sys.executable, "-P", "-m", "benchmarks.proxy_process", parts.hostname or "", str(parts.port or 80)]
         self._process: subprocess.Popen[str] | None = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            env={**os.environ, "PYTHONPATH": python_path()},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert self._process.stdout is not None
         line = self._process.stdout.readline().split()

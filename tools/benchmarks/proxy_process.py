@@ -1,8 +1,8 @@
 """An HTTP proxy in front of one server, as a process of its own: counts requests and injects faults.
 
 It forwards all bytes unchanged, with the client's Host header, which S3 signatures contain. Only heads are parsed;
-bodies are copied. `fault_proxy.py` starts it and gives it rules. Only the standard library is imported, so that it
-starts fast.
+bodies are copied. `fault_proxy.py` starts it and gives it rules (`proxy_rules.py`). Only the standard library is
+imported, so that it starts fast.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import socket
 import struct
 import sys
@@ -18,109 +17,15 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
+
+from benchmarks.proxy_rules import Plan, Rule, State
 
 _BUFFER = 1 << 20  # bytes of one read; large, because each read costs a turn of the event loop
 _PACED = 128 << 10  # bytes of one read on a connection with a limited rate
 _CREDIT_S = 0.02  # how much a paced connection may catch up: the event loop wakes up to a millisecond late
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST
 _NO_BODY = {204, 304}
-
-Fault = Literal["status", "refuse", "reset", "truncate", "stall", "flip"]
-
-
-@dataclass
-class Rule:
-    """What happens to the requests that match, as long as the rule is active.
-
-    method, path  regular expressions: the complete method; a part of the target (path and query)
-    requests      how many requests it applies to; None: no limit
-    lasts_s       seconds from when it was added; None: no limit
-    fault         status: answer with `status`, the server sees nothing
-                  refuse: close without an answer; a rule for all methods and paths does so at accept
-                  reset, truncate: the response body ends after `at` bytes, with RST or with a normal close
-                  stall: the response body stops after `at` bytes, for `stall_s` seconds
-                  flip: byte `at` of the response body is wrong
-    latency_s     seconds before the request is forwarded or answered
-    rate_mb_s     limit of the bodies of each connection, in MB (10^6 bytes) a second
-
-    A body of `at` bytes or fewer comes unchanged. Of several rules that match, the latencies add up, and the lowest
-    rate and the first fault count.
-    """
-
-    method: str = ".*"
-    path: str = ""
-    requests: int | None = None
-    lasts_s: float | None = None
-    fault: Fault | None = None
-    status: int = 503
-    at: int = 0
-    stall_s: float = 0.0
-    latency_s: float = 0.0
-    rate_mb_s: float | None = None
-
-    def matches(self, method: str, target: str) -> bool:
-        """Whether it is about such a request."""
-        return bool(re.fullmatch(self.method, method) and re.search(self.path, target))
-
-
-@dataclass
-class _Active:
-    rule: Rule
-    left: int | None
-    until: float | None
-
-    @property
-    def over(self) -> bool:
-        return self.left == 0 or (self.until is not None and time.monotonic() >= self.until)
-
-
-@dataclass
-class _Plan:
-    """What the rules want for one request."""
-
-    latency_s: float = 0.0
-    rate: float | None = None  # bytes a second
-    fault: Rule | None = None
-
-
-@dataclass
-class State:
-    """Rules and counters. `counts`: requests and bytes of bodies by (method, target)."""
-
-    rules: list[_Active] = field(default_factory=list)
-    counts: dict[tuple[str, str], list[int]] = field(default_factory=dict)
-    connections: int = 0
-
-    def add(self, rule: Rule) -> None:
-        """Activate a rule."""
-        until = None if rule.lasts_s is None else time.monotonic() + rule.lasts_s
-        self.rules.append(_Active(rule, rule.requests, until))
-
-    def refuses(self) -> bool:
-        """Whether a new connection is closed at once."""
-        for active in self.rules:
-            rule = active.rule
-            if rule.fault == "refuse" and (rule.method, rule.path) == (".*", "") and not active.over:
-                active.left = None if active.left is None else active.left - 1
-                return True
-        return False
-
-    def plan(self, method: str, target: str) -> _Plan:
-        """Count a request, and find what happens to it."""
-        self.counts.setdefault((method, target), [0, 0])[0] += 1
-        plan = _Plan()
-        for active in self.rules:
-            rule = active.rule
-            if active.over or not rule.matches(method, target) or (rule.fault and plan.fault):
-                continue
-            active.left = None if active.left is None else active.left - 1
-            plan.latency_s += rule.latency_s
-            plan.fault = rule if rule.fault else plan.fault
-            if rule.rate_mb_s is not None:
-                plan.rate = min(rule.rate_mb_s * 1e6, plan.rate or float("inf"))
-        return plan
 
 
 class _Head:
@@ -267,7 +172,7 @@ class _Connection:
         await server.send(request.raw)
         sending = None
         if request.chunked or request.length:
-            copied = self._copy(self._client, server, request, _Plan(rate=plan.rate), (method, target))
+            copied = self._copy(self._client, server, request, Plan(rate=plan.rate), (method, target))
             sending = asyncio.create_task(copied)
         try:
             while True:
@@ -311,7 +216,7 @@ class _Connection:
             await asyncio.get_running_loop().sock_connect(self._server.sock, self._target)
         return self._server
 
-    async def _copy(self, source: _Stream, to: _Stream, head: _Head, plan: _Plan, key: tuple[str, str]) -> None:
+    async def _copy(self, source: _Stream, to: _Stream, head: _Head, plan: Plan, key: tuple[str, str]) -> None:
         """Copy the body that follows `head`."""
         most = _BUFFER if plan.rate is None else _PACED
         counted, position = self._state.counts.setdefault(key, [0, 0]), 0
@@ -336,7 +241,7 @@ class _Connection:
                 return
             await to.send(await source.line())
 
-    async def _pass_on(self, to: _Stream, piece: memoryview, position: int, plan: _Plan) -> None:
+    async def _pass_on(self, to: _Stream, piece: memoryview, position: int, plan: Plan) -> None:
         """Send a piece of a body that begins at `position`, with the fault where it falls into the piece."""
         if plan.rate is not None:
             now = time.monotonic()
