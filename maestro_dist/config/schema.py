@@ -130,6 +130,12 @@ class DataConfig(Section):
     cache: Annotated[str | None, Location(), Execution()] = None
     """Local folder for shards of remote data; by default `~/.cache/maestro_dist/shards`, or a folder of the user in the
     temporary folder if the first is not writable."""
+    cache_gb: Annotated[Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, Execution()] = None
+    """Size of the shard cache in GB (10^9 bytes), for all runs that use its folder: shards that were not used for the
+    longest time are removed. By default it grows until the disk is full."""
+    read_ahead_mb: Annotated[NonNegativeInt, Execution()] = 1024
+    """Megabytes of remote shards that a rank downloads ahead of the training step, several at a time. Raise it to train
+    on through longer outages of the storage; 0 downloads a shard when its first sample is needed."""
     verify: Annotated[Literal["size", "sha256"], Execution()] = "sha256"
     """How a shard is checked against the manifest when it is first opened: by size, which is fast, or by sha256."""
     max_bad_samples: Annotated[NonNegativeInt, Execution()] = 0

@@ -16,9 +16,11 @@ import numpy as np
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.index_copies import index_of
 from maestro_dist.data.manifest import Shard
-from maestro_dist.data.shard_cache import FileIdentity, Heartbeat, file_identity, local_shard
+from maestro_dist.data.shard_cache import ShardCache, local_shard
 from maestro_dist.data.shard_index import HEADER
 from maestro_dist.data.storage import Storage
+from maestro_dist.data.storage.retry import Heartbeat
+from maestro_dist.data.verified_files import FileIdentity, file_identity
 from maestro_dist.errors import StorageError
 
 _INDEX_BYTES = 256 << 20  # memory for indexes, without the indexes of shards that are shuffled together
@@ -168,7 +170,7 @@ class OpenShards:
     def _verify(self, shard: OpenShard) -> None:
         config = self._config
         entry = self._shards[shard.position]
-        shard.path = local_shard(self._storage, entry, config.cache, config.verify, self._heartbeat)
+        shard.path = local_shard(self._storage, entry, ShardCache.of(config), self._heartbeat)
         try:
             shard.file = file_identity(shard.path.stat())
         except OSError as error:

@@ -18,9 +18,9 @@ from maestro_dist.data.missing import drop_modalities
 from maestro_dist.data.mixup import Mixing, mix
 from maestro_dist.data.open_shards import OpenShard, OpenShards
 from maestro_dist.data.sample import BadSample, DecodedSample, SampleFormat, decode_meta, decode_sample
-from maestro_dist.data.shard_cache import Heartbeat
 from maestro_dist.data.shard_index import HEADER, META, member_name
 from maestro_dist.data.storage import Storage
+from maestro_dist.data.storage.retry import Heartbeat
 from maestro_dist.data.window_arrays import WindowArrays
 from maestro_dist.types import Batch, Modality
 

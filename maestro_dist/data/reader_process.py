@@ -24,8 +24,8 @@ import numpy as np
 from maestro_dist import errors
 from maestro_dist.data.index_copies import oldest_copy, use_copies_since
 from maestro_dist.data.reader import Request, SplitReader, SplitSource
-from maestro_dist.data.shard_cache import Heartbeat
 from maestro_dist.data.storage.request_counts import RequestCounts, add_counts, request_counts
+from maestro_dist.data.storage.retry import Heartbeat
 from maestro_dist.data.storage.settings import configure, storage_settings
 from maestro_dist.errors import MaestroError, ReaderError
 from maestro_dist.system.logging_setup import configure_logging

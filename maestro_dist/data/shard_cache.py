@@ -2,81 +2,134 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import hashlib
+import logging
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from maestro_dist.config.schema import DataConfig
+from maestro_dist.data.cache_room import free_space, make_room, mark_used
 from maestro_dist.data.manifest import Shard
+from maestro_dist.data.memory_shards import can_hold_shards, held, hold, new_file
 from maestro_dist.data.storage import ObjectMissing, Storage
-from maestro_dist.data.storage.retry import Heartbeat
+from maestro_dist.data.storage.retry import Heartbeat, RemoteCall, retried
 from maestro_dist.data.user_folders import user_folder
+from maestro_dist.data.verified_files import file_identity, note_verified, problem_of, progress
 from maestro_dist.errors import DataError, StorageError
 
-_TRIES = 2  # downloads of a shard: a broken connection is not always reported as an error
-_POLL_S = 0.2
-_PIECE = 16 << 20  # bytes that are hashed between two heartbeats
+_LOG = logging.getLogger(__name__)
+
+_POLL_S = 0.02
 _STALLED_S = 240.0  # how long another process may download without any progress
 
-FileIdentity = tuple[int, int, int, int]
-"""Device, inode, size and modification time: they change when a file is replaced or written."""
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
-_checked: set[tuple[FileIdentity, str]] = set()  # files whose hash this process has computed, with the hash
+_told: set[str] = set()  # caches whose lack of space was logged
 
 
-def local_shard(
-    storage: Storage,
-    shard: Shard,
-    cache: str | None,
-    verify: Literal["size", "sha256"],
-    heartbeat: Heartbeat = lambda what: None,
-) -> Path:
+@dataclass(frozen=True)
+class ShardCache:
+    """Where local copies of remote shards are kept. A plain value that is sent to reader processes.
+
+    folder  None: `~/.cache/maestro_dist/shards`, or a folder of the user in the temporary folder
+    verify  how a shard is checked against the manifest
+    limit   bytes of all cached shards together; None: no limit
+    """
+
+    folder: str | None = None
+    verify: Literal["size", "sha256"] = "sha256"
+    limit: int | None = None
+
+    @staticmethod
+    def of(config: DataConfig) -> ShardCache:
+        """The cache that a configuration describes."""
+        limit = None if config.cache_gb is None else int(config.cache_gb * 1e9)
+        return ShardCache(config.cache, config.verify, limit)
+
+    def path(self) -> Path:
+        """The folder. Raises OSError or RuntimeError where there is none."""
+        return Path(self.folder).expanduser() if self.folder else user_folder("shards")
+
+
+def local_shard(storage: Storage, shard: Shard, cache: ShardCache, heartbeat: Heartbeat = lambda what: None) -> Path:
     """Path of a local file with exactly the shard's bytes.
 
-    A remote shard is downloaded to `cache`, once for each machine. The file is named by its sha256 and gets this name
+    A remote shard is downloaded to the cache, once for each machine. The file is named by its sha256 and gets this name
     only when it is complete and verified. Processes that need the same shard wait for the process that downloads it. A
-    damaged copy is downloaded again. A good copy can be used from a read-only cache. `heartbeat` is called with each
-    progress.
+    damaged copy is downloaded again. A good copy can be used from a read-only cache. Where the cache cannot be written
+    or its disk is full, the shard is kept in the memory of this process. `heartbeat` is called with each progress.
 
     Raises:
         DataError: the shard is missing, truncated, or differs from the manifest.
-        StorageError: it cannot be read, or the cache cannot be written.
+        StorageError: it cannot be read, or there is neither space on disk nor memory for it.
     """
     local = storage.local_path(shard.path)
     if local is not None:
-        try:
-            problem = _problem(local, shard, verify, heartbeat)
-        except OSError as error:
-            raise StorageError(f"cannot read {local}: {error.strerror}") from error
-        if problem:
-            raise DataError(f"{local}: {problem}; copy the shard or pack the data set again")
-        return local
+        return _checked_in_place(local, shard, cache, heartbeat)
+    name = storage.name(shard.path)
     target: Path | None = None
     try:
-        folder = Path(cache).expanduser() if cache else user_folder("shards")
+        folder = cache.path()
         target = folder / shard.sha256[:2] / f"{shard.sha256}.tar"
-        if _problem(target, shard, verify, heartbeat):
+        if problem_of(target, shard, cache.verify, heartbeat, folder):
+            kept = held(shard.sha256)
+            if kept is not None:
+                return kept
             target.parent.mkdir(parents=True, exist_ok=True)
             with _locked(target, heartbeat):
-                if _problem(target, shard, verify, heartbeat):
-                    _fetch(storage, shard, target, verify, heartbeat)
+                if problem_of(target, shard, cache.verify, heartbeat, folder):
+                    make_room(folder, shard.bytes, cache.limit)
+                    _fetch_with_room(storage, shard, target, cache, heartbeat)
+        mark_used(target)
     except ObjectMissing as error:
-        name = storage.name(shard.path)
         raise DataError(f"{name}: the shard is missing{error.asked}; pack the data set again") from error
     except (OSError, RuntimeError) as error:  # RuntimeError: the home folder is unknown
-        what = f"cannot use the shard cache {target or cache or 'in the home or temporary folder'}"
-        reason = getattr(error, "strerror", None) or error
-        raise StorageError(f"{what}: {reason}; set data.cache to a folder with enough space") from error
+        what = f"cannot use the shard cache {target or cache.folder or 'in the home or temporary folder'}"
+        reason = f"{what}: {getattr(error, 'strerror', None) or error}"
+        if getattr(error, "errno", None) not in _NO_SPACE or not can_hold_shards():
+            raise StorageError(f"{reason}; set data.cache to a folder with enough space") from error
+        if str(cache.folder) not in _told:
+            _told.add(str(cache.folder))
+            _LOG.warning("%s; shards are kept in memory instead. Set data.cache to a folder with enough space", reason)
+        try:
+            return _fetched_to_memory(storage, shard, heartbeat)
+        except OSError as in_memory:
+            said = f"{reason}, and memory has no room for it ({in_memory.strerror})"
+            raise StorageError(f"{said}; set data.cache to a folder with enough space") from error
     return target
+
+
+def _checked_in_place(local: Path, shard: Shard, cache: ShardCache, heartbeat: Heartbeat) -> Path:
+    folder = None
+    with suppress(OSError, RuntimeError):  # without a cache, nothing is remembered
+        folder = cache.path()
+    try:
+        problem = problem_of(local, shard, cache.verify, heartbeat, folder)
+    except OSError as error:
+        raise StorageError(f"cannot read {local}: {error.strerror}") from error
+    if problem:
+        raise DataError(f"{local}: {problem}; copy the shard or pack the data set again")
+    return local
+
+
+def _fetch_with_room(storage: Storage, shard: Shard, target: Path, cache: ShardCache, heartbeat: Heartbeat) -> None:
+    try:
+        _fetch(storage, shard, target, cache.verify, heartbeat)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not free_space(target.parents[1], shard.bytes):
+            raise
+        _fetch(storage, shard, target, cache.verify, heartbeat)
 
 
 def _fetch(storage: Storage, shard: Shard, target: Path, verify: str, heartbeat: Heartbeat) -> None:
     """Download to a part file and rename it once it is verified. The caller holds the lock."""
-    name, part = storage.name(shard.path), target.with_suffix(".part")
+    part = target.with_suffix(".part")
 
     def alive(what: str) -> None:
         heartbeat(what)
@@ -84,58 +137,64 @@ def _fetch(storage: Storage, shard: Shard, target: Path, verify: str, heartbeat:
             os.utime(part)  # for processes that wait for this download
 
     try:
-        for _ in range(_TRIES):
-            storage.with_heartbeat(alive).download(
+        _download(storage, shard, part, verify, alive)
+        os.replace(part, target)
+        note_verified(file_identity(target.stat()), shard, target.with_suffix(".verified"))
+    finally:
+        part.unlink(missing_ok=True)  # frees the space, in particular on a full disk
+
+
+def _fetched_to_memory(storage: Storage, shard: Shard, heartbeat: Heartbeat) -> Path:
+    """Download a shard into the memory of this process. Raises OSError where there is none."""
+    file, path = new_file(shard.sha256)
+    try:
+        _download(storage, shard, path, "sha256", heartbeat)
+    except BaseException:
+        os.close(file)
+        raise
+    hold(shard.sha256, file, shard.bytes)
+    return path
+
+
+class _WrongContent(Exception):
+    """What was downloaded is not the shard. It passes if the connection, and not the object, is at fault."""
+
+
+def _download(storage: Storage, shard: Shard, path: Path, verify: str, heartbeat: Heartbeat) -> None:
+    """Download a shard to `path` and verify it. Wrong content is asked for again, as long as an outage may last.
+
+    Raises:
+        DataError: what was downloaded is not the shard.
+        OSError: `path` cannot be written.
+    """
+    name = storage.name(shard.path)
+    source = storage.with_heartbeat(heartbeat)
+
+    def attempt() -> OSError | None:
+        try:
+            source.download(
                 shard.path,
-                part,
-                lambda done, size: alive(f"downloading {name}, {_progress(done, size)}"),
+                path,
+                lambda done, size: heartbeat(f"downloading {name}, {progress(done, size)}"),
                 size=shard.bytes,
                 expected=True,
             )
-            problem = _problem(part, shard, verify, heartbeat)
-            if not problem:
-                os.replace(part, target)
-                return
-    finally:
-        part.unlink(missing_ok=True)  # frees the space, in particular on a full disk
-    raise DataError(f"{name}: {problem}; upload or pack the data set again")
-
-
-def file_identity(status: os.stat_result) -> FileIdentity:
-    """Identity of a file in its current state."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _problem(path: Path, shard: Shard, verify: str, heartbeat: Heartbeat) -> str | None:
-    """The problem of a file, in words; None if it is the right shard. A process computes the hash of a file once."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return "the shard is missing"
-    if status.st_size != shard.bytes:
-        return f"{status.st_size} bytes instead of {shard.bytes}"
-    checked = file_identity(status), shard.sha256
-    if verify == "size" or checked in _checked:
+            problem = problem_of(path, shard, verify, heartbeat, None)
+        except OSError as error:  # of the local file; no other attempt can help
+            return error
+        if problem:
+            raise _WrongContent(problem)
         return None
-    if _sha256(path, shard.bytes, heartbeat) != shard.sha256:
-        return "its sha256 is not that of the manifest"
-    _checked.add(checked)
-    return None
 
-
-def _sha256(path: Path, size: int, heartbeat: Heartbeat) -> str:
-    """The sha256 of a file."""
-    digest, done = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-            done += len(piece)
-            heartbeat(f"checking {path}, {_progress(done, size)}")
-    return digest.hexdigest()
-
-
-def _progress(done: int, size: int) -> str:
-    return f"{done >> 20:,} of {size >> 20:,} MiB"
+    try:
+        failed = retried(attempt, RemoteCall("read", name, True), source.longest_wait_s, heartbeat)
+    except StorageError as error:
+        if not isinstance(error.__cause__, _WrongContent):
+            raise
+        said = str(error).removeprefix(f"cannot read {name}: ")
+        raise DataError(f"{name}: {said}; upload or pack the data set again") from error
+    if failed is not None:
+        raise failed
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from maestro_dist.data.order import EpochOrder, OrderSettings, rank_share, steps
 from maestro_dist.data.prefetch import Consumer, read_ahead
 from maestro_dist.data.reader import Request, SplitSource
 from maestro_dist.data.sample import BadSample
+from maestro_dist.data.shard_read_ahead import NeededShard, ShardReadAhead
 from maestro_dist.errors import DataError
 from maestro_dist.types import Batch
 
@@ -81,8 +82,9 @@ class TrainStream:
         size = self._schedule.global_batch
         if position % self.samples % size:
             raise DataError(f"position {position} is not at the start of a global batch of {size}")
-        workers, requests = self._source.config.loader_workers, self._requests(position, end)
-        return read_ahead(self._source, requests, workers, self._consumer)
+        shards = ShardReadAhead(self._source, self._needed_shards(position, end))
+        workers, requests = self._source.config.loader_workers, self._requests(position, end, shards)
+        return _closing(read_ahead(self._source, requests, workers, self._consumer), shards)
 
     def warnings(self) -> list[str]:
         """Warnings: classes without any training sample in `data.label_share`.
@@ -119,7 +121,20 @@ class TrainStream:
         """The global batches of an epoch."""
         return EpochOrder(self._order_settings, epoch, self._shard_samples, self._kept)
 
-    def _requests(self, position: int, end: int) -> Iterator[Request]:
+    def _needed_shards(self, position: int, end: int) -> Iterator[NeededShard]:
+        """The shards that this rank reads from a position on, each once an epoch."""
+        while position < end:
+            epoch, first = divmod(position, self.samples)
+            seen: set[int] = set()
+            number = first // self._schedule.global_batch
+            for batch, pieces in self.order(epoch).groups(number, self._rank.rank, self._rank.ranks):
+                for piece in pieces:
+                    if piece.shard not in seen:
+                        seen.add(piece.shard)
+                        yield NeededShard(epoch * self.steps_per_epoch + batch, piece.shard)
+            position = (epoch + 1) * self.samples
+
+    def _requests(self, position: int, end: int, shards: ShardReadAhead) -> Iterator[Request]:
         epoch, schedule, rank = -1, self._schedule, self._rank
         while position < end:
             if position // self.samples != epoch:
@@ -129,6 +144,7 @@ class TrainStream:
             size = min(schedule.global_batch, self.samples - position % self.samples)
             position += size
             step = epoch * self.steps_per_epoch + number
+            shards.reached(step)
             share = rank_share(size, rank.rank, rank.ranks)
             own_samples = order.batch(number, share)
             drop = drop_probability(schedule.curriculum, step, schedule.total_steps)
@@ -155,6 +171,15 @@ class TrainStream:
         numbers = order.batch(number, around)
         mixing = mixing_of(numbers, lanes, self._mixup, seed=self._schedule.seed, step=step)
         return mixing.part(slice(share.start - around.start, share.stop - around.start))
+
+
+def _closing(batches: Generator[Batch, None, None], shards: ShardReadAhead) -> Generator[Batch, None, None]:
+    """The batches; afterwards, also after an error, nothing is read ahead any more."""
+    try:
+        yield from batches
+    finally:
+        batches.close()
+        shards.close()
 
 
 def order_settings(source: SplitSource, seed: int, global_batch: int) -> OrderSettings:
@@ -184,11 +209,22 @@ def evaluation_batches(
     strict = replace(source, config=source.config.model_copy(update={"max_bad_samples": 0}))
     samples = source.manifest.split(source.split).samples
 
+    own = rank_share(samples, rank.rank, rank.ranks)
+    ends = np.cumsum(source.manifest.split(source.split).shard_samples)
+
+    def needed() -> Iterator[NeededShard]:
+        for shard in range(int(np.searchsorted(ends, own.start, side="right")), len(ends)):
+            start = int(ends[shard - 1]) if shard else 0
+            if start >= own.stop:
+                return
+            yield NeededShard(max(0, start - own.start) // batch, shard)
+
     def requests() -> Iterator[Request]:
         shares = [rank_share(samples, other, rank.ranks) for other in range(rank.ranks)]
-        own, position = shares[rank.rank], 0
+        position = 0
         for first in range(0, -(-samples // rank.ranks), batch):
             together = sum(min(batch, max(0, share.stop - share.start - first)) for share in shares)
+            shards.reached(first // batch)
             own_samples = np.arange(own.start + first, min(own.start + first + batch, own.stop), dtype=np.int64)
             position += together
             yield Request(
@@ -197,4 +233,5 @@ def evaluation_batches(
                 fields={"global_samples": together, "position": position},
             )
 
-    return read_ahead(strict, requests(), 0, consumer)
+    shards = ShardReadAhead(strict, needed())
+    return _closing(read_ahead(strict, requests(), 0, consumer), shards)

@@ -16,7 +16,7 @@ from tiny import SIZES, describe, source_of
 
 from maestro_dist.config.learning import MissingConfig
 from maestro_dist.config.schema import DataConfig
-from maestro_dist.data import open_shards, shard_cache
+from maestro_dist.data import open_shards, verified_files
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.pack import RawSample, pack
 from maestro_dist.data.reader import SplitSource
@@ -51,7 +51,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         monkeypatch.setattr(module, name, lambda *a, **k: (count.update([name]), call(*a, **k))[1])
 
     counting(open_shards, "index_of")
-    counting(shard_cache, "_sha256")
+    counting(verified_files, "_sha256")
     return count
 
 
@@ -70,7 +70,7 @@ def values(batches: Any) -> list[tuple[list[int], float]]:
 def test_an_index_is_loaded_and_a_shard_verified_once(
     many: str, window: int, counted: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_cache, "_checked", set())
+    monkeypatch.setattr(verified_files, "_checked", set())
     monkeypatch.setattr(open_shards, "_INDEX_BYTES", 0)
     monkeypatch.setattr(open_shards, "_files_allowed", lambda: 8)
     assert len(list(stream(many, shuffle_shards=window).batches(0, SHARDS))) == 13

@@ -6,18 +6,21 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import uuid
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import describe
 
-from maestro_dist.data import shard_cache
+from maestro_dist.data import memory_shards, shard_cache, verified_files
 from maestro_dist.data.manifest import Shard
 from maestro_dist.data.pack import RawSample, pack
-from maestro_dist.data.shard_cache import local_shard
+from maestro_dist.data.shard_cache import ShardCache, local_shard
 from maestro_dist.data.storage import Storage
+from maestro_dist.data.storage.settings import StorageSettings, configure
 from maestro_dist.data.user_folders import user_folder
 from maestro_dist.errors import DataError, StorageError
 
@@ -29,53 +32,98 @@ def remote(samples: list[RawSample]) -> tuple[Storage, Shard]:
     return storage, pack(storage.url, describe(), samples, shard_bytes=20_000).splits["train"].shards[0]
 
 
+@pytest.fixture(autouse=True)
+def no_shards_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_shards, "_files", OrderedDict())
+
+
 def target_of(folder: Path, shard: Shard) -> Path:
     return folder / shard.sha256[:2] / f"{shard.sha256}.tar"
 
 
 def fetch(remote: tuple[Storage, Shard], folder: Path | None) -> Path:
-    return local_shard(*remote, str(folder) if folder else None, "sha256")
+    return local_shard(*remote, ShardCache(str(folder) if folder else None))
 
 
 def test_a_copy_that_is_there_needs_no_right_to_write(
-    remote: tuple[Storage, Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    remote: tuple[Storage, Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     copy = fetch(remote, tmp_path)
     assert copy.read_bytes() == remote[0].read(remote[1].path)
     really = Path.open
 
     def read_only(self: Path, mode: str = "r", **options: Any) -> Any:
-        if mode != "rb":
+        if mode != "rb" and tmp_path in self.parents:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
         return really(self, mode, **options)
 
     monkeypatch.setattr(Path, "open", read_only)
-    monkeypatch.setattr(shard_cache, "_checked", set())
+    monkeypatch.setattr(verified_files, "_checked", set())
     assert fetch(remote, tmp_path) == copy
     copy.unlink()
-    with pytest.raises(
-        StorageError, match=r"cannot use the shard cache \S+\.tar: Read-only file system; set data\.cache"
-    ):
+    monkeypatch.setattr(shard_cache, "_told", set())
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert fetch(remote, tmp_path).read_bytes() == remote[0].read(remote[1].path)
+    (said,) = [record.message for record in caplog.records]
+    assert re.search(r"cannot use the shard cache \S+\.tar: Read-only file system; shards are kept in memory", said)
+    monkeypatch.setattr(shard_cache, "can_hold_shards", lambda: False)
+    monkeypatch.setattr(memory_shards, "_files", OrderedDict())
+    with pytest.raises(StorageError, match=r"\.tar: Read-only file system; set data\.cache"):
         fetch(remote, tmp_path)
 
 
+@pytest.mark.parametrize("memory", [True, False])
 def test_a_full_disk_gets_its_room_back(
-    remote: tuple[Storage, Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    remote: tuple[Storage, Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: bool
 ) -> None:
-    def full(self: Storage, path: str, target: Path, tell: Any, **_: Any) -> None:
+    really = Storage.download
+
+    def full(self: Storage, path: str, target: Path, tell: Any, **known: Any) -> None:
+        if memory and tmp_path not in target.parents:
+            really(self, path, target, tell, **known)
+            return
         target.write_bytes(b"x" * 100)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Storage, "download", full)
-    with pytest.raises(StorageError, match=r"\.tar: No space left on device; set data\.cache"):
-        fetch(remote, tmp_path)
+    if memory:
+        assert fetch(remote, tmp_path).read_bytes() == remote[0].read(remote[1].path)
+    else:
+        with pytest.raises(StorageError, match=r"\.tar: No space left on device, and memory has no room .*set data"):
+            fetch(remote, tmp_path)
     assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
 
 
-@pytest.mark.parametrize("cut", [1, 2])
-def test_a_download_that_is_not_the_shard_is_tried_once_more(
-    remote: tuple[Storage, Shard], tmp_path: Path, cut: int, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_loses_the_shards_that_were_not_used_for_longest(
+    samples: list[RawSample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    storage = Storage(f"memory://{uuid.uuid4()}/set")
+    shards = pack(storage.url, describe(), samples, shard_bytes=20_000).splits["train"].shards
+    cache = ShardCache(str(tmp_path), limit=sum(shard.bytes for shard in shards[:3]))
+    for number in (0, 1, 2, 0):
+        local_shard(storage, shards[number], cache)
+    local_shard(storage, shards[3], cache)
+    there = [number for number, shard in enumerate(shards) if target_of(tmp_path, shard).exists()]
+    assert there == [0, 2, 3]
+    room = [True]
+
+    def full(self: Storage, path: str, target: Path, tell: Any, **known: Any) -> None:
+        if room.pop() if room else False:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        really(self, path, target, tell, **known)
+
+    really = Storage.download
+    monkeypatch.setattr(Storage, "download", full)
+    assert local_shard(storage, shards[1], ShardCache(str(tmp_path))).read_bytes() == storage.read(shards[1].path)
+    assert not target_of(tmp_path, shards[2]).exists()
+
+
+@pytest.mark.parametrize(("cut", "patience_s"), [(3, 60.0), (1000, 0.2)])
+def test_a_download_that_is_not_the_shard_is_asked_for_again(
+    remote: tuple[Storage, Shard], tmp_path: Path, cut: int, patience_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(StorageSettings(patience_s))
     really, calls = Storage.download, []
 
     def download(self: Storage, path: str, target: Path, tell: Any, **known: Any) -> None:
@@ -85,10 +133,10 @@ def test_a_download_that_is_not_the_shard_is_tried_once_more(
             os.truncate(target, 1000)
 
     monkeypatch.setattr(Storage, "download", download)
-    if cut == 1:
+    if cut == 3:
         assert fetch(remote, tmp_path).read_bytes() == remote[0].read(remote[1].path)
     else:
-        with pytest.raises(DataError, match=r"^memory://\S+\.tar: 1000 bytes instead of \d+; upload or pack"):
+        with pytest.raises(DataError, match=r"^memory://\S+\.tar: 1000 bytes instead of \d+ \(after .*; upload or"):
             fetch(remote, tmp_path)
     assert not list(tmp_path.rglob("*.part"))
 
@@ -126,7 +174,7 @@ def test_one_that_fetches_the_shard_is_waited_for_as_long_as_it_gets_on(
             other.end()
 
     monkeypatch.setattr(other, "at_look", at_look)
-    copy = local_shard(*remote, str(tmp_path), "sha256", told.append)
+    copy = local_shard(*remote, ShardCache(str(tmp_path)), told.append)
     assert copy.read_bytes() == remote[0].read(remote[1].path)
     assert not other.part.exists()
     assert [line.rpartition(", ")[2] for line in told[:3]] == ["0 MiB so far", "9 MiB so far", "18 MiB so far"]
@@ -185,10 +233,10 @@ def test_a_file_is_checked_against_each_hash_and_says_how_far_it_is(
     folder = tmp_path / "plain"
     (folder / shard.path).parent.mkdir(parents=True)
     (folder / shard.path).write_bytes(path.read_bytes())
-    monkeypatch.setattr(shard_cache, "_PIECE", 4096)
+    monkeypatch.setattr(verified_files, "_PIECE", 4096)
     told: list[str] = []
-    local_shard(Storage(str(folder)), shard, None, "sha256", told.append)
+    local_shard(Storage(str(folder)), shard, ShardCache(str(tmp_path / "notes")), told.append)
     assert len(told) >= shard.bytes // 4096
     other = shard.model_copy(update={"sha256": "0" * 64})
     with pytest.raises(DataError, match="its sha256 is not that of the manifest"):
-        local_shard(Storage(str(folder)), other, None, "sha256")
+        local_shard(Storage(str(folder)), other, ShardCache(str(tmp_path / "notes")))

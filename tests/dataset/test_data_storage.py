@@ -229,7 +229,7 @@ def test_an_outage_while_a_data_set_is_read_is_worth_another_start(
     def read() -> None:
         list(evaluation_batches(source, 8, DataRank()))
 
-    source = source_of(url, config=DataConfig(url=url, cache=packed))
+    source = source_of(url, config=DataConfig(url=url, cache=packed, read_ahead_mb=0))
     for call in (lambda: load_manifest(url), read):
         flaky.failures = 1
         with pytest.raises(StorageError, match=r"connection lost .* \(after 1 attempts") as caught:

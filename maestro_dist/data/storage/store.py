@@ -67,6 +67,11 @@ class Storage:
         """The same storage, which calls `heartbeat` while it waits."""
         return Storage(self.url, patience_s=self.patience_s, heartbeat=heartbeat)
 
+    @property
+    def longest_wait_s(self) -> float:
+        """For how many seconds a call that fails is repeated."""
+        return storage_settings().patience_s if self.patience_s is None else self.patience_s
+
     def name(self, path: str = "") -> str:
         """The URL of `path` without credentials, for messages."""
         return redact(self._url(path))
@@ -266,9 +271,8 @@ class Storage:
         self, path: str, verb: str, call: Callable[[FileSystemClient, str], T], *, expected: bool = False
     ) -> T:
         """`call(client, key)`, retried while its failure may pass."""
-        patience_s = storage_settings().patience_s if self.patience_s is None else self.patience_s
         what = RemoteCall(verb, self.name(path), expected)
-        return retried(lambda: call(*open_client(self._url(path))), what, patience_s, self._heartbeat)
+        return retried(lambda: call(*open_client(self._url(path))), what, self.longest_wait_s, self._heartbeat)
 
 
 def _complete_range(client: FileSystemClient, key: str, start: int, end: int) -> bytes:

@@ -1,0 +1,90 @@
+"""Download remote shards before their samples are needed: several at a time, in the order of need, within a limit.
+
+The readers find the shards in the cache. Training goes on through an outage of the storage as long as what was read
+ahead lasts.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from maestro_dist.data.index_copies import index_of
+from maestro_dist.data.reader import SplitSource
+from maestro_dist.data.shard_cache import ShardCache, local_shard
+from maestro_dist.data.storage import Storage
+
+_LOG = logging.getLogger(__name__)
+
+_DOWNLOADS = 8  # at the same time: one connection to an object store is slow
+
+
+class NeededShard(NamedTuple):
+    """A shard (its position in the split) that is first needed in global batch `step` of the run."""
+
+    step: int
+    shard: int
+
+
+class ShardReadAhead:
+    """Downloads the shards of `needed`, in this order, in threads. For local data it does nothing.
+
+    A download that fails is left to the reader, which then tries it again and says what is wrong.
+    """
+
+    def __init__(self, source: SplitSource, needed: Iterator[NeededShard]) -> None:
+        self._storage, self._shards = Storage(source.url), source.manifest.split(source.split).shards
+        self._cache, self._limit = ShardCache.of(source.config), source.config.read_ahead_mb * 10**6
+        self._folder = source.config.cache
+        self._needed = needed
+        self._next: NeededShard | None = None
+        self._started = self._begun = False
+        self._ahead: dict[int, int] = {}  # bytes of the shards by the step that first needs them
+        self._reached = 0
+        self._ended = False
+        self._change = threading.Condition()
+
+    def reached(self, step: int) -> None:
+        """The samples of global batch `step` are now asked for. The first call starts the downloads."""
+        if not self._started and self._storage.local is None and self._limit > 0:
+            self._started = True
+            for number in range(_DOWNLOADS):
+                threading.Thread(target=self._download, name=f"shard download {number}", daemon=True).start()
+        with self._change:
+            self._reached = step
+            self._ahead = {when: size for when, size in self._ahead.items() if when > step}
+            self._change.notify_all()
+
+    def close(self) -> None:
+        """Start no further download. Those that are under way end by themselves."""
+        with self._change:
+            self._ended = True
+            self._change.notify_all()
+
+    def _download(self) -> None:
+        while (needed := self._take()) is not None:
+            shard = self._shards[needed.shard]
+            try:
+                index_of(self._storage, shard, self._folder)
+                local_shard(self._storage, shard, self._cache)
+            except Exception as error:  # whatever it is, the reader meets it too and raises it
+                _LOG.debug("%s was not read ahead: %s", self._storage.name(shard.path), error)
+
+    def _take(self) -> NeededShard | None:
+        """The next shard to download, when there is room for it; None at the end."""
+        with self._change:
+            if not self._begun:  # here, because making the order of a large data set takes a while
+                self._begun = True
+                self._next = next(self._needed, None)
+            while not self._ended and self._next is not None:
+                size = self._shards[self._next.shard].bytes
+                now, ahead = self._next.step <= self._reached, sum(self._ahead.values())
+                if now or not ahead or ahead + size <= self._limit:
+                    taken = self._next
+                    self._ahead[taken.step] = self._ahead.get(taken.step, 0) + size
+                    self._next = next(self._needed, None)
+                    return taken
+                self._change.wait()
+            return None
