@@ -47,13 +47,13 @@ def index_of(storage: Storage, shard: Shard, cache: str | None) -> ShardIndex:
         return load_index(storage, shard)
     name = storage.name(shard.index)
     place = hashlib.sha256(name.encode()).hexdigest()[:12]
-    copy = folder / shard.sha256[:2] / f"{shard.sha256}.{place}.index.json"
+    copy = folder / shard.sha256[:2] / f"{shard.sha256}.{place}.index"
     with suppress(OSError, DataError):
         if copy.stat().st_mtime >= _oldest:
             return parse_index(copy.read_bytes(), shard, name)
     index = load_index(storage, shard)
     with suppress(OSError):  # a copy is only a help
-        _write(copy, index.to_json())
+        _write(copy, index.to_bytes())
     return index
 
 

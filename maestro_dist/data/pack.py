@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,10 @@ from maestro_dist.data.description import Description, checked_description, chec
 from maestro_dist.data.findings import Findings, warning_lines
 from maestro_dist.data.manifest import MANIFEST_NAME, Manifest, ManifestSplit, Shard
 from maestro_dist.data.moments import RunningMoments
-from maestro_dist.data.plain_values import short_repr, type_name, whole_number
+from maestro_dist.data.plain_values import person, short_repr, type_name, whole_number
 from maestro_dist.data.sample_checks import RawSample, SampleChecker
 from maestro_dist.data.shard_checks import file_sizes
-from maestro_dist.data.shard_index import META, index_tar, member_name
+from maestro_dist.data.shard_index import INDEX_SUFFIX, META, index_tar, member_name
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import DataError, StorageError
 
@@ -41,7 +42,7 @@ __all__ = [
 ]
 
 _LOG = logging.getLogger(__name__)
-_SHARD = re.compile(r"[A-Za-z0-9_-]+-\d{6}\.(tar|index\.json)")
+_SHARD = re.compile(r"[A-Za-z0-9_-]+-\d{6}\.(tar|index|index\.json)")
 
 
 def pack(
@@ -148,6 +149,8 @@ class SplitWriter:
         self.class_counts = [0] * classes
         self.keys: set[str] = set()
         self._written: list[str] = []
+        self._targets: list[float] = []  # of the open shard
+        self._subjects: list[str] = []
         self._open: ExitStack | None = None
         self._file: Any = None
         self._tar: Any = None
@@ -184,6 +187,8 @@ class SplitWriter:
         if self.class_counts:
             self.class_counts[int(label)] += 1
         self.targets.add(np.array([[float(label)]]))
+        self._targets.append(float(label))
+        self._subjects.append(person(json.loads(meta).get("subject")))
         if self._file.tell() >= self.shard_bytes:
             self._end()
 
@@ -204,7 +209,7 @@ class SplitWriter:
         import webdataset
 
         self._path = f"{self.split}-{len(self.shards):06d}"
-        self._written += [f"{self._path}.tar", f"{self._path}.index.json"]
+        self._written += [f"{self._path}.tar", f"{self._path}{INDEX_SUFFIX}"]
         self._open = ExitStack()
         self._file = self._open.enter_context(self.storage.writer(f"{self._path}.tar"))
         self._tar = webdataset.TarWriter(self._file, user="", group="", mode=0o444, mtime=0, encoder=False)
@@ -218,13 +223,14 @@ class SplitWriter:
         self._file.seek(0)
         digest = hashlib.file_digest(self._file, "sha256").hexdigest()
         self._file.seek(0)
-        index = index_tar(self._file)
+        index = replace(index_tar(self._file), targets=np.array(self._targets), subjects=self._subjects)
+        self._targets, self._subjects = [], []
         self._open.close()
         self._open = None
-        self.storage.write(f"{self._path}.index.json", index.to_json())
+        self.storage.write(f"{self._path}{INDEX_SUFFIX}", index.to_bytes())
         shard = Shard(
             path=f"{self._path}.tar",
-            index=f"{self._path}.index.json",
+            index=f"{self._path}{INDEX_SUFFIX}",
             samples=len(index.keys),
             bytes=size,
             sha256=digest,

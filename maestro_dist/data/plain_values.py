@@ -147,3 +147,10 @@ def short_repr(value: Any) -> str:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
+
+
+def person(subject: Any) -> str:
+    """The name of a person, from the value of a sample; empty if there is none. 0 and "0" are the same person."""
+    number = None if isinstance(subject, str) else whole_number(subject)
+    name = "" if subject is None else str(subject if number is None else number)
+    return name if name.strip() else ""

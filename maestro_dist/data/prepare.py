@@ -21,7 +21,7 @@ from maestro_dist.data.storage import Storage, redact
 from maestro_dist.errors import ConfigError, DataError
 
 _LOG = logging.getLogger(__name__)
-_UNFINISHED = re.compile(r"([a-z0-9_]+-\d{6})\.(tar|index\.json)")
+_UNFINISHED = re.compile(r"([a-z0-9_]+-\d{6})\.(tar|index|index\.json)")
 
 
 def prepare(source: SourceConfig, url: str) -> Manifest:
@@ -147,7 +147,7 @@ def check_place(source: SourceConfig, url: str) -> None:
 def _other_files(names: list[str]) -> list[str]:
     """The names without files of a killed packing. These are shards; only the last shard may lack its index."""
     shards = [match for name in names if (match := _UNFINISHED.fullmatch(name))]
-    tars, indexes = ({m[1] for m in shards if m[2] == kind} for kind in ("tar", "index.json"))
+    tars, indexes = ({m[1] for m in shards if (m[2] == "tar") == tar} for tar in (True, False))
     if len(tars - indexes) > 1 or indexes - tars:
         return names
     return [name for name in names if not _UNFINISHED.fullmatch(name)]

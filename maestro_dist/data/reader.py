@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,11 +19,13 @@ from maestro_dist.data.missing import drop_modalities
 from maestro_dist.data.mixup import Mixing, mix
 from maestro_dist.data.open_shards import OpenShard, OpenShards
 from maestro_dist.data.sample import BadSample, DecodedSample, SampleFormat, decode_meta, decode_sample
-from maestro_dist.data.shard_index import HEADER, META, member_name
+from maestro_dist.data.shard_index import HEADER, META, ShardIndex, member_name
 from maestro_dist.data.storage import Storage
 from maestro_dist.data.storage.retry import Heartbeat
 from maestro_dist.data.window_arrays import WindowArrays
 from maestro_dist.types import Batch, Modality
+
+_INDEXES = 16  # that are read at a time
 
 
 def _ignore(what: str) -> None:
@@ -68,6 +71,17 @@ class SplitSource:
     symbols: bool = False
     slices: Mapping[str, tuple[int, int]] | None = None
     augment: AugmentConfig | None = None
+
+    def indexes(self) -> Iterator[ShardIndex]:
+        """The indexes of the split's shards, in their order.
+
+        Raises:
+            DataError: an index is missing or damaged.
+        """
+        storage = Storage(self.url)
+        with ThreadPoolExecutor(_INDEXES) as pool:
+            shards = self.manifest.split(self.split).shards
+            yield from pool.map(lambda shard: index_of(storage, shard, self.config.cache), shards)
 
     def open(self, heartbeat: Heartbeat = _ignore) -> SplitReader:
         """A reader; it opens files when it first needs them. `heartbeat` is called for each sample."""
@@ -292,7 +306,5 @@ def _some(sample: DecodedSample, names: Sequence[str], left: np.ndarray) -> Deco
 
 def presence(source: SplitSource) -> np.ndarray:
     """bool [N, M]: which sample of a split has which modality. Only the indexes are read."""
-    storage, shards = Storage(source.url), source.manifest.split(source.split).shards
     names = [member_name(modality.name, symbols=source.symbols) for modality in source.modalities]
-    parts = [index_of(storage, shard, source.config.cache).columns(names)[1] > 0 for shard in shards]
-    return np.concatenate(parts)
+    return np.concatenate([index.columns(names)[1] > 0 for index in source.indexes()])

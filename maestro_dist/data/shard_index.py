@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO
@@ -16,6 +17,9 @@ from maestro_dist.errors import DataError
 
 HEADER = 512  # bytes of a tar header; a member's content starts right after it
 META = "json"
+INDEX_SUFFIX = ".index"
+
+_MAGIC = b"maestro_dist shard index\n"
 
 
 def member_name(modality: str, *, symbols: bool = False) -> str:
@@ -25,12 +29,19 @@ def member_name(modality: str, *, symbols: bool = False) -> str:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """N samples, K member names: `offsets` and `sizes` int64 [N, K] in bytes; size 0: the sample has no such member."""
+    """N samples, K member names.
+
+    offsets, sizes  int64 [N, K] in bytes; size 0: the sample has no such member
+    targets         float64 [N]: class or target of each sample; None in an index of an older version
+    subjects        the person of each sample, "" where it has none; None in an index of an older version
+    """
 
     keys: list[str]
     members: list[str]
     offsets: np.ndarray
     sizes: np.ndarray
+    targets: np.ndarray | None = None
+    subjects: list[str] | None = None
 
     def columns(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Offsets and sizes of the named members, [N, len(names)] each; 0 for a name that no sample has."""
@@ -43,16 +54,22 @@ class ShardIndex:
                 sizes[:, target] = self.sizes[:, column_of[name]]
         return offsets, sizes
 
-    def to_json(self) -> bytes:
-        """The index as bytes; the same tar gives the same bytes."""
-        body = {
-            "format": FORMAT,
-            "members": self.members,
-            "keys": self.keys,
-            "offsets": self.offsets.tolist(),
-            "sizes": self.sizes.tolist(),
-        }
-        return json.dumps(body, separators=(",", ":")).encode()
+    def to_bytes(self) -> bytes:
+        """The index as bytes; the same shard gives the same bytes.
+
+        A line of JSON, then the arrays (little-endian) and the texts that it describes, then their CRC-32.
+        """
+        largest = int((self.offsets + self.sizes).max(initial=0))
+        number = "<u4" if largest < 1 << 32 else "<u8"
+        parts = [self.offsets.astype(number).tobytes(), self.sizes.astype(number).tobytes()]
+        texts = [_joined(self.keys)]
+        if self.targets is not None and self.subjects is not None:
+            parts.append(self.targets.astype("<f8").tobytes())
+            texts.append(_joined(self.subjects))
+        head = {"format": FORMAT, "samples": len(self.keys), "members": self.members, "number": number}
+        head["texts"] = [len(text) for text in texts]
+        body = b"".join((_MAGIC, json.dumps(head, separators=(",", ":")).encode(), b"\n", *parts, *texts))
+        return body + zlib.crc32(body).to_bytes(4, "little")
 
 
 def index_tar(file: IO[bytes]) -> ShardIndex:
@@ -87,21 +104,66 @@ def parse_index(data: bytes, shard: Shard, name: str) -> ShardIndex:
     """Parse and check the bytes of a shard's index, which has this name.
 
     Raises:
-        DataError: they are not JSON, of another format, or do not fit the shard.
+        DataError: they are damaged, of another format, or do not fit the shard.
     """
     try:
-        raw = json.loads(data)
-        if raw["format"] != FORMAT:
-            raise DataError(f"{name}: format {raw['format']!r} is not {FORMAT!r}; pack the data set again")
-        keys, members = [str(key) for key in raw["keys"]], [str(member) for member in raw["members"]]
-        shape = (len(keys), len(members))
-        offsets = np.array(raw["offsets"], dtype=np.int64).reshape(shape)
-        sizes = np.array(raw["sizes"], dtype=np.int64).reshape(shape)
+        index = _from_bytes(data) if data.startswith(_MAGIC) else _from_json(data)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DataError(f"{name}: damaged index ({type(error).__name__}: {error}); pack the data set again") from error
-    if len(keys) != shard.samples:
-        raise DataError(f"{name}: {len(keys)} samples, but the manifest says {shard.samples}; pack the data set again")
-    present = sizes > 0
-    if (sizes < 0).any() or (offsets[present] < HEADER).any() or (offsets + sizes > shard.bytes).any():
+    if isinstance(index, str):
+        raise DataError(f"{name}: format {index} is not {FORMAT!r}; pack the data set again")
+    if len(index.keys) != shard.samples:
+        samples = len(index.keys)
+        raise DataError(f"{name}: {samples} samples, but the manifest says {shard.samples}; pack the data set again")
+    present = index.sizes > 0
+    outside = (index.offsets[present] < HEADER).any() or (index.offsets + index.sizes > shard.bytes).any()
+    if (index.sizes < 0).any() or outside:
         raise DataError(f"{name}: points outside shard {shard.path}; pack the data set again")
+    return index
+
+
+def _from_bytes(data: bytes) -> ShardIndex | str:
+    """The index; or the format, if it is another one. Raises ValueError, KeyError, TypeError, OverflowError."""
+    if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
+        raise ValueError("its checksum is wrong")
+    line, _, rest = data[len(_MAGIC) : -4].partition(b"\n")
+    head = json.loads(line)
+    if head["format"] != FORMAT:
+        return repr(head["format"])
+    members, samples = [str(member) for member in head["members"]], int(head["samples"])
+    number, shape = np.dtype({"<u4": "<u4", "<u8": "<u8"}[head["number"]]), (samples, len(members))
+    table = shape[0] * shape[1] * number.itemsize
+    offsets, sizes = (np.frombuffer(rest[n * table : (n + 1) * table], number).reshape(shape) for n in range(2))
+    targets, subjects, end = None, None, 2 * table
+    texts = [int(length) for length in head["texts"]]
+    if len(texts) == 2:
+        targets = np.frombuffer(rest[end : end + 8 * samples], "<f8").astype(np.float64)
+        subjects = _split(rest[len(rest) - texts[1] :], samples)
+        end += 8 * samples
+    keys = _split(rest[end : end + texts[0]], samples)
+    if end + sum(texts) != len(rest):
+        raise ValueError("its parts do not have the sizes that it says")
+    return ShardIndex(keys, members, offsets.astype(np.int64), sizes.astype(np.int64), targets, subjects)
+
+
+def _joined(texts: Sequence[str]) -> bytes:
+    return "\0".join(texts).encode()
+
+
+def _split(data: bytes, count: int) -> list[str]:
+    texts = data.decode().split("\0") if count else []
+    if len(texts) != count:
+        raise ValueError(f"{len(texts)} names for {count} samples")
+    return texts
+
+
+def _from_json(data: bytes) -> ShardIndex | str:
+    """An index of an older version, as `_from_bytes`."""
+    raw = json.loads(data)
+    if raw["format"] != FORMAT:
+        return repr(raw["format"])
+    keys, members = [str(key) for key in raw["keys"]], [str(member) for member in raw["members"]]
+    shape = (len(keys), len(members))
+    offsets = np.array(raw["offsets"], dtype=np.int64).reshape(shape)
+    sizes = np.array(raw["sizes"], dtype=np.int64).reshape(shape)
     return ShardIndex(keys, members, offsets, sizes)

@@ -89,8 +89,8 @@ class TrainStream:
     def warnings(self) -> list[str]:
         """Warnings: classes without any training sample in `data.label_share`.
 
-        Reads the labels from the shards, but only if a class is so rare that it may be lost. Bad samples do not
-        count.
+        Reads the labels from the indexes (of an older version: from the shards), but only if a class is so rare that it
+        may be lost.
 
         Raises:
             DataError: a shard is missing or damaged.
@@ -101,8 +101,11 @@ class TrainStream:
             return []
         kept_counts = [0] * len(class_counts)
         with closing(replace(source, modalities=()).open()) as reader:
-            for shard in range(len(self._shard_samples)):
+            for shard, (index, first) in enumerate(zip(source.indexes(), reader.starts.tolist(), strict=False)):
                 for number in self._kept.numbers(shard).tolist():
+                    if index.targets is not None:
+                        kept_counts[int(index.targets[number - first])] += 1
+                        continue
                     with suppress(BadSample):
                         kept_counts[int(reader.decode(number, reader.stored(number)).target)] += 1
         lost = [

@@ -16,8 +16,12 @@ from tiny import MODALITIES, SIZES, rewrite, source_of
 from maestro_dist.config.learning import MissingConfig
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.manifest import load_manifest
+from maestro_dist.data.reader import presence
 from maestro_dist.data.sample import BadSample, SampleFormat, decode_sample
+from maestro_dist.data.shard_index import load_index
+from maestro_dist.data.storage import Storage
 from maestro_dist.data.stream import DataRank, TrainSchedule, TrainStream, evaluation_batches
+from maestro_dist.data.subjects import keys_and_subjects
 from maestro_dist.errors import ConfigError, DataError
 
 BAD = "train-007"
@@ -94,15 +98,15 @@ def test_missing_shard(fresh: str) -> None:
 
 
 def test_missing_index(fresh: str) -> None:
-    (Path(fresh) / "train-000001.index.json").unlink()
-    fails(DataError, fresh, "train-000001.index.json", "the index of shard train-000001.tar is missing")
+    (Path(fresh) / "train-000001.index").unlink()
+    fails(DataError, fresh, "train-000001.index", "the index of shard train-000001.tar is missing")
 
 
 def test_index_of_another_shard(fresh: str) -> None:
     counts = [s.samples for s in load_manifest(fresh).splits["train"].shards]
     one, two = next((i, j) for i in range(len(counts)) for j in range(i) if counts[i] == counts[j])
-    other = Path(fresh) / f"train-{one:06d}.index.json"
-    (Path(fresh) / f"train-{two:06d}.index.json").write_bytes(other.read_bytes())
+    other = Path(fresh) / f"train-{one:06d}.index"
+    (Path(fresh) / f"train-{two:06d}.index").write_bytes(other.read_bytes())
     with pytest.raises(DataError, match=r"the index does not point at|points outside shard"):
         read_all(fresh)
 
@@ -121,17 +125,44 @@ def test_index_of_another_shard(fresh: str) -> None:
     ],
 )
 def test_damaged_index(fresh: str, content: bytes, message: str) -> None:
-    (Path(fresh) / "train-000001.index.json").write_bytes(content)
-    fails(DataError, fresh, "train-000001.index.json", message)
+    (Path(fresh) / "train-000001.index").write_bytes(content)
+    fails(DataError, fresh, "train-000001.index", message)
 
 
 def test_index_that_points_outside(fresh: str) -> None:
-    path = Path(fresh) / "train-000001.index.json"
-    raw = json.loads(path.read_text())
-    raw["offsets"][0][0] = 10**9
-    raw["sizes"][0][0] = 100
-    path.write_text(json.dumps(raw))
+    path = Path(fresh) / "train-000001.index"
+    index = load_index(Storage(fresh), load_manifest(fresh).splits["train"].shards[1])
+    index.offsets[0, 0], index.sizes[0, 0] = 10**9, 100
+    path.write_bytes(index.to_bytes())
     fails(DataError, fresh, "points outside shard train-000001.tar")
+
+
+@pytest.mark.parametrize("place", [0, 0.2, 0.7, 1])
+def test_an_index_with_a_changed_or_missing_byte(fresh: str, place: float) -> None:
+    path = Path(fresh) / "train-000001.index"
+    content = bytearray(path.read_bytes())
+    at = int(place * (len(content) - 1))
+    path.write_bytes(content[:at] + content[at + 1 :])
+    fails(DataError, fresh, "train-000001.index", "damaged index")
+    content[at] ^= 1
+    path.write_bytes(content)
+    fails(DataError, fresh, "train-000001.index", "damaged index")
+
+
+def test_an_index_of_an_older_version_is_read(fresh: str, packed: str) -> None:
+    source = source_of(packed)
+    expected = [batch.sample.tolist() for batch in read_all(fresh)], keys_and_subjects(source)
+    for name, split in load_manifest(fresh).splits.items():
+        assert name
+        for shard in split.shards:
+            index = load_index(Storage(fresh), shard)
+            old = {"format": "maestro_dist/1", "members": index.members, "keys": index.keys}
+            old |= {"offsets": index.offsets.tolist(), "sizes": index.sizes.tolist()}
+            (Path(fresh) / shard.index).write_text(json.dumps(old))
+    assert [batch.sample.tolist() for batch in read_all(fresh)] == expected[0]
+    found = keys_and_subjects(source_of(fresh))
+    assert [a.tolist() for a in found] == [a.tolist() for a in expected[1]]
+    assert (presence(source_of(fresh)) == presence(source)).all()
 
 
 # members

@@ -89,8 +89,8 @@ def test_what_counts_as_typed_alone(overrides: list[str], refused: bool, source:
         ),
         ("used", ["thesis.tex"], r"holds no manifest.json but other files \(thesis.tex\); correct data\.url"),
         ("used", ["a-000000.tar", "a-000001.tar"], r"other files \(a-000000.tar, a-000001.tar\)"),
-        ("used", ["a-000000.index.json"], r"other files \(a-000000.index.json\)"),
-        ("used", ["train-000000.tar", "train-000000.index.json", "train-000001.tar"], None),  # a packing was killed
+        ("used", ["a-000000.index"], r"other files \(a-000000.index\)"),
+        ("used", ["train-000000.tar", "train-000000.index", "train-000001.tar"], None),  # a packing was killed
         ("used", [], None),
         ("new", [], None),
         ("raw", [], r"data\.url: .*/raw lies in data\.source\.path .*/raw; choose a place outside"),

@@ -88,7 +88,7 @@ def rewrite(url: str, change: Callable[[str, dict[str, bytes]], None]) -> None:
         writer.close()
         data = buffer.getvalue()
         (folder / shard["path"]).write_bytes(data)
-        (folder / shard["index"]).write_bytes(index_tar(io.BytesIO(data)).to_json())
+        (folder / shard["index"]).write_bytes(index_tar(io.BytesIO(data)).to_bytes())
         shard.update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     (folder / "manifest.json").write_text(json.dumps(manifest))
     load_manifest(url)

@@ -74,7 +74,7 @@ def many_shards(folder: Path, like: Manifest, samples: int, shards: int) -> Mani
     entries = [
         Shard(
             path=f"train-{number:06d}.tar",
-            index=f"train-{number:06d}.index.json",
+            index=f"train-{number:06d}.index",
             samples=each,
             bytes=200_000 * each,
             sha256=f"{number:064x}",
