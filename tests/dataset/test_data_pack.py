@@ -15,6 +15,7 @@ from tiny import SIZES, describe
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.moments import RunningMoments, causal_statistics
 from maestro_dist.data.pack import RawSample, pack
+from maestro_dist.data.shard_index import load_index
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import DataError
 
@@ -80,8 +81,8 @@ def test_a_stream_without_an_observed_step_is_absent(tmp_path: Path, samples: li
         samples[0], values={"temp": np.full((8, 1), np.nan)}, statistics={"temp": np.ones((1, 2))}
     )
     manifest = pack(str(tmp_path), describe(), [empty])
-    index = json.loads((tmp_path / manifest.splits["train"].shards[0].index).read_text())
-    assert index["members"] == ["json"]
+    index = load_index(Storage(str(tmp_path)), manifest.splits["train"].shards[0])
+    assert index.members == ["json"]
 
 
 def test_regression_manifest(tmp_path: Path, samples: list[RawSample]) -> None:
