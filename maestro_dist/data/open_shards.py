@@ -6,10 +6,12 @@ import errno
 import os
 import resource
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +25,7 @@ from maestro_dist.errors import StorageError
 
 _INDEX_BYTES = 256 << 20  # memory for indexes, without the indexes of shards that are shuffled together
 _MOST_FILES = 1024
+_FETCHES = 8  # requests at a time
 
 
 @dataclass
@@ -112,6 +115,29 @@ class OpenShards:
             self._bytes -= dropped.bytes
             self._close(oldest)
         return opened
+
+    def fetch(self, positions: Iterable[int]) -> None:
+        """Fetch remote shards with their indexes, several at a time, so that `get` finds them in the cache.
+
+        Raises what `get` raises.
+        """
+        wanted = [self._shards[position] for position in positions if position not in self._opened]
+        if self._storage.local is not None or not wanted:
+            return
+        self._heartbeat(f"fetching {len(wanted)} shards, the first is {self._storage.name(wanted[0].path)}")
+        config = self._config
+        with ThreadPoolExecutor(_FETCHES) as pool:
+            tasks: list[Future[Any]] = []
+            for shard in wanted:
+                tasks.append(pool.submit(index_of, self._storage, shard, config.cache))
+                tasks.append(
+                    pool.submit(local_shard, self._storage, shard, config.cache, config.verify, self._heartbeat)
+                )
+            try:
+                for task in tasks:
+                    task.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def renewed(self, shard: OpenShard) -> bool:
         """Whether the file of a shard has changed since it was verified; then verify (or download) it again.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +23,8 @@ from maestro_dist.data.shard_cache import Heartbeat
 from maestro_dist.data.shard_index import HEADER, META, member_name
 from maestro_dist.data.storage import Storage
 from maestro_dist.types import Batch, Modality
+
+_INDEXES = 16  # that are read at a time
 
 
 def _ignore(what: str) -> None:
@@ -108,7 +111,9 @@ class SplitReader:
         """A micro-batch with numpy arrays instead of tensors; does not import torch."""
         numbers, mixing, step = request.numbers, request.mixing, request.fields.get("step", 0)
         involved = numbers if mixing is None else np.concatenate([numbers, mixing.partners])
-        self._shards.keep(len(np.unique(np.searchsorted(self.starts, involved, side="right"))))
+        positions = np.unique(np.searchsorted(self.starts, involved, side="right")) - 1
+        self._shards.keep(len(positions))
+        self._shards.fetch(positions.tolist())
         own = self._presence(numbers)
         there = own if mixing is None else own | self._presence(mixing.partners)
         keep = there if request.keep is None else there & request.keep
@@ -236,5 +241,7 @@ def presence(source: SplitSource) -> np.ndarray:
     """bool [N, M]: which sample of a split has which modality. Only the indexes are read."""
     storage, shards = Storage(source.url), source.manifest.split(source.split).shards
     names = [member_name(modality.name, symbols=source.symbols) for modality in source.modalities]
-    parts = [index_of(storage, shard, source.config.cache).columns(names)[1] > 0 for shard in shards]
+    with ThreadPoolExecutor(_INDEXES) as pool:
+        indexes = pool.map(lambda shard: index_of(storage, shard, source.config.cache), shards)
+        parts = [index.columns(names)[1] > 0 for index in indexes]
     return np.concatenate(parts)
