@@ -86,7 +86,9 @@ class Saver:
         self._retention = Retention(self._checkpoints, keep_last)
         self._saves = 0
         self._last: _Save | None = None
+        self._lock = threading.Lock()  # of the next two
         self._cleaning: threading.Thread | None = None
+        self._to_clean: list[_Save] = []
         self._error: MaestroError | None = None
         self._completed: queue.SimpleQueue[int] = queue.SimpleQueue()
 
@@ -147,8 +149,8 @@ class Saver:
         if self._last is not None:
             self._last.join()
             self._last = None
-        if removals and self._cleaning is not None:
-            self._cleaning.join()
+        if removals:
+            self._join_cleaning()
         self._raise()
 
     def _raise(self) -> None:
@@ -164,8 +166,7 @@ class Saver:
         """Wait at most `timeout_s` for the saves, and as long for removals. An error that was not raised is logged."""
         if self._last is not None:
             self._last.join(timeout_s)
-        if self._cleaning is not None:
-            self._cleaning.join(timeout_s)
+        self._join_cleaning(timeout_s)
         if self._error is not None:
             _LOG.warning("%s", self._error)
 
@@ -185,27 +186,40 @@ class Saver:
             # checked before each attempt: another driver may take over the run while storage does not answer
             folder.write(RECORD, dump(complete), guard=save.fence or (lambda: None))
             self._completed.put(record.step)
-            # removals take several requests, which the next save need not wait for
-            if self._cleaning is not None:
-                self._cleaning.join()
-            self._cleaning = threading.Thread(
-                target=self._clean, args=(record, save.number), name=f"retention-{record.step}", daemon=True
-            )
-            self._cleaning.start()
+            self._clean_soon(save)
         except Exception as error:
             self._keep(error, f"cannot write checkpoint {folder.name()}")
         finally:
             save.uploaded.set()  # after the error is kept, so that the next save raises it
 
-    def _clean(self, record: CheckpointRecord, save: int) -> None:
-        """Remove what this complete save has made superfluous."""
-        folder, best = self._checkpoints.join(folder_name(record.step)), record.metadata.get("best_step")
-        try:
-            if not self._retention.is_new(record.step):
-                self._tidy(folder, save)
-            self._retention.completed(record.step, [] if best is None else [best])
-        except Exception as error:
-            self._keep(error, f"cannot remove older checkpoints than {folder.name()}")
+    def _clean_soon(self, save: _Save) -> None:
+        """Remove in the background what this complete save has made superfluous: no save waits for removals."""
+        with self._lock:
+            self._to_clean.append(save)
+            if self._cleaning is None:
+                self._cleaning = threading.Thread(target=self._clean, name="retention", daemon=True)
+                self._cleaning.start()
+
+    def _clean(self) -> None:
+        while True:
+            with self._lock:
+                saves, self._to_clean = self._to_clean, []
+                if not saves:
+                    self._cleaning = None
+                    return
+            best = saves[-1].record.metadata.get("best_step")
+            try:
+                for save in saves:
+                    if not self._retention.is_new(save.record.step):
+                        self._tidy(self._checkpoints.join(folder_name(save.record.step)), save.number)
+                self._retention.completed([save.record.step for save in saves], [] if best is None else [best])
+            except Exception as error:
+                self._keep(error, f"cannot remove older checkpoints in {self._checkpoints.name()}")
+
+    def _join_cleaning(self, timeout_s: float | None = None) -> None:
+        cleaning = self._cleaning
+        if cleaning is not None:
+            cleaning.join(timeout_s)
 
     def _keep(self, error: Exception, what: str) -> None:
         """Keep an error, which the next `save` or `wait` raises."""
