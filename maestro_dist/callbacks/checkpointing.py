@@ -61,9 +61,9 @@ class Checkpointing(Callback):
             self.save(state)
 
     def on_end(self, state: State) -> None:
-        """Save the last step and wait until it is on storage."""
+        """Save the last step and wait until it is on storage. The removal of older ones may go on."""
         self.save(state)
-        self._saver.wait()
+        self._saver.wait(removals=False)
         self._tell(state)
 
     def close(self) -> None:

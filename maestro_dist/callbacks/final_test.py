@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from maestro_dist.callbacks.base import Callback, State
 from maestro_dist.callbacks.figures import story_of
-from maestro_dist.checkpoint import CheckpointInfo, best, full_weights, restore
+from maestro_dist.checkpoint import CheckpointInfo, best, find, full_weights, restore
 from maestro_dist.data.reader import SplitSource
 from maestro_dist.data.storage import Storage
 from maestro_dist.data.subjects import keys_and_subjects
@@ -65,7 +66,7 @@ class FinalTest(Callback):
             from torch import distributed as dist
 
             dist.barrier()  # wait until rank 0 has written the last record
-        chosen = best(self._run.url)
+        chosen = best(self._run.url) if state.best_step is None else find(self._run.url, state.best_step)
         restore(state.engine, chosen)
         evaluation = self._evaluate()
         self._finish(state, chosen, evaluation)
@@ -77,9 +78,11 @@ class FinalTest(Callback):
             return
         self._fence()
         self._log.log(state.step, evaluation.flat("test"))
-        model = self._model(state, chosen, evaluation)
-        export_model(self._run.join(MODEL_FOLDER).url, **model)
-        self._keep(state, evaluation)
+        with ThreadPoolExecutor(1) as pool:
+            predictions = pool.submit(self._keep, state, evaluation)
+            model = self._model(state, chosen, evaluation)
+            export_model(self._run.join(MODEL_FOLDER).url, **model)
+            predictions.result()
         result = {
             "evaluation": evaluation.to_json(),
             "metric": state.task.metric(state.config.evaluation.metric),

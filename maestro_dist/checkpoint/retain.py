@@ -29,24 +29,23 @@ class Retention:
         """Whether the step is known to have no files of earlier saves."""
         return self._steps is not None and step not in self._steps and self._checkpoints.local is None
 
-    def completed(self, step: int, best: Collection[int]) -> None:
-        """The checkpoint of `step` is complete: remove surplus ones, and incomplete ones before it (crashed saves).
+    def completed(self, steps: Collection[int], best: Collection[int]) -> None:
+        """The checkpoints of `steps` are complete: remove surplus ones, and incomplete ones before them.
 
-        The record is removed first: if the removal is interrupted, the checkpoint is incomplete, not damaged.
+        Records are removed first: if the removal is interrupted, a checkpoint is incomplete, not damaged.
         """
         if self._steps is None or self._checkpoints.local is not None:
             self._list()
         assert self._steps is not None
-        self._steps.add(step)
-        self._complete.add(step)
-        leftovers = [other for other in self._steps - self._complete if other < step]
-        for other in surplus(self._complete, keep_last=self._keep_last, best=best) + leftovers:
-            folder = self._checkpoints.join(folder_name(other))
-            if other in self._complete:
-                folder.remove(RECORD)
-                self._complete.discard(other)
-            folder.remove(recursive=True)
-            self._steps.discard(other)
+        self._steps.update(steps)
+        self._complete.update(steps)
+        leftovers = sorted(step for step in self._steps - self._complete if step < max(steps))
+        removed = surplus(self._complete, keep_last=self._keep_last, best=best)
+        self._checkpoints.remove_many([f"{folder_name(step)}/{RECORD}" for step in removed])
+        self._complete.difference_update(removed)
+        for step in removed + leftovers:
+            self._checkpoints.remove(folder_name(step), recursive=True)
+            self._steps.discard(step)
 
     def _list(self) -> None:
         self._steps = {step for step in map(folder_step, self._checkpoints.list()) if step is not None}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
     from maestro_dist.engine.engine import Engine
 
+_LOG = logging.getLogger(__name__)
+
 _POLL_S = (0.02, 1.0)  # first and longest pause between looks for the notes of other ranks
 
 
@@ -44,6 +47,26 @@ class Snapshot:
 
     tensors: dict[str, Tensor]
     slices: dict[str, Range]
+
+
+@dataclass
+class _Save:
+    """A save in the background. Its record is written after the record of the save before it.
+
+    uploaded  set when this rank's part is on storage, or has failed; its snapshot is no longer in memory
+    """
+
+    number: int
+    record: CheckpointRecord
+    fence: Callable[[], None] | None
+    before: _Save | None
+    uploaded: threading.Event = field(default_factory=threading.Event)
+    thread: threading.Thread | None = None
+
+    def join(self, timeout_s: float | None = None) -> None:
+        """Wait until it has ended, with or without an error."""
+        if self.thread is not None:
+            self.thread.join(timeout_s)
 
 
 class Saver:
@@ -62,7 +85,10 @@ class Saver:
         self._session = _agree_on_session(mesh)
         self._retention = Retention(self._checkpoints, keep_last)
         self._saves = 0
-        self._thread: threading.Thread | None = None
+        self._last: _Save | None = None
+        self._lock = threading.Lock()  # of the next two
+        self._cleaning: threading.Thread | None = None
+        self._to_clean: list[_Save] = []
         self._error: MaestroError | None = None
         self._completed: queue.SimpleQueue[int] = queue.SimpleQueue()
 
@@ -78,11 +104,17 @@ class Saver:
     ) -> None:
         """Copy the state now and write it in the background. All ranks call it at the same step.
 
-        Waits for the previous save first. `metadata` must be plain JSON. Rank 0 calls `fence` right before it writes
-        the record; `fence` raises if this run may no longer write.
-        Raises the error of the previous save (`CheckpointError`, `StorageError`, or the error of `fence`).
+        Waits first until this rank's part of the previous save, and all of the save before that, are on storage.
+        `metadata` must be plain JSON. Rank 0 calls `fence` right before it writes the record; `fence` raises if this
+        run may no longer write.
+        Raises the error of an earlier save (`CheckpointError`, `StorageError`, or the error of `fence`).
         """
-        self.wait()
+        if self._last is not None:
+            if self._last.before is not None:
+                self._last.before.join()
+                self._last.before = None
+            self._last.uploaded.wait()
+        self._raise()
         self._saves += 1
         moments, optimizer_steps = optimizer_state(engine)
         record = CheckpointRecord(
@@ -103,16 +135,25 @@ class Saver:
         )
         dump(record)  # metadata that is not JSON raises here, not in the background
         snapshot = take_snapshot(engine, with_buffers=self.mesh.rank == 0)
-        self._thread = threading.Thread(
-            target=self._write, args=(snapshot, record, fence), name=f"checkpoint-{step}", daemon=True
+        self._last = save = _Save(self._saves, record, fence, self._last)
+        save.thread = threading.Thread(
+            target=self._write, args=(save, [snapshot]), name=f"checkpoint-{step}", daemon=True
         )
-        self._thread.start()
+        save.thread.start()
 
-    def wait(self) -> None:
-        """Wait until the last save is on storage (on rank 0: complete). Raises its error, once."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+    def wait(self, *, removals: bool = True) -> None:
+        """Wait until all saves are on storage (on rank 0: complete). Raises their error, once.
+
+        removals  wait also until older checkpoints are removed
+        """
+        if self._last is not None:
+            self._last.join()
+            self._last = None
+        if removals:
+            self._join_cleaning()
+        self._raise()
+
+    def _raise(self) -> None:
         error, self._error = self._error, None
         if error is not None:
             raise error
@@ -122,49 +163,88 @@ class Saver:
         return [self._completed.get() for _ in range(self._completed.qsize())]
 
     def close(self, timeout_s: float = 30.0) -> None:
-        """Wait at most `timeout_s` for the current save. Its error is not raised."""
-        if self._thread is not None:
-            self._thread.join(timeout_s)
+        """Wait at most `timeout_s` for the saves, and as long for removals. An error that was not raised is logged."""
+        if self._last is not None:
+            self._last.join(timeout_s)
+        self._join_cleaning(timeout_s)
+        if self._error is not None:
+            _LOG.warning("%s", self._error)
 
-    def _write(self, snapshot: Snapshot, record: CheckpointRecord, fence: Callable[[], None] | None) -> None:
-        folder = self._checkpoints.join(folder_name(record.step))
+    def _write(self, save: _Save, snapshots: list[Snapshot]) -> None:
+        record, folder = save.record, self._checkpoints.join(folder_name(save.record.step))
         try:
-            part = self._write_part(folder, snapshot)
+            part = self._write_part(folder, snapshots.pop(), self._name(self.mesh.rank, save.number).file())
+            save.uploaded.set()
             if self.mesh.rank > 0:
-                _notes().set(self._note(self.mesh.rank), dump(part))
+                _notes().set(self._note(self.mesh.rank, save.number), dump(part))
                 return
-            complete = record.model_copy(update={"parts": [part, *self._other_parts(folder)]})
+            complete = record.model_copy(update={"parts": [part, *self._other_parts(folder, save.number)]})
             check_tiling(complete.parameters, [written.slices for written in complete.parts])
+            before = save.before  # `save` may remove the reference at any time
+            if before is not None:
+                before.join()
             # checked before each attempt: another driver may take over the run while storage does not answer
-            folder.write(RECORD, dump(complete), guard=fence or (lambda: None))
+            folder.write(RECORD, dump(complete), guard=save.fence or (lambda: None))
             self._completed.put(record.step)
-            if not self._retention.is_new(record.step):
-                self._tidy(folder)
-            best = record.metadata.get("best_step")
-            self._retention.completed(record.step, [] if best is None else [best])
-        except MaestroError as error:
+            self._clean_soon(save)
+        except Exception as error:
+            self._keep(error, f"cannot write checkpoint {folder.name()}")
+        finally:
+            save.uploaded.set()  # after the error is kept, so that the next save raises it
+
+    def _clean_soon(self, save: _Save) -> None:
+        """Remove in the background what this complete save has made superfluous: no save waits for removals."""
+        with self._lock:
+            self._to_clean.append(save)
+            if self._cleaning is None:
+                self._cleaning = threading.Thread(target=self._clean, name="retention", daemon=True)
+                self._cleaning.start()
+
+    def _clean(self) -> None:
+        while True:
+            with self._lock:
+                saves, self._to_clean = self._to_clean, []
+                if not saves:
+                    self._cleaning = None
+                    return
+            best = saves[-1].record.metadata.get("best_step")
+            try:
+                for save in saves:
+                    if not self._retention.is_new(save.record.step):
+                        self._tidy(self._checkpoints.join(folder_name(save.record.step)), save.number)
+                self._retention.completed([save.record.step for save in saves], [] if best is None else [best])
+            except Exception as error:
+                self._keep(error, f"cannot remove older checkpoints in {self._checkpoints.name()}")
+
+    def _join_cleaning(self, timeout_s: float | None = None) -> None:
+        cleaning = self._cleaning
+        if cleaning is not None:
+            cleaning.join(timeout_s)
+
+    def _keep(self, error: Exception, what: str) -> None:
+        """Keep an error, which the next `save` or `wait` raises."""
+        if isinstance(error, MaestroError):
             self._error = error
-        except Exception as error:  # any error is raised by the next `save` or `wait`
-            self._error = CheckpointError(f"cannot write checkpoint {folder.name()}: {error}")
-            self._error.__cause__ = error
+            return
+        self._error = CheckpointError(f"{what}: {error}")
+        self._error.__cause__ = error
 
-    def _name(self, rank: int) -> PartName:
-        return PartName(rank, self.attempt, self._session, self._saves)
+    def _name(self, rank: int, save: int) -> PartName:
+        return PartName(rank, self.attempt, self._session, save)
 
-    def _note(self, rank: int) -> str:
-        return f"checkpoint-part/{self._name(rank).file('json')}"
+    def _note(self, rank: int, save: int) -> str:
+        return f"checkpoint-part/{self._name(rank, save).file('json')}"
 
-    def _write_part(self, folder: Storage, snapshot: Snapshot) -> CheckpointPart:
+    def _write_part(self, folder: Storage, snapshot: Snapshot, file: str) -> CheckpointPart:
         from safetensors.torch import save_file
 
-        file = self._name(self.mesh.rank).file()
         with folder.writer(file) as spool:
             path = Path(spool.name)
             save_file(snapshot.tensors, path)
             size, digest = path.stat().st_size, sha256_of(path)
         return CheckpointPart(rank=self.mesh.rank, file=file, bytes=size, sha256=digest, slices=snapshot.slices)
 
-    def _other_parts(self, folder: Storage) -> list[CheckpointPart]:
+    def _other_parts(self, folder: Storage, save: int) -> list[CheckpointPart]:
         """Wait for the notes of ranks 1, 2, ...: each tells what part it has written in this save."""
         missing = set(range(1, self.mesh.world))
         parts: dict[int, CheckpointPart] = {}
@@ -173,7 +253,7 @@ class Saver:
         pause, longest = _POLL_S
         while missing:
             for rank in sorted(missing):
-                note = self._note(rank)
+                note = self._note(rank, save)
                 if notes.check([note]):
                     parts[rank] = CheckpointPart.model_validate_json(notes.get(note))
                     notes.delete_key(note)
@@ -189,15 +269,15 @@ class Saver:
                 pause = min(2 * pause, longest)
         return [parts[rank] for rank in sorted(parts)]
 
-    def _tidy(self, folder: Storage) -> None:
-        """Remove the files of earlier saves of the same step."""
+    def _tidy(self, folder: Storage, save: int) -> None:
+        """Remove the files that were written to this folder before the save with this number."""
         earlier = []
         for file in folder.list():
             name = PartName.parse(file)
             if name is None or name.attempt > self.attempt:
                 continue
             of_this_session = name.attempt == self.attempt and name.session == self._session
-            if not of_this_session or name.save < self._saves:
+            if not of_this_session or name.save < save:
                 earlier.append(file)
         folder.remove_many(earlier)
 

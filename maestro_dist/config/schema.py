@@ -135,7 +135,7 @@ class DataConfig(Section):
     longest time are removed. By default it grows until the disk is full."""
     read_ahead_mb: Annotated[NonNegativeInt, Execution()] = 1024
     """Megabytes of remote shards that a rank downloads ahead of the training step, several at a time. Raise it to train
-    on through longer outages of the storage; 0 downloads a shard when its first sample is needed."""
+    on through longer outages of the storage; 0 downloads shards when their first samples are needed."""
     verify: Annotated[Literal["size", "sha256"], Execution()] = "sha256"
     """How a shard is checked against the manifest when it is first opened: by size, which is fast, or by sha256."""
     max_bad_samples: Annotated[NonNegativeInt, Execution()] = 0

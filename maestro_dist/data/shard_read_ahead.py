@@ -37,6 +37,8 @@ class ShardReadAhead:
     def __init__(self, source: SplitSource, needed: Iterator[NeededShard]) -> None:
         self._storage, self._shards = Storage(source.url), source.manifest.split(source.split).shards
         self._cache, self._limit = ShardCache.of(source.config), source.config.read_ahead_mb * 10**6
+        if self._cache.limit is not None:
+            self._limit = min(self._limit, self._cache.limit // 2)  # else shards make room before they are read
         self._folder = source.config.cache
         self._needed = needed
         self._next: NeededShard | None = None
@@ -48,7 +50,7 @@ class ShardReadAhead:
 
     def reached(self, step: int) -> None:
         """The samples of global batch `step` are now asked for. The first call starts the downloads."""
-        if not self._started and self._storage.local is None and self._limit > 0:
+        if not self._started and self._storage.local is None:
             self._started = True
             for number in range(_DOWNLOADS):
                 threading.Thread(target=self._download, name=f"shard download {number}", daemon=True).start()
@@ -81,7 +83,7 @@ class ShardReadAhead:
             while not self._ended and self._next is not None:
                 size = self._shards[self._next.shard].bytes
                 now, ahead = self._next.step <= self._reached, sum(self._ahead.values())
-                if now or not ahead or ahead + size <= self._limit:
+                if now or ahead + size <= self._limit or (not ahead and self._limit):
                     taken = self._next
                     self._ahead[taken.step] = self._ahead.get(taken.step, 0) + size
                     self._next = next(self._needed, None)

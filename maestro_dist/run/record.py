@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -61,8 +62,11 @@ def begin(config: Config, manifest: Manifest, run: Storage) -> RunRecord:
         record = RunRecord(
             identity=run_identity(config), data=manifest.fingerprint(), token=uuid.uuid4().hex, start=start
         )
-        write(run, record)
-        run.write(f"{DATA_FOLDER}/{MANIFEST_NAME}", manifest.model_dump_json(indent=1).encode())
+        copy = manifest.model_dump_json(indent=1).encode()
+        with ThreadPoolExecutor(2) as pool:
+            writes = [pool.submit(write, run, record), pool.submit(run.write, f"{DATA_FOLDER}/{MANIFEST_NAME}", copy)]
+        for finished in writes:
+            finished.result()
     check_same(config, manifest, record)
     return record if record.status == "finished" else _tracked(config, run, record)
 
@@ -118,8 +122,10 @@ def _tracked(config: Config, run: Storage, record: RunRecord) -> RunRecord:
     )
     changes = {"tracking_uri": uri, "mlflow_run": tracked.run_id, "start_ms": tracked.start_ms or record.start_ms}
     record = record.model_copy(update=changes)
-    write(run, record)
-    run.write("config.yaml", to_yaml(config).encode())
+    with ThreadPoolExecutor(2) as pool:
+        writes = [pool.submit(write, run, record), pool.submit(run.write, "config.yaml", to_yaml(config).encode())]
+    for finished in writes:
+        finished.result()
     return record
 
 

@@ -231,9 +231,10 @@ def test_an_outage_while_a_data_set_is_read_is_worth_another_start(
 
     source = source_of(url, config=DataConfig(url=url, cache=packed, read_ahead_mb=0))
     for call in (lambda: load_manifest(url), read):
-        flaky.failures = 1
+        flaky.failures = 100
         with pytest.raises(StorageError, match=r"connection lost .* \(after 1 attempts") as caught:
             call()
+        flaky.failures = 0
         assert not report_of(0, caught.value).final
 
 

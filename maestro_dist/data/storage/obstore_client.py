@@ -6,7 +6,6 @@ Its own layer for fsspec is not used: it ignores `mode="create"`, on which the l
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +44,9 @@ class ObjectStoreClient(FileSystemClient):
             retry_config={"max_retries": 0},
             credential_provider=None if settings.anonymous else _Credentials(settings.profile),
         )
+
+    def connect(self) -> None:
+        """Nothing to do: connections are made when they are needed."""
 
     def read(self, key: str) -> bytes:
         return count_received(self._call("GET", lambda name: bytes(self._store.get(name).bytes()), key))
@@ -120,17 +122,6 @@ class _Credentials:
         keys = self._credentials.get_frozen_credentials()
         names = {"access_key_id": keys.access_key, "secret_access_key": keys.secret_key, "token": keys.token}
         return {**names, "expires_at": datetime.now(UTC) + timedelta(minutes=10)}  # botocore renews them itself
-
-
-_stores: dict[tuple[Any, ...], ObjectStoreClient] = {}
-
-
-def object_store(bucket: str, settings: StorageSettings) -> ObjectStoreClient:
-    """The client of a bucket, made once in each process."""
-    key = (os.getpid(), bucket, settings, settings.endpoint_or_environment, settings.region_or_environment)
-    if key not in _stores:
-        _stores[key] = ObjectStoreClient(bucket, settings)
-    return _stores[key]
 
 
 def _in_bucket(key: str) -> str:

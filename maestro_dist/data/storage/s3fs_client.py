@@ -19,11 +19,15 @@ class S3FileSystemClient(FileSystemClient):
     counts_calls = False
     _MOST_REMOVED = 1000  # by one request
 
-    def __init__(self, fs: Any) -> None:
-        super().__init__(fs, has_folders=False)
-        fs.retries = 1
-        client = fs.connect()
-        count_botocore_requests(client)
+    def __init__(self, settings: StorageSettings) -> None:
+        from s3fs import S3FileSystem
+
+        super().__init__(S3FileSystem(skip_instance_cache=True, **_options(settings)), has_folders=False)
+        self._fs.retries = 1
+
+    def connect(self) -> None:
+        """Prepare the connection, unless it is; s3fs makes a new one after its loop has ended."""
+        count_botocore_requests(self._fs.connect())
 
     def read(self, key: str) -> bytes:
         # with more than one range at a time, s3fs asks for the size first
@@ -87,7 +91,7 @@ def _raise_first(errors: Sequence[dict[str, Any]] | None) -> None:
             raise OSError(errno.EIO, f"{error.get('Key')} was not removed: {error.get('Code')} {error.get('Message')}")
 
 
-def s3_options(settings: StorageSettings) -> dict[str, Any]:
+def _options(settings: StorageSettings) -> dict[str, Any]:
     """Options of s3fs. It finds in the environment what they leave out."""
     connect, answer = settings.time_limits_s
     limits = {"connect_timeout": connect, "read_timeout": answer, "retries": {"total_max_attempts": 1}}
