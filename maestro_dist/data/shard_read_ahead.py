@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,9 +16,11 @@ from maestro_dist.data.index_copies import index_of
 from maestro_dist.data.reader import SplitSource
 from maestro_dist.data.shard_cache import ShardCache, local_shard
 from maestro_dist.data.storage import Storage
+from maestro_dist.errors import ReaderError
 
 _LOG = logging.getLogger(__name__)
 
+_JOIN_S = 5.0
 _DOWNLOADS = 8  # at the same time: one connection to an object store is slow
 
 
@@ -35,7 +38,10 @@ class ShardReadAhead:
     """
 
     def __init__(self, source: SplitSource, needed: Iterator[NeededShard]) -> None:
-        self._storage, self._shards = Storage(source.url), source.manifest.split(source.split).shards
+        self._storage, self._shards = (
+            Storage(source.url, heartbeat=self._heartbeat),
+            source.manifest.split(source.split).shards,
+        )
         self._cache, self._limit = ShardCache.of(source.config), source.config.read_ahead_mb * 10**6
         if self._cache.limit is not None:
             self._limit = min(self._limit, self._cache.limit // 2)  # else shards make room before they are read
@@ -46,6 +52,7 @@ class ShardReadAhead:
         self._ahead: dict[int, int] = {}  # bytes of the shards by the step that first needs them
         self._reached = 0
         self._ended = False
+        self._threads: list[threading.Thread] = []
         self._change = threading.Condition()
 
     def reached(self, step: int) -> None:
@@ -53,24 +60,34 @@ class ShardReadAhead:
         if not self._started and self._storage.local is None:
             self._started = True
             for number in range(_DOWNLOADS):
-                threading.Thread(target=self._download, name=f"shard download {number}", daemon=True).start()
+                thread = threading.Thread(target=self._download, name=f"shard download {number}", daemon=True)
+                thread.start()
+                self._threads.append(thread)
         with self._change:
             self._reached = step
             self._ahead = {when: size for when, size in self._ahead.items() if when > step}
             self._change.notify_all()
 
     def close(self) -> None:
-        """Start no further download. Those that are under way end by themselves."""
+        """End the downloads. One that hangs in the network ends later by itself."""
         with self._change:
             self._ended = True
             self._change.notify_all()
+        deadline = time.monotonic() + _JOIN_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _heartbeat(self, what: str) -> None:
+        """Called at each progress of a download. Raises ReaderError when the downloads are to end."""
+        if self._ended:
+            raise ReaderError(f"ended while {what}")
 
     def _download(self) -> None:
         while (needed := self._take()) is not None:
             shard = self._shards[needed.shard]
             try:
                 index_of(self._storage, shard, self._folder)
-                local_shard(self._storage, shard, self._cache)
+                local_shard(self._storage, shard, self._cache, self._heartbeat)
             except Exception as error:  # whatever it is, the reader meets it too and raises it
                 _LOG.debug("%s was not read ahead: %s", self._storage.name(shard.path), error)
 
