@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from benchmarks.common import cores
+from benchmarks.common import cores, python_path
 
 from maestro_dist.errors import RunError
 from suite.archive import LOG_FILE, Archive, Record
-from suite.matrix import ROOT, Cell
+from suite.matrix import Cell
 
 T = TypeVar("T")
 _POLL_S = 1.0
@@ -33,7 +33,6 @@ _STOP_WAIT_S = 20  # a stopped run writes its state and releases its lease
 _OBJECT_STORE = 128 * 2**20  # bytes; nothing large goes through it
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 _TAIL = 12
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
 
 @dataclass
@@ -57,17 +56,17 @@ class Jobs:
         _patiently(self._client.list_jobs)
 
     def submit(self, cell: Cell) -> str:
-        """Start a cell in the present folder; returns the job's id."""
-        variables = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}", "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}
-        variables |= {} if cell.kind == "maestro" else _ONE_THREAD
+        """Start a cell in the present folder, on one thread where it does not set more; returns the job's id."""
         command = shlex.join([sys.executable, "-m", *cell.command])
-        given: dict[str, Any] = {
-            "entrypoint": f"cd {shlex.quote(os.getcwd())} && exec {command}",  # no shell that could die alone
-            "submission_id": f"{cell.name}-{secrets.token_hex(4)}",
-            "runtime_env": {"env_vars": variables},
-            "entrypoint_num_cpus": cell.cpus if cell.inline else 0,
-        }
-        return _patiently(lambda: self._client.submit_job(**given))
+        entrypoint = f"cd {shlex.quote(os.getcwd())} && exec {command}"  # no shell that could die alone
+        variables = {"PYTHONPATH": python_path(), "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}
+        variables |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+        job = f"{cell.name}-{secrets.token_hex(4)}"
+        return _patiently(
+            lambda: self._client.submit_job(
+                entrypoint=entrypoint, submission_id=job, runtime_env={"env_vars": variables}
+            )
+        )
 
     def status(self, job: str) -> str:
         """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
@@ -87,17 +86,19 @@ class Jobs:
         deadline = time.monotonic() + _STOP_WAIT_S + 10
         while jobs and time.monotonic() < deadline:
             with contextlib.suppress(Exception):
-                jobs = [job for job in jobs if self._client.get_job_status(job).value in ("PENDING", "RUNNING")]
+                jobs = [job for job in jobs if not self._client.get_job_status(job).is_terminal()]
             time.sleep(0.3)
 
 
 def cells_to_run(archive: Archive, cells: Sequence[Cell]) -> list[Cell]:
     """The chosen cells that have no result. Cells that they need, and that have no finished run, come first."""
     wanted = {cell.name for cell in cells if not archive.is_done(cell)}
+    found = []
     for cell in reversed(archive.plan.cells):  # a cell comes after those that it needs
         if cell.name in wanted and not archive.has_run(cell):
             wanted |= {*cell.needs.values()}
-    return [cell for cell in archive.plan.cells if cell.name in wanted and not archive.has_run(cell)]
+            found.append(cell)
+    return found[::-1]
 
 
 def run_cells(archive: Archive, jobs: Jobs, waiting: list[Cell], outcome: Outcome, deadline: float | None) -> None:
@@ -110,32 +111,30 @@ def run_cells(archive: Archive, jobs: Jobs, waiting: list[Cell], outcome: Outcom
     total = len(waiting)
     try:
         while (waiting or running) and (deadline is None or time.monotonic() < deadline):
+            unfinished = {cell.name for cell in waiting} | {cell.name for cell, _ in running.values()}
             for cell in list(waiting):
-                missing = [need for need in cell.needs.values() if need in outcome.failed or need in outcome.left]
-                if missing:
-                    outcome.left[cell.name] = f"it needs {missing[0]}, which has failed"
+                bad = [need for need in cell.needs.values() if need in outcome.failed or need in outcome.left]
+                free = cores() - sum(other.cpus for other, _ in running.values())
+                if bad:
                     waiting.remove(cell)
-            ahead = {cell.name for cell in waiting} | {cell.name for cell, _ in running.values()}
-            for cell in [cell for cell in waiting if ahead.isdisjoint(cell.needs.values())]:
-                if running and sum(other.cpus for other, _ in running.values()) + cell.cpus > cores():
-                    break
-                waiting.remove(cell)
-                print(f"{cell.name} starts: python -m {' '.join(cell.command)}", flush=True)
-                record = archive.begin_attempt(cell)
-                running[jobs.submit(cell)] = cell, record
+                    outcome.left[cell.name] = f"it needs {bad[0]}, which has failed"
+                elif unfinished.isdisjoint(cell.needs.values()) and (cell.cpus <= free or not running):
+                    waiting.remove(cell)
+                    print(f"{cell.name} starts: python -m {' '.join(cell.command)}", flush=True)
+                    record = archive.begin_attempt(cell)
+                    running[jobs.submit(cell)] = cell, record
             time.sleep(_POLL_S)
             for job, (cell, record) in list(running.items()):
                 status = jobs.status(job)
-                _note(archive, cell, record, status.lower())
-                if status in ("PENDING", "RUNNING"):
-                    continue
-                del running[job]
-                _ended(archive, cell, jobs.log(job), outcome)
-                print(f"{len(outcome.done)} done, {len(outcome.failed)} failed, of {total}", flush=True)
+                record.write(archive.run(cell), status.lower())
+                if status not in ("PENDING", "RUNNING"):
+                    del running[job]
+                    _ended(archive, cell, jobs.log(job), outcome)
+                    print(f"{len(outcome.done)} done, {len(outcome.failed)} failed, of {total}", flush=True)
     finally:  # also when a person stops the suite
         jobs.stop(list(running))
         for cell, record in running.values():
-            _note(archive, cell, record, "stopped")
+            record.write(archive.run(cell), "stopped")
         names = [*(cell.name for cell, _ in running.values()), *(cell.name for cell in waiting)]
         outcome.left |= dict.fromkeys(names, "the time is over")
 
@@ -149,13 +148,6 @@ def _ended(archive: Archive, cell: Cell, log: str, outcome: Outcome) -> None:
     else:
         outcome.failed[cell.name] = "\n".join([*log.splitlines()[-_TAIL:], f"(whole log: {run.name(LOG_FILE)})"])
         print(f"{cell.name} FAILED", flush=True)
-
-
-def _note(archive: Archive, cell: Cell, record: Record, status: str) -> None:
-    """How a cell is now, and how long it has taken: a killed suite keeps it."""
-    last = record.attempts[-1]
-    last |= {"seconds": round(time.time() - last["started"], 1), "status": status}
-    record.write(archive.run(cell))
 
 
 @contextmanager
@@ -172,7 +164,10 @@ def job_server() -> Iterator[Jobs]:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
         os.environ |= {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2"}  # for the controller of Ray Train
         os.environ.pop("RAY_ADDRESS", None)
-        gcs, dashboard, client, agent, metrics = _free_ports(5)
+        with socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", 0))
+            other.bind(("127.0.0.1", 0))
+            dashboard, client = one.getsockname()[1], other.getsockname()[1]
         command = [
             str(Path(sys.executable).parent / "ray"),
             "start",
@@ -181,10 +176,10 @@ def job_server() -> Iterator[Jobs]:
             "--node-ip-address=127.0.0.1",
         ]
         command += [f"--num-cpus={cores()}", f"--object-store-memory={_OBJECT_STORE}"]
-        command += [f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-        command += [f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"]
-        # A folder of its own: a job connects to the newest cluster of its temporary folder.
-        command += [f"--metrics-export-port={metrics}", f"--temp-dir={folder}"]
+        # Not Ray's usual ports, which another Ray on this machine may have; 0: Ray chooses.
+        command += ["--port=0", "--dashboard-agent-listen-port=0", f"--ray-client-server-port={client}"]
+        command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+        command += [f"--temp-dir={folder}"]  # a job connects to the newest cluster of its temporary folder
         process = subprocess.Popen(
             command,
             cwd=folder,
@@ -196,32 +191,13 @@ def job_server() -> Iterator[Jobs]:
         try:
             yield Jobs(f"http://127.0.0.1:{dashboard}")
         finally:
-            _end(process)
+            os.killpg(process.pid, signal.SIGKILL)  # its jobs have ended, and Ray's own end takes half a minute
+            process.wait()
 
 
 def _die_with_parent() -> None:
     """Ray's reaper then ends all that the head node started, also the jobs, within seconds."""
     ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill it: its jobs have ended, and Ray's own shutdown takes half a minute."""
-    import psutil
-
-    with contextlib.suppress(psutil.NoSuchProcess):
-        node = psutil.Process(process.pid)
-        for child in [node, *node.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-    process.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def _patiently(call: Callable[[], T]) -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import io
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -19,8 +20,7 @@ from maestro_dist.evaluation.table import metric_label
 from maestro_dist.tracking.plots import COLOURS, STYLE
 from suite.archive import Record
 from suite.collect import Results, metric_key
-from suite.goals import Goal, Judgement, judge
-from suite.matrix import Plan
+from suite.goals import Goal
 from suite.statistics import interval
 
 REPORT_FILE = "RESULTS.md"
@@ -31,51 +31,50 @@ all models of a data set. Each cell chose its weights, penalties and trees on va
 """
 
 
-def write_report(results: Results, goals: Sequence[Goal], out: str, command: str) -> None:
+def write_report(results: Results, goals: list[Goal], out: str, command: str) -> None:
     """Write all files below `out`."""
     place, suite = Storage(out), results.plan.suite
-    judgements = [judge(goal, results) for goal in goals]
     records = [item.record for item in results.finished.values()]
+    unknown = "undefined" if len(results.finished) == len(results.plan.cells) else "not finished"
     lines = [f"# {suite.name}", "", suite.about.strip(), ""]
     lines += [f"Written by `{command}` from the files of the runs; do not edit.", "", *_summary(results, records)]
-    lines += ["## Goals", "", *_goal_table(judgements), ""] if judgements else []
+    lines += ["## Goals", "", *_goal_table(goals, unknown), ""] if goals else []
     for data in suite.data:
         lines += [f"## {data}", ""]
-        scores = _score_tables(results, data)
+        scores, ensembles = _score_tables(results, data)
         if not scores:
             lines += ["Nothing is finished yet.", ""]
             continue
         place.write(f"{data}.png", _picture(results, data))
         tables = {
-            "Ensembles (the seeds' probabilities averaged)": _ensemble_table(results, data),
+            "Ensembles (the seeds' probabilities averaged)": ensembles,
             "Ablations": _ablation_table(results, data),
             "Experts and missing sets": _expert_table(results, data),
         }
         lines += [_test_split(results, data), "", *_titled(scores), f"![{data}]({data}.png)", "", *_titled(tables)]
     lines += ["## Durations", "", *_duration_table(results)]
     place.write(REPORT_FILE, ("\n".join(lines) + "\n").encode())
-    place.write("results.json", (json.dumps(_rows(results.plan, judgements, records), indent=1) + "\n").encode())
-
-
-def _rows(plan: Plan, judgements: Sequence[Judgement], records: Sequence[Record]) -> dict[str, Any]:
     newest = max(records, key=lambda record: record.finished, default=None)
-    machine = {} if newest is None else newest.machine | {"date": _time(newest.finished).isoformat(timespec="seconds")}
-    notes = [f"{found.note}: {found.goal.name}" for found in judgements if found.row is None]
-    rows = [asdict(found.row) | ({} if found.aim is None else {"aim": found.aim}) for found in judgements if found.row]
-    return {"benchmark": plan.suite.name, "machine": machine, "notes": notes, "rows": rows}
+    content = {
+        "benchmark": suite.name,
+        "machine": newest.machine | {"date": _time(newest.finished).isoformat(timespec="seconds")} if newest else {},
+        "notes": [f"{unknown}: {goal.name}" for goal in goals if goal.row is None],
+        "rows": [asdict(goal.row) | ({} if goal.aim is None else {"aim": goal.aim}) for goal in goals if goal.row],
+    }
+    place.write("results.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _summary(results: Results, records: Sequence[Record]) -> list[str]:
     line = f"{len(results.finished)} of {len(results.plan.cells)} cells are finished."
     if not records:
         return [line, ""]
-    days = dict.fromkeys(_time(date).date().isoformat() for date in sorted(record.finished for record in records))
-    when = " to ".join(dict.fromkeys((min(days), max(days))))
+    days = [_time(date).date().isoformat() for date in sorted(record.finished for record in records)]
+    when = " to ".join(dict.fromkeys((days[0], days[-1])))
     total = _duration(sum(record.seconds for record in records))
     line += f" The sum of their times is {total} ({when}); as many ran at a time as there are cores."
     machines = dict.fromkeys(_machine(record.machine) for record in records)
     numbers = _NUMBERS.format(resamples=results.plan.suite.resamples)
-    return [line, "", *(f"Machine: {text}.\n" for text in machines), *numbers.strip().splitlines(), ""]
+    return [line, "", *(f"Machine: {text}.\n" for text in machines), numbers.strip(), ""]
 
 
 def _test_split(results: Results, data: str) -> str:
@@ -90,58 +89,48 @@ def _test_split(results: Results, data: str) -> str:
     return f"{samples:,} test samples of {subjects:,} subjects, {split}; {names}."
 
 
-def _goal_table(judgements: Sequence[Judgement]) -> list[str]:
-    """What was to be reached and what was measured; then why goals are missed."""
+def _goal_table(goals: list[Goal], unknown: str) -> list[str]:
+    """What was to be reached and what was measured; then why goals are missed. `unknown`: why a row is missing."""
     rows, missed = [], []
-    for found in judgements:
-        goal, row = found.goal, found.row
-        if row is None:
-            rows.append([goal.name, "", found.note, ""])
+    for goal in goals:
+        if goal.row is None:
+            rows.append([goal.name, "", unknown, ""])
             continue
-        sense = goal.sense if goal.sense == "less than" else row.sense
-        target = "none" if row.reach is None else f"{sense} {row.reach:{goal.form}}"
-        target += f" ({found.note})" if found.note else ""
-        target += "" if found.aim is None else f"; aim {found.aim:.3g}"
-        holds = "" if row.holds is None else "yes" if row.holds else "**no**"
-        rows.append([goal.name, target, f"{row.value:{goal.form}} {row.unit}".strip(), holds])
-        if row.holds is False:
+        target = "none" if goal.target is None else f"{goal.sense} {goal.target:{goal.form}}"
+        target += f" ({goal.note})" if goal.note else ""
+        target += "" if goal.aim is None else f"; aim {goal.aim:.3g}"
+        holds = {None: "", True: "yes", False: "**no**"}[goal.row.holds]
+        rows.append([goal.name, target, f"{goal.value:{goal.form}} {goal.unit}".strip(), holds])
+        if goal.row.holds is False:
             missed.append(f"* {goal.name}: {goal.why or 'no reason is given.'}")
     lines = _table(["goal", "target", "measured", "reached"], rows)
     return [*lines, "", "Not reached:", "", *missed] if missed else lines
 
 
-def _score_tables(results: Results, data: str) -> dict[str, list[str]]:
-    """By title, one table for each metric: models x missing rates."""
+def _score_tables(results: Results, data: str) -> tuple[dict[str, list[str]], list[str]]:
+    """Models x missing rates: by title, a table for each metric; and a table of the ensembles."""
     suite = results.plan.suite
-    rates, ends = sorted(suite.rates), suite.ends
-    head = ["model", "seeds", *map(_rate, rates), f"lost at {_rate(rates[-1])}", *_interval_names(ends)]
-    found = {}
+    rates, ends, tables, ensembles = sorted(suite.rates), suite.ends, dict[str, list[str]](), []
+    intervals = [f"95 % interval, {_rate(rate)}" for rate in ends]
     for metric in suite.data[data].metrics:
-        rows = []
+        rows, label = [], metric_label(metric)
         for model in suite.models:
             by_rate = [results.values(model, data, metric, rate) for rate in rates]
-            if by_rate[0]:
-                row = [results.plan.label(model), str(len(by_rate[0])), *map(_shown, by_rate)]
-                row += [_number(fmean(by_rate[0]) - fmean(by_rate[-1]))]
-                rows.append([*row, *(_interval(results.bootstrap(model, data, metric, rate)) for rate in ends)])
+            if not by_rate[0]:
+                continue
+            name, seeds = results.plan.label(model), str(len(by_rate[0]))
+            drawn = [results.bootstrap(model, data, metric, rate) for rate in ends]
+            lost = _number(fmean(by_rate[0]) - fmean(by_rate[-1]))
+            rows.append([name, seeds, *map(_shown, by_rate), lost, *map(_interval, drawn)])
+            if (model, data) in results.ensembles:
+                values, resampled = results.ensembles[model, data]
+                numbers = [_number(values[metric_key(metric, rate)]) for rate in rates]
+                drawn = [resampled[metric_key(metric, rate)] for rate in ends]
+                ensembles.append([name, label, seeds, *numbers, *map(_interval, drawn)])
         if rows:
-            found[metric_label(metric)] = _table(head, rows)
-    return found
-
-
-def _ensemble_table(results: Results, data: str) -> list[str]:
-    """Models with several seeds."""
-    suite = results.plan.suite
-    rates, ends = sorted(suite.rates), suite.ends
-    rows = []
-    for metric in suite.data[data].metrics:
-        for model in suite.models:
-            found = results.ensembles.get((model, data))
-            if found is not None:
-                row = [results.plan.label(model), metric_label(metric), str(len(results.seeds(model, data)))]
-                row += [_number(found[0][metric_key(metric, rate)]) for rate in rates]
-                rows.append([*row, *(_interval(found[1][metric_key(metric, rate)]) for rate in ends)])
-    return _table(["ensemble", "metric", "of", *map(_rate, rates), *_interval_names(ends)], rows)
+            head = ["model", "seeds", *map(_rate, rates), f"lost at {_rate(rates[-1])}", *intervals]
+            tables[label] = _table(head, rows)
+    return tables, _table(["ensemble", "metric", "of", *map(_rate, rates), *intervals], ensembles)
 
 
 def _ablation_table(results: Results, data: str) -> list[str]:
@@ -156,10 +145,11 @@ def _ablation_table(results: Results, data: str) -> list[str]:
             continue
         shown, differences = [], []
         for rate in ends:
-            before, after = (fmean(results.values(name, data, metric, rate, seeds)) for name in names)
+            before, after = (results.values(name, data, metric, rate, seeds) for name in names)
             drawn = [results.bootstrap(name, data, metric, rate, seeds) for name in names]
-            shown.append(_shown(results.values(ablation.name, data, metric, rate, seeds)))
-            differences.append(f"{_number(before - after, '+')} ({_interval(drawn[0] - drawn[1], '+')})")
+            shown.append(_shown(after))
+            difference = _number(fmean(before) - fmean(after), "+")
+            differences.append(f"{difference} ({_interval(drawn[0] - drawn[1], '+')})")
         rows.append([ablation.label, results.plan.label(names[0]), str(len(seeds)), *shown, *differences])
     head = ["change", "model", "seeds", *(f"{metric_label(metric)}, {_rate(rate)}" for rate in ends)]
     lines = _table([*head, *(f"difference, {_rate(rate)} (95 % interval)" for rate in ends)], rows)
@@ -171,12 +161,12 @@ def _expert_table(results: Results, data: str) -> list[str]:
     """Mutual information between expert and missing set at the largest missing rate, for models with experts."""
     rows = []
     for model in results.plan.suite.models:
-        for seed, cells in results.seeds(model, data).items():
-            for item in cells:
-                if (found := item.experts) is not None:
-                    run = f"{model}, seed {seed}" + ("" if item.cell.fold is None else f", fold {item.cell.fold}")
-                    numbers = f"{found['bits']:.4f}", f"{found['control']:.4f}", f"{found['p']:.3f}"
-                    rows.append([run, str(found["sets"]), *numbers])
+        for item in itertools.chain(*results.seeds(model, data).values()):
+            if (found := item.content["experts"]) is not None:
+                run = f"{model}, seed {item.cell.seed}"
+                run += "" if item.cell.fold is None else f", fold {item.cell.fold}"
+                numbers = f"{found['bits']:.4f}", f"{found['control']:.4f}", f"{found['p']:.3f}"
+                rows.append([run, str(found["sets"]), *numbers])
     rate = _rate(results.plan.suite.ends[-1])
     return _table(["run", f"missing sets, {rate}", "bits", "bits, permuted sets", "p"], rows)
 
@@ -184,9 +174,9 @@ def _expert_table(results: Results, data: str) -> list[str]:
 def _duration_table(results: Results) -> list[str]:
     """How long the cells of each model took."""
     taken: dict[tuple[str, str], list[float]] = {}
-    for cell in sorted(results.plan.cells, key=lambda cell: [*results.plan.suite.data].index(cell.data)):
-        if cell.name in results.finished:
-            taken.setdefault((cell.data, cell.model), []).append(results.finished[cell.name].record.seconds)
+    order = [*results.plan.suite.data]
+    for item in sorted(results.finished.values(), key=lambda item: order.index(item.cell.data)):
+        taken.setdefault((item.cell.data, item.cell.model), []).append(item.record.seconds)
     rows = [
         [data, results.plan.label(model), str(len(each)), _duration(fmean(each)), _duration(sum(each))]
         for (data, model), each in taken.items()
@@ -202,25 +192,24 @@ def _picture(results: Results, data: str) -> bytes:
 
     suite, style = results.plan.suite, dict[Any, Any](STYLE)
     metric, rates = suite.data[data].metrics[0], sorted(suite.rates)
+    shares = [100 * rate for rate in rates]
     with rc_context(style):
         figure = Figure(figsize=(7.2, 3.6), layout="constrained")
         axes = figure.add_subplot()
-        models = [model for model in suite.models if results.seeds(model, data)]
-        for number, model in enumerate(models):
+        for number, model in enumerate(model for model in suite.models if results.seeds(model, data)):
             by_rate = [results.values(model, data, metric, rate) for rate in rates]
-            axes.errorbar(
-                [100 * rate for rate in rates],
-                [fmean(values) for values in by_rate],
-                yerr=[stdev(values) if len(values) > 1 and np.isfinite(values).all() else 0.0 for values in by_rate],
-                color=COLOURS[number % len(COLOURS)],
-                linestyle=("-", "--", ":")[number // len(COLOURS) % 3],
-                marker="o",
-                markersize=4,
-                linewidth=1.6,
-                elinewidth=1.0,
-                label=results.plan.label(model),
-            )
-        axes.set_xticks([100 * rate for rate in rates])
+            spread = [stdev(values) if len(values) > 1 and np.isfinite(values).all() else 0.0 for values in by_rate]
+            means, colour = [*map(fmean, by_rate)], COLOURS[number % len(COLOURS)]
+            dashes = ("-", "--", ":")[number // len(COLOURS) % 3]
+            line: dict[str, Any] = {
+                "color": colour,
+                "linestyle": dashes,
+                "marker": "o",
+                "markersize": 4,
+                "linewidth": 1.6,
+            }
+            axes.errorbar(shares, means, yerr=spread, elinewidth=1.0, label=results.plan.label(model), **line)
+        axes.set_xticks(shares)
         axes.set(title=f"{data}, sensors missing", xlabel="modalities missing (%)", ylabel=metric_label(metric))
         figure.legend(loc="outside right center", frameon=False, fontsize=9)
         file = io.BytesIO()
@@ -248,10 +237,6 @@ def _duration(seconds: float) -> str:
 
 def _rate(rate: float) -> str:
     return f"{percent(rate)} missing" if rate else "complete"
-
-
-def _interval_names(rates: Sequence[float]) -> list[str]:
-    return [f"95 % interval, {_rate(rate)}" for rate in rates]
 
 
 def _shown(values: Sequence[float]) -> str:

@@ -21,15 +21,19 @@ class DataSet(SuitePart):
     """One data set."""
 
     url: str
-    """Folder or URL of its manifest; `{fold}` stands for the number of the fold."""
+    """Folder or URL of its manifest; `{fold}` in it, and in `source`, stands for the number of the fold."""
     source: SourceConfig | None = None
-    """Raw files, packed to `url` where there is no manifest yet; `{fold}` in an option as in `url`."""
+    """Raw files, packed to `url` where there is no manifest yet."""
     config: str | None = None
     """Configuration file of MAESTRO on it, relative to the repository."""
     folds: int | None = None
     """Number of folds, each packed to its own URL; null: one fixed split."""
     metrics: list[Literal["accuracy", "macro_f1", "auroc", "auprc"]]
     """Metrics of its tables; pictures and ablations use the first."""
+
+    def of_fold(self, fold: int | None) -> DataSet:
+        """The data set with the number of a fold in place of `{fold}`."""
+        return self if fold is None else self.model_validate_json(self.model_dump_json().replace("{fold}", str(fold)))
 
 
 class Variant(SuitePart):
@@ -39,8 +43,6 @@ class Variant(SuitePart):
     """More overrides."""
     seeds: list[int] | None = None
     """Seeds; by default those of the model."""
-    minutes: float | None = None
-    """Minutes of a cell; by default those of the model."""
 
 
 class Model(Variant):
@@ -48,7 +50,7 @@ class Model(Variant):
 
     An override is `section.key=value`, or `baseline.key=value` for a baseline. `{run:MODEL}` in it is the folder of
     that model's run on the same data set, fold and seed, which runs first; `{run:MODEL+1000}` is its run whose seed is
-    1,000 higher. Seeds are by default those of the suite. `minutes` is an estimate for one core, 10 by default.
+    1,000 higher. Seeds are by default those of the suite.
     """
 
     kind: Literal["maestro", "minirocket", "lightgbm"] = "maestro"
@@ -70,8 +72,6 @@ class Ablation(SuitePart):
     """Overrides that make the change."""
     of: dict[str, str]
     """The model that is changed, for each data set."""
-    minutes: float | None = None
-    """Minutes of a cell; by default those of the model."""
 
 
 class Suite(SuitePart):
@@ -82,12 +82,10 @@ class Suite(SuitePart):
     about: str = ""
     """Text under the heading."""
     storage: str
-    """Folder or URL of the cells' runs."""
+    """Folder or URL of the cells' runs; their MLflow database is in it too (in `runs/` where it is remote)."""
     results: str | None = None
     """Folder or URL of the report, and of one small file for each data set with all that reports need of its finished
     cells. A cell in there needs no run. By default nothing is kept, and the report goes to `storage`."""
-    tracking_uri: str | None = None
-    """MLflow; by default SQLite in `storage` (in `runs/` where `storage` is remote)."""
     rates: list[float] = [0.0, 0.1, 0.2, 0.3, 0.4]
     """Missing rates of the test; ablations are tested at the smallest and the largest."""
     draws: list[int] = [0, 1, 2]
