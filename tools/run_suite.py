@@ -79,11 +79,6 @@ def _work(plan: Plan, cells: Sequence[Cell], deadline: float | None) -> int:
     waiting = cells_to_run(archive, cells)
     done = sum(map(archive.is_done, cells))
     print(f"{plan.suite.name}: {len(cells)} cells chosen, {done} done, in {redact(plan.storage)}", flush=True)
-    for cell in waiting:
-        if changed := archive.changes(cell):
-            said = f"{archive.run(cell).name()} was begun with other settings: {'; '.join(changed)}"
-            outcome.failed[cell.name] = f"{said}; rename the model, or remove that folder"
-    waiting = [cell for cell in waiting if cell.name not in outcome.failed]
     if waiting:
         _pack(waiting)
         with job_server() as jobs:

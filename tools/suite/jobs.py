@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from benchmarks.common import cores, python_path
 
@@ -30,9 +30,12 @@ T = TypeVar("T")
 _POLL_S = 1.0
 _PATIENCE_S = 120.0  # the server needs time to start, and misses requests on a busy machine
 _STOP_WAIT_S = 20  # a stopped run writes its state and releases its lease
-_OBJECT_STORE = 128 * 2**20  # bytes; nothing large goes through it
-_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
-_TAIL = 12
+_LAST_LINES = 12  # of a failed cell's log
+_ENVIRONMENT = {
+    "PYTHONPATH": python_path(),
+    "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S),
+    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"),
+}
 
 
 @dataclass
@@ -57,16 +60,10 @@ class Jobs:
 
     def submit(self, cell: Cell) -> str:
         """Start a cell in the present folder, on one thread where it does not set more; returns the job's id."""
-        command = shlex.join([sys.executable, "-m", *cell.command])
-        entrypoint = f"cd {shlex.quote(os.getcwd())} && exec {command}"  # no shell that could die alone
-        variables = {"PYTHONPATH": python_path(), "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}
-        variables |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-        job = f"{cell.name}-{secrets.token_hex(4)}"
-        return _patiently(
-            lambda: self._client.submit_job(
-                entrypoint=entrypoint, submission_id=job, runtime_env={"env_vars": variables}
-            )
-        )
+        job, command = f"{cell.name}-{secrets.token_hex(4)}", shlex.join([sys.executable, "-m", *cell.command])
+        line = f"cd {shlex.quote(os.getcwd())} && exec {command}"  # no shell that could die alone
+        given: dict[str, Any] = {"submission_id": job, "runtime_env": {"env_vars": _ENVIRONMENT}}
+        return _patiently(lambda: self._client.submit_job(entrypoint=line, **given))
 
     def status(self, job: str) -> str:
         """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
@@ -91,11 +88,16 @@ class Jobs:
 
 
 def cells_to_run(archive: Archive, cells: Sequence[Cell]) -> list[Cell]:
-    """The chosen cells that have no result. Cells that they need, and that have no finished run, come first."""
-    wanted = {cell.name for cell in cells if not archive.is_done(cell)}
-    found = []
+    """The chosen cells that have no result. Cells that they need, and that have no finished run, come first.
+
+    Raises RunError where one of them has a run of other settings.
+    """
+    wanted, found = {cell.name for cell in cells if not archive.is_done(cell)}, []
     for cell in reversed(archive.plan.cells):  # a cell comes after those that it needs
         if cell.name in wanted and not archive.has_run(cell):
+            if changed := archive.changes(cell):
+                said = f"{archive.run(cell).name()} was begun with other settings: {'; '.join(changed)}"
+                raise RunError(f"{said}; rename the model, or remove that folder")
             wanted |= {*cell.needs.values()}
             found.append(cell)
     return found[::-1]
@@ -127,27 +129,24 @@ def run_cells(archive: Archive, jobs: Jobs, waiting: list[Cell], outcome: Outcom
             for job, (cell, record) in list(running.items()):
                 status = jobs.status(job)
                 record.write(archive.run(cell), status.lower())
-                if status not in ("PENDING", "RUNNING"):
-                    del running[job]
-                    _ended(archive, cell, jobs.log(job), outcome)
-                    print(f"{len(outcome.done)} done, {len(outcome.failed)} failed, of {total}", flush=True)
+                if status in ("PENDING", "RUNNING"):
+                    continue
+                del running[job]
+                run, log, done = archive.run(cell), jobs.log(job), archive.has_run(cell)
+                run.write(LOG_FILE, f"{log}\n".encode())
+                if done:
+                    outcome.done.append(cell.name)
+                else:
+                    last = [*log.splitlines()[-_LAST_LINES:], f"(whole log: {run.name(LOG_FILE)})"]
+                    outcome.failed[cell.name] = "\n".join(last)
+                print(f"{cell.name} {'done' if done else 'FAILED'}", flush=True)
+                print(f"{len(outcome.done)} done, {len(outcome.failed)} failed, of {total}", flush=True)
     finally:  # also when a person stops the suite
         jobs.stop(list(running))
         for cell, record in running.values():
             record.write(archive.run(cell), "stopped")
-        names = [*(cell.name for cell, _ in running.values()), *(cell.name for cell in waiting)]
-        outcome.left |= dict.fromkeys(names, "the time is over")
-
-
-def _ended(archive: Archive, cell: Cell, log: str, outcome: Outcome) -> None:
-    run = archive.run(cell)
-    run.write(LOG_FILE, f"{log}\n".encode())
-    if archive.has_run(cell):
-        outcome.done.append(cell.name)
-        print(f"{cell.name} done", flush=True)
-    else:
-        outcome.failed[cell.name] = "\n".join([*log.splitlines()[-_TAIL:], f"(whole log: {run.name(LOG_FILE)})"])
-        print(f"{cell.name} FAILED", flush=True)
+        left = [*(cell for cell, _ in running.values()), *waiting]
+        outcome.left |= {cell.name: "the time is over" for cell in left}
 
 
 @contextmanager
@@ -158,8 +157,7 @@ def job_server() -> Iterator[Jobs]:
     imported before, because it reads the token's variable then.
     """
     with tempfile.TemporaryDirectory(prefix="suite-", ignore_cleanup_errors=True) as folder:
-        token = Path(folder) / "token"
-        token.touch(mode=0o600)
+        token = Path(folder) / "token"  # only this user can read the folder
         token.write_text(secrets.token_hex(32))
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
         os.environ |= {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2"}  # for the controller of Ray Train
@@ -168,25 +166,16 @@ def job_server() -> Iterator[Jobs]:
             one.bind(("127.0.0.1", 0))
             other.bind(("127.0.0.1", 0))
             dashboard, client = one.getsockname()[1], other.getsockname()[1]
-        command = [
-            str(Path(sys.executable).parent / "ray"),
-            "start",
-            "--head",
-            "--block",
-            "--node-ip-address=127.0.0.1",
-        ]
-        command += [f"--num-cpus={cores()}", f"--object-store-memory={_OBJECT_STORE}"]
+        command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--num-cpus={cores()}"]
+        command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
         # Not Ray's usual ports, which another Ray on this machine may have; 0: Ray chooses.
         command += ["--port=0", "--dashboard-agent-listen-port=0", f"--ray-client-server-port={client}"]
-        command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-        command += [f"--temp-dir={folder}"]  # a job connects to the newest cluster of its temporary folder
+        # A folder of its own: a job connects to the newest cluster of its temporary folder.
+        command += [f"--temp-dir={folder}", f"--object-store-memory={2**27}"]
+        quiet, dies = subprocess.DEVNULL, _die_with_parent if sys.platform == "linux" else None
+        # In a session of its own: Ctrl-C reaches this process only, which stops the jobs.
         process = subprocess.Popen(
-            command,
-            cwd=folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C reaches this process only, which stops the jobs
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            command, cwd=folder, stdout=quiet, stderr=quiet, start_new_session=True, preexec_fn=dies
         )
         try:
             yield Jobs(f"http://127.0.0.1:{dashboard}")
@@ -197,7 +186,7 @@ def job_server() -> Iterator[Jobs]:
 
 def _die_with_parent() -> None:
     """Ray's reaper then ends all that the head node started, also the jobs, within seconds."""
-    ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _patiently(call: Callable[[], T]) -> T:

@@ -30,28 +30,20 @@ _RUN = re.compile(r"\{run:(([^{}+]*)(?:\+(\d+))?)\}")  # {run:MODEL+1000}: "MODE
 
 @dataclass(frozen=True)
 class Cell:
-    """One run.
+    """One run."""
 
-    model      name of its model or ablation; `name` holds model, data set, fold and seed, and is the name of the run
-    command    what follows `python -m`
-    settings   what decides its result (plain JSON); a finished cell with other settings is another cell
-    cpus       CPU cores that it uses
-    needs      names of cells that must finish before, by their `{run:...}`, such as "MODEL+1000"
-    scored     whether its test gives scores; a pre-training's does not
-    """
-
-    name: str
-    model: str
+    name: str  # of the run; it holds data set, fold, model and seed
+    model: str  # a model or ablation
     data: str
     fold: int | None
     seed: int
     url: str
     source: SourceConfig | None
-    command: tuple[str, ...]
-    settings: dict[str, Any]
-    cpus: int
-    needs: dict[str, str]
-    scored: bool
+    command: tuple[str, ...]  # what follows `python -m`
+    settings: dict[str, Any]  # what decides its result, plain JSON; a finished cell with other settings is another cell
+    cpus: int  # cores that it uses
+    needs: dict[str, str]  # names of cells that must finish before, by their `{run:...}`, such as "MODEL+1000"
+    scored: bool  # whether its test gives scores; a pre-training's does not
 
 
 @dataclass(frozen=True)
@@ -75,7 +67,7 @@ class Plan:
 
 
 class _Row(NamedTuple):
-    """A model or ablation on one data set; `changes`: its overrides, `rates`: the missing rates of its test."""
+    """A model or ablation on one data set."""
 
     name: str
     kind: str
@@ -99,10 +91,9 @@ def load_plan(path: str, overrides: Sequence[str] = ()) -> Plan:
     except ValidationError as error:
         found = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"{path}: {'; '.join(found)}") from None
-    except KeyError as error:
-        raise ConfigError(f"{path}: there is no model or data set {error}") from None
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    except (ConfigError, KeyError) as error:
+        missing = "there is no model or data set " if isinstance(error, KeyError) else ""
+        raise ConfigError(f"{path}: {missing}{error}") from None
 
 
 def make_plan(suite: Suite) -> Plan:
