@@ -1,9 +1,9 @@
 """Run a table of models x data sets x missing rates as Ray jobs: `python tools/run_suite.py SUITE [key=value ...]`.
 
 Each (model, data set, fold, seed) is one cell and one job: `python -m maestro_dist.train ...` or
-`python -m benchmarks.baselines ...`. A finished cell is not run again; after a stop the same command continues. At the
-end RESULTS.md, results.json and pictures are written (`--report`: only this). Exit code: 0 all chosen cells are done,
-1 some failed, 3 the time is over.
+`python -m benchmarks.baselines ...`. A finished cell is not run again; after a stop (Ctrl-C, SIGTERM) the same command
+continues. At the end RESULTS.md, results.json and pictures are written (`--report`: only this). Exit code: 0 all chosen
+cells are done, 1 some failed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,7 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("suite", metavar="SUITE", help="YAML file; tools/suite/schema.py describes its keys")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change keys: models.lightgbm.seeds=[5]")
     parser.add_argument("--only", nargs="+", default=[], metavar="GLOB", help="cells whose name matches: 'uci_hapt.*'")
-    parser.add_argument("--minutes", type=float, metavar="N", help="stop after this time; the same command continues")
     parser.add_argument("--out", metavar="DIR", help="folder of the report; by default the suite's results")
     parser.add_argument("--list", action="store_true", help="show the cells and which are done; run nothing")
     parser.add_argument("--report", action="store_true", help="write the report; run nothing")
@@ -63,35 +61,33 @@ def _run(given: argparse.Namespace) -> int:
         return 0
     lease = Lease(plan.storage, otherwise="storage")  # one suite at a time
     try:
-        return _work(plan, cells, None if given.minutes is None else time.monotonic() + 60 * given.minutes)
+        return _work(plan, cells)
     finally:  # also where a person stops it
         with shielded():
             lease.release()
         _report(plan, given)
 
 
-def _work(plan: Plan, cells: Sequence[Cell], deadline: float | None) -> int:
-    from suite.jobs import Outcome, cells_to_run, job_server, run_cells
+def _work(plan: Plan, cells: Sequence[Cell]) -> int:
+    from suite.jobs import cells_to_run, job_server, run_cells
 
     from maestro_dist.tracking.run import check_server
 
-    archive, outcome = Archive(plan), Outcome()
-    waiting = cells_to_run(archive, cells)
-    done = sum(map(archive.is_done, cells))
+    archive, failed, left = Archive(plan), dict[str, str](), dict[str, str]()
+    waiting, done = cells_to_run(archive, cells), sum(map(archive.is_done, cells))
     print(f"{plan.suite.name}: {len(cells)} cells chosen, {done} done, in {redact(plan.storage)}", flush=True)
     if waiting:
         _pack(waiting)
         with job_server() as jobs:
             # creates the database once, before several cells do at the same time
             check_server(plan.tracking, plan.suite.name)
-            run_cells(archive, jobs, waiting, outcome, deadline)
-    for name, reason in outcome.failed.items():
+            failed, left = run_cells(archive, jobs, waiting)
+    for name, reason in failed.items():
         print(f"\n{name} failed:\n  " + "\n  ".join(reason.splitlines()), file=sys.stderr, flush=True)
-    for name, reason in outcome.left.items():
+    for name, reason in left.items():
         print(f"\n{name} is left: {reason}", file=sys.stderr, flush=True)
-    done = sum(map(archive.is_done, cells))
-    print(f"{done} done, {len(outcome.failed)} failed, {len(outcome.left)} left", flush=True)
-    return 1 if outcome.failed else 3 if outcome.left else 0
+    print(f"{sum(map(archive.is_done, cells))} done, {len(failed)} failed, {len(left)} left", flush=True)
+    return 1 if failed else 0
 
 
 def _pack(cells: Sequence[Cell]) -> None:

@@ -64,15 +64,13 @@ class Record:
 
 @dataclass(frozen=True)
 class Kept:
-    """The content of one data set's file.
+    """The content of one data set's file."""
 
-    cells      by name: plain JSON with "record", "result", "tested", "experts" (or None), "numbers"
-    ensembles  by model: {"cells": names, "values": {"auroc@0.4": ...}, "numbers": [...]}
-    arrays     by cell, or "ensemble MODEL": float32 [len(numbers), resamples]
-    """
-
+    # by name: plain JSON with "record", "result", "tested", "experts" (or None), "numbers"
     cells: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # by model: {"cells": names, "values": {"auroc@0.4": ...}, "numbers": ["auroc@0.4", ...]}
     ensembles: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # by cell, or "ensemble MODEL": float32 [len(numbers), resamples]
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod

@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,15 +35,6 @@ _ENVIRONMENT = {
     "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S),
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"),
 }
-
-
-@dataclass
-class Outcome:
-    """Names of cells by how they ended; `failed` with the last lines of the log, `left` with the reason."""
-
-    done: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    left: dict[str, str] = field(default_factory=dict)
 
 
 class Jobs:
@@ -103,23 +93,25 @@ def cells_to_run(archive: Archive, cells: Sequence[Cell]) -> list[Cell]:
     return found[::-1]
 
 
-def run_cells(archive: Archive, jobs: Jobs, waiting: list[Cell], outcome: Outcome, deadline: float | None) -> None:
-    """Run cells, as many at a time as there are cores, and note in `outcome` how they end.
+def run_cells(archive: Archive, jobs: Jobs, cells: Sequence[Cell]) -> tuple[dict[str, str], dict[str, str]]:
+    """Run cells, as many at a time as there are cores. A cell waits for those that it needs, and is left if they fail.
 
-    A cell waits for those that it needs, and is left where they fail. At `deadline` (`time.monotonic`) running cells
-    are stopped; they continue when the suite starts again.
+    Where a person stops the suite, running cells are stopped; they continue when it starts again.
+
+    Returns:
+        By name, failed cells with the last lines of the log, and those that are left with the reason.
     """
+    failed, left, waiting = dict[str, str](), dict[str, str](), list(cells)
     running: dict[str, tuple[Cell, Record]] = {}
-    total = len(waiting)
     try:
-        while (waiting or running) and (deadline is None or time.monotonic() < deadline):
+        while waiting or running:
             unfinished = {cell.name for cell in waiting} | {cell.name for cell, _ in running.values()}
             for cell in list(waiting):
-                bad = [need for need in cell.needs.values() if need in outcome.failed or need in outcome.left]
+                bad = [need for need in cell.needs.values() if need in {**failed, **left}]
                 free = cores() - sum(other.cpus for other, _ in running.values())
                 if bad:
                     waiting.remove(cell)
-                    outcome.left[cell.name] = f"it needs {bad[0]}, which has failed"
+                    left[cell.name] = f"it needs {bad[0]}, which has failed"
                 elif unfinished.isdisjoint(cell.needs.values()) and (cell.cpus <= free or not running):
                     waiting.remove(cell)
                     print(f"{cell.name} starts: python -m {' '.join(cell.command)}", flush=True)
@@ -127,26 +119,24 @@ def run_cells(archive: Archive, jobs: Jobs, waiting: list[Cell], outcome: Outcom
                     running[jobs.submit(cell)] = cell, record
             time.sleep(_POLL_S)
             for job, (cell, record) in list(running.items()):
-                status = jobs.status(job)
-                record.write(archive.run(cell), status.lower())
+                run, status = archive.run(cell), jobs.status(job)
+                record.write(run, status.lower())
                 if status in ("PENDING", "RUNNING"):
                     continue
                 del running[job]
-                run, log, done = archive.run(cell), jobs.log(job), archive.has_run(cell)
+                log = jobs.log(job)
                 run.write(LOG_FILE, f"{log}\n".encode())
-                if done:
-                    outcome.done.append(cell.name)
-                else:
+                if not archive.has_run(cell):
                     last = [*log.splitlines()[-_LAST_LINES:], f"(whole log: {run.name(LOG_FILE)})"]
-                    outcome.failed[cell.name] = "\n".join(last)
-                print(f"{cell.name} {'done' if done else 'FAILED'}", flush=True)
-                print(f"{len(outcome.done)} done, {len(outcome.failed)} failed, of {total}", flush=True)
-    finally:  # also when a person stops the suite
+                    failed[cell.name] = "\n".join(last)
+                done = len(cells) - len(waiting) - len(running) - len(failed) - len(left)
+                print(f"{cell.name} {'FAILED' if cell.name in failed else 'done'}", flush=True)
+                print(f"{done} done, {len(failed)} failed, of {len(cells)}", flush=True)
+    finally:
         jobs.stop(list(running))
         for cell, record in running.values():
             record.write(archive.run(cell), "stopped")
-        left = [*(cell for cell, _ in running.values()), *waiting]
-        outcome.left |= {cell.name: "the time is over" for cell in left}
+    return failed, left
 
 
 @contextmanager

@@ -40,10 +40,9 @@ def write_report(results: Results, goals: list[Goal], out: str, command: str) ->
     lines += [f"Written by `{command}` from the files of the runs; do not edit.", "", *_summary(results, records)]
     lines += ["## Goals", "", *_goal_table(goals, unknown), ""] if goals else []
     for data in suite.data:
-        lines += [f"## {data}", ""]
         scores, ensembles = _score_tables(results, data)
+        lines += [f"## {data}", "", *([_test_split(results, data)] if scores else ["Nothing is finished yet."]), ""]
         if not scores:
-            lines += ["Nothing is finished yet.", ""]
             continue
         place.write(f"{data}.png", _picture(results, data))
         tables = {
@@ -51,7 +50,7 @@ def write_report(results: Results, goals: list[Goal], out: str, command: str) ->
             "Ablations": _ablation_table(results, data),
             "Experts and missing sets": _expert_table(results, data),
         }
-        lines += [_test_split(results, data), "", *_titled(scores), f"![{data}]({data}.png)", "", *_titled(tables)]
+        lines += [*_titled(scores), f"![{data}]({data}.png)", "", *_titled(tables)]
     lines += ["## Durations", "", *_duration_table(results)]
     place.write(REPORT_FILE, ("\n".join(lines) + "\n").encode())
     newest = max(records, key=lambda record: record.finished, default=None)
@@ -64,7 +63,7 @@ def write_report(results: Results, goals: list[Goal], out: str, command: str) ->
     place.write("results.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
-def _summary(results: Results, records: Sequence[Record]) -> list[str]:
+def _summary(results: Results, records: list[Record]) -> list[str]:
     line = f"{len(results.finished)} of {len(results.plan.cells)} cells are finished."
     if not records:
         return [line, ""]
@@ -82,9 +81,8 @@ def _test_split(results: Results, data: str) -> str:
     by_fold = {item.cell.fold: item for item in items}
     samples = sum(item.evaluation.samples for item in by_fold.values())
     subjects = sum(item.content["tested"]["subjects"] for item in by_fold.values())
-    folds = results.plan.suite.data[data].folds
+    folds, modalities = results.plan.suite.data[data].folds, items[0].content["tested"]["modalities"]
     split = "one fixed split" if folds is None else f"{len(by_fold)} of {folds} folds by subject"
-    modalities = items[0].content["tested"]["modalities"]
     names = f"{len(modalities)} modalities: {', '.join(modalities)}"
     return f"{samples:,} test samples of {subjects:,} subjects, {split}; {names}."
 
@@ -93,96 +91,98 @@ def _goal_table(goals: list[Goal], unknown: str) -> list[str]:
     """What was to be reached and what was measured; then why goals are missed. `unknown`: why a row is missing."""
     rows, missed = [], []
     for goal in goals:
-        if goal.row is None:
-            rows.append([goal.name, "", unknown, ""])
-            continue
-        target = "none" if goal.target is None else f"{goal.sense} {goal.target:{goal.form}}"
-        target += f" ({goal.note})" if goal.note else ""
-        target += "" if goal.aim is None else f"; aim {goal.aim:.3g}"
-        holds = {None: "", True: "yes", False: "**no**"}[goal.row.holds]
-        rows.append([goal.name, target, f"{goal.value:{goal.form}} {goal.unit}".strip(), holds])
-        if goal.row.holds is False:
-            missed.append(f"* {goal.name}: {goal.why or 'no reason is given.'}")
-    lines = _table(["goal", "target", "measured", "reached"], rows)
-    return [*lines, "", "Not reached:", "", *missed] if missed else lines
+        target, measured, reached = unknown, "", ""
+        if goal.row is not None:
+            target = "none" if goal.target is None else f"{goal.sense} {goal.target:{goal.form}}"
+            target += f" ({goal.note})" if goal.note else ""
+            target += "" if goal.aim is None else f"; aim {goal.aim:.3g}"
+            measured = f"{goal.value:{goal.form}} {goal.unit}"
+            reached = {None: "", True: "yes", False: "**no**"}[goal.row.holds]
+            missed += [f"* {goal.name}: {goal.why or 'no reason is given.'}"] if goal.row.holds is False else []
+        rows.append({"goal": goal.name, "target": target, "measured": measured, "reached": reached})
+    return [*_table(rows), *(["", "Not reached:", "", *missed] if missed else [])]
 
 
 def _score_tables(results: Results, data: str) -> tuple[dict[str, list[str]], list[str]]:
     """Models x missing rates: by title, a table for each metric; and a table of the ensembles."""
-    suite = results.plan.suite
-    rates, ends, tables, ensembles = sorted(suite.rates), suite.ends, dict[str, list[str]](), []
-    intervals = [f"95 % interval, {_rate(rate)}" for rate in ends]
+    suite, tables, ensembles = results.plan.suite, dict[str, list[str]](), []
+    rates, ends = sorted(suite.rates), suite.ends
     for metric in suite.data[data].metrics:
         rows, label = [], metric_label(metric)
         for model in suite.models:
-            by_rate = [results.values(model, data, metric, rate) for rate in rates]
-            if not by_rate[0]:
+            by_rate = {rate: results.values(model, data, metric, rate) for rate in rates}
+            seeds = len(by_rate[rates[0]])
+            if not seeds:
                 continue
-            name, seeds = results.plan.label(model), str(len(by_rate[0]))
-            drawn = [results.bootstrap(model, data, metric, rate) for rate in ends]
-            lost = _number(fmean(by_rate[0]) - fmean(by_rate[-1]))
-            rows.append([name, seeds, *map(_shown, by_rate), lost, *map(_interval, drawn)])
+            row = {"model": results.plan.label(model), "seeds": str(seeds)}
+            row |= {_rate(rate): _shown(values) for rate, values in by_rate.items()}
+            row[f"lost at {_rate(rates[-1])}"] = _number(fmean(by_rate[rates[0]]) - fmean(by_rate[rates[-1]]))
+            rows.append(row | _intervals({rate: results.bootstrap(model, data, metric, rate) for rate in ends}))
             if (model, data) in results.ensembles:
-                values, resampled = results.ensembles[model, data]
-                numbers = [_number(values[metric_key(metric, rate)]) for rate in rates]
-                drawn = [resampled[metric_key(metric, rate)] for rate in ends]
-                ensembles.append([name, label, seeds, *numbers, *map(_interval, drawn)])
+                values, drawn = results.ensembles[model, data]
+                row = {"ensemble": results.plan.label(model), "metric": label, "of": str(seeds)}
+                row |= {_rate(rate): _number(values[metric_key(metric, rate)]) for rate in rates}
+                ensembles.append(row | _intervals({rate: drawn[metric_key(metric, rate)] for rate in ends}))
         if rows:
-            head = ["model", "seeds", *map(_rate, rates), f"lost at {_rate(rates[-1])}", *intervals]
-            tables[label] = _table(head, rows)
-    return tables, _table(["ensemble", "metric", "of", *map(_rate, rates), *intervals], ensembles)
+            tables[label] = _table(rows)
+    return tables, _table(ensembles)
 
 
 def _ablation_table(results: Results, data: str) -> list[str]:
     """Each change, and the difference to the unchanged model on the same seeds."""
-    suite = results.plan.suite
-    metric, ends, rows = suite.data[data].metrics[0], suite.ends, []
+    suite, rows = results.plan.suite, []
+    metric = suite.data[data].metrics[0]
     for ablation in suite.ablations:
         names = ablation.of.get(data, ""), ablation.name
         whole, part = (results.seeds(name, data) for name in names)
         seeds = [seed for seed in part if seed in whole]
         if not seeds:
             continue
-        shown, differences = [], []
-        for rate in ends:
+        row = {"change": ablation.label, "model": results.plan.label(names[0]), "seeds": str(len(seeds))}
+        differences = {}
+        for rate in suite.ends:
             before, after = (results.values(name, data, metric, rate, seeds) for name in names)
             drawn = [results.bootstrap(name, data, metric, rate, seeds) for name in names]
-            shown.append(_shown(after))
-            difference = _number(fmean(before) - fmean(after), "+")
-            differences.append(f"{difference} ({_interval(drawn[0] - drawn[1], '+')})")
-        rows.append([ablation.label, results.plan.label(names[0]), str(len(seeds)), *shown, *differences])
-    head = ["change", "model", "seeds", *(f"{metric_label(metric)}, {_rate(rate)}" for rate in ends)]
-    lines = _table([*head, *(f"difference, {_rate(rate)} (95 % interval)" for rate in ends)], rows)
+            row[f"{metric_label(metric)}, {_rate(rate)}"] = _shown(after)
+            difference = f"{_number(fmean(before) - fmean(after), '+')} ({_interval(drawn[0] - drawn[1], '+')})"
+            differences[f"difference, {_rate(rate)} (95 % interval)"] = difference
+        rows.append(row | differences)
     said = "Difference: the unchanged model minus the changed one. Above 0 the change makes it worse."
-    return [said, "", *lines] if lines else []
+    return [said, "", *_table(rows)] if rows else []
 
 
 def _expert_table(results: Results, data: str) -> list[str]:
     """Mutual information between expert and missing set at the largest missing rate, for models with experts."""
-    rows = []
+    rows, sets = [], f"missing sets, {_rate(results.plan.suite.ends[-1])}"
     for model in results.plan.suite.models:
         for item in itertools.chain(*results.seeds(model, data).values()):
             if (found := item.content["experts"]) is not None:
-                run = f"{model}, seed {item.cell.seed}"
-                run += "" if item.cell.fold is None else f", fold {item.cell.fold}"
-                numbers = f"{found['bits']:.4f}", f"{found['control']:.4f}", f"{found['p']:.3f}"
-                rows.append([run, str(found["sets"]), *numbers])
-    rate = _rate(results.plan.suite.ends[-1])
-    return _table(["run", f"missing sets, {rate}", "bits", "bits, permuted sets", "p"], rows)
+                fold = "" if item.cell.fold is None else f", fold {item.cell.fold}"
+                row = {"run": f"{model}, seed {item.cell.seed}{fold}", sets: str(found["sets"])}
+                row |= {"bits": f"{found['bits']:.4f}", "bits, permuted sets": f"{found['control']:.4f}"}
+                rows.append(row | {"p": f"{found['p']:.3f}"})
+    return _table(rows)
 
 
 def _duration_table(results: Results) -> list[str]:
     """How long the cells of each model took."""
     taken: dict[tuple[str, str], list[float]] = {}
-    order = [*results.plan.suite.data]
-    for item in sorted(results.finished.values(), key=lambda item: order.index(item.cell.data)):
-        taken.setdefault((item.cell.data, item.cell.model), []).append(item.record.seconds)
+    for data in results.plan.suite.data:
+        for item in results.finished.values():
+            if item.cell.data == data:
+                taken.setdefault((data, results.plan.label(item.cell.model)), []).append(item.record.seconds)
     rows = [
-        [data, results.plan.label(model), str(len(each)), _duration(fmean(each)), _duration(sum(each))]
-        for (data, model), each in taken.items()
+        {
+            "data set": data,
+            "model": label,
+            "cells": str(len(each)),
+            "a cell": _duration(fmean(each)),
+            "all": _duration(sum(each)),
+        }
+        for (data, label), each in taken.items()
     ]
     whole = _duration(sum(map(sum, taken.values())))
-    return _table(["data set", "model", "cells", "a cell", "all"], [*rows, ["all", "", "", "", whole]])
+    return _table([*rows, {"data set": "all", "model": "", "cells": "", "a cell": "", "all": whole}])
 
 
 def _picture(results: Results, data: str) -> bytes:
@@ -217,10 +217,11 @@ def _picture(results: Results, data: str) -> bytes:
         return file.getvalue()
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table; empty without rows."""
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *rows)]
-    return [lines[0], "|" + "---|" * len(head), *lines[1:]] if rows else []
+def _table(rows: list[dict[str, str]]) -> list[str]:
+    """A Markdown table with the keys of the rows as its head; empty without rows."""
+    texts = [[text.replace("|", "\\|") for text in row] for row in (*rows[:1], *(row.values() for row in rows))]
+    lines = [f"| {' | '.join(row)} |" for row in texts]
+    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]] if rows else []
 
 
 def _titled(tables: dict[str, list[str]]) -> list[str]:
@@ -251,6 +252,10 @@ def _number(value: float, sign: str = "") -> str:
 def _interval(values: np.ndarray, sign: str = "") -> str:
     low, high = interval(values)
     return "" if math.isnan(low) else f"{_number(low, sign)} to {_number(high, sign)}"
+
+
+def _intervals(by_rate: dict[float, np.ndarray]) -> dict[str, str]:
+    return {f"95 % interval, {_rate(rate)}": _interval(values) for rate, values in by_rate.items()}
 
 
 def _machine(machine: dict[str, Any]) -> str:
