@@ -12,7 +12,7 @@ import pytest
 from finished_cells import PEOPLE, SAMPLES, finish, make, results_of
 from suite.archive import Archive
 from suite.collect import metric_key
-from suite.goals import Goal, best_of, mean
+from suite.goals import Goal, best_of
 from suite.matrix import Plan
 from suite.report import write_report
 
@@ -23,11 +23,11 @@ from maestro_dist.evaluation import Evaluation, Predictions, Scenario
 def report(plan: Plan, out: Path) -> None:
     """Write the report of all finished cells, with three goals."""
     results = results_of(plan)
-    one, two = (mean(results, model, "set", "accuracy") for model in ("one", "two"))
+    one, two = (results.mean(model, "set", "accuracy", 0.0) for model in ("one", "two"))
     goals = [
-        Goal("mean", *two, 0.7, aim=0.99, why="it is reached, so this is not shown"),
-        Goal("relative", *two, *best_of(results, ("one",), "set", "accuracy", more=0.5), why="too much"),
-        Goal("best of both", *one, *best_of(results, ("one", "two"), "set", "accuracy")),
+        Goal("mean", two, "accuracy", 0.7, aim=0.99, why="it is reached, so this is not shown"),
+        Goal("relative", two, "accuracy", *best_of(results, ("one",), "set", "accuracy", more=0.5), why="too much"),
+        Goal("best of both", one, "accuracy", *best_of(results, ("one", "two"), "set", "accuracy")),
     ]
     write_report(results, goals, str(out), "the command")
 
@@ -144,9 +144,9 @@ def test_a_split_with_one_class_leaves_its_metric_undefined_and_the_rest_as_it_i
             run.write("result.json", json.dumps({"evaluation": new.to_json()}).encode())
     results = results_of(plan)
     goals = [
-        Goal("ranked", *mean(results, "one", "set", "auroc"), 0.5),
-        Goal("right", *mean(results, "one", "set", "accuracy"), 0.5),
-        Goal("the better", *mean(results, "two", "set", "auroc"), *best_of(results, ("one",), "set", "auroc")),
+        Goal("ranked", results.mean("one", "set", "auroc", 0.0), "AUROC", 0.5),
+        Goal("right", results.mean("one", "set", "accuracy", 0.0), "accuracy", 0.5),
+        Goal("the better", 0.5, "AUROC", *best_of(results, ("one",), "set", "auroc")),
     ]
     write_report(results, goals, str(tmp_path), "command")
     text = (tmp_path / "RESULTS.md").read_text()

@@ -30,6 +30,10 @@ deviation over the seeds. Intervals hold the middle 95 % of {resamples:,} resamp
 all models of a data set. Each cell chose its weights, penalties and trees on validation data.
 """
 
+_DIFFERENCE = "Difference: the unchanged model minus the changed one. Above 0 the change makes it worse."
+Rows = list[dict[str, str]]
+"""The rows of a table: texts by column."""
+
 
 def write_report(results: Results, goals: list[Goal], out: str, command: str) -> None:
     """Write all files below `out`."""
@@ -39,19 +43,23 @@ def write_report(results: Results, goals: list[Goal], out: str, command: str) ->
     lines = [f"# {suite.name}", "", suite.about.strip(), ""]
     lines += [f"Written by `{command}` from the files of the runs; do not edit.", "", *_summary(results, records)]
     lines += ["## Goals", "", *_goal_table(goals, unknown), ""] if goals else []
-    for data in suite.data:
-        scores, ensembles = _score_tables(results, data)
-        lines += [f"## {data}", "", *([_test_split(results, data)] if scores else ["Nothing is finished yet."]), ""]
-        if not scores:
+    for data, dataset in suite.data.items():
+        lines += [f"## {data}", ""]
+        if not any(results.seeds(model, data) for model in suite.models):
+            lines += ["Nothing is finished yet.", ""]
             continue
         place.write(f"{data}.png", _picture(results, data))
-        tables = {
-            "Ensembles (the seeds' probabilities averaged)": ensembles,
-            "Ablations": _ablation_table(results, data),
-            "Experts and missing sets": _expert_table(results, data),
-        }
-        lines += [*_titled(scores), f"![{data}]({data}.png)", "", *_titled(tables)]
-    lines += ["## Durations", "", *_duration_table(results)]
+        lines += [_test_split(results, data), ""]
+        for metric in dataset.metrics:
+            lines += [f"### {metric_label(metric)}", "", *_table(_scores(results, data, metric)), ""]
+        lines += [f"![{data}]({data}.png)", ""]
+        for title, rows in {
+            "Ensembles (the seeds' probabilities averaged)\n": _ensembles(results, data),
+            f"Ablations\n\n{_DIFFERENCE}\n": _ablations(results, data),
+            "Experts and missing sets\n": _experts(results, data),
+        }.items():
+            lines += [f"### {title}", *_table(rows), ""] if rows else []
+    lines += ["## Durations", "", *_table(_durations(results))]
     place.write(REPORT_FILE, ("\n".join(lines) + "\n").encode())
     newest = max(records, key=lambda record: record.finished, default=None)
     content = {
@@ -91,7 +99,7 @@ def _goal_table(goals: list[Goal], unknown: str) -> list[str]:
     """What was to be reached and what was measured; then why goals are missed. `unknown`: why a row is missing."""
     rows, missed = [], []
     for goal in goals:
-        target, measured, reached = unknown, "", ""
+        target, measured, reached = "", unknown, ""
         if goal.row is not None:
             target = "none" if goal.target is None else f"{goal.sense} {goal.target:{goal.form}}"
             target += f" ({goal.note})" if goal.note else ""
@@ -103,86 +111,81 @@ def _goal_table(goals: list[Goal], unknown: str) -> list[str]:
     return [*_table(rows), *(["", "Not reached:", "", *missed] if missed else [])]
 
 
-def _score_tables(results: Results, data: str) -> tuple[dict[str, list[str]], list[str]]:
-    """Models x missing rates: by title, a table for each metric; and a table of the ensembles."""
-    suite, tables, ensembles = results.plan.suite, dict[str, list[str]](), []
-    rates, ends = sorted(suite.rates), suite.ends
-    for metric in suite.data[data].metrics:
-        rows, label = [], metric_label(metric)
-        for model in suite.models:
-            by_rate = {rate: results.values(model, data, metric, rate) for rate in rates}
-            seeds = len(by_rate[rates[0]])
-            if not seeds:
-                continue
-            row = {"model": results.plan.label(model), "seeds": str(seeds)}
+def _scores(results: Results, data: str, metric: str) -> Rows:
+    """Models x missing rates."""
+    suite, rows = results.plan.suite, []
+    for model in suite.models:
+        if seeds := results.seeds(model, data):
+            by_rate = {rate: results.values(model, data, metric, rate) for rate in sorted(suite.rates)}
+            complete, missing = (fmean(by_rate[rate]) for rate in (min(by_rate), max(by_rate)))
+            row = {"model": results.plan.label(model), "seeds": str(len(seeds))}
             row |= {_rate(rate): _shown(values) for rate, values in by_rate.items()}
-            row[f"lost at {_rate(rates[-1])}"] = _number(fmean(by_rate[rates[0]]) - fmean(by_rate[rates[-1]]))
-            rows.append(row | _intervals({rate: results.bootstrap(model, data, metric, rate) for rate in ends}))
+            row[f"lost at {_rate(max(by_rate))}"] = _number(complete - missing)
+            drawn = {rate: results.bootstrap(model, data, metric, rate) for rate in suite.ends}
+            rows.append(row | {f"95 % interval, {_rate(rate)}": _interval(drawn[rate]) for rate in drawn})
+    return rows
+
+
+def _ensembles(results: Results, data: str) -> Rows:
+    suite, rows = results.plan.suite, []
+    for metric in suite.data[data].metrics:
+        for model in suite.models:
             if (model, data) in results.ensembles:
                 values, drawn = results.ensembles[model, data]
-                row = {"ensemble": results.plan.label(model), "metric": label, "of": str(seeds)}
-                row |= {_rate(rate): _number(values[metric_key(metric, rate)]) for rate in rates}
-                ensembles.append(row | _intervals({rate: drawn[metric_key(metric, rate)] for rate in ends}))
-        if rows:
-            tables[label] = _table(rows)
-    return tables, _table(ensembles)
+                row = {"ensemble": results.plan.label(model), "metric": metric_label(metric)}
+                row["of"] = str(len(results.seeds(model, data)))
+                row |= {_rate(rate): _number(values[metric_key(metric, rate)]) for rate in sorted(suite.rates)}
+                intervals = {rate: _interval(drawn[metric_key(metric, rate)]) for rate in suite.ends}
+                rows.append(row | {f"95 % interval, {_rate(rate)}": intervals[rate] for rate in intervals})
+    return rows
 
 
-def _ablation_table(results: Results, data: str) -> list[str]:
+def _ablations(results: Results, data: str) -> Rows:
     """Each change, and the difference to the unchanged model on the same seeds."""
     suite, rows = results.plan.suite, []
     metric = suite.data[data].metrics[0]
     for ablation in suite.ablations:
         names = ablation.of.get(data, ""), ablation.name
         whole, part = (results.seeds(name, data) for name in names)
-        seeds = [seed for seed in part if seed in whole]
-        if not seeds:
-            continue
-        row = {"change": ablation.label, "model": results.plan.label(names[0]), "seeds": str(len(seeds))}
-        differences = {}
-        for rate in suite.ends:
-            before, after = (results.values(name, data, metric, rate, seeds) for name in names)
-            drawn = [results.bootstrap(name, data, metric, rate, seeds) for name in names]
-            row[f"{metric_label(metric)}, {_rate(rate)}"] = _shown(after)
-            difference = f"{_number(fmean(before) - fmean(after), '+')} ({_interval(drawn[0] - drawn[1], '+')})"
-            differences[f"difference, {_rate(rate)} (95 % interval)"] = difference
-        rows.append(row | differences)
-    said = "Difference: the unchanged model minus the changed one. Above 0 the change makes it worse."
-    return [said, "", *_table(rows)] if rows else []
+        if seeds := [seed for seed in part if seed in whole]:
+            row = {"change": ablation.label, "model": results.plan.label(names[0]), "seeds": str(len(seeds))}
+            differences = {}
+            for rate in suite.ends:
+                before, after = (results.values(name, data, metric, rate, seeds) for name in names)
+                drawn = [results.bootstrap(name, data, metric, rate, seeds) for name in names]
+                row[f"{metric_label(metric)}, {_rate(rate)}"] = _shown(after)
+                difference = f"{_number(fmean(before) - fmean(after), '+')} ({_interval(drawn[0] - drawn[1], '+')})"
+                differences[f"difference, {_rate(rate)} (95 % interval)"] = difference
+            rows.append(row | differences)
+    return rows
 
 
-def _expert_table(results: Results, data: str) -> list[str]:
+def _experts(results: Results, data: str) -> Rows:
     """Mutual information between expert and missing set at the largest missing rate, for models with experts."""
     rows, sets = [], f"missing sets, {_rate(results.plan.suite.ends[-1])}"
     for model in results.plan.suite.models:
         for item in itertools.chain(*results.seeds(model, data).values()):
-            if (found := item.content["experts"]) is not None:
+            if found := item.content["experts"]:
                 fold = "" if item.cell.fold is None else f", fold {item.cell.fold}"
                 row = {"run": f"{model}, seed {item.cell.seed}{fold}", sets: str(found["sets"])}
                 row |= {"bits": f"{found['bits']:.4f}", "bits, permuted sets": f"{found['control']:.4f}"}
                 rows.append(row | {"p": f"{found['p']:.3f}"})
-    return _table(rows)
+    return rows
 
 
-def _duration_table(results: Results) -> list[str]:
+def _durations(results: Results) -> Rows:
     """How long the cells of each model took."""
     taken: dict[tuple[str, str], list[float]] = {}
+    for item in results.finished.values():
+        taken.setdefault((item.cell.data, item.cell.model), []).append(item.record.seconds)
+    rows = []
     for data in results.plan.suite.data:
-        for item in results.finished.values():
-            if item.cell.data == data:
-                taken.setdefault((data, results.plan.label(item.cell.model)), []).append(item.record.seconds)
-    rows = [
-        {
-            "data set": data,
-            "model": label,
-            "cells": str(len(each)),
-            "a cell": _duration(fmean(each)),
-            "all": _duration(sum(each)),
-        }
-        for (data, label), each in taken.items()
-    ]
+        for (of, model), each in taken.items():
+            if of == data:
+                row = {"data set": data, "model": results.plan.label(model), "cells": str(len(each))}
+                rows.append(row | {"a cell": _duration(fmean(each)), "all": _duration(sum(each))})
     whole = _duration(sum(map(sum, taken.values())))
-    return _table([*rows, {"data set": "all", "model": "", "cells": "", "a cell": "", "all": whole}])
+    return [*rows, {"data set": "all", "model": "", "cells": "", "a cell": "", "all": whole}]
 
 
 def _picture(results: Results, data: str) -> bytes:
@@ -217,15 +220,11 @@ def _picture(results: Results, data: str) -> bytes:
         return file.getvalue()
 
 
-def _table(rows: list[dict[str, str]]) -> list[str]:
-    """A Markdown table with the keys of the rows as its head; empty without rows."""
-    texts = [[text.replace("|", "\\|") for text in row] for row in (*rows[:1], *(row.values() for row in rows))]
-    lines = [f"| {' | '.join(row)} |" for row in texts]
-    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]] if rows else []
-
-
-def _titled(tables: dict[str, list[str]]) -> list[str]:
-    return [line for title, lines in tables.items() if lines for line in (f"### {title}", "", *lines, "")]
+def _table(rows: Rows) -> list[str]:
+    """A Markdown table with the keys of the rows as its head."""
+    texts = [[text.replace("|", "\\|") for text in row] for row in (rows[0], *(row.values() for row in rows))]
+    head, *lines = (f"| {' | '.join(row)} |" for row in texts)
+    return [head, "|" + "---|" * len(rows[0]), *lines]
 
 
 def _duration(seconds: float) -> str:
@@ -252,10 +251,6 @@ def _number(value: float, sign: str = "") -> str:
 def _interval(values: np.ndarray, sign: str = "") -> str:
     low, high = interval(values)
     return "" if math.isnan(low) else f"{_number(low, sign)} to {_number(high, sign)}"
-
-
-def _intervals(by_rate: dict[float, np.ndarray]) -> dict[str, str]:
-    return {f"95 % interval, {_rate(rate)}": _interval(values) for rate, values in by_rate.items()}
 
 
 def _machine(machine: dict[str, Any]) -> str:
