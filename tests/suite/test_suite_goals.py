@@ -33,7 +33,7 @@ def made(storage: Path, *, done: bool = True, **changes: Any) -> Results:
 
 
 def average(results: Results, model: str, rate: float = 0.0) -> float:
-    return float(np.mean(results.values(model, "set", "accuracy", rate)))
+    return float(np.mean([seed.values[f"accuracy@{rate}"] for seed in results.seeds(model, "set").values()]))
 
 
 def test_a_mean_and_the_best_of_others(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_loss_is_compared_with_the_least_of_models_as_good(tmp_path: Path) -> 
 
 def test_the_largest_p_of_all_runs(tmp_path: Path) -> None:
     results = made(tmp_path)
-    each = [item.content["experts"]["p"] for cells in results.seeds("ours", "set").values() for item in cells]
+    each = [item.content["experts"]["p"] for item in results.of("ours", "set")]
     assert len(each) == 3
     assert largest_p(results, "ours", "set") == max(each)
     assert max(each) > 0.01, "experts are drawn by chance"

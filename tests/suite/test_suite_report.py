@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from finished_cells import PEOPLE, SAMPLES, finish, make, results_of
 from suite.archive import Archive
-from suite.collect import metric_key
+from suite.collect import average, metric_key
 from suite.goals import Goal, best_of
 from suite.matrix import Plan
 from suite.report import write_report
@@ -48,14 +48,15 @@ def test_the_ensemble_averages_probabilities(tmp_path: Path) -> None:
     results, archive = results_of(plan), Archive(plan)
     found = results.ensembles["two", "set"]
     by_fold = []
-    for cells in zip(*results.seeds("two", "set").values(), strict=True):
-        answers = [Predictions.read(archive.run(item.cell)) for item in cells]
+    for fold in range(2):
+        cells = [cell for cell in plan.cells_of("two", "set") if cell.fold == fold]
+        answers = [Predictions.read(archive.run(cell)) for cell in cells]
         logits = [each.logits[0].astype(np.float64) for each in answers]
         chance = [np.exp(part) / np.exp(part).sum(1, keepdims=True) for part in logits]
         by_fold.append((np.mean(chance, axis=0).argmax(1) == answers[0].target).mean())
-    assert found[0][metric_key("accuracy", 0.0)] == pytest.approx(np.mean(by_fold))
+    assert found.values[metric_key("accuracy", 0.0)] == pytest.approx(np.mean(by_fold))
     alone = results.mean("two", "set", "accuracy", 0.4)
-    assert found[0][metric_key("accuracy", 0.4)] > alone, "three that are right alone on two thirds are better"
+    assert found.values[metric_key("accuracy", 0.4)] > alone, "three that are right alone on two thirds are better"
 
 
 def test_the_same_results_give_the_same_report(tmp_path: Path) -> None:
@@ -160,7 +161,8 @@ def test_a_split_with_one_class_leaves_its_metric_undefined_and_the_rest_as_it_i
 
 def test_intervals_hold_the_mean(tmp_path: Path) -> None:
     _, two = means(tmp_path)
-    drawn = results_of(make(tmp_path)).bootstrap("two", "set", "accuracy", 0.0)
+    seeds = results_of(make(tmp_path)).seeds("two", "set")
+    drawn = average([*seeds.values()]).resampled[metric_key("accuracy", 0.0)]
     low, high = np.quantile(drawn, [0.025, 0.975])
     assert low < two < high
     assert drawn.mean() == pytest.approx(two, abs=0.01)

@@ -119,15 +119,10 @@ class Archive:
         """The folder of a cell's run."""
         return Storage(self.plan.storage).join(cell.name)
 
-    def read_json(self, cell: Cell, name: str) -> Any:
-        """A file of a cell's run; None where there is none."""
-        run = self.run(cell)
-        return json.loads(run.read(name)) if run.exists(name) else None
-
     def record(self, cell: Cell) -> Record | None:
         """The record in a cell's run; None where there is none."""
-        found = self.read_json(cell, RECORD_FILE)
-        return Record(**found) if found else None
+        run = self.run(cell)
+        return Record(**json.loads(run.read(RECORD_FILE))) if run.exists(RECORD_FILE) else None
 
     def begin_attempt(self, cell: Cell) -> Record:
         """The record with one more attempt, written to the run's folder."""

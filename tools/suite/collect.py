@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -25,62 +26,55 @@ _PLACES = ("checkpoint", "model", "mlflow_model")
 
 
 @dataclass(frozen=True)
+class Scores:
+    """Metrics by "auroc@0.4"; NaN where one is undefined: a test split with one class has no AUROC."""
+
+    values: dict[str, float]
+    resampled: dict[str, np.ndarray]  # under each resample of the test subjects, [resamples]
+
+
+@dataclass(frozen=True)
 class Finished:
-    """A finished cell. `content`: see `Kept.cells`; `resampled`: metrics under each resample, by "auroc@0.4"."""
+    """A finished cell. `content`: see `Kept.cells`; `scores`: mean over the draws, None for a pre-training."""
 
     cell: Cell
     record: Record
-    evaluation: Evaluation
     content: dict[str, Any]
-    resampled: dict[str, np.ndarray]
+    scores: Scores | None
 
 
 @dataclass
 class Results:
-    """All finished cells of a plan, by name.
-
-    ensembles  of the averaged probabilities of a model's seeds, by (model, data set): metrics by "auroc@0.4", and
-               these under each resample
-    """
+    """All finished cells of a plan, by name; ensembles (the seeds' probabilities averaged) by model and data set."""
 
     plan: Plan
     finished: dict[str, Finished]
-    ensembles: dict[tuple[str, str], tuple[dict[str, float], dict[str, np.ndarray]]] = field(default_factory=dict)
+    ensembles: dict[tuple[str, str], Scores] = field(default_factory=dict)
 
     def of(self, model: str, data: str) -> list[Finished]:
         """All cells of a model on a data set; none where one is not finished."""
         cells = [self.finished.get(cell.name) for cell in self.plan.cells_of(model, data)]
         return [] if None in cells else [cell for cell in cells if cell]
 
-    def seeds(self, model: str, data: str, of: Sequence[int] | None = None) -> dict[int, list[Finished]]:
-        """The finished seeds of a model (those in `of`) with a cell for each fold; none for a pre-training."""
-        cells = [cell for cell in self.plan.cells_of(model, data) if of is None or cell.seed in of]
-        lacking = {cell.seed for cell in cells if not cell.scored or cell.name not in self.finished}
-        found: dict[int, list[Finished]] = {seed: [] for seed in sorted({cell.seed for cell in cells} - lacking)}
-        for cell in cells:
-            if cell.seed in found:
-                found[cell.seed].append(self.finished[cell.name])
-        return found
-
-    def values(self, model: str, data: str, metric: str, rate: float, of: Sequence[int] | None = None) -> list[float]:
-        """A metric of each finished seed (of those in `of`), mean over folds and draws.
-
-        NaN where it is undefined: a test split with one class has no AUROC.
-        """
-        return [
-            fmean(math.nan if (mean := item.evaluation.mean(metric, rate)) is None else mean for item in cells)
-            for cells in self.seeds(model, data, of).values()
-        ]
+    def seeds(self, model: str, data: str) -> dict[int, Scores]:
+        """Scores of the finished seeds of a model, mean over folds; none for a pre-training."""
+        by_seed: dict[int, list[Scores | None]] = {}
+        for cell in self.plan.cells_of(model, data):
+            item = self.finished.get(cell.name)
+            by_seed.setdefault(cell.seed, []).append(item.scores if item else None)
+        return {seed: average([s for s in by_seed[seed] if s]) for seed in sorted(by_seed) if None not in by_seed[seed]}
 
     def mean(self, model: str, data: str, metric: str, rate: float) -> float:
-        """Mean of `values`; NaN where a cell of the model is not finished."""
-        return fmean(self.values(model, data, metric, rate)) if self.of(model, data) else math.nan
+        """Mean of a metric over seeds, folds and draws; NaN where a cell of the model is not finished."""
+        seeds = self.seeds(model, data).values()
+        return average([*seeds]).values[metric_key(metric, rate)] if self.of(model, data) else math.nan
 
-    def bootstrap(self, model: str, data: str, metric: str, rate: float, of: Sequence[int] | None = None) -> np.ndarray:
-        """The mean of `values` under each resample of the test subjects, [resamples]."""
-        key, seeds = metric_key(metric, rate), self.seeds(model, data, of).values()
-        found: np.ndarray = np.mean([np.mean([c.resampled[key] for c in cells], axis=0) for cells in seeds], axis=0)
-        return found
+
+def average(scores: Sequence[Scores]) -> Scores:
+    """The mean of some scores."""
+    values = {key: fmean(each.values[key] for each in scores) for key in scores[0].values}
+    resampled = {key: np.mean([each.resampled[key] for each in scores], axis=0) for key in scores[0].resampled}
+    return Scores(values, resampled)
 
 
 def metric_key(metric: str, rate: float) -> str:
@@ -104,7 +98,11 @@ def collect(archive: Archive) -> Results:
         kept = archive.kept[cell.data]
         content, resampled = kept.cells[cell.name], kept.rows(cell.name)
         evaluation = Evaluation.from_json(content["result"]["evaluation"])
-        results.finished[cell.name] = Finished(cell, Record(**content["record"]), evaluation, content, resampled)
+        tests = itertools.product(plan.suite.data[cell.data].metrics, plan.suite.rates)
+        means = {metric_key(metric, rate): evaluation.mean(metric, rate) for metric, rate in tests}
+        values = {key: math.nan if mean is None else mean for key, mean in means.items()}
+        scores = Scores(values, resampled) if cell.scored else None
+        results.finished[cell.name] = Finished(cell, Record(**content["record"]), content, scores)
         if not cell.scored:
             continue
         wanted = _resampled_metrics(plan, cell.data)
@@ -115,10 +113,10 @@ def collect(archive: Archive) -> Results:
         if tested.setdefault(place, content["tested"]) != content["tested"]:
             raise DataError(f"{cell.name} was tested on other samples than other cells of {cell.data}; run it again")
     for model, data in ((model, data) for model, entry in plan.suite.models.items() for data in entry.data):
-        seeds = [[item.cell for item in items] for items in results.seeds(model, data).values()]
+        cells, kept = plan.cells_of(model, data), archive.kept[data]
+        seeds = [[cell for cell in cells if cell.seed == seed] for seed in results.seeds(model, data)]
         if len(seeds) > 1 and _keep_ensemble(archive, seeds):
-            kept = archive.kept[data]
-            results.ensembles[model, data] = kept.ensembles[model]["values"], kept.rows(f"ensemble {model}")
+            results.ensembles[model, data] = Scores(kept.ensembles[model]["values"], kept.rows(f"ensemble {model}"))
     return results
 
 
@@ -128,7 +126,7 @@ def _read_run(archive: Archive, cell: Cell) -> None:
     assert record is not None
     content: dict[str, Any] = {
         "record": vars(record) | {"command": record.command.replace(f"{ROOT}/", "")},  # elsewhere it is another folder
-        "result": {k: v for k, v in archive.read_json(cell, RESULT_FILE).items() if k not in _PLACES},
+        "result": {k: v for k, v in json.loads(archive.run(cell).read(RESULT_FILE)).items() if k not in _PLACES},
         "tested": None,
         "experts": None,
         "numbers": [],

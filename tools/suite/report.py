@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import io
-import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -19,8 +18,9 @@ from maestro_dist.evaluation.result import percent
 from maestro_dist.evaluation.table import metric_label
 from maestro_dist.tracking.plots import COLOURS, STYLE
 from suite.archive import Record
-from suite.collect import Results, metric_key
+from suite.collect import Results, Scores, average, metric_key
 from suite.goals import Goal
+from suite.schema import Suite
 from suite.statistics import interval
 
 REPORT_FILE = "RESULTS.md"
@@ -85,11 +85,12 @@ def _summary(results: Results, records: list[Record]) -> list[str]:
 
 
 def _test_split(results: Results, data: str) -> str:
-    items = [item for item in results.finished.values() if item.cell.data == data and item.cell.scored]
-    by_fold = {item.cell.fold: item for item in items}
-    samples = sum(item.evaluation.samples for item in by_fold.values())
-    subjects = sum(item.content["tested"]["subjects"] for item in by_fold.values())
-    folds, modalities = results.plan.suite.data[data].folds, items[0].content["tested"]["modalities"]
+    by_fold = {
+        item.cell.fold: item.content for item in results.finished.values() if item.cell.data == data and item.scores
+    }
+    samples = sum(content["result"]["evaluation"]["samples"] for content in by_fold.values())
+    subjects = sum(content["tested"]["subjects"] for content in by_fold.values())
+    folds, modalities = results.plan.suite.data[data].folds, next(iter(by_fold.values()))["tested"]["modalities"]
     split = "one fixed split" if folds is None else f"{len(by_fold)} of {folds} folds by subject"
     names = f"{len(modalities)} modalities: {', '.join(modalities)}"
     return f"{samples:,} test samples of {subjects:,} subjects, {split}; {names}."
@@ -115,14 +116,11 @@ def _scores(results: Results, data: str, metric: str) -> Rows:
     """Models x missing rates."""
     suite, rows = results.plan.suite, []
     for model in suite.models:
-        if seeds := results.seeds(model, data):
-            by_rate = {rate: results.values(model, data, metric, rate) for rate in sorted(suite.rates)}
-            complete, missing = (fmean(by_rate[rate]) for rate in (min(by_rate), max(by_rate)))
-            row = {"model": results.plan.label(model), "seeds": str(len(seeds))}
-            row |= {_rate(rate): _shown(values) for rate, values in by_rate.items()}
-            row[f"lost at {_rate(max(by_rate))}"] = _number(complete - missing)
-            drawn = {rate: results.bootstrap(model, data, metric, rate) for rate in suite.ends}
-            rows.append(row | {f"95 % interval, {_rate(rate)}": _interval(drawn[rate]) for rate in drawn})
+        if seeds := [*results.seeds(model, data).values()]:
+            shown, intervals = _columns(suite, seeds, metric)
+            complete, missing = (average(seeds).values[metric_key(metric, end(suite.rates))] for end in (min, max))
+            lost = {f"lost at {_rate(suite.ends[-1])}": _number(complete - missing)}
+            rows.append({"model": results.plan.label(model), "seeds": str(len(seeds))} | shown | lost | intervals)
     return rows
 
 
@@ -130,14 +128,19 @@ def _ensembles(results: Results, data: str) -> Rows:
     suite, rows = results.plan.suite, []
     for metric in suite.data[data].metrics:
         for model in suite.models:
-            if (model, data) in results.ensembles:
-                values, drawn = results.ensembles[model, data]
+            if found := results.ensembles.get((model, data)):
                 row = {"ensemble": results.plan.label(model), "metric": metric_label(metric)}
                 row["of"] = str(len(results.seeds(model, data)))
-                row |= {_rate(rate): _number(values[metric_key(metric, rate)]) for rate in sorted(suite.rates)}
-                intervals = {rate: _interval(drawn[metric_key(metric, rate)]) for rate in suite.ends}
-                rows.append(row | {f"95 % interval, {_rate(rate)}": intervals[rate] for rate in intervals})
+                shown, intervals = _columns(suite, [found], metric)
+                rows.append(row | shown | intervals)
     return rows
+
+
+def _columns(suite: Suite, scores: list[Scores], metric: str) -> tuple[dict[str, str], dict[str, str]]:
+    """A metric at each missing rate; and its intervals at the smallest and the largest rate."""
+    keys, mean = {rate: metric_key(metric, rate) for rate in sorted(suite.rates)}, average(scores)
+    shown = {_rate(rate): _shown([each.values[key] for each in scores]) for rate, key in keys.items()}
+    return shown, {f"95 % interval, {_rate(rate)}": _interval(mean.resampled[keys[rate]]) for rate in suite.ends}
 
 
 def _ablations(results: Results, data: str) -> Rows:
@@ -145,17 +148,18 @@ def _ablations(results: Results, data: str) -> Rows:
     suite, rows = results.plan.suite, []
     metric = suite.data[data].metrics[0]
     for ablation in suite.ablations:
-        names = ablation.of.get(data, ""), ablation.name
-        whole, part = (results.seeds(name, data) for name in names)
+        model = ablation.of.get(data, "")
+        whole, part = results.seeds(model, data), results.seeds(ablation.name, data)
         if seeds := [seed for seed in part if seed in whole]:
-            row = {"change": ablation.label, "model": results.plan.label(names[0]), "seeds": str(len(seeds))}
+            before, after = (average([scores[seed] for seed in seeds]) for scores in (whole, part))
+            row = {"change": ablation.label, "model": results.plan.label(model), "seeds": str(len(seeds))}
             differences = {}
             for rate in suite.ends:
-                before, after = (results.values(name, data, metric, rate, seeds) for name in names)
-                drawn = [results.bootstrap(name, data, metric, rate, seeds) for name in names]
-                row[f"{metric_label(metric)}, {_rate(rate)}"] = _shown(after)
-                difference = f"{_number(fmean(before) - fmean(after), '+')} ({_interval(drawn[0] - drawn[1], '+')})"
-                differences[f"difference, {_rate(rate)} (95 % interval)"] = difference
+                key = metric_key(metric, rate)
+                row[f"{metric_label(metric)}, {_rate(rate)}"] = _shown([part[seed].values[key] for seed in seeds])
+                difference = _number(before.values[key] - after.values[key], "+")
+                drawn = _interval(before.resampled[key] - after.resampled[key], "+")
+                differences[f"difference, {_rate(rate)} (95 % interval)"] = f"{difference} ({drawn})"
             rows.append(row | differences)
     return rows
 
@@ -163,9 +167,10 @@ def _ablations(results: Results, data: str) -> Rows:
 def _experts(results: Results, data: str) -> Rows:
     """Mutual information between expert and missing set at the largest missing rate, for models with experts."""
     rows, sets = [], f"missing sets, {_rate(results.plan.suite.ends[-1])}"
+    items = sorted(results.finished.values(), key=lambda item: item.cell.seed)
     for model in results.plan.suite.models:
-        for item in itertools.chain(*results.seeds(model, data).values()):
-            if found := item.content["experts"]:
+        for item in items:
+            if (item.cell.model, item.cell.data) == (model, data) and (found := item.content["experts"]):
                 fold = "" if item.cell.fold is None else f", fold {item.cell.fold}"
                 row = {"run": f"{model}, seed {item.cell.seed}{fold}", sets: str(found["sets"])}
                 row |= {"bits": f"{found['bits']:.4f}", "bits, permuted sets": f"{found['control']:.4f}"}
@@ -199,8 +204,9 @@ def _picture(results: Results, data: str) -> bytes:
     with rc_context(style):
         figure = Figure(figsize=(7.2, 3.6), layout="constrained")
         axes = figure.add_subplot()
-        for number, model in enumerate(model for model in suite.models if results.seeds(model, data)):
-            by_rate = [results.values(model, data, metric, rate) for rate in rates]
+        curves = {model: results.seeds(model, data).values() for model in suite.models}
+        for number, (model, seeds) in enumerate((model, seeds) for model, seeds in curves.items() if seeds):
+            by_rate = [[seed.values[metric_key(metric, rate)] for seed in seeds] for rate in rates]
             spread = [stdev(values) if len(values) > 1 and np.isfinite(values).all() else 0.0 for values in by_rate]
             means, colour = [*map(fmean, by_rate)], COLOURS[number % len(COLOURS)]
             dashes = ("-", "--", ":")[number // len(COLOURS) % 3]
