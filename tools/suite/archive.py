@@ -7,6 +7,7 @@ metrics under each resample of the test subjects. It is loaded without pickle.
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import time
@@ -50,9 +51,10 @@ class Record:
         return float(sum(attempt["seconds"] for attempt in self.attempts))
 
     @property
-    def finished(self) -> float:
-        """Unix seconds."""
-        return float(self.attempts[-1]["started"] + self.attempts[-1]["seconds"])
+    def finished(self) -> datetime.datetime:
+        """The end of the last attempt."""
+        last = self.attempts[-1]
+        return datetime.datetime.fromtimestamp(last["started"] + last["seconds"], datetime.UTC)
 
     def write(self, run: Storage, status: str | None = None) -> None:
         """Write it to the run's folder; with `status`, as how the last attempt is now."""

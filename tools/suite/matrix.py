@@ -153,19 +153,18 @@ def _cell(plan: Plan, row: _Row, fold: int | None, seed: int) -> Cell:
     }
     folders = {key: Storage(plan.storage).join(need).url for key, need in needs.items()}
     url = absolute_path(dataset.url, f"data.{row.data}.url")
-    common = {
-        "run.name": name,
-        "run.storage": plan.storage,
-        "run.seed": seed,
-        "data.url": url,
-        "data.source": None,  # it is packed before the cell runs
-        "tracking.uri": plan.tracking,
-        "tracking.experiment": plan.suite.name,
-        "evaluation.test_rates": row.rates,
-        "evaluation.draws": plan.suite.draws,
-    }
-    changes = [_RUN.sub(lambda found: folders[found[1]], text) for text in row.changes]
-    changes += [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in common.items()]
+    changes = [
+        *(_RUN.sub(lambda found: folders[found[1]], text) for text in row.changes),
+        f"run.name={name}",
+        f"run.storage={plan.storage}",
+        f"run.seed={seed}",
+        f"data.url={url}",
+        "data.source=null",  # it is packed before the cell runs
+        f"tracking.uri={plan.tracking}",
+        f"tracking.experiment={plan.suite.name}",
+        f"evaluation.test_rates={row.rates}",
+        f"evaluation.draws={plan.suite.draws}",
+    ]
     if row.kind == "maestro":
         file = str(ROOT / (dataset.config or ""))
         command = ["maestro_dist.train", file, *changes]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import io
 import json
 import math
@@ -64,7 +63,7 @@ def write_report(results: Results, goals: list[Goal], out: str, command: str) ->
     newest = max(records, key=lambda record: record.finished, default=None)
     content = {
         "benchmark": suite.name,
-        "machine": newest.machine | {"date": _time(newest.finished).isoformat(timespec="seconds")} if newest else {},
+        "machine": newest.machine | {"date": newest.finished.isoformat(timespec="seconds")} if newest else {},
         "notes": [f"{unknown}: {goal.name}" for goal in goals if goal.row is None],
         "rows": [asdict(goal.row) | ({} if goal.aim is None else {"aim": goal.aim}) for goal in goals if goal.row],
     }
@@ -75,7 +74,7 @@ def _summary(results: Results, records: list[Record]) -> list[str]:
     line = f"{len(results.finished)} of {len(results.plan.cells)} cells are finished."
     if not records:
         return [line, ""]
-    days = [_time(date).date().isoformat() for date in sorted(record.finished for record in records)]
+    days = sorted(record.finished.date().isoformat() for record in records)
     when = " to ".join(dict.fromkeys((days[0], days[-1])))
     total = _duration(sum(record.seconds for record in records))
     line += f" The sum of their times is {total} ({when}); as many ran at a time as there are cores."
@@ -197,29 +196,21 @@ def _picture(results: Results, data: str) -> bytes:
     """The first metric against the missing rate, one line for each model."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.rcsetup import cycler
 
-    suite, style = results.plan.suite, dict[Any, Any](STYLE)
+    suite, lines = results.plan.suite, cycler(linestyle=["-", "--", ":"]) * cycler(color=COLOURS)
     metric, rates = suite.data[data].metrics[0], sorted(suite.rates)
-    shares = [100 * rate for rate in rates]
-    with rc_context(style):
+    marks: dict[Any, Any] = {"lines.marker": "o", "lines.markersize": 4, "lines.linewidth": 1.6}
+    with rc_context({**dict[Any, Any](STYLE), **marks, "axes.prop_cycle": lines}):
         figure = Figure(figsize=(7.2, 3.6), layout="constrained")
-        axes = figure.add_subplot()
-        curves = {model: results.seeds(model, data).values() for model in suite.models}
-        for number, (model, seeds) in enumerate((model, seeds) for model, seeds in curves.items() if seeds):
-            by_rate = [[seed.values[metric_key(metric, rate)] for seed in seeds] for rate in rates]
-            spread = [stdev(values) if len(values) > 1 and np.isfinite(values).all() else 0.0 for values in by_rate]
-            means, colour = [*map(fmean, by_rate)], COLOURS[number % len(COLOURS)]
-            dashes = ("-", "--", ":")[number // len(COLOURS) % 3]
-            line: dict[str, Any] = {
-                "color": colour,
-                "linestyle": dashes,
-                "marker": "o",
-                "markersize": 4,
-                "linewidth": 1.6,
-            }
-            axes.errorbar(shares, means, yerr=spread, elinewidth=1.0, label=results.plan.label(model), **line)
-        axes.set_xticks(shares)
-        axes.set(title=f"{data}, sensors missing", xlabel="modalities missing (%)", ylabel=metric_label(metric))
+        axes = figure.add_subplot(title=f"{data}, sensors missing", xlabel="modalities missing (%)")
+        axes.set(ylabel=metric_label(metric), xticks=[100 * rate for rate in rates])
+        for model in suite.models:
+            if seeds := results.seeds(model, data).values():
+                by_rate = [[seed.values[metric_key(metric, rate)] for seed in seeds] for rate in rates]
+                spread = [stdev(v) if len(v) > 1 and np.isfinite(v).all() else 0.0 for v in by_rate]
+                means, label = [fmean(values) for values in by_rate], results.plan.label(model)
+                axes.errorbar([100 * rate for rate in rates], means, yerr=spread, elinewidth=1.0, label=label)
         figure.legend(loc="outside right center", frameon=False, fontsize=9)
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
@@ -263,7 +254,3 @@ def _machine(machine: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     gpu = f", {machine['gpu']}" if "gpu" in machine else ""
     return f"{machine['processor']}, {machine['cores']} cores{gpu}, {machine['system']}; {versions}"
-
-
-def _time(seconds: float) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
