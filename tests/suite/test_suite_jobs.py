@@ -8,10 +8,11 @@ from typing import Any, cast
 
 import pytest
 from finished_cells import finish, make
+from run_suite import main
 from suite import jobs as module
 from suite.archive import Archive
 from suite.jobs import Jobs, cells_to_run, run_cells
-from suite.matrix import Cell, Plan
+from suite.matrix import ROOT, Cell, Plan
 from test_suite_needs import TUNED, needing
 
 from maestro_dist.errors import RunError
@@ -67,6 +68,15 @@ def test_a_failed_cell_is_named_and_does_not_stop_others(tmp_path: Path) -> None
     assert ran(plan, set()) == ([name for name in names if ".two." in name], {}, {})
     record = json.loads((tmp_path / "set.f0.two.s1" / "cell.json").read_text())
     assert len(record["attempts"]) == 2
+
+
+def test_without_data_nothing_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suite = str(ROOT / "configs" / "suite_smoke.yaml")
+    missing = ["data.excerpt.source=", f"data.excerpt.url={tmp_path}/none", f"storage={tmp_path}/runs"]
+    assert main([suite, *missing]) == 1
+    printed = capsys.readouterr()
+    assert f"{tmp_path}/none: there is no manifest; pack the data set first, or set its source" in printed.err
+    assert " starts: " not in printed.out
 
 
 def test_what_needs_a_failed_cell_is_left(tmp_path: Path) -> None:

@@ -21,8 +21,7 @@ from suite.archive import RESULT_FILE, Archive, Record
 from suite.matrix import ROOT, Cell, Plan
 from suite.statistics import expert_information, subject_weights, weighted_metric
 
-_PLACES = ("checkpoint", "model", "mlflow_model")
-"""Keys of `result.json` that name folders of the run, which is not kept."""
+_PLACES = ("checkpoint", "model", "mlflow_model")  # keys of `result.json` that name folders of the run
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,8 @@ class Results:
 
     def mean(self, model: str, data: str, metric: str, rate: float) -> float:
         """Mean of a metric over seeds, folds and draws; NaN where a cell of the model is not finished."""
-        seeds = self.seeds(model, data).values()
-        return average([*seeds]).values[metric_key(metric, rate)] if self.of(model, data) else math.nan
+        seeds = [*self.seeds(model, data).values()]
+        return average(seeds).values[metric_key(metric, rate)] if seeds and self.of(model, data) else math.nan
 
 
 def average(scores: Sequence[Scores]) -> Scores:

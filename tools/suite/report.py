@@ -28,7 +28,6 @@ A number is the mean over seeds (and folds, and draws of the missing modalities)
 deviation over the seeds. Intervals hold the middle 95 % of {resamples:,} resamples of the test subjects, the same for \
 all models of a data set. Each cell chose its weights, penalties and trees on validation data.
 """
-
 _DIFFERENCE = "Difference: the unchanged model minus the changed one. Above 0 the change makes it worse."
 Rows = list[dict[str, str]]
 """The rows of a table: texts by column."""
