@@ -1,9 +1,9 @@
 """Run a table of models x data sets x missing rates as Ray jobs: `python tools/run_suite.py SUITE [key=value ...]`.
 
 Each (model, data set, fold, seed) is one cell and one job: `python -m maestro_dist.train ...` or
-`python -m benchmarks.baselines ...`. A finished cell is not run again; after a stop the same command continues. At the
-end RESULTS.md, results.json and pictures are written (`--report`: only this). Exit code: 0 all chosen cells are done,
-1 some failed, 3 the time is over.
+`python -m benchmarks.baselines ...`. A finished cell is not run again; after a stop (Ctrl-C, SIGTERM) the same command
+continues. At the end RESULTS.md, results.json and pictures are written (`--report`: only this). Exit code: 0 all chosen
+cells are done, 1 some failed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,11 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from suite.archive import Archive
 from suite.collect import collect
 from suite.goals import GOALS
-from suite.matrix import STAGE_MINUTES, Cell, Plan, load_plan, select
+from suite.matrix import Cell, Plan, load_plan, select
 from suite.report import REPORT_FILE, write_report
 
+from maestro_dist.config.paths import expand_home
 from maestro_dist.data.storage import Storage, redact
-from maestro_dist.errors import MaestroError, run_main
+from maestro_dist.errors import DataError, run_main
 from maestro_dist.run.lease import Lease
 from maestro_dist.system.terminal import shielded
 
@@ -37,7 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("suite", metavar="SUITE", help="YAML file; tools/suite/schema.py describes its keys")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change keys: models.lightgbm.seeds=[5]")
     parser.add_argument("--only", nargs="+", default=[], metavar="GLOB", help="cells whose name matches: 'uci_hapt.*'")
-    parser.add_argument("--stage", type=int, metavar="N", help="the cells of one stage; stops after 100 minutes")
     parser.add_argument("--out", metavar="DIR", help="folder of the report; by default the suite's results")
     parser.add_argument("--list", action="store_true", help="show the cells and which are done; run nothing")
     parser.add_argument("--report", action="store_true", help="write the report; run nothing")
@@ -48,79 +47,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace) -> int:
     plan = load_plan(given.suite, given.overrides)
-    cells = select(plan.cells, given.only, given.stage)
+    cells = select(plan.cells, given.only)
     if given.list:
-        _list(plan, cells)
+        archive = Archive(plan)
+        done = {cell.name for cell in cells if archive.is_done(cell)}
+        for cell in cells:
+            state = "done" if cell.name in done else "other settings" if archive.changes(cell) else "-"
+            print(f"{cell.name:45}  {state}")
+        print(f"{len(done)} of {len(cells)} done")
         return 0
     if given.report:
         _report(plan, given)
         return 0
     lease = Lease(plan.storage, otherwise="storage")  # one suite at a time
     try:
-        return _work(plan, cells, None if given.stage is None else time.monotonic() + 60 * STAGE_MINUTES)
+        return _work(plan, cells)
     finally:  # also where a person stops it
         with shielded():
             lease.release()
         _report(plan, given)
 
 
-def _work(plan: Plan, cells: Sequence[Cell], deadline: float | None) -> int:
-    from suite.jobs import Outcome, cells_to_run, job_server, run_cells
+def _work(plan: Plan, cells: Sequence[Cell]) -> int:
+    from suite.jobs import cells_to_run, job_server, run_cells
 
     from maestro_dist.tracking.run import check_server
 
-    archive, outcome = Archive(plan), Outcome()
-    waiting = cells_to_run(archive, cells)
-    done = sum(map(archive.is_done, cells))
+    archive, failed, left = Archive(plan), dict[str, str](), dict[str, str]()
+    waiting, done = cells_to_run(archive, cells), sum(map(archive.is_done, cells))
     print(f"{plan.suite.name}: {len(cells)} cells chosen, {done} done, in {redact(plan.storage)}", flush=True)
-    unpacked = _pack(plan, waiting)
-    for cell in waiting:
-        if changed := archive.changes(cell):
-            said = f"{archive.run(cell).name()} was begun with other settings: {'; '.join(changed)}"
-            outcome.failed[cell.name] = f"{said}; rename the model, or remove that folder"
-        elif cell.url in unpacked:
-            outcome.failed[cell.name] = unpacked[cell.url]
-    waiting = [cell for cell in waiting if cell.name not in outcome.failed]
     if waiting:
+        _pack(waiting)
         with job_server() as jobs:
             # creates the database once, before several cells do at the same time
             check_server(plan.tracking, plan.suite.name)
-            run_cells(archive, jobs, waiting, outcome, deadline)
-    for name, reason in outcome.failed.items():
+            failed, left = run_cells(archive, jobs, waiting)
+    for name, reason in failed.items():
         print(f"\n{name} failed:\n  " + "\n  ".join(reason.splitlines()), file=sys.stderr, flush=True)
-    for name, reason in outcome.left.items():
+    for name, reason in left.items():
         print(f"\n{name} is left: {reason}", file=sys.stderr, flush=True)
-    done = sum(map(archive.is_done, cells))
-    print(f"{done} done, {len(outcome.failed)} failed, {len(outcome.left)} left", flush=True)
-    return 1 if outcome.failed else 3 if outcome.left else 0
+    print(f"{sum(map(archive.is_done, cells))} done, {len(failed)} failed, {len(left)} left", flush=True)
+    return 1 if failed else 0
 
 
-def _pack(plan: Plan, cells: Sequence[Cell]) -> dict[str, str]:
-    """Pack the data sets that are not packed yet. Returns the errors by URL."""
+def _pack(cells: Sequence[Cell]) -> None:
+    """Pack the data sets that are not packed yet. Raises MaestroError where this fails."""
     from maestro_dist.data.prepare import prepare
 
-    failed = {}
-    for url, source in {cell.url: plan.source(cell) for cell in cells}.items():
+    for url, source in {cell.url: cell.source for cell in cells}.items():
         if Storage(url).exists("manifest.json"):
             continue
         if source is None:
-            failed[url] = f"{redact(url)}: there is no manifest; pack the data set first, or set its source"
-            continue
+            raise DataError(f"{redact(url)}: there is no manifest; pack the data set first, or set its source")
         print(f"packing {source.path} ({source.converter}) to {redact(url)}", flush=True)
-        try:
-            prepare(source, url)
-        except MaestroError as error:
-            failed[url] = str(error)
-    return failed
-
-
-def _list(plan: Plan, cells: Sequence[Cell]) -> None:
-    archive = Archive(plan)
-    done = {cell.name for cell in cells if archive.is_done(cell)}
-    for cell in cells:
-        state = "done" if cell.name in done else "other settings" if archive.changes(cell) else "-"
-        print(f"{cell.stage:3}  {cell.name:45}  {state:14}  {cell.minutes:5g} min")
-    print(f"{len(done)} of {len(cells)} done; stages {cells[0].stage} to {cells[-1].stage}")
+        prepare(source.model_copy(update={"path": expand_home(source.path, "source.path")}), url)
 
 
 def _report(plan: Plan, given: argparse.Namespace) -> None:
@@ -129,7 +109,8 @@ def _report(plan: Plan, given: argparse.Namespace) -> None:
     results = collect(archive)
     archive.save()  # first: it holds hours of work
     command = shlex.join(["python", "tools/run_suite.py", given.suite, *given.overrides, "--report"])
-    write_report(results, GOALS.get(plan.suite.name, ()), out, command)
+    goals = GOALS[plan.suite.name](results) if plan.suite.name in GOALS else []
+    write_report(results, goals, out, command)
     print(f"report: {out.rstrip('/')}/{REPORT_FILE}; results of {len(archive.new)} cells are new", flush=True)
 
 

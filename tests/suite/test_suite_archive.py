@@ -14,7 +14,7 @@ from finished_cells import finish, make, results_of
 from suite import archive as module
 from suite.archive import Archive, Kept, Record, differences
 from suite.collect import collect
-from suite.goals import Goal, mean
+from suite.goals import Goal
 from suite.jobs import cells_to_run
 from suite.matrix import ROOT, Plan
 from suite.report import write_report
@@ -22,8 +22,6 @@ from test_suite_needs import PRETRAIN, TUNED, needing
 
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import DataError, RunError
-
-GOALS = (Goal("mean", mean("two", "set", "accuracy"), 0.7),)
 
 
 def kept_plan(folder: Path, **changes: Any) -> Plan:
@@ -60,7 +58,10 @@ def change(plan: Plan, name: str, **values: Any) -> None:
 
 
 def report(plan: Plan, out: Path) -> str:
-    write_report(results_of(plan), GOALS, str(out), "the command")
+    results = results_of(plan)
+    write_report(
+        results, [Goal("mean", results.mean("two", "set", "accuracy", 0.0), "accuracy", 0.7)], str(out), "the command"
+    )
     return (out / "RESULTS.md").read_text() + (out / "results.json").read_text()
 
 
@@ -90,10 +91,10 @@ def test_a_new_cell_leaves_the_others_as_they_are(tmp_path: Path) -> None:
     after = Kept.read(place, "set")
     assert after.cells.keys() == before.cells.keys()
     assert {name for name in before.cells if before.cells[name] != after.cells[name]} == {cell.name}
-    same = [name for name in before.arrays if np.array_equal(before.arrays[name], after.arrays[name])]
-    assert {*before.arrays} - {*same} == {cell.name}
-    assert after.ensembles == before.ensembles
-    assert ("two", "set") not in results_of(plan).ensembles, "its ensemble is of the old cell"
+    same = [name for name in after.arrays if np.array_equal(before.arrays[name], after.arrays[name])]
+    assert {*before.arrays} - {*same} == {cell.name, "ensemble two"}
+    assert after.ensembles == {"one": before.ensembles["one"]}, "the other one was of the old cell"
+    assert ("two", "set") not in results_of(plan).ensembles
 
 
 def test_kept_results_name_no_folder_of_the_machine(tmp_path: Path) -> None:
@@ -105,8 +106,7 @@ def test_kept_results_name_no_folder_of_the_machine(tmp_path: Path) -> None:
     result = json.loads(run.read("result.json"))
     run.write("result.json", json.dumps({**result, "best_step": 7, "checkpoint": "/there/run", "model": "/m"}).encode())
     keep_all(plan)
-    kept = Archive(plan).kept_cell(cell)
-    assert kept is not None
+    kept = Archive(plan).kept[cell.data].cells[cell.name]
     assert kept["result"] == {**result, "best_step": 7}
     assert str(ROOT) not in json.dumps(Kept.read(Storage(str(plan.results)), "set").cells)
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from finished_cells import finish, make
+from run_suite import main
 from suite import jobs as module
 from suite.archive import Archive
-from suite.jobs import Jobs, Outcome, cells_to_run, run_cells
-from suite.matrix import Cell, Plan
+from suite.jobs import Jobs, cells_to_run, run_cells
+from suite.matrix import ROOT, Cell, Plan
 from test_suite_needs import TUNED, needing
 
 from maestro_dist.errors import RunError
 
 
 class Pretended:
-    """Jobs that end at once: those of models in `failing` fail, the others leave a result; `None` never end."""
+    """Jobs that end at once: those of models in `failing` fail, the others leave a result.
+
+    Where `failing` is None they do not end, and somebody stops the suite.
+    """
 
     def __init__(self, plan: Plan, failing: set[str] | None) -> None:
         self.plan, self.failing, self.started, self.stopped = plan, failing, list[str](), list[str]()
@@ -31,7 +34,9 @@ class Pretended:
         return f"job of {cell.name}"
 
     def status(self, job: str) -> str:
-        return "RUNNING" if self.failing is None else "SUCCEEDED"
+        if self.failing is None:
+            raise KeyboardInterrupt
+        return "SUCCEEDED"
 
     def log(self, job: str) -> str:
         return f"the log of the {job}"
@@ -45,38 +50,46 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_POLL_S", 0.0)
 
 
-def ran(plan: Plan, failing: set[str] | None, deadline: float | None = None) -> tuple[Pretended, Outcome]:
-    archive, outcome, server = Archive(plan), Outcome(), Pretended(plan, failing)
-    run_cells(archive, cast(Jobs, server), cells_to_run(archive, plan.cells), outcome, deadline)
-    return server, outcome
+def ran(plan: Plan, failing: set[str]) -> tuple[list[str], dict[str, str], dict[str, str]]:
+    """Names of the cells in the order of their start, and those that failed and that were left."""
+    archive, server = Archive(plan), Pretended(plan, failing)
+    failed, left = run_cells(archive, cast(Jobs, server), cells_to_run(archive, plan.cells))
+    return server.started, failed, left
 
 
 def test_a_failed_cell_is_named_and_does_not_stop_others(tmp_path: Path) -> None:
     plan = make(tmp_path)
-    server, outcome = ran(plan, {"two"})
+    started, failed, left = ran(plan, {"two"})
     names = [cell.name for cell in plan.cells]
-    assert server.started == names
-    assert sorted(outcome.failed) == sorted(name for name in names if ".two." in name)
-    assert sorted([*outcome.failed, *outcome.done]) == sorted(names)
-    assert outcome.failed["set.f0.two.s1"].startswith("the log of the job of set.f0.two.s1\n(whole log: ")
+    assert started == names
+    assert (sorted(failed), left) == (sorted(name for name in names if ".two." in name), {})
+    assert failed["set.f0.two.s1"].startswith("the log of the job of set.f0.two.s1\n(whole log: ")
     assert (tmp_path / "set.f0.one.s1" / "job.log").read_text() == "the log of the job of set.f0.one.s1\n"
-    server, outcome = ran(plan, set())
-    assert sorted(server.started) == sorted(outcome.done) == [name for name in sorted(names) if ".two." in name]
+    assert ran(plan, set()) == ([name for name in names if ".two." in name], {}, {})
     record = json.loads((tmp_path / "set.f0.two.s1" / "cell.json").read_text())
     assert len(record["attempts"]) == 2
+
+
+def test_without_data_nothing_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suite = str(ROOT / "configs" / "suite_smoke.yaml")
+    missing = ["data.excerpt.source=", f"data.excerpt.url={tmp_path}/none", f"storage={tmp_path}/runs"]
+    assert main([suite, *missing]) == 1
+    printed = capsys.readouterr()
+    assert f"{tmp_path}/none: there is no manifest; pack the data set first, or set its source" in printed.err
+    assert " starts: " not in printed.out
 
 
 def test_what_needs_a_failed_cell_is_left(tmp_path: Path) -> None:
     further = {**TUNED, "set": ["run.init_from={run:tuned}", "run.workers=1"]}
     pretrain = {**TUNED, "set": ["task.kind=pretrain", "run.workers=1"]}
     plan = needing(tmp_path, {"further": further, "tuned": TUNED, "pretrain": pretrain}, seeds=[1])
-    server, outcome = ran(plan, {"pretrain"})
-    assert {name.split(".")[2] for name in server.started} == {"pretrain"}
-    assert outcome.left["set.f0.tuned.s1"] == "it needs set.f0.pretrain.s1, which has failed"
-    assert outcome.left["set.f1.further.s1"].startswith("it needs set.f1.tuned.s1")
-    server, outcome = ran(plan, set())
-    assert outcome.done.index("set.f0.pretrain.s1") < outcome.done.index("set.f0.tuned.s1")
-    assert (len(outcome.done), outcome.left) == (6, {})
+    started, _, left = ran(plan, {"pretrain"})
+    assert {name.split(".")[2] for name in started} == {"pretrain"}
+    assert left["set.f0.tuned.s1"] == "it needs set.f0.pretrain.s1, which has failed"
+    assert left["set.f1.further.s1"].startswith("it needs set.f1.tuned.s1")
+    started, failed, left = ran(plan, set())
+    assert started.index("set.f0.pretrain.s1") < started.index("set.f0.tuned.s1")
+    assert (len(started), failed, left) == (6, {}, {})
 
 
 def test_what_a_chosen_cell_needs_runs_too(tmp_path: Path) -> None:
@@ -89,14 +102,25 @@ def test_what_a_chosen_cell_needs_runs_too(tmp_path: Path) -> None:
     assert [cell.name for cell in cells_to_run(Archive(plan), tuned[:2])] == ["set.f0.tuned.s1"]
 
 
-def test_running_cells_are_stopped_when_the_time_is_over(tmp_path: Path) -> None:
+def test_running_cells_are_stopped_when_the_suite_is(tmp_path: Path) -> None:
     plan = make(tmp_path)
-    server, outcome = ran(plan, None, deadline=time.monotonic() + 0.5)
+    server, archive = Pretended(plan, None), Archive(plan)
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(archive, cast(Jobs, server), plan.cells)
     assert 1 <= len(server.started) < len(plan.cells)
     assert server.stopped == [f"job of {name}" for name in server.started]
-    assert outcome.left == dict.fromkeys((cell.name for cell in plan.cells), "the time is over")
     record = json.loads((tmp_path / server.started[0] / "cell.json").read_text())
     assert record["attempts"][-1]["status"] == "stopped"
+
+
+def test_a_run_of_other_settings_is_not_overwritten(tmp_path: Path) -> None:
+    plan = make(tmp_path)
+    finish(plan, plan.cells_of("one", "set")[0], right=0.5)
+    models = {"one": {"kind": "lightgbm", "set": ["baseline.trees=7"], "data": {"set": {}}}}
+    other = make(tmp_path, models=models, ablations=[])
+    said = r"set\.f0\.one\.s1 was begun with other settings: baseline\.trees 1000 -> 7; rename the model"
+    with pytest.raises(RunError, match=said):
+        cells_to_run(Archive(other), other.cells)
 
 
 def test_a_server_that_misses_requests_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,18 +11,25 @@ import numpy as np
 import pytest
 from finished_cells import PEOPLE, SAMPLES, finish, make, results_of
 from suite.archive import Archive
-from suite.collect import metric_key
-from suite.goals import Goal, best_of, mean
+from suite.collect import average, metric_key
+from suite.goals import Goal, best_of
+from suite.matrix import Plan
 from suite.report import write_report
 
 from maestro_dist.errors import DataError
 from maestro_dist.evaluation import Evaluation, Predictions, Scenario
 
-GOALS = (
-    Goal("mean", mean("two", "set", "accuracy"), 0.7, aim=0.99, why="it is reached, so this is not shown"),
-    Goal("relative", mean("two", "set", "accuracy"), best_of(("one",), "set", "accuracy", more=0.5), why="too much"),
-    Goal("best of both", mean("one", "set", "accuracy"), best_of(("one", "two"), "set", "accuracy")),
-)
+
+def report(plan: Plan, out: Path) -> None:
+    """Write the report of all finished cells, with three goals."""
+    results = results_of(plan)
+    one, two = (results.mean(model, "set", "accuracy", 0.0) for model in ("one", "two"))
+    goals = [
+        Goal("mean", two, "accuracy", 0.7, aim=0.99, why="it is reached, so this is not shown"),
+        Goal("relative", two, "accuracy", *best_of(results, ("one",), "set", "accuracy", more=0.5), why="too much"),
+        Goal("best of both", one, "accuracy", *best_of(results, ("one", "two"), "set", "accuracy")),
+    ]
+    write_report(results, goals, str(out), "the command")
 
 
 def means(storage: Path) -> tuple[float, float]:
@@ -41,14 +48,15 @@ def test_the_ensemble_averages_probabilities(tmp_path: Path) -> None:
     results, archive = results_of(plan), Archive(plan)
     found = results.ensembles["two", "set"]
     by_fold = []
-    for cells in zip(*results.seeds("two", "set").values(), strict=True):
-        answers = [Predictions.read(archive.run(item.cell)) for item in cells]
+    for fold in range(2):
+        cells = [cell for cell in plan.cells_of("two", "set") if cell.fold == fold]
+        answers = [Predictions.read(archive.run(cell)) for cell in cells]
         logits = [each.logits[0].astype(np.float64) for each in answers]
         chance = [np.exp(part) / np.exp(part).sum(1, keepdims=True) for part in logits]
         by_fold.append((np.mean(chance, axis=0).argmax(1) == answers[0].target).mean())
-    assert found[0][metric_key("accuracy", 0.0)] == pytest.approx(np.mean(by_fold))
+    assert found.values[metric_key("accuracy", 0.0)] == pytest.approx(np.mean(by_fold))
     alone = results.mean("two", "set", "accuracy", 0.4)
-    assert found[0][metric_key("accuracy", 0.4)] > alone, "three that are right alone on two thirds are better"
+    assert found.values[metric_key("accuracy", 0.4)] > alone, "three that are right alone on two thirds are better"
 
 
 def test_the_same_results_give_the_same_report(tmp_path: Path) -> None:
@@ -57,7 +65,7 @@ def test_the_same_results_give_the_same_report(tmp_path: Path) -> None:
     for cell in plan.cells_of("less", "set"):
         finish(plan, cell, right=0.6)
     for name in ("first", "second"):
-        write_report(results_of(plan), GOALS, str(tmp_path / name), "the command")
+        report(plan, tmp_path / name)
     files = {path.name: path.read_bytes() for path in (tmp_path / "first").iterdir()}
     assert set(files) == {"RESULTS.md", "results.json", "set.png"}
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "second").iterdir()}
@@ -85,11 +93,11 @@ def test_the_same_results_give_the_same_report(tmp_path: Path) -> None:
     assert written["benchmark"] == "made"
     assert written["machine"]["date"] == "2026-09-21T14:14:53+00:00"
     assert {"name", "value", "unit", "reach", "holds", "sense", "aim"} == set(written["rows"][0])
-    assert [row["name"] for row in written["rows"]] == [goal.name for goal in GOALS]
+    assert [row["name"] for row in written["rows"]] == ["mean", "relative", "best of both"]
 
 
 def test_a_report_of_nothing(tmp_path: Path) -> None:
-    write_report(results_of(make(tmp_path / "runs")), GOALS, str(tmp_path), "the command")
+    report(make(tmp_path / "runs"), tmp_path)
     text = (tmp_path / "RESULTS.md").read_text()
     assert "0 of 14 cells are finished." in text
     assert "Nothing is finished yet." in text
@@ -112,7 +120,7 @@ def test_a_pretraining_has_a_duration_and_no_scores(tmp_path: Path) -> None:
             (tmp_path / cell.name / "result.json").write_text(json.dumps({"evaluation": evaluation}))
     results = results_of(plan)
     assert results.seeds("pretrain", "set") == {}
-    write_report(results, (), str(tmp_path / "report"), "the command")
+    write_report(results, [], str(tmp_path / "report"), "the command")
     text = (tmp_path / "report" / "RESULTS.md").read_text()
     assert "6 of 6 cells are finished." in text
     scores, durations = text.split("## Durations")
@@ -121,11 +129,6 @@ def test_a_pretraining_has_a_duration_and_no_scores(tmp_path: Path) -> None:
 
 
 def test_a_split_with_one_class_leaves_its_metric_undefined_and_the_rest_as_it_is(tmp_path: Path) -> None:
-    goals = (
-        Goal("ranked", mean("one", "set", "auroc"), 0.5),
-        Goal("right", mean("one", "set", "accuracy"), 0.5),
-        Goal("the better", mean("two", "set", "auroc"), best_of(("one",), "set", "auroc")),
-    )
     plan = make(tmp_path / "runs", ablations=[])
     for cell in plan.cells:
         finish(plan, cell, right=0.8)
@@ -141,11 +144,16 @@ def test_a_split_with_one_class_leaves_its_metric_undefined_and_the_rest_as_it_i
             new = Evaluation(old.split, old.samples, old.metrics, scenarios)
             run.write("result.json", json.dumps({"evaluation": new.to_json()}).encode())
     results = results_of(plan)
+    goals = [
+        Goal("ranked", results.mean("one", "set", "auroc", 0.0), "AUROC", 0.5),
+        Goal("right", results.mean("one", "set", "accuracy", 0.0), "accuracy", 0.5),
+        Goal("the better", 0.5, "AUROC", *best_of(results, ("one",), "set", "auroc")),
+    ]
     write_report(results, goals, str(tmp_path), "command")
-    report = (tmp_path / "RESULTS.md").read_text()
+    text = (tmp_path / "RESULTS.md").read_text()
     assert math.isnan(results.mean("one", "set", "auroc", 0.0))
-    assert "| one | 3 | undefined | undefined | undefined |" in report
-    assert "nan" not in report
+    assert "| one | 3 | undefined | undefined | undefined |" in text
+    assert "nan" not in text
     rows = json.loads((tmp_path / "results.json").read_text())
     assert [row["name"] for row in rows["rows"]] == ["right"]
     assert rows["notes"] == ["undefined: ranked", "undefined: the better"]
@@ -153,7 +161,8 @@ def test_a_split_with_one_class_leaves_its_metric_undefined_and_the_rest_as_it_i
 
 def test_intervals_hold_the_mean(tmp_path: Path) -> None:
     _, two = means(tmp_path)
-    drawn = results_of(make(tmp_path)).bootstrap("two", "set", "accuracy", 0.0)
+    seeds = results_of(make(tmp_path)).seeds("two", "set")
+    drawn = average([*seeds.values()]).resampled[metric_key("accuracy", 0.0)]
     low, high = np.quantile(drawn, [0.025, 0.975])
     assert low < two < high
     assert drawn.mean() == pytest.approx(two, abs=0.01)

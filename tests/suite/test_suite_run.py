@@ -114,7 +114,7 @@ def check_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert rows[0]["value"] > 0.3
     capsys.readouterr()
     assert main(command(folder, "--list")[2:]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "4 of 4 done; stages 1 to 1"
+    assert capsys.readouterr().out.splitlines()[-1] == "4 of 4 done"
     assert main(command(folder)[2:]) == 0
     again = capsys.readouterr().out
     assert "4 done, 0 failed, 0 left" in again

@@ -7,11 +7,12 @@ metrics under each resample of the test subjects. It is loaded without pickle.
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,9 +29,8 @@ from maestro_dist.errors import RunError
 from suite.matrix import Cell, Plan
 
 RECORD_FILE, RESULT_FILE, LOG_FILE = "cell.json", "result.json", "job.log"
-_STEM = "model.stem"  # a section that may be absent
 _DEFAULTS = {
-    **run_identity(Config(model=ModelConfig(stem=StemConfig()))),
+    **run_identity(Config(model=ModelConfig(stem=StemConfig()))),  # also the keys of a section that may be absent
     **run_identity(Config()),
     **{f"baseline.{key}": value for key, value in BaselineConfig().model_dump(mode="json").items()},
 }
@@ -51,26 +51,28 @@ class Record:
         return float(sum(attempt["seconds"] for attempt in self.attempts))
 
     @property
-    def finished(self) -> float:
-        """Unix seconds."""
-        return float(self.attempts[-1]["started"] + self.attempts[-1]["seconds"])
+    def finished(self) -> datetime.datetime:
+        """The end of the last attempt."""
+        last = self.attempts[-1]
+        return datetime.datetime.fromtimestamp(last["started"] + last["seconds"], datetime.UTC)
 
-    def write(self, run: Storage) -> None:
-        """Write it to the run's folder."""
+    def write(self, run: Storage, status: str | None = None) -> None:
+        """Write it to the run's folder; with `status`, as how the last attempt is now."""
+        if status is not None:
+            last = self.attempts[-1]
+            last |= {"seconds": round(time.time() - last["started"], 1), "status": status}
         run.write(RECORD_FILE, json.dumps(vars(self), indent=1).encode())
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The content of one data set's file.
+    """The content of one data set's file."""
 
-    cells      by name: plain JSON with "record", "result", "tested", "experts" (or None), "numbers"
-    ensembles  by model: {"cells": {name: fingerprint}, "values": {"auroc@0.4": ...}, "numbers": [...]}
-    arrays     by cell, or "ensemble MODEL": float32 [len(numbers), resamples]
-    """
-
+    # by name: plain JSON with "record", "result", "tested", "experts" (or None), "numbers"
     cells: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # by model: {"cells": names, "values": {"auroc@0.4": ...}, "numbers": ["auroc@0.4", ...]}
     ensembles: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # by cell, or "ensemble MODEL": float32 [len(numbers), resamples]
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
@@ -86,17 +88,16 @@ class Kept:
         except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
             raise RunError(f"{place.name(f'{data}.npz')} is damaged ({error}); remove it") from None
 
-    def rows(self, name: str, numbers: Sequence[str]) -> dict[str, np.ndarray]:
-        """A cell's or ensemble's rows of its array, float64 by metric."""
-        return dict(zip(numbers, self.arrays.get(name, np.empty(0)).astype(np.float64), strict=False))
+    def rows(self, name: str) -> dict[str, np.ndarray]:
+        """The rows of an array, float64 by metric; none of a cell without scores."""
+        entry = self.cells.get(name) or self.ensembles[name.removeprefix("ensemble ")]
+        return {key: self.arrays[name][row].astype(np.float64) for row, key in enumerate(entry["numbers"])}
 
     def write(self, place: Storage, data: str) -> None:
         """Replace a data set's file at once."""
-        index = json.dumps(
-            {"cells": dict(sorted(self.cells.items())), "ensembles": dict(sorted(self.ensembles.items()))}
-        )
+        index = {"cells": dict(sorted(self.cells.items())), "ensembles": dict(sorted(self.ensembles.items()))}
         file, arrays = io.BytesIO(), dict[str, Any](sorted(self.arrays.items()))
-        np.savez_compressed(file, index=np.frombuffer(index.encode(), np.uint8), **arrays)
+        np.savez_compressed(file, index=np.frombuffer(json.dumps(index).encode(), np.uint8), **arrays)
         place.write(f"{data}.npz", file.getvalue())
 
 
@@ -122,19 +123,8 @@ class Archive:
 
     def record(self, cell: Cell) -> Record | None:
         """The record in a cell's run; None where there is none."""
-        found = self.read_json(cell, RECORD_FILE)
-        return None if found is None else Record(**found)
-
-    def read_json(self, cell: Cell, name: str) -> dict[str, Any] | None:
-        """A file of a cell's run; None where there is none. Raises RunError where it is damaged."""
         run = self.run(cell)
-        try:
-            found: dict[str, Any] = json.loads(run.read(name))
-            return found
-        except ObjectMissing:
-            return None
-        except ValueError as error:
-            raise RunError(f"{run.name(name)} is damaged ({error}); remove it") from None
+        return Record(**json.loads(run.read(RECORD_FILE))) if run.exists(RECORD_FILE) else None
 
     def begin_attempt(self, cell: Cell) -> Record:
         """The record with one more attempt, written to the run's folder."""
@@ -153,14 +143,14 @@ class Archive:
         """Whether a cell's run has finished with the suite's settings."""
         return self.run(cell).exists(RESULT_FILE) and not self.changes(cell)
 
-    def kept_cell(self, cell: Cell) -> dict[str, Any] | None:
-        """What is kept of a cell with the suite's settings."""
-        found = self.kept[cell.data].cells.get(cell.name)
-        return None if found is None or differences(found["record"]["settings"], cell.settings) else found
-
     def is_done(self, cell: Cell) -> bool:
-        """Whether a cell has its result."""
-        return self.has_run(cell) or self.kept_cell(cell) is not None
+        """Whether a cell has its result with the suite's settings, in its run or kept."""
+        return self.has_run(cell) or self.is_kept(cell)
+
+    def is_kept(self, cell: Cell) -> bool:
+        """Whether a cell is kept with the suite's settings."""
+        found = self.kept[cell.data].cells.get(cell.name)
+        return found is not None and not differences(found["record"]["settings"], cell.settings)
 
 
 def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -169,24 +159,15 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     A recorded key with an old name counts under its new name (`config.renamed`). A key that the record does not have is
     newer than the run: its default is what the run did. A key that no longer decides a result is left out.
     """
-    now = json.loads(json.dumps(now))
-    given = {_renamed(key): value for key, value in recorded.items()}
-    old = {key: _DEFAULTS[_plain(key)] for key in now if _plain(key) in _DEFAULTS and not _without_stem(key, given)}
-    old |= {key: value for key, value in given.items() if is_identity_key(_plain(key))}
+    old = {}
+    for key, value in recorded.items():
+        needed, separator, plain = key.rpartition(": ")  # "MODEL: key" is a setting of a needed cell
+        plain = RENAMED.get(plain, plain)
+        if is_identity_key(plain):
+            old[f"{needed}{separator}{plain}"] = value
+    for key in now.keys() - old.keys():
+        plain, section = key.rpartition(": ")[2], key.rpartition(".")[0]
+        if plain in _DEFAULTS and section not in recorded:  # a section that is recorded itself was absent
+            old[key] = _DEFAULTS[plain]
     changed = (key for key in sorted({*old, *now}) if old.get(key) != now.get(key))
     return [f"{key} {old.get(key)!r} -> {now.get(key)!r}" for key in changed]
-
-
-def _renamed(key: str) -> str:
-    needed, separator, plain = key.rpartition(": ")
-    return f"{needed}{separator}{RENAMED.get(plain, plain)}"
-
-
-def _plain(key: str) -> str:
-    """A setting's key without the needed cell (`NAME: key`) that it belongs to."""
-    return key.rpartition(": ")[2]
-
-
-def _without_stem(key: str, recorded: Mapping[str, Any]) -> bool:
-    """Whether a key belongs to the stem, and the recorded run had none."""
-    return _plain(key).startswith(f"{_STEM}.") and key.rpartition(".")[0] in recorded

@@ -16,33 +16,25 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from benchmarks.common import cores
+from benchmarks.common import cores, python_path
 
 from maestro_dist.errors import RunError
 from suite.archive import LOG_FILE, Archive, Record
-from suite.matrix import ROOT, Cell
+from suite.matrix import Cell
 
 T = TypeVar("T")
 _POLL_S = 1.0
 _PATIENCE_S = 120.0  # the server needs time to start, and misses requests on a busy machine
 _STOP_WAIT_S = 20  # a stopped run writes its state and releases its lease
-_OBJECT_STORE = 128 * 2**20  # bytes; nothing large goes through it
-_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
-_TAIL = 12
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-
-
-@dataclass
-class Outcome:
-    """Names of cells by how they ended; `failed` with the last lines of the log, `left` with the reason."""
-
-    done: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    left: dict[str, str] = field(default_factory=dict)
+_LAST_LINES = 12  # of a failed cell's log
+_ENVIRONMENT = {
+    "PYTHONPATH": python_path(),
+    "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S),
+    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"),
+}
 
 
 class Jobs:
@@ -57,17 +49,11 @@ class Jobs:
         _patiently(self._client.list_jobs)
 
     def submit(self, cell: Cell) -> str:
-        """Start a cell in the present folder; returns the job's id."""
-        variables = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}", "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}
-        variables |= {} if cell.kind == "maestro" else _ONE_THREAD
-        command = shlex.join([sys.executable, "-m", *cell.command])
-        given: dict[str, Any] = {
-            "entrypoint": f"cd {shlex.quote(os.getcwd())} && exec {command}",  # no shell that could die alone
-            "submission_id": f"{cell.name}-{secrets.token_hex(4)}",
-            "runtime_env": {"env_vars": variables},
-            "entrypoint_num_cpus": cell.cpus if cell.inline else 0,
-        }
-        return _patiently(lambda: self._client.submit_job(**given))
+        """Start a cell in the present folder, on one thread where it does not set more; returns the job's id."""
+        job, command = f"{cell.name}-{secrets.token_hex(4)}", shlex.join([sys.executable, "-m", *cell.command])
+        line = f"cd {shlex.quote(os.getcwd())} && exec {command}"  # no shell that could die alone
+        given: dict[str, Any] = {"submission_id": job, "runtime_env": {"env_vars": _ENVIRONMENT}}
+        return _patiently(lambda: self._client.submit_job(entrypoint=line, **given))
 
     def status(self, job: str) -> str:
         """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
@@ -87,75 +73,70 @@ class Jobs:
         deadline = time.monotonic() + _STOP_WAIT_S + 10
         while jobs and time.monotonic() < deadline:
             with contextlib.suppress(Exception):
-                jobs = [job for job in jobs if self._client.get_job_status(job).value in ("PENDING", "RUNNING")]
+                jobs = [job for job in jobs if not self._client.get_job_status(job).is_terminal()]
             time.sleep(0.3)
 
 
 def cells_to_run(archive: Archive, cells: Sequence[Cell]) -> list[Cell]:
-    """The chosen cells that have no result. Cells that they need, and that have no finished run, come first."""
-    wanted = {cell.name for cell in cells if not archive.is_done(cell)}
+    """The chosen cells that have no result. Cells that they need, and that have no finished run, come first.
+
+    Raises RunError where one of them has a run of other settings.
+    """
+    wanted, found = {cell.name for cell in cells if not archive.is_done(cell)}, []
     for cell in reversed(archive.plan.cells):  # a cell comes after those that it needs
         if cell.name in wanted and not archive.has_run(cell):
+            if changed := archive.changes(cell):
+                said = f"{archive.run(cell).name()} was begun with other settings: {'; '.join(changed)}"
+                raise RunError(f"{said}; rename the model, or remove that folder")
             wanted |= {*cell.needs.values()}
-    return [cell for cell in archive.plan.cells if cell.name in wanted and not archive.has_run(cell)]
+            found.append(cell)
+    return found[::-1]
 
 
-def run_cells(archive: Archive, jobs: Jobs, waiting: list[Cell], outcome: Outcome, deadline: float | None) -> None:
-    """Run cells, as many at a time as there are cores, and note in `outcome` how they end.
+def run_cells(archive: Archive, jobs: Jobs, cells: Sequence[Cell]) -> tuple[dict[str, str], dict[str, str]]:
+    """Run cells, as many at a time as there are cores. A cell waits for those that it needs, and is left if they fail.
 
-    A cell waits for those that it needs, and is left where they fail. At `deadline` (`time.monotonic`) running cells
-    are stopped; they continue when the suite starts again.
+    Where a person stops the suite, running cells are stopped; they continue when it starts again.
+
+    Returns:
+        By name, failed cells with the last lines of the log, and those that are left with the reason.
     """
+    failed, left, waiting = dict[str, str](), dict[str, str](), list(cells)
     running: dict[str, tuple[Cell, Record]] = {}
-    total = len(waiting)
     try:
-        while (waiting or running) and (deadline is None or time.monotonic() < deadline):
+        while waiting or running:
+            unfinished = {cell.name for cell in waiting} | {cell.name for cell, _ in running.values()}
             for cell in list(waiting):
-                missing = [need for need in cell.needs.values() if need in outcome.failed or need in outcome.left]
-                if missing:
-                    outcome.left[cell.name] = f"it needs {missing[0]}, which has failed"
+                bad = [need for need in cell.needs.values() if need in {**failed, **left}]
+                free = cores() - sum(other.cpus for other, _ in running.values())
+                if bad:
                     waiting.remove(cell)
-            ahead = {cell.name for cell in waiting} | {cell.name for cell, _ in running.values()}
-            for cell in [cell for cell in waiting if ahead.isdisjoint(cell.needs.values())]:
-                if running and sum(other.cpus for other, _ in running.values()) + cell.cpus > cores():
-                    break
-                waiting.remove(cell)
-                print(f"{cell.name} starts: python -m {' '.join(cell.command)}", flush=True)
-                record = archive.begin_attempt(cell)
-                running[jobs.submit(cell)] = cell, record
+                    left[cell.name] = f"it needs {bad[0]}, which has failed"
+                elif unfinished.isdisjoint(cell.needs.values()) and (cell.cpus <= free or not running):
+                    waiting.remove(cell)
+                    print(f"{cell.name} starts: python -m {' '.join(cell.command)}", flush=True)
+                    record = archive.begin_attempt(cell)
+                    running[jobs.submit(cell)] = cell, record
             time.sleep(_POLL_S)
             for job, (cell, record) in list(running.items()):
-                status = jobs.status(job)
-                _note(archive, cell, record, status.lower())
+                run, status = archive.run(cell), jobs.status(job)
+                record.write(run, status.lower())
                 if status in ("PENDING", "RUNNING"):
                     continue
                 del running[job]
-                _ended(archive, cell, jobs.log(job), outcome)
-                print(f"{len(outcome.done)} done, {len(outcome.failed)} failed, of {total}", flush=True)
-    finally:  # also when a person stops the suite
+                log = jobs.log(job)
+                run.write(LOG_FILE, f"{log}\n".encode())
+                if not archive.has_run(cell):
+                    last = [*log.splitlines()[-_LAST_LINES:], f"(whole log: {run.name(LOG_FILE)})"]
+                    failed[cell.name] = "\n".join(last)
+                done = len(cells) - len(waiting) - len(running) - len(failed) - len(left)
+                print(f"{cell.name} {'FAILED' if cell.name in failed else 'done'}", flush=True)
+                print(f"{done} done, {len(failed)} failed, of {len(cells)}", flush=True)
+    finally:
         jobs.stop(list(running))
         for cell, record in running.values():
-            _note(archive, cell, record, "stopped")
-        names = [*(cell.name for cell, _ in running.values()), *(cell.name for cell in waiting)]
-        outcome.left |= dict.fromkeys(names, "the time is over")
-
-
-def _ended(archive: Archive, cell: Cell, log: str, outcome: Outcome) -> None:
-    run = archive.run(cell)
-    run.write(LOG_FILE, f"{log}\n".encode())
-    if archive.has_run(cell):
-        outcome.done.append(cell.name)
-        print(f"{cell.name} done", flush=True)
-    else:
-        outcome.failed[cell.name] = "\n".join([*log.splitlines()[-_TAIL:], f"(whole log: {run.name(LOG_FILE)})"])
-        print(f"{cell.name} FAILED", flush=True)
-
-
-def _note(archive: Archive, cell: Cell, record: Record, status: str) -> None:
-    """How a cell is now, and how long it has taken: a killed suite keeps it."""
-    last = record.attempts[-1]
-    last |= {"seconds": round(time.time() - last["started"], 1), "status": status}
-    record.write(archive.run(cell))
+            record.write(archive.run(cell), "stopped")
+    return failed, left
 
 
 @contextmanager
@@ -166,62 +147,36 @@ def job_server() -> Iterator[Jobs]:
     imported before, because it reads the token's variable then.
     """
     with tempfile.TemporaryDirectory(prefix="suite-", ignore_cleanup_errors=True) as folder:
-        token = Path(folder) / "token"
-        token.touch(mode=0o600)
+        token = Path(folder) / "token"  # only this user can read the folder
         token.write_text(secrets.token_hex(32))
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
         os.environ |= {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2"}  # for the controller of Ray Train
         os.environ.pop("RAY_ADDRESS", None)
-        gcs, dashboard, client, agent, metrics = _free_ports(5)
-        command = [
-            str(Path(sys.executable).parent / "ray"),
-            "start",
-            "--head",
-            "--block",
-            "--node-ip-address=127.0.0.1",
-        ]
-        command += [f"--num-cpus={cores()}", f"--object-store-memory={_OBJECT_STORE}"]
-        command += [f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-        command += [f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"]
+        with socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", 0))
+            other.bind(("127.0.0.1", 0))
+            dashboard, client = one.getsockname()[1], other.getsockname()[1]
+        command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--num-cpus={cores()}"]
+        command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+        # Not Ray's usual ports, which another Ray on this machine may have; 0: Ray chooses.
+        command += ["--port=0", "--dashboard-agent-listen-port=0", f"--ray-client-server-port={client}"]
         # A folder of its own: a job connects to the newest cluster of its temporary folder.
-        command += [f"--metrics-export-port={metrics}", f"--temp-dir={folder}"]
+        command += [f"--temp-dir={folder}", f"--object-store-memory={2**27}"]
+        quiet, dies = subprocess.DEVNULL, _die_with_parent if sys.platform == "linux" else None
+        # In a session of its own: Ctrl-C reaches this process only, which stops the jobs.
         process = subprocess.Popen(
-            command,
-            cwd=folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C reaches this process only, which stops the jobs
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            command, cwd=folder, stdout=quiet, stderr=quiet, start_new_session=True, preexec_fn=dies
         )
         try:
             yield Jobs(f"http://127.0.0.1:{dashboard}")
         finally:
-            _end(process)
+            os.killpg(process.pid, signal.SIGKILL)  # its jobs have ended, and Ray's own end takes half a minute
+            process.wait()
 
 
 def _die_with_parent() -> None:
     """Ray's reaper then ends all that the head node started, also the jobs, within seconds."""
-    ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill it: its jobs have ended, and Ray's own shutdown takes half a minute."""
-    import psutil
-
-    with contextlib.suppress(psutil.NoSuchProcess):
-        node = psutil.Process(process.pid)
-        for child in [node, *node.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-    process.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _patiently(call: Callable[[], T]) -> T:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.baselines.settings import load_settings
 from pydantic import ValidationError
@@ -22,41 +22,28 @@ from maestro_dist.config.schema import SourceConfig
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import ConfigError
 from maestro_dist.tracking.run import tracking_uri
-from suite.schema import Suite, Variant
+from suite.schema import Suite
 
 ROOT = Path(__file__).parents[2]
-STAGE_MINUTES = 100.0
-_RUN = re.compile(r"\{run:([^{}+]*)\+?(\d*)\}")
+_RUN = re.compile(r"\{run:(([^{}+]*)(?:\+(\d+))?)\}")  # {run:MODEL+1000}: "MODEL+1000", "MODEL", "1000"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run.
+    """One run."""
 
-    model      name of its model or ablation; `name` holds model, data set, fold and seed, and is the name of the run
-    command    what follows `python -m`
-    settings   what decides its result (plain JSON); a finished cell with other settings is another cell
-    cpus       CPU cores that it uses; `inline`: in the job's own process
-    needs      names of cells that must finish before, by their `{run:...}`, such as "MODEL+1000"
-    scored     whether its test gives scores; a pre-training's does not
-    stage      number of its stage, from 1
-    """
-
-    name: str
-    model: str
-    kind: str
+    name: str  # of the run; it holds data set, fold, model and seed
+    model: str  # a model or ablation
     data: str
     fold: int | None
     seed: int
     url: str
-    command: tuple[str, ...]
-    settings: dict[str, Any]
-    cpus: int
-    inline: bool
-    minutes: float
-    needs: dict[str, str]
-    scored: bool
-    stage: int = 0
+    source: SourceConfig | None
+    command: tuple[str, ...]  # what follows `python -m`
+    settings: dict[str, Any]  # what decides its result, plain JSON; a finished cell with other settings is another cell
+    cpus: int  # cores that it uses
+    needs: dict[str, str]  # names of cells that must finish before, by their `{run:...}`, such as "MODEL+1000"
+    scored: bool  # whether its test gives scores; a pre-training's does not
 
 
 @dataclass(frozen=True)
@@ -78,13 +65,16 @@ class Plan:
         found = self.suite.models.get(model)
         return found.label or model if found else model
 
-    def source(self, cell: Cell) -> SourceConfig | None:
-        """The raw files of a cell's data set."""
-        source = self.suite.data[cell.data].source
-        if source is None:
-            return None
-        options = {k: _filled(v, cell.fold) if isinstance(v, str) else v for k, v in source.options.items()}
-        return source.model_copy(update={"options": options, "path": absolute_path(source.path, "source.path")})
+
+class _Row(NamedTuple):
+    """A model or ablation on one data set."""
+
+    name: str
+    kind: str
+    data: str
+    changes: list[str]
+    seeds: list[int]
+    rates: list[float]
 
 
 def load_plan(path: str, overrides: Sequence[str] = ()) -> Plan:
@@ -102,151 +92,125 @@ def load_plan(path: str, overrides: Sequence[str] = ()) -> Plan:
         found = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"{path}: {'; '.join(found)}") from None
     except (ConfigError, KeyError) as error:
-        what = f"there is no model or data set {error}" if isinstance(error, KeyError) else error
-        raise ConfigError(f"{path}: {what}") from None
+        missing = "there is no model or data set " if isinstance(error, KeyError) else ""
+        raise ConfigError(f"{path}: {missing}{error}") from None
 
 
 def make_plan(suite: Suite) -> Plan:
     """The cells of a suite. Raises ConfigError, and KeyError where a name does not exist."""
     storage = absolute_path(suite.storage, "storage")
-    tracking = absolute_path(suite.tracking_uri or tracking_uri(None, storage), "tracking_uri")
-    plan = Plan(suite, (), storage, tracking, suite.results and absolute_path(suite.results, "results"))
+    plan = Plan(
+        suite, (), storage, tracking_uri(None, storage), suite.results and absolute_path(suite.results, "results")
+    )
     cells: dict[str, Cell] = {}
-    for name, kind, data, row, rates in _rows(suite):
-        folds = suite.data[data].folds
+    for row in _rows(suite):
+        folds = suite.data[row.data].folds
         for fold in [None] if folds is None else range(folds):
-            for seed in row.seeds or suite.seeds:
+            for seed in row.seeds:
                 try:
-                    cell = _cell(plan, (name, kind, data, fold, seed), row, rates)
+                    cell = _cell(plan, row, fold, seed)
                 except ConfigError as error:
-                    raise ConfigError(f"{name} on {data}: {error}") from None
+                    raise ConfigError(f"{row.name} on {row.data}: {error}") from None
                 if cell.name in cells:
-                    raise ConfigError(f"{name} on {data}: two models or ablations have this name")
+                    raise ConfigError(f"{row.name} on {row.data}: two models or ablations have this name")
                 cells[cell.name] = cell
-    done: dict[str, Cell] = {}
+    ordered: dict[str, Cell] = {}
     for cell in cells.values():
-        _place(cell, cells, done, ())
-    return replace(plan, cells=tuple(_staged(done.values())))
+        _place(cell, cells, ordered, ())
+    return replace(plan, cells=tuple(ordered.values()))
 
 
-def select(cells: Sequence[Cell], only: Sequence[str], stage: int | None) -> list[Cell]:
-    """The cells of a stage whose name matches one of the globs. Raises ConfigError where there is none."""
-    found = [cell for cell in cells if stage in (None, cell.stage)]
-    found = [cell for cell in found if not only or any(fnmatchcase(cell.name, glob) for glob in only)]
+def select(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+    """The cells whose name matches one of the globs; all without a glob. Raises ConfigError where there is none."""
+    found = [cell for cell in cells if not only or any(fnmatchcase(cell.name, glob) for glob in only)]
     if not found:
-        where = "" if stage is None else f" in stage {stage} of {cells[-1].stage}"
-        raise ConfigError(f"no cell matches --only {' '.join(only) or '*'}{where} (see --list)")
+        raise ConfigError(f"no cell matches --only {' '.join(only)} (see --list)")
     return found
 
 
-def _rows(suite: Suite) -> Iterator[tuple[str, str, str, Variant, list[float]]]:
-    """(name, kind, data set, row, missing rates) of all models, then of all ablations."""
-    rows: dict[tuple[str, str], Variant] = {}
+def _rows(suite: Suite) -> list[_Row]:
+    """Those of all models, then those of all ablations."""
+    rows: dict[tuple[str, str], _Row] = {}
     for name, model in suite.models.items():
+        shared = [*(suite.defaults if model.kind == "maestro" else ()), *model.set]
         for data, own in model.data.items():
-            changes = [*(suite.defaults if model.kind == "maestro" else ()), *model.set, *own.set]
-            minutes = own.minutes or model.minutes or 10.0
-            rows[name, data] = Variant(set=changes, seeds=own.seeds or model.seeds or suite.seeds, minutes=minutes)
-            yield name, model.kind, data, rows[name, data], suite.rates
+            seeds = own.seeds or model.seeds or suite.seeds
+            rows[name, data] = _Row(name, model.kind, data, [*shared, *own.set], seeds, suite.rates)
+    ablations = []
     for ablation in suite.ablations:
-        for data, of in ablation.of.items():
-            base = rows[of, data]
-            row = Variant(
-                set=[*base.set, *ablation.set], seeds=(base.seeds or [])[:1], minutes=ablation.minutes or base.minutes
-            )
-            yield ablation.name, suite.models[of].kind, data, row, suite.ends
+        for data, model_name in ablation.of.items():
+            base = rows[model_name, data]
+            changes, seeds = [*base.changes, *ablation.set], base.seeds[:1]
+            ablations.append(_Row(ablation.name, base.kind, data, changes, seeds, suite.ends))
+    return [*rows.values(), *ablations]
 
 
-def _cell(plan: Plan, place: tuple[str, str, str, int | None, int], row: Variant, rates: Sequence[float]) -> Cell:
-    (name, kind, data, fold, seed), suite = place, plan.suite
-    dataset, own = suite.data[data], _name(data, fold, name, seed)
+def _cell(plan: Plan, row: _Row, fold: int | None, seed: int) -> Cell:
+    dataset, name = plan.suite.data[row.data].of_fold(fold), _name(row.data, fold, row.name, seed)
     needs = {
-        f"{model}+{more}" if more else model: _name(data, fold, model, seed + int(more or 0))
-        for text in row.set
-        for model, more in _RUN.findall(text)
+        key: _name(row.data, fold, model, seed + int(more or 0))
+        for key, model, more in _RUN.findall("\n".join(row.changes))
     }
-    folders = {f"{{run:{key}}}": Storage(plan.storage).join(need).url for key, need in needs.items()}
-    url = absolute_path(_filled(dataset.url, fold), f"data.{data}.url")
-    common = {
-        "run.name": own,
-        "run.storage": plan.storage,
-        "run.seed": seed,
-        "data.url": url,
-        "data.source": None,  # it is packed before the cell runs
-        "tracking.uri": plan.tracking,
-        "tracking.experiment": suite.name,
-        "evaluation.test_rates": rates,
-        "evaluation.draws": suite.draws,
-    }
-    changes = [_RUN.sub(lambda found: folders[found[0]], text) for text in row.set]
-    changes += [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in common.items()]
-    if kind == "maestro":
+    folders = {key: Storage(plan.storage).join(need).url for key, need in needs.items()}
+    url = absolute_path(dataset.url, f"data.{row.data}.url")
+    changes = [
+        *(_RUN.sub(lambda found: folders[found[1]], text) for text in row.changes),
+        f"run.name={name}",
+        f"run.storage={plan.storage}",
+        f"run.seed={seed}",
+        f"data.url={url}",
+        "data.source=null",  # it is packed before the cell runs
+        f"tracking.uri={plan.tracking}",
+        f"tracking.experiment={plan.suite.name}",
+        f"evaluation.test_rates={row.rates}",
+        f"evaluation.draws={plan.suite.draws}",
+    ]
+    if row.kind == "maestro":
         file = str(ROOT / (dataset.config or ""))
-        arguments = ["maestro_dist.train", file, *changes]
+        command = ["maestro_dist.train", file, *changes]
         config = load_config(file, changes)
         check(config)
         deciding, baseline = run_identity(config), {}
     else:
         changes.insert(0, f"evaluation.metric={dataset.metrics[0]}")
-        arguments = ["benchmarks.baselines", kind, *changes]
+        command = ["benchmarks.baselines", row.kind, *changes]
         config, options = load_settings(changes)
         read = ("run.seed", "data.", "evaluation.")  # the sections that it reads
         deciding = {key: value for key, value in run_identity(config).items() if key.startswith(read)}
         baseline = {f"baseline.{key}": value for key, value in options.model_dump(mode="json").items()}
-    names = {folder: name for name, folder in folders.items()}
+    settings = json.dumps({"kind": row.kind, **deciding, **baseline})
+    for key, folder in folders.items():  # a moved storage changes no setting
+        settings = settings.replace(json.dumps(folder), json.dumps(f"{{run:{key}}}"))
     return Cell(
-        name=own,
-        model=name,
-        kind=kind,
-        data=data,
+        name=name,
+        model=row.name,
+        data=row.data,
         fold=fold,
         seed=seed,
         url=url,
-        command=tuple(arguments),
-        settings={"kind": kind, **{key: _portable(value, names) for key, value in deciding.items()}, **baseline},
-        cpus=config.run.workers * config.run.cpus_per_worker if kind == "maestro" else 1,
-        inline=kind != "maestro" or config.run.launcher == "inline",
-        minutes=row.minutes or 0.0,
+        source=dataset.source,
+        command=tuple(command),
+        settings=json.loads(settings),
+        cpus=config.run.workers * config.run.cpus_per_worker if row.kind == "maestro" else 1,
         needs=needs,
         scored=config.task.kind != "pretrain",
     )
 
 
-def _place(cell: Cell, cells: dict[str, Cell], done: dict[str, Cell], above: tuple[str, ...]) -> None:
-    """Put a cell into `done` after those that it needs, whose settings become a part of its own."""
+def _place(cell: Cell, cells: dict[str, Cell], ordered: dict[str, Cell], above: tuple[str, ...]) -> None:
+    """Put a cell into `ordered` after those that it needs, whose settings become a part of its own."""
     if cell.name in above:
         raise ConfigError(f"{cell.model}: it needs itself")
-    if cell.name in done:
+    if cell.name in ordered:
         return
-    inherited: dict[str, Any] = {}
-    for key, name in cell.needs.items():
-        if name not in cells:
-            raise ConfigError(f"{cell.model} on {cell.data}: {{run:{key}}}: there is no cell {name}")
-        _place(cells[name], cells, done, (*above, cell.name))
-        inherited |= {f"{key}: {setting}": value for setting, value in done[name].settings.items()}
-    done[cell.name] = replace(cell, settings=cell.settings | inherited)
-
-
-def _staged(cells: Iterable[Cell]) -> Iterator[Cell]:
-    """Cells in their order; a new stage begins where the sum of the minutes would be more than 100."""
-    stage, minutes = 1, 0.0
-    for cell in cells:
-        if minutes and minutes + cell.minutes > STAGE_MINUTES:
-            stage, minutes = stage + 1, 0.0
-        minutes += cell.minutes
-        yield replace(cell, stage=stage)
+    settings = dict(cell.settings)
+    for key, need in cell.needs.items():
+        if need not in cells:
+            raise ConfigError(f"{cell.model} on {cell.data}: {{run:{key}}}: there is no cell {need}")
+        _place(cells[need], cells, ordered, (*above, cell.name))
+        settings |= {f"{key}: {setting}": value for setting, value in ordered[need].settings.items()}
+    ordered[cell.name] = replace(cell, settings=settings)
 
 
 def _name(data: str, fold: int | None, model: str, seed: int) -> str:
     return ".".join([data, *([] if fold is None else [f"f{fold}"]), model, f"s{seed}"])
-
-
-def _filled(text: str, fold: int | None) -> str:
-    return text if fold is None else text.replace("{fold}", str(fold))
-
-
-def _portable(value: Any, names: dict[str, str]) -> Any:
-    """A value with the folders of other cells by their `{run:...}`: a moved storage changes no setting."""
-    if isinstance(value, list):
-        return [_portable(item, names) for item in value]
-    return names.get(value, value) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""A suite as its YAML file has it: data sets, models, ablations. The docstring under a field is its help text."""
+"""A suite as its YAML file has it: data sets, models, ablations, each with its keys."""
 
 from __future__ import annotations
 
@@ -14,33 +14,28 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 class SuitePart(BaseModel):
     """Base of all parts: frozen, unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class DataSet(SuitePart):
-    """One data set."""
+    """One data set. `{fold}` in `url` and `source` stands for the number of the fold."""
 
-    url: str
-    """Folder or URL of its manifest; `{fold}` stands for the number of the fold."""
-    source: SourceConfig | None = None
-    """Raw files, packed to `url` where there is no manifest yet; `{fold}` in an option as in `url`."""
-    config: str | None = None
-    """Configuration file of MAESTRO on it, relative to the repository."""
-    folds: int | None = None
-    """Number of folds, each packed to its own URL; null: one fixed split."""
-    metrics: list[Literal["accuracy", "macro_f1", "auroc", "auprc"]]
-    """Metrics of its tables; pictures and ablations use the first."""
+    url: str  # folder or URL of its manifest
+    source: SourceConfig | None = None  # raw files, packed to `url` where there is no manifest yet
+    config: str | None = None  # configuration file of MAESTRO on it, relative to the repository
+    folds: int | None = None  # number of folds, each packed to its own URL; null: one fixed split
+    metrics: list[Literal["accuracy", "macro_f1", "auroc", "auprc"]]  # pictures and ablations use the first
+
+    def of_fold(self, fold: int | None) -> DataSet:
+        """The data set with the number of a fold in place of `{fold}`."""
+        return self if fold is None else self.model_validate_json(self.model_dump_json().replace("{fold}", str(fold)))
 
 
 class Variant(SuitePart):
     """What is different for a model on one data set."""
 
-    set: list[str] = []
-    """More overrides."""
-    seeds: list[int] | None = None
-    """Seeds; by default those of the model."""
-    minutes: float | None = None
-    """Minutes of a cell; by default those of the model."""
+    set: list[str] = []  # overrides
+    seeds: list[int] | None = None  # by default those of the model, for a model those of the suite
 
 
 class Model(Variant):
@@ -48,64 +43,43 @@ class Model(Variant):
 
     An override is `section.key=value`, or `baseline.key=value` for a baseline. `{run:MODEL}` in it is the folder of
     that model's run on the same data set, fold and seed, which runs first; `{run:MODEL+1000}` is its run whose seed is
-    1,000 higher. Seeds are by default those of the suite. `minutes` is an estimate for one core, 10 by default.
+    1,000 higher.
     """
 
-    kind: Literal["maestro", "minirocket", "lightgbm"] = "maestro"
-    """A training run, or a baseline."""
-    label: str = ""
-    """Its name in tables; by default its key."""
-    data: dict[str, Variant]
-    """Data sets, each with what is different there."""
+    kind: Literal["maestro", "minirocket", "lightgbm"] = "maestro"  # a training run, or a baseline
+    label: str = ""  # its name in tables; by default its key
+    data: dict[str, Variant]  # data sets, each with what is different there: its overrides come after the model's
 
 
 class Ablation(SuitePart):
     """A model with a change, compared with that model on its first seed."""
 
-    name: Name
-    """Its name in the names of cells."""
-    label: str
-    """What is changed, for the table."""
-    set: list[str]
-    """Overrides that make the change."""
-    of: dict[str, str]
-    """The model that is changed, for each data set."""
-    minutes: float | None = None
-    """Minutes of a cell; by default those of the model."""
+    name: Name  # in the names of cells
+    label: str  # what is changed, for the table
+    set: list[str]  # overrides that make the change
+    of: dict[str, str]  # the model that is changed, for each data set
 
 
 class Suite(SuitePart):
-    """The whole comparison."""
+    """The whole comparison.
 
-    name: str
-    """Heading of the report, name of the MLflow experiment and of the goals."""
-    about: str = ""
-    """Text under the heading."""
-    storage: str
-    """Folder or URL of the cells' runs."""
-    results: str | None = None
-    """Folder or URL of the report, and of one small file for each data set with all that reports need of its finished
-    cells. A cell in there needs no run. By default nothing is kept, and the report goes to `storage`."""
-    tracking_uri: str | None = None
-    """MLflow; by default SQLite in `storage` (in `runs/` where `storage` is remote)."""
-    rates: list[float] = [0.0, 0.1, 0.2, 0.3, 0.4]
-    """Missing rates of the test; ablations are tested at the smallest and the largest."""
-    draws: list[int] = [0, 1, 2]
-    """Mask draws at each rate."""
-    seeds: list[int] = [2711, 2712, 2713]
-    """Seeds of models that name none."""
-    resamples: int = 1000
-    """Bootstrap resamples of the test subjects."""
-    permutations: int = 999
-    """Permutations of the expert test."""
-    defaults: list[str] = []
-    """Overrides of all MAESTRO models, before their own."""
-    data: dict[Name, DataSet]
-    """Data sets by name."""
-    models: dict[Name, Model]
-    """Models by name."""
-    ablations: list[Ablation] = []
-    """Single changes, whose effect is measured."""
+    A cell whose results are kept in `results` needs no run. Without `results` nothing is kept, and the report goes to
+    `storage`.
+    """
+
+    name: str  # heading of the report, name of the MLflow experiment and of the goals
+    about: str = ""  # text under the heading
+    storage: str  # folder or URL of the cells' runs, and of the MLflow database (in `runs/` where it is remote)
+    results: str | None = None  # folder or URL of the report, and of a file for each data set with all that it needs
+    rates: list[float] = [0.0, 0.1, 0.2, 0.3, 0.4]  # missing rates of the test; of ablations the smallest and largest
+    draws: list[int] = [0, 1, 2]  # mask draws at each rate
+    seeds: list[int] = [2711, 2712, 2713]  # of models that name none
+    resamples: int = 1000  # bootstrap resamples of the test subjects
+    permutations: int = 999  # of the expert test
+    defaults: list[str] = []  # overrides of all MAESTRO models, before their own
+    data: dict[Name, DataSet]  # by name
+    models: dict[Name, Model]  # by name
+    ablations: list[Ablation] = []  # single changes, whose effect is measured
 
     @property
     def ends(self) -> list[float]:

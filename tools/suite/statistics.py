@@ -15,7 +15,6 @@ from maestro_dist import rng
 from maestro_dist.evaluation import Predictions
 from maestro_dist.task.classification import log_odds
 
-_BLOCK = 4_000_000  # numbers in a block of weights
 _LEAST = 20  # samples of a missing set; smaller sets are joined by the number of missing modalities
 
 
@@ -46,7 +45,7 @@ def weighted_metric(
         return (2 * hits / np.where(both > 0, both, 1.0)).sum(1) / (both > 0).sum(1)
     columns = [1] if classes == 2 else range(classes)
     odds = log_odds(logits, columns).T
-    values = [_ranked(metric, odds[n], target == c, subject, weights) for n, c in enumerate(columns)]
+    values = np.array([_ranked(metric, odds[n], target == c, subject, weights) for n, c in enumerate(columns)])
     defined = ~np.isnan(values)
     return np.where(defined, values, 0.0).sum(0) / np.where(defined.any(0), defined.sum(0), np.nan)
 
@@ -62,24 +61,19 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 def _ranked(
     metric: str, score: np.ndarray, positive: np.ndarray, subject: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
-    """auroc or auprc of one class, [R], from cumulative counts of positives (hits) and negatives (alarms)."""
+    """auroc or auprc of one class, [R], from cumulative weights of positives (hits) and negatives (alarms)."""
     order = np.argsort(-score, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)  # ties are one step
-    parts = []
-    for rows in np.array_split(weights, -(-len(weights) * len(score) // _BLOCK)):
-        each = rows[:, subject[order]]
-        hits = np.cumsum(each * positive[order], axis=1)[:, ends]
-        alarms = np.cumsum(each * ~positive[order], axis=1)[:, ends]
-        with np.errstate(invalid="ignore", divide="ignore"):
+    subject, positive, found = subject[order], positive[order], np.full(len(weights), np.nan)
+    for number, row in enumerate(weights):
+        hits, alarms = (np.cumsum(row[subject] * chosen)[ends] for chosen in (positive, ~positive))
+        if hits[-1] > 0 and alarms[-1] > 0:
             if metric == "auroc":
-                before = np.concatenate((np.zeros((len(hits), 1)), hits[:, :-1]), axis=1)
-                area = (np.diff(alarms, axis=1, prepend=0.0) * (hits + before) / 2).sum(1)
-                parts.append(area / (hits[:, -1] * alarms[:, -1]))
+                found[number] = np.trapezoid(np.append(0.0, hits), np.append(0.0, alarms)) / (hits[-1] * alarms[-1])
             else:
                 precision = hits / np.maximum(hits + alarms, 1e-300)
-                area = (np.diff(hits, axis=1, prepend=0.0) * precision).sum(1)
-                parts.append(np.where(alarms[:, -1] > 0, area / hits[:, -1], np.nan))
-    return np.concatenate(parts)
+                found[number] = (np.diff(hits, prepend=0.0) * precision).sum() / hits[-1]
+    return found
 
 
 def expert_information(predictions: Predictions, rate: float, permutations: int, key: int) -> dict[str, Any] | None:
