@@ -29,6 +29,7 @@ NAMES = {
     "model": "the whole model in training, time and peak memory; modalities missing; repeatability",
     "long": "a million tokens, and recordings of a million steps",
     "parallel": "one sequence on several ranks in three ways: bytes, wall time, weak scaling, memory",
+    "data": "reading a training split from an S3 server: rates against bare GET and webdataset, requests, start",
 }
 _KEPT = {
     True: "the C library keeps freed memory for all cases: times are of arithmetic, not of page faults",
@@ -58,6 +59,8 @@ def main() -> int:
     notes = []
     if given.name == "parallel":
         notes.append("gloo ranks, one process with one thread each; bytes are those sent to collectives")
+    elif given.name == "data":
+        notes.append("wall time; processes of the server and of the proxy share the cores")
     elif given.name != "step":
         keep = given.device == "cpu" and not given.default_allocator
         notes.append(_KEPT[keep and keep_freed_memory(large=True)])
