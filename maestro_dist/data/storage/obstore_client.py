@@ -69,7 +69,9 @@ class ObjectStoreClient(FileSystemClient):
     def sizes(self, key: str) -> dict[str, int]:
         listed = self._call("LIST", lambda name: self._store.list_with_delimiter(f"{name}/" if name else None), key)
         found = {str(folder).rsplit("/", 1)[-1]: 0 for folder in listed["common_prefixes"]}
-        return found | {str(item["path"]).rsplit("/", 1)[-1]: int(item["size"]) for item in listed["objects"]}
+        marker = _in_bucket(key).strip("/")  # of the folder itself
+        objects = [(str(item["path"]), int(item["size"])) for item in listed["objects"]]
+        return found | {path.rsplit("/", 1)[-1]: size for path, size in objects if path != marker}
 
     def write(self, key: str, data: bytes, *, create: bool) -> None:
         mode = "create" if create else "overwrite"
