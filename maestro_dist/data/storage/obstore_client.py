@@ -6,6 +6,7 @@ Its own layer for fsspec is not used: it ignores `mode="create"`, on which the l
 from __future__ import annotations
 
 import errno
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,10 @@ class ObjectStoreClient(FileSystemClient):
 
     def __init__(self, bucket: str, settings: StorageSettings) -> None:
         try:
-            import obstore
-            from obstore.store import S3Store
+            self._api: Any = importlib.import_module("obstore")
+            store: Any = importlib.import_module("obstore.store")
         except ImportError as error:
             raise StorageError("s3.client: obstore is not installed; pip install obstore, or use s3fs") from error
-        self._api = obstore
         options: dict[str, Any] = {"region": settings.region_or_environment or "us-east-1"}
         endpoint = settings.endpoint_or_environment
         if endpoint:
@@ -33,7 +33,7 @@ class ObjectStoreClient(FileSystemClient):
         if settings.anonymous:
             options["skip_signature"] = True
         connect, answer = settings.time_limits_s
-        self._store = S3Store(
+        self._store = store.S3Store(
             bucket,
             config=options,
             client_options={
