@@ -13,6 +13,7 @@ from typing import Any
 
 from maestro_dist.data.storage.client import FileSystemClient
 from maestro_dist.data.storage.request_counts import count_received, count_request
+from maestro_dist.data.storage.retry import NoSuchBucket
 from maestro_dist.data.storage.settings import StorageSettings
 from maestro_dist.errors import StorageError
 
@@ -67,7 +68,10 @@ class ObjectStoreClient(FileSystemClient):
                 raise
 
     def sizes(self, key: str) -> dict[str, int]:
-        listed = self._call("LIST", lambda name: self._store.list_with_delimiter(f"{name}/" if name else None), key)
+        try:
+            listed = self._call("LIST", lambda name: self._store.list_with_delimiter(f"{name}/" if name else None), key)
+        except FileNotFoundError as error:
+            raise NoSuchBucket(f"there is no bucket {key.partition('/')[0]!r}") from error
         found = {str(folder).rsplit("/", 1)[-1]: 0 for folder in listed["common_prefixes"]}
         marker = _in_bucket(key).strip("/")  # of the folder itself
         objects = [(str(item["path"]), int(item["size"])) for item in listed["objects"]]
