@@ -66,7 +66,8 @@ class FinalTest(Callback):
             from torch import distributed as dist
 
             dist.barrier()  # wait until rank 0 has written the last record
-        chosen = best(self._run.url) if state.best_step is None else find(self._run.url, state.best_step)
+        step = state.best_step
+        chosen = best(self._run.url) if step is None else find(self._run.url, step, expected=True)
         restore(state.engine, chosen)
         evaluation = self._evaluate()
         self._finish(state, chosen, evaluation)

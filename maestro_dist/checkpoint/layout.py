@@ -123,13 +123,14 @@ def dump(model: BaseModel) -> bytes:
     return json.dumps(model.model_dump()).encode()
 
 
-def read_record(folder: Storage) -> CheckpointRecord | None:
+def read_record(folder: Storage, *, expected: bool = False) -> CheckpointRecord | None:
     """The record of a step's folder; None if there is none (then there is no checkpoint).
 
+    `expected`: it is known to exist.
     Raises `CheckpointError` naming the file if it exists but cannot be read.
     """
     try:
-        text = folder.read(RECORD)
+        text = folder.read(RECORD, expected=expected)
     except ObjectMissing:
         return None
     try:

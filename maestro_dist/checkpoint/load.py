@@ -101,18 +101,24 @@ def newest(run_url: str) -> CheckpointInfo | None:
     """
     storage = checkpoints(run_url)
     steps = sorted((step for step in map(folder_step, storage.list()) if step is not None), reverse=True)
+    remote = storage.local is None
     for step in steps:
         folder = storage.join(folder_name(step))
-        record = read_record(folder)
+        if remote and RECORD not in folder.list():
+            continue
+        record = read_record(folder, expected=remote)  # one that is listed must not be taken for missing
         if record is not None:
             return CheckpointInfo(folder, _with_current_names(record))
     return None
 
 
-def find(run_url: str, step: int) -> CheckpointInfo:
-    """The complete checkpoint of a step. Raises `CheckpointError`, with a list of complete steps, if there is none."""
+def find(run_url: str, step: int, *, expected: bool = False) -> CheckpointInfo:
+    """The complete checkpoint of a step. Raises `CheckpointError`, with a list of complete steps, if there is none.
+
+    `expected`: it is known to be complete.
+    """
     folder = checkpoints(run_url).join(folder_name(step))
-    record = read_record(folder)
+    record = read_record(folder, expected=expected)
     if record is None:
         steps = ", ".join(str(other) for other in complete_steps(run_url)) or "none"
         raise CheckpointError(f"no complete checkpoint of step {step} at {folder.name()}; complete steps: {steps}")
@@ -128,7 +134,7 @@ def best(run_url: str) -> CheckpointInfo:
     if latest is None:
         raise CheckpointError(f"{Storage(run_url).name()}: no complete checkpoint yet")
     step = latest.metadata.get("best_step")
-    return latest if step is None else find(run_url, step)
+    return latest if step is None else find(run_url, step, expected=True)
 
 
 def restore(engine: Engine, info: CheckpointInfo) -> None:

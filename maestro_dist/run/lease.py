@@ -104,7 +104,7 @@ def _refuse_if_held(storage: Storage, attempt: int, otherwise: str) -> None:
 def _read(storage: Storage, attempt: int) -> dict[str, Any] | None:
     """The record of an attempt; None if it has been removed."""
     try:
-        record = json.loads(storage.read(_path(attempt)))
+        record = json.loads(storage.read(_path(attempt), expected=True))  # it has just been listed
         return {name: record[name] for name in _FIELDS} | {"heartbeat": float(record["heartbeat"])}
     except ObjectMissing:
         return None

@@ -94,8 +94,11 @@ def write(run: Storage, record: RunRecord, guard: Callable[[], None] = lambda: N
 
 def read(run: Storage) -> RunRecord | None:
     """The run's record; None if the run is new. Raises RunError if it is damaged."""
-    try:
-        return RunRecord.model_validate_json(run.read(RUN_FILE))
+    remote = run.local is None
+    if remote and RUN_FILE not in run.list():
+        return None
+    try:  # a record that is listed must not be taken for missing: the run would begin again
+        return RunRecord.model_validate_json(run.read(RUN_FILE, expected=remote))
     except ObjectMissing:
         return None
     except ValidationError as error:

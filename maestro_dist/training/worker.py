@@ -139,7 +139,7 @@ def _broadcast_checkpoint(found: CheckpointInfo | None, run_url: str) -> Checkpo
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     step = torch.tensor(found.step if found else -1, device=device)
     dist.broadcast(step, src=0)
-    return find(run_url, int(step)) if int(step) >= 0 else None
+    return find(run_url, int(step), expected=True) if int(step) >= 0 else None
 
 
 def _metric_log(job: Job, state: State) -> MetricLog:

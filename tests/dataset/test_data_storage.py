@@ -18,7 +18,7 @@ from maestro_dist.data.storage import ObjectMissing, Storage, retry
 from maestro_dist.data.storage import store as store_module
 from maestro_dist.data.storage.settings import StorageSettings, configure
 from maestro_dist.data.stream import DataRank, evaluation_batches
-from maestro_dist.errors import StorageError
+from maestro_dist.errors import RunError, StorageError
 from maestro_dist.parallel.failure import report_of
 
 
@@ -244,3 +244,37 @@ def test_an_outage_is_not_taken_for_an_object_that_is_missing(flaky: type[FlakyF
     flaky.failures = 2
     assert store.exists("folder/x")
     assert (store.exists("folder"), store.exists("folder/y"), flaky.failures) == (True, False, 0)
+
+
+def test_a_guard_is_asked_before_each_attempt(flaky: type[FlakyFileSystem]) -> None:
+    """Another driver takes over while the store does not answer: the write that waited must not come through."""
+    store, asked = Storage(f"flaky://{uuid.uuid4()}"), []
+
+    def guard() -> None:
+        asked.append(1)
+        if len(asked) == 3:
+            raise RunError("another driver has taken over")
+
+    flaky.failures = 2
+    with pytest.raises(RunError, match="taken over"):
+        store.write("record", b"late", guard=guard)
+    assert (flaky.failures, store.exists("record")) == (0, False)
+
+
+def test_pauses_have_full_jitter_and_end_with_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+
+    def uniform(low: float, high: float) -> float:
+        assert low == 0.0
+        limits.append(high)
+        return high
+
+    def call() -> None:
+        raise ConnectionRefusedError("nobody listens")
+
+    monkeypatch.setattr(retry._JITTER, "uniform", uniform)
+    monkeypatch.setattr(retry.time, "sleep", lambda seconds: None)
+    with pytest.raises(StorageError, match=r"nobody listens \(after 12 attempts in 60 s\)"):
+        retry.retried(call, retry.RemoteCall("read", "s3://b/x"), 60.0)
+    assert limits[:8] == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0])
+    assert sum(limits) == pytest.approx(60.0, abs=0.1)

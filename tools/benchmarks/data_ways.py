@@ -140,7 +140,7 @@ def _s3fs_way(remote: Remote) -> Callable[[], object]:
 def _obstore_way(remote: Remote) -> Callable[[], object]:
     from obstore.store import S3Store
 
-    keys = {"access_key_id": KEY, "secret_access_key": SECRET, "region": "us-east-1"}
+    keys: dict[str, Any] = {"access_key_id": KEY, "secret_access_key": SECRET, "region": "us-east-1"}
     store: Any = S3Store(remote.bucket, endpoint=remote.endpoint, client_options={"allow_http": True}, **keys)
     names = [path.removeprefix(f"{remote.bucket}/") for path in remote.objects]
     return lambda: _in_threads(lambda name: len(store.get(name).bytes()), names)

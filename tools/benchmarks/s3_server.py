@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import socket
 import subprocess
@@ -17,7 +18,8 @@ KEY, SECRET = "maestro-test-key", "maestro-test-secret"
 
 def free_port(taken: set[int]) -> int:
     """A port that is free together with the one 10,000 above it, where the server puts its gRPC."""
-    for port in range(20100, 22700):
+    ports = range(20100, 22700)
+    for port in random.sample(ports, len(ports)):  # several processes may look for ports at the same time
         if port in taken:
             continue
         try:

@@ -6,12 +6,14 @@ Its own layer for fsspec is not used: it ignores `mode="create"`, on which the l
 from __future__ import annotations
 
 import errno
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from maestro_dist.data.storage.client import FileSystemClient
 from maestro_dist.data.storage.request_counts import count_received, count_request
+from maestro_dist.data.storage.retry import NoSuchBucket
 from maestro_dist.data.storage.settings import StorageSettings
 from maestro_dist.errors import StorageError
 
@@ -21,11 +23,10 @@ class ObjectStoreClient(FileSystemClient):
 
     def __init__(self, bucket: str, settings: StorageSettings) -> None:
         try:
-            import obstore
-            from obstore.store import S3Store
+            self._api: Any = importlib.import_module("obstore")
+            store: Any = importlib.import_module("obstore.store")
         except ImportError as error:
             raise StorageError("s3.client: obstore is not installed; pip install obstore, or use s3fs") from error
-        self._api = obstore
         options: dict[str, Any] = {"region": settings.region_or_environment or "us-east-1"}
         endpoint = settings.endpoint_or_environment
         if endpoint:
@@ -33,7 +34,7 @@ class ObjectStoreClient(FileSystemClient):
         if settings.anonymous:
             options["skip_signature"] = True
         connect, answer = settings.time_limits_s
-        self._store = S3Store(
+        self._store = store.S3Store(
             bucket,
             config=options,
             client_options={
@@ -67,9 +68,14 @@ class ObjectStoreClient(FileSystemClient):
                 raise
 
     def sizes(self, key: str) -> dict[str, int]:
-        listed = self._call("LIST", lambda name: self._store.list_with_delimiter(f"{name}/" if name else None), key)
+        try:
+            listed = self._call("LIST", lambda name: self._store.list_with_delimiter(f"{name}/" if name else None), key)
+        except FileNotFoundError as error:
+            raise NoSuchBucket(f"there is no bucket {key.partition('/')[0]!r}") from error
         found = {str(folder).rsplit("/", 1)[-1]: 0 for folder in listed["common_prefixes"]}
-        return found | {str(item["path"]).rsplit("/", 1)[-1]: int(item["size"]) for item in listed["objects"]}
+        marker = _in_bucket(key).strip("/")  # of the folder itself
+        objects = [(str(item["path"]), int(item["size"])) for item in listed["objects"]]
+        return found | {path.rsplit("/", 1)[-1]: size for path, size in objects if path != marker}
 
     def write(self, key: str, data: bytes, *, create: bool) -> None:
         mode = "create" if create else "overwrite"

@@ -59,6 +59,10 @@ class ObjectMissing(StorageError):
         self.asked = asked
 
 
+class NoSuchBucket(OSError):
+    """A listing found no bucket. An empty folder is no error, so this is a wrong name, or a store that recovers."""
+
+
 @dataclass(frozen=True)
 class RemoteCall:
     """What a call does, for messages and for the choice of what is retried.
@@ -137,7 +141,10 @@ def _failure(error: Exception, what: RemoteCall) -> tuple[StorageError, bool]:
     if isinstance(error, PermissionError) or type(error).__name__ in _NO_CREDENTIALS:
         denied = StorageError(f"cannot {what.verb} {what.name}: access denied; check the credentials")
         return denied, what.expected or what.access in _allowed
-    return StorageError(f"cannot {what.verb} {what.name}: {_one_line(error)}"), not _is_lasting(error)
+    failure = StorageError(f"cannot {what.verb} {what.name}: {_one_line(error)}")
+    if isinstance(error, NoSuchBucket):
+        return failure, what.access in _allowed
+    return failure, not _is_lasting(error)
 
 
 def _is_lasting(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from maestro_dist.data.storage.client import FileSystemClient
 from maestro_dist.data.storage.request_counts import count_botocore_requests, count_received
-from maestro_dist.data.storage.retry import error_codes
+from maestro_dist.data.storage.retry import NoSuchBucket, error_codes
 from maestro_dist.data.storage.settings import StorageSettings
 
 
@@ -55,7 +55,10 @@ class S3FileSystemClient(FileSystemClient):
         """The answers to a listing of a folder, up to 1000 names each."""
         request = {"Bucket": self._fs.split_path(key)[0], "Prefix": self._prefix(key), **options}
         while True:
-            page = self._fs.call_s3("list_objects_v2", **request)
+            try:
+                page = self._fs.call_s3("list_objects_v2", **request)
+            except FileNotFoundError as error:
+                raise NoSuchBucket(f"there is no bucket {request['Bucket']!r}") from error
             yield page
             if not page.get("IsTruncated"):
                 return

@@ -116,11 +116,11 @@ class Storage:
             return False
         return True
 
-    def list(self, path: str = "") -> list[str]:
+    def list(self, path: str = "", *, expected: bool = False) -> list[str]:
         """Sorted names of the files and folders directly below, without hidden ones; empty for a missing folder."""
-        return sorted(self.sizes(path))
+        return sorted(self.sizes(path, expected=expected))
 
-    def sizes(self, path: str = "") -> dict[str, int]:
+    def sizes(self, path: str = "", *, expected: bool = False) -> dict[str, int]:
         """Sizes in bytes of the files directly below, by name, without hidden ones; empty for a missing folder.
 
         Folders are in it too, with a size that means nothing. One request gives up to 1000 names.
@@ -129,7 +129,7 @@ class Storage:
         if local is not None:
             return self._locally(path, "list", lambda: _local_sizes(local))
         try:
-            return self._remotely(path, "list", lambda client, key: client.sizes(key))
+            return self._remotely(path, "list", lambda client, key: client.sizes(key), expected=expected)
         except ObjectMissing:
             return {}
 

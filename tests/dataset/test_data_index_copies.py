@@ -1,0 +1,60 @@
+"""Copies of the indexes of remote shards: read once, and never older than the worker."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+import pytest
+
+from maestro_dist.data import index_copies
+from maestro_dist.data.index_copies import index_of, oldest_copy
+from maestro_dist.data.manifest import Shard, load_manifest
+from maestro_dist.data.storage import Storage
+from maestro_dist.errors import DataError
+
+
+@pytest.fixture
+def remote(packed: str) -> tuple[Storage, Shard]:
+    storage = Storage(f"memory://{uuid.uuid4()}/set")
+    for file in Path(packed).glob("*.*"):
+        storage.write(file.name, file.read_bytes())
+    return storage, load_manifest(storage.url).split("train").shards[0]
+
+
+def test_an_index_is_read_once(remote: tuple[Storage, Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, shard = remote
+    first = index_of(storage, shard, str(tmp_path))
+    storage.remove(shard.index)
+    again = index_of(storage, shard, str(tmp_path))
+    assert again.to_json() == first.to_json()
+
+    (copy,) = tmp_path.rglob("*.index.json")
+    storage.write(shard.index, first.to_json())
+    copy.write_bytes(b"{")  # damaged: read again
+    assert index_of(storage, shard, str(tmp_path)).keys == first.keys
+    assert copy.read_bytes() == first.to_json()
+
+    os.utime(copy, (oldest_copy() - 10, oldest_copy() - 10))  # of an earlier run
+    storage.write(shard.index, b"{}")
+    with pytest.raises(DataError, match="damaged index"):
+        index_of(storage, shard, str(tmp_path))
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(remote: tuple[Storage, Shard], tmp_path: Path) -> None:
+    storage, shard = remote
+    (tmp_path / "file").write_bytes(b"")
+    assert len(index_of(storage, shard, str(tmp_path / "file")).keys) == shard.samples
+
+
+def test_a_reader_process_uses_the_copies_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_copies, "_oldest", 5.0)
+    index_copies.use_copies_since(3.0)
+    assert oldest_copy() == 3.0
+
+
+def test_the_index_of_a_local_data_set_is_not_copied(packed: str, tmp_path: Path) -> None:
+    shard = load_manifest(packed).split("train").shards[0]
+    assert index_of(Storage(packed), shard, str(tmp_path)).keys
+    assert not list(tmp_path.rglob("*.index.json"))
