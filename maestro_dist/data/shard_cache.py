@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import logging
 import os
 import time
@@ -171,6 +172,7 @@ def _download(storage: Storage, shard: Shard, path: Path, verify: str, heartbeat
     source = storage.with_heartbeat(heartbeat)
 
     def attempt() -> OSError | None:
+        digest = hashlib.sha256() if verify == "sha256" else None
         try:
             source.download(
                 shard.path,
@@ -178,12 +180,15 @@ def _download(storage: Storage, shard: Shard, path: Path, verify: str, heartbeat
                 lambda done, size: heartbeat(f"downloading {name}, {progress(done, size)}"),
                 size=shard.bytes,
                 expected=True,
+                digest=digest,
             )
-            problem = problem_of(path, shard, verify, heartbeat, None)
+            size = path.stat().st_size
         except OSError as error:  # of the local file; no other attempt can help
             return error
-        if problem:
-            raise _WrongContent(problem)
+        if size != shard.bytes:
+            raise _WrongContent(f"{size} bytes instead of {shard.bytes}")
+        if digest is not None and digest.hexdigest() != shard.sha256:
+            raise _WrongContent("its sha256 is not that of the manifest")
         return None
 
     try:

@@ -21,7 +21,7 @@ from maestro_dist.errors import ReaderError
 _LOG = logging.getLogger(__name__)
 
 _JOIN_S = 5.0
-_DOWNLOADS = 8  # at the same time: one connection to an object store is slow
+_DOWNLOADS = 16  # at the same time: one connection to an object store is slow
 
 
 class NeededShard(NamedTuple):

@@ -28,13 +28,13 @@ def test_an_index_is_read_once(remote: tuple[Storage, Shard], tmp_path: Path, mo
     first = index_of(storage, shard, str(tmp_path))
     storage.remove(shard.index)
     again = index_of(storage, shard, str(tmp_path))
-    assert again.to_json() == first.to_json()
+    assert again.to_bytes() == first.to_bytes()
 
-    (copy,) = tmp_path.rglob("*.index.json")
-    storage.write(shard.index, first.to_json())
+    (copy,) = tmp_path.rglob("*.index")
+    storage.write(shard.index, first.to_bytes())
     copy.write_bytes(b"{")  # damaged: read again
     assert index_of(storage, shard, str(tmp_path)).keys == first.keys
-    assert copy.read_bytes() == first.to_json()
+    assert copy.read_bytes() == first.to_bytes()
 
     os.utime(copy, (oldest_copy() - 10, oldest_copy() - 10))  # of an earlier run
     storage.write(shard.index, b"{}")
@@ -57,4 +57,4 @@ def test_a_reader_process_uses_the_copies_of_its_parent(monkeypatch: pytest.Monk
 def test_the_index_of_a_local_data_set_is_not_copied(packed: str, tmp_path: Path) -> None:
     shard = load_manifest(packed).split("train").shards[0]
     assert index_of(Storage(packed), shard, str(tmp_path)).keys
-    assert not list(tmp_path.rglob("*.index.json"))
+    assert not list(tmp_path.rglob("*.index"))

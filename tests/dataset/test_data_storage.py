@@ -15,7 +15,7 @@ from tiny import source_of
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.storage import ObjectMissing, Storage, retry
-from maestro_dist.data.storage import store as store_module
+from maestro_dist.data.storage import client as client_module
 from maestro_dist.data.storage.settings import StorageSettings, configure
 from maestro_dist.data.stream import DataRank, evaluation_batches
 from maestro_dist.errors import RunError, StorageError
@@ -210,7 +210,7 @@ def test_a_range_that_comes_short_is_asked_for_again(
 ) -> None:
     store, lost, told = Storage(f"flaky://{uuid.uuid4()}"), [1, 7], []
     store.write("x", b"0123456789" * 10)
-    monkeypatch.setattr(store_module, "_RANGE", 40)
+    monkeypatch.setattr(client_module, "_RANGE", 40)
     read = flaky.cat_file
     monkeypatch.setattr(flaky, "cat_file", lambda *a, **k: read(*a, **k)[: -lost.pop() if lost else None])
     store.download("x", tmp_path / "copy", lambda *there: told.append(there))

@@ -17,7 +17,7 @@ from fault_proxy import FaultProxy, Rule
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.reader import SplitSource
-from maestro_dist.data.shard_cache import local_shard
+from maestro_dist.data.shard_cache import ShardCache, local_shard
 from maestro_dist.data.storage import ObjectMissing, Storage, retry
 from maestro_dist.data.storage.request_counts import request_counts
 from maestro_dist.data.storage.settings import StorageSettings, configure
@@ -285,7 +285,7 @@ def test_a_shard_whose_bytes_are_wrong_is_downloaded_again(
     synthetic.write(proxied_s3)
     shard = load_manifest(proxied_s3).split("test").shards[0]
     proxy.add(Rule("GET", shard.path, requests=1, fault="flip", at=2000))
-    path = local_shard(Storage(proxied_s3), shard, str(tmp_path), "sha256")
+    path = local_shard(Storage(proxied_s3), shard, ShardCache(str(tmp_path)))
     assert path.stat().st_size == shard.bytes
     assert proxy.count("GET", shard.path).requests == 2
 

@@ -6,12 +6,14 @@ client retries: `retry.py` does, for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from maestro_dist.data.storage.request_counts import count_received, count_request
+
+_RANGE = 16 << 20  # bytes of one ranged read
 
 
 class FileSystemClient:
@@ -31,6 +33,15 @@ class FileSystemClient:
         """The bytes from `start` up to `end`."""
         self._count("GET")
         return count_received(self._fs.cat_file(key, start=start, end=end))
+
+    def pieces(self, key: str, start: int, end: int) -> Iterator[bytes]:
+        """The bytes from `start` up to `end`, in pieces. Raises OSError where fewer bytes come."""
+        for first in range(start, end, _RANGE):
+            size = min(_RANGE, end - first)
+            data = self.read_range(key, first, first + size)
+            if len(data) != size:
+                raise OSError(f"{len(data)} bytes came instead of {size}, the connection was lost")
+            yield data
 
     def size(self, key: str) -> int:
         """Size of an object in bytes."""

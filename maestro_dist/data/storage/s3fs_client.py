@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from maestro_dist.data.storage.client import FileSystemClient
-from maestro_dist.data.storage.request_counts import count_botocore_requests, count_received
+from maestro_dist.data.storage.presigned import SignedReader
+from maestro_dist.data.storage.request_counts import count_botocore_requests, count_received, count_request
 from maestro_dist.data.storage.retry import NoSuchBucket, error_codes
 from maestro_dist.data.storage.settings import StorageSettings
 
@@ -24,6 +25,7 @@ class S3FileSystemClient(FileSystemClient):
 
         super().__init__(S3FileSystem(skip_instance_cache=True, **_options(settings)), has_folders=False)
         self._fs.retries = 1
+        self._signed = SignedReader(settings)
 
     def connect(self) -> None:
         """Prepare the connection, unless it is; s3fs makes a new one after its loop has ended."""
@@ -32,6 +34,12 @@ class S3FileSystemClient(FileSystemClient):
     def read(self, key: str) -> bytes:
         # with more than one range at a time, s3fs asks for the size first
         return count_received(self._fs.cat_file(key, max_concurrency=1))
+
+    def pieces(self, key: str, start: int, end: int) -> Iterator[bytes]:
+        count_request("GET")
+        url = self._fs.sign(key)
+        for piece in self._signed.pieces(url, key, start, end):
+            yield count_received(piece)
 
     def size(self, key: str) -> int:
         bucket, name, _ = self._fs.split_path(key)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 from maestro_dist.data.storage.client import FileSystemClient
 from maestro_dist.data.storage.local_files import SpoolFile, make_folder, read_range, write_file
@@ -25,8 +25,6 @@ from maestro_dist.errors import StorageError
 from maestro_dist.system.redact import holds_password, redact
 
 T = TypeVar("T")
-
-_RANGE = 16 << 20  # bytes of one ranged read, which is also what one retry repeats
 
 
 class Storage:
@@ -141,19 +139,28 @@ class Storage:
         *,
         size: int | None = None,
         expected: bool = False,
+        digest: Any = None,
     ) -> None:
-        """Copy the object to a local file, in ranges that are retried one by one.
+        """Copy the object to a local file. After a failure it goes on where it was.
 
         `size` is the object's size in bytes where it is known; else it is asked for first. `progress` is called after
-        each range with the bytes that are copied, and all bytes.
+        each piece with the bytes that are copied, and all bytes. `digest` (of hashlib) is updated with all bytes.
+
+        Raises:
+            OSError: the local file cannot be written.
         """
         size = self.size(path, expected=expected) if size is None else size
         with target.open("wb") as file:
-            for start in range(0, size, _RANGE):
-                end = min(start + _RANGE, size)
-                fetch = partial(_complete_range, start=start, end=end)
-                file.write(self._remotely(path, "read", fetch, expected=expected))
-                progress(end, size)
+            copy = _Copy(file, size, progress, digest)
+            while copy.done < size and copy.failed is None:
+                before = copy.done
+                try:
+                    self._remotely(path, "read", copy.go_on, expected=expected)
+                except StorageError:
+                    if copy.done == before:
+                        raise
+            if copy.failed is not None:
+                raise copy.failed
 
     # writing
 
@@ -275,11 +282,28 @@ class Storage:
         return retried(lambda: call(*open_client(self._url(path))), what, self.longest_wait_s, self._heartbeat)
 
 
-def _complete_range(client: FileSystemClient, key: str, start: int, end: int) -> bytes:
-    data = client.read_range(key, start, end)
-    if len(data) != end - start:
-        raise OSError(f"{len(data)} bytes came instead of {end - start}, the connection was lost")
-    return data
+class _Copy:
+    """An object that is being copied to a local file. `failed`: why the file cannot be written."""
+
+    def __init__(self, file: IO[bytes], size: int, progress: Callable[[int, int], None], digest: Any) -> None:
+        self.done = 0
+        self.failed: OSError | None = None
+        self._file, self._size, self._progress, self._digest = file, size, progress, digest
+
+    def go_on(self, client: FileSystemClient, key: str) -> None:
+        """Copy what is left. Raises OSError where fewer bytes come."""
+        for piece in client.pieces(key, self.done, self._size):
+            try:
+                self._file.write(piece)
+            except OSError as error:  # no request is at fault, and none is made again
+                self.failed = error
+                return
+            if self._digest is not None:
+                self._digest.update(piece)
+            self.done += len(piece)
+            self._progress(self.done, self._size)
+        if self.done != self._size:
+            raise OSError(f"{self.done} bytes came instead of {self._size}, the connection was lost")
 
 
 def _key(url: str) -> str:
