@@ -306,3 +306,23 @@ def test_a_run_makes_few_requests_and_says_how_many(
     beats = proxy.count("PUT", "leases").requests
     assert sum(counted.values()) - beats < 150
     assert counted["HEAD"] == 0
+
+
+@pytest.mark.slow
+def test_workers_of_ray_have_the_settings_and_are_counted(
+    proxied_s3: str, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers, 8 checkpoints; the server is named in the configuration only, and is away for a while."""
+    synthetic.write(f"{proxied_s3}/data")
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    proxy.forget()
+    extra = [*runs.RAY, "checkpoint.every_steps=7", "optim.epochs=8", f"s3.endpoint_url={proxy.url}"]
+    extra += [f"data.cache={tmp_path}/cache", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+    process = runs.start(f"{proxied_s3}/runs", f"{proxied_s3}/data", *extra)
+    runs.wait_for(lambda: proxy.count("PUT", "checkpoint.json").requests >= 2, process)
+    proxy.add(Rule(lasts_s=8, fault="refuse"), Rule(lasts_s=8, fault="status", status=503))
+    said = runs.finish(process)
+    line = next(line for line in said.splitlines() if "storage: " in line and "requests" in line)
+    total = int(line.partition("storage: ")[2].split()[0])
+    assert sum(kinds(proxy).values()) <= total < 300  # connections that were refused are counted by the run only
+    assert "started again" not in said
