@@ -64,7 +64,7 @@ class FinalTest(Callback):
         if state.mesh.world > 1:
             from torch import distributed as dist
 
-            dist.barrier()  # wait until rank 0 has written the last record
+            dist.barrier()  # wait until rank 0 has written the last checkpoint record
         chosen = best(self._run.url)
         restore(state.engine, chosen)
         evaluation = self._evaluate()

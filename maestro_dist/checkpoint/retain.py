@@ -17,7 +17,7 @@ def surplus(complete: Collection[int], *, keep_last: int, best: Collection[int])
 def apply_retention(checkpoints: Storage, *, current: int, keep_last: int, best: Collection[int]) -> None:
     """Remove surplus checkpoints, and incomplete ones of steps before `current` (crashed saves).
 
-    The record is removed first: if the removal is interrupted, the checkpoint is incomplete, not damaged.
+    The checkpoint record is removed first: if the removal is interrupted, the checkpoint is incomplete, not damaged.
     """
     steps = [step for step in map(folder_step, checkpoints.list()) if step is not None]
     complete = {step for step in steps if checkpoints.exists(f"{folder_name(step)}/{RECORD}")}

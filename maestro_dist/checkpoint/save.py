@@ -1,4 +1,4 @@
-"""Write checkpoints in the background: every rank writes its slices, then rank 0 writes the record. No collectives."""
+"""Write checkpoints in the background: every rank writes its slices, then rank 0 the checkpoint record. No collectives."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Saver:
         """Copy the state now and write it in the background. All ranks call it at the same step.
 
         Waits for the previous save first. `metadata` must be plain JSON. Rank 0 calls `fence` right before it writes
-        the record; `fence` raises if this run may no longer write.
+        the checkpoint record; `fence` raises if this run may no longer write.
         Raises the error of the previous save (`CheckpointError`, `StorageError`, or the error of `fence`).
         """
         self.wait()

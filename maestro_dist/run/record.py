@@ -46,12 +46,12 @@ class RunRecord(BaseModel):
 
 
 def begin(config: Config, manifest: Manifest, run: Storage) -> RunRecord:
-    """Read the run's record and compare it with `config`, or create it; then open its MLflow run.
+    """Read the run record and compare it with `config`, or create it; then open its MLflow run.
 
     Raises:
         ConfigError: the run was started with another configuration (the message lists the differences); or the run is
             new, and a model in `run.init_from` or `task.teachers` does not fit.
-        RunError: the run was started on other data, the record is damaged, or a new run finds no tracking server.
+        RunError: the run was started on other data, the run record is damaged, or a new run finds no tracking server.
     """
     record = _read(run)
     if record is None:
@@ -67,13 +67,13 @@ def begin(config: Config, manifest: Manifest, run: Storage) -> RunRecord:
 
 
 def is_finished(run: Storage) -> bool:
-    """Whether the run's record says that it is finished."""
+    """Whether the run record says that it is finished."""
     record = _read(run)
     return record is not None and record.status == "finished"
 
 
 def finished(config: Config, manifest: Manifest, run: Storage) -> RunRecord | None:
-    """The record of a finished run; None if the run is not finished. Writes nothing.
+    """The run record of a finished run; None if the run is not finished. Writes nothing.
 
     Raises the errors of `begin` if configuration or data differ from the run's.
     """
@@ -94,7 +94,7 @@ def _check_same(config: Config, manifest: Manifest, record: RunRecord) -> None:
 
 
 def write(run: Storage, record: RunRecord) -> None:
-    """Write the record."""
+    """Write the run record."""
     run.write(RUN_FILE, record.model_dump_json(indent=1).encode())
 
 
@@ -112,7 +112,7 @@ def _read(run: Storage) -> RunRecord | None:
 
 
 def _tracked(config: Config, run: Storage, record: RunRecord) -> RunRecord:
-    """The record with its MLflow run open, on the tracking server of the current configuration."""
+    """The run record with its MLflow run open, on the tracking server of the current configuration."""
     from maestro_dist.tracking.run import find_run, open_run, tracking_uri
 
     uri = tracking_uri(config.tracking.uri, config.run.storage)
