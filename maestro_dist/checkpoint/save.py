@@ -1,4 +1,4 @@
-"""Write checkpoints in the background: every rank writes its slices, then rank 0 the checkpoint record. No collectives."""
+"""Write checkpoints in the background: every rank its slices, then rank 0 the checkpoint record. No collectives."""
 
 from __future__ import annotations
 

@@ -209,5 +209,6 @@ def _write_csv(file: TextIO, columns: Sequence[str], rows: Sequence[Row]) -> Non
 def _write_json(file: TextIO, columns: Sequence[str], rows: Sequence[Row]) -> None:
     for key, prediction in rows:
         file.write(
-            json.dumps({"sample": key, "answer": dict(zip(columns, prediction, strict=True))}, ensure_ascii=False) + "\n"
+            json.dumps({"sample": key, "answer": dict(zip(columns, prediction, strict=True))}, ensure_ascii=False)
+            + "\n"
         )

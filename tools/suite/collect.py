@@ -124,7 +124,8 @@ def _read_run(archive: Archive, cell: Cell) -> None:
     plan, kept, record = archive.plan, archive.kept[cell.data], archive.record(cell)
     assert record is not None
     content: dict[str, Any] = {
-        "record": vars(record) | {"command": record.command.replace(f"{ROOT}/", "")},  # elsewhere it is another folder
+        # the root folder differs on other machines
+        "record": vars(record) | {"command": record.command.replace(f"{ROOT}/", "")},
         "result": {k: v for k, v in json.loads(archive.run(cell).read(RESULT_FILE)).items() if k not in _PLACES},
         "tested": None,
         "experts": None,
@@ -134,7 +135,7 @@ def _read_run(archive: Archive, cell: Cell) -> None:
     if old is not None and (old["record"], old["result"]) == (content["record"], content["result"]):
         return
     if old is not None and old["result"]["evaluation"] != content["result"]["evaluation"]:
-        kept.ensembles.pop(cell.model, None)  # it is of the old cell
+        kept.ensembles.pop(cell.model, None)  # it was made from the old result
         kept.arrays.pop(f"ensemble {cell.model}", None)
     if cell.scored:
         predictions = Predictions.read(archive.run(cell))
@@ -144,8 +145,8 @@ def _read_run(archive: Archive, cell: Cell) -> None:
             "modalities": [str(name) for name in predictions.modalities],
         }
         key = rng.key(cell.seed, "experts", cell.name)
-        content["experts"] = expert_information(predictions, plan.suite.ends[-1], plan.suite.permutations, key)
-        means = _metrics(plan, [(cell, [predictions])], plan.suite.ends)
+        content["experts"] = expert_information(predictions, plan.suite.extreme_rates[-1], plan.suite.permutations, key)
+        means = _metrics(plan, [(cell, [predictions])], plan.suite.extreme_rates)
         content["numbers"] = list(means)
         kept.arrays[cell.name] = np.array([rows[1:] for rows in means.values()], np.float32)
     kept.cells[cell.name] = content
@@ -153,7 +154,8 @@ def _read_run(archive: Archive, cell: Cell) -> None:
 
 
 def _keep_ensemble(archive: Archive, seeds: list[list[Cell]]) -> bool:
-    """Put the ensemble of these cells into `archive.kept`. False where it is not there, and some runs are gone."""
+    """Put the ensemble of these cells into `archive.kept`. False if it is missing and cannot be made,
+    because some runs are gone."""
     first, names = seeds[0][0], [cell.name for cells in seeds for cell in cells]
     kept = archive.kept[first.data]
     if first.model in kept.ensembles and {*kept.ensembles[first.model]["cells"]} == {*names}:
@@ -193,4 +195,4 @@ def _metrics(
 
 
 def _resampled_metrics(plan: Plan, data: str) -> list[str]:
-    return [metric_key(metric, rate) for metric in plan.suite.data[data].metrics for rate in plan.suite.ends]
+    return [metric_key(metric, rate) for metric in plan.suite.data[data].metrics for rate in plan.suite.extreme_rates]
