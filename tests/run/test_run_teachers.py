@@ -49,7 +49,7 @@ def test_a_run_that_died_goes_on_without_its_teachers(
         ("data.modalities=[acc, temp]", "was trained on acc, bvp, temp, this run is on acc, temp"),
         ("task.teachers=[/nowhere]", "nowhere is neither an exported model (it has no model.json) nor a run with one"),
         ("task.teachers=[s3://me:secret@bucket/run]", "task.teachers: holds credentials"),
-        ("augment.mixup=0.2", "augment.mixup: mixes samples, but task.teachers answer single samples"),
+        ("augment.mixup=0.2", "augment.mixup: mixes samples, but task.teachers predict single samples"),
         ("task.kind=pretrain", "task.teachers: predict labels"),
     ],
 )
