@@ -44,7 +44,11 @@ class ReaderError(MaestroError):
 
 
 class RunError(MaestroError):
-    """The run is held by another driver, or cannot be resumed with this configuration."""
+    """The run cannot start, continue or finish.
+
+    Another driver holds it, it does not fit its configuration or data, its files are damaged, or Ray, a worker or
+    MLflow failed.
+    """
 
 
 class CheckpointError(MaestroError):

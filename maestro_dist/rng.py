@@ -4,7 +4,7 @@ A *key* is a 64-bit integer, computed on the host from (seed, purpose, epoch, st
 integer indices (sample, head, global token, channel). There is no generator state. Therefore the draws do not
 change if a batch or a sequence is split over ranks, or if a run is restarted.
 
-The 64-bit mixer is splitmix64's finaliser (Steele, Lea, Flood, OOPSLA 2014), with identical bits in numpy and torch.
+The 64-bit mixer is splitmix64's finalizer (Steele, Lea, Flood, OOPSLA 2014), with identical bits in numpy and torch.
 A mask of the size of an activation needs one multiplication per element (`keep_mask`).
 """
 
@@ -162,7 +162,7 @@ def fill_uniform_(parameter: Tensor, bound: float, key: int, first: int = 0) -> 
 
 
 def fill_linear_(parameter: Tensor, fan_in: int, key: int, first: int = 0) -> Tensor:
-    """The default initialisation of torch's linear and convolutional layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    """The default initialization of torch's linear and convolutional layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
     For a slice of a larger tensor, `first` is the flat index of its first element.
     """

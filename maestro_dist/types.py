@@ -1,7 +1,8 @@
 """Types that all parts of the package share.
 
-Shape letters, here and everywhere: B samples of a micro-batch, M modalities (sorted by name), R_j samples that have
-modality j, T_j steps, D_j variates, W_j words, L tokens, C outputs, E experts.
+Shape letters, here and in most modules (attention has its own, see `model/attention/variant.py`): B samples of a
+micro-batch, M modalities (sorted by name), R_j samples that have modality j, T_j steps, D_j variates, W_j words,
+L tokens, C outputs, E experts.
 """
 
 from __future__ import annotations

@@ -71,7 +71,9 @@ def test_imports_run_in_one_direction(path: Path) -> None:
 
 
 def test_the_check_sees_a_wrong_import() -> None:
-    assert upward_imports("from maestro_dist.training.job import Job", "callbacks") == ["maestro_dist.training.job.Job"]
+    assert upward_imports("from maestro_dist.training.job import WorkerJob", "callbacks") == [
+        "maestro_dist.training.job.WorkerJob"
+    ]
     assert upward_imports("def f():\n    import maestro_dist.data.stream", "model") == ["maestro_dist.data.stream"]
     assert upward_imports("from maestro_dist import run", "data") == ["maestro_dist.run"]
     assert upward_imports("from maestro_dist.rng import key", "model") == []

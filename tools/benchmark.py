@@ -22,7 +22,7 @@ from maestro_dist.system.terminal import never_fail_to_print
 
 NAMES = {
     "step": "where a training step's time goes: data wait, forward, backward, optimizer, tracking",
-    "attention": "the attention core against the published formulation, the conventional fast form and dense attention",
+    "attention": "the attention core against the published formulation, the usual fast implementation, dense attention",
     "layer": "the attention layer with its projections",
     "moe": "the mixture of experts against a masked loop over the experts",
     "sax": "symbols from raw windows against a loop over the words",
@@ -32,7 +32,7 @@ NAMES = {
     "data": "reading a training split from an S3 server: rates against bare GET and webdataset, requests, start",
 }
 _KEPT = {
-    True: "the C library keeps freed memory for all cases: times are of arithmetic, not of page faults",
+    True: "the C library keeps freed memory for all cases: times measure arithmetic, not page faults",
     False: "the C library's allocator has its default settings",
 }
 
@@ -65,7 +65,7 @@ def main() -> int:
         keep = given.device == "cpu" and not given.default_allocator
         notes.append(_KEPT[keep and keep_freed_memory(large=True)])
     if given.quick:
-        notes.append("quick: small sizes; the figures mean nothing")
+        notes.append("quick: small sizes; the numbers mean nothing")
     options = Options(quick=given.quick, device=given.device, threads=given.threads)
     rows = importlib.import_module(f"benchmarks.{given.name}").run(options)
     print_table(given.name, rows, notes)

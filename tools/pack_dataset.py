@@ -128,7 +128,7 @@ def _add_arguments(child: argparse.ArgumentParser, *, symbols_needed: bool) -> N
         "--normalize",
         choices=("window", "recording", "dataset"),
         default=model.normalize,
-        help=f"whose mean and std normalise the windows before symbols are made (default {model.normalize})",
+        help=f"whose mean and std normalize the windows before symbols are made (default {model.normalize})",
     )
 
 

@@ -62,7 +62,7 @@ def _run(given: argparse.Namespace) -> int:
     lease = Lease(plan.storage, otherwise="storage")  # one suite at a time
     try:
         return _work(plan, cells)
-    finally:  # also where a person stops it
+    finally:  # also where a user stops it
         with shielded():
             lease.release()
         _report(plan, given)
@@ -73,7 +73,7 @@ def _work(plan: Plan, cells: Sequence[Cell]) -> int:
 
     from maestro_dist.tracking.run import check_server
 
-    archive, failed, left = Archive(plan), dict[str, str](), dict[str, str]()
+    archive, failed, skipped = Archive(plan), dict[str, str](), dict[str, str]()
     waiting, done = cells_to_run(archive, cells), sum(map(archive.is_done, cells))
     print(f"{plan.suite.name}: {len(cells)} cells chosen, {done} done, in {redact(plan.storage)}", flush=True)
     if waiting:
@@ -81,12 +81,12 @@ def _work(plan: Plan, cells: Sequence[Cell]) -> int:
         with job_server() as jobs:
             # creates the database once, before several cells do at the same time
             check_server(plan.tracking, plan.suite.name)
-            failed, left = run_cells(archive, jobs, waiting)
+            failed, skipped = run_cells(archive, jobs, waiting)
     for name, reason in failed.items():
         print(f"\n{name} failed:\n  " + "\n  ".join(reason.splitlines()), file=sys.stderr, flush=True)
-    for name, reason in left.items():
-        print(f"\n{name} is left: {reason}", file=sys.stderr, flush=True)
-    print(f"{sum(map(archive.is_done, cells))} done, {len(failed)} failed, {len(left)} left", flush=True)
+    for name, reason in skipped.items():
+        print(f"\n{name} is skipped: {reason}", file=sys.stderr, flush=True)
+    print(f"{sum(map(archive.is_done, cells))} done, {len(failed)} failed, {len(skipped)} skipped", flush=True)
     return 1 if failed else 0
 
 

@@ -139,7 +139,7 @@ def _secrets_of(settings: CallbackConfig, where: str, environment: Mapping[str, 
         if not environment.get(variable):
             raise ConfigError(
                 f"{where}.secrets.{option}: the environment variable {variable} is not set; set it where the run is "
-                "started, and on a cluster for the workers too (runtime_env: env_vars)"
+                "started; on a cluster, set it where `ray start` runs, on each node"
             )
     return {option: environment[variable] for option, variable in settings.secrets.items()}
 

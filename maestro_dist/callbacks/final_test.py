@@ -65,7 +65,7 @@ class FinalTest(Callback):
         if state.mesh.world > 1:
             from torch import distributed as dist
 
-            dist.barrier()  # wait until rank 0 has written the last record
+            dist.barrier()  # wait until rank 0 has written the last checkpoint record
         step = state.best_step
         chosen = best(self._run.url) if step is None else find(self._run.url, step, expected=True)
         restore(state.engine, chosen)

@@ -82,7 +82,7 @@ class Health(Callback):
         limit, found = state.config.data.max_bad_samples, len(state.bad_samples)
         if found > limit:
             raise DataError(
-                f"{found} different bad samples in this run, data.max_bad_samples is {limit}{self._last_bad}; mend the "
+                f"{found} different bad samples in this run, data.max_bad_samples is {limit}{self._last_bad}; fix the "
                 "data, or raise the limit"
             )
 

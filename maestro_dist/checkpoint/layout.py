@@ -124,7 +124,7 @@ def dump(model: BaseModel) -> bytes:
 
 
 def read_record(folder: Storage, *, expected: bool = False) -> CheckpointRecord | None:
-    """The record of a step's folder; None if there is none (then there is no checkpoint).
+    """The checkpoint record of a step's folder; None if there is none (then there is no checkpoint).
 
     `expected`: it is known to exist.
     Raises `CheckpointError` naming the file if it exists but cannot be read.

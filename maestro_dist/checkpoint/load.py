@@ -47,7 +47,7 @@ _CHUNK = 1 << 24
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """A complete checkpoint: its folder and its record."""
+    """A complete checkpoint: its folder and its checkpoint record."""
 
     folder: Storage
     record: CheckpointRecord
@@ -97,7 +97,7 @@ def complete_steps(run_url: str) -> list[int]:
 def newest(run_url: str) -> CheckpointInfo | None:
     """The newest complete checkpoint of a run; None if there is none.
 
-    Raises `CheckpointError` if its record is damaged.
+    Raises `CheckpointError` if its checkpoint record is damaged.
     """
     storage = checkpoints(run_url)
     steps = sorted((step for step in map(folder_step, storage.list()) if step is not None), reverse=True)
@@ -194,7 +194,7 @@ def full_weights(info: CheckpointInfo, *, averaged: bool = True) -> dict[str, Te
 
 
 def _with_current_names(record: CheckpointRecord) -> CheckpointRecord:
-    """The record with the current names of parameters; its own names may be old."""
+    """The checkpoint record with the current names of parameters; its own names may be old."""
     from maestro_dist.model.names import current_name
 
     def renamed(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Write checkpoints in the background: every rank writes its slices, then rank 0 writes the record. No collectives."""
+"""Write checkpoints in the background: every rank its slices, then rank 0 the checkpoint record. No collectives."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ class Saver:
         """Copy the state now and write it in the background. All ranks call it at the same step.
 
         Waits first until this rank's part of the previous save, and all of the save before that, are on storage.
-        `metadata` must be plain JSON. Rank 0 calls `fence` right before it writes the record; `fence` raises if this
-        run may no longer write.
+        `metadata` must be plain JSON. Rank 0 calls `fence` right before it writes the checkpoint record; `fence` raises
+        if this run may no longer write.
         Raises the error of an earlier save (`CheckpointError`, `StorageError`, or the error of `fence`).
         """
         if self._last is not None:

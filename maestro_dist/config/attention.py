@@ -1,6 +1,6 @@
 """Abilities of each variant and each kernel of attention. They are checked before a run starts.
 
-The model refuses a variant without an entry here (`model/attention/registry.py`).
+`tests/model/test_model_variants.py` fails if a variant has no entry here.
 """
 
 from __future__ import annotations

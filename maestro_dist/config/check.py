@@ -48,7 +48,7 @@ def check(config: Config) -> None:
         )
     if config.task.teachers and config.augment.mixup:
         raise ConfigError(
-            "augment.mixup: mixes samples, but task.teachers answer single samples; use 0, or no teachers"
+            "augment.mixup: mixes samples, but task.teachers predict single samples; use 0, or no teachers"
         )
     if config.task.kind == "pretrain":
         if config.task.teachers:

@@ -40,16 +40,17 @@ class TaskConfig(Section):
     """Weights of the classes in the loss. balanced: inverse class frequency in the complete training split, with mean 1
     over its samples. Use it where rare classes matter as much as frequent ones."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of the target that is spread evenly over all classes (0.1, say). Use it against overconfident answers."""
+    """Share of the target that is spread evenly over all classes (0.1, say). Use it against overconfident
+    predictions."""
     auxiliary: NonNegativeFloat = 0.3
     """Weight of the loss of the modalities' own heads (only with `model.head: additive`). More makes the model depend
     less on single sensors."""
     teachers: Annotated[list[str], Location()] = []
     """Finished runs or exported models (folders or URLs) on the same data, for knowledge distillation: the run
-    learns from their mean answer to each complete training sample. None by default. Three runs with other seeds are
-    a start."""
+    learns from their mean prediction for each complete training sample. None by default. Three runs with other seeds
+    are a start."""
     teacher_share: Share = 1.0
-    """Share of the loss that compares with the teachers' answers; the rest compares with the labels."""
+    """Share of the loss that compares with the teachers' predictions; the rest compares with the labels."""
 
 
 class OptimConfig(Section):
@@ -77,8 +78,9 @@ class OptimConfig(Section):
     warmup: Share = 0.05
     """Share of the steps during which the learning rate rises to its peak. 0.3 is usual with `schedule: one_cycle`."""
     schedule: Literal["cosine", "constant", "one_cycle"] = "cosine"
-    """Learning rate after the warm-up. cosine: falls by half a cosine; constant: stays at the peak; one_cycle: rises by
-    half a cosine from a 25th of the peak, then falls by one, and the momentum does the opposite."""
+    """Learning rate after the warm-up. cosine: falls by half a cosine to `optim.final_lr`; constant: stays at the peak;
+    one_cycle: rises by half a cosine from a 25th of the peak, then falls by half a cosine to `optim.final_lr`; the
+    momentum does the opposite."""
     final_lr: Share = 0.01
     """Learning rate at the last step, as a share of the peak (cosine and one_cycle)."""
     low_momentum: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.85

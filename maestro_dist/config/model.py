@@ -70,7 +70,7 @@ class ModelConfig(Section):
     """Number of time steps in a word; each word becomes one token. Give one number, or one for each modality: {acc: 8,
     temp: 1}. Longer words make shorter sequences."""
     normalize: Annotated[Literal["window", "recording", "dataset"], DefinesWeights()] = "dataset"
-    """Mean and standard deviation that normalise the values: of the window, of the recording up to the window's end, or
+    """Mean and standard deviation that normalize the values: of the window, of the recording up to the window's end, or
     of the training split (dataset). Use recording if people or devices differ from each other."""
     embedding: Annotated[Literal["ordinal", "table", "patch"], DefinesWeights()] = "patch"
     """How a word becomes a token. ordinal: from its symbol as a number; table: a learned vector for each symbol; patch:
@@ -81,8 +81,8 @@ class ModelConfig(Section):
     """One further token for each modality that is present. level: mean and spread of the window; statistics: 18
     features of the window; none: no such token, as in the paper."""
     summary_bands: Annotated[NonNegativeInt, DefinesWeights()] = 0
-    """Number of frequency bands, of equal width in octaves, whose power in each word is added to the statistics; 0 adds
-    none. Use it where rhythm matters (pulse, breath, gait) and words last several periods of it."""
+    """Largest number of frequency bands, of equal width in octaves, whose power, summed over the words, is added to the
+    statistics; 0 adds none. Use it where rhythm matters (pulse, breath, gait) and words last several periods of it."""
     summary_bins: NonNegativeInt = 0
     """Number of bins of a piecewise-linear encoding of each statistic, in addition to its value; 0: only the value. Use
     it where single statistics matter and thresholds are likely, as in clinical data."""
@@ -138,5 +138,5 @@ class ModelConfig(Section):
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether the model needs the mean and deviation of the training split, to normalise or for the summary."""
+        """Whether the model needs the mean and deviation of the training split, to normalize or for the summary."""
         return self.normalize == "dataset" or (self.summary != "none" and self.normalize == "window")

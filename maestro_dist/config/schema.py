@@ -70,7 +70,8 @@ class S3Config(Section):
 
 
 class MeshConfig(Section):
-    """The grid of ranks: world size = data x sequence. Groups of expert ranks are cut from the world."""
+    """The grid of ranks: world size = data x sequence. Consecutive ranks form the groups that share experts; their size
+    divides the world."""
 
     data: PositiveInt | None = None
     """Number of data-parallel ranks; by default run.workers / mesh.sequence."""
@@ -117,8 +118,8 @@ class DataConfig(Section):
     """Share of the training samples to train on. `run.seed` chooses them; a smaller share is part of a larger one.
     Class weights, means and deviations still use the complete split. Use it to measure learning from few labels."""
     shuffle_shards: PositiveInt = 8
-    """Number of shards whose samples are shuffled together; the order of shards is shuffled over all. More shuffles
-    better and reads from more shards at a time."""
+    """Number of shards whose samples are shuffled together; the order of shards is shuffled over all. A higher
+    number shuffles better, but reads from more shards at a time."""
     lanes: PositiveInt = 64
     """Number of parts into which the order of a data set with more than `data.shuffle_shards` shards is cut. Each node
     reads its share of the parts, so it downloads only its share of the shards. Raise it for more nodes than this."""
@@ -150,8 +151,8 @@ class EngineConfig(Section):
     """DeepSpeed: how a step is computed."""
 
     zero_stage: Annotated[Literal[1, 2, 3], Execution()] = 1
-    """What ZeRO shards over ranks. 1: optimizer state; 2: gradients too; 3: parameters too. 0 means 1. Raise it
-    if a rank has too little memory."""
+    """What ZeRO shards over ranks. 1: optimizer state; 2: gradients too; 3: parameters too. 0 is accepted and used
+    as 1. Raise it if a rank has too little memory."""
     micro_batch: Annotated[PositiveInt | None, Execution()] = None
     """Number of samples that a rank processes at a time; by default its complete share of the global batch. Lower it to
     save memory: gradients are then accumulated, with the same result up to rounding."""
@@ -213,7 +214,7 @@ class TrackingConfig(Section):
     experiment: Text = "maestro_dist"
     """Name of the MLflow experiment."""
     every_steps: PositiveInt = 10
-    """Number of steps between two records of the training metrics, and between progress lines."""
+    """Number of steps between two writes of the training metrics, and between progress lines."""
 
 
 class Config(Section):

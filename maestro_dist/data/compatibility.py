@@ -72,7 +72,7 @@ def fit_modalities(
         )
     _check_shapes(name, shared, packed_by_name)
     if model.normalize == "recording" and not manifest.recording:
-        raise DataError(f"the model normalises by recording, but {name!r} has no statistics of recordings")
+        raise DataError(f"the model normalizes by recording, but {name!r} has no statistics of recordings")
     findings = [finding for needed in shared for finding in _units(name, needed, packed_by_name[needed.name])]
     if model.needs_statistics:
         findings += [finding for needed in shared for finding in _scales(name, needed, packed_by_name[needed.name])]

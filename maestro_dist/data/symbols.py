@@ -1,7 +1,7 @@
 """SAX symbols in the shards, made once when a data set is packed: for runs that are limited by reading data.
 
 A symbol takes one byte; its word of w steps takes 4 w bytes. Symbols can be used by the embeddings `ordinal` and
-`table`, in a model with the same alphabet, words and normalisation. The tokens are then the same bit for bit.
+`table`, in a model with the same alphabet, words and normalization. The tokens are then the same bit for bit.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _differences(
             yield f"model.word of {modality.name} is {word}, the symbols have {spec.word[modality.name]}"
         packed = by_name[modality.name]
         if spec.normalize == "dataset" and [*modality.mean, *modality.std] != [*packed.mean, *packed.std]:
-            yield f"the model normalises {modality.name} by the mean and std of another data set"
+            yield f"the model normalizes {modality.name} by the mean and std of another data set"
 
 
 def add_symbols(

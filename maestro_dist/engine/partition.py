@@ -26,7 +26,7 @@ class OwnedSlice:
     """Elements `start ... start + count - 1` of the flattened parameter `name`, which includes all experts of a layer.
 
     `tensors` are 1-D *views* [count] into DeepSpeed's memory: "master" (the fp32 weights) and the optimizer's moments.
-    With `optim.ema`, the average of the weights is one of the moments.
+    With `optim.ema`, the average of the weights is one more state tensor, treated like the moments.
     """
 
     name: str

@@ -66,6 +66,6 @@ class Predictions:
         shape = (len(predictions.rate), len(predictions.target))
         if predictions.logits.ndim != 3 or predictions.logits.shape[:2] != shape:
             raise DataError(
-                f"{run.name(PREDICTIONS_FILE)} has answers of shape {predictions.logits.shape}, not {shape} x C"
+                f"{run.name(PREDICTIONS_FILE)} has predictions of shape {predictions.logits.shape}, not {shape} x C"
             )
         return predictions

@@ -38,5 +38,5 @@ def results_table(evaluation: Evaluation) -> str:
 
 
 def format_metric(value: float) -> str:
-    """Three decimals, or four figures from 10 on."""
+    """Three decimals, or four digits from 10 on."""
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"

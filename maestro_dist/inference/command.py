@@ -32,7 +32,7 @@ MODEL is a run (folder, URL, or its name in `runs/`) or an exported model. DATA 
   FILE.npz                 one array per modality: [samples, steps, variates], or [steps, variates] for one sample
   FILE.json, FILE.jsonl    a list of samples, or one sample per line: {"ecg": [[.1], [null], ...], "spo2": ...}
 
-A missing value is NaN or null; a missing sensor is left out. A model that normalises by recording also needs
+A missing value is NaN or null; a missing sensor is left out. A model that normalizes by recording also needs
 `ecg_recording` and so on: mean and standard deviation of each variate. The output is CSV, one line per sample: its key
 or number, then the probability of each class, or the value. The cells are empty if nothing was observed.
 
@@ -91,7 +91,7 @@ def _predict(options: argparse.Namespace) -> int:
     if out is None:
         _write_csv(sys.stdout, columns, kept)
         if error := lost(sys.stdout):
-            raise StorageError(f"the answers were not written completely: {error.strerror}")
+            raise StorageError(f"the predictions were not written completely: {error.strerror}")
         return 0
     text = io.StringIO(newline="")
     (_write_json if out.suffix.lower() == ".jsonl" else _write_csv)(text, columns, kept)
@@ -143,10 +143,10 @@ def _predict_file(predictor: Predictor, place: str, suffix: str, options: argpar
     except Exception as error:  # zipfile, zlib, numpy and json raise errors of many types
         raise DataError(f"{storage.name()}: damaged ({' '.join(str(error).split())[:200]})") from error
     pairs = [split_recordings(sample, predictor.names) for sample in as_list(given)]
-    answers = predictor.predict(
+    predictions = predictor.predict(
         [windows for windows, _ in pairs], [found for _, found in pairs], batch=options.batch, unobserved="nan"
     )
-    yield from _rows(map(str, range(len(pairs))), answers)
+    yield from _rows(map(str, range(len(pairs))), predictions)
 
 
 def _read_npz(content: bytes) -> list[Mapping[str, Any]]:
@@ -195,19 +195,20 @@ def _predict_split(predictor: Predictor, url: str, options: argparse.Namespace) 
             yield from _rows(batch.keys, predictor.answers(logits, batch.present.any(dim=1).numpy(), batch.keys))
 
 
-def _rows(keys: Any, answers: np.ndarray) -> Iterator[Row]:
-    for key, answer in zip(keys, answers.reshape(len(answers), -1).tolist(), strict=True):
-        yield key, [None if value != value else value for value in answer]
+def _rows(keys: Any, predictions: np.ndarray) -> Iterator[Row]:
+    for key, prediction in zip(keys, predictions.reshape(len(predictions), -1).tolist(), strict=True):
+        yield key, [None if value != value else value for value in prediction]
 
 
 def _write_csv(file: TextIO, columns: Sequence[str], rows: Sequence[Row]) -> None:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["sample", *columns])
-    writer.writerows([key, *answer] for key, answer in rows)
+    writer.writerows([key, *prediction] for key, prediction in rows)
 
 
 def _write_json(file: TextIO, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    for key, answer in rows:
+    for key, prediction in rows:
         file.write(
-            json.dumps({"sample": key, "answer": dict(zip(columns, answer, strict=True))}, ensure_ascii=False) + "\n"
+            json.dumps({"sample": key, "answer": dict(zip(columns, prediction, strict=True))}, ensure_ascii=False)
+            + "\n"
         )

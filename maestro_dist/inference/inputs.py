@@ -60,7 +60,7 @@ def statistics(given: Any, variates: int, where: str) -> np.ndarray:
     """Mean and standard deviation of a recording, float32 [D, 2]. Raises `DataError` if they are not valid."""
     where = f"{where}, its recording"
     if given is None:
-        raise DataError(f"{where}: mean and standard deviation are missing; this model normalises by recording")
+        raise DataError(f"{where}: mean and standard deviation are missing; this model normalizes by recording")
     array = _array(given, (variates, 2), where, "(variates, mean and standard deviation)")
     if not np.isfinite(array).all() or (array[:, 1] < 0).any():
         raise DataError(f"{where}: a mean is not finite, or a standard deviation is not finite or negative")

@@ -147,9 +147,9 @@ class Predictor:
             raise NonFiniteError(
                 f"sample {name}: the model's output is not a finite number; check the values of this sample"
             )
-        answers = self._task.predictions(logits)
-        answers[~observed] = np.nan
-        return answers
+        predictions = self._task.predictions(logits)
+        predictions[~observed] = np.nan
+        return predictions
 
     def _recordings(self, samples: Sequence[Sample], given: Any) -> list[Mapping[str, Any]]:
         """Statistics by sample; empty if the model does not use them."""
@@ -158,7 +158,7 @@ class Predictor:
         recordings = [] if given is None else as_list(given)
         if len(recordings) != len(samples):
             raise DataError(
-                "this model normalises by recording: give mean and standard deviation of the recording with each "
+                "this model normalizes by recording: give mean and standard deviation of the recording with each "
                 f"sample ({len(samples)} samples, {len(recordings)} recordings)"
             )
         for number, sample in enumerate(recordings):

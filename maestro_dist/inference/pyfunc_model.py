@@ -2,7 +2,7 @@
 
 Input: a DataFrame, a dict of columns or a list of dicts, one row per sample and one column per modality. A cell is an
 array or nested list [T_j][D_j], with None or NaN for a step that was not observed. It is None if the sample lacks this
-sensor. Columns of missing sensors may be left out. Models that normalise by recording also need columns
+sensor. Columns of missing sensors may be left out. Models that normalize by recording also need columns
 `<modality>_recording` with [D_j][2]. Output: one column per class with its probability, or `value`.
 
 A row that is not valid, or without any observed value, makes the whole request fail. MLflow drops columns with other
@@ -50,12 +50,12 @@ class MaestroModel(PythonModel):
         try:
             if model_input.columns.empty:  # MLflow drops unknown columns
                 raise DataError(f"no column is one of the sensors {', '.join(names)}")
-            answers = self.predictor.predict(samples, recordings if self.predictor.wants_recording else None)
+            predictions = self.predictor.predict(samples, recordings if self.predictor.wants_recording else None)
         except (DataError, NonFiniteError) as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
-        if answers.ndim == 1:
-            return pd.DataFrame({"value": answers})
-        return pd.DataFrame(answers, columns=list(self.predictor.classes))
+        if predictions.ndim == 1:
+            return pd.DataFrame({"value": predictions})
+        return pd.DataFrame(predictions, columns=list(self.predictor.classes))
 
 
 set_model(MaestroModel())

@@ -38,7 +38,7 @@ class ModalityEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(modalities, width))
 
     def fill(self, key: Key) -> None:
-        """N(0, .1): small compared with the normalised tokens."""
+        """N(0, .1): small compared with the normalized tokens."""
         rng.fill_normal_(self.weight, 0.1, key("weight"))
 
     def forward(self, x: Tensor, layout: TokenLayout, time: list[Tensor]) -> Tensor:

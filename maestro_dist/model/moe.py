@@ -90,7 +90,7 @@ class Combine(torch.autograd.Function):
 
 
 class MixtureOfExperts(nn.Module):
-    """Routes each observed token to k of E experts. No token is dropped; the softmax scores are not renormalised."""
+    """Routes each observed token to k of E experts. No token is dropped; the softmax scores are not renormalized."""
 
     bias: Tensor
 

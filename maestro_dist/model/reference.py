@@ -53,7 +53,7 @@ class ReferenceModel:
         return self.heads(last, joint)
 
     def embed(self, modality: Modality, window: Tensor) -> Tokens:
-        """(1) z-normalise, average over words (piecewise aggregate approximation), symbols by SAX, 0 for missing.
+        """(1) z-normalize, average over words (piecewise aggregate approximation), symbols by SAX, 0 for missing.
         (2) Embed the symbols; add the time of each word's centre."""
         config, word, prefix = self.config, self.words[modality.name], f"embeddings.{modality.name}.symbols"
         x = F.pad(window.double(), (0, 0, 0, -len(window) % word), value=math.nan)

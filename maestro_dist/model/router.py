@@ -36,7 +36,7 @@ class Router(nn.Module):
     def forward(self, x: Tensor, bias: Tensor | None = None, top_k: int = 1) -> tuple[Tensor, Tensor]:
         """Tokens x [N, d], bias [E] for the selection only -> scores of the chosen [N, k], their numbers int64 [N, k].
 
-        The scores are not renormalised. Under autocast the product is in autocast's type; the rest has the type of x.
+        The scores are not renormalized. Under autocast the product is in autocast's type; the rest has the type of x.
         """
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

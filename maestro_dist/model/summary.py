@@ -1,8 +1,8 @@
 """One more token for each present modality: statistics of the complete window.
 
-Features are in units of the training split, or of the recording if the words are normalised by it. Each is a sum, a
+Features are in units of the training split, or of the recording if the words are normalized by it. Each is a sum, a
 minimum or a maximum over steps, or a function of these, and none crosses the border of a word. So ranks that share the
-time axis combine their features exactly. Features are scaled to about [-2, 2] and standardised over the training split.
+time axis combine their features exactly. Features are scaled to about [-2, 2] and standardized over the training split.
 They can also be encoded piecewise, so that a linear layer can use thresholds as trees do.
 
 Letters as in `maestro`, and: F features per variate, K pieces.

@@ -136,8 +136,8 @@ class _MergeAttention(torch.autograd.Function):
     def forward(ctx: Any, out: Tensor, total: Tensor, group: Group) -> Tensor:
         weight = (total - group.all_reduce(total, dist.ReduceOp.MAX)).exp()[..., None]
         sums = group.all_reduce(torch.cat((out * weight, weight), -1))
-        merged, normaliser = sums[..., :-1] / sums[..., -1:], sums[..., -1:]
-        ctx.save_for_backward(out, weight / normaliser, merged)
+        merged, normalizer = sums[..., :-1] / sums[..., -1:], sums[..., -1:]
+        ctx.save_for_backward(out, weight / normalizer, merged)
         ctx.group = group
         return merged
 

@@ -26,7 +26,7 @@ _TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _OPERATIONS = 2 * 10**11
 """Floating-point operations of a forward that one core computes in about five seconds."""
 _TO_FILL, _BYTES_TO_FILL = 500, 40
-"""Cost of the initialisation per parameter: time in operations, and bytes of temporary memory."""
+"""Cost of the initialization per parameter: time in operations, and bytes of temporary memory."""
 
 
 def dry_run(config: Config) -> int:
@@ -90,7 +90,7 @@ def _dry_run(config: Config) -> int:
     else:
         loss, taken = first_batch(_for_this_machine(config, samples))
         of = f" of {micro_batch}, as many as this machine computes in seconds," if samples < micro_batch else ","
-        moment = "any step" if config.model.summary == "none" else "any step, and before statistics are standardised"
+        moment = "any step" if config.model.summary == "none" else "any step, and before statistics are standardized"
         print(f"first micro-batch: {taken} samples{of} loss {loss:.4f} before {moment}{where}")
     print("dry run: nothing was trained and nothing was written to the run")
     return 0

@@ -20,7 +20,7 @@ from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.run.lease import Lease
 from maestro_dist.run.record import RunRecord, begin, check_same, is_finished, read, write
 from maestro_dist.system.terminal import interruptible, shielded
-from maestro_dist.training.job import Job
+from maestro_dist.training.job import WorkerJob
 from maestro_dist.training.process import environment
 
 _LOG = logging.getLogger(__name__)
@@ -145,8 +145,8 @@ def _run(config: Config, manifest: Manifest, run: Storage, lease: Lease, *, new:
     return 0
 
 
-def _job(config: Config, run: Storage, lease: Lease, record: RunRecord) -> Job:
-    return Job(
+def _job(config: Config, run: Storage, lease: Lease, record: RunRecord) -> WorkerJob:
+    return WorkerJob(
         config=config.model_dump(mode="json"),
         run_url=run.url,
         attempt=lease.attempt,
@@ -157,7 +157,7 @@ def _job(config: Config, run: Storage, lease: Lease, record: RunRecord) -> Job:
     )
 
 
-def _inline(config: Config, job: Job) -> None:
+def _inline(config: Config, job: WorkerJob) -> None:
     """Run the worker in this process: one rank, no Ray."""
     from maestro_dist.parallel.group import destroy_process_group, init_process_group
     from maestro_dist.training.worker import run_worker
@@ -169,7 +169,7 @@ def _inline(config: Config, job: Job) -> None:
         destroy_process_group()
 
 
-def _ray(config: Config, job: Job) -> None:
+def _ray(config: Config, job: WorkerJob) -> None:
     from maestro_dist.run.ray_launcher import train
 
     train(config, job)

@@ -16,7 +16,7 @@ from maestro_dist.errors import RunError
 from maestro_dist.parallel.failure import Report, leave_groups, report_of, root_cause
 from maestro_dist.run.ray_cluster import Head, cluster, lacks, prepare_environment, train_folder
 from maestro_dist.system.logging_setup import LEVEL_VARIABLE, ROOT, configure_logging
-from maestro_dist.training.job import Job
+from maestro_dist.training.job import WorkerJob
 from maestro_dist.training.process import environment
 from maestro_dist.training.worker import run_worker
 
@@ -35,7 +35,7 @@ _LOST_DELAY_S = 3.0
 """Delay of the error of a rank that has only lost another rank, so that the other rank's error arrives first."""
 
 
-def train(config: Config, job: Job) -> None:
+def train(config: Config, job: WorkerJob) -> None:
     """Run the worker function on `run.workers` workers until it ends.
 
     Ray restarts failed workers up to `run.max_failures` times; they continue from the newest checkpoint. An error that
@@ -118,7 +118,7 @@ def _answer(method: Any) -> Any:
         ) from error
 
 
-def _trainer(config: Config, job: Job, console: Any, folder: str) -> Any:
+def _trainer(config: Config, job: WorkerJob, console: Any, folder: str) -> Any:
     import ray.train.torch
 
     # The version of these classes is chosen at import; type checkers see the older one.
@@ -179,7 +179,7 @@ def _work(settings: dict[str, Any]) -> None:
 
     before = request_counts()
     try:
-        run_worker(Job(**settings["job"]), failed)
+        run_worker(WorkerJob(**settings["job"]), failed)
     finally:
         with suppress(ray.exceptions.RayError):
             ray.get(console.count.remote((request_counts() - before).as_list()), timeout=_REPORT_S)

@@ -48,12 +48,12 @@ class RunRecord(BaseModel):
 
 
 def begin(config: Config, manifest: Manifest, run: Storage) -> RunRecord:
-    """Read the run's record and compare it with `config`, or create it; then open its MLflow run.
+    """Read the run record and compare it with `config`, or create it; then open its MLflow run.
 
     Raises:
         ConfigError: the run was started with another configuration (the message lists the differences); or the run is
             new, and a model in `run.init_from` or `task.teachers` does not fit.
-        RunError: the run was started on other data, the record is damaged, or a new run finds no tracking server.
+        RunError: the run was started on other data, the run record is damaged, or a new run finds no tracking server.
     """
     record = read(run)
     if record is None:
@@ -72,7 +72,7 @@ def begin(config: Config, manifest: Manifest, run: Storage) -> RunRecord:
 
 
 def is_finished(found: RunRecord | None) -> bool:
-    """Whether the record, if there is one, says that the run is finished."""
+    """Whether the run record, if there is one, says that the run is finished."""
     return found is not None and found.status == "finished"
 
 
@@ -88,7 +88,7 @@ def check_same(config: Config, manifest: Manifest, record: RunRecord) -> None:
 
 
 def write(run: Storage, record: RunRecord, guard: Callable[[], None] = lambda: None) -> None:
-    """Write the record. `guard` raises if this driver no longer holds the run."""
+    """Write the run record. `guard` raises if this driver no longer holds the run."""
     run.write(RUN_FILE, record.model_dump_json(indent=1).encode(), guard=guard)
 
 
@@ -110,7 +110,7 @@ def read(run: Storage) -> RunRecord | None:
 
 
 def _tracked(config: Config, run: Storage, record: RunRecord) -> RunRecord:
-    """The record with its MLflow run open, on the tracking server of the current configuration."""
+    """The run record with its MLflow run open, on the tracking server of the current configuration."""
     from maestro_dist.tracking.run import find_run, open_run, tracking_uri
 
     uri = tracking_uri(config.tracking.uri, config.run.storage)

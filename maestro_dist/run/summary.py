@@ -20,7 +20,7 @@ from maestro_dist.errors import RunError
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.run.record import RunRecord
 from maestro_dist.system.memory import available
-from maestro_dist.training.builder import Pieces, build, count_steps
+from maestro_dist.training.builder import ModelAndData, build, count_steps
 from maestro_dist.training.worker import work_folder
 
 
@@ -101,7 +101,7 @@ def _learning(config: Config) -> str:
     return ", ".join(parts)
 
 
-def described(config: Config, manifest: Manifest) -> Pieces:
+def described(config: Config, manifest: Manifest) -> ModelAndData:
     """The model on the meta device: shapes without memory."""
     import torch
 

@@ -38,16 +38,16 @@ class Task(ABC):
     def __init__(self, *, auxiliary: float, consistency: float = 0.0) -> None:
         self._auxiliary = auxiliary
         self._consistency = consistency
-        self._answers: Tensor | None = None
+        self._teacher_predictions: Tensor | None = None
         self._share = 0.0
 
-    def learn_from(self, answers: Tensor, share: float) -> None:
-        """From now on the loss is `share` x loss on these answers + (1 - `share`) x loss on the labels.
+    def learn_from(self, predictions: Tensor, share: float) -> None:
+        """From now on the loss is `share` x loss on these predictions + (1 - `share`) x loss on the labels.
 
-        `answers`, of all training samples in manifest order: class probabilities float32 [N, C], or values [N] in the
-        target's unit.
+        `predictions`, of all training samples in manifest order: class probabilities float32 [N, C], or values [N] in
+        the target's unit.
         """
-        self._answers, self._share = answers, share
+        self._teacher_predictions, self._share = predictions, share
 
     def loss(self, output: Output, batch: Batch) -> Tensor:
         """Loss of each sample, float32 [B].
@@ -55,17 +55,17 @@ class Task(ABC):
         The loss of `logits`, plus, if modalities have their own heads, `task.auxiliary` times the mean loss of
         these heads. Modalities without any observed step do not count in this mean. With mixup the loss is the sum of
         the losses on both targets, weighted by their shares. After `learn_from` it is the weighted sum of the loss on
-        the answers and the loss on the targets.
+        the teachers' predictions and the loss on the targets.
 
         If a batch has two views of each sample, B counts each sample once. The loss is then the mean of both views,
         plus `missing.consistency` times the divergence of the dropped view's prediction from the complete view's. No
         gradient flows into the complete view through this term.
         """
         loss = self._loss_on(batch.target, output, batch)
-        if self._answers is not None:
-            self._answers = self._answers.to(batch.sample.device)
-            answer_loss = self._loss_on(self._answers[batch.sample], output, batch)
-            loss = (1.0 - self._share) * loss + self._share * answer_loss
+        if self._teacher_predictions is not None:
+            self._teacher_predictions = self._teacher_predictions.to(batch.sample.device)
+            teacher_loss = self._loss_on(self._teacher_predictions[batch.sample], output, batch)
+            loss = (1.0 - self._share) * loss + self._share * teacher_loss
         if batch.mix is not None and batch.partner_target is not None:
             loss = batch.mix * loss + (1.0 - batch.mix) * self._loss_on(batch.partner_target, output, batch)
         if batch.views == 1:
@@ -107,7 +107,7 @@ class Task(ABC):
 
     @abstractmethod
     def sample_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Loss of each row, float32 [R]: logits [R, C], and targets [R] or answers as in `learn_from`."""
+        """Loss of each row, float32 [R]: logits [R, C], and targets [R] or predictions as in `learn_from`."""
 
     def divergence(self, logits: Tensor, others: Tensor) -> Tensor:
         """Divergence of the predictions from `others` and from `logits`, both [R, C]; float32 [R], 0 if equal.

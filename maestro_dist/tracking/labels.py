@@ -1,4 +1,4 @@
-"""Labels in figures: names of classes and sensors in any script, and the fonts that can draw them."""
+"""Labels in figures: names of classes and sensors in any writing system, and the fonts that can draw them."""
 
 from __future__ import annotations
 

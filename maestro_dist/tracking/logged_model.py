@@ -36,7 +36,7 @@ def log_model(
     """Log the exported model in the local `folder` to the run. Returns its URI, or None if the upload fails.
 
     The package's code is part of the logged model: a server needs only the listed libraries.
-    `recording`: the model normalises by recording and needs statistics with each sample.
+    `recording`: the model normalizes by recording and needs statistics with each sample.
     """
     try:
         server = client(uri)

@@ -67,7 +67,7 @@ STYLE: dict[str, Any] = {
 class MissingCurve:
     """A metric against the share of missing modalities: mean and standard deviation over the draws at each rate.
 
-    `baseline`: the value of the metric if the answer is always the most frequent class; None if it has no meaning.
+    `baseline`: the value of the metric if the prediction is always the most frequent class; None if it has no meaning.
     """
 
     label: str
@@ -142,7 +142,7 @@ def experts_panel(
 ) -> None:
     """Share of the tokens of a modality (or missing set) that each expert receives: `load` [rows, E], rows sum to 1.
 
-    If there are too many rows, the most specialised ones are shown: their load differs most from the mean.
+    If there are too many rows, the most specialized ones are shown: their load differs most from the mean.
     """
     total = len(rows)
     if total > MOST_ROWS:
@@ -155,7 +155,7 @@ def experts_panel(
     axes.set_xticks(shown, [str(expert) for expert in shown])
     axes.set_yticks(range(len(rows)), rows, fontsize=_fit(len(rows)))
     where = "" if layer is None else f", layer {layer}"
-    title = f"Expert load by {by}{where}{_part(len(rows), total, 'the most specialised')}"
+    title = f"Expert load by {by}{where}{_part(len(rows), total, 'the most specialized')}"
     axes.set(title=title, xlabel=f"expert (% of the {by}'s tokens)")
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Pieces:
+class ModelAndData:
     """A model, its data and task, and the process groups of its ranks."""
 
     manifest: Manifest
@@ -38,8 +38,9 @@ class Pieces:
     groups: tuple[Group, ...] = ()
 
 
-def build(config: Config, manifest: Manifest | None = None, mesh: Mesh | None = None) -> Pieces:
-    """Modalities, task and initial model, the same on every rank; `manifest` is by default that at `data.url`.
+def build(config: Config, manifest: Manifest | None = None, mesh: Mesh | None = None) -> ModelAndData:
+    """Modalities, task and initial model, the same on every rank; `manifest`: by default, the manifest at
+    `data.url`.
 
     Where the ranks of `mesh` share the time axis or experts, a process group must exist.
     """
@@ -73,7 +74,7 @@ def build(config: Config, manifest: Manifest | None = None, mesh: Mesh | None = 
         model = PretrainModel(config.model, modalities, config.task.pretrain, **given)
     else:
         model = Maestro(config.model, modalities, task.outputs, **given)
-    return Pieces(manifest, modalities, task, model, tuple(groups))
+    return ModelAndData(manifest, modalities, task, model, tuple(groups))
 
 
 def build_task(config: Config, manifest: Manifest) -> Task:
@@ -134,7 +135,7 @@ def split_source(
 
 
 def build_stream(
-    config: Config, pieces: Pieces, mesh: Mesh, total_steps: int, consumer: Consumer | None = None
+    config: Config, pieces: ModelAndData, mesh: Mesh, total_steps: int, consumer: Consumer | None = None
 ) -> TrainStream:
     """The stream of this rank's training samples."""
     schedule = TrainSchedule(

@@ -1,4 +1,4 @@
-"""The message from a driver to its workers."""
+"""`WorkerJob`: the message from a driver to its workers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Job:
-    """The message from a driver to its workers: plain values only.
+class WorkerJob:
+    """What a driver sends to its workers when it starts them, as plain values. It is not a job of Ray.
 
     config        the resolved configuration as plain JSON
     run_url       folder or URL of the run

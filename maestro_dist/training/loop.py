@@ -93,7 +93,7 @@ class _StepSums:
     """Sums over the micro-batches of a step. They stay on the device."""
 
     def __init__(self, state: State) -> None:
-        self._words = state.tokens_by_modality
+        self._tokens_by_modality = state.tokens_by_modality
         self.loss = torch.zeros((), device=state.engine.device)
         self.budgets = self.present = torch.zeros(len(state.modalities), device=state.engine.device)
         self.expert_load = torch.zeros((), dtype=torch.int64, device=state.engine.device)
@@ -109,7 +109,7 @@ class _StepSums:
             self.budgets = self.budgets + output["budgets"].sum(0)
         if "expert_load" in output:
             self.expert_load = self.expert_load + output["expert_load"]
-        self.tokens += sum(rows.shape[0] * self._words[name] for name, rows in batch.rows.items())
+        self.tokens += sum(rows.shape[0] * self._tokens_by_modality[name] for name, rows in batch.rows.items())
         self.keys += batch.keys
         self.bad += batch.bad
         self.bad_samples += batch.bad_samples

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from maestro_dist.parallel.mesh import Mesh
 
-ANSWERS_FILE = "teachers.safetensors"
+TEACHERS_FILE = "teachers.safetensors"
 """In the run's folder. A run can be resumed without its teachers, because their predictions are kept here."""
 _SAME = ("name", "rate_hz", "steps", "variates", "mean", "std")
 
@@ -155,16 +155,16 @@ def _read_predictions(run: Storage, shape: tuple[int, ...]) -> np.ndarray | None
     from safetensors.numpy import load
 
     try:
-        data = run.read(ANSWERS_FILE)
+        data = run.read(TEACHERS_FILE)
     except ObjectMissing:
         return None
     try:
         predictions: np.ndarray = load(data)["answers"]
     except Exception as error:
-        raise CheckpointError(f"{run.name(ANSWERS_FILE)}: damaged ({error}); remove it") from None
+        raise CheckpointError(f"{run.name(TEACHERS_FILE)}: damaged ({error}); remove it") from None
     if predictions.shape != shape:
         raise CheckpointError(
-            f"{run.name(ANSWERS_FILE)}: shape {list(predictions.shape)} is not {list(shape)}; remove it"
+            f"{run.name(TEACHERS_FILE)}: shape {list(predictions.shape)} is not {list(shape)}; remove it"
         )
     return predictions
 
@@ -172,4 +172,4 @@ def _read_predictions(run: Storage, shape: tuple[int, ...]) -> np.ndarray | None
 def _write_predictions(run: Storage, predictions: np.ndarray) -> None:
     from safetensors.numpy import save
 
-    run.write(ANSWERS_FILE, save({"answers": predictions}))
+    run.write(TEACHERS_FILE, save({"answers": predictions}))

@@ -22,7 +22,7 @@ from maestro_dist.data.user_folders import user_folder
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.training.builder import assemble
 from maestro_dist.training.evaluation import evaluate_on
-from maestro_dist.training.job import Job
+from maestro_dist.training.job import WorkerJob
 from maestro_dist.training.process import prepare_process
 
 if TYPE_CHECKING:
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 
-def run_worker(job: Job, failed: Callable[[Exception], None] = lambda error: None) -> None:
+def run_worker(job: WorkerJob, failed: Callable[[Exception], None] = lambda error: None) -> None:
     """Train, test, export. Called on every rank, and again from the top after a failure.
 
     A process group must exist. `failed` is called with any error first, because other ranks may be waiting for this
     one; the callbacks' `on_exception` comes next, and then everything that is open is closed.
 
     Raises:
-        MaestroError: for what a person can mend.
+        MaestroError: for what a user can fix.
     """
     listeners: list[Callable[[Exception], None]] = [failed]
     with ExitStack() as stack:
@@ -53,7 +53,7 @@ def run_worker(job: Job, failed: Callable[[Exception], None] = lambda error: Non
             raise
 
 
-def _train(job: Job, stack: ExitStack, listeners: list[Callable[[Exception], None]]) -> None:
+def _train(job: WorkerJob, stack: ExitStack, listeners: list[Callable[[Exception], None]]) -> None:
     import torch.distributed as dist
 
     from maestro_dist.checkpoint import Saver, newest, restore
@@ -142,7 +142,7 @@ def _broadcast_checkpoint(found: CheckpointInfo | None, run_url: str) -> Checkpo
     return find(run_url, int(step), expected=True) if int(step) >= 0 else None
 
 
-def _metric_log(job: Job, state: State) -> MetricLog:
+def _metric_log(job: WorkerJob, state: State) -> MetricLog:
     from maestro_dist.tracking import MetricLog
 
     folder = work_folder(job.run_url)
@@ -158,7 +158,7 @@ def work_folder(run_url: str) -> Path:
     return user_folder("runs") / f"{run_url.rsplit('/', 1)[-1]}-{digest}"
 
 
-def _callbacks(job: Job, state: State, saver: Saver, log: MetricLog | None) -> Callbacks:
+def _callbacks(job: WorkerJob, state: State, saver: Saver, log: MetricLog | None) -> Callbacks:
     """All callbacks, in the order in which they depend on each other."""
     from maestro_dist.callbacks.checkpointing import Checkpointing
     from maestro_dist.callbacks.configured import configured_callbacks

@@ -14,6 +14,7 @@ import runs
 from maestro_dist.data import converters
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.pack import pack
+from maestro_dist.errors import ConfigError
 from maestro_dist.train import main
 
 FOLDER = runs.ROOT / "maestro_dist" / "data"
@@ -60,10 +61,13 @@ def test_what_it_shows_works(
     converter.add_arguments(parser)
     for split, label in (("train", 0), ("train", 1), ("test", 1)):
         np.savetxt(tmp_path / f"{split}-{label}-{split}{label}.csv", np.linspace(36, 40, 25))
-    conversion = converter.from_arguments(tmp_path, parser.parse_args(["--window", "10"]))
+    arguments = parser.parse_args(["--window", "10"], argparse.Namespace(splits=None))
+    conversion = converter.from_arguments(tmp_path, arguments)
     manifest = pack("data/thermometers", conversion.description, conversion.samples, splits=conversion.splits)
     assert {name: split.class_counts for name, split in manifest.splits.items()} == {
         "train": [2, 2],
         "validation": [0, 0],
         "test": [0, 2],
     }
+    with pytest.raises(ConfigError, match="--splits: the names of the files give the splits"):
+        converter.from_arguments(tmp_path, argparse.Namespace(window=10, splits=["test=1"]))

@@ -161,7 +161,7 @@ def test_symbols_are_not_augmented(packed: str, tmp_path: Path, kind: str) -> No
 def test_another_data_set_s_statistics(packed: str, tmp_path: Path) -> None:
     manifest = load_manifest(symbols_of(packed, tmp_path / "symbols", raw=False))
     trained_on = [dataclasses.replace(m, mean=tuple(x + 1 for x in m.mean)) for m in manifest.select(None)]
-    with pytest.raises(ConfigError, match="normalises acc by the mean and std of another data set"):
+    with pytest.raises(ConfigError, match="normalizes acc by the mean and std of another data set"):
         reads_symbols(manifest, model_of(), trained_on)
     assert not reads_symbols(load_manifest(packed), model_of(), trained_on)
 

@@ -185,7 +185,7 @@ def test_answers_that_do_not_arrive_are_an_error(place: Path, tmp_path: Path) ->
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
     assert done.returncode == 1
-    assert "error: the answers were not written completely: No space left on device" in done.stderr
+    assert "error: the predictions were not written completely: No space left on device" in done.stderr
 
 
 def test_a_table_is_replaced_whole(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

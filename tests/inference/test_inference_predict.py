@@ -147,7 +147,7 @@ def test_recording_statistics_are_checked(tmp_path: Path) -> None:
     good = {m.name: np.tile([0.0, 1.0], (m.variates, 1)) for m in MODALITIES}
     assert predictor.predict({"eda": EDA}, {"eda": [0.0, 1.0]}).shape == (1, 3)
     for recording, said in (
-        (None, r"normalises by recording: .* \(1 samples, 0 recordings\)"),
+        (None, r"normalizes by recording: .* \(1 samples, 0 recordings\)"),
         ([good, good], r"\(1 samples, 2 recordings\)"),
         ({}, "sample 0, acc, its recording: mean and standard deviation are missing"),
         ({**good, "edd": good["eda"]}, r"recording 0: no modality 'edd' \(did you mean 'eda'\?\)"),

@@ -49,7 +49,7 @@ def test_a_run_that_died_goes_on_without_its_teachers(
         ("data.modalities=[acc, temp]", "was trained on acc, bvp, temp, this run is on acc, temp"),
         ("task.teachers=[/nowhere]", "nowhere is neither an exported model (it has no model.json) nor a run with one"),
         ("task.teachers=[s3://me:secret@bucket/run]", "task.teachers: holds credentials"),
-        ("augment.mixup=0.2", "augment.mixup: mixes samples, but task.teachers answer single samples"),
+        ("augment.mixup=0.2", "augment.mixup: mixes samples, but task.teachers predict single samples"),
         ("task.kind=pretrain", "task.teachers: predict labels"),
     ],
 )
@@ -67,7 +67,7 @@ def test_teachers_that_do_not_fit_are_refused_before_a_worker_starts(
 def test_what_stays_with_a_run_is_checked(tmp_path: Path) -> None:
     from maestro_dist.data.storage import Storage
     from maestro_dist.errors import CheckpointError
-    from maestro_dist.training.teachers import ANSWERS_FILE, _read_predictions, _write_predictions
+    from maestro_dist.training.teachers import TEACHERS_FILE, _read_predictions, _write_predictions
 
     run = Storage(str(tmp_path))
     assert _read_predictions(run, (2, 3)) is None
@@ -75,7 +75,7 @@ def test_what_stays_with_a_run_is_checked(tmp_path: Path) -> None:
     assert (_read_predictions(run, (2, 3)) == 0.5).all()
     with pytest.raises(CheckpointError, match=r"shape \[2, 3\] is not \[4, 3\]"):
         _read_predictions(run, (4, 3))
-    run.write(ANSWERS_FILE, b"broken")
+    run.write(TEACHERS_FILE, b"broken")
     with pytest.raises(CheckpointError, match=r"teachers.safetensors: damaged"):
         _read_predictions(run, (2, 3))
 

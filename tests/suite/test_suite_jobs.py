@@ -51,18 +51,18 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ran(plan: Plan, failing: set[str]) -> tuple[list[str], dict[str, str], dict[str, str]]:
-    """Names of the cells in the order of their start, and those that failed and that were left."""
+    """Names of the cells in the order of their start, and those that failed and that were skipped."""
     archive, server = Archive(plan), Pretended(plan, failing)
-    failed, left = run_cells(archive, cast(Jobs, server), cells_to_run(archive, plan.cells))
-    return server.started, failed, left
+    failed, skipped = run_cells(archive, cast(Jobs, server), cells_to_run(archive, plan.cells))
+    return server.started, failed, skipped
 
 
 def test_a_failed_cell_is_named_and_does_not_stop_others(tmp_path: Path) -> None:
     plan = make(tmp_path)
-    started, failed, left = ran(plan, {"two"})
+    started, failed, skipped = ran(plan, {"two"})
     names = [cell.name for cell in plan.cells]
     assert started == names
-    assert (sorted(failed), left) == (sorted(name for name in names if ".two." in name), {})
+    assert (sorted(failed), skipped) == (sorted(name for name in names if ".two." in name), {})
     assert failed["set.f0.two.s1"].startswith("the log of the job of set.f0.two.s1\n(whole log: ")
     assert (tmp_path / "set.f0.one.s1" / "job.log").read_text() == "the log of the job of set.f0.one.s1\n"
     assert ran(plan, set()) == ([name for name in names if ".two." in name], {}, {})
@@ -79,17 +79,17 @@ def test_without_data_nothing_starts(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert " starts: " not in printed.out
 
 
-def test_what_needs_a_failed_cell_is_left(tmp_path: Path) -> None:
+def test_what_needs_a_failed_cell_is_skipped(tmp_path: Path) -> None:
     further = {**TUNED, "set": ["run.init_from={run:tuned}", "run.workers=1"]}
     pretrain = {**TUNED, "set": ["task.kind=pretrain", "run.workers=1"]}
     plan = needing(tmp_path, {"further": further, "tuned": TUNED, "pretrain": pretrain}, seeds=[1])
-    started, _, left = ran(plan, {"pretrain"})
+    started, _, skipped = ran(plan, {"pretrain"})
     assert {name.split(".")[2] for name in started} == {"pretrain"}
-    assert left["set.f0.tuned.s1"] == "it needs set.f0.pretrain.s1, which has failed"
-    assert left["set.f1.further.s1"].startswith("it needs set.f1.tuned.s1")
-    started, failed, left = ran(plan, set())
+    assert skipped["set.f0.tuned.s1"] == "it needs set.f0.pretrain.s1, which has failed"
+    assert skipped["set.f1.further.s1"].startswith("it needs set.f1.tuned.s1")
+    started, failed, skipped = ran(plan, set())
     assert started.index("set.f0.pretrain.s1") < started.index("set.f0.tuned.s1")
-    assert (len(started), failed, left) == (6, {}, {})
+    assert (len(started), failed, skipped) == (6, {}, {})
 
 
 def test_what_a_chosen_cell_needs_runs_too(tmp_path: Path) -> None:
@@ -132,8 +132,8 @@ def test_a_server_that_misses_requests_is_asked_again(monkeypatch: pytest.Monkey
             raise answer
         return str(answer)
 
-    assert module._patiently(call) == "RUNNING"
+    assert module._retry(call) == "RUNNING"
     monkeypatch.setattr(module, "_PATIENCE_S", -1.0)
     answers.append(ConnectionError("connection refused"))
     with pytest.raises(RunError, match=r"job server does not answer: connection refused"):
-        module._patiently(call)
+        module._retry(call)

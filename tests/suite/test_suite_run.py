@@ -77,10 +77,10 @@ def test_a_killed_suite_goes_on_a_failed_cell_is_named_and_all_is_reported(
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 1, printed
     assert "4 cells chosen, 0 done" in printed
-    assert "2 done, 1 failed, 1 left" in printed
+    assert "2 done, 1 failed, 1 skipped" in printed
     assert "\nexcerpt.pretrain.s1 failed:\n" in printed
     assert "/excerpt.pretrain.s1/model" in printed
-    assert "\nexcerpt.maestro.s1 is left: it needs excerpt.pretrain.s1, which has failed\n" in printed
+    assert "\nexcerpt.maestro.s1 is skipped: it needs excerpt.pretrain.s1, which has failed\n" in printed
     assert not maestro.exists(), "it has not been tried"
     assert "resumes at step" in (pretrain / "job.log").read_text(), "the run went on from its checkpoint"
     record = json.loads((pretrain / "cell.json").read_text())
@@ -92,7 +92,7 @@ def test_a_killed_suite_goes_on_a_failed_cell_is_named_and_all_is_reported(
     (pretrain / "model").unlink()
     printed = runs.finish(start(tmp_path))
     assert "4 cells chosen, 2 done" in printed
-    assert "4 done, 0 failed, 0 left" in printed
+    assert "4 done, 0 failed, 0 skipped" in printed
     assert printed.index("excerpt.pretrain.s1 done") < printed.index("excerpt.maestro.s1 starts")
     started = next(x for x in (maestro / "job.log").read_text().splitlines() if x.startswith("starts with "))
     assert f" from {pretrain}/checkpoints/" in started, "with what was learnt without labels"
@@ -117,7 +117,7 @@ def check_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines()[-1] == "4 of 4 done"
     assert main(command(folder)[2:]) == 0
     again = capsys.readouterr().out
-    assert "4 done, 0 failed, 0 left" in again
+    assert "4 done, 0 failed, 0 skipped" in again
     assert " starts: " not in again
 
 

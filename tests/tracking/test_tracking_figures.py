@@ -145,7 +145,7 @@ def test_of_many_modalities_experts_and_layers_some_are_drawn() -> None:
     experts_panel(axes, load, names)
     assert axes.images[0].get_array().shape == (40, 1000)
     assert "m250" in {label.get_text() for label in axes.get_yticklabels()}
-    assert axes.get_title().endswith("\n40 of 300, the most specialised")
+    assert axes.get_title().endswith("\n40 of 300, the most specialized")
     assert len(axes.get_xticks()) <= 24
     axes = Figure().subplots()
     steps = np.arange(3)

@@ -69,7 +69,7 @@ def test_wrong_samples_are_named(tmp_path: Path) -> None:
 def test_recording_statistics_are_asked_for(tmp_path: Path) -> None:
     exported(tmp_path, normalize="recording")
     predictor = load_model(str(tmp_path))
-    with pytest.raises(DataError, match="normalises by recording"):
+    with pytest.raises(DataError, match="normalizes by recording"):
         predictor.predict([FULL])
     statistics = {m.name: np.tile([0.0, 1.0], (m.variates, 1)) for m in MODALITIES}
     moved = {name: values + np.array([5.0, 1.0]) for name, values in statistics.items()}

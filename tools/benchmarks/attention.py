@@ -1,4 +1,4 @@
-"""The attention core, forward and backward, against the published formulation, the conventional form and dense.
+"""The attention core, forward and backward, against the published formulation, the usual one and dense.
 
 H 8, d_h 64, batch 1; ns per token and head.
 """

@@ -30,7 +30,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Options:
-    """How to measure. `quick` also shrinks the sizes: its figures only show that the benchmark works."""
+    """How to measure. `quick` also shrinks the sizes: its numbers only show that the benchmark works."""
 
     quick: bool = False
     device: str = "cpu"
@@ -52,9 +52,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. `reach`: its target, `holds`: whether it is reached; None without a target.
+    """One number. `reach`: its target, `holds`: whether it is reached; None without a target.
 
-    `sense` says on which side of the target the figure should be.
+    `sense` says on which side of the target the number should be.
     """
 
     name: str
@@ -66,12 +66,12 @@ class Row:
 
 
 def at_least(name: str, value: float, unit: str, reach: float, *, promised: bool = True) -> Row:
-    """A figure that should be `reach` or more; without a target where `promised` is false."""
+    """A number that should be `reach` or more; without a target where `promised` is false."""
     return Row(name, value, unit, reach, value >= reach, "at least") if promised else Row(name, value, unit)
 
 
 def at_most(name: str, value: float, unit: str, reach: float, *, promised: bool = True) -> Row:
-    """A figure that should be `reach` or less; without a target where `promised` is false."""
+    """A number that should be `reach` or less; without a target where `promised` is false."""
     return Row(name, value, unit, reach, value <= reach, "at most") if promised else Row(name, value, unit)
 
 

@@ -1,4 +1,4 @@
-"""The conventional fast form of sparse attention in plain torch, and dense attention.
+"""The usual fast implementation of sparse attention in plain torch, and dense attention.
 
 Letters: B samples, H heads, L tokens, U sampled keys, u selected queries, d_h head width.
 """

@@ -28,7 +28,7 @@ def run(options: Options) -> list[Row]:
 
 
 def mixture(config: ModelConfig, factory: ExpertsFactory) -> MixtureOfExperts:
-    """A mixture of experts for one modality, with initialised weights."""
+    """A mixture of experts for one modality, with initialized weights."""
     made = MixtureOfExperts(config, 1, factory)
     for path, module in made.named_modules():
         if hasattr(module, "fill"):

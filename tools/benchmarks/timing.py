@@ -26,7 +26,7 @@ _WARM_UPS, _FEW_FAULTS = 4, 2000
 class Case:
     """One thing to time. The result of `run` is freed after the time is taken.
 
-    `warm` is off for a case so slow that neither a warm-up nor a repetition would change its figure.
+    `warm` is off for a case so slow that neither a warm-up nor a repetition would change its result.
     """
 
     run: Callable[[], object]

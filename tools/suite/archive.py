@@ -57,7 +57,7 @@ class Record:
         return datetime.datetime.fromtimestamp(last["started"] + last["seconds"], datetime.UTC)
 
     def write(self, run: Storage, status: str | None = None) -> None:
-        """Write it to the run's folder; with `status`, as how the last attempt is now."""
+        """Write it to the run's folder; `status`: the new status of the last attempt."""
         if status is not None:
             last = self.attempts[-1]
             last |= {"seconds": round(time.time() - last["started"], 1), "status": status}
@@ -154,7 +154,7 @@ class Archive:
 
 
 def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Where recorded settings are not those of now: `key old -> new`. All comparisons of settings go through here.
+    """The settings that differ between the record and the suite: `key old -> new`. All comparisons go through here.
 
     A recorded key with an old name counts under its new name (`config.renamed`). A key that the record does not have is
     newer than the run: its default is what the run did. A key that no longer decides a result is left out.
@@ -167,7 +167,7 @@ def differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
             old[f"{needed}{separator}{plain}"] = value
     for key in now.keys() - old.keys():
         plain, section = key.rpartition(": ")[2], key.rpartition(".")[0]
-        if plain in _DEFAULTS and section not in recorded:  # a section that is recorded itself was absent
+        if plain in _DEFAULTS and section not in recorded:  # a section recorded as one key was null
             old[key] = _DEFAULTS[plain]
     changed = (key for key in sorted({*old, *now}) if old.get(key) != now.get(key))
     return [f"{key} {old.get(key)!r} -> {now.get(key)!r}" for key in changed]

@@ -124,7 +124,8 @@ def _read_run(archive: Archive, cell: Cell) -> None:
     plan, kept, record = archive.plan, archive.kept[cell.data], archive.record(cell)
     assert record is not None
     content: dict[str, Any] = {
-        "record": vars(record) | {"command": record.command.replace(f"{ROOT}/", "")},  # elsewhere it is another folder
+        # the root folder differs on other machines
+        "record": vars(record) | {"command": record.command.replace(f"{ROOT}/", "")},
         "result": {k: v for k, v in json.loads(archive.run(cell).read(RESULT_FILE)).items() if k not in _PLACES},
         "tested": None,
         "experts": None,
@@ -134,18 +135,18 @@ def _read_run(archive: Archive, cell: Cell) -> None:
     if old is not None and (old["record"], old["result"]) == (content["record"], content["result"]):
         return
     if old is not None and old["result"]["evaluation"] != content["result"]["evaluation"]:
-        kept.ensembles.pop(cell.model, None)  # it is of the old cell
+        kept.ensembles.pop(cell.model, None)  # it was made from the old result
         kept.arrays.pop(f"ensemble {cell.model}", None)
     if cell.scored:
-        answers = Predictions.read(archive.run(cell))
+        predictions = Predictions.read(archive.run(cell))
         content["tested"] = {
-            "keys": hashlib.sha256("\n".join(map(str, answers.key)).encode()).hexdigest()[:16],
-            "subjects": len(np.unique(answers.subject)),
-            "modalities": [str(name) for name in answers.modalities],
+            "keys": hashlib.sha256("\n".join(map(str, predictions.key)).encode()).hexdigest()[:16],
+            "subjects": len(np.unique(predictions.subject)),
+            "modalities": [str(name) for name in predictions.modalities],
         }
         key = rng.key(cell.seed, "experts", cell.name)
-        content["experts"] = expert_information(answers, plan.suite.ends[-1], plan.suite.permutations, key)
-        means = _metrics(plan, [(cell, [answers])], plan.suite.ends)
+        content["experts"] = expert_information(predictions, plan.suite.extreme_rates[-1], plan.suite.permutations, key)
+        means = _metrics(plan, [(cell, [predictions])], plan.suite.extreme_rates)
         content["numbers"] = list(means)
         kept.arrays[cell.name] = np.array([rows[1:] for rows in means.values()], np.float32)
     kept.cells[cell.name] = content
@@ -153,7 +154,8 @@ def _read_run(archive: Archive, cell: Cell) -> None:
 
 
 def _keep_ensemble(archive: Archive, seeds: list[list[Cell]]) -> bool:
-    """Put the ensemble of these cells into `archive.kept`. False where it is not there, and some runs are gone."""
+    """Put the ensemble of these cells into `archive.kept`. False if it is missing and cannot be made,
+    because some runs are gone."""
     first, names = seeds[0][0], [cell.name for cells in seeds for cell in cells]
     kept = archive.kept[first.data]
     if first.model in kept.ensembles and {*kept.ensembles[first.model]["cells"]} == {*names}:
@@ -177,20 +179,20 @@ def _metrics(
     folds: a cell of each fold and its predictions, or those of several seeds, whose probabilities are averaged.
     """
     parts: dict[str, list[np.ndarray]] = {}
-    for cell, answers in folds:
-        names, subject = np.unique(answers[0].subject, return_inverse=True)
+    for cell, predictions in folds:
+        names, subject = np.unique(predictions[0].subject, return_inverse=True)
         key = rng.key(0, "bootstrap", cell.data, -1 if cell.fold is None else cell.fold)
         weights = np.concatenate((np.ones((1, len(names))), subject_weights(len(names), plan.suite.resamples, key)))
         for metric, rate in itertools.product(plan.suite.data[cell.data].metrics, rates):
-            for scenario in answers[0].scenarios(rate):
-                logits = answers[0].logits[scenario]
-                if len(answers) > 1:
-                    chance = np.mean([np.exp(log_softmax(each.logits[scenario])) for each in answers], axis=0)
+            for scenario in predictions[0].scenarios(rate):
+                logits = predictions[0].logits[scenario]
+                if len(predictions) > 1:
+                    chance = np.mean([np.exp(log_softmax(each.logits[scenario])) for each in predictions], axis=0)
                     logits = np.log(chance + 1e-30)
-                found = weighted_metric(metric, logits, answers[0].target, subject, weights)
+                found = weighted_metric(metric, logits, predictions[0].target, subject, weights)
                 parts.setdefault(metric_key(metric, rate), []).append(found)
     return {key: np.mean(each, axis=0) for key, each in parts.items()}
 
 
 def _resampled_metrics(plan: Plan, data: str) -> list[str]:
-    return [metric_key(metric, rate) for metric in plan.suite.data[data].metrics for rate in plan.suite.ends]
+    return [metric_key(metric, rate) for metric in plan.suite.data[data].metrics for rate in plan.suite.extreme_rates]

@@ -45,19 +45,19 @@ class Jobs:
         from ray.job_submission import JobSubmissionClient
 
         logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.ERROR)
-        self._client = _patiently(lambda: JobSubmissionClient(address))
-        _patiently(self._client.list_jobs)
+        self._client = _retry(lambda: JobSubmissionClient(address))
+        _retry(self._client.list_jobs)
 
     def submit(self, cell: Cell) -> str:
-        """Start a cell in the present folder, on one thread where it does not set more; returns the job's id."""
+        """Start a cell in the current folder, on one thread where it does not set more; returns the job's id."""
         job, command = f"{cell.name}-{secrets.token_hex(4)}", shlex.join([sys.executable, "-m", *cell.command])
         line = f"cd {shlex.quote(os.getcwd())} && exec {command}"  # no shell that could die alone
         given: dict[str, Any] = {"submission_id": job, "runtime_env": {"env_vars": _ENVIRONMENT}}
-        return _patiently(lambda: self._client.submit_job(entrypoint=line, **given))
+        return _retry(lambda: self._client.submit_job(entrypoint=line, **given))
 
     def status(self, job: str) -> str:
         """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
-        return str(_patiently(lambda: self._client.get_job_status(job)).value)
+        return str(_retry(lambda: self._client.get_job_status(job)).value)
 
     def log(self, job: str) -> str:
         """What the job printed, or Ray's message where it printed nothing."""
@@ -94,24 +94,25 @@ def cells_to_run(archive: Archive, cells: Sequence[Cell]) -> list[Cell]:
 
 
 def run_cells(archive: Archive, jobs: Jobs, cells: Sequence[Cell]) -> tuple[dict[str, str], dict[str, str]]:
-    """Run cells, as many at a time as there are cores. A cell waits for those that it needs, and is left if they fail.
+    """Run cells, as many at a time as there are cores. A cell waits for those that it needs, and is skipped
+    if they fail.
 
-    Where a person stops the suite, running cells are stopped; they continue when it starts again.
+    Where a user stops the suite, running cells are stopped; they continue when it starts again.
 
     Returns:
-        By name, failed cells with the last lines of the log, and those that are left with the reason.
+        By name, failed cells with the last lines of the log, and skipped cells with the reason.
     """
-    failed, left, waiting = dict[str, str](), dict[str, str](), list(cells)
+    failed, skipped, waiting = dict[str, str](), dict[str, str](), list(cells)
     running: dict[str, tuple[Cell, Record]] = {}
     try:
         while waiting or running:
             unfinished = {cell.name for cell in waiting} | {cell.name for cell, _ in running.values()}
             for cell in list(waiting):
-                bad = [need for need in cell.needs.values() if need in {**failed, **left}]
+                bad = [need for need in cell.needs.values() if need in {**failed, **skipped}]
                 free = cores() - sum(other.cpus for other, _ in running.values())
                 if bad:
                     waiting.remove(cell)
-                    left[cell.name] = f"it needs {bad[0]}, which has failed"
+                    skipped[cell.name] = f"it needs {bad[0]}, which has failed"
                 elif unfinished.isdisjoint(cell.needs.values()) and (cell.cpus <= free or not running):
                     waiting.remove(cell)
                     print(f"{cell.name} starts: python -m {' '.join(cell.command)}", flush=True)
@@ -129,14 +130,14 @@ def run_cells(archive: Archive, jobs: Jobs, cells: Sequence[Cell]) -> tuple[dict
                 if not archive.has_run(cell):
                     last = [*log.splitlines()[-_LAST_LINES:], f"(whole log: {run.name(LOG_FILE)})"]
                     failed[cell.name] = "\n".join(last)
-                done = len(cells) - len(waiting) - len(running) - len(failed) - len(left)
+                done = len(cells) - len(waiting) - len(running) - len(failed) - len(skipped)
                 print(f"{cell.name} {'FAILED' if cell.name in failed else 'done'}", flush=True)
                 print(f"{done} done, {len(failed)} failed, of {len(cells)}", flush=True)
     finally:
         jobs.stop(list(running))
         for cell, record in running.values():
             record.write(archive.run(cell), "stopped")
-    return failed, left
+    return failed, skipped
 
 
 @contextmanager
@@ -175,11 +176,11 @@ def job_server() -> Iterator[Jobs]:
 
 
 def _die_with_parent() -> None:
-    """Ray's reaper then ends all that the head node started, also the jobs, within seconds."""
+    """Kill the head node when this process dies; Ray's reaper then ends all that it started, also the jobs."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _patiently(call: Callable[[], T]) -> T:
+def _retry(call: Callable[[], T]) -> T:
     """Call until it works. Raises RunError where it does not for two minutes."""
     deadline = time.monotonic() + _PATIENCE_S
     while True:

@@ -129,7 +129,7 @@ def select(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
 
 
 def _rows(suite: Suite) -> list[_Row]:
-    """Those of all models, then those of all ablations."""
+    """The rows of all models, then those of all ablations."""
     rows: dict[tuple[str, str], _Row] = {}
     for name, model in suite.models.items():
         shared = [*(suite.defaults if model.kind == "maestro" else ()), *model.set]
@@ -141,7 +141,7 @@ def _rows(suite: Suite) -> list[_Row]:
         for data, model_name in ablation.of.items():
             base = rows[model_name, data]
             changes, seeds = [*base.changes, *ablation.set], base.seeds[:1]
-            ablations.append(_Row(ablation.name, base.kind, data, changes, seeds, suite.ends))
+            ablations.append(_Row(ablation.name, base.kind, data, changes, seeds, suite.extreme_rates))
     return [*rows.values(), *ablations]
 
 

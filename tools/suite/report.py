@@ -26,7 +26,8 @@ REPORT_FILE = "RESULTS.md"
 _NUMBERS = """
 A number is the mean over seeds (and folds, and draws of the missing modalities) and, after ±, the standard \
 deviation over the seeds. Intervals hold the middle 95 % of {resamples:,} resamples of the test subjects, the same for \
-all models of a data set. Each cell chose its weights, penalties and trees on validation data.
+all models of a data set. The best checkpoint, ridge penalty and number of trees of each cell were chosen on \
+validation data.
 """
 _DIFFERENCE = "Difference: the unchanged model minus the changed one. Above 0 the change makes it worse."
 Rows = list[dict[str, str]]
@@ -117,7 +118,7 @@ def _scores(results: Results, data: str, metric: str) -> Rows:
         if seeds := [*results.seeds(model, data).values()]:
             shown, intervals = _columns(suite, seeds, metric)
             complete, missing = (average(seeds).values[metric_key(metric, end(suite.rates))] for end in (min, max))
-            lost = {f"lost at {_rate(suite.ends[-1])}": _number(complete - missing)}
+            lost = {f"lost at {_rate(suite.extreme_rates[-1])}": _number(complete - missing)}
             rows.append({"model": results.plan.label(model), "seeds": str(len(seeds))} | shown | lost | intervals)
     return rows
 
@@ -138,7 +139,8 @@ def _columns(suite: Suite, scores: list[Scores], metric: str) -> tuple[dict[str,
     """A metric at each missing rate; and its intervals at the smallest and the largest rate."""
     keys, mean = {rate: metric_key(metric, rate) for rate in sorted(suite.rates)}, average(scores)
     shown = {_rate(rate): _shown([each.values[key] for each in scores]) for rate, key in keys.items()}
-    return shown, {f"95 % interval, {_rate(rate)}": _interval(mean.resampled[keys[rate]]) for rate in suite.ends}
+    rates = suite.extreme_rates
+    return shown, {f"95 % interval, {_rate(rate)}": _interval(mean.resampled[keys[rate]]) for rate in rates}
 
 
 def _ablations(results: Results, data: str) -> Rows:
@@ -152,7 +154,7 @@ def _ablations(results: Results, data: str) -> Rows:
             before, after = (average([scores[seed] for seed in seeds]) for scores in (whole, part))
             row = {"change": ablation.label, "model": results.plan.label(model), "seeds": str(len(seeds))}
             differences = {}
-            for rate in suite.ends:
+            for rate in suite.extreme_rates:
                 key = metric_key(metric, rate)
                 row[f"{metric_label(metric)}, {_rate(rate)}"] = _shown([part[seed].values[key] for seed in seeds])
                 difference = _number(before.values[key] - after.values[key], "+")
@@ -164,7 +166,7 @@ def _ablations(results: Results, data: str) -> Rows:
 
 def _experts(results: Results, data: str) -> Rows:
     """Mutual information between expert and missing set at the largest missing rate, for models with experts."""
-    rows, sets = [], f"missing sets, {_rate(results.plan.suite.ends[-1])}"
+    rows, sets = [], f"missing sets, {_rate(results.plan.suite.extreme_rates[-1])}"
     items = sorted(results.finished.values(), key=lambda item: item.cell.seed)
     for model in results.plan.suite.models:
         for item in items:

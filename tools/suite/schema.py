@@ -71,9 +71,9 @@ class Suite(SuitePart):
     about: str = ""  # text under the heading
     storage: str  # folder or URL of the cells' runs, and of the MLflow database (in `runs/` where it is remote)
     results: str | None = None  # folder or URL of the report, and of a file for each data set with all that it needs
-    rates: list[float] = [0.0, 0.1, 0.2, 0.3, 0.4]  # missing rates of the test; of ablations the smallest and largest
+    rates: list[float] = [0.0, 0.1, 0.2, 0.3, 0.4]  # missing rates; ablations use only the smallest and largest
     draws: list[int] = [0, 1, 2]  # mask draws at each rate
-    seeds: list[int] = [2711, 2712, 2713]  # of models that name none
+    seeds: list[int] = [2711, 2712, 2713]  # for models without `seeds`
     resamples: int = 1000  # bootstrap resamples of the test subjects
     permutations: int = 999  # of the expert test
     defaults: list[str] = []  # overrides of all MAESTRO models, before their own
@@ -82,6 +82,6 @@ class Suite(SuitePart):
     ablations: list[Ablation] = []  # single changes, whose effect is measured
 
     @property
-    def ends(self) -> list[float]:
+    def extreme_rates(self) -> list[float]:
         """The smallest and the largest missing rate."""
         return sorted({min(self.rates), max(self.rates)})

@@ -167,7 +167,7 @@ class TileOptions(NamedTuple):
 class TiledAttention(torch.autograd.Function):
     """Softmax attention of u queries per head over L keys, tile by tile.
 
-    Each tile is normalised by itself. Then the tiles are weighted by their shares of the total sum (log-sum-exp merge:
+    Each tile is normalized by itself. Then the tiles are weighted by their shares of the total sum (log-sum-exp merge:
     Milakov and Gimelshein, 2018; Dao et al., 2022). The backward uses the same tiles.
     """
 

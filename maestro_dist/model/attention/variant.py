@@ -84,9 +84,9 @@ class AttentionVariant(ABC):
 
     name: ClassVar[str]
     arrays: ClassVar[AttentionMemory]
-    """Memory in arrays as wide as the tokens, without the probabilities."""
+    """Memory, as a number of arrays [N, d], without the probabilities."""
     arrays_exchanged: ClassVar[AttentionMemory | None] = None
-    """Memory where heads are exchanged between ranks; None if the variant cannot do this."""
+    """The same where heads are exchanged between ranks; None if the variant cannot do this."""
 
     @property
     def abilities(self) -> VariantAbilities:

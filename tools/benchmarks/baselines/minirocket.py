@@ -1,6 +1,6 @@
 """MiniRocket (Dempster, Schmidt, Webb, KDD 2021) on each modality separately, and a ridge classifier on all features.
 
-The features of a missing modality are 0, their mean after standardisation. A modality that is shorter than a kernel
+The features of a missing modality are 0, their mean after standardization. A modality that is shorter than a kernel
 (for example, values at admission) is not transformed.
 """
 
@@ -42,11 +42,11 @@ class MiniRocketRidge:
             seen = raw[name][train.present[:, column]]
             mean, std = np.nanmean(seen, axis=0, dtype=np.float64), np.nanstd(seen, axis=0, dtype=np.float64)
             self._scale[name] = np.asarray(mean), np.where(std > 0, std, 1.0)
-        features = self._standardised(raw)
+        features = self._standardized(raw)
         masks = masked_copies(train, config.drop, config.copies, seed)
         copies = [lambda mask=mask: _joined(features, mask, train.names) for mask in masks]  # type: ignore[misc]
         fitted = fit_ridge(copies, train.target, classes, config.penalties)
-        found = self._standardised(self._raw(validation))
+        found = self._standardized(self._raw(validation))
 
         def rate(ridge: Ridge) -> float:
             return score(lambda mask: _logits(ridge, _joined(found, mask, validation.names)))
@@ -59,13 +59,13 @@ class MiniRocketRidge:
 
     def answers(self, windows: Windows) -> Callable[[np.ndarray], np.ndarray]:
         """From a mask bool [N, M] to logits float32 [N, C] of these samples."""
-        features = self._standardised(self._raw(windows))
+        features = self._standardized(self._raw(windows))
         return lambda mask: _logits(self._ridge, _joined(features, mask, windows.names))
 
     def _raw(self, windows: Windows) -> dict[str, np.ndarray]:
         return {name: _transformed(self._transforms[name], windows.values[name]) for name in windows.names}
 
-    def _standardised(self, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _standardized(self, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {
             name: np.nan_to_num((raw[name] - mean) / std).astype(np.float32)
             for name, (mean, std) in self._scale.items()

@@ -22,7 +22,7 @@ class BaselineConfig(Section):
     """One conventional model."""
 
     normalize: Literal["window", "recording", "dataset"] = "dataset"
-    """Normalise each window by its own mean and std, or by those of its recording so far; dataset: not at all."""
+    """Normalize each window by its own mean and std, or by those of its recording so far; dataset: not at all."""
     drop: Share = 0.0
     """Masked copies of the training samples lose each modality with a probability drawn from U(0, drop); 0: none."""
     copies: PositiveInt = 3

@@ -1,4 +1,4 @@
-"""A split as arrays, read through the project's own reader; its normalisation; masked copies of training samples."""
+"""A split as arrays, read through the project's own reader; its normalization; masked copies of training samples."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def read_windows(source: SplitSource) -> Windows:
 
 
 def normalised(windows: Windows, how: str) -> Windows:
-    """The windows normalised by their own mean and std or by their recording's; unchanged with `dataset`.
+    """The windows normalized by their own mean and std or by their recording's; unchanged with `dataset`.
 
     A scale that is the same for all samples changes neither baseline.
     """
