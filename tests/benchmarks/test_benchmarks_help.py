@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
         (["-m", "tools.benchmarks.baselines"], "baseline.trees = 1000"),
         ([str(ROOT / "tools" / "benchmarks" / "baselines")], "baseline.penalties = [10, 100,"),
         (["-m", "tools.benchmark"], "--quick"),
-        (["-m", "tools.run_suite"], "--stage"),
+        (["-m", "tools.run_suite"], "--report"),
     ],
 )
 def test_help(arguments: list[str], said: str, tmp_path: Path) -> None:
