@@ -21,7 +21,7 @@ from maestro_dist.data.memory_shards import can_hold_shards, held, hold, new_fil
 from maestro_dist.data.storage import ObjectMissing, Storage
 from maestro_dist.data.storage.retry import Heartbeat, RemoteCall, retried
 from maestro_dist.data.user_folders import user_folder
-from maestro_dist.data.verified_files import file_identity, note_verified, problem_of, progress
+from maestro_dist.data.verified_files import file_identity, note_verified, problem_of, progress, worth_a_note
 from maestro_dist.errors import DataError, StorageError
 
 _LOG = logging.getLogger(__name__)
@@ -108,8 +108,9 @@ def local_shard(storage: Storage, shard: Shard, cache: ShardCache, heartbeat: He
 
 def _checked_in_place(local: Path, shard: Shard, cache: ShardCache, heartbeat: Heartbeat) -> Path:
     folder = None
-    with suppress(OSError, RuntimeError):  # without a cache, nothing is remembered
-        folder = cache.path()
+    if worth_a_note(shard):
+        with suppress(OSError, RuntimeError):  # without a cache, nothing is remembered
+            folder = cache.path()
     try:
         problem = problem_of(local, shard, cache.verify, heartbeat, folder)
     except OSError as error:

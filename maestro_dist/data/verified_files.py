@@ -30,6 +30,11 @@ def file_identity(status: os.stat_result) -> FileIdentity:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def worth_a_note(shard: Shard) -> bool:
+    """Whether hashing a shard takes so long that the result is written down."""
+    return shard.bytes >= _LEAST_NOTED
+
+
 def problem_of(path: Path, shard: Shard, verify: str, heartbeat: Heartbeat, cache: Path | None) -> str | None:
     """The problem of a file, in words; None if it is the right shard.
 
@@ -48,7 +53,7 @@ def problem_of(path: Path, shard: Shard, verify: str, heartbeat: Heartbeat, cach
     if verify == "size" or (identity, shard.sha256) in _checked:
         return None
     note = None
-    if cache is not None and shard.bytes >= _LEAST_NOTED:
+    if cache is not None and worth_a_note(shard):
         note = cache / shard.sha256[:2] / f"{shard.sha256}.verified"
     if note is not None and identity in _noted(note):
         _checked.add((identity, shard.sha256))
@@ -62,7 +67,7 @@ def problem_of(path: Path, shard: Shard, verify: str, heartbeat: Heartbeat, cach
 def note_verified(identity: FileIdentity, shard: Shard, note: Path | None) -> None:
     """Remember that a file has the content of a shard."""
     _checked.add((identity, shard.sha256))
-    if note is None or shard.bytes < _LEAST_NOTED:
+    if note is None or not worth_a_note(shard):
         return
     known = [identity, *(other for other in _noted(note) if other != identity)][:_MOST_NOTED]
     part = note.with_name(f"{note.name}.{uuid.uuid4().hex}")

@@ -45,7 +45,7 @@ _KINDS = {
     "HEAD": ("HEAD", ""),
     "lists": ("GET", r"list-type="),
     "GET of the manifest": ("GET", r"/manifest\.json"),
-    "GET of indexes": ("GET", r"\.index\.json"),
+    "GET of indexes": ("GET", r"\.index(\.json)?$"),
     "GET of shards": ("GET", r"\.tar"),
 }
 
