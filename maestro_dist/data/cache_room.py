@@ -30,8 +30,8 @@ def make_room(folder: Path, size: int, limit: int | None) -> None:
         return
     with (folder / ".room.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        shards = _shards(folder)
-        total = sum(status.st_size for _, status in shards)
+        shards = _files(folder, "??/*.tar")
+        total = sum(status.st_size for _, status in shards + _files(folder, "??/*.part"))  # other downloads too
         for path, status in sorted(shards, key=lambda item: item[1].st_atime_ns):
             if total + size <= limit:
                 return
@@ -42,7 +42,7 @@ def make_room(folder: Path, size: int, limit: int | None) -> None:
 def free_space(folder: Path, size: int) -> bool:
     """Remove the least recently used shards of at least `size` bytes, where the disk is full; whether it did."""
     removed = 0
-    for path, status in sorted(_shards(folder), key=lambda item: item[1].st_atime_ns):
+    for path, status in sorted(_files(folder, "??/*.tar"), key=lambda item: item[1].st_atime_ns):
         if removed >= size:
             break
         _remove(path)
@@ -50,9 +50,9 @@ def free_space(folder: Path, size: int) -> bool:
     return removed >= size
 
 
-def _shards(folder: Path) -> list[tuple[Path, os.stat_result]]:
+def _files(folder: Path, pattern: str) -> list[tuple[Path, os.stat_result]]:
     found = []
-    for path in folder.glob("??/*.tar"):
+    for path in folder.glob(pattern):
         with suppress(OSError):
             found.append((path, path.stat()))
     return found

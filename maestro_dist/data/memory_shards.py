@@ -8,7 +8,8 @@ from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
 
-_MOST_BYTES = 1 << 30
+MOST_BYTES = 1 << 30
+"""Shards of a process that are in memory have at most this size together, or are a single one."""
 
 _lock = threading.Lock()
 _files: OrderedDict[str, tuple[int, int]] = OrderedDict()  # by hash: descriptor and size
@@ -40,6 +41,6 @@ def hold(sha256: str, file: int, size: int) -> None:
         if sha256 in _files:
             os.close(_files.pop(sha256)[0])
         _files[sha256] = file, size
-        while len(_files) > 1 and sum(size for _, size in _files.values()) > _MOST_BYTES:
+        while len(_files) > 1 and sum(size for _, size in _files.values()) > MOST_BYTES:
             with suppress(OSError):
                 os.close(_files.popitem(last=False)[1][0])

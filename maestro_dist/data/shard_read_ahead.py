@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from maestro_dist.data.index_copies import index_of
+from maestro_dist.data.memory_shards import MOST_BYTES, held
 from maestro_dist.data.reader import SplitSource
 from maestro_dist.data.shard_cache import ShardCache, local_shard
 from maestro_dist.data.storage import Storage
@@ -37,11 +38,10 @@ class ShardReadAhead:
     A download that fails is left to the reader, which then tries it again and says what is wrong.
     """
 
-    def __init__(self, source: SplitSource, needed: Iterator[NeededShard]) -> None:
-        self._storage, self._shards = (
-            Storage(source.url, heartbeat=self._heartbeat),
-            source.manifest.split(source.split).shards,
-        )
+    def __init__(self, source: SplitSource, needed: Iterator[NeededShard], *, processes: bool = False) -> None:
+        """`processes`: the readers are other processes, which cannot use shards in the memory of this one."""
+        self._storage = Storage(source.url, heartbeat=self._heartbeat)
+        self._shards, self._processes = source.manifest.split(source.split).shards, processes
         self._cache, self._limit = ShardCache.of(source.config), source.config.read_ahead_mb * 10**6
         if self._cache.limit is not None:
             self._limit = min(self._limit, self._cache.limit // 2)  # else shards make room before they are read
@@ -88,8 +88,17 @@ class ShardReadAhead:
             try:
                 index_of(self._storage, shard, self._folder)
                 local_shard(self._storage, shard, self._cache, self._heartbeat)
+                if held(shard.sha256) is not None:
+                    self._without_disk()
             except Exception as error:  # whatever it is, the reader meets it too and raises it
                 _LOG.debug("%s was not read ahead: %s", self._storage.name(shard.path), error)
+
+    def _without_disk(self) -> None:
+        """The cache has no space, so shards are in memory: read less ahead, or nothing where readers are processes."""
+        with self._change:
+            self._limit = min(self._limit, MOST_BYTES // 4)
+            self._ended = self._ended or self._processes
+            self._change.notify_all()
 
     def _take(self) -> NeededShard | None:
         """The next shard to download, when there is room for it; None at the end."""

@@ -82,8 +82,9 @@ class TrainStream:
         size = self._schedule.global_batch
         if position % self.samples % size:
             raise DataError(f"position {position} is not at the start of a global batch of {size}")
-        shards = ShardReadAhead(self._source, self._needed_shards(position, end))
-        workers, requests = self._source.config.loader_workers, self._requests(position, end, shards)
+        workers = self._source.config.loader_workers
+        shards = ShardReadAhead(self._source, self._needed_shards(position, end), processes=workers > 0)
+        requests = self._requests(position, end, shards)
         return _closing(read_ahead(self._source, requests, workers, self._consumer), shards)
 
     def warnings(self) -> list[str]:

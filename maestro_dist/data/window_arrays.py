@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import operator
 import os
 from collections.abc import Iterator, Sequence
 
@@ -45,11 +46,7 @@ class WindowArrays:
         """The complete array of a modality, if `values` are all its rows in order; else None."""
         windows = self._windows[column]
         same = len(values) == len(windows.array) == len(windows.rows)
-        return windows.array if same and all(map(_is, values, windows.rows)) else None
-
-
-def _is(one: object, other: object) -> bool:
-    return one is other
+        return windows.array if same and all(map(operator.is_, values, windows.rows)) else None
 
 
 class _Windows:

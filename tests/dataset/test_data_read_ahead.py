@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 import uuid
@@ -14,7 +15,7 @@ from test_data_stream import STEPS, G, N, assert_equal, stream
 from tiny import describe
 
 from maestro_dist.config.schema import DataConfig
-from maestro_dist.data import shard_read_ahead
+from maestro_dist.data import memory_shards, shard_cache, shard_read_ahead
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.pack import RawSample, pack
 from maestro_dist.data.shard_read_ahead import NeededShard, ShardReadAhead
@@ -124,3 +125,22 @@ def test_training_goes_on_through_an_outage_with_what_was_read_ahead(
     monkeypatch.setattr(Storage, "read", lambda *_, **__: pytest.fail("a request during the outage"))
     found = [first, *batches]
     assert len(found) == STEPS == -(-N // G)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_without_space_on_disk_batches_come_from_memory(
+    packed: str, remote: str, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(shard_cache, "_NO_SPACE", {errno.ENOTDIR})
+    source = stream(remote, cache=str(tmp_path / "file"), loader_workers=0)._source
+    ahead = ShardReadAhead(source, iter([NeededShard(0, 0)]), processes=workers > 0)
+    ahead.reached(0)
+    wait_for(lambda: memory_shards.held(source.manifest.split("train").shards[0].sha256) is not None)
+    wait_for(lambda: ahead._limit == memory_shards.MOST_BYTES // 4)
+    assert ahead._ended is (workers > 0)
+    ahead.close()
+    for one, other in zip(
+        stream(packed).batches(0, N), stream(remote, cache=str(tmp_path / "file")).batches(0, N), strict=True
+    ):
+        assert_equal(one, other)

@@ -17,26 +17,6 @@ from maestro_dist.errors import RunError, StorageError
 from maestro_dist.run.lease import Lease
 
 
-def test_one_of_many_creates_wins(s3: str) -> None:
-    storage = Storage(s3)
-    won: list[int] = []
-
-    def create(number: int) -> None:
-        try:
-            storage.write("folder/once", str(number).encode(), create=True)
-            won.append(number)
-        except FileExistsError:
-            pass
-
-    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(won) == 1
-    assert storage.read("folder/once") == str(won[0]).encode()
-
-
 def test_objects_come_and_go(s3: str) -> None:
     storage = Storage(s3)
     storage.write("a/b/one", b"1" * 1000)
