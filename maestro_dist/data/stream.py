@@ -126,12 +126,14 @@ class TrainStream:
         return EpochOrder(self._order_settings, epoch, self._shard_samples, self._kept)
 
     def _needed_shards(self, position: int, end: int) -> Iterator[NeededShard]:
-        """The shards that this rank reads from a position on, each once an epoch."""
+        """The shards that this rank reads from `position` up to `end`, each once an epoch."""
         while position < end:
             epoch, first = divmod(position, self.samples)
             seen: set[int] = set()
             number = first // self._schedule.global_batch
             for batch, pieces in self.order(epoch).groups(number, self._rank.rank, self._rank.ranks):
+                if epoch * self.samples + batch * self._schedule.global_batch >= end:
+                    return
                 for piece in pieces:
                     if piece.shard not in seen:
                         seen.add(piece.shard)

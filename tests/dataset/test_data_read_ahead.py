@@ -6,6 +6,7 @@ import errno
 import threading
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,11 @@ from maestro_dist.data.shard_read_ahead import NeededShard, ShardReadAhead
 from maestro_dist.data.storage import Storage
 from maestro_dist.data.stream import DataRank, evaluation_batches
 from maestro_dist.errors import StorageError
+
+
+@pytest.fixture(autouse=True)
+def no_shards_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_shards, "_files", OrderedDict())
 
 
 @pytest.fixture
@@ -144,3 +150,14 @@ def test_without_space_on_disk_batches_come_from_memory(
         stream(packed).batches(0, N), stream(remote, cache=str(tmp_path / "file")).batches(0, N), strict=True
     ):
         assert_equal(one, other)
+
+
+def test_nothing_is_read_ahead_that_the_run_does_not_reach(remote: str, tmp_path: Path) -> None:
+    ends = np.cumsum(load_manifest(remote).split("train").shard_samples)
+    short = stream(remote, cache=str(tmp_path), lanes=1)
+    (batch,) = short.batches(0, G)
+    read = set(np.searchsorted(ends, batch.sample.numpy(), side="right").tolist())
+    needed = {shard for _, shard in short._needed_shards(0, G)}
+    assert read <= needed
+    assert len(needed) <= 4 < len(ends)  # two groups of two shards
+    assert {shard for _, shard in short._needed_shards(0, N)} == set(range(len(ends)))
