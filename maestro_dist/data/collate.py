@@ -8,16 +8,12 @@ from typing import Any
 import numpy as np
 
 from maestro_dist.data.sample import DecodedSample, SampleFormat
-from maestro_dist.data.window_arrays import WindowArrays
+from maestro_dist.data.windows import Empty
 from maestro_dist.types import Batch
 
 
-def collate(
-    samples: Sequence[DecodedSample], sample_format: SampleFormat, windows: WindowArrays | None = None
-) -> Batch:
-    """Stack the windows of each modality, [R_j, T_j, D_j]; also for 0 samples.
-
-    `windows` has the arrays that windows were read into: where they are already stacked, nothing is copied.
+def collate(samples: Sequence[DecodedSample], sample_format: SampleFormat, empty: Empty = np.empty) -> Batch:
+    """Stack the windows of each modality, [R_j, T_j, D_j], in arrays made by `empty`; also for 0 samples.
 
     The batch holds numpy arrays, because reader processes do not import torch; `Batch.tensors` converts them.
     """
@@ -25,17 +21,15 @@ def collate(
     arrays: dict[str, np.ndarray] = {}
     rows: dict[str, np.ndarray] = {}
     recording: dict[str, np.ndarray] = {}
-    for column, modality in enumerate(sample_format.modalities):
+    for modality in sample_format.modalities:
         name = modality.name
         holders = [row for row, sample in enumerate(samples) if name in sample.values]
         part = sample_format.part(modality)
-        values = [samples[row].values[name] for row in holders]
-        stacked = None if windows is None else windows.joined(column, values)
-        if stacked is None:
-            length = part.stop - part.start
-            stacked = np.empty((len(holders), length, modality.variates), dtype=sample_format.dtype)
-            for target, window in enumerate(values):
-                stacked[target] = window if len(window) == length else window[part]
+        length = part.stop - part.start
+        stacked = empty((len(holders), length, modality.variates), sample_format.dtype)
+        for target, row in enumerate(holders):
+            window = samples[row].values[name]
+            stacked[target] = window if len(window) == length else window[part]
         arrays[name] = stacked
         rows[name] = np.array(holders, dtype=np.int64)
         if sample_format.recording:

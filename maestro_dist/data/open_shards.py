@@ -27,6 +27,31 @@ _INDEX_BYTES = 256 << 20  # memory for indexes, without the indexes of shards th
 _MOST_FILES = 1024
 
 
+class KnownSamples:
+    """What was read of the N samples of a shard and found to be right; it holds while the file does not change.
+
+    read       bool [N]: whether the json member was read; then `targets` and `recording` are filled
+    targets    float64 [N]
+    recording  float32 [N, V, 2]: mean and std of the recording, for the variates of all modalities; V 0: none
+    allowed    bool [N, M]: whether the values of a window were checked
+    """
+
+    def __init__(self, samples: int, modalities: int, variates: int) -> None:
+        self.read = np.zeros(samples, dtype=bool)
+        self.targets = np.zeros(samples)
+        self.recording = np.zeros((samples, variates, 2), dtype=np.float32)
+        self.allowed = np.zeros((samples, modalities), dtype=bool)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the arrays."""
+        return self.read.nbytes + self.targets.nbytes + self.recording.nbytes + self.allowed.nbytes
+
+    def forget(self) -> None:
+        """Everything is to be checked again."""
+        self.read[:], self.allowed[:] = False, False
+
+
 @dataclass
 class OpenShard:
     """A shard with its index: offset and size of each member of each sample, [N, K]. `file`: the verified file."""
@@ -38,11 +63,12 @@ class OpenShard:
     sizes: np.ndarray
     path: Path
     file: FileIdentity
+    known: KnownSamples
 
     @property
     def bytes(self) -> int:
-        """Approximate memory of the index."""
-        return self.offsets.nbytes + self.sizes.nbytes + sum(64 + len(key) for key in self.keys)
+        """Approximate memory of the index, and of what is known about the samples."""
+        return self.offsets.nbytes + self.sizes.nbytes + self.known.bytes + sum(64 + len(key) for key in self.keys)
 
 
 class OpenShards:
@@ -59,8 +85,10 @@ class OpenShards:
         members: Sequence[str],
         config: DataConfig,
         heartbeat: Heartbeat,
+        variates: int = 0,
     ) -> None:
-        self._storage, self._shards, self._members = storage, shards, members
+        """`members`: the json member, then one of each modality. `variates`: how many have recording statistics."""
+        self._storage, self._shards, self._members, self._variates = storage, shards, members, variates
         self._config, self._heartbeat = config, heartbeat
         self._kept_shards = 0
         self.keep(config.shuffle_shards)
@@ -105,6 +133,7 @@ class OpenShards:
             sizes=sizes.astype(dtype),
             path=Path(),
             file=(0, 0, 0, 0),
+            known=KnownSamples(len(index.keys), len(self._members) - 1, self._variates),
         )
         self._verify(opened)
         self._opened[position] = opened
@@ -171,6 +200,7 @@ class OpenShards:
         config = self._config
         entry = self._shards[shard.position]
         shard.path = local_shard(self._storage, entry, ShardCache.of(config), self._heartbeat)
+        shard.known.forget()
         try:
             shard.file = file_identity(shard.path.stat())
         except OSError as error:

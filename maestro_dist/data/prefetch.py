@@ -235,9 +235,9 @@ class _ReadAhead:
         return f"asked for {len(request.numbers)} samples, the first of {self._storage.name(first.path)}"
 
     def _answer(self, reader: _Reader, request: Request) -> Batch | BaseException:
-        import torch
-
         try:
+            import torch
+
             batch = reader.arrays(request, self._described(request)).tensors()
             if self._device is None:
                 return batch

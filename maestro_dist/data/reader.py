@@ -18,11 +18,12 @@ from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.missing import drop_modalities
 from maestro_dist.data.mixup import Mixing, mix
 from maestro_dist.data.open_shards import OpenShard, OpenShards
-from maestro_dist.data.sample import BadSample, DecodedSample, SampleFormat, decode_meta, decode_sample
+from maestro_dist.data.sample import BadSample, DecodedSample, SampleFormat, decode_sample
 from maestro_dist.data.shard_index import HEADER, META, ShardIndex, member_name
 from maestro_dist.data.storage import Storage
 from maestro_dist.data.storage.retry import Heartbeat
-from maestro_dist.data.window_arrays import WindowArrays
+from maestro_dist.data.window_reader import Located, WindowReader
+from maestro_dist.data.windows import Empty, Windows
 from maestro_dist.types import Batch, Modality
 
 _INDEXES = 16  # that are read at a time
@@ -109,7 +110,9 @@ class SplitReader:
         self.members = [META] + [member_name(m.name, symbols=source.symbols) for m in source.modalities]
         self._heartbeat = heartbeat
         storage = Storage(source.url, heartbeat=heartbeat)
-        self._shards = OpenShards(storage, shards, self.members, source.config, heartbeat)
+        variates = sum(modality.variates for modality in source.modalities) if source.manifest.recording else 0
+        self._shards = OpenShards(storage, shards, self.members, source.config, heartbeat, variates)
+        self._window_reader = WindowReader(self.format, heartbeat)
 
     def close(self) -> None:
         """Close all files."""
@@ -119,8 +122,8 @@ class SplitReader:
         """Read a micro-batch. Bad samples are left out and named in `Batch.bad`."""
         return self.arrays(request).tensors()
 
-    def arrays(self, request: Request) -> Batch:
-        """A micro-batch with numpy arrays instead of tensors; does not import torch."""
+    def arrays(self, request: Request, empty: Empty = np.empty) -> Batch:
+        """A micro-batch with numpy arrays instead of tensors; does not import torch. Large ones are made by `empty`."""
         numbers, mixing, step = request.numbers, request.mixing, request.fields.get("step", 0)
         involved = numbers if mixing is None else np.concatenate([numbers, mixing.partners])
         self._shards.keep(len(np.unique(np.searchsorted(self.starts, involved, side="right"))))
@@ -128,20 +131,29 @@ class SplitReader:
         there = own if mixing is None else own | self._presence(mixing.partners)
         keep = there if request.keep is None else there & request.keep
         modalities = self.format.modalities
-        names = [modality.name for modality in modalities]
         left = drop_modalities(keep, numbers, modalities, p=request.drop, seed=request.seed, step=step)
         keep = keep if request.both else left
-        windows = self._window_arrays(own & keep)
-        found, bad = self._decoded(numbers, own & keep, request, windows)
+        changed = mixing is not None or self.source.augment is not None
+        if not changed and (windows := self._windows(numbers, own & keep, np.empty if request.both else empty)):
+            windows = windows.twice(left, empty) if request.both else windows
+            return replace(windows.batch(), views=1 + request.both, **request.fields)
+        found, bad = self._decoded(numbers, own & keep, request)
         changes: dict[str, Any] = request.fields | {"bad": list(bad.values()), "bad_samples": list(bad)}
         if mixing is not None:
             changes |= self._mix(found, mixing, keep, request)
         samples = list(found.values())
         if request.both:
+            names = [modality.name for modality in modalities]
             changes |= {name: np.tile(changes[name], 2) for name in ("mix", "partner_target") if name in changes}
             changes |= {"views": 2, "keys": [sample.key for sample in samples]}
             samples += [_some(sample, names, left[place]) for place, sample in found.items()]
-        return replace(collate(samples, self.format, windows), **changes)
+        return replace(collate(samples, self.format, empty), **changes)
+
+    def most_bytes(self, request: Request) -> int:
+        """Upper bound for the bytes of the windows of a micro-batch."""
+        sizes = [self.format.part(m).stop - self.format.part(m).start for m in self.format.modalities]
+        steps = sum(size * m.variates for size, m in zip(sizes, self.format.modalities, strict=True))
+        return len(request.numbers) * (1 + request.both) * steps * self.format.dtype.itemsize + (1 << 16)
 
     def _presence(self, numbers: np.ndarray) -> np.ndarray:
         """bool [B, M]: which samples have which modalities."""
@@ -152,41 +164,40 @@ class SplitReader:
             present[of_shard] = self._shards.get(position).sizes[numbers[of_shard] - self.starts[position], 1:] > 0
         return present
 
-    def _window_arrays(self, wanted: np.ndarray) -> WindowArrays | None:
-        """Arrays for the windows of `wanted`, bool [B, M]; None if the windows are changed or checked as a whole.
+    def _windows(self, numbers: np.ndarray, wanted: np.ndarray, empty: Empty = np.empty) -> Windows | None:
+        """The windows of `wanted`, bool [B, M]; None if any is unusual, or if they are needed or checked as a whole.
 
         Ranks that share the time axis must find the same samples bad. So if bad samples are skipped, each checks the
         complete windows.
         """
         source = self.source
-        if source.augment is not None or (source.slices is not None and source.config.max_bad_samples):
+        if source.slices is not None and (source.augment is not None or source.config.max_bad_samples):
             return None
-        return WindowArrays(self.format, wanted.sum(0).tolist())
+        positions = np.searchsorted(self.starts, numbers, side="right") - 1
+        located = []
+        for position in np.unique(positions).tolist():
+            places = np.flatnonzero(positions == position)
+            located.append(Located(self._shards.get(position), places, numbers[places] - self.starts[position]))
+        try:
+            return self._window_reader.read(numbers, located, wanted, self._shards.descriptor, empty)
+        except OSError:  # a file may need to be opened again
+            return None
 
     def _decoded(
-        self, numbers: np.ndarray, wanted: np.ndarray, request: Request, windows: WindowArrays | None = None
+        self, numbers: np.ndarray, wanted: np.ndarray, request: Request
     ) -> tuple[dict[int, DecodedSample], dict[int, str]]:
-        """The augmented samples by their place in `numbers`, and the messages of bad samples by sample number.
-
-        Where there are `windows`, their values are parts of these arrays, if it is possible.
-        """
+        """The augmented samples by their place in `numbers`, and the messages of bad samples by sample number."""
         found: dict[int, DecodedSample] = {}
         bad: dict[int, str] = {}
-        for place, (number, columns) in enumerate(zip(numbers.tolist(), _numbers_of(wanted), strict=True)):
-            try:
-                sample = None if windows is None else self._quickly(number, columns, windows)
-                found[place] = sample or self._sample(number, wanted[place])
-            except BadSample as error:
-                bad[number] = str(error)
+        windows = self._windows(numbers, wanted)
         if windows is not None:
-            for place in _places(found, windows.not_allowed()):  # `_sample` says what is wrong with its values
-                number = int(numbers[place])
-                del found[place]
+            found = windows.samples()
+        else:
+            for place, number in enumerate(numbers.tolist()):
                 try:
                     found[place] = self._sample(number, wanted[place])
                 except BadSample as error:
                     bad[number] = str(error)
-            found = dict(sorted(found.items()))
         source = self.source
         if source.augment is None:
             return found, bad
@@ -219,25 +230,6 @@ class SplitReader:
             found[place] = mix(found[place], partner, float(mixing.shares[place]))
         dtype = np.int64 if self.format.classes else np.float32
         return {"mix": shares, "partner_target": np.array(targets, dtype=dtype)}
-
-    def _quickly(self, number: int, columns: list[int], windows: WindowArrays) -> DecodedSample | None:
-        """A sample whose windows are read into `windows`; None if anything about it is unusual."""
-        shard, row = self._locate(number)
-        key, where = shard.keys[row], f"{shard.name}, sample {shard.keys[row]}"
-        self._heartbeat(f"reading {where}")
-        names = [windows.names[column] for column in columns]
-        encoded, offsets, sizes = key.encode(), shard.offsets[row].tolist(), shard.sizes[row].tolist()
-        try:
-            sample = decode_meta(number, key, self._member(shard, row, 0, where), names, self.format, where)
-            file = self._shards.descriptor(shard)
-            for name, column in zip(names, columns, strict=True):
-                values = windows.read(file, column, encoded, offsets[column + 1], sizes[column + 1])
-                if values is None:
-                    return None
-                sample.values[name] = values
-        except (BadSample, OSError):  # the file may have changed, or need to be opened again
-            return None
-        return sample
 
     def _sample(self, number: int, wanted: np.ndarray) -> DecodedSample:
         """A sample. A bad one is read again where its file has changed since it was verified."""
@@ -283,19 +275,6 @@ class SplitReader:
         if data[:100].rstrip(b"\0") != name.encode() or len(data) != HEADER + size:
             raise BadSample(f"{where}: the index does not point at {name}; pack the data set again")
         return data[HEADER:]
-
-
-def _numbers_of(wanted: np.ndarray) -> list[list[int]]:
-    """For each row, the numbers of its true columns."""
-    return [np.flatnonzero(row).tolist() for row in wanted]
-
-
-def _places(found: dict[int, DecodedSample], arrays: Iterator[np.ndarray]) -> list[int]:
-    """The places of the samples that have one of these arrays."""
-    odd = {id(array) for array in arrays}
-    if not odd:
-        return []
-    return [place for place, sample in found.items() if any(id(v) in odd for v in sample.values.values())]
 
 
 def _some(sample: DecodedSample, names: Sequence[str], left: np.ndarray) -> DecodedSample:

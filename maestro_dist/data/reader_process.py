@@ -1,7 +1,8 @@
 """A reader in a separate process: `ReaderProcess` for the training process, `serve` for the reader.
 
-Requests and batches go through a pair of sockets, arrays as plain bytes. There is no shared memory and no semaphore, so
-nothing is left behind when a process is killed. The reader process imports neither torch nor the main module.
+Requests and batches go through a pair of sockets. Large arrays are in memory that both processes see
+(`batch_memory.py`); the others are sent as plain bytes. Nothing has a name, so nothing is left behind when a process is
+killed. The reader process imports neither torch nor the main module.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from maestro_dist import errors
+from maestro_dist.data.batch_memory import BatchFile, ReceivedBatches, SharedArray, WrittenBatches
 from maestro_dist.data.index_copies import oldest_copy, use_copies_since
 from maestro_dist.data.reader import Request, SplitReader, SplitSource
 from maestro_dist.data.storage.request_counts import RequestCounts, add_counts, request_counts
@@ -59,6 +61,7 @@ class ReaderProcess:
         self._source: SplitSource | None = source
         self._heartbeat = heartbeat
         self._connection, theirs = Pipe()
+        self._memory = ReceivedBatches(self._connection.fileno())
         one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         try:
             paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
@@ -84,13 +87,12 @@ class ReaderProcess:
         if self._source is not None:  # not in __init__: sending a large source blocks until the process reads
             self._send((storage_settings(), oldest_copy(), self._source))
             self._source = None
-        self._send(request)
+        self._send((request, self._memory.released()))
         try:
             while True:
                 kind, content = self._connection.recv()
                 if kind == "batch":
-                    batch: Batch = content.map(partial(_receive, self._connection.fileno()))
-                    return batch
+                    return self._receive(*content)
                 if kind == "requests":
                     add_counts(RequestCounts.from_list(content))
                 elif kind == "doing":
@@ -102,6 +104,18 @@ class ReaderProcess:
         if kind == "other":
             raise RuntimeError(f"{self.name} failed:\n{content}")
         raise getattr(errors, kind)(content)
+
+    def _receive(self, batch: Batch, file: BatchFile | None) -> Batch:
+        self._memory.begin(file)
+        try:
+            return batch.map(self._array)
+        finally:
+            self._memory.end()
+
+    def _array(self, header: SharedArray | _ArrayHeader) -> np.ndarray:
+        if isinstance(header, SharedArray):
+            return self._memory.array(header)
+        return _receive(self._connection.fileno(), header)
 
     def kill(self) -> None:
         """Kill the process; a thread that waits for it gets a `ReaderError`."""
@@ -142,14 +156,16 @@ def serve(file: int, parent: int) -> None:
         use_copies_since(oldest)
         told = RequestCounts()
         heartbeats = _HeartbeatThread(connection, parent)
+        memory = WrittenBatches(file)
         reader: SplitReader | None = None
         while True:
-            request: Request = connection.recv()
+            request, released = connection.recv()
             arrays: list[np.ndarray] = []
             try:
                 reader = reader or source.open(heartbeats.heartbeat)
-                batch = reader.arrays(request)
-                answer: Any = "batch", batch.map(partial(_described, arrays))
+                memory.begin(reader.most_bytes(request), released)
+                batch = reader.arrays(request, memory.empty)
+                answer: Any = "batch", (batch.map(partial(_described, memory, arrays)), memory.file())
             except MaestroError as error:
                 answer = next(c.__name__ for c in type(error).__mro__ if c.__module__ == errors.__name__), str(error)
             except MemoryError:
@@ -162,8 +178,11 @@ def serve(file: int, parent: int) -> None:
                     connection.send(("requests", (counts - told).as_list()))
                     told = counts
                 connection.send(answer)
+                if answer[0] == "batch":
+                    memory.sent()
                 for array in arrays:
                     _send(file, array)
+            batch = answer = None  # before the next batch: the memory of this one may be used again
 
 
 class _HeartbeatThread:
@@ -193,7 +212,10 @@ class _HeartbeatThread:
                         self._connection.send(("doing", sent))
 
 
-def _described(arrays: list[np.ndarray], array: np.ndarray) -> _ArrayHeader:
+def _described(memory: WrittenBatches, arrays: list[np.ndarray], array: np.ndarray) -> SharedArray | _ArrayHeader:
+    shared = memory.shared(array)
+    if shared is not None:
+        return shared
     arrays.append(array)
     return _ArrayHeader(array.dtype, array.shape)
 

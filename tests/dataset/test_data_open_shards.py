@@ -6,6 +6,7 @@ import errno
 import os
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -119,21 +120,26 @@ def test_members_are_whole_where_the_system_gives_them_in_parts(packed: str, mon
     """The system call reads at most 2 GiB at a time."""
     expected, really = values(stream(packed).batches(0, N)), os.pread
     monkeypatch.setattr(os, "pread", lambda file, length, offset: really(file, min(length, 1000), offset))
+    monkeypatch.setattr(os, "preadv", lambda file, buffers, offset: sum(map(len, buffers)) - 1)
     assert values(stream(packed).batches(0, N)) == expected
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
 def test_a_disk_that_fails_is_not_bad_data(packed: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    really, expected = os.pread, values(stream(packed).batches(0, N))
+    expected = values(stream(packed).batches(0, N))
     fails = [1]
 
-    def failing(file: int, length: int, offset: int) -> bytes:
-        if fails[0]:
-            fails[0] -= 1
-            raise OSError(number, os.strerror(number))
-        return really(file, length, offset)
+    def failing(really: Callable[..., Any]) -> Callable[..., Any]:
+        def read(file: int, what: Any, offset: int) -> Any:
+            if fails[0]:
+                fails[0] -= 1
+                raise OSError(number, os.strerror(number))
+            return really(file, what, offset)
 
-    monkeypatch.setattr(os, "pread", failing)
+        return read
+
+    for name in ("pread", "preadv"):
+        monkeypatch.setattr(os, name, failing(getattr(os, name)))
     assert values(stream(packed).batches(0, N)) == expected, "a file that is opened anew may do"
     fails[0] = 1000
     with pytest.raises(StorageError, match=r"^cannot read /\S+train-00000\d\.tar: " + os.strerror(number)) as caught:

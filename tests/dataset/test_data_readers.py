@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 import signal
 import socket
@@ -26,6 +27,7 @@ from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.prefetch import Consumer, read_ahead
 from maestro_dist.data.reader import Request, SplitReader, SplitSource
 from maestro_dist.data.stream import DataRank, TrainSchedule, TrainStream
+from maestro_dist.data.windows import Empty
 from maestro_dist.errors import MaestroError, ReaderError, StorageError
 from maestro_dist.parallel.failure import report_of
 from maestro_dist.types import Batch
@@ -53,9 +55,9 @@ def readers() -> list[psutil.Process]:
 
 
 def instead(monkeypatch: pytest.MonkeyPatch, arrays: str) -> None:
-    """Have reader processes run these lines as the body of `SplitReader.arrays(self, request)`."""
+    """Have reader processes run these lines as the body of `SplitReader.arrays(self, request, empty)`."""
     code = "import os, signal, sys, time; from maestro_dist.data import reader, reader_process\n"
-    code += f"read = reader.SplitReader.arrays\ndef arrays(self, request):\n    {arrays}\n"
+    code += f"read = reader.SplitReader.arrays\ndef arrays(self, request, empty):\n    {arrays}\n"
     code += "reader.SplitReader.arrays = arrays\nreader_process.serve(*map(int, sys.argv[1:]))"
     monkeypatch.setattr(reader_process, "_START", code)
 
@@ -147,7 +149,7 @@ def test_a_stopped_reader_is_an_error_after_a_while(
 def test_a_stuck_thread_is_named_with_what_it_reads(packed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefetch, "_JOIN_S", 0.01)
     free = threading.Event()
-    monkeypatch.setattr(SplitReader, "_member", lambda *_: free.wait())
+    monkeypatch.setattr(os, "preadv", lambda *_: free.wait())
     hurry(monkeypatch)
     with pytest.raises(
         ReaderError, match=r"the reader thread .*; it was reading \S+\.tar, sample train-\d+; .*timeout_s"
@@ -167,12 +169,12 @@ def test_a_reader_that_gets_on_may_be_slow(packed: str, monkeypatch: pytest.Monk
         looks.release()
         return wait(self, 0.001)
 
-    def slow(self: SplitReader, request: Request) -> Batch:
+    def slow(self: SplitReader, request: Request, empty: Empty = np.empty) -> Batch:
         for _ in range(3):
             for _ in range(6):  # 3 of 5 seconds
                 looks.acquire()
             self._heartbeat("at it")
-        return read(self, request)
+        return read(self, request, empty)
 
     monkeypatch.setattr(SplitReader, "arrays", slow)
     monkeypatch.setattr(threading.Condition, "wait", look)
@@ -208,14 +210,14 @@ def test_arrays_of_any_size_travel_whole(shape: tuple[int, ...], dtype: type) ->
     with ours, theirs:
         sender = threading.Thread(target=reader_process._send, args=[theirs.fileno(), array])
         sender.start()
-        found = reader_process._receive(ours.fileno(), reader_process._described([], array))
+        found = reader_process._receive(ours.fileno(), reader_process._ArrayHeader(array.dtype, array.shape))
         sender.join()
         assert (found.dtype, found.shape) == (array.dtype, array.shape)
         assert np.array_equal(found, array)
 
 
 def test_closing_early_ends_a_busy_process(packed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    instead(monkeypatch, "return read(self, request) if 'train' in str(request) else time.sleep(600)")
+    instead(monkeypatch, "return read(self, request, empty) if 'train' in str(request) else time.sleep(600)")
     batches = stream(packed, prefetch=2).batches(0, N)
     with contextlib.closing(batches):
         monkeypatch.setattr(prefetch._ReadAhead, "_wait_for", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

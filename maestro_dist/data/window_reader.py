@@ -1,0 +1,278 @@
+"""Read the windows of a micro-batch from the shards directly into the arrays of the batch."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from maestro_dist.data.open_shards import OpenShard
+from maestro_dist.data.sample import BadSample, SampleFormat, decode_meta
+from maestro_dist.data.shard_index import HEADER, META, member_name
+from maestro_dist.data.storage.retry import Heartbeat
+from maestro_dist.data.windows import Empty, Windows
+from maestro_dist.types import Modality
+
+_NAME = 100  # bytes of the name in a tar header
+_GAP = 4096  # bytes between two pieces of a file that are rather read than left to another system call
+_MOST_BUFFERS = 1000  # of one system call; Linux allows 1,024
+_SKIPPED = memoryview(bytearray(_GAP))  # where the bytes between two pieces go
+
+
+@dataclass(frozen=True)
+class Located:
+    """The samples of a micro-batch that are in one shard: their places in the batch, and their rows in the shard."""
+
+    shard: OpenShard
+    places: np.ndarray
+    rows: np.ndarray
+
+
+class WindowReader:
+    """Reads windows exactly as `pack` writes them, with one system call for a sample and without a copy.
+
+    Anything else, damage too, is left to `decode_sample`, which tells what is wrong. What was found to be right is not
+    checked again while the shard is kept open.
+    """
+
+    def __init__(self, sample_format: SampleFormat, heartbeat: Heartbeat) -> None:
+        """`heartbeat` is called for each sample."""
+        self._format, self._heartbeat = sample_format, heartbeat
+        modalities = sample_format.modalities
+        ends = accumulate(modality.variates for modality in modalities)
+        self._layouts = [_Layout.of(sample_format, end, m) for end, m in zip(ends, modalities, strict=True)]
+        self._lengths = np.array([layout.stored for layout in self._layouts], dtype=np.int64)
+
+    def read(
+        self,
+        numbers: np.ndarray,
+        located: Sequence[Located],
+        wanted: np.ndarray,
+        descriptor: Callable[[OpenShard], int],
+        empty: Empty,
+    ) -> Windows | None:
+        """The windows of `wanted`, bool [B, M], of the samples `numbers` [B]; None if any is not exactly as expected.
+
+        `descriptor` gives the open file of a shard.
+
+        Raises:
+            OSError: a file cannot be read.
+            DataError, StorageError: as `descriptor`.
+        """
+        keys = [""] * len(numbers)
+        for group in located:
+            sizes = group.shard.sizes[group.rows, 1:]
+            if ((sizes != self._lengths) & wanted[group.places]).any():
+                return None
+            for place, row in zip(group.places.tolist(), group.rows.tolist(), strict=True):
+                keys[place] = group.shard.keys[row]
+        arrays = _Arrays(self._layouts, wanted, empty)
+        for group in located:
+            if not self._read_shard(group, descriptor(group.shard), numbers, arrays):
+                return None
+        if not arrays.heads_are_right(keys) or not self._values_are_right(located, arrays):
+            return None
+        return self._windows(numbers, keys, located, arrays)
+
+    def _read_shard(self, group: Located, file: int, numbers: np.ndarray, arrays: _Arrays) -> bool:
+        """Read the samples of one shard. Whether their json members are right, and no member is cut."""
+        shard = group.shard
+        new = (~shard.known.read[group.rows]).tolist()
+        offsets, meta_sizes = shard.offsets[group.rows].tolist(), shard.sizes[group.rows, 0].tolist()
+        samples = zip(group.places.tolist(), group.rows.tolist(), new, offsets, meta_sizes, strict=True)
+        for place, row, first, offset, size in samples:
+            self._heartbeat(f"reading {shard.name}, sample {shard.keys[row]}")
+            pieces = arrays.pieces(place, offset)
+            if not first:
+                if not _read(file, pieces):
+                    return False
+                continue
+            meta = bytearray(HEADER + size)
+            if not _read(file, [(offset[0] - HEADER, memoryview(meta)), *pieces]):
+                return False
+            if not self._learn(shard, row, int(numbers[place]), bytes(meta)):
+                return False
+        return True
+
+    def _learn(self, shard: OpenShard, row: int, number: int, meta: bytes) -> bool:
+        """Remember what the json member of a sample says. Whether it is right."""
+        key = shard.keys[row]
+        if meta[:_NAME].rstrip(b"\0") != f"{key}.{META}".encode():
+            return False
+        present = shard.sizes[row, 1:].tolist()
+        names = [layout.name for layout, size in zip(self._layouts, present, strict=True) if size]
+        try:
+            sample = decode_meta(number, key, meta[HEADER:], names, self._format, shard.name)
+        except BadSample:
+            return False
+        known = shard.known
+        known.targets[row] = sample.target
+        for layout in self._layouts:
+            if layout.name in sample.recording:
+                known.recording[row, layout.variates] = sample.recording[layout.name]
+        known.read[row] = True
+        return True
+
+    def _values_are_right(self, located: Sequence[Located], arrays: _Arrays) -> bool:
+        """Whether all values are allowed. Each window of an open shard is checked once."""
+        wanted = arrays.wanted
+        new = np.zeros(len(self._layouts), dtype=bool)
+        for group in located:
+            new |= (wanted[group.places] & ~group.shard.known.allowed[group.rows]).any(0)
+        for column in np.flatnonzero(new).tolist():
+            if not _allowed(arrays.values[column], self._format):
+                return False
+        for group in located if new.any() else ():
+            group.shard.known.allowed[group.rows] |= wanted[group.places]
+        return True
+
+    def _windows(self, numbers: np.ndarray, keys: list[str], located: Sequence[Located], arrays: _Arrays) -> Windows:
+        sample_format, wanted = self._format, arrays.wanted
+        targets = np.empty(len(numbers), dtype=np.int64 if sample_format.classes else np.float32)
+        width = sum(layout.shape[1] for layout in self._layouts) if sample_format.recording else 0
+        recording = np.empty((len(numbers), width, 2), dtype=np.float32)
+        for group in located:
+            targets[group.places] = group.shard.known.targets[group.rows]
+            if width:
+                recording[group.places] = group.shard.known.recording[group.rows]
+        pairs = [recording[wanted[:, n], layout.variates] for n, layout in enumerate(self._layouts)] if width else []
+        return Windows(sample_format, numbers, keys, targets, wanted, arrays.values, pairs)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How the windows of one modality are stored, and which part of them is kept.
+
+    variates  the columns of the modality, where the variates of all modalities are in a row
+    stored    bytes of the npy file
+    skipped   bytes of the steps before the part
+    ending    end of the member's name in its tar header
+    shape     shape of the part
+    """
+
+    name: str
+    variates: slice
+    header: np.ndarray
+    stored: int
+    skipped: int
+    ending: bytes
+    shape: tuple[int, int]
+    dtype: np.dtype
+
+    @staticmethod
+    def of(sample_format: SampleFormat, end: int, modality: Modality) -> _Layout:
+        """The layout of a modality. `end`: how many variates there are up to its last."""
+        part, shape, dtype = sample_format.part(modality), sample_format.shape(modality), sample_format.dtype
+        header = _npy_header(shape, dtype)
+        step_bytes = modality.variates * dtype.itemsize
+        return _Layout(
+            name=modality.name,
+            variates=slice(end - modality.variates, end),
+            header=np.frombuffer(header, dtype=np.uint8),
+            stored=len(header) + shape[0] * step_bytes,
+            skipped=part.start * step_bytes,
+            ending=f".{member_name(modality.name, symbols=sample_format.symbols is not None)}".encode(),
+            shape=(part.stop - part.start, modality.variates),
+            dtype=dtype,
+        )
+
+
+Piece = tuple[int, memoryview]
+"""An offset in a file, and where the bytes from there on go."""
+
+
+class _Arrays:
+    """The arrays of a micro-batch: values and headers of the windows `wanted`, bool [B, M].
+
+    values  M arrays [R_j, T_j, D_j]
+    """
+
+    def __init__(self, layouts: Sequence[_Layout], wanted: np.ndarray, empty: Empty) -> None:
+        self.wanted, self._layouts = wanted, layouts
+        counts = wanted.sum(0).tolist()
+        self.values = [empty((n, *layout.shape), layout.dtype) for n, layout in zip(counts, layouts, strict=True)]
+        heads = [HEADER + len(layout.header) for layout in layouts]
+        self._heads = [np.empty((n, head), dtype=np.uint8) for n, head in zip(counts, heads, strict=True)]
+        self._bytes = [_bytes(array) for array in self.values]
+        self._head_bytes = [_bytes(array) for array in self._heads]
+        self._lengths = [
+            (head, math.prod(layout.shape) * layout.dtype.itemsize, layout.skipped)
+            for head, layout in zip(heads, layouts, strict=True)
+        ]
+        self._rows = (np.cumsum(wanted, axis=0) - 1).tolist()
+        self._columns = [np.flatnonzero(row).tolist() for row in wanted]
+
+    def pieces(self, place: int, offsets: Sequence[int]) -> list[Piece]:
+        """The pieces of a file that hold the sample at `place`; `offsets`: of its members, the json member first."""
+        pieces = []
+        rows = self._rows[place]
+        for column in self._columns[place]:
+            row, (head, length, skipped) = rows[column], self._lengths[column]
+            at = offsets[column + 1] - HEADER
+            pieces.append((at, self._head_bytes[column][row * head : (row + 1) * head]))
+            pieces.append((at + head + skipped, self._bytes[column][row * length : (row + 1) * length]))
+        return pieces
+
+    def heads_are_right(self, keys: Sequence[str]) -> bool:
+        """Whether each window has its name in the tar header, and the header of its npy file."""
+        encoded = [key.encode() for key in keys]
+        for layout, heads, places in zip(self._layouts, self._heads, self.wanted.T, strict=True):
+            names = [(encoded[n] + layout.ending).ljust(_NAME, b"\0") for n in np.flatnonzero(places).tolist()]
+            if heads[:, :_NAME].tobytes() != b"".join(names) or (heads[:, HEADER:] != layout.header).any():
+                return False
+        return True
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    data: Any = array.reshape(-1).view(np.uint8)  # reshape, because an empty array cannot be cast
+    return memoryview(data)
+
+
+def _read(file: int, pieces: Sequence[Piece]) -> bool:
+    """Fill all pieces from a file, with as few system calls as possible. Whether it was long enough.
+
+    One call may read fewer bytes than it is asked for (it ends at 2 GiB); the answer is false then, too.
+    """
+    buffers: list[memoryview] = []
+    start = end = 0
+    for offset, buffer in pieces:
+        gap = offset - end
+        if buffers and (gap < 0 or gap > _GAP or len(buffers) > _MOST_BUFFERS):
+            if os.preadv(file, buffers, start) != end - start:
+                return False
+            buffers = []
+        if not buffers:
+            start = offset
+        elif gap:
+            buffers.append(_SKIPPED[:gap])
+        buffers.append(buffer)
+        end = offset + len(buffer)
+    return not buffers or os.preadv(file, buffers, start) == end - start
+
+
+def _allowed(values: np.ndarray, sample_format: SampleFormat) -> bool:
+    """Whether no value is infinite, and each symbol is of the alphabet."""
+    if not values.size:
+        return True
+    if sample_format.symbols is not None:
+        return bool(values.max() <= sample_format.symbols.alphabet)
+    values = values.reshape(-1)
+    with np.errstate(all="ignore"):
+        if np.isfinite(np.add.reduce(values)):  # one pass; a missing value (NaN) makes two more necessary
+            return True
+    # these reductions pass over NaN, and need no memory for a mask
+    return bool(np.fmax.reduce(values) != np.inf and np.fmin.reduce(values) != -np.inf)
+
+
+def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    """The header that `pack` writes before an array."""
+    file = io.BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, described)
+    return file.getvalue()
