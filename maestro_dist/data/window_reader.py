@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,8 @@ class WindowReader:
                     return False
                 continue
             meta = bytearray(HEADER + size)
-            if not _read(file, [(offset[0] - HEADER, memoryview(meta)), *pieces]):
+            pieces.append((offset[0] - HEADER, memoryview(meta)))
+            if not _read(file, sorted(pieces, key=itemgetter(0))):
                 return False
             if not self._learn(shard, row, int(numbers[place]), bytes(meta)):
                 return False
