@@ -89,6 +89,7 @@ class FinalTest(Callback):
             "metric": state.task.metric(state.config.evaluation.metric),
             "best_step": chosen.step,
             "best_score": state.best_score,
+            "bad_samples": len(state.bad_samples),
             "checkpoint": chosen.url,
             "model": self._run.name(MODEL_FOLDER),
             "mlflow_model": None,

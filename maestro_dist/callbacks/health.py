@@ -59,8 +59,17 @@ class Health(Callback):
         self._look_at_sums(state)
 
     def on_end(self, state: State) -> None:
-        """Check the last sums. Raises NonFiniteError, DataError."""
+        """Check the last sums, and say how many samples were skipped. Raises NonFiniteError, DataError."""
         self._look_at_sums(state)
+        if state.bad_samples and state.mesh.rank == 0:
+            found, limit = len(state.bad_samples), state.config.data.max_bad_samples
+            _LOG.warning(
+                "%d training sample%s skipped in this run because of bad data (%d allowed by data.max_bad_samples); "
+                "the log names each, and why",
+                found,
+                " was" if found == 1 else "s were",
+                limit,
+            )
 
     def _look_at_sums(self, state: State) -> None:
         window = self._metrics.latest
@@ -80,6 +89,7 @@ class Health(Callback):
         self._all_bad = sorted({*self._all_bad, *_of_all_ranks(own, most, state, device)})
         state.bad_samples = list(self._all_bad)
         limit, found = state.config.data.max_bad_samples, len(state.bad_samples)
+        self._metrics.add(state, {"data/bad_samples_total": found})
         if found > limit:
             raise DataError(
                 f"{found} different bad samples in this run, data.max_bad_samples is {limit}{self._last_bad}; fix the "

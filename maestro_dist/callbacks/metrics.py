@@ -68,6 +68,11 @@ class Metrics(Callback):
         """Log the remaining steps."""
         self.flush(state)
 
+    def add(self, state: State, metrics: dict[str, float]) -> None:
+        """Log further metrics of this step, where there is a log."""
+        if self._log is not None:
+            self._log.log(state.step, metrics)
+
     @staticmethod
     def due(state: State) -> bool:
         """Whether losses are summed over ranks after this step. It depends on the step alone."""

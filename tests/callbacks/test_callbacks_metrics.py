@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from callback_states import ALONE, make_record, make_state
+from test_callbacks_run import bad_at
 from torch import multiprocessing
 
 from maestro_dist.callbacks import metrics as metrics_module
+from maestro_dist.callbacks.base import Callbacks
 from maestro_dist.callbacks.metrics import Metrics
 from maestro_dist.parallel.mesh import Mesh
 from maestro_dist.tracking import MetricLog, read_history
@@ -40,6 +43,21 @@ def deterministic(history: History) -> dict[str, list[tuple[int, float]]]:
         for name, (steps, values) in history.items()
         if not name.startswith("system/")
     }
+
+
+def test_the_total_is_logged_over_restarts(tmp_path: Path) -> None:
+    def totals(name: str, *arguments: Any, **more: Any) -> tuple[list[list[float]], Callbacks]:
+        log = MetricLog(tmp_path / name, "http://127.0.0.1:9", "run", 0, 0, interval_s=60.0)
+        _, callbacks = bad_at(*arguments, log=log, **more)
+        log.close(0)
+        found = read_history(tmp_path / name)["data/bad_samples_total"]
+        return [numbers.tolist() for numbers in found], callbacks
+
+    found, first = totals("first", {1: [7], 6: [9, 7]}, limit=3, last=10)
+    assert found == [[5, 10], [1, 2]]
+    saved = {"callbacks": json.loads(json.dumps(first.state_dict()))}
+    found, _ = totals("again", {12: [9], 13: [8]}, limit=3, saved=saved)
+    assert found == [[15], [3]]
 
 
 def test_every_step_is_logged_and_some_with_details(tmp_path: Path) -> None:

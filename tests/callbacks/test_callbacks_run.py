@@ -20,6 +20,7 @@ from maestro_dist.callbacks.progress import Progress, duration, short_number
 from maestro_dist.callbacks.validation import Validation
 from maestro_dist.errors import DataError, NonFiniteError
 from maestro_dist.evaluation import Evaluation, Scenario
+from maestro_dist.tracking import MetricLog
 
 
 def scored(accuracies: list[float]) -> Callable[[], Evaluation]:
@@ -121,11 +122,20 @@ def test_bad_samples_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == [f"bad sample skipped: shard 1 sample {number}: wrong shape" for number in range(2)]
 
 
+def test_the_end_says_how_many_were_skipped(caplog: pytest.LogCaptureFixture) -> None:
+    bad_at({1: [7, 9], 12: [7]}, limit=2)
+    assert caplog.messages[-1].startswith("2 training samples were skipped in this run because of bad data (2 allowed")
+
+
 def bad_at(
-    steps: dict[int, list[int]], limit: int, saved: dict[str, Any] | None = None, last: int = 20
+    steps: dict[int, list[int]],
+    limit: int,
+    saved: dict[str, Any] | None = None,
+    last: int = 20,
+    log: MetricLog | None = None,
 ) -> tuple[State, Callbacks]:
     """Drive a run with these bad samples to step `last`; from step 10 on where it is resumed with `saved`."""
-    metrics = Metrics(None)
+    metrics = Metrics(log)
     state = make_state({"data": {"max_bad_samples": limit}, "tracking": {"every_steps": 10}})
     callbacks = Callbacks([metrics, Health(metrics)])
     state.total_steps = last
