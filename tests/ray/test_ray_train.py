@@ -121,6 +121,28 @@ def test_bad_data_of_one_worker_ends_the_run_in_one_line(synthetic: str, tmp_pat
 
 
 @pytest.mark.slow
+def test_bad_samples_that_are_allowed_are_counted_over_workers_and_restarts(synthetic: str, tmp_path: Path) -> None:
+    data, storage = tmp_path / "data", tmp_path / "runs"
+    shutil.copytree(synthetic, data)
+    shards = {spoil_a_sample_of_rank_1(data, step) for step in (1, 5)}
+    limit = ["data.verify=size", "data.max_bad_samples=2"]
+    process = start(storage, str(data), *limit)
+    middle = storage / "tiny" / "checkpoints" / "step-000000004" / "checkpoint.json"
+    runs.wait_for(middle.exists, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    printed = runs.finish(start(storage, str(data), *limit))
+    assert "resumes at step" in printed
+    assert all(f"bad sample skipped: {data / shard}, sample train_" in printed for shard in shards)
+    assert "2 training samples were skipped in this run because of bad data (2 allowed" in printed
+    assert json.loads((storage / "tiny" / "result.json").read_text())["bad_samples"] == 2
+    totals = [total for _, total in runs.tracked(storage, "data/bad_samples_total")[1]]
+    assert totals[0] == 1
+    assert totals[-1] == 2
+    assert totals == sorted(totals)
+
+
+@pytest.mark.slow
 def test_a_worker_that_hangs_ends_the_run_after_the_timeout(synthetic: str, tmp_path: Path) -> None:
     # long enough for two workers of a busy machine to start within it of each other
     process = start(tmp_path, synthetic, "run.timeout_s=20", "run.max_failures=0")
