@@ -79,6 +79,12 @@ def rewind(run: Path, *steps: int) -> None:
     (run / "run.json").write_text(json.dumps({**record, "status": "running"}))
 
 
+def rewind_to(run: Path, step: int) -> None:
+    """Make a finished run one that died after this step's checkpoint."""
+    steps = [int(folder.name.removeprefix("step-")) for folder in (run / "checkpoints").iterdir()]
+    rewind(run, *(other for other in steps if other > step))
+
+
 def weights(storage: Path | str, name: str = "tiny") -> dict[str, np.ndarray]:
     """The newest checkpoint's parameters and buffers."""
     from maestro_dist.checkpoint import full_weights, newest

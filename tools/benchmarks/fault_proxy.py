@@ -102,6 +102,10 @@ class FaultProxy:
         """Method, target (path and query), requests, and bytes of bodies."""
         return [tuple(row) for row in self._command("counts")["counts"]]
 
+    def hits(self) -> int:
+        """How often a rule applied to a request or a connection, so far."""
+        return int(self._command("counts")["hits"])
+
     def connections(self) -> int:
         """Connections of clients so far."""
         return int(self._command("counts")["connections"])

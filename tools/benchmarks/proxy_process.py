@@ -179,8 +179,11 @@ class _Connection:
                 response = await server.head()
                 if response is None:
                     return False
-                await self._client.send(response.raw)
                 status = int(response.words[1])
+                if kind == "lose" and status >= 200:
+                    self._client.reset()
+                    raise _Broken
+                await self._client.send(response.raw)
                 if status >= 200:
                     break
             until_close = False
@@ -293,7 +296,7 @@ def _obey(state: State, command: dict[str, Any]) -> Any:
         state.counts.clear()
         state.connections = 0
     counts = [[method, target, *numbers] for (method, target), numbers in state.counts.items()]
-    return {"counts": counts, "connections": state.connections}
+    return {"counts": counts, "connections": state.connections, "hits": state.hits}
 
 
 async def _main(host: str, port: int) -> None:

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
-Fault = Literal["status", "refuse", "reset", "truncate", "stall", "flip"]
+Fault = Literal["status", "refuse", "lose", "reset", "truncate", "stall", "flip"]
 
 
 @dataclass
@@ -15,10 +15,13 @@ class Rule:
     """What happens to the requests that match, as long as the rule is active.
 
     method, path  regular expressions: the complete method; a part of the target (path and query)
+    after         how many requests that match pass unharmed before it is active
     requests      how many requests it applies to; None: no limit
     lasts_s       seconds from when it was added; None: no limit
+    from_first    the seconds begin with the first request that it applies to
     fault         status: answer with `status`, the server sees nothing
                   refuse: close without an answer; a rule for all methods and paths does so at accept
+                  lose: the server has the request, but the connection ends with RST before its answer
                   reset, truncate: the response body ends after `at` bytes, with RST or with a normal close
                   stall: the response body stops after `at` bytes, for `stall_s` seconds
                   flip: byte `at` of the response body is wrong
@@ -31,8 +34,10 @@ class Rule:
 
     method: str = ".*"
     path: str = ""
+    after: int = 0
     requests: int | None = None
     lasts_s: float | None = None
+    from_first: bool = False
     fault: Fault | None = None
     status: int = 503
     at: int = 0
@@ -50,6 +55,17 @@ class _Active:
     rule: Rule
     left: int | None
     until: float | None
+    passed: int = 0
+
+    def applies(self) -> bool:
+        """Whether it applies to this request, which matches; counts it."""
+        if self.passed < self.rule.after:
+            self.passed += 1
+            return False
+        self.left = None if self.left is None else self.left - 1
+        if self.until is None and self.rule.lasts_s is not None:
+            self.until = time.monotonic() + self.rule.lasts_s
+        return True
 
     @property
     def over(self) -> bool:
@@ -67,23 +83,33 @@ class Plan:
 
 @dataclass
 class State:
-    """Rules and counters. `counts`: requests and bytes of bodies by (method, target)."""
+    """Rules and counters.
+
+    counts  requests and bytes of bodies by (method, target)
+    hits    how often a rule applied
+    """
 
     rules: list[_Active] = field(default_factory=list)
     counts: dict[tuple[str, str], list[int]] = field(default_factory=dict)
     connections: int = 0
+    hits: int = 0
 
     def add(self, rule: Rule) -> None:
         """Activate a rule."""
-        until = None if rule.lasts_s is None else time.monotonic() + rule.lasts_s
+        until = None if rule.lasts_s is None or rule.from_first else time.monotonic() + rule.lasts_s
         self.rules.append(_Active(rule, rule.requests, until))
 
     def refuses(self) -> bool:
         """Whether a new connection is closed at once."""
         for active in self.rules:
             rule = active.rule
-            if rule.fault == "refuse" and (rule.method, rule.path) == (".*", "") and not active.over:
-                active.left = None if active.left is None else active.left - 1
+            if (
+                rule.fault == "refuse"
+                and (rule.method, rule.path) == (".*", "")
+                and not active.over
+                and active.applies()
+            ):
+                self.hits += 1
                 return True
         return False
 
@@ -95,7 +121,9 @@ class State:
             rule = active.rule
             if active.over or not rule.matches(method, target) or (rule.fault and plan.fault):
                 continue
-            active.left = None if active.left is None else active.left - 1
+            if not active.applies():
+                continue
+            self.hits += 1
             plan.latency_s += rule.latency_s
             plan.fault = rule if rule.fault else plan.fault
             if rule.rate_mb_s is not None:
