@@ -21,7 +21,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
 from maestro_dist.errors import CheckpointError
 
 FORMAT: Final = "maestro_dist/checkpoint/1"
@@ -130,11 +130,12 @@ def read_record(folder: Storage, *, expected: bool = False) -> CheckpointRecord 
     Raises `CheckpointError` naming the file if it exists but cannot be read.
     """
     try:
-        text = folder.read(RECORD, expected=expected)
+        content = folder.parsed(RECORD, json.loads, expected=expected)
     except ObjectMissing:
         return None
+    except ObjectDamaged as error:
+        raise CheckpointError(f"{folder.name(RECORD)} is damaged: {error.problem}{error.asked}") from error
     try:
-        content = json.loads(text)
         file_format = content.get("format") if isinstance(content, dict) else None
         if file_format != FORMAT:
             raise CheckpointError(f"{folder.name(RECORD)}: format is {file_format!r}, expected {FORMAT!r}")

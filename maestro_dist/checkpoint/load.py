@@ -24,7 +24,7 @@ from maestro_dist.checkpoint.layout import (
 )
 from maestro_dist.checkpoint.reshard import check_tiling, plan_copies
 from maestro_dist.checkpoint.retain import complete_steps_of
-from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
 from maestro_dist.engine.partition import (
     MASTER,
     buffers,
@@ -249,24 +249,34 @@ def open_part(folder: Storage, part: CheckpointPart) -> Iterator[_OpenPart]:
             path = folder.local_path(part.file)
             if path is None:
                 path = Path(scratch) / "part.safetensors"
-                folder.download(part.file, path, size=part.bytes, expected=True)
+                _download(folder, part, path)
             elif folder.size(part.file) != part.bytes:
                 raise CheckpointError(
                     f"{name} is damaged: it has {folder.size(part.file)} bytes, but {part.bytes} were written; "
                     "remove this checkpoint's folder to continue from an older one"
                 )
+            elif sha256_of(path) != part.sha256:
+                raise CheckpointError(
+                    f"{name} is damaged: its sha256 is not that of {RECORD}; "
+                    "remove this checkpoint's folder to continue from an older one"
+                )
         except ObjectMissing as error:
             raise CheckpointError(f"{name} is missing from its checkpoint{error.asked}") from error
-        if sha256_of(path) != part.sha256:
-            raise CheckpointError(
-                f"{name} is damaged: its SHA-256 differs from the one in the checkpoint; "
-                "remove this checkpoint's folder to continue from an older one"
-            )
         try:
             with safe_open(path, framework="pt", device="cpu") as handle:
                 yield _OpenPart(handle, name)
         except SafetensorError as error:
             raise CheckpointError(f"{name} is not a safetensors file: {error}") from error
+
+
+def _download(folder: Storage, part: CheckpointPart, path: Path) -> None:
+    try:
+        folder.download_verified(part.file, path, size=part.bytes, sha256=part.sha256, noted_in=RECORD)
+    except ObjectDamaged as error:
+        raise CheckpointError(
+            f"{folder.name(part.file)} is damaged: {error.problem}{error.asked}; "
+            "remove this checkpoint's folder to continue from an older one"
+        ) from error
 
 
 def sha256_of(path: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from maestro_dist.config.sections import NonNegativeInt
-from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.types import Modality
 
@@ -245,11 +245,11 @@ def load_manifest(url: str, *, expected: bool = False) -> Manifest:
     storage = Storage(url)
     name = storage.name(MANIFEST_NAME)
     try:
-        raw = json.loads(storage.read(MANIFEST_NAME, expected=expected))
+        raw = storage.parsed(MANIFEST_NAME, json.loads, expected=expected)
     except ObjectMissing as error:
         raise DataError(f"{name}: no manifest there; pack the data set first, or correct data.url") from error
-    except ValueError as error:
-        raise DataError(f"{name}: not valid JSON ({error}); pack the data set again") from error
+    except ObjectDamaged as error:
+        raise DataError(f"{name}: not valid JSON ({error.problem}){error.asked}; pack the data set again") from error
     file_format = raw.get("format") if isinstance(raw, dict) else None
     if file_format != FORMAT:
         raise DataError(f"{name}: format {file_format!r} is not {FORMAT!r}; pack the data set with this version")

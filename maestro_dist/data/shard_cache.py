@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
+import json
 import logging
 import os
 import time
@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.cache_room import free_space, make_room, mark_used
 from maestro_dist.data.manifest import Shard
 from maestro_dist.data.memory_shards import can_hold_shards, held, hold, new_file
-from maestro_dist.data.storage import ObjectMissing, Storage
-from maestro_dist.data.storage.retry import Heartbeat, RemoteCall, retried
+from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
+from maestro_dist.data.storage.retry import Heartbeat
 from maestro_dist.data.user_folders import user_folder
 from maestro_dist.data.verified_files import file_identity, note_verified, problem_of, progress, worth_a_note
 from maestro_dist.errors import DataError, StorageError
@@ -30,6 +30,8 @@ _POLL_S = 0.02
 _STALLED_S = 240.0  # how long another process may download without any progress
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+_FAILURES = {"data": DataError, "missing": ObjectMissing, "storage": StorageError}
 
 _told: set[str] = set()  # caches whose lack of space was logged
 
@@ -62,9 +64,10 @@ def local_shard(storage: Storage, shard: Shard, cache: ShardCache, heartbeat: He
     """Path of a local file with exactly the shard's bytes.
 
     A remote shard is downloaded to the cache, once for each machine. The file is named by its sha256 and gets this name
-    only when it is complete and verified. Processes that need the same shard wait for the process that downloads it. A
-    damaged copy is downloaded again. A good copy can be used from a read-only cache. Where the cache cannot be written
-    or its disk is full, the shard is kept in the memory of this process. `heartbeat` is called with each progress.
+    only when it is complete and verified. Processes that need the same shard wait for the process that downloads it,
+    and where that has waited for the storage as long as they would, they fail as it does. A damaged copy is downloaded
+    again. A good copy can be used from a read-only cache. Where the cache cannot be written or its disk is full, the
+    shard is kept in the memory of this process. `heartbeat` is called with each progress.
 
     Raises:
         DataError: the shard is missing, truncated, or differs from the manifest.
@@ -83,10 +86,13 @@ def local_shard(storage: Storage, shard: Shard, cache: ShardCache, heartbeat: He
             if kept is not None:
                 return kept
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(target, heartbeat):
+            asked = time.time()
+            with _locked(target, heartbeat) as outcome:
                 if problem_of(target, shard, cache.verify, heartbeat, folder):
+                    _raise_failure(outcome, name, asked, storage.longest_wait_s)
                     make_room(folder, shard.bytes, cache.limit)
-                    _fetch_with_room(storage, shard, target, cache, heartbeat)
+                    with _failure_noted(outcome, name):
+                        _fetch_with_room(storage, shard, target, cache, heartbeat)
         mark_used(target)
     except ObjectMissing as error:
         raise DataError(f"{name}: the shard is missing{error.asked}; pack the data set again") from error
@@ -158,55 +164,34 @@ def _fetched_to_memory(storage: Storage, shard: Shard, heartbeat: Heartbeat) -> 
     return path
 
 
-class _WrongContent(Exception):
-    """What was downloaded is not the shard. It passes if the connection, and not the object, is at fault."""
-
-
 def _download(storage: Storage, shard: Shard, path: Path, verify: str, heartbeat: Heartbeat) -> None:
-    """Download a shard to `path` and verify it. Wrong content is asked for again, as long as an outage may last.
+    """Download a shard to `path` and verify it.
 
     Raises:
         DataError: what was downloaded is not the shard.
         OSError: `path` cannot be written.
     """
     name = storage.name(shard.path)
-    source = storage.with_heartbeat(heartbeat)
-
-    def attempt() -> OSError | None:
-        digest = hashlib.sha256() if verify == "sha256" else None
-        try:
-            source.download(
-                shard.path,
-                path,
-                lambda done, size: heartbeat(f"downloading {name}, {progress(done, size)}"),
-                size=shard.bytes,
-                expected=True,
-                digest=digest,
-            )
-            size = path.stat().st_size
-        except OSError as error:  # of the local file; no other attempt can help
-            return error
-        if size != shard.bytes:
-            raise _WrongContent(f"{size} bytes instead of {shard.bytes}")
-        if digest is not None and digest.hexdigest() != shard.sha256:
-            raise _WrongContent("its sha256 is not that of the manifest")
-        return None
-
     try:
-        failed = retried(attempt, RemoteCall("read", name, True), source.longest_wait_s, heartbeat)
-    except StorageError as error:
-        if not isinstance(error.__cause__, _WrongContent):
-            raise
-        said = str(error).removeprefix(f"cannot read {name}: ")
-        raise DataError(f"{name}: {said}; upload or pack the data set again") from error
-    if failed is not None:
-        raise failed
+        storage.with_heartbeat(heartbeat).download_verified(
+            shard.path,
+            path,
+            lambda done, size: heartbeat(f"downloading {name}, {progress(done, size)}"),
+            size=shard.bytes,
+            sha256=shard.sha256 if verify == "sha256" else None,
+            noted_in="the manifest",
+        )
+    except ObjectDamaged as error:
+        raise DataError(f"{error}; upload or pack the data set again") from error
 
 
 @contextmanager
-def _locked(target: Path, heartbeat: Heartbeat) -> Iterator[None]:
-    """The lock for downloading `target`. Waits for another process as long as it grows or touches its part file."""
-    with target.with_suffix(".lock").open("w") as file:
+def _locked(target: Path, heartbeat: Heartbeat) -> Iterator[IO[str]]:
+    """The lock for downloading `target`. Waits for another process as long as it grows or touches its part file.
+
+    Yields the open lock file, in which a failed download leaves its error.
+    """
+    with target.with_suffix(".lock").open("a+") as file:
         waited, last_state = 0.0, (-2, 0)
         while True:
             try:
@@ -225,7 +210,36 @@ def _locked(target: Path, heartbeat: Heartbeat) -> Iterator[None]:
                 )
             time.sleep(_POLL_S)
             waited += _POLL_S
+        yield file
+
+
+@contextmanager
+def _failure_noted(outcome: IO[str], name: str) -> Iterator[None]:
+    """Tell those that wait for this download of the object `name` why it failed."""
+    begun = time.time()
+    try:
         yield
+    except (StorageError, DataError) as error:
+        kind = next(kind for kind, of in _FAILURES.items() if isinstance(error, of))
+        note = {"name": name, "begun": begun, "ended": time.time(), "kind": kind, "said": str(error)}
+        with suppress(OSError):  # they then try it themselves
+            outcome.truncate(0)
+            json.dump(note, outcome)
+            outcome.flush()
+        raise
+
+
+def _raise_failure(outcome: IO[str], name: str, since: float, patience_s: float) -> None:
+    """Raise the error of a download of the same object that has failed since this time, if it was patient enough."""
+    try:
+        outcome.seek(0)
+        note = json.loads(outcome.read())
+        begun, ended, failure = float(note["begun"]), float(note["ended"]), _FAILURES[note["kind"]]
+        same, said = note["name"] == name, str(note["said"])
+    except (OSError, ValueError, KeyError, TypeError):  # there is none
+        return
+    if same and ended >= since and ended - begun >= patience_s:
+        raise failure(said)
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

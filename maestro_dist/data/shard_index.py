@@ -12,7 +12,7 @@ from typing import IO
 import numpy as np
 
 from maestro_dist.data.manifest import FORMAT, Shard
-from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
 from maestro_dist.errors import DataError
 
 HEADER = 512  # bytes of a tar header; a member's content starts right after it
@@ -93,11 +93,13 @@ def load_index(storage: Storage, shard: Shard) -> ShardIndex:
     """
     name = storage.name(shard.index)
     try:
-        data = storage.read(shard.index, expected=True)
+        index = storage.parsed(shard.index, _parsed, expected=True)
     except ObjectMissing as error:
         what = f"the index of shard {shard.path} is missing"
         raise DataError(f"{name}: {what}{error.asked}; pack the data set again") from error
-    return parse_index(data, shard, name)
+    except ObjectDamaged as error:
+        raise DataError(f"{error}; pack the data set again") from error
+    return _checked(index, shard, name)
 
 
 def parse_index(data: bytes, shard: Shard, name: str) -> ShardIndex:
@@ -107,9 +109,22 @@ def parse_index(data: bytes, shard: Shard, name: str) -> ShardIndex:
         DataError: they are damaged, of another format, or do not fit the shard.
     """
     try:
-        index = _from_bytes(data) if data.startswith(_MAGIC) else _from_json(data)
+        index = _parsed(data)
+    except ValueError as error:
+        raise DataError(f"{name}: {error}; pack the data set again") from error
+    return _checked(index, shard, name)
+
+
+def _parsed(data: bytes) -> ShardIndex | str:
+    """The index; or the format, if it is another one. Raises ValueError if it is damaged."""
+    try:
+        return _from_bytes(data) if data.startswith(_MAGIC) else _from_json(data)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise DataError(f"{name}: damaged index ({type(error).__name__}: {error}); pack the data set again") from error
+        raise ValueError(f"damaged index ({type(error).__name__}: {error})") from error
+
+
+def _checked(index: ShardIndex | str, shard: Shard, name: str) -> ShardIndex:
+    """The index, which fits the shard. Raises DataError if it does not."""
     if isinstance(index, str):
         raise DataError(f"{name}: format {index} is not {FORMAT!r}; pack the data set again")
     if len(index.keys) != shard.samples:

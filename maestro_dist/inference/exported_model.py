@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.renamed import current
-from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
 from maestro_dist.errors import CheckpointError
 from maestro_dist.types import Modality
 
@@ -73,11 +73,11 @@ def read_description(storage: Storage) -> dict[str, Any]:
     """`model.json` of an exported model. Raises CheckpointError if it is missing, damaged or of another format."""
     name = storage.name(DESCRIPTION)
     try:
-        description: dict[str, Any] = json.loads(storage.read(DESCRIPTION))
+        description: dict[str, Any] = storage.parsed(DESCRIPTION, json.loads)
     except ObjectMissing as error:
         raise CheckpointError(f"{storage.name()}: no exported model here ({DESCRIPTION}, {WEIGHTS})") from error
-    except ValueError as error:
-        raise CheckpointError(f"{name}: not JSON ({error})") from error
+    except ObjectDamaged as error:
+        raise CheckpointError(f"{name}: not JSON ({error.problem}){error.asked}") from error
     file_format = description.get("format") if isinstance(description, dict) else None
     if file_format != FORMAT:
         raise CheckpointError(f"{name}: format {file_format!r} is not {FORMAT!r}")
@@ -115,11 +115,17 @@ def read_weights(storage: Storage) -> dict[str, Tensor]:
 
     from maestro_dist.model.names import current_name
 
-    description = read_description(storage)
+    digest = read_description(storage)["weights"]["sha256"]
+
+    def verified(data: bytes) -> bytes:
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise ValueError(f"its sha256 differs from the one in {DESCRIPTION}")
+        return data
+
     try:
-        data = storage.read(WEIGHTS)
+        data = storage.parsed(WEIGHTS, verified)
     except ObjectMissing as error:
         raise CheckpointError(f"{storage.name()}: no exported model here ({DESCRIPTION}, {WEIGHTS})") from error
-    if hashlib.sha256(data).hexdigest() != description["weights"]["sha256"]:
-        raise CheckpointError(f"{storage.name(WEIGHTS)}: damaged (its sha256 differs from the one in {DESCRIPTION})")
+    except ObjectDamaged as error:
+        raise CheckpointError(f"{storage.name(WEIGHTS)}: damaged ({error.problem}){error.asked}") from error
     return {current_name(name): tensor for name, tensor in load(data).items()}

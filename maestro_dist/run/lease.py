@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from maestro_dist.checkpoint.fence import LEASES, Fence, newest_attempt
-from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
 from maestro_dist.errors import RunError, StorageError
 
 _LOG = logging.getLogger(__name__)
@@ -104,14 +104,22 @@ def _refuse_if_held(storage: Storage, attempt: int, otherwise: str) -> None:
 def _read(storage: Storage, attempt: int) -> dict[str, Any] | None:
     """The record of an attempt; None if it has been removed."""
     try:
-        record = json.loads(storage.read(_path(attempt), expected=True))  # it has just been listed
-        return {name: record[name] for name in _FIELDS} | {"heartbeat": float(record["heartbeat"])}
+        return storage.parsed(_path(attempt), _parsed, expected=True)  # it has just been listed
     except ObjectMissing:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except ObjectDamaged as error:
         raise RunError(
-            f"{storage.name(_path(attempt))} is damaged ({error}); remove it if no driver is running"
+            f"{storage.name(_path(attempt))} is damaged ({error.problem}){error.asked}; "
+            "remove it if no driver is running"
         ) from None
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+        return {name: record[name] for name in _FIELDS} | {"heartbeat": float(record["heartbeat"])}
+    except (KeyError, TypeError) as error:
+        raise ValueError(str(error)) from None
 
 
 def _beats(storage: Storage, attempt: int, heartbeat: float) -> bool:

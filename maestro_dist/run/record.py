@@ -13,7 +13,7 @@ from maestro_dist.config.dump import to_yaml
 from maestro_dist.config.identity import check_resume, run_identity
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import MANIFEST_NAME, Manifest
-from maestro_dist.data.storage import ObjectMissing, Storage, redact
+from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage, redact
 from maestro_dist.errors import RunError
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.training.pretrained_weights import check_pretrained
@@ -98,15 +98,21 @@ def read(run: Storage) -> RunRecord | None:
     if remote and RUN_FILE not in run.list():
         return None
     try:  # a record that is listed must not be taken for missing: the run would begin again
-        return RunRecord.model_validate_json(run.read(RUN_FILE, expected=remote))
+        return run.parsed(RUN_FILE, _parsed, expected=remote)
     except ObjectMissing:
         return None
+    except ObjectDamaged as error:
+        raise RunError(
+            f"{run.name(RUN_FILE)} is damaged ({error.problem}){error.asked}; repair it, or choose another run.name"
+        ) from None
+
+
+def _parsed(text: bytes) -> RunRecord:
+    try:
+        return RunRecord.model_validate_json(text)
     except ValidationError as error:
         problem = error.errors()[0]
-        raise RunError(
-            f"{run.name(RUN_FILE)} is damaged ({'.'.join(map(str, problem['loc']))}: {problem['msg']}); "
-            "repair it, or choose another run.name"
-        ) from None
+        raise ValueError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
 
 
 def _tracked(config: Config, run: Storage, record: RunRecord) -> RunRecord:

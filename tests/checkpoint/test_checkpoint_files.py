@@ -183,7 +183,7 @@ def flip_a_byte(part: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (flip_a_byte, "is damaged: its SHA-256"),
+        (flip_a_byte, "is damaged: its sha256"),
         (lambda part: part.write_bytes(part.read_bytes()[:-8]), "is damaged: "),
         (lambda part: part.unlink(), "is missing from its checkpoint"),
     ],

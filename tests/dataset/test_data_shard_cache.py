@@ -7,6 +7,8 @@ import fcntl
 import logging
 import os
 import re
+import threading
+import time
 import uuid
 from collections import OrderedDict
 from pathlib import Path
@@ -240,3 +242,39 @@ def test_a_file_is_checked_against_each_hash_and_says_how_far_it_is(
     other = shard.model_copy(update={"sha256": "0" * 64})
     with pytest.raises(DataError, match="its sha256 is not that of the manifest"):
         local_shard(Storage(str(folder)), other, ShardCache(str(tmp_path / "notes")))
+
+
+@pytest.mark.parametrize(("patience_s", "attempts"), [(0.5, 1), (30.0, 2)])
+def test_who_waits_for_a_download_that_fails_does_not_wait_again(
+    remote: tuple[Storage, Shard], tmp_path: Path, patience_s: float, attempts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it is more patient. Both ask for the shard at the same time."""
+    begun, go_on, calls, said = threading.Event(), threading.Event(), list[str](), list[str]()
+
+    def download(self: Storage, path: str, target: Path, *_: Any, **__: Any) -> None:
+        calls.append(path)
+        begun.set()
+        assert go_on.wait(20)
+        raise StorageError(f"the network is gone for attempt {len(calls)}")
+
+    def ask(storage: Storage) -> None:
+        try:
+            local_shard(storage, remote[1], ShardCache(str(tmp_path)))
+        except StorageError as error:
+            said.append(str(error))
+
+    monkeypatch.setattr(Storage, "download", download)
+    first = threading.Thread(target=ask, args=[Storage(remote[0].url, patience_s=0.5)])
+    second = threading.Thread(target=ask, args=[Storage(remote[0].url, patience_s=patience_s)])
+    first.start()
+    assert begun.wait(20)
+    second.start()
+    time.sleep(0.6)
+    go_on.set()
+    first.join()
+    second.join()
+    assert said == [f"the network is gone for attempt {number}" for number in range(1, attempts + 1)] + [
+        "the network is gone for attempt 1"
+    ] * (2 - attempts)
+    ask(Storage(remote[0].url, patience_s=0.5))  # a failure of the past is no reason to give up
+    assert len(calls) == attempts + 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from maestro_dist.data.storage.retry import ObjectMissing
+from maestro_dist.data.storage.retry import ObjectDamaged, ObjectMissing
 from maestro_dist.data.storage.store import Storage
 from maestro_dist.system.redact import redact
 
-__all__ = ["ObjectMissing", "Storage", "redact"]
+__all__ = ["ObjectDamaged", "ObjectMissing", "Storage", "redact"]

@@ -6,7 +6,7 @@ the requests of many ranks after an outage.
 
 A 404 or 403 ends a call at once, unless the caller knows that the object exists (`expected`): a store that recovers
 may deny or not find objects that it has. A 403 passes as well where this process has had access to the bucket before
-(for a call that writes: where it has written to it).
+(for a call that writes: where it has written to it), and so does a 404 for a call that writes.
 """
 
 from __future__ import annotations
@@ -59,6 +59,18 @@ class ObjectMissing(StorageError):
         self.asked = asked
 
 
+class ObjectDamaged(StorageError):
+    """What was read is not what was written. `problem` says why; `asked` is as in `ObjectMissing`."""
+
+    def __init__(self, name: str, problem: str, asked: str = "") -> None:
+        super().__init__(f"{name}: {problem}{asked}")
+        self.problem, self.asked = problem, asked
+
+
+class Damaged(Exception):
+    """A call got wrong content. It passes where the connection, and not the object, is at fault."""
+
+
 class NoSuchBucket(OSError):
     """A listing found no bucket. An empty folder is no error, so this is a wrong name, or a store that recovers."""
 
@@ -91,6 +103,7 @@ def retried(call: Callable[[], T], what: RemoteCall, patience_s: float, heartbea
     Raises:
         FileExistsError, MaestroError: from `call`, unchanged.
         ObjectMissing: there is no such object.
+        ObjectDamaged: `call` raised `Damaged` to the end.
         StorageError: any other failure; the message names the object, and the time for which it was asked for.
     """
     attempts, waited, begun = 0, 0.0, 0.0
@@ -109,8 +122,7 @@ def retried(call: Callable[[], T], what: RemoteCall, patience_s: float, heartbea
             spent = max(waited, now - begun)
             if spent >= patience_s:
                 asked = f" (after {attempts} attempts in {spent:.0f} s)"
-                missing = isinstance(failure, ObjectMissing)
-                raise (ObjectMissing(str(failure), asked) if missing else StorageError(f"{failure}{asked}")) from error
+                raise _last(failure, asked) from error
             limit = min(_FIRST_DELAY_S * 2 ** min(attempts - 1, 20), _LONGEST_DELAY_S, patience_s - spent)
             _tell(failure, spent, patience_s - spent, heartbeat)
             pause = _JITTER.uniform(0.0, limit)
@@ -120,6 +132,15 @@ def retried(call: Callable[[], T], what: RemoteCall, patience_s: float, heartbea
             bucket, changes = what.access
             _allowed.update({(bucket, False), (bucket, changes)})
             return result
+
+
+def _last(failure: StorageError, asked: str) -> StorageError:
+    """The failure with how long it was asked for."""
+    if isinstance(failure, ObjectMissing):
+        return ObjectMissing(str(failure), asked)
+    if isinstance(failure, ObjectDamaged):
+        return ObjectDamaged(str(failure).removesuffix(f": {failure.problem}"), failure.problem, asked)
+    return StorageError(f"{failure}{asked}")
 
 
 def _tell(failure: StorageError, spent: float, left: float, heartbeat: Heartbeat | None) -> None:
@@ -135,6 +156,10 @@ def _tell(failure: StorageError, spent: float, left: float, heartbeat: Heartbeat
 
 def _failure(error: Exception, what: RemoteCall) -> tuple[StorageError, bool]:
     """The error for the caller, and whether the failure may pass."""
+    if isinstance(error, Damaged):
+        return ObjectDamaged(what.name, str(error)), True
+    if isinstance(error, FileNotFoundError) and what.verb == "write":
+        return StorageError(f"cannot write {what.name}: there is no such bucket"), what.access in _allowed
     if isinstance(error, FileNotFoundError):
         known = ", but it must exist" if what.expected else ""
         return ObjectMissing(f"{what.name}: no such object{known}"), what.expected

@@ -6,6 +6,7 @@ one request. Remote calls are retried. A `Storage` stores only its URL, so that 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import shutil
@@ -19,7 +20,7 @@ from typing import IO, Any, TypeVar
 from maestro_dist.data.storage.client import FileSystemClient
 from maestro_dist.data.storage.local_files import SpoolFile, make_folder, read_range, write_file
 from maestro_dist.data.storage.open_client import OBJECT_STORES, open_client
-from maestro_dist.data.storage.retry import Heartbeat, ObjectMissing, RemoteCall, retried
+from maestro_dist.data.storage.retry import Damaged, Heartbeat, ObjectDamaged, ObjectMissing, RemoteCall, retried
 from maestro_dist.data.storage.settings import storage_settings
 from maestro_dist.errors import StorageError
 from maestro_dist.system.redact import holds_password, redact
@@ -86,6 +87,29 @@ class Storage:
         if local is not None:
             return self._locally(path, "read", local.read_bytes)
         return self._remotely(path, "read", lambda client, key: client.read(key), expected=expected)
+
+    def parsed(self, path: str, parse: Callable[[bytes], T], *, expected: bool = False) -> T:
+        """What `parse` makes of the complete object. It raises ValueError for content that is damaged.
+
+        A connection may change bytes: a damaged remote object is read again, as long as an outage may last.
+
+        Raises:
+            ObjectDamaged: `parse` raised ValueError.
+        """
+        if self.local is not None:
+            try:
+                return parse(self.read(path))
+            except ValueError as error:
+                raise ObjectDamaged(self.name(path), str(error)) from error
+
+        def read(client: FileSystemClient, key: str) -> T:
+            data = client.read(key)
+            try:
+                return parse(data)
+            except ValueError as error:
+                raise Damaged(str(error)) from error
+
+        return self._remotely(path, "read", read, expected=expected)
 
     def read_range(self, path: str, start: int, length: int, *, expected: bool = False) -> bytes:
         """`length` bytes from `start`; fewer at the end of the object."""
@@ -162,10 +186,44 @@ class Storage:
             if copy.failed is not None:
                 raise copy.failed
 
+    def download_verified(
+        self,
+        path: str,
+        target: Path,
+        progress: Callable[[int, int], None] = lambda done, size: None,
+        *,
+        size: int,
+        sha256: str | None,
+        noted_in: str,
+    ) -> None:
+        """As `download`, of an object that must exist. Its size in bytes and SHA-256 (None: any) are noted elsewhere.
+
+        Raises:
+            ObjectDamaged: other bytes came, as long as an outage may last.
+            OSError: the local file cannot be written.
+        """
+
+        def attempt() -> OSError | None:
+            digest = None if sha256 is None else hashlib.sha256()
+            try:
+                self.download(path, target, progress, size=size, expected=True, digest=digest)
+                written = target.stat().st_size
+            except OSError as error:  # of the local file; no other attempt can help
+                return error
+            if written != size:
+                raise Damaged(f"{written} bytes instead of {size}")
+            if digest is not None and digest.hexdigest() != sha256:
+                raise Damaged(f"its sha256 is not that of {noted_in}")
+            return None
+
+        failed = retried(attempt, RemoteCall("read", self.name(path), True), self.longest_wait_s, self._heartbeat)
+        if failed is not None:
+            raise failed
+
     # writing
 
     def write(self, path: str, data: bytes, *, create: bool = False, guard: Callable[[], None] = lambda: None) -> None:
-        """Write the complete object. With `create` only one of several writers succeeds.
+        """Write the complete object. With `create` only one of several writers, of different data, succeeds.
 
         `guard` is called right before each attempt: what it raises ends the call, and nothing is written.
 
@@ -177,17 +235,15 @@ class Storage:
             guard()
             self._locally(path, "write", lambda: write_file(local, data, create=create))
             return
-        attempts = 0
 
         def put(client: FileSystemClient, key: str) -> None:
-            nonlocal attempts
             guard()
-            attempts += 1
             try:
                 client.write(key, data, create=create)
             except FileExistsError:
-                if attempts > 1 and client.read(key) == data:
-                    return  # an earlier attempt wrote it, but its answer was lost
+                # an earlier attempt may have written it: its answer was lost, or the HTTP client has tried twice
+                if client.read(key) == data:
+                    return
                 raise FileExistsError(self.name(path)) from None
 
         self._remotely(path, "write", put)
