@@ -22,6 +22,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
+from maestro_dist.data.storage.plain_json import parse_json
 from maestro_dist.errors import CheckpointError
 
 FORMAT: Final = "maestro_dist/checkpoint/1"
@@ -130,7 +131,7 @@ def read_record(folder: Storage, *, expected: bool = False) -> CheckpointRecord 
     Raises `CheckpointError` naming the file if it exists but cannot be read.
     """
     try:
-        content = folder.parsed(RECORD, json.loads, expected=expected)
+        content = folder.parsed(RECORD, parse_json, expected=expected)
     except ObjectMissing:
         return None
     except ObjectDamaged as error:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from maestro_dist.config.sections import NonNegativeInt
 from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
+from maestro_dist.data.storage.plain_json import parse_json
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.types import Modality
 
@@ -58,6 +59,10 @@ class ManifestSplit(_ManifestEntry):
     def _consistent(self) -> ManifestSplit:
         if sum(shard.samples for shard in self.shards) != self.samples:
             raise ValueError(f"its shards hold {sum(s.samples for s in self.shards)} samples, not {self.samples}")
+        paths = [shard.path for shard in self.shards]
+        if len(set(paths)) != len(paths):
+            again = next(path for path in sorted(paths) if paths.count(path) > 1)
+            raise ValueError(f"it names shard {again} twice")
         if self.class_counts and sum(self.class_counts) != self.samples:
             raise ValueError(f"class_counts add up to {sum(self.class_counts)}, not to {self.samples} samples")
         return self
@@ -245,7 +250,7 @@ def load_manifest(url: str, *, expected: bool = False) -> Manifest:
     storage = Storage(url)
     name = storage.name(MANIFEST_NAME)
     try:
-        raw = storage.parsed(MANIFEST_NAME, json.loads, expected=expected)
+        raw = storage.parsed(MANIFEST_NAME, parse_json, expected=expected)
     except ObjectMissing as error:
         raise DataError(f"{name}: no manifest there; pack the data set first, or correct data.url") from error
     except ObjectDamaged as error:

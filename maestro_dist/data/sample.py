@@ -19,6 +19,10 @@ from maestro_dist.types import Modality
 _FLOAT32, _UINT8 = np.dtype("<f4"), np.dtype("u1")
 
 
+_NO_HEADER = (ValueError, TypeError, SyntaxError, tokenize.TokenError, EOFError, RecursionError, MemoryError)
+"""What numpy raises for a damaged npy header; the last two for one that is nested too deeply."""
+
+
 class BadSample(DataError):
     """A sample is bad. A run stops after more than `data.max_bad_samples` of them."""
 
@@ -123,7 +127,8 @@ def decode_meta(
 def _target(label: object, classes: int, where: str) -> int | float:
     if classes:
         if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < classes:
-            raise BadSample(f"{where}: label {label!r} is not one of 0..{classes - 1}")
+            shown = repr(label) if isinstance(label, int | float | str | None) else type(label).__name__
+            raise BadSample(f"{where}: label {shown[:40]} is not one of 0..{classes - 1}")
         return label
     try:
         if isinstance(label, int | float) and not isinstance(label, bool) and math.isfinite(label):
@@ -138,8 +143,8 @@ def _array(data: bytes, modality: Modality, sample_format: SampleFormat, where: 
     try:
         length = 10 + int.from_bytes(data[8:10], "little")
         dtype, fortran, shape = _npy_header(data[:length])
-    except (ValueError, SyntaxError, EOFError, tokenize.TokenError) as error:
-        raise BadSample(f"{where} is not an npy array ({error})") from error
+    except _NO_HEADER as error:
+        raise BadSample(f"{where} is not an npy array ({_short(error)})") from error
     if dtype != sample_format.dtype or fortran:
         raise BadSample(
             f"{where} is {dtype}{' in Fortran order' if fortran else ''}, not {sample_format.dtype} in C order"
@@ -157,6 +162,11 @@ def _array(data: bytes, modality: Modality, sample_format: SampleFormat, where: 
     return values
 
 
+def _short(error: BaseException) -> str:
+    """An error in a few words: it may contain the damaged text."""
+    return " ".join(str(error).split())[:80] or type(error).__name__
+
+
 @lru_cache(maxsize=256)
 def _npy_header(header: bytes) -> tuple[np.dtype, bool, tuple[int, ...]]:
     """(dtype, Fortran order, shape) of an npy header, version 1.0. numpy parses it as a literal; no code is run."""
@@ -171,7 +181,7 @@ def _npy_header(header: bytes) -> tuple[np.dtype, bool, tuple[int, ...]]:
 def _recording(body: dict, modality: Modality, where: str) -> np.ndarray:
     try:
         pair = np.array([body["recording_mean"][modality.name], body["recording_std"][modality.name]], dtype=np.float32)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadSample(f"{where}: {modality.name} has no recording mean and std") from error
     if pair.shape != (2, modality.variates) or not np.isfinite(pair).all():
         raise BadSample(f"{where}: {modality.name} needs {modality.variates} finite recording means and stds")

@@ -13,6 +13,7 @@ import numpy as np
 
 from maestro_dist.data.manifest import FORMAT, Shard
 from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
+from maestro_dist.data.storage.plain_json import parse_json
 from maestro_dist.errors import DataError
 
 HEADER = 512  # bytes of a tar header; a member's content starts right after it
@@ -127,11 +128,18 @@ def _checked(index: ShardIndex | str, shard: Shard, name: str) -> ShardIndex:
     """The index, which fits the shard. Raises DataError if it does not."""
     if isinstance(index, str):
         raise DataError(f"{name}: format {index} is not {FORMAT!r}; pack the data set again")
-    if len(index.keys) != shard.samples:
-        samples = len(index.keys)
+    samples = len(index.keys)
+    if samples != shard.samples:
         raise DataError(f"{name}: {samples} samples, but the manifest says {shard.samples}; pack the data set again")
+    odd = next((key for key in index.keys if not key.isprintable()), None)
+    if odd is not None:
+        raise DataError(f"{name}: {odd!r:.80} is no key of a sample; pack the data set again")
+    if len(set(index.keys)) != samples:
+        again = next(key for place, key in enumerate(index.keys) if key in index.keys[:place])
+        raise DataError(f"{name}: names sample {again} twice; pack the data set again")
     present = index.sizes > 0
-    outside = (index.offsets[present] < HEADER).any() or (index.offsets + index.sizes > shard.bytes).any()
+    # subtracted, because the sum of two numbers of a damaged index may be too large
+    outside = (index.offsets[present] < HEADER).any() or (index.offsets > shard.bytes - index.sizes).any()
     if (index.sizes < 0).any() or outside:
         raise DataError(f"{name}: points outside shard {shard.path}; pack the data set again")
     return index
@@ -142,7 +150,7 @@ def _from_bytes(data: bytes) -> ShardIndex | str:
     if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
         raise ValueError("its checksum is wrong")
     line, _, rest = data[len(_MAGIC) : -4].partition(b"\n")
-    head = json.loads(line)
+    head = parse_json(line)
     if head["format"] != FORMAT:
         return repr(head["format"])
     members, samples = [str(member) for member in head["members"]], int(head["samples"])
@@ -174,7 +182,7 @@ def _split(data: bytes, count: int) -> list[str]:
 
 def _from_json(data: bytes) -> ShardIndex | str:
     """An index of an older version, as `_from_bytes`."""
-    raw = json.loads(data)
+    raw = parse_json(data)
     if raw["format"] != FORMAT:
         return repr(raw["format"])
     keys, members = [str(key) for key in raw["keys"]], [str(member) for member in raw["members"]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from maestro_dist.data.plain_values import person
 from maestro_dist.data.reader import SplitSource
 from maestro_dist.data.sample import BadSample
+from maestro_dist.data.storage.plain_json import parse_json
 
 
 def keys_and_subjects(source: SplitSource) -> tuple[np.ndarray, np.ndarray]:
@@ -29,7 +29,7 @@ def keys_and_subjects(source: SplitSource) -> tuple[np.ndarray, np.ndarray]:
         for number in range(source.manifest.split(source.split).samples):
             stored = reader.stored(number, nothing)
             try:
-                subject = json.loads(stored.meta).get("subject")
+                subject = parse_json(stored.meta).get("subject")
             except (ValueError, AttributeError) as error:
                 raise BadSample(f"{stored.where}: its json cannot be read ({error})") from error
             keys.append(stored.key)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.renamed import current
 from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
+from maestro_dist.data.storage.plain_json import parse_json
 from maestro_dist.errors import CheckpointError
 from maestro_dist.types import Modality
 
@@ -73,7 +74,7 @@ def read_description(storage: Storage) -> dict[str, Any]:
     """`model.json` of an exported model. Raises CheckpointError if it is missing, damaged or of another format."""
     name = storage.name(DESCRIPTION)
     try:
-        description: dict[str, Any] = storage.parsed(DESCRIPTION, json.loads)
+        description: dict[str, Any] = storage.parsed(DESCRIPTION, parse_json)
     except ObjectMissing as error:
         raise CheckpointError(f"{storage.name()}: no exported model here ({DESCRIPTION}, {WEIGHTS})") from error
     except ObjectDamaged as error:

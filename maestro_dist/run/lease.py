@@ -20,6 +20,7 @@ from typing import Any
 
 from maestro_dist.checkpoint.fence import LEASES, Fence, newest_attempt
 from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
+from maestro_dist.data.storage.plain_json import parse_json
 from maestro_dist.errors import RunError, StorageError
 
 _LOG = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ def _read(storage: Storage, attempt: int) -> dict[str, Any] | None:
 
 def _parsed(text: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(text)
+        record = parse_json(text)
         return {name: record[name] for name in _FIELDS} | {"heartbeat": float(record["heartbeat"])}
     except (KeyError, TypeError) as error:
         raise ValueError(str(error)) from None

@@ -18,7 +18,7 @@ from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.reader import presence
 from maestro_dist.data.sample import BadSample, SampleFormat, decode_sample
-from maestro_dist.data.shard_index import load_index
+from maestro_dist.data.shard_index import ShardIndex, load_index
 from maestro_dist.data.storage import Storage
 from maestro_dist.data.stream import DataRank, TrainSchedule, TrainStream, evaluation_batches
 from maestro_dist.data.subjects import keys_and_subjects
@@ -122,6 +122,8 @@ def test_index_of_another_shard(fresh: str) -> None:
             "damaged index (KeyError",
         ),
         (b'{"format": "maestro_dist/1", "keys": [], "members": [], "offsets": [], "sizes": []}', "0 samples, but"),
+        (b"[" * 100_000, "damaged index (ValueError: it is nested too deeply"),
+        (b'{"format": NaN}', "format nan is not"),
     ],
 )
 def test_damaged_index(fresh: str, content: bytes, message: str) -> None:
@@ -135,6 +137,70 @@ def test_index_that_points_outside(fresh: str) -> None:
     index.offsets[0, 0], index.sizes[0, 0] = 10**9, 100
     path.write_bytes(index.to_bytes())
     fails(DataError, fresh, "points outside shard train-000001.tar")
+
+
+def change_index(url: str, change: Callable[[ShardIndex], ShardIndex | None]) -> None:
+    """Write the index of the second training shard again, with a right checksum."""
+    index = load_index(Storage(url), load_manifest(url).splits["train"].shards[1])
+    index = change(index) or index
+    (Path(url) / "train-000001.index").write_bytes(index.to_bytes())
+
+
+def renamed(*keys: str) -> Callable[[ShardIndex], ShardIndex]:
+    return lambda index: dataclasses.replace(index, keys=[*keys, *index.keys[len(keys) :]])
+
+
+def same_place(index: ShardIndex) -> None:
+    """The second sample is where the first is."""
+    index.offsets[1], index.sizes[1] = index.offsets[0], index.sizes[0]
+
+
+def shifted(index: ShardIndex) -> None:
+    """A window begins in the member before it."""
+    column = index.members.index("acc.npy")
+    row = int(np.flatnonzero(index.sizes[:, column])[-1])
+    index.offsets[row, column] -= 512
+
+
+def overflowing(index: ShardIndex) -> None:
+    index.offsets[0, 0], index.sizes[0, 0] = 2**63 - 600, 1000
+
+
+def longer(index: ShardIndex) -> None:
+    index.sizes[0, index.members.index("json")] += 512
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (renamed("nan"), "the index does not point at nan."),
+        (renamed("../../etc/passwd"), "the index does not point at ../../etc/passwd."),
+        (renamed("a\nb"), r"'a\nb' is no key of a sample"),
+        (renamed("\x1b[2J"), r"'\x1b[2J' is no key of a sample"),
+        (renamed("train-009", "train-009"), "names sample train-009 twice"),
+        (same_place, "the index does not point at"),
+        (shifted, "the index does not point at"),
+        (overflowing, "points outside shard train-000001.tar"),
+        (longer, "its json has no label"),
+    ],
+)
+def test_an_index_that_lies(fresh: str, change: Callable[[ShardIndex], ShardIndex | None], message: str) -> None:
+    change_index(fresh, change)
+    fails(DataError, fresh, "train-000001", message)
+
+
+def test_names_in_a_tar_are_no_paths(fresh: str, tmp_path: Path) -> None:
+    """Members are read at their offsets; nothing is written where their names point."""
+    before = sorted(tmp_path.rglob("*"))
+
+    def change(key: str, members: dict[str, bytes]) -> None:
+        if key == BAD:
+            members["/../../../evil"] = b"x"
+            members["json"] = members["json"]
+
+    rewrite(fresh, change)
+    assert sum(map(len, read_all(fresh))) == SIZES["train"]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("place", [0, 0.2, 0.7, 1])
@@ -176,6 +242,14 @@ def evil() -> bytes:
     return npy(np.array([Evil()], dtype=object), allow_pickle=True)
 
 
+def header(text: bytes) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def shaped(*shape: int) -> bytes:
+    return f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
+
+
 MEMBERS = {
     "float64": (npy(np.zeros((64, 3))), "acc is float64, not float32"),
     "int": (npy(np.zeros((64, 3), dtype=np.int32)), "acc is int32, not float32"),
@@ -190,6 +264,19 @@ MEMBERS = {
         b"\x93NUMPY\x01\x00" + len(b"__import__('os').abort()").to_bytes(2, "little") + b"__import__('os').abort()",
         "acc is not an npy array",
     ),
+    "nested": (header(b"-" * 9000 + b"1"), "acc is not an npy array (MemoryError)"),
+    "nested deeply": (header(b"{'descr': '<f4'}" + b"+1" * 4000), "acc is not an npy array (maximum recursion depth"),
+    "no dictionary": (header(b"{[]: 1}"), "acc is not an npy array (unhashable type: 'list')"),
+    "bomb": (header(shaped(10**9, 10**9)), "acc has shape (1000000000, 1000000000), not (64, 3)"),
+    "bomb of the right shape": (
+        header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (64, 3), }") + bytes(10**6),
+        "acc has 1000000 bytes",
+    ),
+    "negative": (header(shaped(-64, -3)), "acc has shape (-64, -3), not (64, 3)"),
+    "record": (
+        header(b"{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (64, 3), }"),
+        "acc is [('a', '<f4')], not",
+    ),
     "pickle": (evil(), "acc is object, not float32"),
     "raw pickle": (pickle.dumps([1]), "acc is not an npy array"),
 }
@@ -203,6 +290,18 @@ LABELS = {
     "text": ({"label": "run"}, "label 'run' is not one of 0..2"),
     "none": ({}, "its json has no label"),
     "list": ([1], "its json has no label"),
+    "huge": ({"label": "x" * 10**7}, "label 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx is not one of 0..2"),
+    "huge number": ({"label": 10**4000}, f"label 1{'0' * 39} is not one of 0..2"),
+    "of many values": ({"label": [[0] * 1000] * 1000}, "label list is not one of 0..2"),
+    "with lines": ({"label": "a\nb\x1b[2J"}, r"label 'a\nb\x1b[2J' is not one of 0..2"),
+}
+TEXTS = {
+    "deep": (b"[" * 100_000, "its json has no label (RecursionError"),
+    "deep label": (b'{"label": ' + b"[" * 500 + b"]" * 500 + b"}", "label list is not one of 0..2"),
+    "number of many digits": (b'{"label": ' + b"1" * 10_000 + b"}", "its json has no label (ValueError"),
+    "not text": (b"\xff\xfe\x00", "its json has no label (UnicodeDecodeError"),
+    "cut": (b'{"label": 1', "its json has no label (JSONDecodeError"),
+    "two": (b'{"label": 1}{"label": 2}', "its json has no label (JSONDecodeError"),
 }
 
 
@@ -234,6 +333,19 @@ def test_a_wrong_label_names_shard_and_sample(fresh: str, case: str) -> None:
     fails(DataError, fresh, "train-00000", f"sample {BAD}: {message}")
 
 
+@pytest.mark.parametrize("case", TEXTS)
+def test_a_wrong_json_names_shard_and_sample(fresh: str, case: str) -> None:
+    text, message = TEXTS[case]
+
+    def change(key: str, members: dict[str, bytes]) -> None:
+        if key == BAD:
+            members["json"] = text
+
+    rewrite(fresh, change)
+    fails(DataError, fresh, "train-00000", f"sample {BAD}: {message}")
+    assert sum(len(batch.bad) for batch in train_epoch(fresh, max_bad_samples=1)) == 1
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "3", True])
 def test_a_wrong_target_of_a_regression(value: object) -> None:
     layout = SampleFormat(MODALITIES, 0, False)
@@ -243,7 +355,7 @@ def test_a_wrong_target_of_a_regression(value: object) -> None:
     assert decode_sample(0, "k", b'{"label": 3}', {}, layout, "").target == 3.0
 
 
-@pytest.mark.parametrize("mean", [None, [1.0], [1.0, 2.0, float("nan")], [1, 2, 3, 4]])
+@pytest.mark.parametrize("mean", [None, [1.0], [1.0, 2.0, float("nan")], [1, 2, 3, 4], [10**400, 1, 2]])
 def test_wrong_recording_statistics(fresh: str, mean: object) -> None:
     def change(key: str, members: dict[str, bytes]) -> None:
         if key == BAD:
@@ -292,6 +404,14 @@ def set_path(value: str) -> Callable[[dict], None]:
     return change
 
 
+def twice(raw: dict) -> None:
+    """The first shard instead of the second, with counts that fit."""
+    split = raw["splits"]["train"]
+    split["samples"] += split["shards"][0]["samples"] - split["shards"][1]["samples"]
+    split["class_counts"][0] += split["samples"] - sum(split["class_counts"])
+    split["shards"][1] = split["shards"][0]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -303,6 +423,11 @@ def set_path(value: str) -> Callable[[dict], None]:
         (lambda raw: raw["splits"]["train"]["class_counts"].append(0), "class_counts of split 'train' need 3"),
         (lambda raw: raw["modalities"][0]["mean"].pop(), "mean and std of 'acc' need 3 numbers"),
         (lambda raw: raw["modalities"][1].update(name="acc", mean=[0.0], std=[1.0]), "the same name"),
+        (lambda raw: raw["splits"]["train"]["shards"][0].update(samples=0), "greater than or equal to 1"),
+        (lambda raw: raw["splits"]["train"]["shards"][0].update(samples=-5), "greater than or equal to 1"),
+        (lambda raw: raw["splits"]["train"]["shards"][0].update(bytes=1e300), "as an integer"),
+        (lambda raw: raw["splits"]["train"]["class_counts"].__setitem__(0, 999), "class_counts add up to"),
+        (twice, "it names shard train-000000.tar twice"),
         (set_path("../../etc/passwd"), "is not a plain relative path"),
         (set_path("/etc/passwd"), "is not a plain relative path"),
         (set_path("pipe:id"), "is not a plain relative path"),
@@ -315,8 +440,9 @@ def test_wrong_manifest(fresh: str, change: Callable[[dict], None], message: str
 
 
 def test_manifest_that_is_not_json(fresh: str) -> None:
-    (Path(fresh) / "manifest.json").write_text("{")
-    fails(DataError, fresh, "manifest.json: not valid JSON")
+    for text in ("{", "[" * 100_000, "\0"):
+        (Path(fresh) / "manifest.json").write_text(text)
+        fails(DataError, fresh, "manifest.json: not valid JSON")
 
 
 def test_unknown_names_come_with_a_suggestion(packed: str) -> None:

@@ -76,7 +76,7 @@ class Cell:
     after     how many requests that it could hit pass unharmed first
     moment    start: a new run; resume: a run whose driver was killed after half of its steps
     workers   0: inline, in the driver's process
-    patience  `run.storage_patience_s`
+    patience  `run.storage_patience_s`; `timeout`: `run.timeout_s`
     """
 
     fault: str
@@ -87,6 +87,7 @@ class Cell:
     workers: int = 0
     readers: int = 0
     patience: int = 300
+    timeout: int = 300
 
     def __str__(self) -> str:
         lasts = "once" if self.seconds is None else f"{self.seconds:g} s"
@@ -176,6 +177,7 @@ class Matrix:
     def _start(self, cell: Cell, storage: str, endpoint: str, work: Path) -> subprocess.Popen[str]:
         more = [*_launcher(cell.workers), f"data.loader_workers={cell.readers}", f"data.cache={work}/cache"]
         more += [f"tracking.uri=sqlite:///{work}/mlflow.db", f"run.storage_patience_s={cell.patience}"]
+        more += [f"run.timeout_s={cell.timeout}"]
         command = [sys.executable, "-m", "maestro_dist.train"]
         command += runs.arguments(storage, f"s3://{self._bucket}/packed", *TINY, *more)
         return subprocess.Popen(
@@ -256,6 +258,7 @@ def main() -> None:
     parser.add_argument("--workers", nargs="+", type=int, default=[0], help="0: inline")
     parser.add_argument("--readers", type=int, default=0, help="data.loader_workers")
     parser.add_argument("--patience", type=int, default=300, help="run.storage_patience_s")
+    parser.add_argument("--timeout", type=int, default=300, help="run.timeout_s")
     options = parser.parse_args()
     wanted = itertools.product(options.workers, options.moments, options.seconds, options.faults, options.objects)
     with tempfile.TemporaryDirectory() as folder:
@@ -265,7 +268,17 @@ def main() -> None:
             matrix = Matrix(server, place)
             for workers, moment, seconds, fault, thing in wanted:
                 lasts = None if seconds == "once" else float(seconds)
-                cell = Cell(fault, thing, lasts, options.after, moment, workers, options.readers, options.patience)
+                cell = Cell(
+                    fault,
+                    thing,
+                    lasts,
+                    options.after,
+                    moment,
+                    workers,
+                    options.readers,
+                    options.patience,
+                    options.timeout,
+                )
                 if cell.exists:
                     outcome = matrix.run(cell)
                     print(json.dumps({"cell": str(cell), **asdict(outcome)}), flush=True)

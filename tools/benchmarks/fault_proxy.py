@@ -111,7 +111,7 @@ class FaultProxy:
         return int(self._command("counts")["connections"])
 
     def _command(self, do: str, **more: Any) -> Any:
-        with socket.create_connection(("127.0.0.1", self.control), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", self.control), timeout=60) as connection:
             connection.sendall(json.dumps({"do": do, **more}).encode() + b"\n")
             with connection.makefile("rb") as file:
                 return json.loads(file.readline())
