@@ -128,19 +128,23 @@ class Outcome:
         return self.kind in ("same", "error")
 
 
+def environment(server: str) -> dict[str, str]:
+    """What the environment says of the server, and how runs of a test are."""
+    return {
+        "AWS_ENDPOINT_URL": server,
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "OMP_NUM_THREADS": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+
+
 class Matrix:
-    """A server with a packed data set, and what runs end with that meet no fault."""
+    """A server with a packed data set, and what runs end with that meet no fault. It needs `environment`."""
 
     def __init__(self, server: str, folder: Path) -> None:
         self._folder, self._server = folder, server
-        self.environment = {
-            "AWS_ACCESS_KEY_ID": KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "OMP_NUM_THREADS": "1",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-        }
-        os.environ |= self.environment | {"AWS_ENDPOINT_URL": server}
         import s3fs
 
         s3fs.S3FileSystem.clear_instance_cache()
@@ -149,7 +153,6 @@ class Matrix:
         self.data = str(folder / "packed")
         synthetic.write(self.data)
         self._upload(folder / "packed", "packed")
-        self._weights: dict[tuple[int, str], dict[str, np.ndarray]] = {}
 
     def run(self, cell: Cell) -> Outcome:
         """Run a cell."""
@@ -186,7 +189,7 @@ class Matrix:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, **self.environment, "AWS_ENDPOINT_URL": endpoint},
+            env={**os.environ, "AWS_ENDPOINT_URL": endpoint},
         )
 
     def _judge(self, cell: Cell, storage: str, said: str, code: int | None, hits: int) -> str:
@@ -265,6 +268,7 @@ def main() -> None:
         place = Path(folder)
         (place / "server").mkdir()
         with s3_server(place / "server") as server:
+            os.environ |= environment(server)
             matrix = Matrix(server, place)
             for workers, moment, seconds, fault, thing in wanted:
                 lasts = None if seconds == "once" else float(seconds)

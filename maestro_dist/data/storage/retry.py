@@ -6,7 +6,8 @@ the requests of many ranks after an outage.
 
 A 404 or 403 ends a call at once, unless the caller knows that the object exists (`expected`): a store that recovers
 may deny or not find objects that it has. A 403 passes as well where this process has had access to the bucket before
-(for a call that writes: where it has written to it), and so does a 404 for a call that writes.
+(for a call that writes: where it has written to it). So does a 404 to a call that writes, which says that there is no
+bucket.
 """
 
 from __future__ import annotations
@@ -159,7 +160,8 @@ def _failure(error: Exception, what: RemoteCall) -> tuple[StorageError, bool]:
     if isinstance(error, Damaged):
         return ObjectDamaged(what.name, str(error)), True
     if isinstance(error, FileNotFoundError) and what.verb == "write":
-        return StorageError(f"cannot write {what.name}: there is no such bucket"), what.access in _allowed
+        failure = StorageError(f"cannot write {what.name}: there is no such bucket")
+        return failure, (what.access[0], False) in _allowed
     if isinstance(error, FileNotFoundError):
         known = ", but it must exist" if what.expected else ""
         return ObjectMissing(f"{what.name}: no such object{known}"), what.expected
