@@ -25,6 +25,7 @@ from maestro_dist.checkpoint.layout import (
 from maestro_dist.checkpoint.reshard import check_tiling, plan_copies
 from maestro_dist.checkpoint.retain import complete_steps_of
 from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
+from maestro_dist.data.storage.verified_downloads import KnownContent, download_verified
 from maestro_dist.engine.partition import (
     MASTER,
     buffers,
@@ -271,7 +272,7 @@ def open_part(folder: Storage, part: CheckpointPart) -> Iterator[_OpenPart]:
 
 def _download(folder: Storage, part: CheckpointPart, path: Path) -> None:
     try:
-        folder.download_verified(part.file, path, size=part.bytes, sha256=part.sha256, noted_in=RECORD)
+        download_verified(folder, part.file, path, KnownContent(part.bytes, part.sha256, RECORD))
     except ObjectDamaged as error:
         raise CheckpointError(
             f"{folder.name(part.file)} is damaged: {error.problem}{error.asked}; "

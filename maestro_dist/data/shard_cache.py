@@ -20,6 +20,7 @@ from maestro_dist.data.manifest import Shard
 from maestro_dist.data.memory_shards import can_hold_shards, held, hold, new_file
 from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
 from maestro_dist.data.storage.retry import Heartbeat
+from maestro_dist.data.storage.verified_downloads import KnownContent, download_verified
 from maestro_dist.data.user_folders import user_folder
 from maestro_dist.data.verified_files import file_identity, note_verified, problem_of, progress, worth_a_note
 from maestro_dist.errors import DataError, StorageError
@@ -173,13 +174,13 @@ def _download(storage: Storage, shard: Shard, path: Path, verify: str, heartbeat
     """
     name = storage.name(shard.path)
     try:
-        storage.with_heartbeat(heartbeat).download_verified(
+        download_verified(
+            storage,
             shard.path,
             path,
+            KnownContent(shard.bytes, shard.sha256 if verify == "sha256" else None, "the manifest"),
             lambda done, size: heartbeat(f"downloading {name}, {progress(done, size)}"),
-            size=shard.bytes,
-            sha256=shard.sha256 if verify == "sha256" else None,
-            noted_in="the manifest",
+            heartbeat,
         )
     except ObjectDamaged as error:
         raise DataError(f"{error}; upload or pack the data set again") from error

@@ -180,7 +180,7 @@ class Matrix:
     def _start(self, cell: Cell, storage: str, endpoint: str, work: Path) -> subprocess.Popen[str]:
         more = [*_launcher(cell.workers), f"data.loader_workers={cell.readers}", f"data.cache={work}/cache"]
         more += [f"tracking.uri=sqlite:///{work}/mlflow.db", f"run.storage_patience_s={cell.patience}"]
-        more += [f"run.timeout_s={cell.timeout}"]
+        more += [f"run.timeout_s={cell.timeout}", "run.max_failures=0"]  # no fault is worth another start
         command = [sys.executable, "-m", "maestro_dist.train"]
         command += runs.arguments(storage, f"s3://{self._bucket}/packed", *TINY, *more)
         return subprocess.Popen(

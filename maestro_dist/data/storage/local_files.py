@@ -60,3 +60,18 @@ def write_file(path: Path, data: bytes, *, create: bool) -> None:
             os.replace(spool, path)
     finally:
         spool.unlink(missing_ok=True)
+
+
+def local_sizes(folder: Path) -> dict[str, int]:
+    """Sizes of the files directly below a folder, by name, without hidden ones; empty for a missing folder."""
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        return {entry.name: _size(Path(entry.path)) for entry in entries if entry.name[0] != "."}
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a broken link
+        return path.lstat().st_size

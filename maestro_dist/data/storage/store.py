@@ -6,7 +6,6 @@ one request. Remote calls are retried. A `Storage` stores only its URL, so that 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import shutil
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from maestro_dist.data.storage.client import FileSystemClient
-from maestro_dist.data.storage.local_files import SpoolFile, make_folder, read_range, write_file
+from maestro_dist.data.storage.copies import Copy
+from maestro_dist.data.storage.local_files import SpoolFile, local_sizes, make_folder, read_range, write_file
 from maestro_dist.data.storage.open_client import OBJECT_STORES, open_client
 from maestro_dist.data.storage.retry import Damaged, Heartbeat, ObjectDamaged, ObjectMissing, RemoteCall, retried
 from maestro_dist.data.storage.settings import storage_settings
@@ -149,7 +149,7 @@ class Storage:
         """
         local = self.local_path(path)
         if local is not None:
-            return self._locally(path, "list", lambda: _local_sizes(local))
+            return self._locally(path, "list", lambda: local_sizes(local))
         try:
             return self._remotely(path, "list", lambda client, key: client.sizes(key), expected=expected)
         except ObjectMissing:
@@ -171,54 +171,22 @@ class Storage:
         each piece with the bytes that are copied, and all bytes. `digest` (of hashlib) is updated with all bytes.
 
         Raises:
+            ObjectDamaged: the object has another size.
             OSError: the local file cannot be written.
         """
         size = self.size(path, expected=expected) if size is None else size
         with target.open("wb") as file:
-            copy = _Copy(file, size, progress, digest)
+            copy = Copy(file, size, progress, digest)
             while copy.done < size and copy.failed is None:
                 before = copy.done
                 try:
                     self._remotely(path, "read", copy.go_on, expected=expected)
-                except StorageError:
+                except StorageError as error:
                     if copy.done == before:
+                        self._raise_other_size(path, size, error)
                         raise
             if copy.failed is not None:
                 raise copy.failed
-
-    def download_verified(
-        self,
-        path: str,
-        target: Path,
-        progress: Callable[[int, int], None] = lambda done, size: None,
-        *,
-        size: int,
-        sha256: str | None,
-        noted_in: str,
-    ) -> None:
-        """As `download`, of an object that must exist. Its size in bytes and SHA-256 (None: any) are noted elsewhere.
-
-        Raises:
-            ObjectDamaged: other bytes came, as long as an outage may last.
-            OSError: the local file cannot be written.
-        """
-
-        def attempt() -> OSError | None:
-            digest = None if sha256 is None else hashlib.sha256()
-            try:
-                self.download(path, target, progress, size=size, expected=True, digest=digest)
-                written = target.stat().st_size
-            except OSError as error:  # of the local file; no other attempt can help
-                return error
-            if written != size:
-                raise Damaged(f"{written} bytes instead of {size}")
-            if digest is not None and digest.hexdigest() != sha256:
-                raise Damaged(f"its sha256 is not that of {noted_in}")
-            return None
-
-        failed = retried(attempt, RemoteCall("read", self.name(path), True), self.longest_wait_s, self._heartbeat)
-        if failed is not None:
-            raise failed
 
     # writing
 
@@ -320,6 +288,16 @@ class Storage:
     def _url(self, path: str) -> str:
         return f"{self.url.rstrip('/')}/{path}" if path else self.url
 
+    def _raise_other_size(self, path: str, size: int, error: StorageError) -> None:
+        """Raise ObjectDamaged if a download has failed because the object does not have this size."""
+        try:
+            found = Storage(self.url, patience_s=0).size(path)
+        except StorageError:  # it cannot be asked for
+            return
+        if found != size:
+            asked = f" (asked for {self.longest_wait_s:.0f} s)"
+            raise ObjectDamaged(self.name(path), f"{found} bytes instead of {size}", asked) from error
+
     def _locally(self, path: str, verb: str, call: Callable[[], T]) -> T:
         try:
             return call()
@@ -338,43 +316,5 @@ class Storage:
         return retried(lambda: call(*open_client(self._url(path))), what, self.longest_wait_s, self._heartbeat)
 
 
-class _Copy:
-    """An object that is being copied to a local file. `failed`: why the file cannot be written."""
-
-    def __init__(self, file: IO[bytes], size: int, progress: Callable[[int, int], None], digest: Any) -> None:
-        self.done = 0
-        self.failed: OSError | None = None
-        self._file, self._size, self._progress, self._digest = file, size, progress, digest
-
-    def go_on(self, client: FileSystemClient, key: str) -> None:
-        """Copy what is left. Raises OSError where fewer bytes come."""
-        for piece in client.pieces(key, self.done, self._size):
-            try:
-                self._file.write(piece)
-            except OSError as error:  # no request is at fault, and none is made again
-                self.failed = error
-                return
-            if self._digest is not None:
-                self._digest.update(piece)
-            self.done += len(piece)
-            self._progress(self.done, self._size)
-        if self.done != self._size:
-            raise OSError(f"{self.done} bytes came instead of {self._size}, the connection was lost")
-
-
 def _key(url: str) -> str:
     return url.partition("://")[2]
-
-
-def _local_sizes(folder: Path) -> dict[str, int]:
-    if not folder.is_dir():
-        return {}
-    with os.scandir(folder) as entries:
-        return {entry.name: _size(Path(entry.path)) for entry in entries if entry.name[0] != "."}
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # a broken link
-        return path.lstat().st_size
