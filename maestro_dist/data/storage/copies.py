@@ -8,7 +8,7 @@ from typing import IO, Any
 from maestro_dist.data.storage.client import FileSystemClient
 
 
-class Copy:
+class ObjectCopy:
     """An object that is being copied to a local file. `failed`: why the file cannot be written."""
 
     def __init__(self, file: IO[bytes], size: int, progress: Callable[[int, int], None], digest: Any) -> None:
@@ -17,7 +17,7 @@ class Copy:
         self._file, self._size, self._progress, self._digest = file, size, progress, digest
 
     def go_on(self, client: FileSystemClient, key: str) -> None:
-        """Copy what is left. Raises OSError where fewer bytes come."""
+        """ObjectCopy what is left. Raises OSError where fewer bytes come."""
         for piece in client.pieces(key, self.done, self._size):
             try:
                 self._file.write(piece)

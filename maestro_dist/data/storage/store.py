@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from maestro_dist.data.storage.client import FileSystemClient
-from maestro_dist.data.storage.copies import Copy
+from maestro_dist.data.storage.copies import ObjectCopy
 from maestro_dist.data.storage.local_files import SpoolFile, local_sizes, make_folder, read_range, write_file
 from maestro_dist.data.storage.open_client import OBJECT_STORES, open_client
 from maestro_dist.data.storage.retry import Damaged, Heartbeat, ObjectDamaged, ObjectMissing, RemoteCall, retried
@@ -165,7 +165,7 @@ class Storage:
         expected: bool = False,
         digest: Any = None,
     ) -> None:
-        """Copy the object to a local file. After a failure it goes on where it was.
+        """ObjectCopy the object to a local file. After a failure it goes on where it was.
 
         `size` is the object's size in bytes where it is known; else it is asked for first. `progress` is called after
         each piece with the bytes that are copied, and all bytes. `digest` (of hashlib) is updated with all bytes.
@@ -176,7 +176,7 @@ class Storage:
         """
         size = self.size(path, expected=expected) if size is None else size
         with target.open("wb") as file:
-            copy = Copy(file, size, progress, digest)
+            copy = ObjectCopy(file, size, progress, digest)
             while copy.done < size and copy.failed is None:
                 before = copy.done
                 try:
