@@ -8,18 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_data_damage import (
-    BAD,
-    MEMBERS,
-    TEXTS,
-    change_index,
-    edit_manifest,
-    read_all,
-    renamed,
-    shard,
-    train_epoch,
-    twice,
-)
+from test_data_damage import BAD, MEMBERS, TEXTS, edit_manifest, read_all, shard, train_epoch, twice
+from test_data_damaged_indexes import change_index, renamed
 from tiny import SIZES, describe, raw_samples, rewrite
 
 from maestro_dist.data.manifest import load_manifest

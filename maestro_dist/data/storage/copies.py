@@ -17,7 +17,7 @@ class ObjectCopy:
         self._file, self._size, self._progress, self._digest = file, size, progress, digest
 
     def go_on(self, client: FileSystemClient, key: str) -> None:
-        """ObjectCopy what is left. Raises OSError where fewer bytes come."""
+        """Copy what is left. Raises OSError where fewer bytes come."""
         for piece in client.pieces(key, self.done, self._size):
             try:
                 self._file.write(piece)

@@ -165,7 +165,7 @@ class Storage:
         expected: bool = False,
         digest: Any = None,
     ) -> None:
-        """ObjectCopy the object to a local file. After a failure it goes on where it was.
+        """Copy the object to a local file. After a failure it goes on where it was.
 
         `size` is the object's size in bytes where it is known; else it is asked for first. `progress` is called after
         each piece with the bytes that are copied, and all bytes. `digest` (of hashlib) is updated with all bytes.
