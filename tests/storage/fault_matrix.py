@@ -156,7 +156,7 @@ class Matrix:
 
     def run(self, cell: Cell) -> Outcome:
         """Run a cell."""
-        whole = self._whole(cell.workers)
+        whole = self._whole(cell.workers if cell.moment == "resume" else 0)
         name = f"runs-{time.time_ns()}"
         work = self._folder / name
         work.mkdir()

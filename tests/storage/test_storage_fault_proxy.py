@@ -186,6 +186,26 @@ def test_a_rule_that_lasts_for_seconds(plain: FaultProxy) -> None:
     assert (answers[0], answers[-1]) == (503, 200)
 
 
+def test_a_rule_that_waits_for_requests_and_lasts_from_the_first(plain: FaultProxy) -> None:
+    plain.add(Rule("GET", "/x", after=2, lasts_s=0.4, from_first=True, fault="status"))
+    assert [get(plain)[0] for _ in range(2)] == [200, 200]
+    time.sleep(0.5)
+    assert get(plain, "/y")[0] == 200
+    assert [get(plain)[0], plain.hits()] == [503, 1]
+    time.sleep(0.5)
+    assert [get(plain)[0], plain.hits()] == [200, 1]
+
+
+def test_an_answer_that_is_lost(plain: FaultProxy) -> None:
+    plain.add(Rule("PUT", fault="lose", requests=1))
+    connection = connect(plain)
+    connection.request("PUT", "/put", body=BODY)
+    with pytest.raises(ConnectionResetError):
+        connection.getresponse()
+    assert plain.count("PUT") == Count(1, len(BODY))  # the server has it
+    assert get(plain) == (200, BODY)
+
+
 def test_another_process_can_give_rules(plain: FaultProxy) -> None:
     FaultProxy.attached(plain.url, plain.control).add(Rule(fault="status", status=500))
     assert get(plain)[0] == 500
