@@ -107,14 +107,12 @@ def test_a_faulty_server_changes_no_sample(uneven: str, proxied_s3: str, proxy: 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_all_ranks_and_readers_read_the_same(uneven: str, tmp_path: Path, way: str) -> None:
-    """All pairs of ranks and readers, alone and in long chains of kills."""
+    """All pairs of ranks and readers, alone and in a long chain of kills."""
     reading = Reading(uneven, **WAYS[way])  # type: ignore[arg-type]
     of = expected(reading)
     for ranks, readers in RANKS_AND_READERS:
         notes = tmp_path / f"{ranks} {readers}"
         found = killed_ranks(reading, ranks, readers, 0, until=len(of) - 1, notes=notes)
         assert [found[step] for step in range(len(of))] == of
-    for seed in range(3):
-        phases = random.Random(f"{way} {seed}").sample(RANKS_AND_READERS, 9)
-        (tmp_path / f"chain {seed}").mkdir()
-        assert read_in_phases(reading, phases, seed, tmp_path / f"chain {seed}", of) == of
+    phases = random.Random(way).sample(RANKS_AND_READERS, 9)
+    assert read_in_phases(reading, phases, 1, tmp_path, of) == of
