@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ _SOME = 5  # names that are listed as examples
 
 
 class Findings:
-    """Statistics, histograms and people of each split, collected sample by sample."""
+    """Statistics, histograms and people of each split, collected sample by sample, or merged from parts of the data."""
 
     def __init__(self, description: Description, splits: Sequence[str]) -> None:
         self.description, self.splits = description, splits
@@ -29,21 +30,42 @@ class Findings:
         variates = {modality.name: modality.variates for modality in self.modalities}
         self.moments = {split: {name: RunningMoments(count) for name, count in variates.items()} for split in splits}
         self.histograms = {split: {name: ValueHistogram(count) for name, count in variates.items()} for split in splits}
-        self._train = False
         self.targets = {split: ValueHistogram(1) for split in splits}
         self.people: dict[str, set[str]] = {split: set() for split in splits}
+        self._filled: dict[str, set[str]] = {split: set() for split in splits}  # modalities by split
 
     def add(self, sample: CheckedSample) -> None:
         """Count a sample."""
-        self._train = self._train or sample.split == TRAIN
         for name, array in sample.arrays.items():
-            if sample.split == TRAIN or not self._train:  # other splits count only until train has a sample
-                self.moments[sample.split][name].add(array)
+            self._filled[sample.split].add(name)
+            self.moments[sample.split][name].add(array)
             self.histograms[sample.split][name].add(array)
         if self.description.task == "regression":
             self.targets[sample.split].add(np.array([[sample.label]], dtype=np.float32))
         if sample.subject:
             self.people[sample.split].add(sample.subject)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON by split, from which `merge_json` makes exactly the same numbers."""
+        return {
+            split: {
+                "moments": {name: self.moments[split][name].to_json() for name in sorted(self._filled[split])},
+                "values": {name: self.histograms[split][name].to_json() for name in sorted(self._filled[split])},
+                "targets": self.targets[split].to_json(),
+                "people": sorted(self.people[split]),
+            }
+            for split in self.splits
+        }
+
+    def merge_json(self, body: dict[str, Any]) -> None:
+        """Add what `to_json` has written. The result depends on the order of merging in its last digits only."""
+        for split, found in body.items():
+            for name, moments in found["moments"].items():
+                self.moments[split][name].merge(RunningMoments.from_json(moments))
+            for name, values in found["values"].items():
+                self.histograms[split][name].merge_json(values)
+            self.targets[split].merge_json(found["targets"])
+            self.people[split].update(found["people"])
 
     def manifest(self, splits: dict[str, ManifestSplit]) -> Manifest:
         """The manifest of the written data.

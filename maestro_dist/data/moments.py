@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+_MOST_ROWS = 1 << 22
+"""Steps that are added at a time: the float64 copies of a longer window would take several times its memory."""
+
 
 class RunningMoments:
     """Mean and variance of each variate over its observed (not NaN) steps.
@@ -18,6 +21,32 @@ class RunningMoments:
 
     def add(self, steps: np.ndarray) -> None:
         """Add steps [T, D]; T may be 0."""
+        for start in range(0, max(1, len(steps)), _MOST_ROWS):
+            self._add(steps[start : start + _MOST_ROWS])
+
+    def merge(self, other: RunningMoments) -> None:
+        """Add the steps of another one. The result depends on the order of merging in its last digits only."""
+        total = np.maximum(self.count + other.count, 1)
+        shift = other.mean - self.mean
+        new = self.count == 0
+        mean = self.mean + shift * other.count / total
+        m2 = self.m2 + other.m2 + shift**2 * self.count * other.count / total
+        self.mean, self.m2 = np.where(new, other.mean, mean), np.where(new, other.m2, m2)
+        self.count = self.count + other.count
+
+    def to_json(self) -> list[list[float]]:
+        """Plain JSON from which `from_json` makes exactly the same numbers."""
+        return [self.count.tolist(), self.mean.tolist(), self.m2.tolist()]
+
+    @staticmethod
+    def from_json(body: list[list[float]]) -> RunningMoments:
+        """The moments that `to_json` has written."""
+        moments = RunningMoments(len(body[0]))
+        moments.count = np.array(body[0], dtype=np.int64)
+        moments.mean, moments.m2 = np.array(body[1], dtype=np.float64), np.array(body[2], dtype=np.float64)
+        return moments
+
+    def _add(self, steps: np.ndarray) -> None:
         values = steps.astype(np.float64)
         observed = ~np.isnan(values)
         count = observed.sum(axis=0)

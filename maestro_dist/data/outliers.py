@@ -8,7 +8,7 @@ of all values by a wide empty gap are outliers. Heavy tails and rare bursts have
 from __future__ import annotations
 
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,8 @@ _BINS = 2 * _MIDDLE + 1
 _MANTISSA_BITS = 23  # of a float32 number; 8 exponent bits and the sign follow
 
 _AT_ONCE = 1 << 14  # values that are collected before they are counted, to save calls for small windows
+
+_MOST_ROWS = 1 << 20  # steps that are counted at a time: their copies take several times their memory
 
 _FEW = 0.1
 """The bulk starts as the values between the 10 % and the 90 % quantile, and then grows."""
@@ -46,6 +48,9 @@ class FarValues(NamedTuple):
     largest: float
 
 
+_STATISTICS = ("count", "mean", "m2", "low", "high")
+
+
 class ValueHistogram:
     """Count, mean, M2, minimum and maximum of each bin of each variate, and the bins of each window's extremes."""
 
@@ -60,9 +65,10 @@ class ValueHistogram:
 
     def add(self, window: np.ndarray) -> None:
         """Add a window float32 [T, D]; NaN is ignored."""
-        self._waiting.append(window.copy())  # the caller may reuse its memory
         self._size += window.size
-        if self._size >= max(_AT_ONCE, self.count.size):
+        full = self._size >= max(_AT_ONCE, self.count.size)
+        self._waiting.append(window if full else window.copy())  # the caller may reuse its memory
+        if full:
             self._count()
 
     def bulk(self, variate: int) -> Bulk | None:
@@ -134,10 +140,15 @@ class ValueHistogram:
         windows, self._waiting, self._size = self._waiting, [], 0
         if not windows:
             return
-        variates, shape = len(self.count), self.count.shape
         for variate, ends in enumerate(_ends(windows)):
             self.windows[variate].update(ends)
-        values = np.concatenate(windows)
+        values = windows[0] if len(windows) == 1 else np.concatenate(windows)
+        for start in range(0, len(values), _MOST_ROWS):
+            self._count_steps(values[start : start + _MOST_ROWS])
+
+    def _count_steps(self, values: np.ndarray) -> None:
+        """Count steps [T, D]."""
+        shape, variates = self.count.shape, len(self.count)
         observed = ~np.isnan(values)
         place = (_bin_of(values) + np.arange(variates) * _BINS)[observed]
         values = values[observed].astype(np.float64)
@@ -145,14 +156,43 @@ class ValueHistogram:
         divisor = np.maximum(count, 1)
         mean = np.bincount(place, values, minlength=self.count.size) / divisor
         m2 = np.bincount(place, (values - mean[place]) ** 2, minlength=self.count.size)
-        count, mean, m2 = count.reshape(shape), mean.reshape(shape), m2.reshape(shape)
+        self._merge(count.reshape(shape), mean.reshape(shape), m2.reshape(shape))
+        np.minimum.at(self.low.reshape(-1), place, values)
+        np.maximum.at(self.high.reshape(-1), place, values)
+
+    def _merge(self, count: np.ndarray, mean: np.ndarray, m2: np.ndarray) -> None:
+        """Add statistics of more values, [variates, _BINS] each."""
         total = np.maximum(self.count + count, 1)
         shift = mean - self.mean
         self.mean = self.mean + shift * count / total
         self.m2 = self.m2 + m2 + shift**2 * self.count * count / total
         self.count = self.count + count
-        np.minimum.at(self.low.reshape(-1), place, values)
-        np.maximum.at(self.high.reshape(-1), place, values)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Plain JSON, for each variate, from which `merge_json` makes exactly the same numbers."""
+        self._count()
+        return [
+            {
+                "bins": (bins := np.flatnonzero(self.count[variate])).tolist(),
+                "windows": sorted([*ends, number] for ends, number in self.windows[variate].items()),
+                **{name: getattr(self, name)[variate, bins].tolist() for name in _STATISTICS},
+            }
+            for variate in range(len(self.count))
+        ]
+
+    def merge_json(self, body: list[dict[str, Any]]) -> None:
+        """Add the values of a histogram that `to_json` has written."""
+        self._count()
+        count, mean, m2 = np.zeros_like(self.count), np.zeros_like(self.mean), np.zeros_like(self.m2)
+        for variate, row in enumerate(body):
+            bins = row["bins"]
+            count[variate, bins], mean[variate, bins], m2[variate, bins] = row["count"], row["mean"], row["m2"]
+            self.low[variate, bins] = np.minimum(self.low[variate, bins], row["low"])
+            self.high[variate, bins] = np.maximum(self.high[variate, bins], row["high"])
+            self.windows[variate].update({(first, last): number for first, last, number in row["windows"]})
+        new = self.count == 0
+        self._merge(count, mean, m2)
+        self.mean = np.where(new, mean, self.mean)  # exactly
 
 
 _BIN_OF = np.concatenate((_MIDDLE + np.arange(256), _MIDDLE - np.arange(256)))

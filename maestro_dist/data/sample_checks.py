@@ -75,8 +75,8 @@ class SampleChecker:
         self.description, self.splits = description, splits
         self.modalities = {modality.name: modality for modality in description.modalities}
 
-    def checked(self, sample: RawSample, place: int) -> CheckedSample:
-        """The sample in its stored form. `place` is its number in the input, from 0, for messages.
+    def checked(self, sample: RawSample, place: str) -> CheckedSample:
+        """The sample in its stored form. `place` is its number in the input, from 0, as text for messages.
 
         Raises:
             DataError: it does not fit the description; the message names the sample and the field.

@@ -6,9 +6,10 @@ A symbol takes one byte; its word of w steps takes 4 w bytes. Symbols can be use
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,11 +17,15 @@ from maestro_dist.config.learning import AugmentConfig
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.augment import wanted_kinds
-from maestro_dist.data.manifest import Manifest, SymbolSpec, load_manifest
-from maestro_dist.data.pack import SplitWriter, npy, open_for_packing, write_manifest
+from maestro_dist.data.manifest import Manifest, ManifestSplit, SymbolSpec, load_manifest
+from maestro_dist.data.fragments import SampleRows
+from maestro_dist.data.pack import open_for_packing, write_manifest
+from maestro_dist.data.plain_values import person
 from maestro_dist.data.reader import SplitSource
-from maestro_dist.data.shard_index import member_name
+from maestro_dist.data.shard_assembly import LocalSink, ShardAssembly, remove_shards
+from maestro_dist.data.shard_index import META, member_name
 from maestro_dist.data.storage import Storage
+from maestro_dist.data.tar_blocks import Blocks, npy_blocks, sample_blocks
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.types import Modality
 
@@ -105,19 +110,45 @@ def add_symbols(
     storage, modalities, splits = open_for_packing(url, overwrite=overwrite), tuple(manifest.select(None)), {}
     with ExitStack() as stack:
         for name, split in manifest.splits.items():
-            writer = stack.enter_context(SplitWriter(storage, name, len(manifest.classes), shard_bytes))
+            writer = stack.enter_context(_SplitWriter(storage, name, len(manifest.classes), shard_bytes))
             if split.samples:
                 reader = SplitSource(source, manifest, DataConfig(url=source), modalities, name).open()
                 stack.enter_context(closing(reader))
             for number in range(split.samples):
                 stored = reader.stored(number)
                 sample = reader.decode(number, stored)
-                members = {member_name(m): data for m, data in stored.arrays.items() if spec.raw}
+                members: dict[str, Blocks] = {member_name(m): [data] for m, data in stored.arrays.items() if spec.raw}
                 for modality, values in sample.values.items():
                     symbols = symbolise(modality, values, sample.recording.get(modality))
-                    members[member_name(modality, symbols=True)] = npy(symbols)
+                    members[member_name(modality, symbols=True)] = npy_blocks(symbols)
                 writer.add(sample.key, sample.target, stored.meta, members)
             splits[name] = writer.finish()
         packed = Manifest.model_validate({**manifest.to_json(), "splits": splits, "symbols": spec})
         write_manifest(storage, packed)
     return packed
+
+
+class _SplitWriter:
+    """Writes the shards of one split. A context manager: when packing fails, the files of the split are removed."""
+
+    def __init__(self, storage: Storage, split: str, classes: int, shard_bytes: int) -> None:
+        self._storage, self._split, self._sink = storage, split, LocalSink(storage)
+        self._assembly = ShardAssembly([split], classes, shard_bytes, self._sink)
+
+    def __enter__(self) -> _SplitWriter:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            self._sink.abort(error)
+            remove_shards(self._storage, self._assembly.begun())
+
+    def add(self, key: str, label: float, meta: bytes, members: dict[str, Blocks]) -> None:
+        """Write a sample: its json `meta`, and its other members by name."""
+        data = np.frombuffer(b"".join(sample_blocks(key, {META: [meta], **members})), dtype=np.uint8)
+        rows = SampleRows([key], [label], [person(json.loads(meta).get("subject"))], [len(data)])
+        self._assembly.add(self._split, rows, data)
+
+    def finish(self) -> ManifestSplit:
+        """Close the last shard; returns the split's entry in the manifest."""
+        return self._assembly.close()[self._split]

@@ -1,19 +1,22 @@
-"""The files of a source: a folder with the archives in it, or one archive. Each file is read once."""
+"""The files of a source: a folder with the archives in it, or one archive, on a disk or behind an fsspec URL."""
 
 from __future__ import annotations
 
 import hashlib
-import lzma
 import os
 import re
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from maestro_dist.data.converters.archives import Archive, members
+from maestro_dist.data.converters.source_file import SourceFile, StoredFile
+from maestro_dist.data.parts import Remarks, join_names
+from maestro_dist.data.storage import ObjectMissing, Storage, redact
 from maestro_dist.errors import DataError
+
+__all__ = ["Remarks", "Source", "SourceFile", "SourceFiles", "is_leftover", "join_names", "missing_text"]
 
 Role = TypeVar("Role", bound=Hashable)
 
@@ -28,80 +31,127 @@ def is_leftover(path: PurePosixPath) -> bool:
     return path.name.endswith("~") or not _SYSTEM_FOLDERS.isdisjoint(path.parts) or any(hidden)
 
 
-def join_names(names: Sequence[str], limit: int = 20) -> str:
-    """At most `limit` names on one line, and how many more there are."""
-    shown = ", ".join(names[:limit])
-    return f"{shown} and {len(names) - limit:,} more" if len(names) > limit else shown
-
-
 def missing_text(names: Sequence[str], where: str = "") -> str:
     """The message that these names are missing; it starts with the first name."""
     others = f" ({len(names):,} are: {join_names(names)})" if len(names) > 1 else ""
     return f"{names[0]} is missing{where}{others}"
 
 
-class SourceFiles:
-    """Reads the files of `source`, a folder or an archive, and collects warnings.
+@dataclass(frozen=True)
+class Source:
+    """Where raw files are.
 
-    Links to files and folders are followed, except to a folder that contains the link, so that loops end. Archives are
-    read as streams in memory: no member is ever written to disk, for any name. Links inside archives and files
-    that are not part of the data (`is_leftover`) are skipped.
+    path    folder or archive, or an fsspec URL of one
+    copies  a place for the members of compressed tar archives, which all processes that read them reach; None: they are
+            kept in memory, for small sources
     """
 
-    def __init__(self, source: Path) -> None:
-        self.source = source
-        self._warnings: dict[str, list[str]] = {}
+    path: str
+    copies: Storage | None = None
 
-    def read(self, role: Callable[[PurePosixPath], Role | None]) -> Iterator[tuple[Role, str, bytes]]:
-        """(role, name, content) of each file. `role(path)` is the role of a file in the data set; None: it is not read.
 
-        Two files with the same role and content, for instance in a folder and in its archive, are yielded once.
+class SourceFiles:
+    """Finds the files of a source, and collects remarks.
+
+    Links to files and folders are followed, except to a folder that contains the link, so that loops end. No member of
+    an archive is ever written to disk under its own name. Links inside archives and files that are not part of the data
+    (`is_leftover`) are skipped.
+    """
+
+    def __init__(self, source: Source | str | os.PathLike[str]) -> None:
+        source = source if isinstance(source, Source) else Source(os.fspath(source))
+        self.path, self._copies = source.path, source.copies
+        self.remarks = Remarks()
+        self._seen: set[tuple[str, str]] = set()
+
+    def find(self, role: Callable[[PurePosixPath], Role | None]) -> dict[Role, SourceFile]:
+        """The files by role. `role(path)` is the role of a file in the data set; None: it is of no use.
+
+        Call it once: each call reads compressed archives again. Nothing but those is read.
 
         Raises:
-            DataError: the source is missing, a file cannot be read, or two files with the same role differ.
+            DataError: the source is missing, a folder cannot be listed, or an archive is damaged.
+            StorageError: a remote source cannot be reached.
         """
-        first: dict[Role, tuple[str, bytes]] = {}
-        for file_role, name, content in self._members(role):
-            digest = hashlib.sha256(content).digest()
-            if file_role not in first:
-                first[file_role] = name, digest
-                if content.strip() and not content.endswith((b"\n", b"\r")):
-                    self._warn("the last line is not ended (was the file cut short?)", name)
-                yield file_role, name, content
-            elif first[file_role][1] != digest:
-                raise DataError(
-                    f"{name}: there is another file with this name and other content, {first[file_role][0]}; "
-                    "keep one of them in the source"
-                )
+        found: dict[Role, list[StoredFile]] = {}
+        for file_role, file in self._files(role):
+            found.setdefault(file_role, []).append(file)
+        return {file_role: SourceFile(tuple(copies)) for file_role, copies in found.items()}
+
+    def read(self, role: Callable[[PurePosixPath], Role | None]) -> Iterator[tuple[Role, str, bytes]]:
+        """(role, name, content) of each file, one file in memory at a time. See `find` and `SourceFile.read`."""
+        for file_role, file in self.find(role).items():
+            yield file_role, file.name, file.read(self.remarks)
+
+    def listing(self) -> str:
+        """A text that differs where names, sizes or times of the files found so far differ."""
+        return hashlib.sha256("\n".join(f"{name} {about}" for name, about in sorted(self._seen)).encode()).hexdigest()
 
     def warnings(self) -> list[str]:
-        """Warnings about the files read so far, one line each."""
-        return [f"{text}: {join_names(names)}" for text, names in self._warnings.items()]
+        """Warnings about the files so far, one line each."""
+        return self.remarks.lines()
 
     def error(self, text: str) -> DataError:
         """An error about the source, with the warnings, which often explain why a file is missing."""
-        return DataError("; ".join([f"{self.source}: {text}", *self.warnings()]))
+        return DataError("; ".join([f"{redact(self.path)}: {text}", *self.warnings()]))
 
-    def _warn(self, text: str, name: str) -> None:
-        names = self._warnings.setdefault(text, [])
-        if name not in names:  # a source may be read twice
-            names.append(name)
-
-    def _members(self, role: Callable[[PurePosixPath], Role | None]) -> Iterator[tuple[Role, str, bytes]]:
-        if self.source.is_file():
-            yield from self._archive(self.source, role)
-        elif self.source.is_dir():
-            for below, path in self._walk(self.source, PurePosixPath(), (), set()):
+    def _files(self, role: Callable[[PurePosixPath], Role | None]) -> Iterator[tuple[Role, StoredFile]]:
+        local = Storage(self.path).local
+        if local is None:
+            yield from self._remote(role)
+        elif local.is_file():
+            yield from self._archive(local.absolute().as_posix(), str(local), "", role)
+        elif local.is_dir():
+            for below, path in self._walk(local, PurePosixPath(), (), set()):
                 if (file_role := role(below)) is None:
                     continue
                 if path.is_symlink() and not path.exists():
                     raise self.error("a file is missing")
-                yield file_role, str(path), _content(path)
-            for path in _entries(self.source):
+                url = path.absolute().as_posix()  # for workers, whose folder may be another one
+                yield file_role, StoredFile(str(path), url, self._note(str(below), url))
+            for path in _entries(local):
                 if path.is_file() and _ARCHIVE.fullmatch(path.name):
-                    yield from self._archive(path, role)
+                    yield from self._archive(path.absolute().as_posix(), str(path), path.name, role)
         else:
-            raise DataError(f"{self.source}: no such folder or archive; check the path of the source")
+            raise DataError(f"{self.path}: no such folder or archive; check the path of the source")
+
+    def _remote(self, role: Callable[[PurePosixPath], Role | None]) -> Iterator[tuple[Role, StoredFile]]:
+        storage = Storage(self.path)
+        name = PurePosixPath(storage.url.partition("?")[0]).name
+        tree = {} if _ARCHIVE.fullmatch(name) else storage.tree()
+        if not tree:
+            try:
+                yield from self._archive(storage.url, storage.name(), "", role)
+            except ObjectMissing as error:
+                raise DataError(f"{storage.name()}: no such folder or archive; check the URL of the source") from error
+            return
+        files = {below: about for below, about in sorted(tree.items()) if not is_leftover(PurePosixPath(below))}
+        for below, about in files.items():
+            if not below.endswith("/") and (file_role := role(PurePosixPath(below))) is not None:
+                self._seen.add((below, repr(about)))
+                yield file_role, StoredFile(storage.name(below), f"{storage.url}/{below}", repr(about))
+        for below in files:
+            if "/" not in below and _ARCHIVE.fullmatch(below):
+                yield from self._archive(f"{storage.url}/{below}", storage.name(below), below, role)
+
+    def _archive(
+        self, url: str, name: str, below: str, role: Callable[[PurePosixPath], Role | None]
+    ) -> Iterator[tuple[Role, StoredFile]]:
+        def wanted(path: PurePosixPath) -> bool:
+            return not is_leftover(path) and role(path) is not None
+
+        for member in members(Archive(name, url, self._note(below, url)), wanted, self._copies):
+            file_role = role(member.path)
+            if member.file is None:
+                self.remarks.warn("a link inside an archive is skipped", member.name)
+            elif file_role is not None:
+                yield file_role, member.file
+
+    def _note(self, below: str, url: str) -> str:
+        """The version of a file, which becomes part of the listing."""
+        version = repr(Storage(url).details())
+        self._seen.add((below, version))
+        return version
 
     def _walk(
         self, folder: Path, below: PurePosixPath, parents: tuple[str, ...], seen: set[tuple[str, str]]
@@ -117,35 +167,12 @@ class SourceFiles:
             elif path.is_file():
                 yield below / path.name, path
             elif path.is_symlink():
-                self._warn("a broken link is skipped", f"{path} -> {os.readlink(path)}")
+                self.remarks.warn("a broken link is skipped", f"{path} -> {os.readlink(path)}")
                 yield below / path.name, path
 
     def _makes_loop(self, folder: str, above: tuple[str, ...]) -> bool:
         """Whether a folder contains the current one, or the complete source: a link to it makes a loop."""
         return folder in above or (bool(above) and Path(above[0]).is_relative_to(folder))
-
-    def _archive(self, source: Path, role: Callable[[PurePosixPath], Role | None]) -> Iterator[tuple[Role, str, bytes]]:
-        try:
-            if source.suffix.lower() == ".zip":
-                with zipfile.ZipFile(source) as archive:
-                    for entry in archive.infolist():
-                        path = PurePosixPath(entry.filename.replace("\\", "/"))  # some Windows programs write it
-                        if not entry.is_dir() and not is_leftover(path) and (file_role := role(path)) is not None:
-                            yield file_role, f"{source}:{entry.filename}", archive.read(entry)
-                return
-            with tarfile.open(source, mode="r|*") as tar:
-                for info in tar:
-                    path = PurePosixPath(info.name)
-                    if is_leftover(path) or (file_role := role(path)) is None:
-                        continue
-                    if info.isreg():
-                        content = tar.extractfile(info)
-                        assert content is not None
-                        yield file_role, f"{source}:{info.name}", content.read()
-                    elif info.issym() or info.islnk():
-                        self._warn("a link inside an archive is skipped", f"{source}:{info.name}")
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error, OSError, RuntimeError) as e:
-            raise DataError(f"{source}: damaged or unreadable archive ({e}); fetch it again") from e
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -157,10 +184,3 @@ def _entries(folder: Path) -> list[Path]:
         return paths
     except OSError as error:
         raise DataError(f"{folder}: the folder cannot be read ({error.strerror})") from error
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error

@@ -60,6 +60,17 @@ class FileSystemClient:
         listed = [(str(item["name"]).strip("/"), item) for item in self._fs.ls(key, detail=True)]
         return {name.rsplit("/", 1)[-1]: int(item["size"] or 0) for name, item in listed if name != folder}
 
+    def details(self, key: str) -> tuple[int | None, str]:
+        """Size of an object in bytes (None: unknown), and a text that differs for other content ("": unknown)."""
+        self._count("HEAD")
+        return _details(self._fs.info(key))
+
+    def tree(self, key: str) -> dict[str, tuple[int | None, str]]:
+        """`details` of all objects below a folder, by their path below it; empty for a missing folder."""
+        self._count("LIST")
+        start = len(str(self._fs._strip_protocol(key)).rstrip("/")) + 1
+        return {name[start:]: _details(info) for name, info in self._fs.find(key, detail=True).items()}
+
     def write(self, key: str, data: bytes, *, create: bool) -> None:
         """Write the complete object. With `create`, raise FileExistsError if it exists."""
         self._count("PUT")
@@ -96,3 +107,10 @@ class FileSystemClient:
     def _count(self, kind: str) -> None:
         if self.counts_calls:
             count_request(kind)
+
+
+def _details(info: dict[str, Any]) -> tuple[int | None, str]:
+    """Size and version in the description that a file system gives of an object."""
+    versions = (info.get(name) for name in ("ETag", "etag", "e_tag", "Last-Modified", "LastModified", "mtime"))
+    size = info.get("size")
+    return None if size is None else int(size), str(next(filter(None, versions), ""))

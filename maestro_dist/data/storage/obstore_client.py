@@ -77,6 +77,18 @@ class ObjectStoreClient(FileSystemClient):
         objects = [(str(item["path"]), int(item["size"])) for item in listed["objects"]]
         return found | {path.rsplit("/", 1)[-1]: size for path, size in objects if path != marker}
 
+    def details(self, key: str) -> tuple[int | None, str]:
+        head = self._call("HEAD", self._store.head, key)
+        return int(head["size"]), str(head.get("e_tag") or "")
+
+    def tree(self, key: str) -> dict[str, tuple[int | None, str]]:
+        start = len(_in_bucket(key).rstrip("/")) + 1 if _in_bucket(key) else 0
+        found = {str(item["path"])[start:]: item for item in self._call("LIST", self._below, key)}
+        return {name: (int(item["size"]), str(item.get("e_tag") or "")) for name, item in found.items() if name}
+
+    def _below(self, name: str) -> list[Any]:
+        return [item for part in self._store.list(f"{name}/" if name else None) for item in part]
+
     def write(self, key: str, data: bytes, *, create: bool) -> None:
         mode = "create" if create else "overwrite"
         self._call("PUT", lambda name: self._store.put(name, data, mode=mode, use_multipart=False), key)
@@ -93,11 +105,8 @@ class ObjectStoreClient(FileSystemClient):
             self._call("DELETE", lambda _: self._store.delete(names), keys[0])
 
     def remove_folder(self, key: str) -> None:
-        def below(name: str) -> list[str]:
-            return [str(item["path"]) for part in self._store.list(f"{name}/" if name else None) for item in part]
-
         bucket = key.split("/", 1)[0]
-        self.remove_many([f"{bucket}/{name}" for name in self._call("LIST", below, key)])
+        self.remove_many([f"{bucket}/{item['path']}" for item in self._call("LIST", self._below, key)])
 
     def _call(self, kind: str, call: Any, key: str) -> Any:
         count_request(kind)

@@ -55,6 +55,16 @@ class S3FileSystemClient(FileSystemClient):
         found.pop("", None)  # the marker of the folder itself
         return found
 
+    def details(self, key: str) -> tuple[int | None, str]:
+        bucket, name, _ = self._fs.split_path(key)
+        head = self._fs.call_s3("head_object", Bucket=bucket, Key=name)
+        return int(head["ContentLength"]), str(head.get("ETag", ""))
+
+    def tree(self, key: str) -> dict[str, tuple[int | None, str]]:
+        start = len(self._prefix(key))
+        found = {item["Key"][start:]: item for page in self._pages(key) for item in page.get("Contents", ())}
+        return {name: (int(item["Size"]), str(item.get("ETag", ""))) for name, item in found.items() if name}
+
     def _prefix(self, key: str) -> str:
         name = self._fs.split_path(key)[1].rstrip("/")
         return f"{name}/" if name else ""

@@ -155,6 +155,21 @@ class Storage:
         except ObjectMissing:
             return {}
 
+    def details(self, path: str = "", *, expected: bool = False) -> tuple[int | None, str]:
+        """Size of the object in bytes (None: unknown), and a text that differs for other content ("": unknown)."""
+        local = self.local_path(path)
+        if local is not None:
+            status = self._locally(path, "read", local.stat)
+            return status.st_size, str(status.st_mtime_ns)
+        return self._remotely(path, "read", lambda client, key: client.details(key), expected=expected)
+
+    def tree(self) -> dict[str, tuple[int | None, str]]:
+        """`details` of all objects below this remote folder, by their path below it; empty for a missing folder."""
+        try:
+            return self._remotely("", "list", lambda client, key: client.tree(key))
+        except ObjectMissing:
+            return {}
+
     def download(
         self,
         path: str,
