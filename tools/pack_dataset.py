@@ -1,8 +1,14 @@
-"""Pack a public data set into shards, indexes and a manifest.
+"""Pack a data set into shards, indexes and a manifest.
 
-`python tools/pack_dataset.py uci_hapt --source FOLDER --out URL`
+`python tools/pack_dataset.py uci_hapt --source FOLDER --out URL --workers 4`
 
-The source is a folder or an archive as it was published. The output is a folder or an fsspec URL (s3://bucket/name).
+Source and output are folders or fsspec URLs (s3://bucket/name); the source may be an archive, too. With `--workers N` the
+parts of the data set are converted by N workers of Ray: of this machine, or of the cluster at RAY_ADDRESS. The files have
+the same bytes for any N. A packing that was killed continues with the same command; finished shards are not made again.
+
+Settings of storage come from the environment, and from `s3.endpoint_url=...` and other keys of the sections `s3` and
+`run.storage_patience_s` of a configuration.
+
 `--symbols beside --alphabet 20 --word 8 --normalize dataset` also packs the SAX symbols of a model with these values
 (`instead`: without the raw windows). With the name `packed` the source is a packed data set.
 """
@@ -10,67 +16,121 @@ The source is a folder or an archive as it was published. The output is a folder
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from tempfile import TemporaryDirectory
 
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from maestro_dist.config.load import load_config
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.paths import expand_home
 from maestro_dist.data.converters import CONVERTERS
 from maestro_dist.data.manifest import MANIFEST_NAME, Manifest, SymbolSpec, load_manifest
-from maestro_dist.data.pack import pack
-from maestro_dist.data.prepare import OptionParser, check_destination, check_source, log_warnings, unknown_options
+from maestro_dist.data.pack_parts import PackWorkers, ThisProcess, check_not_packed
+from maestro_dist.data.prepare import (
+    ConversionRequest,
+    OptionParser,
+    check_destination,
+    check_source,
+    converted,
+    pack_conversion,
+    unknown_options,
+)
 from maestro_dist.data.storage import Storage, redact
+from maestro_dist.data.storage.settings import configure
 from maestro_dist.data.symbols import add_symbols
 from maestro_dist.errors import ConfigError, DataError, run_main
 from maestro_dist.model.embedding import SymbolEncoder, word_steps
+from maestro_dist.run.packing_progress import shown_progress
+from maestro_dist.run.ray_address import cluster_address
+
+_OF_THE_TOOL = {"name", "source", "out", "workers", "shard_mb", "overwrite", "symbols", "alphabet", "word", "normalize"}
+"""Options that do not change the samples."""
+_SETTING = re.compile(r"(s3\.[a-z_.]+|run\.storage_patience_s)=.*", re.DOTALL)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, convert, pack, and print a summary."""
-    arguments = _parsed(argv)
-    console = Console(stderr=True)
+    arguments = _parsed(sys.argv[1:] if argv is None else argv)
     source, out = arguments.source, arguments.out
-    if arguments.name != "packed":
-        check_source(source, source="--source")
-    check_destination(source, out, source="--source", target="--out")
-    if not arguments.overwrite and Storage(out).exists(MANIFEST_NAME):
-        raise DataError(f"{redact(out)}: a packed data set is there already; --overwrite replaces it")
     if arguments.name == "packed":
-        with console.status(f"making symbols of {redact(source)}"):
+        check_destination(source, out, source="--source", target="--out")
+        if not arguments.overwrite and Storage(out).exists(MANIFEST_NAME):
+            raise DataError(f"{redact(out)}: a packed data set is there already; --overwrite replaces it")
+        with Console(stderr=True).status(f"making symbols of {redact(source)}"):
             manifest = _symbols(source, arguments)
         _summary(manifest, out, "")
         return 0
-    with console.status(f"reading {source}"):
-        conversion = CONVERTERS[arguments.name].from_arguments(Path(source), arguments)
-    log_warnings(conversion)
-    columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TextColumn("windows"), TimeRemainingColumn())
-    with TemporaryDirectory() as folder, Progress(*columns, console=console) as progress:
-        manifest = pack(
-            folder if arguments.symbols else out,
-            conversion.description,
-            progress.track(conversion.samples, total=conversion.total),
-            splits=conversion.splits,
-            shard_bytes=arguments.shard_mb << 20,
-            overwrite=arguments.overwrite,
-        )
+    check_source(source, source="--source")
+    check_destination(source, out, source="--source", target="--out")
+    if not arguments.overwrite:
+        check_not_packed(out)
+    if arguments.workers:
+        _check_ray(arguments)
+    return _pack(arguments)
+
+
+def _pack(arguments: argparse.Namespace) -> int:
+    """Pack raw files."""
+    converter, out = CONVERTERS[arguments.name], arguments.out
+    options = {name: value for name, value in vars(arguments).items() if name not in _OF_THE_TOOL}
+    shared = bool(arguments.workers and cluster_address())
+    with TemporaryDirectory() if arguments.symbols else nullcontext(out) as target:
+        with Console(stderr=True).status(f"reading {redact(arguments.source)}") as status:
+            conversion_of = converted(converter, arguments.source, argparse.Namespace(**options), target, shared=shared)
+            with conversion_of as conversion:
+                status.stop()
+                with _workers(arguments, len(conversion.splits)) as workers, shown_progress() as progress:
+                    request = ConversionRequest(
+                        arguments.name,
+                        arguments.source,
+                        options,
+                        arguments.shard_mb << 20,
+                        arguments.overwrite,
+                        progress,
+                    )
+                    manifest, remarks = pack_conversion(conversion, target, request, workers)
         if arguments.symbols:  # they need the statistics of the training split, which are known only now
-            manifest = _symbols(folder, arguments)
+            manifest = _symbols(target, arguments)
     _summary(manifest, out, conversion.description.notice)
-    for note in conversion.notes:
+    for note in conversion.notes(remarks.counts):
         Console().print(note, highlight=False, markup=False)
     return 0
 
 
-def _parsed(argv: list[str] | None) -> argparse.Namespace:
-    """The checked command line; `~` in paths is replaced."""
+def _check_ray(arguments: argparse.Namespace) -> None:
+    """Check what can be checked in seconds, before anything is read."""
+    from maestro_dist.run.ray_cluster import check_cluster
+
+    if arguments.symbols and cluster_address():
+        raise ConfigError(
+            "--symbols: they are made on this machine; on a cluster pack without it, then add them with the name `packed`"
+        )
+    check_cluster()
+
+
+@contextmanager
+def _workers(arguments: argparse.Namespace, splits: int) -> Iterator[PackWorkers]:
+    """Context with the workers of `--workers`."""
+    if not arguments.workers:
+        yield ThisProcess()
+        return
+    from maestro_dist.run.ray_packing import ray_workers
+
+    with ray_workers(arguments.workers, arguments.shard_mb << 20, splits) as workers:
+        yield workers
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """The checked command line; `~` in paths is replaced, and the settings of storage are in use."""
     parser, children = _parser()
-    arguments, unknown = parser.parse_known_args(argv)
+    arguments, unknown = parser.parse_known_args([text for text in argv if not _SETTING.fullmatch(text)])
+    configure(load_config(None, [text for text in argv if _SETTING.fullmatch(text)]))
     if unknown:
         child = children[arguments.name]
         options = [text.partition("=")[0] for text in unknown if text.startswith("-")]
@@ -88,12 +148,20 @@ def _parser() -> tuple[OptionParser, dict[str, OptionParser]]:
     )
     for name, converter in CONVERTERS.items():
         child = names.add_parser(name, help=converter.reads, description=converter.__doc__)
-        child.add_argument("--source", required=True, help="folder or archive with the original files")
+        child.add_argument("--source", required=True, help="folder, archive or fsspec URL with the original files")
         child.add_argument(
             "--splits",
             nargs="+",
             metavar="SPLIT=SUBJECTS",
             help="subjects of a split, for instance validation=1,3 test=2,4; all others are for training",
+        )
+        child.add_argument(
+            "--workers",
+            type=_not_negative,
+            default=0,
+            metavar="N",
+            help="convert with N workers of Ray, of this machine or of the cluster at RAY_ADDRESS (default 0: in this "
+            "process); the files are the same for any N",
         )
         _add_arguments(child, symbols_needed=False)
         converter.add_arguments(child)
@@ -136,6 +204,13 @@ def _positive(text: str) -> int:
     """A whole number from 1."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1")
+    return int(text)
+
+
+def _not_negative(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0")
     return int(text)
 
 

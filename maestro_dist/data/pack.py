@@ -96,9 +96,14 @@ def open_for_packing(url: str, *, overwrite: bool) -> Storage:
     if not overwrite:
         check_nothing_packed(url)
     elif storage.exists(MANIFEST_NAME):
-        storage.remove(MANIFEST_NAME)  # first: shards without a manifest are not a data set
-        storage.remove_many([name for name in storage.list() if _SHARD.fullmatch(name)])
+        remove_data_set(storage)
     return storage
+
+
+def remove_data_set(storage: Storage) -> None:
+    """Remove the manifest, if there is one, and all shards."""
+    storage.remove(MANIFEST_NAME)  # first: shards without a manifest are not a data set
+    storage.remove_many([name for name in storage.list() if _SHARD.fullmatch(name)])
 
 
 def check_nothing_packed(url: str) -> None:

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import hashlib
+import json
 import logging
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 from maestro_dist.config.schema import SourceConfig
-from maestro_dist.data.converters import CONVERTERS, Conversion
-from maestro_dist.data.converters.files import join_names
+from maestro_dist.data.converters import CONVERTERS, Conversion, Converter
+from maestro_dist.data.converters.files import Source
+from maestro_dist.data.fragments import PackFormat
 from maestro_dist.data.manifest import MANIFEST_NAME, Manifest
-from maestro_dist.data.pack import pack
+from maestro_dist.data.pack_parts import PackProgress, PackWorkers, PartsPacking, ThisProcess, pack_parts
+from maestro_dist.data.pack_records import RECORDS
+from maestro_dist.data.parts import Remarks, join_names
 from maestro_dist.data.storage import Storage, redact
-from maestro_dist.errors import ConfigError, DataError
+from maestro_dist.errors import ConfigError, DataError, StorageError
 
 _LOG = logging.getLogger(__name__)
 _UNFINISHED = re.compile(r"([a-z0-9_]+-\d{6})\.(tar|index|index\.json)")
@@ -27,7 +35,7 @@ _UNFINISHED = re.compile(r"([a-z0-9_]+-\d{6})\.(tar|index|index\.json)")
 def prepare(source: SourceConfig, url: str) -> Manifest:
     """Convert and pack `source` to `url`. `source.options` are the converter's options in `tools/pack_dataset.py`.
 
-    Warnings about the source are logged.
+    Warnings about the source are logged. A packing that was killed is continued.
 
     Raises:
         ConfigError: there is no such converter or option, or an option has a wrong value.
@@ -43,11 +51,73 @@ def prepare(source: SourceConfig, url: str) -> Manifest:
         if unknown:
             parser.error(unknown_options(unknown, parser.names))
         arguments = parser.parse_args(given, argparse.Namespace(splits=None))
-        conversion = converter.from_arguments(Path(source.path), arguments)
+        with converted(converter, source.path, arguments, url) as conversion:
+            return pack_conversion(conversion, url, ConversionRequest(converter.name, source.path, source.options))[0]
     except ConfigError as error:
         raise ConfigError(f"data.source.options: {error}") from None
-    log_warnings(conversion)
-    return pack(url, conversion.description, conversion.samples, splits=conversion.splits)
+
+
+@dataclass(frozen=True)
+class ConversionRequest:
+    """What is converted and how: names and options identify an unfinished packing, which a restart continues.
+
+    shard_bytes, overwrite, progress   see `pack_parts`
+    """
+
+    converter: str
+    source: str
+    options: Mapping[str, Any]
+    shard_bytes: int = 32 << 20
+    overwrite: bool = False
+    progress: Callable[[PackProgress], None] = lambda _: None
+
+
+@contextmanager
+def converted(
+    converter: Converter, source: str, arguments: argparse.Namespace, url: str, *, shared: bool = False
+) -> Iterator[Conversion]:
+    """Context with the conversion of the raw files at `source`, which are to be packed to `url`; its warnings are logged.
+
+    What has to be copied from compressed archives goes to the folder of records in `url`, which a restart finds again;
+    or to a temporary folder, if `url` is remote and no worker is on another machine (`shared`).
+    """
+    options = json.dumps([converter.name, str(source), sorted((k, str(v)) for k, v in vars(arguments).items())])
+    copies = Storage(url).join(RECORDS, f"source-{hashlib.sha256(options.encode()).hexdigest()[:16]}")
+    with ExitStack() as stack:
+        if copies.local is None and not shared:
+            copies = Storage(
+                stack.enter_context(TemporaryDirectory(prefix="maestro_dist-", ignore_cleanup_errors=True))
+            )
+        try:
+            conversion = converter.from_arguments(Source(source, copies), arguments)
+        except (ConfigError, DataError):
+            with suppress(StorageError):
+                copies.remove(recursive=True)
+            raise
+        for text in conversion.warnings:
+            _LOG.warning("%s", text)
+        yield conversion
+
+
+def pack_conversion(
+    conversion: Conversion, url: str, request: ConversionRequest, workers: PackWorkers | None = None
+) -> tuple[Manifest, Remarks]:
+    """Pack a conversion to `url`; by default in this process. Returns the manifest and the remarks of the parts.
+
+    The warnings among the remarks are logged. Raises what `pack_parts` raises.
+    """
+    identity = {
+        "converter": request.converter,
+        "source": redact(request.source),
+        "options": {name: str(value) for name, value in sorted(request.options.items())},
+        "files": conversion.listing,
+    }
+    about = PackFormat.checked(conversion.description, conversion.splits, request.shard_bytes)
+    packing = PartsPacking(conversion.parts, about, identity, request.overwrite, request.progress)
+    manifest, remarks = pack_parts(url, packing, workers or ThisProcess())
+    for text in remarks.lines():
+        _LOG.warning("%s", text)
+    return manifest, remarks
 
 
 def check_converter(source: SourceConfig) -> None:
@@ -57,12 +127,6 @@ def check_converter(source: SourceConfig) -> None:
         near = difflib.get_close_matches(name, CONVERTERS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"data.source.converter: no converter {name!r}; {hint}There are {', '.join(CONVERTERS)}")
-
-
-def log_warnings(conversion: Conversion) -> None:
-    """Log the warnings of a conversion."""
-    for text in conversion.warnings:
-        _LOG.warning(text)
 
 
 def unknown_options(unknown: Sequence[str], known: Iterable[str]) -> str:
@@ -95,12 +159,10 @@ class _Quiet(OptionParser):
 
 
 def check_source(path: str, *, source: str) -> None:
-    """Raise `DataError` if `path`, the value of the option or key `source`, does not exist."""
-    if not Path(path).exists():
-        hint = (
-            "; raw files are read from local folders and archives: copy them to this machine" if "://" in path else ""
-        )
-        raise DataError(f"{source}: {path}: no such folder or archive{hint}")
+    """Raise `DataError` if the local `path`, the value of the option or key `source`, does not exist."""
+    local = Storage(path).local
+    if local is not None and not local.exists():
+        raise DataError(f"{source}: {path}: no such folder or archive")
 
 
 def check_destination(path: str, url: str, *, source: str, target: str) -> None:
@@ -134,7 +196,7 @@ def check_place(source: SourceConfig, url: str) -> None:
         raise ConfigError(
             f"data.url: {url}: there is no folder {place.parent}; correct data.url, or make that folder for {what}"
         )
-    others = _other_files(storage.list())
+    others = _other_files([*storage.list(), *([RECORDS] if place is not None and (place / RECORDS).exists() else [])])
     if place is not None:  # the raw files may be in the same folder as the packed data
         others = [name for name in others if not Path(source.path).resolve().is_relative_to((place / name).resolve())]
     if others:
@@ -145,7 +207,10 @@ def check_place(source: SourceConfig, url: str) -> None:
 
 
 def _other_files(names: list[str]) -> list[str]:
-    """The names without files of a killed packing. These are shards; only the last shard may lack its index."""
+    """The names without files of a killed packing. These are shards; only the last shard may lack its index, unless
+    there are records: then several were written at a time."""
+    if RECORDS in names:
+        return [name for name in names if name != RECORDS and not _UNFINISHED.fullmatch(name)]
     shards = [match for name in names if (match := _UNFINISHED.fullmatch(name))]
     tars, indexes = ({m[1] for m in shards if (m[2] == "tar") == tar} for tar in (True, False))
     if len(tars - indexes) > 1 or indexes - tars:

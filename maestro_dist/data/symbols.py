@@ -17,8 +17,8 @@ from maestro_dist.config.learning import AugmentConfig
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.augment import wanted_kinds
-from maestro_dist.data.manifest import Manifest, ManifestSplit, SymbolSpec, load_manifest
 from maestro_dist.data.fragments import SampleRows
+from maestro_dist.data.manifest import Manifest, ManifestSplit, SymbolSpec, load_manifest
 from maestro_dist.data.pack import open_for_packing, write_manifest
 from maestro_dist.data.plain_values import person
 from maestro_dist.data.reader import SplitSource

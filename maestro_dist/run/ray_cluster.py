@@ -84,10 +84,23 @@ def cluster(config: Config) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    with connected(max(os.cpu_count() or 1, config.run.workers * config.run.cpus_per_worker)):
+        _check_resources(config, wait=bool(cluster_address()))
+        yield
+
+
+@contextmanager
+def connected(cpus: int, object_store: int = _LOCAL_OBJECT_STORE) -> Iterator[None]:
+    """Context with a connection to the cluster at RAY_ADDRESS, or to a new local one with `cpus` CPUs and this many
+    bytes for objects.
+
+    Raises `MaestroError` if Ray does not start.
+    """
+    import ray
+
     address = cluster_address()
-    with _joined(address) if address else _local_ray(config):
+    with _joined(address) if address else _local_ray(cpus, object_store):
         try:
-            _check_resources(config, wait=bool(address))
             yield
         finally:
             ray.shutdown()
@@ -106,7 +119,7 @@ def _joined(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def _local_ray(config: Config) -> Iterator[None]:
+def _local_ray(cpus: int, object_store: int) -> Iterator[None]:
     """A local Ray with its own folder: the default folder belongs to the first user of Ray on this machine.
 
     The folder, with Ray's logs, is kept if the run fails.
@@ -121,8 +134,8 @@ def _local_ray(config: Config) -> Iterator[None]:
         with _own_token(), _started("Ray to start on this machine"):
             ray.init(
                 address="local",
-                num_cpus=max(os.cpu_count() or 1, config.run.workers * config.run.cpus_per_worker),
-                object_store_memory=_LOCAL_OBJECT_STORE,
+                num_cpus=cpus,
+                object_store_memory=object_store,
                 _temp_dir=str(folder / "ray"),
                 **_QUIET,
             )

@@ -6,8 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 from maestro_dist.config.schema import Config
@@ -15,6 +14,7 @@ from maestro_dist.data.storage.request_counts import RequestCounts, add_counts, 
 from maestro_dist.errors import RunError
 from maestro_dist.parallel.failure import Report, leave_groups, report_of, root_cause
 from maestro_dist.run.ray_cluster import Head, cluster, lacks, prepare_environment, train_folder
+from maestro_dist.run.ray_log import LogKeeper, log_actor
 from maestro_dist.system.logging_setup import LEVEL_VARIABLE, ROOT, configure_logging
 from maestro_dist.training.job import WorkerJob
 from maestro_dist.training.process import environment
@@ -46,7 +46,8 @@ def train(config: Config, job: WorkerJob) -> None:
     """
     prepare_environment()
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_S))
-    with train_folder() as folder, cluster(config), _console(config) as console:
+    console_of = log_actor(_Console, config.run.workers, config.run.timeout_s)
+    with train_folder() as folder, cluster(config), console_of as console:
         import ray
         from ray.train import TrainingFailedError
 
@@ -185,24 +186,17 @@ def _work(settings: dict[str, Any]) -> None:
             ray.get(console.count.remote((request_counts() - before).as_list()), timeout=_REPORT_S)
 
 
-class _Console:
+class _Console(LogKeeper):
     """Forwards log records and failure reports of the workers to the driver."""
 
     def __init__(self, ranks: int, timeout_s: int) -> None:
+        super().__init__()
         self._ranks, self._timeout_s = ranks, timeout_s
-        self._lines: list[tuple[str, int, str]] = []
         self._group: str | None = None
         self._begun = 0
         self._reports: list[Report] = []
         self._final: Report | None = None
         self._requests = RequestCounts()
-
-    def say(self, logger: str, level: int, text: str) -> None:
-        self._lines.append((logger, level, text))
-
-    def drain(self) -> list[tuple[str, int, str]]:
-        lines, self._lines = self._lines, []
-        return lines
 
     def count(self, requests: list[int]) -> None:
         """Add the storage requests of a worker, as a list of `RequestCounts`."""
@@ -240,40 +234,6 @@ class _Console:
     def reports(self) -> list[Report]:
         """Reports of the last group, in the order of arrival."""
         return [self._final] if self._final else self._reports
-
-
-@contextmanager
-def _console(config: Config) -> Iterator[Any]:
-    """Context with the console actor; a thread logs its records as they arrive."""
-    import ray
-    import ray.util.scheduling_strategies
-
-    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=False
-    )
-    remote: Any = ray.remote(_Console)
-    options = remote.options(num_cpus=0, scheduling_strategy=here)
-    actor = options.remote(config.run.workers, config.run.timeout_s)  # lives as long as the driver
-    done = threading.Event()
-
-    def show() -> None:
-        while True:
-            last = done.wait(_POLL_S)
-            try:
-                for logger, level, text in ray.get(actor.drain.remote()):
-                    logging.getLogger(logger).log(level, "%s", text)
-            except ray.exceptions.RayError:
-                return
-            if last:
-                return
-
-    printer = threading.Thread(target=show, name="console", daemon=True)
-    printer.start()
-    try:
-        yield actor
-    finally:
-        done.set()
-        printer.join(timeout=10)
 
 
 def _death_message(failure: BaseException | None) -> str | None:

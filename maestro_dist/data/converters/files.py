@@ -50,6 +50,10 @@ class Source:
     copies: Storage | None = None
 
 
+AnySource = Source | str | os.PathLike[str]
+"""A source, or its path alone."""
+
+
 class SourceFiles:
     """Finds the files of a source, and collects remarks.
 
@@ -58,7 +62,7 @@ class SourceFiles:
     (`is_leftover`) are skipped.
     """
 
-    def __init__(self, source: Source | str | os.PathLike[str]) -> None:
+    def __init__(self, source: AnySource) -> None:
         source = source if isinstance(source, Source) else Source(os.fspath(source))
         self.path, self._copies = source.path, source.copies
         self.remarks = Remarks()

@@ -13,16 +13,17 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 
-from maestro_dist.data.converters.files import SourceFiles, missing_text
-from maestro_dist.data.converters.source import Conversion, Converter
-from maestro_dist.data.pack import Description, RawSample
+from maestro_dist.data.converters.files import AnySource, SourceFile, SourceFiles, missing_text
+from maestro_dist.data.converters.source import Conversion, Converter, counted
+from maestro_dist.data.description import Description
+from maestro_dist.data.parts import Remarks
+from maestro_dist.data.sample_checks import RawSample
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.types import Modality
 
@@ -53,6 +54,8 @@ STATIC = "static"
 _COLUMN = {parameter: column for column, parameter in enumerate(UNITS)}
 _FILE = re.compile(r"(?:^|/)(?:set-([abc])/(\d+)|Outcomes-([abc]))\.txt\Z", re.ASCII)
 _TIME = re.compile(r"(\d\d):([0-5]\d)")
+_STAYS = 100  # of a part
+_OBSERVED, _EMPTY = "observed hours of set-", "stays without any series of set-"  # counts of a set
 _OUTCOME_COLUMNS = "RecordID,SAPS-I,SOFA,Length_of_stay,Survival,In-hospital_death"
 
 
@@ -78,13 +81,44 @@ class _Stay:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """Stays and labels (1: died) by set and RecordID; counts of omitted data, by reason; warnings."""
+class _Group:
+    """Consecutive stays of a set, sorted by RecordID. `first`: the number of the first of them in its set, from 0.
 
-    stays: dict[str, dict[int, _Stay]]
-    died: dict[str, dict[int, int]]
-    left_out: Counter[str]
-    warnings: list[str]
+    stays  RecordID, file, and 1 if the person died in hospital, else 0
+    fold   which fold of set-a is for validation
+    """
+
+    part: str
+    first: int
+    stays: tuple[tuple[int, SourceFile, int], ...]
+    minutes: int
+    fold: int
+
+    @property
+    def name(self) -> str:
+        """Its name for messages."""
+        return f"set-{self.part} from stay {self.stays[0][0]} on"
+
+    def samples(self, remarks: Remarks) -> Iterator[RawSample]:
+        """See `Part.samples`."""
+        for number, (record, file, died) in enumerate(self.stays, start=self.first):
+            stay = _read_stay(file.name, record, file.read(remarks), remarks)
+            remarks.count(f"{_OBSERVED}{self.part}", int((stay.grid(60)[1] > 0).sum()))
+            remarks.count(f"{_EMPTY}{self.part}", int(not stay.series.size))
+            means, _ = stay.grid(self.minutes)
+            values = {name.lower(): means[column, :, None] for name, column in _COLUMN.items()}
+            observed = {name: grid for name, grid in values.items() if not np.isnan(grid).all()}
+            split = "validation" if number % FOLDS == self.fold else "train"
+            yield RawSample(
+                split=split if self.part == "a" else "test",
+                key=str(record),
+                label=died,
+                subject=str(record),
+                recording=str(record),
+                start_s=0.0,
+                duration_s=HOURS * 3600.0,
+                values={**observed, STATIC: stay.static[None]},
+            )
 
 
 class PhysioNet2012(Converter):
@@ -109,13 +143,13 @@ class PhysioNet2012(Converter):
             help=f"which of the {FOLDS} folds of set-a is for validation (default 0)",
         )
 
-    def from_arguments(self, source: Path, arguments: argparse.Namespace) -> Conversion:
+    def from_arguments(self, source: AnySource, arguments: argparse.Namespace) -> Conversion:
         """See `Converter.from_arguments`."""
         if arguments.splits:
             raise ConfigError("--splits: set-b is the test split here, and --fold says which fifth of set-a validates")
         return self.convert(source, times=arguments.times, fold=arguments.fold)
 
-    def convert(self, source: Path, *, times: str = "hourly", fold: int = 0) -> Conversion:
+    def convert(self, source: AnySource, *, times: str = "hourly", fold: int = 0) -> Conversion:
         """One sample per stay: 36 series on a grid of hours ("hourly") or minutes ("native"), NaN where not observed.
 
         set-b (or set-c) is the test split. Stay i of set-a, sorted by RecordID, belongs to the validation split where
@@ -128,7 +162,8 @@ class PhysioNet2012(Converter):
         """
         if not 0 <= fold < FOLDS or times not in MINUTES_A_STEP:
             raise ConfigError(f"--fold {fold} --times {times}: folds are 0 to {FOLDS - 1}, times hourly or native")
-        minutes, data = MINUTES_A_STEP[times], _read(source)
+        minutes, files = MINUTES_A_STEP[times], SourceFiles(source)
+        texts, died, warnings = _read(files)
         steps, seconds = HOURS * 60 // minutes, minutes * 60.0
         static = Modality(
             STATIC, len(DESCRIPTORS) - 1 + UNIT_TYPES, 1 / (HOURS * 3600), 1, "year, male, cm, kg, unit", always=True
@@ -137,54 +172,40 @@ class PhysioNet2012(Converter):
             name="physionet2012",
             licence=LICENCE,
             citation=CITATION,
-            source=f"physionet.org/content/challenge-2012/1.0.0, set{'s' if len(data.stays) > 1 else ''} "
-            + " and ".join(data.stays),
+            source=f"physionet.org/content/challenge-2012/1.0.0, set{'s' if len(texts) > 1 else ''} "
+            + " and ".join(texts),
             task="classification",
             classes=CLASSES,
             target="death in hospital",
             window_s=HOURS * 3600.0,
             modalities=(*(Modality(name.lower(), 1, 1 / seconds, steps, unit) for name, unit in UNITS.items()), static),
         )
-        total = sum(len(stays) for stays in data.stays.values())
+        parts = []
+        for part, stays in texts.items():
+            rows = [(record, file, died[part][record]) for record, file in sorted(stays.items())]
+            groups = range(0, len(rows), _STAYS)
+            parts += [_Group(part, start, tuple(rows[start : start + _STAYS]), minutes, fold) for start in groups]
         return Conversion(
             description,
-            total,
-            _samples(data, minutes, fold),
+            parts,
+            files.listing(),
             # without set-a there is no training split; the manifest then has the statistics of the test split
-            splits=("train", "validation", "test") if "a" in data.stays else ("test",),
-            warnings=tuple(data.warnings),
-            notes=tuple(_notes(data)),
+            splits=("train", "validation", "test") if "a" in texts else ("test",),
+            warnings=tuple(warnings),
+            notes=lambda counts: _notes(died, counts),
         )
 
 
-def _samples(data: _Source, minutes: int, fold: int) -> Iterator[RawSample]:
-    for part, stays in data.stays.items():
-        for number, (record, stay) in enumerate(sorted(stays.items())):
-            means, _ = stay.grid(minutes)
-            values = {name.lower(): means[column, :, None] for name, column in _COLUMN.items()}
-            observed = {name: grid for name, grid in values.items() if not np.isnan(grid).all()}
-            split = "validation" if number % FOLDS == fold else "train"
-            yield RawSample(
-                split=split if part == "a" else "test",
-                key=str(record),
-                label=data.died[part][record],
-                subject=str(record),
-                recording=str(record),
-                start_s=0.0,
-                duration_s=HOURS * 3600.0,
-                values={**observed, STATIC: stay.static[None]},
-            )
-
-
-def _notes(data: _Source) -> Iterator[str]:
-    for part, stays in data.stays.items():
-        hours = sum(int((stay.grid(60)[1] > 0).sum()) for stay in stays.values()) / (len(stays) * len(UNITS) * HOURS)
-        empty = sum(not stay.series.size for stay in stays.values())
-        yield (
-            f"set-{part}: {len(stays):,} stays, {sum(data.died[part].values()):,} died, {empty} without any series; "
-            f"{hours:.2%} of the hours of the {len(UNITS)} series are observed"
+def _notes(died: dict[str, dict[int, int]], counts: Mapping[str, int]) -> list[str]:
+    lines = []
+    for part, stays in died.items():
+        hours = counts.get(f"{_OBSERVED}{part}", 0) / (len(stays) * len(UNITS) * HOURS)
+        lines.append(
+            f"set-{part}: {len(stays):,} stays, {sum(stays.values()):,} died, {counts.get(f'{_EMPTY}{part}', 0)} "
+            f"without any series; {hours:.2%} of the hours of the {len(UNITS)} series are observed"
         )
-    yield from (f"{count:,} {reason}" for reason, count in sorted(data.left_out.items()) if count)
+    of_sets = (_OBSERVED, _EMPTY)
+    return lines + counted({text: count for text, count in counts.items() if not text.startswith(of_sets)})
 
 
 def _role(path: PurePosixPath) -> tuple[str, int | None] | None:
@@ -195,22 +216,24 @@ def _role(path: PurePosixPath) -> tuple[str, int | None] | None:
     return (match[3], None) if match[3] else (match[1], int(match[2]))
 
 
-def _read(source: Path) -> _Source:
-    """Read all sets, and keep those that are used."""
-    files = SourceFiles(source)
-    texts: dict[str, dict[int, tuple[str, bytes]]] = {}
-    answers: dict[str, tuple[str, bytes]] = {}
-    for (part, record), name, content in files.read(_role):
+def _read(files: SourceFiles) -> tuple[dict[str, dict[int, SourceFile]], dict[str, dict[int, int]], list[str]]:
+    """Files of the stays that are used, and who died, by set and RecordID; and warnings."""
+    texts: dict[str, dict[int, SourceFile]] = {}
+    answers: dict[str, SourceFile] = {}
+    for (part, record), file in files.find(_role).items():
         if record is None:
-            answers[part] = name, content
+            answers[part] = file
         else:
-            texts.setdefault(part, {})[record] = name, content
+            texts.setdefault(part, {})[record] = file
     if not texts:
         sets = " or ".join(f"set-{part}/RECORD.txt" for part in sorted(answers or "abc"))
         raise files.error(f"no {sets}; the source holds set-a, set-b or set-c (or archives of them) and Outcomes")
     unused = {"c"} if "b" in texts else set()
     used = sorted(texts.keys() - unused)
-    outcomes = {part: _read_outcomes(*answers[part]) for part in sorted(answers.keys() - unused)}
+    outcomes = {
+        part: _read_outcomes(answers[part].name, answers[part].read(files.remarks))
+        for part in sorted(answers.keys() - unused)
+    }
     warnings = files.warnings()
     for part in sorted(texts.keys() & unused):
         warnings.append(f"set-{part}, {len(texts[part]):,} stays, is left out: set-b is the test split; pack it alone")
@@ -227,18 +250,15 @@ def _read(source: Path) -> _Source:
             if missing:
                 stays = missing_text([f"stay {record}" for record in sorted(missing)], f" in {place}")
                 raise files.error(f"{stays}; fetch set-{part} again")
-        for record, (name, _) in texts[part].items():
-            if file_of.setdefault(record, name) != name:
-                raise DataError(f"{name}: stay {record} is in another set too, {file_of[record]}; fetch both again")
-    data = _Source({}, {part: outcomes[part] for part in used}, Counter(), warnings)
-    for part in used:
-        data.stays[part] = {
-            record: _read_stay(name, record, content, data.left_out) for record, (name, content) in texts[part].items()
-        }
-    return data
+        for record, file in texts[part].items():
+            if file_of.setdefault(record, file.name) != file.name:
+                raise DataError(
+                    f"{file.name}: stay {record} is in another set too, {file_of[record]}; fetch both again"
+                )
+    return {part: texts[part] for part in used}, {part: outcomes[part] for part in used}, warnings
 
 
-def _read_stay(name: str, record: int, content: bytes, left_out: Counter[str]) -> _Stay:
+def _read_stay(name: str, record: int, content: bytes, remarks: Remarks) -> _Stay:
     """A stay from the text of its file."""
     rows = content.decode("utf-8-sig", errors="replace").splitlines()
     if not rows or rows[0].strip() != "Time,Parameter,Value":
@@ -253,7 +273,7 @@ def _read_stay(name: str, record: int, content: bytes, left_out: Counter[str]) -
         try:
             time, parameter, text = row.split(",")
             if not parameter:
-                left_out["rows without a parameter's name, dropped"] += 1
+                remarks.count("rows without a parameter's name, dropped")
                 continue
             minute, value = _minute(time), float(text)
         except ValueError as error:
@@ -262,13 +282,13 @@ def _read_stay(name: str, record: int, content: bytes, left_out: Counter[str]) -
             raise DataError(f"{name}, line {line}: '{row[:60]}' has no finite value")
         if parameter in _COLUMN:
             if value < 0:
-                left_out["negative values of series, taken as unknown"] += 1
+                remarks.count("negative values of series, taken as unknown")
                 continue
             series.append(_COLUMN[parameter])
             minutes.append(minute)
             values.append(value)
         elif parameter == "Weight" and (minute or parameter in descriptors):
-            left_out["weights measured later, left out"] += 1
+            remarks.count("weights measured later, left out")
         elif parameter not in ("RecordID", *DESCRIPTORS):
             raise DataError(f"{name}, line {line}: '{row[:60]}': no such parameter")
         elif minute or descriptors.get(parameter, value) != value:

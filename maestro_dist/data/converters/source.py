@@ -6,37 +6,48 @@ import argparse
 import io
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from maestro_dist.data.converters.files import join_names
-from maestro_dist.data.pack import Description, RawSample
+from maestro_dist.data.converters.files import AnySource
+from maestro_dist.data.description import Description
+from maestro_dist.data.parts import Part, Remarks, join_names
+from maestro_dist.data.sample_checks import RawSample
 from maestro_dist.errors import ConfigError, DataError
+
+
+def counted(counts: Mapping[str, int]) -> list[str]:
+    """One line for each count of `Remarks`."""
+    return [f"{count:,} {text}" for text, count in sorted(counts.items()) if count]
 
 
 @dataclass(frozen=True)
 class Conversion:
     """A data set that is ready to be packed.
 
-    total     number of samples
-    samples   the samples; they are made one at a time
+    parts     its parts; no file of theirs has been read yet
+    listing   differs where other files were found (`SourceFiles.listing`)
     splits    names of the splits in the manifest, in this order
-    people    numbers of the people who have samples
-    warnings  one line each: missing or unusable parts of the source
-    notes     one line each: data that was found, and data that is omitted on purpose
+    people    numbers of the people in the parts
+    warnings  one line each: missing or unusable files
+    notes     makes, from the counts of all parts, one line each: data that was found, or is omitted on purpose
     """
 
     description: Description
-    total: int
-    samples: Iterator[RawSample]
+    parts: Sequence[Part]
+    listing: str = ""
     splits: tuple[str, ...] = ("train", "validation", "test")
     people: frozenset[int] = frozenset()
     warnings: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: Callable[[Mapping[str, int]], list[str]] = counted
+
+    def samples(self, remarks: Remarks | None = None) -> Iterator[RawSample]:
+        """All samples, part by part."""
+        remarks = Remarks() if remarks is None else remarks
+        return (sample for part in self.parts for sample in part.samples(remarks))
 
 
 class Converter(ABC):
@@ -56,14 +67,16 @@ class Converter(ABC):
         """Add the options that only this data set has."""
 
     @abstractmethod
-    def from_arguments(self, source: Path, arguments: argparse.Namespace) -> Conversion:
-        """Convert the files of `source`, a folder or an archive, as the options say.
+    def from_arguments(self, source: AnySource, arguments: argparse.Namespace) -> Conversion:
+        """Find the files of `source`, and say which parts they make, as the options say.
+
+        What is large is read by the parts, each in a process of its own: here only names, labels and the like.
 
         `arguments` has the options of `add_arguments`, and `splits`: the texts of `--splits`, or None.
 
         Raises:
             ConfigError: an option has a wrong value.
-            DataError: a file is missing, damaged, or does not fit the others.
+            DataError: a file is missing, or damaged.
         """
 
 

@@ -12,11 +12,11 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 
-from maestro_dist.data.converters.files import SourceFiles, join_names, missing_text
+from maestro_dist.data.converters.files import AnySource, SourceFile, SourceFiles, missing_text
 from maestro_dist.data.converters.source import (
     Conversion,
     Converter,
@@ -26,12 +26,15 @@ from maestro_dist.data.converters.source import (
     table,
     warn_of_unknown_people,
 )
+from maestro_dist.data.description import Description
 from maestro_dist.data.moments import causal_statistics
-from maestro_dist.data.pack import Description, RawSample
+from maestro_dist.data.parts import Remarks, join_names
+from maestro_dist.data.sample_checks import RawSample
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.types import Modality
 
 LABELS = "Improved_All_Combined_hr_rsp_binary.csv"
+_LABELS = -1, ""  # the role of that file; others have (subject, modality)
 SUBJECTS = range(2, 36)
 UNLABELLED = 1
 """The only person without published labels."""
@@ -99,6 +102,46 @@ class _Session:
         return range(begin, end - window + 1, stride)
 
 
+@dataclass(frozen=True)
+class _Windows:
+    """How windows are cut; see `StressPredict.convert`."""
+
+    window_s: int
+    stride_s: int
+    splits: Splits
+
+
+@dataclass(frozen=True)
+class _Person:
+    """The windows of one person: files by modality, and a label for each second from `first` on."""
+
+    subject: int
+    files: dict[str, SourceFile]
+    first: int
+    labels: np.ndarray
+    windows: _Windows
+
+    @property
+    def name(self) -> str:
+        """Its name for messages."""
+        return _name(self.subject)
+
+    def samples(self, remarks: Remarks) -> Iterator[RawSample]:
+        """See `Part.samples`."""
+        streams = {kind: _read_stream(file.name, file.read(remarks), kind) for kind, file in self.files.items()}
+        session = _Session(self.subject, streams, self.first, self.labels)
+        _check_together(session, {kind: file.name for kind, file in self.files.items()})
+        begin, end = session.span()
+        uncovered = len(session.labels) - max(0, end - begin)
+        if uncovered > APART_S:
+            remarks.warn("people with labels beyond their data, which are left out", f"{self.name} ({uncovered:,} s)")
+        starts = session.window_starts(self.windows.window_s, self.windows.stride_s)
+        if not starts:
+            text = f"people with less than {self.windows.window_s} s of labelled data, left out"
+            remarks.warn(text, self.name)
+        return _samples(session, starts, self.windows)
+
+
 class StressPredict(Converter):
     """Signals of a wristband: stress in most of the seconds of a window, or not."""
 
@@ -119,7 +162,7 @@ class StressPredict(Converter):
         )
         parser.add_argument("--folds", type=int, metavar="N", help="number of folds (default 5); goes with --fold")
 
-    def from_arguments(self, source: Path, arguments: argparse.Namespace) -> Conversion:
+    def from_arguments(self, source: AnySource, arguments: argparse.Namespace) -> Conversion:
         """See `Converter.from_arguments`."""
         splits = SPLITS
         if arguments.splits:
@@ -131,7 +174,9 @@ class StressPredict(Converter):
         conversion = self.convert(source, window_s=arguments.window, stride_s=arguments.stride, splits=splits)
         return warn_of_unknown_people(conversion, splits) if arguments.splits else conversion
 
-    def convert(self, source: Path, *, window_s: int = 32, stride_s: int = 16, splits: Splits = SPLITS) -> Conversion:
+    def convert(
+        self, source: AnySource, *, window_s: int = 32, stride_s: int = 16, splits: Splits = SPLITS
+    ) -> Conversion:
         """Windows of `window_s` seconds every `stride_s` seconds, each modality at its own rate.
 
         The label is the label of most of the window's seconds; a tie is no stress. The recording of a window is
@@ -143,12 +188,8 @@ class StressPredict(Converter):
         """
         if window_s < 1 or stride_s < 1:
             raise ConfigError(f"--window {window_s} --stride {stride_s}: both are 1 or more seconds")
-        sessions, warnings, notes = _read(source)
-        short = [_name(session.subject) for session in sessions if not session.window_starts(window_s, stride_s)]
-        if short:
-            warnings.append(
-                f"people with less than {window_s} s of labelled data, left out ({len(short)}): {join_names(short)}"
-            )
+        files = SourceFiles(source)
+        parts, warnings, notes = _people(files, _Windows(window_s, stride_s, splits))
         description = Description(
             name="stress_predict",
             licence=LICENCE,
@@ -164,10 +205,14 @@ class StressPredict(Converter):
             ),
             recording=True,
         )
-        total = sum(len(session.window_starts(window_s, stride_s)) for session in sessions)
-        samples = _samples(sessions, window_s, stride_s, splits)
-        people = frozenset(s.subject for s in sessions if s.window_starts(window_s, stride_s))
-        return Conversion(description, total, samples, people=people, warnings=tuple(warnings), notes=tuple(notes))
+        return Conversion(
+            description,
+            parts,
+            files.listing(),
+            people=frozenset(part.subject for part in parts),
+            warnings=tuple(warnings),
+            notes=lambda counts: notes,
+        )
 
 
 def fold_splits(folds: int, fold: int) -> Splits:
@@ -177,34 +222,33 @@ def fold_splits(folds: int, fold: int) -> Splits:
     return {"validation": SUBJECTS[(fold + 1) % folds :: folds], "test": SUBJECTS[fold::folds]}
 
 
-def _samples(sessions: list[_Session], window: int, stride: int, splits: Splits) -> Iterator[RawSample]:
-    for session in sessions:
-        starts = session.window_starts(window, stride)
-        first = {
-            name: np.array([round((t - stream.start) * KINDS[name].rate_hz) for t in starts], dtype=np.int64)
-            for name, stream in session.streams.items()
-        }
-        statistics = {
-            name: causal_statistics(stream.values, first[name] + window * KINDS[name].rate_hz)
-            for name, stream in session.streams.items()
-        }
-        session_start = min(stream.start for stream in session.streams.values())
-        for row, t in enumerate(starts):
-            stress = session.labels[t - session.first : t - session.first + window].sum()
-            yield RawSample(
-                split=split_of(session.subject, splits),
-                key=f"{_name(session.subject)}-{t - session.first:05d}",
-                label=int(2 * stress > window),
-                subject=_name(session.subject),
-                recording=_name(session.subject),
-                start_s=t - session_start,
-                duration_s=float(window),
-                values={
-                    name: stream.values[first[name][row] : first[name][row] + window * KINDS[name].rate_hz]
-                    for name, stream in session.streams.items()
-                },
-                statistics={name: statistics[name][row] for name in session.streams},
-            )
+def _samples(session: _Session, starts: range, windows: _Windows) -> Iterator[RawSample]:
+    window, name_of_person = windows.window_s, _name(session.subject)
+    first = {
+        name: np.array([round((t - stream.start) * KINDS[name].rate_hz) for t in starts], dtype=np.int64)
+        for name, stream in session.streams.items()
+    }
+    statistics = {
+        name: causal_statistics(stream.values, first[name] + window * KINDS[name].rate_hz)
+        for name, stream in session.streams.items()
+    }
+    session_start = min(stream.start for stream in session.streams.values())
+    for row, t in enumerate(starts):
+        stress = session.labels[t - session.first : t - session.first + window].sum()
+        yield RawSample(
+            split=split_of(session.subject, windows.splits),
+            key=f"{name_of_person}-{t - session.first:05d}",
+            label=int(2 * stress > window),
+            subject=name_of_person,
+            recording=name_of_person,
+            start_s=t - session_start,
+            duration_s=float(window),
+            values={
+                name: stream.values[first[name][row] : first[name][row] + window * KINDS[name].rate_hz]
+                for name, stream in session.streams.items()
+            },
+            statistics={name: statistics[name][row] for name in session.streams},
+        )
 
 
 def _name(subject: int) -> str:
@@ -212,51 +256,44 @@ def _name(subject: int) -> str:
 
 
 def _role(path: PurePosixPath) -> tuple[int, str] | None:
-    """Role of a file `SXX/EDA.csv`: (subject, modality)."""
+    """Role of a file `SXX/EDA.csv`: (subject, modality); or the labels."""
+    if path.name == LABELS:
+        return _LABELS
     folder = re.fullmatch(r"S(\d+)", path.parent.name, re.ASCII)
     modality = path.stem.lower()
     return (int(folder[1]), modality) if folder and path.suffix.lower() == ".csv" and modality in KINDS else None
 
 
-def _read(source: Path) -> tuple[list[_Session], list[str], list[str]]:
-    """Sessions by subject, warnings and notes."""
-    files = SourceFiles(source)
-    labels = _read_labels(files)
-    streams: dict[int, dict[str, _Stream]] = {}
-    names: dict[tuple[int, str], str] = {}
-    unlabelled: set[int] = set()
-    for (subject, modality), name, content in files.read(_role):
-        if subject in labels:
-            streams.setdefault(subject, {})[modality] = _read_stream(name, content, modality)
-            names[subject, modality] = name
-        else:
-            unlabelled.add(subject)
-    if not streams:
+def _people(files: SourceFiles, windows: _Windows) -> tuple[list[_Person], list[str], list[str]]:
+    """The people with labels and data, warnings and notes."""
+    found = files.find(_role)
+    labels = _read_labels(files, found.pop(_LABELS, None))
+    streams: dict[int, dict[str, SourceFile]] = {}
+    for (subject, kind), file in found.items():
+        streams.setdefault(subject, {})[kind] = file
+    with_labels = {subject: streams[subject] for subject in sorted(streams.keys() & labels.keys())}
+    if not with_labels:
         raise files.error("no SXX/ACC.csv; the source is the folder or archive that holds Raw_data")
-    missing = [f"{_name(s)}/{kind.upper()}.csv" for s in sorted(streams) for kind in KINDS if kind not in streams[s]]
+    missing = [f"{_name(s)}/{kind.upper()}.csv" for s, has in with_labels.items() for kind in KINDS if kind not in has]
     if missing:
         raise files.error(missing_text(missing))
-    sessions = [_Session(subject, found, *labels[subject]) for subject, found in sorted(streams.items())]
-    for session in sessions:
-        _check_together(session, names)
+    parts = [
+        _Person(subject, {kind: has[kind] for kind in KINDS}, *labels[subject], windows)
+        for subject, has in with_labels.items()
+    ]
     warnings = files.warnings()
     absent = [_name(subject) for subject in sorted(labels.keys() - streams.keys())]
     if absent:
         warnings.append(f"people with labels but without data, left out ({len(absent)}): {join_names(absent)}")
-    uncovered = {s.subject: len(s.labels) - max(0, s.span()[1] - s.span()[0]) for s in sessions}
-    partly = [f"{_name(subject)} ({seconds:,} s)" for subject, seconds in uncovered.items() if seconds > APART_S]
-    if partly:
-        warnings.append(
-            f"people with labels beyond their data, which are left out ({len(partly)}): {join_names(partly)}"
-        )
+    unlabelled = streams.keys() - labels.keys()
     others = [_name(subject) for subject in sorted(unlabelled - {UNLABELLED})]
     if others:
         warnings.append(f"people with data but without labels, left out ({len(others)}): {join_names(others)}")
     notes = [f"{_name(UNLABELLED)} has no labels, as published, and is left out"] if UNLABELLED in unlabelled else []
-    return sessions, warnings, notes
+    return parts, warnings, notes
 
 
-def _check_together(session: _Session, names: dict[tuple[int, str], str]) -> None:
+def _check_together(session: _Session, names: dict[str, str]) -> None:
     """Raise `DataError` if the streams of a person are not from one recording, or one of them is incomplete."""
     for verb, edges in {
         "starts": {modality: stream.start for modality, stream in session.streams.items()},
@@ -267,24 +304,23 @@ def _check_together(session: _Session, names: dict[tuple[int, str], str]) -> Non
         late = edges[odd] - usual
         if abs(late) > APART_S:
             raise DataError(
-                f"{names[session.subject, odd]}: it {verb} {abs(late):.0f} s {'after' if late > 0 else 'before'} other "
+                f"{names[odd]}: it {verb} {abs(late):.0f} s {'after' if late > 0 else 'before'} other "
                 f"streams of {_name(session.subject)}: it is incomplete or of another recording; fetch it again"
             )
 
 
-def _read_labels(files: SourceFiles) -> dict[int, tuple[int, np.ndarray]]:
+def _read_labels(files: SourceFiles, file: SourceFile | None) -> dict[int, tuple[int, np.ndarray]]:
     """First second, and the label of each second, for each participant."""
-    label_files = list(files.read(lambda path: True if path.name == LABELS else None))
-    if not label_files:
+    if file is None:
         raise files.error(f"{LABELS} is missing; the source is what holds Raw_data and Processed_data")
-    _, name, content = label_files[0]
+    name, content = file.name, file.read(files.remarks)
     rows = table(name, content, 3, delimiter=",", skiprows=1, usecols=(0, 3, 4))
     sessions = {}
     for subject in np.unique(rows[:, 0]).tolist():
         seconds, values = rows[rows[:, 0] == subject, 1], rows[rows[:, 0] == subject, 2]
         if subject % 1 or seconds[0] % 1 or (np.diff(seconds) != 1).any() or not np.isin(values, (0, 1)).all():
             raise DataError(f"{name}: participant {subject:g} needs one label, 0 or 1, for every second in turn")
-        sessions[int(subject)] = int(seconds[0]), values.astype(np.int64)
+        sessions[int(subject)] = int(seconds[0]), values.astype(np.int8)
     return sessions
 
 

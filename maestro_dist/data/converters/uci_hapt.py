@@ -10,11 +10,11 @@ import argparse
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 
-from maestro_dist.data.converters.files import SourceFiles, join_names, missing_text
+from maestro_dist.data.converters.files import AnySource, SourceFile, SourceFiles, missing_text
 from maestro_dist.data.converters.source import (
     Conversion,
     Converter,
@@ -24,8 +24,10 @@ from maestro_dist.data.converters.source import (
     table,
     warn_of_unknown_people,
 )
+from maestro_dist.data.description import Description
 from maestro_dist.data.moments import causal_statistics
-from maestro_dist.data.pack import Description, RawSample
+from maestro_dist.data.parts import Remarks
+from maestro_dist.data.sample_checks import RawSample
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.types import Modality
 
@@ -61,13 +63,81 @@ _LABELS = "labels", 0  # the role of labels.txt; other files have (sensor, exper
 
 @dataclass(frozen=True)
 class _LabelledSegment:
-    """Rows `start` <= row < `end` of an experiment, with one label; all numbers from 0."""
+    """Rows `start` <= row < `end` of an experiment, with one label; all numbers from 0. `row`: its row in labels.txt,
+    from 1."""
 
-    experiment: int
+    row: int
     user: int
     label: int
     start: int
     end: int
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """How windows are cut; see `UciHapt.convert`."""
+
+    modalities: str
+    window: int
+    stride: int
+    splits: Splits
+
+
+@dataclass(frozen=True)
+class _Experiment:
+    """The windows of one experiment, in the order of their starts. `source`, `labels`: names for messages."""
+
+    number: int
+    files: dict[str, SourceFile]
+    segments: tuple[_LabelledSegment, ...]
+    windows: _Windows
+    source: str
+    labels: str
+
+    @property
+    def name(self) -> str:
+        """Its name for messages."""
+        return f"exp{self.number:02d}"
+
+    def samples(self, remarks: Remarks) -> Iterator[RawSample]:
+        """See `Part.samples`."""
+        streams = {sensor: table(file.name, file.read(remarks), 3) for sensor, file in self.files.items()}
+        self._check(streams)
+        window, stride = self.windows.window, self.windows.stride
+        spans = [(s, start) for s in self.segments for start in range(s.start, s.end - window + 1, stride)]
+        spans.sort(key=lambda span: span[1])
+        ends = np.array([start + window for _, start in spans], dtype=np.int64)
+        statistics = {sensor: causal_statistics(stream, ends) for sensor, stream in streams.items()}
+        for row, (segment, start) in enumerate(spans):
+            values, recording_statistics = {}, {}
+            for sensor, stream in streams.items():
+                names = _names(sensor, self.windows.modalities)
+                width = 3 // len(names)
+                for axis, name in enumerate(names):
+                    columns = slice(axis * width, (axis + 1) * width)
+                    values[name] = stream[start : start + window, columns]
+                    recording_statistics[name] = statistics[sensor][row, columns]
+            yield RawSample(
+                split=split_of(segment.user, self.windows.splits),
+                key=f"{self.name}-user{segment.user:02d}-{start:06d}",
+                label=segment.label,
+                subject=f"user{segment.user:02d}",
+                recording=self.name,
+                start_s=start / RATE_HZ,
+                duration_s=window / RATE_HZ,
+                values=values,
+                statistics=recording_statistics,
+            )
+
+    def _check(self, streams: dict[str, np.ndarray]) -> None:
+        steps = {len(stream) for stream in streams.values()}
+        if len(steps) > 1:
+            raise DataError(
+                f"{self.source}: acc and gyro of experiment {self.number} differ in length; fetch them again"
+            )
+        for segment in self.segments:
+            if segment.end > min(steps):
+                raise _misfit(self.labels, segment.row, self.number)
 
 
 class UciHapt(Converter):
@@ -86,7 +156,7 @@ class UciHapt(Converter):
             "--stride", "--shift", type=int, default=64, metavar="N", help="steps between windows (default 64)"
         )
 
-    def from_arguments(self, source: Path, arguments: argparse.Namespace) -> Conversion:
+    def from_arguments(self, source: AnySource, arguments: argparse.Namespace) -> Conversion:
         """See `Converter.from_arguments`."""
         splits = parse_splits(arguments.splits) if arguments.splits else SPLITS
         conversion = self.convert(
@@ -95,7 +165,13 @@ class UciHapt(Converter):
         return warn_of_unknown_people(conversion, splits) if arguments.splits else conversion
 
     def convert(
-        self, source: Path, *, modalities: str = "sensors", window: int = 128, stride: int = 64, splits: Splits = SPLITS
+        self,
+        source: AnySource,
+        *,
+        modalities: str = "sensors",
+        window: int = 128,
+        stride: int = 64,
+        splits: Splits = SPLITS,
     ) -> Conversion:
         """Windows of `window` steps every `stride` steps inside each labelled segment; a window has one label.
 
@@ -104,12 +180,12 @@ class UciHapt(Converter):
 
         Raises:
             ConfigError: a window or stride below 1.
-            DataError: a file is missing, damaged, or does not fit the others.
+            DataError: a file is missing, or does not fit the others.
         """
         if window < 1 or stride < 1:
             raise ConfigError(f"--window {window} --stride {stride}: both are 1 or more steps")
-        streams, segments, warnings = _read(source)
-        spans = [(s, start) for s in segments for start in range(s.start, s.end - window + 1, stride)]
+        files = SourceFiles(source)
+        parts = _experiments(files, _Windows(modalities, window, stride, splits))
         names = [name for sensor in UNITS for name in _names(sensor, modalities)]
         description = Description(
             name="uci_hapt",
@@ -127,49 +203,21 @@ class UciHapt(Converter):
             recording=True,
             notice=NOTICE,
         )
-        samples = _samples(streams, spans, modalities, window, splits)
-        people = frozenset(segment.user for segment, _ in spans)
-        return Conversion(description, len(spans), samples, people=people, warnings=tuple(warnings))
+        return Conversion(
+            description,
+            parts,
+            files.listing(),
+            people=frozenset(segment.user for part in parts for segment in part.segments if _fits(segment, window)),
+            warnings=tuple(files.warnings()),
+        )
+
+
+def _fits(segment: _LabelledSegment, window: int) -> bool:
+    return segment.end - segment.start >= window
 
 
 def _names(sensor: str, modalities: str) -> list[str]:
     return [sensor] if modalities == "sensors" else [f"{sensor}_{axis}" for axis in "xyz"]
-
-
-def _samples(
-    streams: dict[tuple[str, int], np.ndarray],
-    spans: list[tuple[_LabelledSegment, int]],
-    modalities: str,
-    window: int,
-    splits: Splits,
-) -> Iterator[RawSample]:
-    for experiment in sorted({segment.experiment for segment, _ in spans}):
-        windows = sorted(
-            ((seg, start) for seg, start in spans if seg.experiment == experiment), key=lambda span: span[1]
-        )
-        ends = np.array([start + window for _, start in windows])
-        sensors = {sensor: streams[sensor, experiment] for sensor in UNITS}
-        statistics = {sensor: causal_statistics(stream, ends) for sensor, stream in sensors.items()}
-        for row, (segment, start) in enumerate(windows):
-            values, recording_statistics = {}, {}
-            for sensor, stream in sensors.items():
-                names = _names(sensor, modalities)
-                width = 3 // len(names)
-                for axis, name in enumerate(names):
-                    columns = slice(axis * width, (axis + 1) * width)
-                    values[name] = stream[start : start + window, columns]
-                    recording_statistics[name] = statistics[sensor][row, columns]
-            yield RawSample(
-                split=split_of(segment.user, splits),
-                key=f"exp{experiment:02d}-user{segment.user:02d}-{start:06d}",
-                label=segment.label,
-                subject=f"user{segment.user:02d}",
-                recording=f"exp{experiment:02d}",
-                start_s=start / RATE_HZ,
-                duration_s=window / RATE_HZ,
-                values=values,
-                statistics=recording_statistics,
-            )
 
 
 def _role(path: PurePosixPath) -> tuple[str, int] | None:
@@ -180,48 +228,62 @@ def _role(path: PurePosixPath) -> tuple[str, int] | None:
     return (match[1], int(match[2])) if match else None
 
 
-def _read(source: Path) -> tuple[dict[tuple[str, int], np.ndarray], list[_LabelledSegment], list[str]]:
-    """Streams [T, 3] by (sensor, experiment), the labelled segments, and warnings."""
-    streams: dict[tuple[str, int], np.ndarray] = {}
-    users: dict[int, tuple[int, str]] = {}
-    labels: tuple[str, np.ndarray] | None = None
-    files = SourceFiles(source)
-    for role, name, content in files.read(_role):
-        if role == _LABELS:
-            labels = name, table(name, content, 5)
-            continue
-        streams[role] = table(name, content, 3)
-        match = _STREAM.fullmatch(re.split(r"[/:\\]", name)[-1])
-        assert match is not None
-        user, other = users.setdefault(role[1], (int(match[3]), name))
-        if user != int(match[3]):
-            raise DataError(f"{name}: {other} says that experiment {role[1]} is of user {user}; keep one of them")
-    if labels is None:
+def _experiments(files: SourceFiles, windows: _Windows) -> list[_Experiment]:
+    """The experiments with labels, in the order of their numbers; adds to the remarks of `files`."""
+    found = files.find(_role)
+    if _LABELS not in found:
         raise files.error("no labels.txt; the source is the folder or archive that holds RawData")
-    name, rows = labels
+    users: dict[int, tuple[int, str]] = {}
+    for role, file in found.items():
+        if role != _LABELS:
+            number = int(_stream_of(file.name)[3])
+            user, other = users.setdefault(role[1], (number, file.name))
+            if user != number:
+                raise DataError(
+                    f"{file.name}: {other} says that experiment {role[1]} is of user {user}; keep one of them"
+                )
+    labels = found[_LABELS]
+    rows = table(labels.name, labels.read(files.remarks), 5)
     if (rows % 1).any():
-        raise DataError(f"{name}: row {int(np.argmax((rows % 1).any(axis=1))) + 1} has a number that is not whole")
-    labelled = {(row[0], row[1]) for row in rows.astype(np.int64).tolist()}
+        raise DataError(
+            f"{labels.name}: row {int(np.argmax((rows % 1).any(axis=1))) + 1} has a number that is not whole"
+        )
+    labelled = rows.astype(np.int64).tolist()
     missing = [
         f"{sensor}_exp{experiment:02d}_user{user:02d}.txt"
-        for experiment, user in sorted(labelled)
+        for experiment, user in sorted({(row[0], row[1]) for row in labelled})
         for sensor in UNITS
-        if (sensor, experiment) not in streams
+        if (sensor, experiment) not in found
     ]
     if missing:
         raise files.error(f"{missing_text(missing)}, but labels.txt has rows of it; fetch it again")
-    segments = []
-    for number, (experiment, user, activity, first, last) in enumerate(rows.astype(np.int64).tolist(), start=1):
-        steps = {len(streams[sensor, experiment]) for sensor in UNITS}
-        if len(steps) > 1:
-            raise DataError(f"{source}: acc and gyro of experiment {experiment} differ in length; fetch them again")
-        fits = 0 <= first <= last < steps.pop() and 1 <= activity <= len(CLASSES) and users[experiment][0] == user
-        if not fits:
-            raise DataError(f"{name}: row {number} does not fit experiment {experiment} (user, activity or rows)")
-        segments.append(_LabelledSegment(experiment, user, activity - 1, first, last + 1))
-    warnings = files.warnings()
-    unlabelled = sorted(users.keys() - {experiment for experiment, _ in labelled})
-    if unlabelled:
-        which = join_names([f"exp{experiment:02d} (user{users[experiment][0]:02d})" for experiment in unlabelled])
-        warnings.append(f"experiments without a row in labels.txt, left out ({len(unlabelled)}): {which}")
-    return streams, segments, warnings
+    segments: dict[int, list[_LabelledSegment]] = {}
+    for number, (experiment, user, activity, first, last) in enumerate(labelled, start=1):
+        if not (0 <= first <= last and 1 <= activity <= len(CLASSES) and users[experiment][0] == user):
+            raise _misfit(labels.name, number, experiment)
+        segment = _LabelledSegment(number, user, activity - 1, first, last + 1)
+        segments.setdefault(experiment, []).append(segment)
+    for experiment in sorted(users.keys() - segments.keys()):
+        who = f"exp{experiment:02d} (user{users[experiment][0]:02d})"
+        files.remarks.warn("experiments without a row in labels.txt, left out", who)
+    return [
+        _Experiment(
+            experiment,
+            {sensor: found[sensor, experiment] for sensor in UNITS},
+            tuple(segments[experiment]),
+            windows,
+            files.path,
+            labels.name,
+        )
+        for experiment in sorted(segments)
+    ]
+
+
+def _misfit(labels: str, row: int, experiment: int) -> DataError:
+    return DataError(f"{labels}: row {row} does not fit experiment {experiment} (user, activity or rows)")
+
+
+def _stream_of(name: str) -> re.Match[str]:
+    match = _STREAM.fullmatch(re.split(r"[/:\\]", name)[-1])
+    assert match is not None
+    return match
