@@ -2,12 +2,13 @@
 
 `python tools/pack_dataset.py uci_hapt --source FOLDER --out URL --workers 4`
 
-Source and output are folders or fsspec URLs (s3://bucket/name); the source may be an archive, too. With `--workers N` the
-parts of the data set are converted by N workers of Ray: of this machine, or of the cluster at RAY_ADDRESS. The files have
-the same bytes for any N. A packing that was killed continues with the same command; finished shards are not made again.
+Source and output are folders or fsspec URLs (s3://bucket/name); the source may be an archive, too. With `--workers N`
+the parts of the data set are converted by N workers of Ray: of this machine, or of the cluster at RAY_ADDRESS. The
+files have the same bytes for any N. A packing that was killed continues with the same command; finished shards are not
+made again.
 
-Settings of storage come from the environment, and from `s3.endpoint_url=...` and other keys of the sections `s3` and
-`run.storage_patience_s` of a configuration.
+Settings of storage come from the environment, and from `s3.endpoint_url=...` and other keys of the section `s3` of a
+configuration, or `run.storage_patience_s=...`.
 
 `--symbols beside --alphabet 20 --word 8 --normalize dataset` also packs the SAX symbols of a model with these values
 (`instead`: without the raw windows). With the name `packed` the source is a packed data set.
@@ -109,7 +110,7 @@ def _check_ray(arguments: argparse.Namespace) -> None:
 
     if arguments.symbols and cluster_address():
         raise ConfigError(
-            "--symbols: they are made on this machine; on a cluster pack without it, then add them with the name `packed`"
+            "--symbols: they are made on this machine; on a cluster pack without, then add them with the name `packed`"
         )
     check_cluster()
 

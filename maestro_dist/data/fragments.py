@@ -1,7 +1,7 @@
 """Fragments: the encoded samples of a part, in pieces of a few MB, and what was counted meanwhile.
 
-A part is converted alone, in any process. The fragments of all parts, in the order of the parts, are the data set. Where
-a shard ends is decided later, by the sizes of the samples alone.
+A part is converted alone, in any process. The fragments of all parts, in the order of the parts, are the data set.
+Where a shard ends is decided later, by the sizes of the samples alone.
 """
 
 from __future__ import annotations

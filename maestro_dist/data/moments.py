@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 _MOST_ROWS = 1 << 22
@@ -34,12 +36,12 @@ class RunningMoments:
         self.mean, self.m2 = np.where(new, other.mean, mean), np.where(new, other.m2, m2)
         self.count = self.count + other.count
 
-    def to_json(self) -> list[list[float]]:
+    def to_json(self) -> list[Any]:
         """Plain JSON from which `from_json` makes exactly the same numbers."""
         return [self.count.tolist(), self.mean.tolist(), self.m2.tolist()]
 
     @staticmethod
-    def from_json(body: list[list[float]]) -> RunningMoments:
+    def from_json(body: list[Any]) -> RunningMoments:
         """The moments that `to_json` has written."""
         moments = RunningMoments(len(body[0]))
         moments.count = np.array(body[0], dtype=np.int64)

@@ -28,12 +28,14 @@ from maestro_dist.system.logging_setup import NOTE
 _LOG = logging.getLogger(__name__)
 
 
+Items = Iterator[tuple[int, Fragment | PartEnd]]
+"""Fragments and ends of parts, each with the number of its part."""
+
+
 class PackWorkers(Protocol):
     """Whoever converts parts and writes shards."""
 
-    def fragments(
-        self, parts: Sequence[tuple[int, Part]], about: PackFormat
-    ) -> Iterator[tuple[int, Fragment | PartEnd]]:
+    def fragments(self, parts: Sequence[tuple[int, Part]], about: PackFormat) -> Items:
         """(number of the part, fragment or end) of all parts, in their order."""
 
     def sink(self, url: str) -> ShardSink:
@@ -43,9 +45,7 @@ class PackWorkers(Protocol):
 class ThisProcess:
     """Converts and writes in this process, one part after the other."""
 
-    def fragments(
-        self, parts: Sequence[tuple[int, Part]], about: PackFormat
-    ) -> Iterator[tuple[int, Fragment | PartEnd]]:
+    def fragments(self, parts: Sequence[tuple[int, Part]], about: PackFormat) -> Items:
         """See `PackWorkers`."""
         for number, part in parts:
             for item in part_fragments(part, about):
@@ -212,7 +212,7 @@ class _Attempt:
             count += 1
         return count, needless
 
-    def _converted(self, number: int, items: Iterator[tuple[int, Fragment | PartEnd]]) -> PartRecord:
+    def _converted(self, number: int, items: Items) -> PartRecord:
         """Pack the fragments of a part."""
         packed: dict[str, SampleRows] = {}
         for of, item in items:

@@ -76,7 +76,7 @@ class ConversionRequest:
 def converted(
     converter: Converter, source: str, arguments: argparse.Namespace, url: str, *, shared: bool = False
 ) -> Iterator[Conversion]:
-    """Context with the conversion of the raw files at `source`, which are to be packed to `url`; its warnings are logged.
+    """Context with the conversion of the raw files at `source`, which are to be packed to `url`. Logs its warnings.
 
     What has to be copied from compressed archives goes to the folder of records in `url`, which a restart finds again;
     or to a temporary folder, if `url` is remote and no worker is on another machine (`shared`).

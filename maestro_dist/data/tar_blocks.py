@@ -51,4 +51,4 @@ def npy_blocks(array: np.ndarray) -> Blocks:
     header = io.BytesIO()
     described = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
     np.lib.format.write_array_header_1_0(header, described)
-    return [header.getvalue(), memoryview(array.reshape(-1)).cast("B") if array.size else b""]
+    return [header.getvalue(), array.reshape(-1).view(np.uint8).data]

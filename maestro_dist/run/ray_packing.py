@@ -1,7 +1,7 @@
 """Pack a data set with Ray: tasks convert parts and stream fragments, other tasks write shards.
 
-The driver sees the sizes of samples only; their bytes stay in Ray's object store. It takes the fragments in the order of
-the parts. Workers are ahead of it by a few parts and, within a part, by a few fragments, so that the memory does not
+The driver sees the sizes of samples only; their bytes stay in Ray's object store. It takes the fragments in the order
+of the parts. Workers are ahead of it by a few parts and, within a part, by a few fragments, so that the memory does not
 grow with the data. Ray repeats a task whose worker has died.
 """
 
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from maestro_dist.data.fragments import Fragment, PackFormat, PartEnd, SampleRows, part_fragments
+from maestro_dist.data.fragments import PackFormat, PartEnd, SampleRows, part_fragments
 from maestro_dist.data.manifest import Shard
 from maestro_dist.data.pack_records import record_shard
 from maestro_dist.data.parts import Part
@@ -73,9 +73,7 @@ class RayWorkers:
         self._workers, self._settings, self._log = workers, storage_settings(), log
         self._place = PlacementGroupSchedulingStrategy(placement_group=group)
 
-    def fragments(
-        self, parts: Sequence[tuple[int, Part]], about: PackFormat
-    ) -> Iterator[tuple[int, Fragment | PartEnd]]:
+    def fragments(self, parts: Sequence[tuple[int, Part]], about: PackFormat) -> Items:
         """See `PackWorkers`. The data of a fragment is a reference to it."""
         import ray
 
@@ -215,10 +213,8 @@ def _result(task: Any, what: str) -> Any:
             raise cause from error
         raise
     except ray.exceptions.RayError as error:
-        text = " ".join(str(error).split())[:300]
-        raise RunError(
-            f"{what}: its worker died again and again ({type(error).__name__}: {text}); was it killed, or out of memory?"
-        ) from error
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise RunError(f"{what}: its worker died again and again ({text}); was it killed, or out of memory?") from error
 
 
 def _prepare(settings: StorageSettings, log: Any) -> None:

@@ -1,8 +1,8 @@
 """The members of an archive of a source.
 
-Members of zip and plain tar archives are read where they are. A compressed tar can only be read from its start, so it is
-read once, and the wanted members are copied to a place that all workers reach, under names of our own: no name in an
-archive ever becomes the name of a file.
+Members of zip and plain tar archives are read where they are. A compressed tar can only be read from its start, so it
+is read once, and the wanted members are copied to a place that all workers reach, under names of our own: no name in
+an archive ever becomes the name of a file.
 """
 
 from __future__ import annotations
@@ -59,10 +59,7 @@ def members(archive: Archive, wanted: Wanted, copies: Storage | None) -> Iterato
             yield from _in_zip(archive, wanted)
             return
         with open_binary(archive.url) as file:
-            try:
-                tar = tarfile.open(fileobj=file, mode="r:")
-            except tarfile.ReadError:
-                tar = None
+            tar = _plain_tar(file)
             if tar is not None:
                 yield from _in_tar(archive, tar, wanted)
                 return
@@ -78,6 +75,13 @@ def _in_zip(archive: Archive, wanted: Wanted) -> Iterator[Member]:
             if not entry.is_dir() and wanted(path):
                 name = f"{archive.name}:{entry.filename}"
                 yield Member(path, name, StoredFile(name, archive.url, archive.version, entry=number))
+
+
+def _plain_tar(file: IO[bytes]) -> tarfile.TarFile | None:
+    try:
+        return tarfile.open(fileobj=file, mode="r:")
+    except tarfile.ReadError:  # it is compressed, or damaged
+        return None
 
 
 def _in_tar(archive: Archive, tar: tarfile.TarFile, wanted: Wanted) -> Iterator[Member]:
@@ -121,11 +125,11 @@ def _kept(archive: Archive, wanted: Wanted) -> Iterator[Member]:
 
 def _streamed(archive: Archive, wanted: Wanted) -> Iterator[tuple[str, IO[bytes] | None]]:
     """Name and content of each wanted file, in one pass; None for a link."""
-    with open_binary(archive.url) as raw, io.BufferedReader(raw, _READ) as file:  # type: ignore[type-var]
-        with tarfile.open(fileobj=file, mode="r|*") as tar:
-            for info in tar:
-                if wanted(PurePosixPath(info.name)) and (info.isreg() or info.issym() or info.islnk()):
-                    yield info.name, _opened(tar, info) if info.isreg() else None
+    raw: Any = open_binary(archive.url)
+    with io.BufferedReader(raw, _READ) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+        for info in tar:
+            if wanted(PurePosixPath(info.name)) and (info.isreg() or info.issym() or info.islnk()):
+                yield info.name, _opened(tar, info) if info.isreg() else None
 
 
 def _opened(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
