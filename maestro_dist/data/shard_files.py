@@ -37,7 +37,7 @@ class ShardId(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Piece:
+class ShardPiece:
     """Samples `first` <= number < `last` of a fragment, its bytes `start` to `end`, which go to `shard`.
 
     `full`: the shard ends with them.
@@ -69,7 +69,7 @@ class SplitCut:
         """The shard that is not full; None if it has no samples."""
         return ShardId(self.split, self.number) if self._keys else None
 
-    def cut(self, rows: SampleRows) -> Iterator[Piece]:
+    def cut(self, rows: SampleRows) -> Iterator[ShardPiece]:
         """The pieces of the next samples.
 
         Raises:
@@ -81,11 +81,11 @@ class SplitCut:
             self._size += size
             end += size
             if bytes_written(self._size) >= self._shard_bytes:
-                yield Piece(ShardId(self.split, self.number), first, row + 1, start, end, full=True)
+                yield ShardPiece(ShardId(self.split, self.number), first, row + 1, start, end, full=True)
                 first, start = row + 1, end
                 self.number, self._size, self._keys = self.number + 1, 0, set()
         if first < len(rows.keys):
-            yield Piece(ShardId(self.split, self.number), first, len(rows.keys), start, end, full=False)
+            yield ShardPiece(ShardId(self.split, self.number), first, len(rows.keys), start, end, full=False)
 
     def manifest(self, shards: list[Shard]) -> ManifestSplit:
         """The split's entry in the manifest."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from maestro_dist.data.fragments import PackFormat, PartEnd, SampleRows, part_fragments
 from maestro_dist.data.manifest import Shard
+from maestro_dist.data.pack_parts import Items
 from maestro_dist.data.pack_records import record_shard
 from maestro_dist.data.parts import Part
 from maestro_dist.data.shard_assembly import ShardSink

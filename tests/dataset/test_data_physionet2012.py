@@ -23,6 +23,7 @@ from maestro_dist.data.converters.physionet2012 import PhysioNet2012
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.missing import evaluation_mask
 from maestro_dist.data.pack import RawSample, pack
+from maestro_dist.data.parts import Remarks
 from maestro_dist.data.prepare import prepare
 from maestro_dist.data.reader import presence
 from maestro_dist.data.stream import DataRank, TrainSchedule, TrainStream
@@ -42,13 +43,13 @@ def one(folder: Path, text: str, **options: str) -> RawSample:
     """The first stay of set-a, converted; set-b must have a stay too."""
     stays.write(folder, "a", {7: text}, {7: 1})
     stays.write(folder, "b", {8: stays.stay(8)}, {8: 0})
-    first, second = PhysioNet2012().convert(folder, **options).samples
+    first, second = PhysioNet2012().convert(folder, **options).samples()
     assert (first.split, second.split) == ("validation", "test")
     return first
 
 
 def by_key(source: Path, **options: object) -> dict[str, RawSample]:
-    return {s.key: s for s in PhysioNet2012().convert(source, **options).samples}  # type: ignore[arg-type]
+    return {s.key: s for s in PhysioNet2012().convert(source, **options).samples()}  # type: ignore[arg-type]
 
 
 def test_what_it_says_of_itself(small: Path) -> None:
@@ -67,7 +68,7 @@ def test_what_it_says_of_itself(small: Path) -> None:
 
 @pytest.mark.parametrize("fold", range(5))
 def test_folds_of_set_a_validate_and_set_b_tests(small: Path, fold: int) -> None:
-    samples = list(PhysioNet2012().convert(small, fold=fold).samples)
+    samples = list(PhysioNet2012().convert(small, fold=fold).samples())
     records = [132539 + 7 * number for number in range(11)]
     assert [s.key for s in samples if s.split == "validation"] == [str(r) for r in records[fold::5]]
     assert [s.key for s in samples if s.split == "train"] == [str(r) for i, r in enumerate(records) if i % 5 != fold]
@@ -102,7 +103,9 @@ def test_values_are_hourly_means_of_what_is_known(tmp_path: Path) -> None:
         np.testing.assert_allclose(sample.values[name], grid)
     np.testing.assert_array_equal(sample.values["static"], [[54, 1, np.nan, 71.5, 0, 1, 0, 0]])
     assert (sample.label, sample.duration_s) == (1, 172800.0)
-    notes = " ".join(PhysioNet2012().convert(tmp_path).notes)
+    conversion, remarks = PhysioNet2012().convert(tmp_path), Remarks()
+    list(conversion.samples(remarks))
+    notes = " ".join(conversion.notes(remarks.counts))
     assert f"set-a: 1 stays, 1 died, 0 without any series; {5 / 1728:.2%} of the hours" in notes
     assert "set-b: 1 stays, 0 died, 1 without any series; 0.00%" in notes
     assert "2 negative values of series" in notes
@@ -159,7 +162,7 @@ def test_a_set_may_be_there_twice_but_not_in_two_versions(small: Path, tmp_path:
     assert len(by_key(target)) == 14
     (target / "set-a" / "132539.txt").write_text(stays.stay(132539))
     with pytest.raises(DataError, match=r"set-a.zip:set-a/132539.txt: there is another file with this name"):
-        PhysioNet2012().convert(target)
+        list(PhysioNet2012().convert(target).samples())
 
 
 GOOD = stays.stay(132539, "01:00,HR,60")
@@ -200,7 +203,7 @@ def test_errors_name_the_file_and_the_line(
     path = tmp_path / "copy" / name
     path.unlink() if text is None else path.write_text(text)
     with pytest.raises(DataError, match=message) as caught:
-        PhysioNet2012().convert(tmp_path / "copy")
+        list(PhysioNet2012().convert(tmp_path / "copy").samples())
     assert "\n" not in str(caught.value)
 
 
@@ -209,7 +212,7 @@ def test_a_damaged_zip_is_named(small: Path, tmp_path: Path) -> None:
     path = target / "set-b.zip"
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(DataError, match=r"set-b.zip: damaged or unreadable archive"):
-        PhysioNet2012().convert(target)
+        list(PhysioNet2012().convert(target).samples())
 
 
 # packed
@@ -226,7 +229,7 @@ def test_the_excerpt_against_its_text(packed: tuple[str, Manifest]) -> None:
     url, manifest = packed
     conversion = PhysioNet2012().convert(EXCERPT, fold=1)
     assert conversion.warnings == ()
-    samples = {s.key: s for s in conversion.samples}
+    samples = {s.key: s for s in conversion.samples()}
     counts = {name: (split.samples, split.class_counts[1]) for name, split in manifest.splits.items()}
     assert counts == {"train": (32, 8), "validation": (8, 2), "test": (20, 5)}
     with tarfile.open(EXCERPT / "PhysioNet2012_excerpt.tar.xz") as tar:
@@ -288,7 +291,7 @@ def test_the_recipe_starts(packed: tuple[str, Manifest]) -> None:
 
 def test_a_stay_without_any_series_is_packed(small: Path, tmp_path: Path) -> None:
     conversion = PhysioNet2012().convert(small)
-    pack(str(tmp_path / "p"), conversion.description, conversion.samples)
+    pack(str(tmp_path / "p"), conversion.description, conversion.samples())
     present = presence(source_of(str(tmp_path / "p"), "test"))
     assert present.sum(axis=1).tolist() == [3, 3, 1]
 

@@ -130,13 +130,17 @@ def test_a_place_below_the_current_folder_may_be_as_deep_as_it_likes(
     check_place(source, f"{tmp_path}/no/such/place")
 
 
-@pytest.mark.parametrize("path", ["nowhere", "s3://bucket/raw"])
-def test_raw_files_that_are_not_there(path: str, source: SourceConfig, tmp_path: Path) -> None:
-    lost = source.model_copy(update={"path": path})
+def test_raw_files_that_are_not_there(source: SourceConfig, tmp_path: Path) -> None:
+    lost = source.model_copy(update={"path": "nowhere"})
     with pytest.raises(
-        DataError, match=rf"data\.source\.path \(to be packed to data\.url .*x\): {path}: no such folder"
+        DataError, match=r"data\.source\.path \(to be packed to data\.url .*x\): nowhere: no such folder"
     ):
         check_place(lost, f"{tmp_path}/x")
+    lost = source.model_copy(update={"path": "memory://nowhere"})
+    check_place(lost, f"{tmp_path}/x")
+    with pytest.raises(DataError, match="memory://nowhere: no such folder or archive; check the URL of the source"):
+        prepare(lost, f"{tmp_path}/x")
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(

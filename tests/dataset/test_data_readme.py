@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import pickle
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +15,17 @@ import runs
 
 from maestro_dist.data import converters
 from maestro_dist.data.manifest import load_manifest
-from maestro_dist.data.pack import pack
+from maestro_dist.data.prepare import ConversionRequest, pack_conversion
 from maestro_dist.errors import ConfigError
 from maestro_dist.train import main
 
 FOLDER = runs.ROOT / "maestro_dist" / "data"
 TEXT = (FOLDER / "README.md").read_text()
+CONVERTERS = (FOLDER / "converters" / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+def blocks(language: str, text: str = TEXT) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def test_it_names_all_files_and_no_others() -> None:
@@ -33,10 +36,11 @@ def test_it_names_all_files_and_no_others() -> None:
     assert len(TEXT.splitlines()) < 150
 
 
-def test_the_readme_of_storage_names_all_files_and_no_others() -> None:
-    text = (FOLDER / "storage" / "README.md").read_text()
+@pytest.mark.parametrize("folder", ["storage", "converters"])
+def test_other_readmes_name_all_files_and_no_others(folder: str) -> None:
+    text = (FOLDER / folder / "README.md").read_text()
     table = "".join(line for line in text.splitlines() if line.startswith("| `"))
-    files = {path.name for path in (FOLDER / "storage").glob("*.py")} - {"__init__.py"}
+    files = {path.name for path in (FOLDER / folder).glob("*.py")} - {"__init__.py"}
     assert set(re.findall(r"`(\w+\.py)`", table)) == files
 
 
@@ -44,10 +48,8 @@ def test_what_it_shows_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    own, batch, converter_file = blocks("python")
+    own, batch = blocks("python")
     exec(own + batch, {"__name__": "own"})
-    names = {"__name__": "thermometers"}
-    exec(converter_file, names)  # a file of its own
     assert load_manifest("data/ward").splits["train"].samples == 40
     (command,) = blocks("sh")
     program, *arguments = shlex.split(command.removeprefix("python -m "))
@@ -55,7 +57,13 @@ def test_what_it_shows_works(
     assert main(arguments) == 0
     assert "dry run: nothing was trained" in capsys.readouterr().out
 
-    assert "Thermometers" in names
+
+def test_its_converter_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (text,) = blocks("python", CONVERTERS)
+    (tmp_path / "thermometers.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import_module("thermometers")
     converter = converters._load_converters()["thermometers"]
     parser = argparse.ArgumentParser()
     converter.add_arguments(parser)
@@ -63,7 +71,9 @@ def test_what_it_shows_works(
         np.savetxt(tmp_path / f"{split}-{label}-{split}{label}.csv", np.linspace(36, 40, 25))
     arguments = parser.parse_args(["--window", "10"], argparse.Namespace(splits=None))
     conversion = converter.from_arguments(tmp_path, arguments)
-    manifest = pack("data/thermometers", conversion.description, conversion.samples, splits=conversion.splits)
+    assert pickle.loads(pickle.dumps(conversion.parts)) == conversion.parts
+    request = ConversionRequest("thermometers", ".", {"window": 10})
+    manifest, _ = pack_conversion(conversion, "data/thermometers", request)
     assert {name: split.class_counts for name, split in manifest.splits.items()} == {
         "train": [2, 2],
         "validation": [0, 0],

@@ -20,6 +20,7 @@ from maestro_dist.data.converters import Conversion, stress_predict
 from maestro_dist.data.converters.physionet2012 import PhysioNet2012
 from maestro_dist.data.converters.stress_predict import StressPredict
 from maestro_dist.data.converters.uci_hapt import UciHapt
+from maestro_dist.data.parts import Remarks
 from maestro_dist.errors import DataError
 
 
@@ -49,14 +50,21 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 
 def contents(conversion: Conversion) -> dict[str, list[tuple[str, bytes]]]:
-    return {s.key: [(name, np.asarray(v).tobytes()) for name, v in s.values.items()] for s in conversion.samples}
+    return {s.key: [(name, np.asarray(v).tobytes()) for name, v in s.values.items()] for s in conversion.samples()}
+
+
+def warnings_of(conversion: Conversion) -> tuple[str, ...]:
+    """The warnings about the files, and those of the parts."""
+    remarks = Remarks()
+    list(conversion.samples(remarks))
+    return (*conversion.warnings, *remarks.lines())
 
 
 def same_without_a_word(kind: Kind, source: Path, expected: dict[str, list[tuple[str, bytes]]]) -> None:
     conversion = kind.convert(source)
-    assert conversion.warnings == ()
+    assert warnings_of(conversion) == ()
     assert contents(conversion) == expected
-    assert len(expected) == conversion.total > 0
+    assert expected
 
 
 def archived(source: Path, target: Path) -> Path:
@@ -114,7 +122,7 @@ def test_a_link_that_leads_nowhere_is_named(kind: Kind, tmp_path: Path) -> None:
     (source / kind.file).unlink()
     (source / kind.file).symlink_to(tmp_path / "gone")
     with pytest.raises(DataError, match=rf"is missing; a broken link .*{kind.file} -> {tmp_path}/gone"):
-        kind.convert(source)
+        list(kind.convert(source).samples())
 
 
 def test_the_same_file_twice_counts_once_and_another_is_refused(kind: Kind, tmp_path: Path) -> None:
@@ -127,7 +135,7 @@ def test_the_same_file_twice_counts_once_and_another_is_refused(kind: Kind, tmp_
     same_without_a_word(kind, source, expected)
     copy.write_text(copy.read_text().replace("2", "3"))
     with pytest.raises(DataError, match="there is another file with this name and other content") as caught:
-        kind.convert(source)
+        list(kind.convert(source).samples())
     assert str(source / kind.file) in str(caught.value)
     assert str(copy) in str(caught.value)
 
@@ -141,13 +149,13 @@ def test_a_member_of_an_archive_twice_with_different_content_is_refused(kind: Ki
         info.size = len(content)
         tar.addfile(info, io.BytesIO(content.replace(b"2", b"3")))
     with pytest.raises(DataError, match="there is another file with this name and other content"):
-        kind.convert(archive)
+        list(kind.convert(archive).samples())
 
 
 def test_a_file_cut_in_its_last_line_is_named(kind: Kind, tmp_path: Path) -> None:
     source = kind.write(tmp_path / "source")
     (source / kind.file).write_bytes((source / kind.file).read_bytes()[:-1])
-    (warning,) = kind.convert(source).warnings
+    (warning,) = warnings_of(kind.convert(source))
     assert warning == f"the last line is not ended (was the file cut short?): {source / kind.file}"
 
 
@@ -183,7 +191,7 @@ def test_what_cannot_be_read_is_named(kind: Kind, tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(Path, "iterdir", refused)  # tests may run as a user whom nothing is refused
     with pytest.raises(DataError, match=rf"{folder}: the folder cannot be read \(Permission denied\)"):
-        kind.convert(source)
+        list(kind.convert(source).samples())
 
 
 # who is missing
@@ -196,12 +204,12 @@ def test_stress_people_without_data_or_labels_are_named(tmp_path: Path) -> None:
     shutil.copytree(source / "Raw_data" / "S04", source / "Raw_data" / "S33")
     shutil.copytree(source / "Raw_data" / "S04", source / "Raw_data" / "S01")
     conversion = StressPredict().convert(source, window_s=4)
-    assert {s.subject for s in conversion.samples} == {"S04", "S19"}
+    assert {s.subject for s in conversion.samples()} == {"S04", "S19"}
     assert conversion.warnings == (
         "people with labels but without data, left out (2): S05, S30",
         "people with data but without labels, left out (1): S33",
     )
-    assert conversion.notes == ("S01 has no labels, as published, and is left out",)
+    assert conversion.notes({}) == ["S01 has no labels, as published, and is left out"]
 
 
 @pytest.mark.parametrize(
@@ -226,16 +234,16 @@ def test_a_person_with_a_part_of_the_streams_is_refused(
         path = source / "Raw_data" / "S04" / f"{name}.csv"
         path.unlink() if text is None else path.write_text(text)
     with pytest.raises(DataError, match=message):
-        StressPredict().convert(source)
+        list(StressPredict().convert(source).samples())
 
 
 def test_people_with_less_data_than_labels_are_named(tmp_path: Path) -> None:
     source = people.stress(tmp_path, subjects=(4, 5), seconds=100)
     for kind in stress_predict.KINDS:
         (source / "Raw_data" / "S05" / f"{kind.upper()}.csv").write_text(people.stream(kind, 10))
-    assert StressPredict().convert(source).warnings == (
-        "people with labels beyond their data, which are left out (1): S05 (90 s)",
-        "people with less than 32 s of labelled data, left out (1): S05",
+    assert warnings_of(StressPredict().convert(source)) == (
+        "people with labels beyond their data, which are left out: S05 (90 s)",
+        "people with less than 32 s of labelled data, left out: S05",
     )
 
 
@@ -243,7 +251,7 @@ def test_labels_without_a_row_are_refused(tmp_path: Path) -> None:
     labels = people.stress(tmp_path) / "Processed_data" / stress_predict.LABELS
     labels.write_text(labels.read_text().splitlines()[0])
     with pytest.raises(DataError, match=r"binary.csv: not a table of numbers \(it is empty\)"):
-        StressPredict().convert(tmp_path)
+        list(StressPredict().convert(tmp_path).samples())
 
 
 def test_hapt_experiments_without_labels_are_named_and_lost_ones_refused(tmp_path: Path) -> None:
@@ -251,14 +259,14 @@ def test_hapt_experiments_without_labels_are_named_and_lost_ones_refused(tmp_pat
     labels = source / "RawData" / "labels.txt"
     labels.write_text("".join(labels.read_text().splitlines(keepends=True)[:2]))
     conversion = UciHapt().convert(source, window=16)
-    assert {s.subject for s in conversion.samples} == {"user01", "user06"}
-    assert conversion.warnings == ("experiments without a row in labels.txt, left out (1): exp09 (user09)",)
+    assert {s.subject for s in conversion.samples()} == {"user01", "user06"}
+    assert conversion.warnings == ("experiments without a row in labels.txt, left out: exp09 (user09)",)
     (source / "RawData" / "acc_exp01_user01.txt").unlink()
     with pytest.raises(DataError, match=r"acc_exp01_user01.txt is missing, but labels.txt has rows of it"):
-        UciHapt().convert(source)
+        list(UciHapt().convert(source).samples())
     (source / "RawData" / "gyro_exp06_user06.txt").unlink()
     with pytest.raises(DataError, match=r"\(2 are: acc_exp01_user01.txt, gyro_exp06_user06.txt\)"):
-        UciHapt().convert(source)
+        list(UciHapt().convert(source).samples())
 
 
 @pytest.mark.parametrize("user", ["06", "6", "07"])
@@ -267,13 +275,13 @@ def test_hapt_experiment_of_two_users_or_twice(user: str, tmp_path: Path) -> Non
     copy = folder / f"gyro_exp6_user{user}.txt"
     copy.write_text((folder / "acc_exp06_user06.txt").read_text())
     with pytest.raises(DataError, match="there is another file with this name and other content"):
-        UciHapt().convert(tmp_path)
+        list(UciHapt().convert(tmp_path).samples())
     (folder / "gyro_exp06_user06.txt").rename(copy)
     if int(user) == 6:
-        assert UciHapt().convert(tmp_path, window=16).total
+        assert UciHapt().convert(tmp_path, window=16).parts
     else:
         with pytest.raises(DataError, match="says that experiment 6 is of user 6"):
-            UciHapt().convert(tmp_path)
+            list(UciHapt().convert(tmp_path).samples())
 
 
 def test_people_whom_the_splits_name_in_vain(tmp_path: Path) -> None:
@@ -292,7 +300,7 @@ def test_people_whom_the_splits_name_in_vain(tmp_path: Path) -> None:
 def test_hapt_labels_are_whole_numbers(tmp_path: Path) -> None:
     (people.hapt(tmp_path) / "RawData" / "labels.txt").write_text("1 1 5 0 20\n1 1.5 5 30 50\n")
     with pytest.raises(DataError, match=r"labels.txt: row 2 has a number that is not whole"):
-        UciHapt().convert(tmp_path)
+        list(UciHapt().convert(tmp_path).samples())
 
 
 # the sets of PhysioNet
@@ -320,7 +328,7 @@ def test_any_of_the_sets_is_packed(parts: str, splits: dict[str, int], source: s
     from maestro_dist.data.pack import pack
 
     conversion = PhysioNet2012().convert(sets(tmp_path / "source", parts))
-    manifest = pack(str(tmp_path / "out"), conversion.description, conversion.samples, splits=conversion.splits)
+    manifest = pack(str(tmp_path / "out"), conversion.description, conversion.samples(), splits=conversion.splits)
     assert {name: split.samples for name, split in manifest.splits.items() if split.samples} == splits
     assert manifest.source.endswith(f", {source}")
     assert conversion.warnings == ()
@@ -330,7 +338,7 @@ def test_set_c_is_left_out_beside_set_b_and_a_set_lost_is_named(tmp_path: Path) 
     source = sets(tmp_path, "abc")
     (source / "set-c" / "300.txt").write_text("of no use, so it is not read\n")
     conversion = PhysioNet2012().convert(source)
-    assert {int(s.key) // 100 for s in conversion.samples} == {1, 2}
+    assert {int(s.key) // 100 for s in conversion.samples()} == {1, 2}
     assert conversion.warnings == ("set-c, 10 stays, is left out: set-b is the test split; pack it alone",)
     shutil.rmtree(source / "set-c")
     shutil.rmtree(source / "set-b")
@@ -339,7 +347,7 @@ def test_set_c_is_left_out_beside_set_b_and_a_set_lost_is_named(tmp_path: Path) 
     ]
     shutil.rmtree(source / "set-a")
     with pytest.raises(DataError, match=r"no set-a/RECORD.txt or set-b/RECORD.txt or set-c/RECORD.txt"):
-        PhysioNet2012().convert(source)
+        list(PhysioNet2012().convert(source).samples())
 
 
 def test_a_stay_of_two_sets_is_refused(tmp_path: Path) -> None:
@@ -348,7 +356,7 @@ def test_a_stay_of_two_sets_is_refused(tmp_path: Path) -> None:
     with (source / "Outcomes-b.txt").open("a") as file:
         file.write("103,6,1,5,3,1\n")
     with pytest.raises(DataError, match=r"set-b/103.txt: stay 103 is in another set too, .*set-a/103.txt"):
-        PhysioNet2012().convert(source)
+        list(PhysioNet2012().convert(source).samples())
 
 
 @pytest.mark.parametrize(("lost", "where"), [("set-a/10[13].txt", "set-a"), ("rows", "Outcomes-a.txt")])
@@ -361,4 +369,4 @@ def test_stays_without_outcome_and_outcomes_without_stay_are_counted(lost: str, 
     for path in source.glob(lost):
         path.unlink()
     with pytest.raises(DataError, match=rf"stay 101 is missing in {where} \(2 are: stay 101, stay 103\); fetch set-a"):
-        PhysioNet2012().convert(source)
+        list(PhysioNet2012().convert(source).samples())

@@ -50,7 +50,9 @@ def typed(monkeypatch: pytest.MonkeyPatch, line: str) -> int | str | None:
         ("uci_hapt --source raw --out out --symbols beside --alphabet 1", 2, "error: --alphabet"),
         ("physionet2012 --source raw --out out --fold 7", 2, "error: --fold 7 --times hourly: folds are 0 to 4"),
         ("uci_hapt --source none --out out", 1, "error: --source: none: no such folder or archive"),
-        ("uci_hapt --source s3://bucket/raw --out out", 1, "raw files are read from local folders and archives"),
+        ("uci_hapt --source memory://bucket/raw --out out", 1, "error: memory://bucket/raw: no such folder or archive"),
+        ("uci_hapt --source raw --out out --workers -1", 2, "--workers: '-1' is not a whole number from 0"),
+        ("uci_hapt --source raw --out out s3.endpoint=http://x", 2, "s3.endpoint: unknown key; did you mean s3.end"),
         ("uci_hapt --source raw --out raw", 2, "error: --out: raw lies in --source raw"),
         ("uci_hapt --source raw --out ~/raw/new", 2, "raw/new lies in --source raw"),
         ("uci_hapt --source raw --out raw/RawData/labels.txt/x", 2, "labels.txt is a file; choose a folder"),
@@ -78,11 +80,11 @@ def test_home_overwriting_and_warnings(
     labels = home / "raw" / "RawData" / "labels.txt"
     labels.write_text(labels.read_text().splitlines()[0] + "\n")
     assert typed(monkeypatch, line) == 1
-    assert f"{home}/sets/hapt: a packed data set is there already; --overwrite replaces it" in capsys.readouterr().err
+    assert f"{home}/sets/hapt: a packed data set is there already; replace it with" in capsys.readouterr().err
     assert load_manifest(str(home / "sets" / "hapt")).splits["validation"].samples
     assert typed(monkeypatch, f"{line} --overwrite") == 0
     said = capsys.readouterr().err
-    assert "warning: experiments without a row in labels.txt, left out (1): exp06 (user06)" in said
+    assert "warning: experiments without a row in labels.txt, left out: exp06 (user06)" in said
     assert not load_manifest(str(home / "sets" / "hapt")).splits["validation"].samples
     assert typed(monkeypatch, "packed --source ~/sets/hapt --out ~/sets/symbols") == 0
     assert load_manifest(str(home / "sets" / "symbols")).symbols is not None

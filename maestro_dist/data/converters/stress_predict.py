@@ -103,7 +103,7 @@ class _Session:
 
 
 @dataclass(frozen=True)
-class _Windows:
+class _StressWindows:
     """How windows are cut; see `StressPredict.convert`."""
 
     window_s: int
@@ -119,7 +119,7 @@ class _Person:
     files: dict[str, SourceFile]
     first: int
     labels: np.ndarray
-    windows: _Windows
+    windows: _StressWindows
 
     @property
     def name(self) -> str:
@@ -189,7 +189,7 @@ class StressPredict(Converter):
         if window_s < 1 or stride_s < 1:
             raise ConfigError(f"--window {window_s} --stride {stride_s}: both are 1 or more seconds")
         files = SourceFiles(source)
-        parts, warnings, notes = _people(files, _Windows(window_s, stride_s, splits))
+        parts, warnings, notes = _people(files, _StressWindows(window_s, stride_s, splits))
         description = Description(
             name="stress_predict",
             licence=LICENCE,
@@ -222,7 +222,7 @@ def fold_splits(folds: int, fold: int) -> Splits:
     return {"validation": SUBJECTS[(fold + 1) % folds :: folds], "test": SUBJECTS[fold::folds]}
 
 
-def _samples(session: _Session, starts: range, windows: _Windows) -> Iterator[RawSample]:
+def _samples(session: _Session, starts: range, windows: _StressWindows) -> Iterator[RawSample]:
     window, name_of_person = windows.window_s, _name(session.subject)
     first = {
         name: np.array([round((t - stream.start) * KINDS[name].rate_hz) for t in starts], dtype=np.int64)
@@ -264,7 +264,7 @@ def _role(path: PurePosixPath) -> tuple[int, str] | None:
     return (int(folder[1]), modality) if folder and path.suffix.lower() == ".csv" and modality in KINDS else None
 
 
-def _people(files: SourceFiles, windows: _Windows) -> tuple[list[_Person], list[str], list[str]]:
+def _people(files: SourceFiles, windows: _StressWindows) -> tuple[list[_Person], list[str], list[str]]:
     """The people with labels and data, warnings and notes."""
     found = files.find(_role)
     labels = _read_labels(files, found.pop(_LABELS, None))

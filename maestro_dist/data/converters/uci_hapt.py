@@ -74,7 +74,7 @@ class _LabelledSegment:
 
 
 @dataclass(frozen=True)
-class _Windows:
+class _HaptWindows:
     """How windows are cut; see `UciHapt.convert`."""
 
     modalities: str
@@ -90,7 +90,7 @@ class _Experiment:
     number: int
     files: dict[str, SourceFile]
     segments: tuple[_LabelledSegment, ...]
-    windows: _Windows
+    windows: _HaptWindows
     source: str
     labels: str
 
@@ -185,7 +185,7 @@ class UciHapt(Converter):
         if window < 1 or stride < 1:
             raise ConfigError(f"--window {window} --stride {stride}: both are 1 or more steps")
         files = SourceFiles(source)
-        parts = _experiments(files, _Windows(modalities, window, stride, splits))
+        parts = _experiments(files, _HaptWindows(modalities, window, stride, splits))
         names = [name for sensor in UNITS for name in _names(sensor, modalities)]
         description = Description(
             name="uci_hapt",
@@ -228,7 +228,7 @@ def _role(path: PurePosixPath) -> tuple[str, int] | None:
     return (match[1], int(match[2])) if match else None
 
 
-def _experiments(files: SourceFiles, windows: _Windows) -> list[_Experiment]:
+def _experiments(files: SourceFiles, windows: _HaptWindows) -> list[_Experiment]:
     """The experiments with labels, in the order of their numbers; adds to the remarks of `files`."""
     found = files.find(_role)
     if _LABELS not in found:
