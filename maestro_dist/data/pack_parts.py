@@ -22,6 +22,7 @@ from maestro_dist.data.parts import Part, Remarks
 from maestro_dist.data.shard_assembly import LocalSink, ShardAssembly, ShardSink, remove_shards
 from maestro_dist.data.shard_files import SplitCut
 from maestro_dist.data.storage import Storage
+from maestro_dist.data.storage.local_files import remove_abandoned
 from maestro_dist.errors import ConfigError, DataError, StorageError
 from maestro_dist.system.logging_setup import NOTE
 
@@ -159,8 +160,7 @@ def _clean(storage: Storage, records: PackRecords) -> None:
     """Remove the records, and unfinished files of processes that were killed."""
     records.remove_all()
     if storage.local is not None:
-        for left in storage.local.glob(".writing-*"):
-            Storage(str(left)).remove(recursive=True)
+        remove_abandoned(storage.local)
 
 
 class _Attempt:

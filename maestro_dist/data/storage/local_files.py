@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import os
+import shutil
+import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from maestro_dist.errors import StorageError
+
+_SPOOL = ".writing-"
 
 
 class SpoolFile(io.FileIO):
@@ -26,6 +32,35 @@ class SpoolFile(io.FileIO):
             return super().write(data)
         except OSError as error:
             raise self._failed(error) from error
+
+
+@contextmanager
+def spool_folder(place: Path | None) -> Iterator[Path]:
+    """Context with a new folder for a file that is being written, in `place` or the temporary folder.
+
+    It is locked, so that `remove_abandoned` tells it from one whose process was killed.
+    """
+    with tempfile.TemporaryDirectory(prefix=_SPOOL, dir=place, ignore_cleanup_errors=True) as folder:
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # some file systems have no locks
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield Path(folder)
+        finally:
+            os.close(lock)
+
+
+def remove_abandoned(place: Path) -> None:
+    """Remove what processes that were killed have left in a folder. Nothing of processes that write there now."""
+    for folder in place.glob(f"{_SPOOL}*"):
+        with suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if any(folder.iterdir()):  # an empty one may be new, and not locked yet
+                    shutil.rmtree(folder)
+            finally:
+                os.close(lock)
 
 
 def read_range(path: Path, start: int, length: int) -> bytes:

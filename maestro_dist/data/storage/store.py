@@ -11,14 +11,21 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from maestro_dist.data.storage.client import FileSystemClient
 from maestro_dist.data.storage.copies import ObjectCopy
-from maestro_dist.data.storage.local_files import SpoolFile, local_sizes, make_folder, read_range, write_file
+from maestro_dist.data.storage.local_files import (
+    SpoolFile,
+    local_sizes,
+    make_folder,
+    read_range,
+    spool_folder,
+    write_file,
+)
 from maestro_dist.data.storage.open_client import OBJECT_STORES, open_client
 from maestro_dist.data.storage.retry import Damaged, Heartbeat, ObjectDamaged, ObjectMissing, RemoteCall, retried
 from maestro_dist.data.storage.settings import storage_settings
@@ -246,14 +253,12 @@ class Storage:
         def failed(error: OSError) -> StorageError:
             return StorageError(f"cannot write {self.name(path)}: {error.strerror or error}{where}")
 
-        try:
-            temporary = tempfile.TemporaryDirectory(
-                prefix=".writing-", dir=local.parent if local else None, ignore_cleanup_errors=True
-            )
-        except OSError as error:
-            raise failed(error) from error
-        with temporary as folder:
-            spool = Path(folder) / "object"
+        with ExitStack() as stack:
+            try:
+                folder = stack.enter_context(spool_folder(local.parent if local else None))
+            except OSError as error:
+                raise failed(error) from error
+            spool = folder / "object"
             try:
                 raw = SpoolFile(spool, failed)
             except OSError as error:
