@@ -43,7 +43,7 @@ ABOUT = Description(
 class Numbered:
     """A part. `log`: a folder that gets a file for each time that samples are made.
 
-    fault    what happens at sample `at`: "bad", "stop", "die" (only the first time)
+    fault    what happens at sample `at`: "bad", "stop", "die" (its process is killed, the first time), "die always"
     pause_s  before each sample
     """
 
@@ -82,7 +82,7 @@ class Numbered:
             return {"ecg": np.full((128, 1), np.inf)}
         if self.fault == "stop":
             raise KeyboardInterrupt
-        if self.fault == "die" and made(self.log)[self.number] == 1:
+        if self.fault == "die always" or (self.fault == "die" and made(self.log)[self.number] == 1):
             os.kill(os.getpid(), signal.SIGKILL)
         return values
 

@@ -17,7 +17,7 @@ from maestro_dist.data.findings import Findings, warning_lines
 from maestro_dist.data.fragments import Fragment, PackFormat, PartEnd, SampleRows, part_fragments
 from maestro_dist.data.manifest import FORMAT, MANIFEST_NAME, Manifest, load_manifest
 from maestro_dist.data.pack import check_complete, check_nothing_packed, remove_data_set, write_manifest
-from maestro_dist.data.pack_records import RECORDS, PackRecords, PartRecord, record_shard
+from maestro_dist.data.pack_records import PackRecords, PartRecord, has_records, record_shard
 from maestro_dist.data.parts import Part, Remarks
 from maestro_dist.data.shard_assembly import LocalSink, ShardAssembly, ShardSink, remove_shards
 from maestro_dist.data.shard_files import SplitCut
@@ -132,7 +132,7 @@ def pack_parts(url: str, packing: PartsPacking, workers: PackWorkers) -> tuple[M
 
 def check_not_packed(url: str) -> None:
     """Raise `DataError` if there is a data set at `url`, unless it is that of a packing that did not end properly."""
-    if not Storage(url).join(RECORDS).list():
+    if not has_records(url):
         check_nothing_packed(url)
 
 

@@ -141,6 +141,11 @@ class PackRecords:
         return earlier if isinstance(earlier, dict) else {}
 
 
+def has_records(url: str) -> bool:
+    """Whether there are records of an unfinished packing at `url`."""
+    return Storage(url).join(RECORDS).exists(_REQUEST)
+
+
 def record_shard(url: str, shard: ShardId, entry: Shard) -> None:
     """Record that a shard of the packing at `url` is complete; any process may do that."""
     name = f"{shard.stem}.{entry.samples}.{entry.bytes}.{entry.sha256}"

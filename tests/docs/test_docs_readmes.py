@@ -19,7 +19,10 @@ import runs
 
 ROOT = runs.ROOT
 FOLDERS = ["", "cluster", "configs", "maestro_dist", "tools", "tools/benchmarks", "tools/suite/results"]
-FOLDERS += [f"maestro_dist/{name}" for name in ("callbacks", "checkpoint", "data", "model", "parallel", "tracking")]
+FOLDERS += [
+    f"maestro_dist/{name}"
+    for name in ("callbacks", "checkpoint", "data", "data/converters", "model", "parallel", "tracking")
+]
 DOCUMENTS = [*(str(Path(folder, "README.md")) for folder in FOLDERS), "CONTRIBUTING.md"]
 EXCERPTS = {
     "uci_hapt": "uci_hapt/HAPT_RawData_excerpt.tar.xz",

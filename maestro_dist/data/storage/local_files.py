@@ -6,6 +6,7 @@ import errno
 import fcntl
 import io
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -17,6 +18,7 @@ from typing import Any
 from maestro_dist.errors import StorageError
 
 _SPOOL = ".writing-"
+_WRITTEN = re.compile(r"\..+\.[0-9a-f]{32}")  # files of `write_file`
 
 
 class SpoolFile(io.FileIO):
@@ -43,24 +45,38 @@ def spool_folder(place: Path | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=_SPOOL, dir=place, ignore_cleanup_errors=True) as folder:
         lock = os.open(folder, os.O_RDONLY)
         try:
-            with suppress(OSError):  # some file systems have no locks
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(lock)
             yield Path(folder)
         finally:
             os.close(lock)
 
 
+def _lock(file: int) -> None:
+    with suppress(OSError):  # some file systems have no locks
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def remove_abandoned(place: Path) -> None:
     """Remove what processes that were killed have left in a folder. Nothing of processes that write there now."""
-    for folder in place.glob(f"{_SPOOL}*"):
-        with suppress(OSError):
-            lock = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if any(folder.iterdir()):  # an empty one may be new, and not locked yet
-                    shutil.rmtree(folder)
-            finally:
-                os.close(lock)
+    for path in place.glob(".*"):
+        if path.name.startswith(_SPOOL) or _WRITTEN.fullmatch(path.name):
+            with suppress(OSError):
+                _remove_unlocked(path)
+
+
+def _remove_unlocked(path: Path) -> None:
+    lock = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        empty = not (any(path.iterdir()) if path.is_dir() else path.stat().st_size)
+        if empty:  # it may be new, and not locked yet
+            return
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    finally:
+        os.close(lock)
 
 
 def read_range(path: Path, start: int, length: int) -> bytes:
@@ -86,13 +102,14 @@ def write_file(path: Path, data: bytes, *, create: bool) -> None:
     spool = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
         with spool.open("wb") as file:
+            _lock(file.fileno())
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        if create:
-            os.link(spool, path)  # fails if the name exists, so only one writer succeeds
-        else:
-            os.replace(spool, path)
+            if create:
+                os.link(spool, path)  # fails if the name exists, so only one writer succeeds
+            else:
+                os.replace(spool, path)
     finally:
         spool.unlink(missing_ok=True)
 
