@@ -16,8 +16,9 @@ from test_data_symbols import symbols_of
 from tiny import describe, raw_samples, rewrite, source_of
 
 from maestro_dist.config.schema import DataConfig
-from maestro_dist.data.pack import npy, pack
+from maestro_dist.data.pack import pack
 from maestro_dist.data.reader import Request, SplitReader
+from maestro_dist.data.tar_blocks import npy_blocks
 from maestro_dist.data.window_reader import WindowReader
 from maestro_dist.types import Batch
 
@@ -124,7 +125,7 @@ def test_a_shard_that_is_replaced_is_checked_again(fresh: str, pass_over: int) -
             if name == "acc.npy":
                 values = np.load(io.BytesIO(array))
                 values[0, 0] = np.inf
-                members[name] = npy(values)
+                members[name] = b"".join(npy_blocks(values))
 
     before = {path: path.stat() for path in Path(fresh).glob("*.tar")}
     rewrite(fresh, worse)
@@ -153,7 +154,7 @@ def test_a_wrong_json_member_is_found_at_its_first_reading(fresh: str) -> None:
 def test_windows_without_any_value(fresh: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def emptied(key: str, members: dict[str, bytes]) -> None:
         if "ecg.npy" in members:
-            members["ecg.npy"] = npy(np.full((128, 1), np.nan, np.float32))
+            members["ecg.npy"] = b"".join(npy_blocks(np.full((128, 1), np.nan, np.float32)))
 
     rewrite(fresh, emptied)
     monkeypatch.setattr(SplitReader, "stored", None)
