@@ -199,7 +199,9 @@ class _Attempt:
             self._remarks.merge_json(part.end.remarks)
             self._progress.parts += 1
             self._tell()
-        return self._findings.manifest(self.assembly.close()), self._remarks
+        splits = self.assembly.close()
+        self._tell()
+        return self._findings.manifest(splits), self._remarks
 
     def _recorded(self) -> tuple[int, set[int]]:
         """How many parts are recorded, and the numbers of those whose samples are all in shards that are done."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from maestro_dist.data.pack_parts import PackProgress
 
 _LOG = logging.getLogger(__name__)
 _EVERY_S = 30.0
+_BAR = "packing {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} parts{postfix}, {remaining} left"
 
 
 @contextmanager
@@ -23,12 +25,13 @@ def shown_progress() -> Iterator[Callable[[PackProgress], None]]:
         return
     from tqdm import tqdm
 
-    with tqdm(unit="part", desc="packing", file=sys.stderr) as bar:
+    size = shutil.get_terminal_size()  # tqdm shows nothing where the terminal does not know its size
+    with tqdm(bar_format=_BAR, file=sys.stderr, ncols=size.columns, nrows=size.lines) as bar:
         yield lambda progress: _show(bar, progress)
 
 
 def _show(bar: Any, progress: PackProgress) -> None:
-    bar.total = progress.all_parts
+    bar.total = progress.all_parts or 1
     rate = progress.bytes / 1e6 / max(1e-3, bar.format_dict["elapsed"])
     text = f"{progress.samples:,} samples, {progress.shards:,} shards, {rate:.1f} MB/s"
     bar.set_postfix_str(text, refresh=False)

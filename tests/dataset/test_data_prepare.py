@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import shutil
+import tarfile
 from pathlib import Path
 
 import people
@@ -15,6 +18,7 @@ from maestro_dist.config.schema import SourceConfig
 from maestro_dist.data import converters
 from maestro_dist.data.converters import Conversion, Converter
 from maestro_dist.data.manifest import load_manifest
+from maestro_dist.data.pack_records import RECORDS
 from maestro_dist.data.prepare import check_place, check_typed, prepare
 from maestro_dist.errors import ConfigError, DataError, MaestroError
 from maestro_dist.train import main
@@ -91,6 +95,8 @@ def test_what_counts_as_typed_alone(overrides: list[str], refused: bool, source:
         ("used", ["a-000000.tar", "a-000001.tar"], r"other files \(a-000000.tar, a-000001.tar\)"),
         ("used", ["a-000000.index"], r"other files \(a-000000.index\)"),
         ("used", ["train-000000.tar", "train-000000.index", "train-000001.tar"], None),  # a packing was killed
+        ("used", [".packing/request.json", "a-000000.tar", "a-000001.tar"], None),  # with several workers
+        ("used", [".packing/request.json", "thesis.tex"], r"other files \(thesis.tex\)"),
         ("used", [], None),
         ("new", [], None),
         ("raw", [], r"data\.url: .*/raw lies in data\.source\.path .*/raw; choose a place outside"),
@@ -108,6 +114,7 @@ def test_places_that_are_taken(
     (tmp_path / "link").symlink_to("raw")
     (tmp_path / "unmounted").symlink_to("gone")
     for name in files:
+        (tmp_path / "used" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "used" / name).write_text("")
     if message is None:
         check_place(source, f"{tmp_path}/{url}")
@@ -199,3 +206,31 @@ def test_a_file_with_a_converter_is_enough() -> None:
 
     assert list(converters._load_converters()) == ["a_mine", *converters.CONVERTERS]
     assert isinstance(converters._load_converters()["a_mine"], Mine)
+
+
+def test_copies_of_a_compressed_archive_are_made_once_and_go_at_the_end(
+    source: SourceConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import maestro_dist.data.pack_parts as module
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    archive, data = tmp_path / "raw.tar.xz", tmp_path / "data"
+    with tarfile.open(archive, "w:xz") as tar:
+        tar.add(source.path, "..")  # no name of a member becomes the name of a file
+    packed = source.model_copy(update={"path": str(archive)})
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "check_complete", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(packed, str(data))
+    (copies,) = (data / RECORDS).glob("source-*")
+    assert all(re.fullmatch(r"[0-9a-f]{16}(-000000|\.json)", path.name) for path in copies.iterdir())
+    status = archive.stat()
+    archive.write_bytes(b"x" * status.st_size)  # it is not read again
+    os.utime(archive, ns=(status.st_atime_ns, status.st_mtime_ns))
+    prepare(packed, str(data))
+    prepare(source, str(tmp_path / "folder"))
+    names = sorted(os.listdir(data))
+    assert names == sorted(os.listdir(tmp_path / "folder"))
+    assert all((data / name).read_bytes() == (tmp_path / "folder" / name).read_bytes() for name in names)
