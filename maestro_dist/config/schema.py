@@ -141,7 +141,8 @@ class DataConfig(Section):
     """How a shard is checked against the manifest when it is first opened: by size, which is fast, or by sha256."""
     max_bad_samples: Annotated[NonNegativeInt, Execution()] = 0
     """Number of bad training samples (wrong shape, type or label) that a run skips and names before it stops. Different
-    samples are counted, over all ranks, epochs and restarts."""
+    samples are counted, over all ranks, epochs and restarts. Ranks that share the time axis then read complete windows,
+    not only their parts."""
     timeout_s: Annotated[PositiveInt, Execution()] = 240
     """Longest time, in seconds, that a reader may make no progress before the run ends with an error. At most four
     fifths of `run.timeout_s` are used, so that the error names the reader."""

@@ -6,8 +6,13 @@ import fcntl
 import logging
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
+
+SPARSE_SUFFIX = ".sparse"
+"""Of files with some blocks of a shard (`sparse_file.py`)."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -18,43 +23,63 @@ def mark_used(path: Path) -> None:
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
 
-def make_room(folder: Path, size: int, limit: int | None) -> None:
+@contextmanager
+def room_for(folder: Path, size: int, limit: int | None, keep: Path | None = None) -> Iterator[None]:
     """Remove the least recently used shards until `size` more bytes fit below `limit` bytes (None: no limit).
 
-    A process that reads a removed shard keeps its open file; a later use downloads the shard again.
+    Other processes make room after the block: what it takes of the disk is then counted. `keep` is not removed: a file
+    that is to grow. A process that reads a removed shard keeps its open file; a later use downloads the shard again.
 
     Raises:
         OSError: the folder cannot be written.
     """
     if limit is None:
+        yield
         return
     with (folder / ".room.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        shards = _files(folder, "??/*.tar")
-        total = sum(status.st_size for _, status in shards + _files(folder, "??/*.part"))  # other downloads too
-        for path, status in sorted(shards, key=lambda item: item[1].st_atime_ns):
+        shards = _shards(folder)
+        total = sum(file.bytes for file in shards + _files(folder, "??/*.part"))  # other downloads too
+        for file in shards:
             if total + size <= limit:
-                return
-            _remove(path)
-            total -= status.st_size
+                break
+            if file.path != keep:
+                _remove(file.path)
+                total -= file.bytes
+        yield
 
 
 def free_space(folder: Path, size: int) -> bool:
     """Remove the least recently used shards of at least `size` bytes, where the disk is full; whether it did."""
     removed = 0
-    for path, status in sorted(_files(folder, "??/*.tar"), key=lambda item: item[1].st_atime_ns):
+    for file in _shards(folder):
         if removed >= size:
             break
-        _remove(path)
-        removed += status.st_size
+        _remove(file.path)
+        removed += file.bytes
     return removed >= size
 
 
-def _files(folder: Path, pattern: str) -> list[tuple[Path, os.stat_result]]:
+class _File(NamedTuple):
+    """A file of the cache: when it was used last (ns), its path, and what it takes of the disk."""
+
+    used: int
+    path: Path
+    bytes: int
+
+
+def _shards(folder: Path) -> list[_File]:
+    """Complete shards and parts of shards, the least recently used first."""
+    return sorted(_files(folder, "??/*.tar") + _files(folder, f"??/*{SPARSE_SUFFIX}"))
+
+
+def _files(folder: Path, pattern: str) -> list[_File]:
     found = []
     for path in folder.glob(pattern):
         with suppress(OSError):
-            found.append((path, path.stat()))
+            status = path.stat()
+            size = status.st_blocks * 512 if path.suffix == SPARSE_SUFFIX else status.st_size
+            found.append(_File(status.st_atime_ns, path, size))
     return found
 
 

@@ -1,23 +1,29 @@
-"""Local copies of the indexes of remote shards, so that each is read once by a worker and its reader processes.
+"""Local copies of the indexes of remote shards, so that each is read once on a machine.
 
-An evaluation opens its readers anew, and each reader needs the indexes again. A copy lies beside the cached shard.
-It is used only if it is younger than the worker: an index that was replaced on storage is seen by the next run.
+An evaluation opens its readers anew, and each reader needs the indexes again. A copy lies beside the cached shard. It
+is used if it has the hash that the manifest names. Manifests of an older version name none; then a copy is used only
+if it is younger than the worker: an index that was replaced on storage is seen by the next run.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from maestro_dist.data.manifest import Shard
-from maestro_dist.data.shard_index import ShardIndex, load_index, parse_index
+from maestro_dist.data.shard_cache import POLL_S
+from maestro_dist.data.shard_index import ShardIndex, is_index, load_index, parse_index, read_index
 from maestro_dist.data.storage import Storage
 from maestro_dist.data.user_folders import user_folder
 from maestro_dist.errors import DataError
+
+_PATIENCE_S = 30.0  # how long another process may take to read an index; then this one reads it too
 
 _oldest = time.time()
 
@@ -37,7 +43,7 @@ def index_of(storage: Storage, shard: Shard, cache: str | None) -> ShardIndex:
     """The index of a shard, from its copy if there is one. `cache` is `data.cache`.
 
     Raises:
-        DataError: it is missing, not JSON, of another format, or does not fit the shard.
+        DataError: it is missing, damaged, of another format, or does not fit the shard.
     """
     if storage.local is not None:
         return load_index(storage, shard)
@@ -46,15 +52,42 @@ def index_of(storage: Storage, shard: Shard, cache: str | None) -> ShardIndex:
     except (OSError, RuntimeError):  # the shard itself will name the problem
         return load_index(storage, shard)
     name = storage.name(shard.index)
-    place = hashlib.sha256(name.encode()).hexdigest()[:12]
-    copy = folder / shard.sha256[:2] / f"{shard.sha256}.{place}.index"
-    with suppress(OSError, DataError):
-        if copy.stat().st_mtime >= _oldest:
-            return parse_index(copy.read_bytes(), shard, name)
-    index = load_index(storage, shard)
-    with suppress(OSError):  # a copy is only a help
-        _write(copy, index.to_bytes())
+    place = shard.index_sha256 or hashlib.sha256(name.encode()).hexdigest()
+    copy = folder / shard.sha256[:2] / f"{shard.sha256}.{place[:16]}.index"
+    index = _from_copy(copy, shard, name)
+    if index is None:
+        with _one_at_a_time(copy.parent):
+            index = _from_copy(copy, shard, name)
+            if index is None:
+                index, data = read_index(storage, shard)
+                with suppress(OSError):  # a copy is only a help
+                    _write(copy, data)
     return index
+
+
+def _from_copy(copy: Path, shard: Shard, name: str) -> ShardIndex | None:
+    with suppress(OSError, DataError):
+        if shard.index_sha256 is not None or copy.stat().st_mtime >= _oldest:
+            data = copy.read_bytes()
+            if is_index(data, shard):
+                return parse_index(data, shard, name)
+    return None
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Only one process reads an index for this folder, as far as it does so in time: the others use its copy."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((folder / ".indexes.lock").open("w"))
+            for _ in range(int(_PATIENCE_S / POLL_S)):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(POLL_S)
+        yield
 
 
 def _write(copy: Path, data: bytes) -> None:

@@ -12,7 +12,7 @@ MOST_BYTES = 1 << 30
 """Shards of a process that are in memory have at most this size together, or are a single one."""
 
 _lock = threading.Lock()
-_files: OrderedDict[str, tuple[int, int]] = OrderedDict()  # by hash: descriptor and size
+_files: OrderedDict[str, int] = OrderedDict()  # descriptors by name
 
 
 def can_hold_shards() -> bool:
@@ -23,24 +23,43 @@ def can_hold_shards() -> bool:
 def new_file(name: str) -> tuple[int, Path]:
     """An empty anonymous file: its descriptor, and the path by which this process opens it."""
     file = os.memfd_create(name)
-    return file, Path(f"/proc/self/fd/{file}")
+    return file, _path(file)
 
 
-def held(sha256: str) -> Path | None:
-    """The path of a shard that is in memory."""
+def held(name: str) -> Path | None:
+    """The path of a file that is held in memory."""
     with _lock:
-        if sha256 not in _files:
+        if name not in _files:
             return None
-        _files.move_to_end(sha256)
-        return Path(f"/proc/self/fd/{_files[sha256][0]}")
+        _files.move_to_end(name)
+        return _path(_files[name])
 
 
-def hold(sha256: str, file: int, size: int) -> None:
-    """Keep a shard's anonymous file, and let go of the least recently used ones beyond 1 GiB."""
+def hold(name: str, file: int) -> None:
+    """Keep an anonymous file, and let go of the least recently used ones beyond 1 GiB."""
     with _lock:
-        if sha256 in _files:
-            os.close(_files.pop(sha256)[0])
-        _files[sha256] = file, size
-        while len(_files) > 1 and sum(size for _, size in _files.values()) > MOST_BYTES:
-            with suppress(OSError):
-                os.close(_files.popitem(last=False)[1][0])
+        if name in _files:
+            os.close(_files.pop(name))
+        _files[name] = file
+        _let_go()
+
+
+def hold_new(name: str) -> Path:
+    """The path of a file that is held in memory; an empty one, if there is none with this name."""
+    with _lock:
+        if name not in _files:
+            _files[name] = new_file(name)[0]
+        _files.move_to_end(name)
+        _let_go()
+        return _path(_files[name])
+
+
+def _let_go() -> None:
+    """The caller holds the lock. Files may have grown since they were taken in."""
+    while len(_files) > 1 and sum(os.fstat(file).st_blocks * 512 for file in _files.values()) > MOST_BYTES:
+        with suppress(OSError):
+            os.close(_files.popitem(last=False)[1])
+
+
+def _path(file: int) -> Path:
+    return Path(f"/proc/self/fd/{file}")

@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from maestro_dist.config.schema import DataConfig
+from maestro_dist.data.block_digests import BlockDigests
 from maestro_dist.data.index_copies import index_of
 from maestro_dist.data.manifest import Shard
-from maestro_dist.data.shard_cache import ShardCache, local_shard
+from maestro_dist.data.shard_cache import ShardCache, cached_shard, local_shard
 from maestro_dist.data.shard_index import HEADER
+from maestro_dist.data.shard_parts import ShardParts
 from maestro_dist.data.storage import Storage
 from maestro_dist.data.storage.retry import Heartbeat
 from maestro_dist.data.verified_files import FileIdentity, file_identity
@@ -54,7 +56,12 @@ class KnownSamples:
 
 @dataclass
 class OpenShard:
-    """A shard with its index: offset and size of each member of each sample, [N, K]. `file`: the verified file."""
+    """A shard with its index: offset and size of each member of each sample, [N, K].
+
+    file    the verified file, which is at `path`
+    blocks  digests of the shard's blocks, if it is read in parts
+    parts   the parts of it that are on this machine; None: all of it is, at `path`
+    """
 
     position: int
     name: str
@@ -64,11 +71,15 @@ class OpenShard:
     path: Path
     file: FileIdentity
     known: KnownSamples
+    blocks: BlockDigests | None = None
+    parts: ShardParts | None = None
 
     @property
     def bytes(self) -> int:
         """Approximate memory of the index, and of what is known about the samples."""
-        return self.offsets.nbytes + self.sizes.nbytes + self.known.bytes + sum(64 + len(key) for key in self.keys)
+        digests = 0 if self.blocks is None else len(self.blocks.digests)
+        arrays = self.offsets.nbytes + self.sizes.nbytes + self.known.bytes
+        return digests + arrays + sum(64 + len(key) for key in self.keys)
 
 
 class OpenShards:
@@ -76,7 +87,11 @@ class OpenShards:
 
     A file that was closed to open another one is opened again without verification, unless it has changed. Only one
     thread at a time may use it.
+
+    in_parts  of remote shards, download only the parts that `fetch` names, where an index has digests
     """
+
+    in_parts = False
 
     def __init__(
         self,
@@ -134,6 +149,7 @@ class OpenShards:
             path=Path(),
             file=(0, 0, 0, 0),
             known=KnownSamples(len(index.keys), len(self._members) - 1, self._variates),
+            blocks=index.blocks if self.in_parts and self._storage.local is None else None,
         )
         self._verify(opened)
         self._opened[position] = opened
@@ -147,8 +163,12 @@ class OpenShards:
     def renewed(self, shard: OpenShard) -> bool:
         """Whether the file of a shard has changed since it was verified; then verify (or download) it again.
 
+        Parts of a shard are compared with their digests: whether some were damaged, which `fetch` then gets again.
+
         Raises what `get` raises.
         """
+        if shard.parts is not None:
+            return shard.parts.recheck(self.descriptor(shard))
         try:
             if file_identity(shard.path.stat()) == shard.file:
                 return False
@@ -171,12 +191,29 @@ class OpenShards:
             return self._files[position]
         while len(self._files) >= self._most_files:
             os.close(self._files.popitem(last=False)[1])
-        opened = self._same_file(shard)
+        opened = self._same_file(shard) if shard.parts is None else self._opened_parts(shard.parts)
         if opened is None:
             self._verify(shard)
-            opened = self._opened_file(shard.path)
+            opened = self._opened_file(shard.path) if shard.parts is None else self._opened_parts(shard.parts)
         self._files[position] = opened
         return opened
+
+    def fetch(self, shard: OpenShard, parts: Sequence[tuple[int, int]]) -> int:
+        """Download the bytes [start, end) of each part, unless they or the complete shard are on this machine.
+
+        Returns the open file of the shard, as `descriptor`.
+
+        Raises:
+            DataError, StorageError, OSError: as `descriptor`.
+        """
+        file = self.descriptor(shard)  # it finds out if there is no longer a complete shard
+        if shard.parts is not None:
+            other = shard.parts.fetch(file, parts)
+            if other != file:
+                os.close(file)
+                self._files[shard.position] = other
+            return other
+        return file
 
     def read(self, shard: OpenShard, row: int, column: int) -> bytes:
         """Header and content of a member; fewer bytes if the file ends earlier.
@@ -187,24 +224,44 @@ class OpenShards:
         length = HEADER + int(shard.sizes[row, column])
         offset = int(shard.offsets[row, column]) - HEADER
         try:
-            return _read(self.descriptor(shard), length, offset)
+            return self._read(shard, length, offset)
         except OSError:
             self._close(shard.position)  # a file on a network disk may need to be opened again (ESTALE)
         try:
-            return _read(self.descriptor(shard), length, offset)
+            return self._read(shard, length, offset)
         except OSError as error:
             self._close(shard.position)
-            raise StorageError(f"cannot read {shard.path}: {error.strerror or error}") from error
+            where = shard.path if shard.parts is None else f"the parts of {shard.name}"
+            raise StorageError(f"cannot read {where}: {error.strerror or error}") from error
+
+    def _read(self, shard: OpenShard, length: int, offset: int) -> bytes:
+        return _read(self.fetch(shard, [(offset, offset + length)]), length, offset)
 
     def _verify(self, shard: OpenShard) -> None:
         config = self._config
-        entry = self._shards[shard.position]
-        shard.path = local_shard(self._storage, entry, ShardCache.of(config), self._heartbeat)
+        entry, cache = self._shards[shard.position], ShardCache.of(config)
         shard.known.forget()
+        shard.parts = None
+        if shard.blocks is not None:
+            copy = cached_shard(entry, cache, self._heartbeat)
+            if copy is None:
+                shard.parts = ShardParts(self._storage, entry, shard.blocks, cache, self._heartbeat)
+                return
+            shard.path = copy
+        else:
+            shard.path = local_shard(self._storage, entry, cache, self._heartbeat)
         try:
             shard.file = file_identity(shard.path.stat())
         except OSError as error:
             raise StorageError(f"cannot read {shard.path}: {error.strerror or error}") from error
+
+    def _opened_parts(self, parts: ShardParts) -> int:
+        while True:
+            try:
+                return parts.open()
+            except StorageError as error:
+                if not self._close_half(error.__cause__):
+                    raise
 
     def _same_file(self, shard: OpenShard) -> int | None:
         with suppress(FileNotFoundError):
@@ -218,12 +275,18 @@ class OpenShards:
         try:
             return os.open(path, os.O_RDONLY)
         except OSError as error:
-            if error.errno != errno.EMFILE or not self._files:
+            if not self._close_half(error):
                 raise
-            self._most_files = max(1, len(self._files) // 2)  # other code of this process needs more files
-            while len(self._files) >= self._most_files:
-                os.close(self._files.popitem(last=False)[1])
             return os.open(path, os.O_RDONLY)
+
+    def _close_half(self, error: BaseException | None) -> bool:
+        """Close half of the files, if other code of this process needs more; whether it did."""
+        if getattr(error, "errno", None) != errno.EMFILE or not self._files:
+            return False
+        self._most_files = max(1, len(self._files) // 2)
+        while len(self._files) >= self._most_files:
+            os.close(self._files.popitem(last=False)[1])
+        return True
 
     def _close(self, position: int) -> None:
         if position in self._files:

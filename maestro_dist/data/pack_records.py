@@ -2,8 +2,8 @@
 
     .packing/request.json          what is packed; a restart must ask for the same
     .packing/parts/000000.json.gz  parts that are complete: sizes and labels of their samples, statistics, remarks
-    .packing/shards/train-000000.SAMPLES.BYTES.SHA256   a shard that is complete; the facts are in the name, so one
-                                   request lists a thousand of them
+    .packing/shards/train-000000.SAMPLES.BYTES.SHA256.SHA256   a shard that is complete, with the hashes of the tar and of
+                                   the index; the facts are in the name, so one request lists a thousand of them
 
 The parts that are complete when a shard ends are recorded before that shard is written. So the parts of all recorded
 shards are known, and those whose shards are all recorded need not be converted again.
@@ -28,7 +28,7 @@ RECORDS = ".packing"
 """The folder of the records, and of copies of members of compressed archives."""
 
 _REQUEST = "request.json"
-_SHARD = re.compile(r"([A-Za-z0-9_-]+)-(\d{6})\.(\d+)\.(\d+)\.([0-9a-f]{64})")
+_SHARD = re.compile(r"([A-Za-z0-9_-]+)-(\d{6})\.(\d+)\.(\d+)\.([0-9a-f]{64})\.([0-9a-f]{64})")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,12 @@ class PackRecords:
             path, index = shard.files
             if sizes.get(path) == int(match[4]) and index in sizes:
                 found[shard] = Shard(
-                    path=path, index=index, samples=int(match[3]), bytes=int(match[4]), sha256=match[5]
+                    path=path,
+                    index=index,
+                    samples=int(match[3]),
+                    bytes=int(match[4]),
+                    sha256=match[5],
+                    index_sha256=match[6],
                 )
         return found
 
@@ -148,5 +153,5 @@ def has_records(url: str) -> bool:
 
 def record_shard(url: str, shard: ShardId, entry: Shard) -> None:
     """Record that a shard of the packing at `url` is complete; any process may do that."""
-    name = f"{shard.stem}.{entry.samples}.{entry.bytes}.{entry.sha256}"
+    name = f"{shard.stem}.{entry.samples}.{entry.bytes}.{entry.sha256}.{entry.index_sha256}"
     Storage(url).write(f"{RECORDS}/shards/{name}", b"")

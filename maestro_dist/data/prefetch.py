@@ -236,11 +236,11 @@ class _ReadAhead:
 
     def _answer(self, reader: _Reader, request: Request) -> Batch | BaseException:
         try:
-            import torch
-
             batch = reader.arrays(request, self._described(request)).tensors()
             if self._device is None:
                 return batch
+            import torch
+
             with torch.cuda.device(
                 self._device
             ):  # the current device is set for each thread; the default is the first GPU

@@ -11,7 +11,8 @@ import numpy as np
 
 from maestro_dist.config.learning import AugmentConfig
 from maestro_dist.config.schema import DataConfig
-from maestro_dist.data.augment import augment
+from maestro_dist.data.augment import augment, wanted_kinds
+from maestro_dist.data.block_digests import LONG_WINDOW
 from maestro_dist.data.collate import collate
 from maestro_dist.data.index_copies import index_of
 from maestro_dist.data.manifest import Manifest
@@ -20,6 +21,7 @@ from maestro_dist.data.mixup import Mixing, mix
 from maestro_dist.data.open_shards import OpenShard, OpenShards
 from maestro_dist.data.sample import BadSample, DecodedSample, SampleFormat, decode_sample
 from maestro_dist.data.shard_index import HEADER, META, ShardIndex, member_name
+from maestro_dist.data.sparse_file import has_range_locks
 from maestro_dist.data.storage import Storage
 from maestro_dist.data.storage.retry import Heartbeat
 from maestro_dist.data.window_reader import Located, WindowReader
@@ -73,6 +75,36 @@ class SplitSource:
     slices: Mapping[str, tuple[int, int]] | None = None
     augment: AugmentConfig | None = None
 
+    @property
+    def format(self) -> SampleFormat:
+        """How a sample is decoded."""
+        return SampleFormat.of(self.manifest, self.modalities, symbols=self.symbols, slices=self.slices)
+
+    @property
+    def members(self) -> list[str]:
+        """Names of the members to read: the json, then those of the modalities."""
+        return [META] + [member_name(modality.name, symbols=self.symbols) for modality in self.modalities]
+
+    @property
+    def changes_windows(self) -> bool:
+        """Whether windows are augmented or mixed."""
+        return self.augment is not None and bool(wanted_kinds(self.augment))
+
+    @property
+    def reads_parts(self) -> bool:
+        """Whether only parts of the windows are read: those of a rank that shares the time axis.
+
+        Not if windows are changed or checked as a whole: ranks that share the time axis must find the same samples bad,
+        so if bad samples are skipped, each checks the complete windows.
+        """
+        return self.slices is not None and not self.changes_windows and not self.config.max_bad_samples
+
+    @property
+    def downloads_parts(self) -> bool:
+        """Whether it also downloads only parts, if the indexes have digests: not of short windows."""
+        longest = max(m.steps * m.variates * np.dtype(np.float32).itemsize for m in self.manifest.modalities)
+        return self.reads_parts and longest >= LONG_WINDOW and has_range_locks()
+
     def indexes(self) -> Iterator[ShardIndex]:
         """The indexes of the split's shards, in their order.
 
@@ -104,14 +136,14 @@ class SplitReader:
 
     def __init__(self, source: SplitSource, heartbeat: Heartbeat = _ignore) -> None:
         self.source = source
-        self.format = SampleFormat.of(source.manifest, source.modalities, symbols=source.symbols, slices=source.slices)
+        self.format, self.members = source.format, source.members
         shards = source.manifest.split(source.split).shards
         self.starts = np.cumsum([0] + [shard.samples for shard in shards])
-        self.members = [META] + [member_name(m.name, symbols=source.symbols) for m in source.modalities]
         self._heartbeat = heartbeat
         storage = Storage(source.url, heartbeat=heartbeat)
         variates = sum(modality.variates for modality in source.modalities) if source.manifest.recording else 0
         self._shards = OpenShards(storage, shards, self.members, source.config, heartbeat, variates)
+        self._shards.in_parts = source.downloads_parts
         self._window_reader = WindowReader(self.format, heartbeat)
 
     def close(self) -> None:
@@ -133,7 +165,7 @@ class SplitReader:
         modalities = self.format.modalities
         left = drop_modalities(keep, numbers, modalities, p=request.drop, seed=request.seed, step=step)
         keep = keep if request.both else left
-        changed = mixing is not None or self.source.augment is not None
+        changed = mixing is not None or self.source.changes_windows
         if not changed and (windows := self._windows(numbers, own & keep, np.empty if request.both else empty)):
             windows = windows.twice(left, empty) if request.both else windows
             return replace(windows.batch(), views=1 + request.both, **request.fields)
@@ -165,13 +197,8 @@ class SplitReader:
         return present
 
     def _windows(self, numbers: np.ndarray, wanted: np.ndarray, empty: Empty = np.empty) -> Windows | None:
-        """The windows of `wanted`, bool [B, M]; None if any is unusual, or if they are needed or checked as a whole.
-
-        Ranks that share the time axis must find the same samples bad. So if bad samples are skipped, each checks the
-        complete windows.
-        """
-        source = self.source
-        if source.slices is not None and (source.augment is not None or source.config.max_bad_samples):
+        """The windows of `wanted`, bool [B, M]; None if any is unusual, or if they are needed or checked as a whole."""
+        if self.source.slices is not None and not self.source.reads_parts:
             return None
         positions = np.searchsorted(self.starts, numbers, side="right") - 1
         located = []
@@ -179,7 +206,7 @@ class SplitReader:
             places = np.flatnonzero(positions == position)
             located.append(Located(self._shards.get(position), places, numbers[places] - self.starts[position]))
         try:
-            return self._window_reader.read(numbers, located, wanted, self._shards.descriptor, empty)
+            return self._window_reader.read(numbers, located, wanted, self._shards, empty)
         except OSError:  # a file may need to be opened again
             return None
 
@@ -199,7 +226,7 @@ class SplitReader:
                 except BadSample as error:
                     bad[number] = str(error)
         source = self.source
-        if source.augment is None:
+        if source.augment is None or not source.changes_windows:
             return found, bad
         changed = augment(
             list(found.values()),

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import IO, Literal
 
 from maestro_dist.config.schema import DataConfig
-from maestro_dist.data.cache_room import free_space, make_room, mark_used
+from maestro_dist.data.cache_room import SPARSE_SUFFIX, free_space, mark_used, room_for
 from maestro_dist.data.manifest import Shard
 from maestro_dist.data.memory_shards import can_hold_shards, held, hold, new_file
+from maestro_dist.data.sparse_file import join_parts
 from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
 from maestro_dist.data.storage.retry import Heartbeat
 from maestro_dist.data.storage.verified_downloads import KnownContent, download_verified
@@ -27,8 +28,8 @@ from maestro_dist.errors import DataError, StorageError
 
 _LOG = logging.getLogger(__name__)
 
-_POLL_S = 0.02
-_STALLED_S = 240.0  # how long another process may download without any progress
+POLL_S = 0.02
+STALLED_S = 240.0  # how long another process may download without any progress
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -89,28 +90,57 @@ def local_shard(storage: Storage, shard: Shard, cache: ShardCache, heartbeat: He
             target.parent.mkdir(parents=True, exist_ok=True)
             asked = time.time()
             with _locked(target, heartbeat) as outcome:
+                parts = list(target.parent.glob(f"{shard.sha256}.*{SPARSE_SUFFIX}"))
+                any(join_parts(path, shard, target, heartbeat) for path in parts)
                 if problem_of(target, shard, cache.verify, heartbeat, folder):
                     _raise_failure(outcome, name, asked, storage.longest_wait_s)
-                    make_room(folder, shard.bytes, cache.limit)
+                    with room_for(folder, shard.bytes, cache.limit):
+                        pass
                     with _failure_noted(outcome, name):
                         _fetch_with_room(storage, shard, target, cache, heartbeat)
+                for path in parts:
+                    path.unlink(missing_ok=True)
         mark_used(target)
     except ObjectMissing as error:
         raise DataError(f"{name}: the shard is missing{error.asked}; pack the data set again") from error
     except (OSError, RuntimeError) as error:  # RuntimeError: the home folder is unknown
-        what = f"cannot use the shard cache {target or cache.folder or 'in the home or temporary folder'}"
-        reason = f"{what}: {getattr(error, 'strerror', None) or error}"
-        if getattr(error, "errno", None) not in _NO_SPACE or not can_hold_shards():
-            raise StorageError(f"{reason}; set data.cache to a folder with enough space") from error
-        if str(cache.folder) not in _told:
-            _told.add(str(cache.folder))
-            _LOG.warning("%s; shards are kept in memory instead. Set data.cache to a folder with enough space", reason)
-        try:
+        with in_memory_instead(error, target, cache):
             return _fetched_to_memory(storage, shard, heartbeat)
-        except OSError as in_memory:
-            said = f"{reason}, and memory has no room for it ({in_memory.strerror})"
-            raise StorageError(f"{said}; set data.cache to a folder with enough space") from error
     return target
+
+
+def cached_shard(shard: Shard, cache: ShardCache, heartbeat: Heartbeat) -> Path | None:
+    """Path of a good copy of the complete shard, if the cache has one."""
+    try:
+        folder = cache.path()
+        target = folder / shard.sha256[:2] / f"{shard.sha256}.tar"
+        if problem_of(target, shard, cache.verify, heartbeat, folder):
+            return None
+        mark_used(target)
+    except (OSError, RuntimeError):
+        return None
+    return target
+
+
+@contextmanager
+def in_memory_instead(error: Exception, place: Path | None, cache: ShardCache) -> Iterator[None]:
+    """Keep a shard in memory in this block, because of an `error` of the cache. It is logged once for each cache.
+
+    Raises:
+        StorageError: memory does not help with such an error, or the block raises OSError.
+    """
+    what = f"cannot use the shard cache {place or cache.folder or 'in the home or temporary folder'}"
+    reason = f"{what}: {getattr(error, 'strerror', None) or error}"
+    if getattr(error, "errno", None) not in _NO_SPACE or not can_hold_shards():
+        raise StorageError(f"{reason}; set data.cache to a folder with enough space") from error
+    if str(cache.folder) not in _told:
+        _told.add(str(cache.folder))
+        _LOG.warning("%s; shards are kept in memory instead. Set data.cache to a folder with enough space", reason)
+    try:
+        yield
+    except OSError as in_memory:
+        said = f"{reason}, and memory has no room for it ({in_memory.strerror})"
+        raise StorageError(f"{said}; set data.cache to a folder with enough space") from error
 
 
 def _checked_in_place(local: Path, shard: Shard, cache: ShardCache, heartbeat: Heartbeat) -> Path:
@@ -161,7 +191,7 @@ def _fetched_to_memory(storage: Storage, shard: Shard, heartbeat: Heartbeat) -> 
     except BaseException:
         os.close(file)
         raise
-    hold(shard.sha256, file, shard.bytes)
+    hold(shard.sha256, file)
     return path
 
 
@@ -204,13 +234,13 @@ def _locked(target: Path, heartbeat: Heartbeat) -> Iterator[IO[str]]:
             if state != last_state:
                 waited, last_state = 0.0, state
                 heartbeat(f"waiting for another process that downloads {target}, {max(state[0], 0) >> 20:,} MiB so far")
-            if waited >= _STALLED_S:
+            if waited >= STALLED_S:
                 raise StorageError(
                     f"{target}: another process downloads this shard and has made no progress for {waited:.0f} s; "
                     "end it, or set data.cache to another folder"
                 )
-            time.sleep(_POLL_S)
-            waited += _POLL_S
+            time.sleep(POLL_S)
+            waited += POLL_S
         yield file
 
 

@@ -134,8 +134,16 @@ class ShardFile:
         index = replace(index_tar(file), targets=np.array(rows.labels, dtype=np.float64), subjects=rows.subjects)
         assert index.keys == rows.keys
         self._open.close()
-        self._storage.write(index_path, index.to_bytes())
-        return Shard(path=path, index=index_path, samples=len(rows.keys), bytes=size, sha256=digest)
+        data = index.to_bytes()
+        self._storage.write(index_path, data)
+        return Shard(
+            path=path,
+            index=index_path,
+            samples=len(rows.keys),
+            bytes=size,
+            sha256=digest,
+            index_sha256=hashlib.sha256(data).hexdigest(),
+        )
 
     def abort(self, error: BaseException) -> None:
         """Leave nothing behind: the shard is not written."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tarfile
 import zlib
@@ -11,6 +12,7 @@ from typing import IO
 
 import numpy as np
 
+from maestro_dist.data.block_digests import BlockDigests, digest_blocks
 from maestro_dist.data.manifest import FORMAT, Shard
 from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
 from maestro_dist.data.storage.plain_json import parse_json
@@ -35,6 +37,7 @@ class ShardIndex:
     offsets, sizes  int64 [N, K] in bytes; size 0: the sample has no such member
     targets         float64 [N]: class or target of each sample; None in an index of an older version
     subjects        the person of each sample, "" where it has none; None in an index of an older version
+    blocks          digests of the blocks of the shard; None: its windows are short, or the index is of an older version
     """
 
     keys: list[str]
@@ -43,6 +46,7 @@ class ShardIndex:
     sizes: np.ndarray
     targets: np.ndarray | None = None
     subjects: list[str] | None = None
+    blocks: BlockDigests | None = None
 
     def columns(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Offsets and sizes of the named members, [N, len(names)] each; 0 for a name that no sample has."""
@@ -69,12 +73,15 @@ class ShardIndex:
             texts.append(_joined(self.subjects))
         head = {"format": FORMAT, "samples": len(self.keys), "members": self.members, "number": number}
         head["texts"] = [len(text) for text in texts]
+        if self.blocks is not None:
+            head["blocks"] = [self.blocks.size, len(self.blocks.digests)]
+            parts.append(self.blocks.digests)
         body = b"".join((_MAGIC, json.dumps(head, separators=(",", ":")).encode(), b"\n", *parts, *texts))
         return body + zlib.crc32(body).to_bytes(4, "little")
 
 
 def index_tar(file: IO[bytes]) -> ShardIndex:
-    """Make the index by reading the headers of a tar from its start."""
+    """Make the index of a tar: of its headers, and of its blocks if its windows are long."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for info in tar:
@@ -83,7 +90,9 @@ def index_tar(file: IO[bytes]) -> ShardIndex:
     members = sorted({name for sample in samples.values() for name in sample})
     table = np.array([[sample.get(name, (0, 0)) for name in members] for sample in samples.values()], dtype=np.int64)
     table = table.reshape(len(samples), len(members), 2)
-    return ShardIndex(list(samples), members, table[:, :, 0], table[:, :, 1])
+    file.seek(0)
+    windows = [size for sample in samples.values() for name, (_, size) in sample.items() if name != META]
+    return ShardIndex(list(samples), members, table[:, :, 0], table[:, :, 1], blocks=digest_blocks(file, windows))
 
 
 def load_index(storage: Storage, shard: Shard) -> ShardIndex:
@@ -92,15 +101,31 @@ def load_index(storage: Storage, shard: Shard) -> ShardIndex:
     Raises:
         DataError: it is missing, not JSON, of another format, or does not fit the shard.
     """
+    return read_index(storage, shard)[0]
+
+
+def read_index(storage: Storage, shard: Shard) -> tuple[ShardIndex, bytes]:
+    """As `load_index`, with the bytes of the index. If it is damaged, it is read again."""
     name = storage.name(shard.index)
+
+    def parse(data: bytes) -> tuple[ShardIndex | str, bytes]:
+        if not is_index(data, shard):
+            raise ValueError("its sha256 is not that of the manifest")
+        return _parsed(data), data
+
     try:
-        index = storage.parsed(shard.index, _parsed, expected=True)
+        index, data = storage.parsed(shard.index, parse, expected=True)
     except ObjectMissing as error:
         what = f"the index of shard {shard.path} is missing"
         raise DataError(f"{name}: {what}{error.asked}; pack the data set again") from error
     except ObjectDamaged as error:
         raise DataError(f"{error}; pack the data set again") from error
-    return _checked(index, shard, name)
+    return _checked(index, shard, name), data
+
+
+def is_index(data: bytes, shard: Shard) -> bool:
+    """Whether these are the bytes of the shard's index, as far as the manifest tells."""
+    return shard.index_sha256 is None or hashlib.sha256(data).hexdigest() == shard.index_sha256
 
 
 def parse_index(data: bytes, shard: Shard, name: str) -> ShardIndex:
@@ -142,6 +167,8 @@ def _checked(index: ShardIndex | str, shard: Shard, name: str) -> ShardIndex:
     outside = (index.offsets[present] < HEADER).any() or (index.offsets > shard.bytes - index.sizes).any()
     if (index.sizes < 0).any() or outside:
         raise DataError(f"{name}: points outside shard {shard.path}; pack the data set again")
+    if index.blocks is not None and not index.blocks.fits(shard.bytes):
+        raise DataError(f"{name}: its digests are not those of shard {shard.path}; pack the data set again")
     return index
 
 
@@ -163,10 +190,15 @@ def _from_bytes(data: bytes) -> ShardIndex | str:
         targets = np.frombuffer(rest[end : end + 8 * samples], "<f8").astype(np.float64)
         subjects = _split(rest[len(rest) - texts[1] :], samples)
         end += 8 * samples
+    blocks = None
+    if "blocks" in head:
+        size, length = (int(number) for number in head["blocks"])
+        blocks = BlockDigests(size, rest[end : end + length])
+        end += length
     keys = _split(rest[end : end + texts[0]], samples)
     if end + sum(texts) != len(rest):
         raise ValueError("its parts do not have the sizes that it says")
-    return ShardIndex(keys, members, offsets.astype(np.int64), sizes.astype(np.int64), targets, subjects)
+    return ShardIndex(keys, members, offsets.astype(np.int64), sizes.astype(np.int64), targets, subjects, blocks)
 
 
 def _joined(texts: Sequence[str]) -> bytes:

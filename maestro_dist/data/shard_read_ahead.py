@@ -7,29 +7,41 @@ ahead lasts.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
+
+from maestro_dist.data.block_digests import BlockDigests
 from maestro_dist.data.index_copies import index_of
 from maestro_dist.data.memory_shards import MOST_BYTES, held
 from maestro_dist.data.reader import SplitSource
-from maestro_dist.data.shard_cache import ShardCache, local_shard
+from maestro_dist.data.shard_cache import ShardCache, cached_shard, local_shard
+from maestro_dist.data.shard_parts import ShardParts
 from maestro_dist.data.storage import Storage
+from maestro_dist.data.window_layout import SampleParts
 from maestro_dist.errors import ReaderError
 
 _LOG = logging.getLogger(__name__)
 
 _JOIN_S = 5.0
 _DOWNLOADS = 16  # at the same time: one connection to an object store is slow
+_INDEXES = 64  # that are kept in memory
 
 
 class NeededShard(NamedTuple):
-    """A shard (its position in the split) that is first needed in global batch `step` of the run."""
+    """A shard (its position in the split), or a sample of it, that is first needed in global batch `step` of the run.
+
+    row  number of the sample in the shard; None: all samples
+    """
 
     step: int
     shard: int
+    row: int | None = None
 
 
 class ShardReadAhead:
@@ -47,6 +59,10 @@ class ShardReadAhead:
             self._limit = min(self._limit, self._cache.limit // 2)  # else shards make room before they are read
         self._folder = source.config.cache
         self._needed = needed
+        self._parts = SampleParts(source.format)
+        self._members = source.members
+        self._index = lru_cache(_INDEXES)(self._load_index)
+        self._whole: dict[int, int] = {}  # shards ahead that are not read in parts, and the step that they count for
         self._next: NeededShard | None = None
         self._started = self._begun = False
         self._ahead: dict[int, int] = {}  # bytes of the shards by the step that first needs them
@@ -66,6 +82,7 @@ class ShardReadAhead:
         with self._change:
             self._reached = step
             self._ahead = {when: size for when, size in self._ahead.items() if when > step}
+            self._whole = {shard: when for shard, when in self._whole.items() if when > step}
             self._change.notify_all()
 
     def close(self) -> None:
@@ -86,12 +103,43 @@ class ShardReadAhead:
         while (needed := self._take()) is not None:
             shard = self._shards[needed.shard]
             try:
-                index_of(self._storage, shard, self._folder)
-                local_shard(self._storage, shard, self._cache, self._heartbeat)
-                if held(shard.sha256) is not None:
-                    self._without_disk()
+                if needed.row is None or not self._fetch_sample(needed, needed.row):
+                    index_of(self._storage, shard, self._folder)
+                    local_shard(self._storage, shard, self._cache, self._heartbeat)
+                    if held(shard.sha256) is not None:
+                        self._without_disk()
             except Exception as error:  # whatever it is, the reader meets it too and raises it
                 _LOG.debug("%s was not read ahead: %s", self._storage.name(shard.path), error)
+
+    def _fetch_sample(self, needed: NeededShard, row: int) -> bool:
+        """Download a rank's parts of a sample; False if the shard is not read in parts."""
+        shard, (offsets, sizes, blocks) = self._shards[needed.shard], self._index(needed.shard)
+        if blocks is None:
+            self._count_whole(needed)
+            return False
+        if cached_shard(shard, self._cache, self._heartbeat) is not None:
+            return True
+        parts = ShardParts(self._storage, shard, blocks, self._cache, self._heartbeat)
+        columns = np.flatnonzero(sizes[row, 1:]).tolist()
+        given = used = parts.open()
+        try:
+            used = parts.fetch(given, self._parts.of(offsets[row].tolist(), sizes[row].tolist(), columns))
+        finally:
+            for file in {given, used}:
+                os.close(file)
+        if parts.in_memory:
+            self._without_disk()
+        return True
+
+    def _count_whole(self, needed: NeededShard) -> None:
+        with self._change:
+            if needed.shard not in self._whole and needed.step > self._reached:
+                self._whole[needed.shard] = needed.step
+                self._ahead[needed.step] = self._ahead.get(needed.step, 0) + self._shards[needed.shard].bytes
+
+    def _load_index(self, position: int) -> tuple[np.ndarray, np.ndarray, BlockDigests | None]:
+        index = index_of(self._storage, self._shards[position], self._folder)
+        return *index.columns(self._members), index.blocks
 
     def _without_disk(self) -> None:
         """The cache has no space, so shards are in memory: read less ahead, or nothing where readers are processes."""
@@ -100,6 +148,12 @@ class ShardReadAhead:
             self._ended = self._ended or self._processes
             self._change.notify_all()
 
+    def _size(self, needed: NeededShard) -> int:
+        """Bytes that it adds to what is read ahead."""
+        if needed.row is None:
+            return self._shards[needed.shard].bytes
+        return 0 if needed.shard in self._whole else self._parts.bytes
+
     def _take(self) -> NeededShard | None:
         """The next shard to download, when there is room for it; None at the end."""
         with self._change:
@@ -107,7 +161,7 @@ class ShardReadAhead:
                 self._begun = True
                 self._next = next(self._needed, None)
             while not self._ended and self._next is not None:
-                size = self._shards[self._next.shard].bytes
+                size = self._size(self._next)
                 now, ahead = self._next.step <= self._reached, sum(self._ahead.values())
                 if now or ahead + size <= self._limit or (not ahead and self._limit):
                     taken = self._next

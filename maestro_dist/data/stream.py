@@ -126,7 +126,10 @@ class TrainStream:
         return EpochOrder(self._order_settings, epoch, self._shard_samples, self._kept)
 
     def _needed_shards(self, position: int, end: int) -> Iterator[NeededShard]:
-        """The shards that this rank reads from `position` up to `end`, each once an epoch."""
+        """The shards that this rank reads from `position` up to `end`, each once an epoch; or the samples of shards."""
+        if self._source.downloads_parts:
+            yield from self._needed_samples(position, end)
+            return
         while position < end:
             epoch, first = divmod(position, self.samples)
             seen: set[int] = set()
@@ -138,6 +141,20 @@ class TrainStream:
                     if piece.shard not in seen:
                         seen.add(piece.shard)
                         yield NeededShard(epoch * self.steps_per_epoch + batch, piece.shard)
+            position = (epoch + 1) * self.samples
+
+    def _needed_samples(self, position: int, end: int) -> Iterator[NeededShard]:
+        """The samples that this rank reads from `position` up to `end`, as shard and number in the shard."""
+        size, starts = self._schedule.global_batch, np.cumsum([0, *self._shard_samples])
+        while position < end:
+            epoch, first = divmod(position, self.samples)
+            order = self.order(epoch)
+            for batch in range(first // size, order.steps):
+                if epoch * self.samples + batch * size >= end:
+                    return
+                share = rank_share(min(size, self.samples - batch * size), self._rank.rank, self._rank.ranks)
+                step = epoch * self.steps_per_epoch + batch
+                yield from needed_samples(step, order.batch(batch, share), starts)
             position = (epoch + 1) * self.samples
 
     def _requests(self, position: int, end: int, shards: ShardReadAhead) -> Iterator[Request]:
@@ -188,6 +205,13 @@ def _closing(batches: Generator[Batch, None, None], shards: ShardReadAhead) -> G
         shards.close()
 
 
+def needed_samples(step: int, numbers: np.ndarray, starts: np.ndarray) -> Iterator[NeededShard]:
+    """Samples `numbers` of the split, for global batch `step`. `starts`: number of the first sample of each shard."""
+    shards = np.searchsorted(starts, numbers, side="right") - 1
+    for shard, row in zip(shards.tolist(), (numbers - starts[shards]).tolist(), strict=True):
+        yield NeededShard(step, shard, row)
+
+
 def order_settings(source: SplitSource, seed: int, global_batch: int) -> OrderSettings:
     """What decides the order in which a run reads `source`."""
     config, augment = source.config, source.augment
@@ -219,6 +243,11 @@ def evaluation_batches(
     ends = np.cumsum(source.manifest.split(source.split).shard_samples)
 
     def needed() -> Iterator[NeededShard]:
+        if strict.downloads_parts:
+            for first in range(own.start, own.stop, batch):
+                numbers = np.arange(first, min(first + batch, own.stop))
+                yield from needed_samples((first - own.start) // batch, numbers, np.concatenate([[0], ends]))
+            return
         for shard in range(int(np.searchsorted(ends, own.start, side="right")), len(ends)):
             start = int(ends[shard - 1]) if shard else 0
             if start >= own.stop:

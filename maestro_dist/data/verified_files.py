@@ -58,7 +58,7 @@ def problem_of(path: Path, shard: Shard, verify: str, heartbeat: Heartbeat, cach
     if note is not None and identity in _noted(note):
         _checked.add((identity, shard.sha256))
         return None
-    if _sha256(path, shard.bytes, heartbeat) != shard.sha256:
+    if sha256_of(path, shard.bytes, heartbeat) != shard.sha256:
         return "its sha256 is not that of the manifest"
     note_verified(identity, shard, note)
     return None
@@ -87,11 +87,11 @@ def _noted(note: Path) -> list[FileIdentity]:
     return []
 
 
-def _sha256(path: Path, size: int, heartbeat: Heartbeat) -> str:
-    """The sha256 of a file."""
+def sha256_of(path: Path, size: int, heartbeat: Heartbeat) -> str:
+    """The sha256 of the first `size` bytes of a file. Raises OSError."""
     digest, done = hashlib.sha256(), 0
     with path.open("rb") as file:
-        while piece := file.read(_PIECE):
+        while piece := file.read(min(_PIECE, size - done)):
             digest.update(piece)
             done += len(piece)
             heartbeat(f"checking {path}, {progress(done, size)}")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import itemgetter
@@ -13,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from maestro_dist.data.open_shards import OpenShard
+from maestro_dist.data.open_shards import OpenShard, OpenShards
 from maestro_dist.data.sample import BadSample, SampleFormat, decode_meta
-from maestro_dist.data.shard_index import HEADER, META, member_name
+from maestro_dist.data.shard_index import HEADER, META
 from maestro_dist.data.storage.retry import Heartbeat
+from maestro_dist.data.window_layout import SampleParts, WindowLayout
 from maestro_dist.data.windows import Empty, Windows
-from maestro_dist.types import Modality
 
 _NAME = 100  # bytes of the name in a tar header
 _GAP = 4096  # bytes between two pieces of a file that are rather read than left to another system call
@@ -47,7 +46,8 @@ class WindowReader:
         self._format, self._heartbeat = sample_format, heartbeat
         modalities = sample_format.modalities
         ends = accumulate(modality.variates for modality in modalities)
-        self._layouts = [_Layout.of(sample_format, end, m) for end, m in zip(ends, modalities, strict=True)]
+        self._layouts = [WindowLayout.of(sample_format, end, m) for end, m in zip(ends, modalities, strict=True)]
+        self._parts = SampleParts(sample_format)
         self._lengths = np.array([layout.stored for layout in self._layouts], dtype=np.int64)
 
     def read(
@@ -55,16 +55,16 @@ class WindowReader:
         numbers: np.ndarray,
         located: Sequence[Located],
         wanted: np.ndarray,
-        descriptor: Callable[[OpenShard], int],
+        shards: OpenShards,
         empty: Empty,
     ) -> Windows | None:
         """The windows of `wanted`, bool [B, M], of the samples `numbers` [B]; None if any is not exactly as expected.
 
-        `descriptor` gives the open file of a shard.
+        `shards` gives the open files; what is missing of a shard that is read in parts is downloaded.
 
         Raises:
             OSError: a file cannot be read.
-            DataError, StorageError: as `descriptor`.
+            DataError, StorageError: as from `shards`.
         """
         keys = [""] * len(numbers)
         for group in located:
@@ -75,21 +75,24 @@ class WindowReader:
                 keys[place] = group.shard.keys[row]
         arrays = _Arrays(self._layouts, wanted, empty)
         for group in located:
-            if not self._read_shard(group, descriptor(group.shard), numbers, arrays):
+            if not self._read_shard(group, shards, numbers, arrays):
                 return None
         if not arrays.heads_are_right(keys) or not self._values_are_right(located, arrays):
             return None
         return self._windows(numbers, keys, located, arrays)
 
-    def _read_shard(self, group: Located, file: int, numbers: np.ndarray, arrays: _Arrays) -> bool:
+    def _read_shard(self, group: Located, shards: OpenShards, numbers: np.ndarray, arrays: _Arrays) -> bool:
         """Read the samples of one shard. Whether their json members are right, and no member is cut."""
-        shard = group.shard
+        shard, file = group.shard, shards.descriptor(group.shard)
         new = (~shard.known.read[group.rows]).tolist()
         offsets, meta_sizes = shard.offsets[group.rows].tolist(), shard.sizes[group.rows, 0].tolist()
         samples = zip(group.places.tolist(), group.rows.tolist(), new, offsets, meta_sizes, strict=True)
         for place, row, first, offset, size in samples:
             self._heartbeat(f"reading {shard.name}, sample {shard.keys[row]}")
-            pieces = arrays.pieces(place, offset)
+            if shard.blocks is not None:
+                columns = arrays.columns[place]
+                file = shards.fetch(shard, self._parts.of(offset, shard.sizes[row].tolist(), columns))
+            pieces = arrays.pieces(place, offset, in_parts=shard.parts is not None)
             if not first:
                 if not _read(file, pieces):
                     return False
@@ -147,44 +150,6 @@ class WindowReader:
         return Windows(sample_format, numbers, keys, targets, wanted, arrays.values, pairs)
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """How the windows of one modality are stored, and which part of them is kept.
-
-    variates  the columns of the modality, where the variates of all modalities are in a row
-    stored    bytes of the npy file
-    skipped   bytes of the steps before the part
-    ending    end of the member's name in its tar header
-    shape     shape of the part
-    """
-
-    name: str
-    variates: slice
-    header: np.ndarray
-    stored: int
-    skipped: int
-    ending: bytes
-    shape: tuple[int, int]
-    dtype: np.dtype
-
-    @staticmethod
-    def of(sample_format: SampleFormat, end: int, modality: Modality) -> _Layout:
-        """The layout of a modality. `end`: how many variates there are up to its last."""
-        part, shape, dtype = sample_format.part(modality), sample_format.shape(modality), sample_format.dtype
-        header = _npy_header(shape, dtype)
-        step_bytes = modality.variates * dtype.itemsize
-        return _Layout(
-            name=modality.name,
-            variates=slice(end - modality.variates, end),
-            header=np.frombuffer(header, dtype=np.uint8),
-            stored=len(header) + shape[0] * step_bytes,
-            skipped=part.start * step_bytes,
-            ending=f".{member_name(modality.name, symbols=sample_format.symbols is not None)}".encode(),
-            shape=(part.stop - part.start, modality.variates),
-            dtype=dtype,
-        )
-
-
 Piece = tuple[int, memoryview]
 """An offset in a file, and where the bytes from there on go."""
 
@@ -192,10 +157,11 @@ Piece = tuple[int, memoryview]
 class _Arrays:
     """The arrays of a micro-batch: values and headers of the windows `wanted`, bool [B, M].
 
-    values  M arrays [R_j, T_j, D_j]
+    values   M arrays [R_j, T_j, D_j]
+    columns  for each sample, the numbers of the modalities that are wanted
     """
 
-    def __init__(self, layouts: Sequence[_Layout], wanted: np.ndarray, empty: Empty) -> None:
+    def __init__(self, layouts: Sequence[WindowLayout], wanted: np.ndarray, empty: Empty) -> None:
         self.wanted, self._layouts = wanted, layouts
         counts = wanted.sum(0).tolist()
         self.values = [empty((n, *layout.shape), layout.dtype) for n, layout in zip(counts, layouts, strict=True)]
@@ -207,25 +173,35 @@ class _Arrays:
             (head, math.prod(layout.shape) * layout.dtype.itemsize, layout.skipped)
             for head, layout in zip(heads, layouts, strict=True)
         ]
+        self.columns = [np.flatnonzero(row).tolist() for row in wanted]
         self._rows = (np.cumsum(wanted, axis=0) - 1).tolist()
-        self._columns = [np.flatnonzero(row).tolist() for row in wanted]
+        self._has_head = wanted.copy()
 
-    def pieces(self, place: int, offsets: Sequence[int]) -> list[Piece]:
-        """The pieces of a file that hold the sample at `place`; `offsets`: of its members, the json member first."""
+    def pieces(self, place: int, offsets: Sequence[int], *, in_parts: bool) -> list[Piece]:
+        """The pieces of a file that hold the sample at `place`; `offsets`: of its members, the json member first.
+
+        `in_parts`: the file has the bytes of `SampleParts` only, which leaves out some headers.
+        """
         pieces = []
         rows = self._rows[place]
-        for column in self._columns[place]:
+        for column in self.columns[place]:
             row, (head, length, skipped) = rows[column], self._lengths[column]
             at = offsets[column + 1] - HEADER
-            pieces.append((at, self._head_bytes[column][row * head : (row + 1) * head]))
+            if in_parts and not self._layouts[column].has_first_step:
+                self._has_head[place, column] = False
+            else:
+                pieces.append((at, self._head_bytes[column][row * head : (row + 1) * head]))
             pieces.append((at + head + skipped, self._bytes[column][row * length : (row + 1) * length]))
         return pieces
 
     def heads_are_right(self, keys: Sequence[str]) -> bool:
-        """Whether each window has its name in the tar header, and the header of its npy file."""
+        """Whether each window has its name in the tar header, and the header of its npy file, where they were read."""
         encoded = [key.encode() for key in keys]
-        for layout, heads, places in zip(self._layouts, self._heads, self.wanted.T, strict=True):
-            names = [(encoded[n] + layout.ending).ljust(_NAME, b"\0") for n in np.flatnonzero(places).tolist()]
+        for column, layout in enumerate(self._layouts):
+            heads, own = self._heads[column], self._has_head[:, column]
+            if not own.all():
+                heads = heads[own[self.wanted[:, column]]]
+            names = [(encoded[n] + layout.ending).ljust(_NAME, b"\0") for n in np.flatnonzero(own).tolist()]
             if heads[:, :_NAME].tobytes() != b"".join(names) or (heads[:, HEADER:] != layout.header).any():
                 return False
         return True
@@ -270,11 +246,3 @@ def _allowed(values: np.ndarray, sample_format: SampleFormat) -> bool:
             return True
     # these reductions pass over NaN, and need no memory for a mask
     return bool(np.fmax.reduce(values) != np.inf and np.fmin.reduce(values) != -np.inf)
-
-
-def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
-    """The header that `pack` writes before an array."""
-    file = io.BytesIO()
-    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, described)
-    return file.getvalue()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_data_damage import BAD, fails, read_all
-from tiny import SIZES, rewrite, source_of
+from tiny import SIZES, forget_index_hashes, rewrite, source_of
 
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.reader import presence
@@ -30,6 +30,8 @@ def test_index_of_another_shard(fresh: str) -> None:
     one, two = next((i, j) for i in range(len(counts)) for j in range(i) if counts[i] == counts[j])
     other = Path(fresh) / f"train-{one:06d}.index"
     (Path(fresh) / f"train-{two:06d}.index").write_bytes(other.read_bytes())
+    fails(DataError, fresh, f"train-{two:06d}.index: its sha256 is not that of the manifest; pack")
+    forget_index_hashes(fresh)
     with pytest.raises(DataError, match=r"the index does not point at|points outside shard"):
         read_all(fresh)
 
@@ -50,11 +52,13 @@ def test_index_of_another_shard(fresh: str) -> None:
     ],
 )
 def test_damaged_index(fresh: str, content: bytes, message: str) -> None:
+    forget_index_hashes(fresh)
     (Path(fresh) / "train-000001.index").write_bytes(content)
     fails(DataError, fresh, "train-000001.index", message)
 
 
 def test_index_that_points_outside(fresh: str) -> None:
+    forget_index_hashes(fresh)
     path = Path(fresh) / "train-000001.index"
     index = load_index(Storage(fresh), load_manifest(fresh).splits["train"].shards[1])
     index.offsets[0, 0], index.sizes[0, 0] = 10**9, 100
@@ -64,6 +68,7 @@ def test_index_that_points_outside(fresh: str) -> None:
 
 def change_index(url: str, change: Callable[[ShardIndex], ShardIndex | None]) -> None:
     """Write the index of the second training shard again, with a right checksum."""
+    forget_index_hashes(url)
     index = load_index(Storage(url), load_manifest(url).splits["train"].shards[1])
     index = change(index) or index
     (Path(url) / "train-000001.index").write_bytes(index.to_bytes())
@@ -128,6 +133,7 @@ def test_names_in_a_tar_are_no_paths(fresh: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", [0, 0.2, 0.7, 1])
 def test_an_index_with_a_changed_or_missing_byte(fresh: str, place: float) -> None:
+    forget_index_hashes(fresh)
     path = Path(fresh) / "train-000001.index"
     content = bytearray(path.read_bytes())
     at = int(place * (len(content) - 1))
@@ -140,6 +146,7 @@ def test_an_index_with_a_changed_or_missing_byte(fresh: str, place: float) -> No
 
 def test_an_index_of_an_older_version_is_read(fresh: str, packed: str) -> None:
     source = source_of(packed)
+    forget_index_hashes(fresh)
     expected = [batch.sample.tolist() for batch in read_all(fresh)], keys_and_subjects(source)
     for name, split in load_manifest(fresh).splits.items():
         assert name

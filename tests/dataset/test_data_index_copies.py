@@ -1,9 +1,12 @@
-"""Copies of the indexes of remote shards: read once, and never older than the worker."""
+"""Copies of the indexes of remote shards: read once, and never others than those of the manifest."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -37,13 +40,57 @@ def test_an_index_is_read_once(remote: tuple[Storage, Shard], tmp_path: Path, mo
     assert index_of(storage, shard, str(tmp_path)).keys == first.keys
     assert copy.read_bytes() == first.to_bytes()
 
-    os.utime(copy, (oldest_copy() - 10, oldest_copy() - 10))  # of an earlier run
+    os.utime(copy, (oldest_copy() - 10, oldest_copy() - 10))  # of an earlier run, with the hash of the manifest
     storage.write(shard.index, b"{}")
-    configure(StorageSettings(patience_s=0.1))
-    with pytest.raises(
-        DataError, match=r"damaged index \(KeyError: 'format'\) \(after \d+ attempts in .*; pack the data"
-    ):
+    assert index_of(storage, shard, str(tmp_path)).keys == first.keys
+    copy.unlink()
+    configure(StorageSettings(0.2))
+    with pytest.raises(DataError, match=r"0\.index: its sha256 is not that of the manifest \(after .* s\); pack the"):
         index_of(storage, shard, str(tmp_path))
+
+
+def test_without_a_hash_in_the_manifest_a_copy_is_never_older_than_the_worker(
+    remote: tuple[Storage, Shard], tmp_path: Path
+) -> None:
+    storage, shard = remote[0], remote[1].model_copy(update={"index_sha256": None})
+    first = index_of(storage, shard, str(tmp_path))
+    storage.write(shard.index, b"{}")
+    assert index_of(storage, shard, str(tmp_path)).to_bytes() == first.to_bytes()
+    (copy,) = tmp_path.rglob("*.index")
+    os.utime(copy, (oldest_copy() - 10, oldest_copy() - 10))  # of an earlier run
+    configure(StorageSettings(0.2))
+    with pytest.raises(DataError, match=r"damaged index \(KeyError: 'format'\) \(after \d+ attempts in .*; pack the data"):
+        index_of(storage, shard, str(tmp_path))
+
+
+def test_threads_read_an_index_once(
+    remote: tuple[Storage, Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, shard = remote
+    really, reads = Storage.read, list[str]()
+
+    def read(self: Storage, path: str, **known: bool) -> bytes:
+        reads.append(path)
+        time.sleep(0.05)
+        return really(self, path, **known)
+
+    monkeypatch.setattr(Storage, "read", read)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: index_of(storage, shard, str(tmp_path)).keys, range(8)))
+    assert found == [found[0]] * 8
+    assert reads == [shard.index]
+
+
+def test_one_that_takes_long_to_read_an_index_is_not_waited_for(
+    remote: tuple[Storage, Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_copies, "_PATIENCE_S", 0.1)
+    storage, shard = remote
+    folder = tmp_path / shard.sha256[:2]
+    folder.mkdir()
+    with (folder / ".indexes.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert index_of(storage, shard, str(tmp_path)).keys
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(remote: tuple[Storage, Shard], tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         monkeypatch.setattr(module, name, lambda *a, **k: (count.update([name]), call(*a, **k))[1])
 
     counting(open_shards, "index_of")
-    counting(verified_files, "_sha256")
+    counting(verified_files, "sha256_of")
     return count
 
 
@@ -75,7 +75,7 @@ def test_an_index_is_loaded_and_a_shard_verified_once(
     monkeypatch.setattr(open_shards, "_INDEX_BYTES", 0)
     monkeypatch.setattr(open_shards, "_files_allowed", lambda: 8)
     assert len(list(stream(many, shuffle_shards=window).batches(0, SHARDS))) == 13
-    assert counted == {"index_of": SHARDS, "_sha256": SHARDS}
+    assert counted == {"index_of": SHARDS, "sha256_of": SHARDS}
 
 
 def test_indexes_stay_for_the_next_epoch_where_there_is_room(many: str, counted: Counter[str]) -> None:

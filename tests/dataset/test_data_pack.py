@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import hashlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 import uuid
@@ -12,7 +15,7 @@ import numpy as np
 import pytest
 from tiny import SIZES, describe
 
-from maestro_dist.data.manifest import load_manifest
+from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.moments import RunningMoments, causal_statistics
 from maestro_dist.data.pack import RawSample, pack
 from maestro_dist.data.shard_index import load_index
@@ -135,3 +138,29 @@ def test_causal_statistics_see_the_past_only() -> None:
     changed = stream.copy()
     changed[37:] = 99.0
     assert (causal_statistics(changed, ends)[:3] == found[:3]).all()
+
+
+def test_hashes_of_indexes_are_in_the_manifest_but_not_in_its_fingerprint(packed: str) -> None:
+    manifest = load_manifest(packed)
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            index = (Path(packed) / shard.index).read_bytes()
+            assert shard.index_sha256 == hashlib.sha256(index).hexdigest()
+    body = manifest.to_json()
+    for split in body["splits"].values():
+        for entry in split["shards"]:
+            del entry["index_sha256"]
+    older = Manifest.model_validate(body)
+    assert older.to_json() == body
+    assert older.fingerprint() == manifest.fingerprint()
+
+
+def test_a_manifest_is_sent_to_another_process_as_it_is(packed: str) -> None:
+    manifest = load_manifest(packed)
+    copy = pickle.loads(pickle.dumps(manifest))
+    assert copy == manifest
+    assert copy.to_json() == manifest.to_json()
+    assert gc.isenabled()
+    shard = copy.split("train").shards[0]
+    assert shard.model_copy(update={"samples": 3}).samples == 3
+    assert copy.split("train").shards[1].samples != 3

@@ -157,7 +157,7 @@ def test_nothing_is_read_ahead_that_the_run_does_not_reach(remote: str, tmp_path
     short = stream(remote, cache=str(tmp_path), lanes=1)
     (batch,) = short.batches(0, G)
     read = set(np.searchsorted(ends, batch.sample.numpy(), side="right").tolist())
-    needed = {shard for _, shard in short._needed_shards(0, G)}
+    needed = {needed.shard for needed in short._needed_shards(0, G)}
     assert read <= needed
     assert len(needed) <= 4 < len(ends)  # two groups of two shards
-    assert {shard for _, shard in short._needed_shards(0, N)} == set(range(len(ends)))
+    assert {needed.shard for needed in short._needed_shards(0, N)} == set(range(len(ends)))

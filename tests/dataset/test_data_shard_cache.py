@@ -166,7 +166,7 @@ class Other:
 def test_one_that_fetches_the_shard_is_waited_for_as_long_as_it_gets_on(
     remote: tuple[Storage, Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_cache, "_STALLED_S", 10 * shard_cache._POLL_S)
+    monkeypatch.setattr(shard_cache, "STALLED_S", 10 * shard_cache.POLL_S)
     other, told = Other(target_of(tmp_path, remote[1]), monkeypatch), []
 
     def at_look() -> None:

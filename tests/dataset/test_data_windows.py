@@ -13,7 +13,7 @@ import pytest
 from test_data_mixup import EVERYTHING, numbered
 from test_data_stream import NAMES, N, stream
 from test_data_symbols import symbols_of
-from tiny import describe, raw_samples, rewrite, source_of
+from tiny import describe, forget_index_hashes, raw_samples, rewrite, source_of
 
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.pack import pack
@@ -115,6 +115,7 @@ def test_members_in_any_order_in_the_shard(fresh: str) -> None:
 @pytest.mark.parametrize("pass_over", [0, 3], ids=["at once", "later"])
 def test_a_shard_that_is_replaced_is_checked_again(fresh: str, pass_over: int) -> None:
     """What was found right about a file says nothing about another one."""
+    forget_index_hashes(fresh)
     source = source_of(fresh, config=DataConfig(url=fresh, verify="size"))
     reader, requests = source.open(), [Request(np.arange(first, first + 5)) for first in range(0, N - 5, 5)]
     for request in requests[: pass_over + 1]:

@@ -70,6 +70,16 @@ def source_of(url: str, split: str = "train", config: DataConfig | None = None, 
     return SplitSource(url, manifest, config or DataConfig(url=url), tuple(manifest.select(None)), split, **fields)
 
 
+def forget_index_hashes(url: str) -> None:
+    """Make the manifest one of an older version, which has no hashes of the indexes."""
+    file = Path(url) / "manifest.json"
+    manifest = json.loads(file.read_text())
+    for split in manifest["splits"].values():
+        for shard in split["shards"]:
+            shard.pop("index_sha256", None)
+    file.write_text(json.dumps(manifest))
+
+
 def rewrite(url: str, change: Callable[[str, dict[str, bytes]], None]) -> None:
     """Change members of the training shards, with index and manifest, as a packer with a bug would write them."""
     folder = Path(url)
@@ -88,7 +98,9 @@ def rewrite(url: str, change: Callable[[str, dict[str, bytes]], None]) -> None:
         writer.close()
         data = buffer.getvalue()
         (folder / shard["path"]).write_bytes(data)
-        (folder / shard["index"]).write_bytes(index_tar(io.BytesIO(data)).to_bytes())
+        index = index_tar(io.BytesIO(data)).to_bytes()
+        (folder / shard["index"]).write_bytes(index)
         shard.update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        shard.update(index_sha256=hashlib.sha256(index).hexdigest())
     (folder / "manifest.json").write_text(json.dumps(manifest))
     load_manifest(url)

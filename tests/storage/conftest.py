@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import pytest
 from benchmarks.fault_proxy import FaultProxy
-from benchmarks.s3_server import KEY, SECRET
 from benchmarks.s3_server import s3_server as running_server
+from buckets import new_bucket
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +20,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """URL of a bucket, with the server and its keys in the environment as a user would put them there."""
-    return _bucket(s3_server, monkeypatch)
+    return new_bucket(s3_server, monkeypatch)
 
 
 @pytest.fixture
@@ -34,19 +33,6 @@ def proxy(s3_server: str) -> Iterator[FaultProxy]:
 @pytest.fixture
 def proxied_s3(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> str:
     """URL of a bucket behind `proxy`, with the proxy as the server in the environment."""
-    bucket = _bucket(proxy.url, monkeypatch)
+    bucket = new_bucket(proxy.url, monkeypatch)
     proxy.forget()
     return bucket
-
-
-def _bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
-    name = f"bucket-{time.time_ns()}"
-    s3fs.S3FileSystem().mkdir(name)
-    return f"s3://{name}"

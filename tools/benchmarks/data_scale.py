@@ -1,8 +1,11 @@
-"""The parts of reading whose cost depends on the size of the whole data set: the order, the manifest, an index."""
+"""The parts of reading whose cost depends on the size of a data set: order, manifest, index, start of a rank."""
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -10,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import Row, at_most, size_name
+from benchmarks.common import Row, at_most, python_path, size_name
 from benchmarks.data_set import Size, many_shards
 from benchmarks.memory import peak_memory
 from maestro_dist.config.schema import DataConfig
@@ -20,6 +23,23 @@ from maestro_dist.data.order import EpochOrder, OrderSettings
 from maestro_dist.data.shard_index import load_index
 from maestro_dist.data.storage import Storage
 
+_FIRST_REQUEST = """
+import sys, time
+from maestro_dist.config.schema import DataConfig
+from maestro_dist.data.manifest import load_manifest
+from maestro_dist.data.reader import SplitSource
+from maestro_dist.data.stream import DataRank, TrainSchedule, TrainStream
+from maestro_dist.errors import DataError
+url, workers = sys.argv[1], int(sys.argv[2])
+manifest = load_manifest(url)
+config = DataConfig(url=url, loader_workers=workers)
+source = SplitSource(url, manifest, config, tuple(manifest.select(None)), "train")
+stream = TrainStream(source, TrainSchedule(seed=0, global_batch=256, total_steps=100), DataRank(0, 8))
+try:
+    next(stream.batches(0, stream.samples))
+except DataError:
+    print(time.time())
+"""
 _BATCHES = 1000
 _BATCH = 256
 _SHARD_SAMPLES = 1000
@@ -57,7 +77,26 @@ def scale_rows(folder: Path, like: Manifest, size: Size, *, promised: bool) -> l
         ),
         at_most(f"{name}, order: memory at its peak", memory / 1e6, "MB", 200.0, promised=promised),
         at_most(f"{name}: load the manifest", manifest_s, "s", 2.0, promised=promised),
+        *(
+            at_most(
+                f"{name}: from the start of a process to its first request for data, {workers} reader processes",
+                start_s(str(folder), workers),
+                "s",
+                5.0,
+                promised=promised,
+            )
+            for workers in (0, 2)
+        ),
     ]
+
+
+def start_s(url: str, workers: int) -> float:
+    """Seconds from the start of a process until a rank asks for the first index of a data set, which is not there."""
+    begun = time.time()
+    command = [sys.executable, "-P", "-c", _FIRST_REQUEST, url, str(workers)]
+    environment = {**os.environ, "PYTHONPATH": python_path()}
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return float(done.stdout) - begun
 
 
 def index_row(folder: Path, manifest: Manifest) -> Row:

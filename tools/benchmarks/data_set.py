@@ -78,6 +78,7 @@ def many_shards(folder: Path, like: Manifest, samples: int, shards: int) -> Mani
             samples=each,
             bytes=200_000 * each,
             sha256=f"{number:064x}",
+            index_sha256=f"{shards + number:064x}",
         )
         for number in range(shards)
     ]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from maestro_dist.data.storage.client import FileSystemClient
-from maestro_dist.data.storage.copies import ObjectCopy
+from maestro_dist.data.storage.copies import Hashed, ObjectCopy, Writable
 from maestro_dist.data.storage.local_files import (
     SpoolFile,
     local_sizes,
@@ -198,17 +198,49 @@ class Storage:
         """
         size = self.size(path, expected=expected) if size is None else size
         with target.open("wb") as file:
-            copy = ObjectCopy(file, size, progress, digest)
-            while copy.done < size and copy.failed is None:
-                before = copy.done
-                try:
-                    self._remotely(path, "read", copy.go_on, expected=expected)
-                except StorageError as error:
-                    if copy.done == before:
-                        self._raise_other_size(path, size, error)
-                        raise
-            if copy.failed is not None:
-                raise copy.failed
+            try:
+                self.copy_part(path, Hashed(file, digest), 0, size, progress, expected=expected)
+            except StorageError as error:
+                self.raise_other_size(path, size, error)
+                raise
+
+    def copy_part(
+        self,
+        path: str,
+        file: Writable,
+        start: int,
+        end: int,
+        progress: Callable[[int, int], None] = lambda done, size: None,
+        *,
+        expected: bool = False,
+    ) -> None:
+        """Write the bytes from `start` up to `end` of the object to `file`, as `download` does.
+
+        `progress` is called with the place in the object that is reached, and `end`.
+
+        Raises:
+            OSError: `file` raised it.
+        """
+        copy = ObjectCopy(file, start, end, progress)
+        while copy.done < end and copy.failed is None:
+            before = copy.done
+            try:
+                self._remotely(path, "read", copy.go_on, expected=expected)
+            except StorageError:
+                if copy.done == before:
+                    raise
+        if copy.failed is not None:
+            raise copy.failed
+
+    def raise_other_size(self, path: str, size: int, error: StorageError) -> None:
+        """Raise ObjectDamaged if a download has failed because the object does not have this size."""
+        try:
+            found = Storage(self.url, patience_s=0).size(path)
+        except StorageError:  # it cannot be asked for
+            return
+        if found != size:
+            asked = f" (asked for {self.longest_wait_s:.0f} s)"
+            raise ObjectDamaged(self.name(path), f"{found} bytes instead of {size}", asked) from error
 
     # writing
 
@@ -307,16 +339,6 @@ class Storage:
 
     def _url(self, path: str) -> str:
         return f"{self.url.rstrip('/')}/{path}" if path else self.url
-
-    def _raise_other_size(self, path: str, size: int, error: StorageError) -> None:
-        """Raise ObjectDamaged if a download has failed because the object does not have this size."""
-        try:
-            found = Storage(self.url, patience_s=0).size(path)
-        except StorageError:  # it cannot be asked for
-            return
-        if found != size:
-            asked = f" (asked for {self.longest_wait_s:.0f} s)"
-            raise ObjectDamaged(self.name(path), f"{found} bytes instead of {size}", asked) from error
 
     def _locally(self, path: str, verb: str, call: Callable[[], T]) -> T:
         try:
