@@ -2,8 +2,8 @@
 
     .packing/request.json          what is packed; a restart must ask for the same
     .packing/parts/000000.json.gz  parts that are complete: sizes and labels of their samples, statistics, remarks
-    .packing/shards/train-000000.SAMPLES.BYTES.SHA256.SHA256   a shard that is complete, with the hashes of tar and index;
-                                   the facts are in the name, so one request lists a thousand of them
+    .packing/shards/train-000000.SAMPLES.BYTES.SHA256.SHA256   a shard that is complete, with the hashes of its tar and
+                                   of its index; the facts are in the name: one request lists a thousand of them
 
 The parts that are complete when a shard ends are recorded before that shard is written. So the parts of all recorded
 shards are known, and those whose shards are all recorded need not be converted again.
