@@ -47,10 +47,6 @@ class SampleRows:
         for values, more in zip(self._lists(), others._lists(), strict=True):
             values += more[first:last]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON; `SampleRows(**body)` reads it."""
-        return dict(vars(self))
-
     def _lists(self) -> tuple[list[Any], ...]:
         return self.keys, self.labels, self.subjects, self.sizes
 

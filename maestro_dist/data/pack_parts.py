@@ -17,7 +17,7 @@ from maestro_dist.data.findings import Findings, warning_lines
 from maestro_dist.data.fragments import Fragment, PackFormat, PartEnd, SampleRows, part_fragments
 from maestro_dist.data.manifest import FORMAT, MANIFEST_NAME, Manifest, load_manifest
 from maestro_dist.data.pack import check_complete, check_nothing_packed, remove_data_set, write_manifest
-from maestro_dist.data.pack_records import PackRecords, PartRecord, has_records, record_shard
+from maestro_dist.data.pack_records import PackRecords, PartRecord, SampleSizes, has_records, record_shard
 from maestro_dist.data.parts import Part, Remarks
 from maestro_dist.data.shard_assembly import LocalSink, ShardAssembly, ShardSink, remove_shards
 from maestro_dist.data.shard_files import SplitCut
@@ -193,8 +193,8 @@ class _Attempt:
                     self._records.add(converted)
                 part = converted
             else:
-                for split, rows in part.rows.items():
-                    self._add(split, rows, None)
+                for split, samples in part.samples.items():
+                    self._add(split, samples.rows(), None)
             self._findings.merge_json(part.end.findings)
             self._remarks.merge_json(part.end.remarks)
             self._progress.parts += 1
@@ -208,7 +208,8 @@ class _Attempt:
         count, needless, about = 0, set(), self._packing.about
         cuts = {split: SplitCut(split, len(about.description.classes), about.shard_bytes) for split in about.splits}
         for part in self._records.parts():
-            shards = {piece.shard for split, rows in part.rows.items() for piece in cuts[split].cut(rows)}
+            pieces = (piece for split, samples in part.samples.items() for piece in cuts[split].cut(samples.rows()))
+            shards = {piece.shard for piece in pieces}
             if shards <= self._done.keys():
                 needless.add(part.number)
             count += 1
@@ -216,18 +217,18 @@ class _Attempt:
 
     def _converted(self, number: int, items: Items) -> PartRecord:
         """Pack the fragments of a part."""
-        packed: dict[str, SampleRows] = {}
+        packed: dict[str, SampleSizes] = {}
         for of, item in items:
             assert of == number
             if isinstance(item, PartEnd):
                 return PartRecord(number, packed, item)
             self._add(item.split, item.rows, item.data)
-            packed.setdefault(item.split, SampleRows()).extend(item.rows, 0, len(item.rows.keys))
+            packed.setdefault(item.split, SampleSizes()).add(item.rows)
         raise AssertionError(f"part {number} has no end")
 
     def _add(self, split: str, rows: SampleRows, data: Any) -> None:
         self.assembly.add(split, rows, data)
-        self._progress.samples += len(rows.keys)
+        self._progress.samples += len(rows.sizes)
         self._progress.bytes += sum(rows.sizes)
         self._tell()
 

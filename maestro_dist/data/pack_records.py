@@ -14,6 +14,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -31,24 +32,43 @@ _REQUEST = "request.json"
 _SHARD = re.compile(r"([A-Za-z0-9_-]+)-(\d{6})\.(\d+)\.(\d+)\.([0-9a-f]{64})\.([0-9a-f]{64})")
 
 
+class SampleSizes:
+    """Sizes in bytes and labels of consecutive samples of a split, in 16 bytes each: a part may have very many."""
+
+    def __init__(self) -> None:
+        self._sizes, self._labels = array("q"), array("d")
+
+    def add(self, rows: SampleRows) -> None:
+        """Add samples."""
+        self._sizes.extend(rows.sizes)
+        self._labels.extend(rows.labels)
+
+    def rows(self) -> SampleRows:
+        """The samples, without keys and people."""
+        return SampleRows(sizes=self._sizes.tolist(), labels=self._labels.tolist())
+
+
 @dataclass(frozen=True)
 class PartRecord:
     """A part that is complete: its samples by split, in order, and what was counted."""
 
     number: int
-    rows: dict[str, SampleRows]
+    samples: dict[str, SampleSizes]
     end: PartEnd
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
-        rows = {split: found.to_json() for split, found in self.rows.items()}
-        return {"number": self.number, "rows": rows, **vars(self.end)}
+        rows = {split: sizes.rows() for split, sizes in self.samples.items()}
+        samples = {split: [found.sizes, found.labels] for split, found in rows.items()}
+        return {"number": self.number, "samples": samples, **vars(self.end)}
 
     @staticmethod
     def from_json(body: dict[str, Any]) -> PartRecord:
         """The record that `to_json` has written."""
-        rows = {split: SampleRows(**found) for split, found in body["rows"].items()}
-        return PartRecord(body["number"], rows, PartEnd(body["findings"], body["remarks"]))
+        samples = {split: SampleSizes() for split in body["samples"]}
+        for split, (sizes, labels) in body["samples"].items():
+            samples[split].add(SampleRows(sizes=sizes, labels=labels))
+        return PartRecord(body["number"], samples, PartEnd(body["findings"], body["remarks"]))
 
 
 class PackRecords:

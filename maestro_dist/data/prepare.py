@@ -91,8 +91,10 @@ def converted(
         try:
             conversion = converter.from_arguments(Source(source, copies), arguments)
         except (ConfigError, DataError):
-            with suppress(StorageError):
+            with suppress(StorageError, OSError):
                 copies.remove(recursive=True)
+                if copies.local is not None:
+                    copies.local.parent.rmdir()  # unless it has records
             raise
         for text in conversion.warnings:
             _LOG.warning("%s", text)

@@ -119,10 +119,10 @@ class ShardAssembly:
         if shard not in self._done:
             self._before_shard()
             self._sink.finish(shard, rows)
-        elif self._done[shard].samples != len(rows.keys):
+        elif self._done[shard].samples != len(rows.sizes):
             raise DataError(
                 f"{shard.files[0]}: an earlier attempt packed {self._done[shard].samples:,} samples into it, now there "
-                f"are {len(rows.keys):,}: the source has changed; start anew with overwrite=True (--overwrite)"
+                f"are {len(rows.sizes):,}: the source has changed; start anew with overwrite=True (--overwrite)"
             )
 
 

@@ -60,32 +60,34 @@ class SplitCut:
     def __init__(self, split: str, classes: int, shard_bytes: int) -> None:
         self.split, self._shard_bytes = split, shard_bytes
         self.number = 0
-        self._size, self._keys = 0, set[str]()  # of the open shard
+        self._size, self._samples, self._keys = 0, 0, set[str]()  # of the open shard
         self._class_counts = [0] * classes
         self._targets = RunningMoments(1)
 
     @property
     def open(self) -> ShardId | None:
         """The shard that is not full; None if it has no samples."""
-        return ShardId(self.split, self.number) if self._keys else None
+        return ShardId(self.split, self.number) if self._samples else None
 
     def cut(self, rows: SampleRows) -> Iterator[ShardPiece]:
-        """The pieces of the next samples.
+        """The pieces of the next samples. Their keys may be left out if they were checked before.
 
         Raises:
             DataError: a shard has two samples with one key.
         """
         first = start = end = 0
-        for row, (key, size) in enumerate(zip(rows.keys, rows.sizes, strict=True)):
-            self._count(key, rows.labels[row])
-            self._size += size
+        for row, (size, label) in enumerate(zip(rows.sizes, rows.labels, strict=True)):
+            if rows.keys:
+                self._check(rows.keys[row])
+            self._count(label)
+            self._size, self._samples = self._size + size, self._samples + 1
             end += size
             if bytes_written(self._size) >= self._shard_bytes:
                 yield ShardPiece(ShardId(self.split, self.number), first, row + 1, start, end, full=True)
                 first, start = row + 1, end
-                self.number, self._size, self._keys = self.number + 1, 0, set()
-        if first < len(rows.keys):
-            yield ShardPiece(ShardId(self.split, self.number), first, len(rows.keys), start, end, full=False)
+                self.number, self._size, self._samples, self._keys = self.number + 1, 0, 0, set()
+        if first < len(rows.sizes):
+            yield ShardPiece(ShardId(self.split, self.number), first, len(rows.sizes), start, end, full=False)
 
     def manifest(self, shards: list[Shard]) -> ManifestSplit:
         """The split's entry in the manifest."""
@@ -98,13 +100,15 @@ class SplitCut:
             target_std=float(self._targets.std[0]) if regression else None,
         )
 
-    def _count(self, key: str, label: int | float) -> None:
+    def _check(self, key: str) -> None:
         if key in self._keys:
             shard = ShardId(self.split, self.number).stem
             raise DataError(
                 f"{self.split}, sample {key}: this key is used twice in shard {shard}; give each sample its own"
             )
         self._keys.add(key)
+
+    def _count(self, label: int | float) -> None:
         if self._class_counts:
             self._class_counts[int(label)] += 1
         else:

@@ -19,7 +19,7 @@ from maestro_dist.errors import ConfigError, RunError
 
 _ANSWER_S = 10.0
 """Time limit for an answer; a cluster that has just been started needs some seconds."""
-_ELSEWHERE = "unset RAY_ADDRESS to train on this machine alone"
+_ELSEWHERE = "unset RAY_ADDRESS to use this machine alone"
 
 
 def cluster_address() -> str | None:
