@@ -47,7 +47,7 @@ def cluster() -> Iterator[None]:
     patch.undo()
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3)), 2])
 def test_the_same_bytes_for_any_number_of_workers(
     workers: int, tmp_path: Path, whole: dict[str, str], cluster: None
 ) -> None:
@@ -75,6 +75,7 @@ def test_lost_workers_bad_samples_and_other_errors(tmp_path: Path, whole: dict[s
             packed(tmp_path / "file" / "data", parts(log), those)
 
 
+@pytest.mark.slow
 def test_a_worker_that_always_dies_is_named_and_what_is_packed_is_kept(
     tmp_path: Path, whole: dict[str, str], cluster: None
 ) -> None:
@@ -92,6 +93,7 @@ def test_a_worker_that_always_dies_is_named_and_what_is_packed_is_kept(
     assert sum(made(log).values()) - before < len(COUNTS)
 
 
+@pytest.mark.slow
 def test_more_workers_than_cpus_are_waited_for_but_not_forever(
     tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

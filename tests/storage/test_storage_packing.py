@@ -61,7 +61,11 @@ def put(folder: Path, url: str) -> None:
             Storage(url).write(path.relative_to(folder).as_posix(), path.read_bytes())
 
 
-@pytest.mark.parametrize(("client_name", "fault"), [*(("s3fs", fault) for fault in FAULTS), ("obstore", "503")])
+@pytest.mark.parametrize(
+    ("client_name", "fault"),
+    [("s3fs", "503"), *(pytest.param("s3fs", fault, marks=pytest.mark.slow) for fault in list(FAULTS)[1:])]
+    + [pytest.param("obstore", "503", marks=pytest.mark.slow)],
+)
 def test_parts_are_packed_to_a_faulty_server(
     proxied_s3: str, proxy: FaultProxy, client_name: str, fault: str, tmp_path: Path
 ) -> None:
@@ -116,12 +120,17 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("name", "kind", "whole"),
     [
-        ("s3fs", "", False),
-        ("obstore", "", False),
         ("s3fs", ".zip", True),
-        ("obstore", ".zip", False),
-        ("s3fs", ".tar", False),
-        ("s3fs", ".tar.gz", True),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("s3fs", "", False),
+                ("obstore", "", False),
+                ("obstore", ".zip", False),
+                ("s3fs", ".tar", False),
+                ("s3fs", ".tar.gz", True),
+            ]
+        ),
     ],
 )
 def test_a_remote_source_is_read_as_a_local_one(
@@ -139,6 +148,7 @@ def test_a_remote_source_is_read_as_a_local_one(
     assert not Storage(f"{proxied_s3}/data").join(RECORDS).tree()
 
 
+@pytest.mark.slow
 def test_a_remote_archive_is_not_read_as_a_whole(
     proxied_s3: str, proxy: FaultProxy, client: str, tmp_path: Path
 ) -> None:
@@ -171,6 +181,7 @@ def test_what_is_not_there_or_damaged_is_named(proxied_s3: str, client: str, tmp
     assert digests(tmp_path) == {}
 
 
+@pytest.mark.slow
 def test_a_source_that_changes_meanwhile_is_another_one(
     proxied_s3: str, client: str, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,7 +66,9 @@ def read(url: str, part: Any, first: int = 0, end: int = N, **config: Any) -> li
     return long.arrays(long.stream_of(url, part, **config).batches(first, end))
 
 
-@pytest.mark.parametrize(("ranks", "workers"), [(2, 0), (3, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("ranks", "workers"), [(2, 0), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(3, 1), (2, 2)])]
+)
 def test_ranks_with_their_own_caches_read_each_byte_once(
     local: str, remote: str, proxy: FaultProxy, tmp_path: Path, ranks: int, workers: int
 ) -> None:
@@ -138,7 +140,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", ["wrong bytes", *(pytest.param(f, marks=pytest.mark.slow) for f in FAULTS if f != "wrong bytes")]
+)
 def test_parts_outlive_faults(local: str, remote: str, proxy: FaultProxy, tmp_path: Path, fault: str) -> None:
     configure(StorageSettings(patience_s=1 if fault == "stall" else 20))
     proxy.add(FAULTS[fault])
@@ -189,7 +193,7 @@ def claimed_blocks_are_there(folder: Path, url: str) -> int:
     return claimed
 
 
-@pytest.mark.parametrize("after_bytes", [0, 5_000_000])
+@pytest.mark.parametrize("after_bytes", [pytest.param(0, marks=pytest.mark.slow), 5_000_000])
 def test_a_reader_that_is_killed_leaves_no_block_that_is_not_there(
     local: str, remote: str, proxy: FaultProxy, tmp_path: Path, after_bytes: int
 ) -> None:

@@ -72,7 +72,13 @@ def read_in_phases(
     return found
 
 
-@pytest.mark.parametrize(("way", "lanes"), zip(WAYS, LANES, strict=True))
+@pytest.mark.parametrize(
+    ("way", "lanes"),
+    [
+        case if place == 2 else pytest.param(*case, marks=pytest.mark.slow)
+        for place, case in enumerate(zip(WAYS, LANES, strict=True))
+    ],
+)
 def test_kills_and_other_ranks_change_no_sample(uneven: str, tmp_path: Path, way: str, lanes: int) -> None:
     reading = Reading(uneven, **WAYS[way])  # type: ignore[arg-type]
     of = expected(reading)
@@ -84,6 +90,7 @@ def test_kills_and_other_ranks_change_no_sample(uneven: str, tmp_path: Path, way
     assert read_in_phases(reading, phases, seed, tmp_path, of) == of
 
 
+@pytest.mark.slow
 def test_a_faulty_server_changes_no_sample(uneven: str, proxied_s3: str, proxy: FaultProxy, tmp_path: Path) -> None:
     """Each kind of fault hits shards and indexes while ranks read them, are killed and go on with a cold cache."""
     reading_ranks.write(f"{proxied_s3}/data")
