@@ -31,7 +31,6 @@ def notes_in(folder: Path) -> str:
     return f'callbacks=[{{"class": "key_notes:KeyNotes", "options": {{"folder": "{folder}"}}}}]'
 
 
-@pytest.mark.slow
 def test_other_ranks_after_each_kill_end_with_the_same_weights(
     synthetic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
