@@ -213,7 +213,11 @@ class ShardParts:
         start = run.start * self._blocks.size
         size = sparse.end_of(run) - start
         with room_for(self._path.parents[1], size, self._cache.limit, keep=self._path):
-            os.posix_fallocate(sparse.file, start, size)
+            try:
+                os.posix_fallocate(sparse.file, start, size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # of file systems that cannot do it
+                    raise
 
     def _download(self, sparse: SparseFile, run: range) -> None:
         """Download a run of blocks. Wrong bytes are asked for again, as long as an outage may last.

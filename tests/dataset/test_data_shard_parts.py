@@ -16,17 +16,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from maestro_dist.config.schema import DataConfig
 from maestro_dist.data import memory_shards, shard_cache, shard_parts
 from maestro_dist.data.block_digests import BlockDigests, digest_blocks
 from maestro_dist.data.cache_room import room_for
-from maestro_dist.data.manifest import Shard
+from maestro_dist.data.manifest import Shard, SymbolSpec
 from maestro_dist.data.pack import Description, RawSample, pack
+from maestro_dist.data.reader import Request, SplitSource
 from maestro_dist.data.shard_cache import ShardCache, local_shard
 from maestro_dist.data.shard_index import load_index
 from maestro_dist.data.shard_parts import ShardParts
 from maestro_dist.data.sparse_file import SparseFile
 from maestro_dist.data.storage import Storage
 from maestro_dist.data.storage.settings import StorageSettings, configure
+from maestro_dist.data.symbols import add_symbols
 from maestro_dist.errors import DataError, StorageError
 from maestro_dist.types import Modality
 
@@ -295,3 +298,31 @@ def test_descriptors_are_closed(remote: tuple[Storage, Shard, BlockDigests], tmp
     os.close(file)
     assert len(os.listdir("/proc/self/fd")) == before
     assert blocks
+
+
+@pytest.mark.parametrize("symbols", [True, False])
+def test_symbols_beside_raw_windows_are_read_in_parts_too(
+    remote: tuple[Storage, Shard, BlockDigests], tmp_path: Path, symbols: bool
+) -> None:
+    url, local = f"memory://{uuid.uuid4()}/set", str(tmp_path / "local")
+    spec = SymbolSpec(alphabet=8, word={"ecg": 4, "temp": 10}, normalize="window", raw=True)
+
+    def make(name: str, values: np.ndarray, recording: np.ndarray | None) -> np.ndarray:
+        return (np.abs(values[:: spec.word[name]]) * 2).clip(0, 7).astype(np.uint8)
+
+    manifest = add_symbols(remote[0].url, url, spec, make)
+    for name in Storage(url).list():
+        Storage(local).write(name, Storage(url).read(name))
+    slices = {"ecg": (40_000, 90_000), "temp": (10_000, 45_000)}
+    found = []
+    for place in (url, local):
+        config = DataConfig(url=place, cache=str(tmp_path / "cache"))
+        modalities = tuple(manifest.select(None))
+        source = SplitSource(place, manifest, config, modalities, "train", symbols=symbols, slices=slices)
+        batch = source.open().arrays(Request(np.arange(3)))
+        found.append(batch.symbols if symbols else batch.values)
+    assert found[0]["temp"].shape == (3, 3500 if symbols else 35_000, 1)
+    for name, array in found[0].items():
+        assert np.array_equal(array, found[1][name])
+    share = sparse_of(tmp_path).stat().st_blocks * 512 / manifest.split("train").shards[0].bytes
+    assert share < (0.1 if symbols else 0.7)
