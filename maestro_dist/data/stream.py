@@ -100,18 +100,20 @@ class TrainStream:
         class_counts = source.manifest.split(source.split).class_counts
         if share == 1 or not class_counts or min(n for n in class_counts if n) * share > _NEVER_LOST:
             return []
-        kept_counts = [0] * len(class_counts)
+        kept_counts = np.zeros(len(class_counts), dtype=np.int64)
         with closing(replace(source, modalities=()).open()) as reader:
             for shard, (index, first) in enumerate(zip(source.indexes(), reader.starts.tolist(), strict=False)):
-                for number in self._kept.numbers(shard).tolist():
-                    if index.targets is not None:
-                        kept_counts[int(index.targets[number - first])] += 1
-                        continue
+                numbers = self._kept.numbers(shard)
+                if index.targets is not None:
+                    targets = index.targets[numbers - first]
+                    kept_counts += [np.count_nonzero(targets == label) for label in range(len(class_counts))]
+                    continue
+                for number in numbers.tolist():
                     with suppress(BadSample):
                         kept_counts[int(reader.decode(number, reader.stored(number)).target)] += 1
         lost = [
             name
-            for name, n, remaining in zip(source.manifest.classes, class_counts, kept_counts, strict=True)
+            for name, n, remaining in zip(source.manifest.classes, class_counts, kept_counts.tolist(), strict=True)
             if n and not remaining
         ]
         if not lost:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.missing import drop_modalities, evaluation_mask
 from maestro_dist.data.order import OrderSettings, rank_share
 from maestro_dist.data.pack import RawSample, pack
+from maestro_dist.data.shard_index import load_index
+from maestro_dist.data.storage import Storage
 from maestro_dist.data.stream import DataRank, TrainSchedule, TrainStream, evaluation_batches
 from maestro_dist.errors import ConfigError
 from maestro_dist.training.builder import count_steps
@@ -123,6 +127,19 @@ def test_a_bad_sample_does_not_stop_the_count(fresh: str) -> None:
         members["json"] = b"{}"
 
     rewrite(fresh, change)
+    assert "none of rest, walk, run;" in stream(fresh, 0.5).warnings()[0]
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -1.0, 3.0, 0.5])
+def test_wrong_classes_in_an_index_do_not_stop_the_count(fresh: str, wrong: float) -> None:
+    storage, manifest = Storage(fresh), json.loads(Path(fresh, "manifest.json").read_text())
+    for shard, entry in zip(
+        load_manifest(fresh).split("train").shards, manifest["splits"]["train"]["shards"], strict=True
+    ):
+        data = replace(load_index(storage, shard), targets=np.full(shard.samples, wrong)).to_bytes()
+        storage.write(shard.index, data)
+        entry["index_sha256"] = hashlib.sha256(data).hexdigest()
+    storage.write("manifest.json", json.dumps(manifest).encode())
     assert "none of rest, walk, run;" in stream(fresh, 0.5).warnings()[0]
 
 
