@@ -68,7 +68,7 @@ def before() -> set[str]:
     return shared_files(os.getpid())
 
 
-@pytest.mark.parametrize("batch", [1, 2, 7])
+@pytest.mark.parametrize("batch", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 7))])
 def test_batches_that_are_all_held_stay_as_they_were(long: str, batch: int, before: set[str]) -> None:
     """More than the files that a process may hold."""
     wanted = list(stream(long, 0, batch).batches(0, COUNT))

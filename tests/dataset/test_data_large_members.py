@@ -44,7 +44,8 @@ def test_offsets_and_sizes_beyond_32_bits(size: int, tmp_path: Path) -> None:
             assert file.read(9) in (b"a.ecg.npy", b"b.ecg.npy")
         total = file.seek(0, 2)
     (tmp_path / "train-000000.index").write_bytes(index.to_bytes())
-    shard = load_manifest(_one(tmp_path)).splits["train"].shards[0].model_copy(update={"samples": 2, "bytes": total})
+    sizes = {"samples": 2, "bytes": total, "index_sha256": None}
+    shard = load_manifest(_one(tmp_path)).splits["train"].shards[0].model_copy(update=sizes)
     read = load_index(Storage(str(tmp_path)), shard)
     assert read.offsets.tolist() == index.offsets.tolist()
 

@@ -43,7 +43,7 @@ def assert_same(one: Batch, other: Batch) -> None:
         assert np.array_equal(array, wanted, equal_nan=array.dtype.kind == "f")
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "what",
     [{}, {"consistency": 1.0}, {"augment": EVERYTHING, "consistency": 1.0}, {"slices": CUT}, {"slices": LATE}],

@@ -84,6 +84,7 @@ def test_ranks_with_their_own_caches_read_each_byte_once(
     assert proxy.count("GET", SHARD).requests <= ranks * N * 4  # one for each member
 
 
+@pytest.mark.slow
 def test_ranks_of_one_machine_read_each_byte_once(local: str, remote: str, proxy: FaultProxy, tmp_path: Path) -> None:
     """At the same time, in processes that share a cache; one is slow."""
     proxy.add(Rule("GET", SHARD, requests=8, latency_s=0.2))
@@ -193,7 +194,8 @@ def claimed_blocks_are_there(folder: Path, url: str) -> int:
     return claimed
 
 
-@pytest.mark.parametrize("after_bytes", [pytest.param(0, marks=pytest.mark.slow), 5_000_000])
+@pytest.mark.slow
+@pytest.mark.parametrize("after_bytes", [0, 5_000_000])
 def test_a_reader_that_is_killed_leaves_no_block_that_is_not_there(
     local: str, remote: str, proxy: FaultProxy, tmp_path: Path, after_bytes: int
 ) -> None:
