@@ -93,9 +93,8 @@ class PartsPacking:
 def pack_parts(url: str, packing: PartsPacking, workers: PackWorkers) -> tuple[Manifest, Remarks]:
     """Pack all parts below `url`, a folder or an fsspec URL. Returns the manifest, and the remarks of the parts.
 
-    After a kill, an interruption, or a failure of storage or workers, the same call continues: shards that are complete
-    are not written again, and parts of which all samples are in such shards are not converted again. After an error in
-    the data nothing is left, because it would occur again.
+    After a kill, an interruption, or a failure of storage or workers, the same call continues. It keeps complete
+    shards, and skips parts whose samples are all in them. An error in the data would occur again: it leaves nothing.
 
     Raises:
         DataError: there is a data set at `url`, or an unfinished packing of something else (without `overwrite`); a

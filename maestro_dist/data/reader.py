@@ -166,10 +166,11 @@ class SplitReader:
         left = drop_modalities(keep, numbers, modalities, p=request.drop, seed=request.seed, step=step)
         keep = keep if request.both else left
         changed = mixing is not None or self.source.changes_windows
-        if not changed and (windows := self._windows(numbers, own & keep, np.empty if request.both else empty)):
+        windows = self._windows(numbers, own & keep, np.empty if changed or request.both else empty)
+        if windows is not None and not changed:
             windows = windows.twice(left, empty) if request.both else windows
             return replace(windows.batch(), views=1 + request.both, **request.fields)
-        found, bad = self._decoded(numbers, own & keep, request)
+        found, bad = self._decoded(numbers, own & keep, request, windows)
         changes: dict[str, Any] = request.fields | {"bad": list(bad.values()), "bad_samples": list(bad)}
         if mixing is not None:
             changes |= self._mix(found, mixing, keep, request)
@@ -211,12 +212,14 @@ class SplitReader:
             return None
 
     def _decoded(
-        self, numbers: np.ndarray, wanted: np.ndarray, request: Request
+        self, numbers: np.ndarray, wanted: np.ndarray, request: Request, windows: Windows | None
     ) -> tuple[dict[int, DecodedSample], dict[int, str]]:
-        """The augmented samples by their place in `numbers`, and the messages of bad samples by sample number."""
+        """The augmented samples by their place in `numbers`, and the messages of bad samples by sample number.
+
+        `windows`: what `_windows` gave for them; if it is None, they are read one by one.
+        """
         found: dict[int, DecodedSample] = {}
         bad: dict[int, str] = {}
-        windows = self._windows(numbers, wanted)
         if windows is not None:
             found = windows.samples()
         else:
@@ -247,7 +250,8 @@ class SplitReader:
         """
         places = list(found)
         numbers = mixing.partners[places]
-        partners, _ = self._decoded(numbers, self._presence(numbers) & keep[places], request)
+        wanted = self._presence(numbers) & keep[places]
+        partners, _ = self._decoded(numbers, wanted, request, self._windows(numbers, wanted))
         shares = np.ones(len(places), dtype=np.float32)
         targets = [found[place].target for place in places]
         for at, partner in partners.items():

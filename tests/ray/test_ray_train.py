@@ -125,7 +125,7 @@ def test_bad_samples_that_are_allowed_are_counted_over_workers_and_restarts(synt
     data, storage = tmp_path / "data", tmp_path / "runs"
     shutil.copytree(synthetic, data)
     shards = {spoil_a_sample_of_rank_1(data, step) for step in (1, 5)}
-    limit = ["data.verify=size", "data.max_bad_samples=2"]
+    limit = ["data.verify=size", "data.max_bad_samples=2", "optim.epochs=2"]
     process = start(storage, str(data), *limit)
     middle = storage / "tiny" / "checkpoints" / "step-000000004" / "checkpoint.json"
     runs.wait_for(middle.exists, process)
