@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,10 +26,12 @@ def logging_of_a_command() -> None:
 
 
 @pytest.fixture(autouse=True)
-def default_storage_settings() -> None:
-    """A run sets the storage settings of its process; the next test has the defaults again."""
+def default_storage_settings() -> Iterator[None]:
+    """A run sets the storage settings of its process; afterwards they are the defaults, also for what a session needs."""
     from maestro_dist.data.storage.settings import StorageSettings, configure
 
+    configure(StorageSettings())
+    yield
     configure(StorageSettings())
 
 

@@ -187,7 +187,7 @@ def check_all(rank: int, ranks: int) -> dict[int, dict[str, float]]:
     }
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_engine_equals_plain_torch(ranks: int) -> None:
     results = run_ranks(check_all, ranks)
     print(results[0])

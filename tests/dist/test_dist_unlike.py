@@ -94,7 +94,13 @@ def within(results: list[dict[str, float]]) -> None:
             assert value < 1e-6, (name, value)
 
 
-@pytest.mark.parametrize("bucket", [SMALL_BUCKET, settings.BUCKET], ids=["many buckets", "one bucket"])
+@pytest.mark.parametrize(
+    "bucket",
+    [
+        pytest.param(SMALL_BUCKET, id="many buckets"),
+        pytest.param(settings.BUCKET, id="one bucket", marks=pytest.mark.slow),
+    ],
+)
 def test_two_unlike_ranks_equal_one_process(bucket: int) -> None:
     within(run_ranks(check, 2, [{}], bucket))
 

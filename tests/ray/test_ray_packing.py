@@ -59,6 +59,7 @@ def test_the_same_bytes_for_any_number_of_workers(
     assert made(tmp_path / "log") == dict.fromkeys(range(len(COUNTS)), 1)
 
 
+@pytest.mark.slow
 def test_lost_workers_bad_samples_and_other_errors(tmp_path: Path, whole: dict[str, str], cluster: None) -> None:
     data, log = tmp_path / "data", tmp_path / "log"
     with ray_workers(2, packing.SHARD, 3) as those:

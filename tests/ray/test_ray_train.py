@@ -50,6 +50,7 @@ def test_two_workers_equal_one(whole: Path, synthetic: str, tmp_path: Path) -> N
     np.testing.assert_allclose([v for _, v in two], [v for _, v in one], atol=0.05)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_nothing_changes(whole: Path, synthetic: str, tmp_path: Path) -> None:
     process = start(tmp_path, synthetic)
     middle = tmp_path / "tiny" / "checkpoints" / "step-000000010" / "checkpoint.json"

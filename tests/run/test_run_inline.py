@@ -304,6 +304,7 @@ def test_other_data_is_not_resumed(whole: Path, tmp_path: Path, capsys: pytest.C
     assert "was started on other data" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_lost_mlflow_run_is_begun_anew(synthetic: str, tmp_path: Path) -> None:
     extra = ["optim.epochs=2", "checkpoint.every_steps=2"]
     process = runs.start(tmp_path, synthetic, *extra)

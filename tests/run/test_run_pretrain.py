@@ -68,6 +68,7 @@ def test_a_run_begins_with_the_weights_of_an_exported_model(
     assert f"starts with {len(after) - len(heads)} of {len(after)} parameters from" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_died_goes_on_without_them(
     pretrained: Path, synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
