@@ -28,6 +28,7 @@ from benchmarks.data_ways import (
     hash_files,
     read_webdataset,
     stream_epochs,
+    touch_memory,
     training_stream,
     write_files,
 )
@@ -108,6 +109,7 @@ def _reading(link: str, remote: Remote, folder: Path, size: Size, turns: int, pr
         for way, get in bare.items():
             note(way, _seconds(get))
         for workers in _WORKERS:
+            touch_memory(folder / "cache", remote.bytes)
             with tempfile.TemporaryDirectory(dir=folder / "cache") as cache:
                 note(_cold(workers), stream_epochs(remote, Path(cache), workers).first_s)
                 again = stream_epochs(remote, Path(cache), workers, size.warm_epochs)
@@ -115,8 +117,10 @@ def _reading(link: str, remote: Remote, folder: Path, size: Size, turns: int, pr
         note("webdataset", _seconds(lambda: read_webdataset(remote)))
         note("local", _seconds(local.read))
         note("hash", _seconds(lambda: hash_files(remote, folder / "packed")))
+        touch_memory(folder / "cache", remote.bytes)
         with tempfile.TemporaryDirectory(dir=folder / "cache") as cache:
             note("write", _seconds(partial(write_files, remote, Path(cache))))
+        touch_memory(folder / "cache", remote.bytes)
         with tempfile.TemporaryDirectory(dir=folder / "cache") as cache:
             firsts.append(first_batch_s(remote, Path(cache)))
     name = f"data/{link}"
