@@ -36,6 +36,7 @@ class KnownSamples:
     targets    float64 [N]
     recording  float32 [N, V, 2]: mean and std of the recording, for the variates of all modalities; V 0: none
     allowed    bool [N, M]: whether the values of a window were checked
+    forgotten  how often the file has changed
     """
 
     def __init__(self, samples: int, modalities: int, variates: int) -> None:
@@ -43,6 +44,7 @@ class KnownSamples:
         self.targets = np.zeros(samples)
         self.recording = np.zeros((samples, variates, 2), dtype=np.float32)
         self.allowed = np.zeros((samples, modalities), dtype=bool)
+        self.forgotten = 0
 
     @property
     def bytes(self) -> int:
@@ -52,6 +54,7 @@ class KnownSamples:
     def forget(self) -> None:
         """Everything is to be checked again."""
         self.read[:], self.allowed[:] = False, False
+        self.forgotten += 1
 
 
 @dataclass

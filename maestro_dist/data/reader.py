@@ -24,7 +24,7 @@ from maestro_dist.data.shard_index import HEADER, META, ShardIndex, member_name
 from maestro_dist.data.sparse_file import has_range_locks
 from maestro_dist.data.storage import Storage
 from maestro_dist.data.storage.retry import Heartbeat
-from maestro_dist.data.window_reader import Located, WindowReader
+from maestro_dist.data.window_reader import Located, ShardGroup, WindowReader
 from maestro_dist.data.windows import Empty, Windows
 from maestro_dist.types import Batch, Modality
 
@@ -159,14 +159,15 @@ class SplitReader:
         numbers, mixing, step = request.numbers, request.mixing, request.fields.get("step", 0)
         involved = numbers if mixing is None else np.concatenate([numbers, mixing.partners])
         self._shards.keep(len(np.unique(np.searchsorted(self.starts, involved, side="right"))))
-        own = self._presence(numbers)
-        there = own if mixing is None else own | self._presence(mixing.partners)
+        located = self._located(numbers)
+        own = located.present
+        there = own if mixing is None else own | self._located(mixing.partners).present
         keep = there if request.keep is None else there & request.keep
         modalities = self.format.modalities
         left = drop_modalities(keep, numbers, modalities, p=request.drop, seed=request.seed, step=step)
         keep = keep if request.both else left
         changed = mixing is not None or self.source.changes_windows
-        windows = self._windows(numbers, own & keep, np.empty if changed or request.both else empty)
+        windows = self._windows(numbers, located, own & keep, np.empty if changed or request.both else empty)
         if windows is not None and not changed:
             windows = windows.twice(left, empty) if request.both else windows
             return replace(windows.batch(), views=1 + request.both, **request.fields)
@@ -188,24 +189,27 @@ class SplitReader:
         steps = sum(size * m.variates for size, m in zip(sizes, self.format.modalities, strict=True))
         return len(request.numbers) * (1 + request.both) * steps * self.format.dtype.itemsize + (1 << 16)
 
-    def _presence(self, numbers: np.ndarray) -> np.ndarray:
-        """bool [B, M]: which samples have which modalities."""
-        present = np.zeros((len(numbers), len(self.format.modalities)), dtype=bool)
+    def _located(self, numbers: np.ndarray) -> Located:
+        """Where the samples are."""
         positions = np.searchsorted(self.starts, numbers, side="right") - 1
-        for position in np.unique(positions).tolist():
-            of_shard = positions == position
-            present[of_shard] = self._shards.get(position).sizes[numbers[of_shard] - self.starts[position], 1:] > 0
-        return present
+        order = np.argsort(positions, kind="stable")
+        found, first = np.unique(positions[order], return_index=True)
+        groups = (
+            [
+                ShardGroup(self._shards.get(position), places, numbers[places] - self.starts[position])
+                for position, places in zip(found.tolist(), np.split(order, first[1:]), strict=True)
+            ]
+            if len(numbers)
+            else []
+        )
+        return Located.of(groups, len(numbers), len(self.members))
 
-    def _windows(self, numbers: np.ndarray, wanted: np.ndarray, empty: Empty = np.empty) -> Windows | None:
+    def _windows(
+        self, numbers: np.ndarray, located: Located, wanted: np.ndarray, empty: Empty = np.empty
+    ) -> Windows | None:
         """The windows of `wanted`, bool [B, M]; None if any is unusual, or if they are needed or checked as a whole."""
         if self.source.slices is not None and not self.source.reads_parts:
             return None
-        positions = np.searchsorted(self.starts, numbers, side="right") - 1
-        located = []
-        for position in np.unique(positions).tolist():
-            places = np.flatnonzero(positions == position)
-            located.append(Located(self._shards.get(position), places, numbers[places] - self.starts[position]))
         try:
             return self._window_reader.read(numbers, located, wanted, self._shards, empty)
         except OSError:  # a file may need to be opened again
@@ -250,8 +254,9 @@ class SplitReader:
         """
         places = list(found)
         numbers = mixing.partners[places]
-        wanted = self._presence(numbers) & keep[places]
-        partners, _ = self._decoded(numbers, wanted, request, self._windows(numbers, wanted))
+        located = self._located(numbers)
+        wanted = located.present & keep[places]
+        partners, _ = self._decoded(numbers, wanted, request, self._windows(numbers, located, wanted))
         shares = np.ones(len(places), dtype=np.float32)
         targets = [found[place].target for place in places]
         for at, partner in partners.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import itemgetter
@@ -26,12 +26,52 @@ _SKIPPED = memoryview(bytearray(_GAP))  # where the bytes between two pieces go
 
 
 @dataclass(frozen=True)
-class Located:
+class ShardGroup:
     """The samples of a micro-batch that are in one shard: their places in the batch, and their rows in the shard."""
 
     shard: OpenShard
     places: np.ndarray
     rows: np.ndarray
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where the B samples of a micro-batch are; M modalities, and the json member before them.
+
+    offsets, sizes  [B, 1 + M], as in `OpenShard`
+    read, allowed   bool [B] and [B, M], as in `KnownSamples`
+    """
+
+    groups: list[ShardGroup]
+    offsets: np.ndarray
+    sizes: np.ndarray
+    read: np.ndarray
+    allowed: np.ndarray
+
+    @staticmethod
+    def of(groups: list[ShardGroup], samples: int, members: int) -> Located:
+        """Look all of them up at once: every look into a small array takes microseconds."""
+        offsets, sizes = (np.empty((samples, members), dtype=np.int64) for _ in range(2))
+        read, allowed = np.empty(samples, dtype=bool), np.empty((samples, members - 1), dtype=bool)
+        for group in groups:
+            places, rows, shard = group.places, group.rows, group.shard
+            offsets[places], sizes[places] = shard.offsets[rows], shard.sizes[rows]
+            read[places], allowed[places] = shard.known.read[rows], shard.known.allowed[rows]
+        return Located(groups, offsets, sizes, read, allowed)
+
+    def open(self, shards: OpenShards) -> None:
+        """Open the files, as far as they are not. What was known about a file that has changed does not hold."""
+        for group in self.groups:
+            known = group.shard.known
+            before = known.forgotten
+            shards.descriptor(group.shard)
+            if known.forgotten != before:
+                self.read[group.places], self.allowed[group.places] = False, False
+
+    @property
+    def present(self) -> np.ndarray:
+        """bool [B, M]: which samples have which modalities."""
+        return self.sizes[:, 1:] > 0
 
 
 class WindowReader:
@@ -53,7 +93,7 @@ class WindowReader:
     def read(
         self,
         numbers: np.ndarray,
-        located: Sequence[Located],
+        located: Located,
         wanted: np.ndarray,
         shards: OpenShards,
         empty: Empty,
@@ -66,46 +106,55 @@ class WindowReader:
             OSError: a file cannot be read.
             DataError, StorageError: as from `shards`.
         """
+        if ((located.sizes[:, 1:] != self._lengths) & wanted).any():
+            return None
+        located.open(shards)
         keys = [""] * len(numbers)
-        for group in located:
-            sizes = group.shard.sizes[group.rows, 1:]
-            if ((sizes != self._lengths) & wanted[group.places]).any():
-                return None
-            for place, row in zip(group.places.tolist(), group.rows.tolist(), strict=True):
+        new = wanted & ~located.allowed
+        arrays = _Arrays(self._layouts, wanted, empty, heads=not located.read.all() or bool(new.any()))
+        offsets = located.offsets.tolist()
+        for group in located.groups:
+            places, rows = group.places.tolist(), group.rows.tolist()
+            for place, row in zip(places, rows, strict=True):
                 keys[place] = group.shard.keys[row]
-        arrays = _Arrays(self._layouts, wanted, empty)
-        for group in located:
-            if not self._read_shard(group, shards, numbers, arrays):
+            if not self._read_shard(group.shard, zip(places, rows, strict=True), shards, offsets, arrays):
                 return None
-        if not arrays.heads_are_right(keys) or not self._values_are_right(located, arrays):
+        if not arrays.heads_are_right(keys) or not self._values_are_right(located, new, arrays):
             return None
         return self._windows(numbers, keys, located, arrays)
 
-    def _read_shard(self, group: Located, shards: OpenShards, numbers: np.ndarray, arrays: _Arrays) -> bool:
-        """Read the samples of one shard. Whether their json members are right, and no member is cut."""
-        shard, file = group.shard, shards.descriptor(group.shard)
-        new = (~shard.known.read[group.rows]).tolist()
-        offsets, meta_sizes = shard.offsets[group.rows].tolist(), shard.sizes[group.rows, 0].tolist()
-        samples = zip(group.places.tolist(), group.rows.tolist(), new, offsets, meta_sizes, strict=True)
-        for place, row, first, offset, size in samples:
-            self._heartbeat(f"reading {shard.name}, sample {shard.keys[row]}")
+    def _read_shard(
+        self,
+        shard: OpenShard,
+        samples: Iterable[tuple[int, int]],
+        shards: OpenShards,
+        offsets: Sequence[Sequence[int]],
+        arrays: _Arrays,
+    ) -> bool:
+        """Read samples (place, row) of one shard. Whether their json members are right, and no member is cut."""
+        file, heartbeat, in_parts = shards.descriptor(shard), self._heartbeat, shard.parts is not None
+        for place, row in samples:
+            heartbeat(f"reading {shard.name}, sample {shard.keys[row]}")
+            offset = offsets[place]
             if shard.blocks is not None:
                 columns = arrays.columns[place]
                 file = shards.fetch(shard, self._parts.of(offset, shard.sizes[row].tolist(), columns))
-            pieces = arrays.pieces(place, offset, in_parts=shard.parts is not None)
-            if not first:
+            pieces = arrays.pieces(place, offset, in_parts=in_parts)
+            if shard.known.read[row]:
                 if not _read(file, pieces):
                     return False
                 continue
-            meta = bytearray(HEADER + size)
+            if not arrays.reads_heads:
+                return False  # the file was replaced just now
+            meta = bytearray(HEADER + int(shard.sizes[row, 0]))
             pieces.append((offset[0] - HEADER, memoryview(meta)))
             if not _read(file, sorted(pieces, key=itemgetter(0))):
                 return False
-            if not self._learn(shard, row, int(numbers[place]), bytes(meta)):
+            if not self._learn(shard, row, bytes(meta)):
                 return False
         return True
 
-    def _learn(self, shard: OpenShard, row: int, number: int, meta: bytes) -> bool:
+    def _learn(self, shard: OpenShard, row: int, meta: bytes) -> bool:
         """Remember what the json member of a sample says. Whether it is right."""
         key = shard.keys[row]
         if meta[:_NAME].rstrip(b"\0") != f"{key}.{META}".encode():
@@ -113,7 +162,7 @@ class WindowReader:
         present = shard.sizes[row, 1:].tolist()
         names = [layout.name for layout, size in zip(self._layouts, present, strict=True) if size]
         try:
-            sample = decode_meta(number, key, meta[HEADER:], names, self._format, shard.name)
+            sample = decode_meta(row, key, meta[HEADER:], names, self._format, shard.name)
         except BadSample:
             return False
         known = shard.known
@@ -124,25 +173,21 @@ class WindowReader:
         known.read[row] = True
         return True
 
-    def _values_are_right(self, located: Sequence[Located], arrays: _Arrays) -> bool:
-        """Whether all values are allowed. Each window of an open shard is checked once."""
-        wanted = arrays.wanted
-        new = np.zeros(len(self._layouts), dtype=bool)
-        for group in located:
-            new |= (wanted[group.places] & ~group.shard.known.allowed[group.rows]).any(0)
-        for column in np.flatnonzero(new).tolist():
+    def _values_are_right(self, located: Located, new: np.ndarray, arrays: _Arrays) -> bool:
+        """Whether all values are allowed. Each window of an open shard is checked once; `new`, bool [B, M]: now."""
+        for column in np.flatnonzero(new.any(0)).tolist():
             if not _allowed(arrays.values[column], self._format):
                 return False
-        for group in located if new.any() else ():
-            group.shard.known.allowed[group.rows] |= wanted[group.places]
+        for group in located.groups if new.any() else ():
+            group.shard.known.allowed[group.rows] |= arrays.wanted[group.places]
         return True
 
-    def _windows(self, numbers: np.ndarray, keys: list[str], located: Sequence[Located], arrays: _Arrays) -> Windows:
+    def _windows(self, numbers: np.ndarray, keys: list[str], located: Located, arrays: _Arrays) -> Windows:
         sample_format, wanted = self._format, arrays.wanted
         targets = np.empty(len(numbers), dtype=np.int64 if sample_format.classes else np.float32)
         width = sum(layout.shape[1] for layout in self._layouts) if sample_format.recording else 0
         recording = np.empty((len(numbers), width, 2), dtype=np.float32)
-        for group in located:
+        for group in located.groups:
             targets[group.places] = group.shard.known.targets[group.rows]
             if width:
                 recording[group.places] = group.shard.known.recording[group.rows]
@@ -161,29 +206,37 @@ class _Arrays:
     columns  for each sample, the numbers of the modalities that are wanted
     """
 
-    def __init__(self, layouts: Sequence[WindowLayout], wanted: np.ndarray, empty: Empty) -> None:
+    def __init__(self, layouts: Sequence[WindowLayout], wanted: np.ndarray, empty: Empty, *, heads: bool) -> None:
+        """`heads`: read the headers, too."""
         self.wanted, self._layouts = wanted, layouts
         counts = wanted.sum(0).tolist()
         self.values = [empty((n, *layout.shape), layout.dtype) for n, layout in zip(counts, layouts, strict=True)]
-        heads = [HEADER + len(layout.header) for layout in layouts]
-        self._heads = [np.empty((n, head), dtype=np.uint8) for n, head in zip(counts, heads, strict=True)]
+        sizes = [HEADER + len(layout.header) for layout in layouts]
+        self._heads = [np.empty((n * heads, size), dtype=np.uint8) for n, size in zip(counts, sizes, strict=True)]
         self._bytes = [_bytes(array) for array in self.values]
         self._head_bytes = [_bytes(array) for array in self._heads]
         self._lengths = [
             (head, math.prod(layout.shape) * layout.dtype.itemsize, layout.skipped)
-            for head, layout in zip(heads, layouts, strict=True)
+            for head, layout in zip(sizes, layouts, strict=True)
         ]
-        self.columns = [np.flatnonzero(row).tolist() for row in wanted]
+        self._ahead = [head - HEADER + skipped for head, _, skipped in self._lengths]
+        self.columns = [[column for column, own in enumerate(row) if own] for row in wanted.tolist()]
         self._rows = (np.cumsum(wanted, axis=0) - 1).tolist()
-        self._has_head = wanted.copy()
+        self._has_head = wanted.copy() if heads else np.zeros_like(wanted)
+        self.reads_heads = heads
 
     def pieces(self, place: int, offsets: Sequence[int], *, in_parts: bool) -> list[Piece]:
         """The pieces of a file that hold the sample at `place`; `offsets`: of its members, the json member first.
 
         `in_parts`: the file has the bytes of `SampleParts` only, which leaves out some headers.
         """
+        rows, lengths, data = self._rows[place], self._lengths, self._bytes
+        if not self.reads_heads:
+            return [
+                (offsets[n + 1] + self._ahead[n], data[n][rows[n] * lengths[n][1] : (rows[n] + 1) * lengths[n][1]])
+                for n in self.columns[place]
+            ]
         pieces = []
-        rows = self._rows[place]
         for column in self.columns[place]:
             row, (head, length, skipped) = rows[column], self._lengths[column]
             at = offsets[column + 1] - HEADER
@@ -191,11 +244,13 @@ class _Arrays:
                 self._has_head[place, column] = False
             else:
                 pieces.append((at, self._head_bytes[column][row * head : (row + 1) * head]))
-            pieces.append((at + head + skipped, self._bytes[column][row * length : (row + 1) * length]))
+            pieces.append((at + head + skipped, data[column][row * length : (row + 1) * length]))
         return pieces
 
     def heads_are_right(self, keys: Sequence[str]) -> bool:
         """Whether each window has its name in the tar header, and the header of its npy file, where they were read."""
+        if not self.reads_heads:
+            return True
         encoded = [key.encode() for key in keys]
         for column, layout in enumerate(self._layouts):
             heads, own = self._heads[column], self._has_head[:, column]

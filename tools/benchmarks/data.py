@@ -97,7 +97,7 @@ def _upload(folder: Path, remote: Remote) -> None:
 
 def _reading(link: str, remote: Remote, folder: Path, size: Size, turns: int, promised: bool) -> list[Row]:
     """All ways to read over one link, in turns."""
-    local = LocalFiles(folder / "packed", remote.manifest, size.batch)
+    local = LocalFiles(folder / "packed", remote)
     bare = bare_ways(remote)
     rates: Rates = defaultdict(list)
     firsts: list[float] = []

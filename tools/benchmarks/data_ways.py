@@ -9,9 +9,10 @@ import io
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -267,37 +268,46 @@ def hash_files(remote: Remote, folder: Path) -> None:
 
 
 class LocalFiles:
-    """The least work from local shards to batches: one read of each member, straight into the array of the batch."""
+    """The least work from local shards to the batches of the stream: one read of each member, straight into its array.
 
-    def __init__(self, folder: Path, manifest: Manifest, batch: int) -> None:
-        self._folder, self._batch, self._modalities = folder, batch, manifest.select(None)
+    They are the same batches, in the same order, and as many of them are kept as the stream keeps: what is copied to
+    memory that was just used is copied faster.
+    """
+
+    def __init__(self, folder: Path, remote: Remote) -> None:
+        self._modalities = remote.manifest.select(None)
         names = [member_name(modality.name) for modality in self._modalities]
-        storage = Storage(str(folder))
-        self._shards = [(shard, *load_index(storage, shard).columns(names)) for shard in manifest.split(SPLIT).shards]
+        stream = training_stream(remote, folder)
+        order = stream.order(0)
+        self._batches = [order.batch(number) for number in range(order.steps)]
+        self._kept = DataConfig.model_fields["prefetch"].default + 1  # and the one that is used
+        self._paths = [folder / shard.path for shard in remote.manifest.split(SPLIT).shards]
+        indexes = [load_index(Storage(str(folder)), shard) for shard in remote.manifest.split(SPLIT).shards]
+        self._shard = np.repeat(np.arange(len(indexes)), [len(index.keys) for index in indexes])
+        tables = [index.columns(names) for index in indexes]
+        self._offsets, self._sizes = (np.concatenate([table[part] for table in tables]) for part in range(2))
 
     def read(self) -> None:
-        """Read all shards."""
-        for _ in self.batches():
-            pass
+        """Read all samples."""
+        kept: deque[dict[str, np.ndarray]] = deque(maxlen=self._kept)
+        kept.extend(self.batches())
 
     def batches(self) -> Iterator[dict[str, np.ndarray]]:
-        """The arrays of all samples by modality, in their stored order; no label is read and nothing is checked."""
-        for shard, offsets, sizes in self._shards:
-            file = os.open(self._folder / shard.path, os.O_RDONLY)
-            try:
-                for first in range(0, shard.samples, self._batch):
-                    rows = slice(first, first + self._batch)
-                    yield self._read_batch(file, offsets[rows], sizes[rows])
-            finally:
-                os.close(file)
+        """The arrays of all samples by modality; no label is read and nothing is checked."""
+        with ExitStack() as stack:
+            files = [stack.enter_context(path.open("rb", buffering=0)).fileno() for path in self._paths]
+            for numbers in self._batches:
+                yield self._read_batch(files, numbers)
 
-    def _read_batch(self, file: int, offsets: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+    def _read_batch(self, files: Sequence[int], numbers: np.ndarray) -> dict[str, np.ndarray]:
         arrays = {}
+        offsets, sizes, shards = self._offsets[numbers], self._sizes[numbers], self._shard[numbers]
         for column, modality in enumerate(self._modalities):
             holders = np.flatnonzero(sizes[:, column])
             array = np.empty((len(holders), modality.steps, modality.variates), dtype=np.float32)
             ends = (offsets[:, column] + sizes[:, column])[holders].tolist()
-            for values, end in zip(array, ends, strict=True):  # the values are the last bytes of an npy file
-                os.preadv(file, [values.data], end - values.nbytes)
+            for values, end, shard in zip(array, ends, shards[holders].tolist(), strict=True):
+                # the values are the last bytes of an npy file
+                os.preadv(files[shard], [values.data], end - values.nbytes)
             arrays[modality.name] = array
         return arrays
