@@ -27,7 +27,7 @@ def logging_of_a_command() -> None:
 
 @pytest.fixture(autouse=True)
 def default_storage_settings() -> Iterator[None]:
-    """A run sets the storage settings of its process. Afterwards they are the defaults, also for what a session needs."""
+    """A run sets the storage settings of its process. Then they are the defaults again, also for what a session needs."""
     from maestro_dist.data.storage.settings import StorageSettings, configure
 
     configure(StorageSettings())

@@ -12,7 +12,7 @@ from benchmarks import data
 from benchmarks.common import Options
 from benchmarks.data_scale import global_batches
 from benchmarks.data_set import QUICK, many_shards, packed
-from benchmarks.data_ways import LocalFiles, Remote
+from benchmarks.data_ways import LocalFiles, Remote, training_stream
 
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.manifest import load_manifest
@@ -44,15 +44,16 @@ def test_only_a_cpu_is_measured() -> None:
 
 def test_local_files_give_the_arrays_of_the_product(tmp_path: Path) -> None:
     manifest = packed(tmp_path, QUICK)
-    split = manifest.split("train")
-    assert len(split.shards) == QUICK.shards
+    assert len(manifest.split("train").shards) == QUICK.shards
     source = SplitSource(str(tmp_path), manifest, DataConfig(), tuple(manifest.select(None)), "train")
-    files = LocalFiles(tmp_path, manifest, batch=split.shards[0].samples)
-    expected = source.open().batch(Request(np.arange(split.shards[0].samples)))
-    found = next(files.batches())
-    assert found.keys() == expected.values.keys()
-    for name, array in found.items():
-        np.testing.assert_array_equal(array, expected.values[name].numpy())
+    remote = Remote("http://server", "bucket", manifest, batch=5)
+    order, reader = training_stream(remote, tmp_path).order(0), source.open()
+    for number, found in enumerate(LocalFiles(tmp_path, remote).batches()):
+        expected = reader.batch(Request(order.batch(number)))
+        assert found.keys() == expected.values.keys()
+        for name, array in found.items():
+            np.testing.assert_array_equal(array, expected.values[name].numpy())
+    assert number == order.steps - 1
 
 
 def test_a_manifest_of_many_shards_loads(tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def _reading(link: str, remote: Remote, folder: Path, size: Size, turns: int, pr
                 again = stream_epochs(remote, Path(cache), workers, size.warm_epochs)
                 note(_warm(workers), again.further_s, size.warm_epochs)
         note("webdataset", _seconds(lambda: read_webdataset(remote)))
+        local.read()  # as the stream's first epoch, it gets memory from the operating system
         note("local", _seconds(local.read))
         note("hash", _seconds(lambda: hash_files(remote, folder / "packed")))
         touch_memory(folder / "cache", remote.bytes)
