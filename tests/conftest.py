@@ -27,7 +27,7 @@ def logging_of_a_command() -> None:
 
 @pytest.fixture(autouse=True)
 def default_storage_settings() -> Iterator[None]:
-    """A run sets the storage settings of its process. Then they are the defaults again, also for what a session needs."""
+    """The defaults for each test, and afterwards for what a session needs: a run sets those of its process."""
     from maestro_dist.data.storage.settings import StorageSettings, configure
 
     configure(StorageSettings())

@@ -63,6 +63,7 @@ class ShardReadAhead:
         self._members = source.members
         self._index = lru_cache(_INDEXES)(self._load_index)
         self._whole: dict[int, int] = {}  # shards ahead that are not read in parts, and the step that they count for
+        self._read: set[int] = set()  # shards whose indexes are on this machine
         self._next: NeededShard | None = None
         self._started = self._begun = False
         self._ahead: dict[int, int] = {}  # bytes of the shards by the step that first needs them
@@ -83,7 +84,7 @@ class ShardReadAhead:
             self._reached = step
             self._ahead = {when: size for when, size in self._ahead.items() if when > step}
             self._whole = {shard: when for shard, when in self._whole.items() if when > step}
-            self._change.notify_all()
+            self._wake_one()
 
     def close(self) -> None:
         """End the downloads. One that hangs in the network ends later by itself."""
@@ -104,7 +105,9 @@ class ShardReadAhead:
             shard = self._shards[needed.shard]
             try:
                 if needed.row is None or not self._fetch_sample(needed, needed.row):
-                    index_of(self._storage, shard, self._folder)
+                    if needed.shard not in self._read:
+                        index_of(self._storage, shard, self._folder)
+                        self._read.add(needed.shard)
                     local_shard(self._storage, shard, self._cache, self._heartbeat)
                     if held(shard.sha256) is not None:
                         self._without_disk()
@@ -161,12 +164,22 @@ class ShardReadAhead:
                 self._begun = True
                 self._next = next(self._needed, None)
             while not self._ended and self._next is not None:
-                size = self._size(self._next)
-                now, ahead = self._next.step <= self._reached, sum(self._ahead.values())
-                if now or ahead + size <= self._limit or (not ahead and self._limit):
+                if self._has_room(self._next):
                     taken = self._next
-                    self._ahead[taken.step] = self._ahead.get(taken.step, 0) + size
+                    self._ahead[taken.step] = self._ahead.get(taken.step, 0) + self._size(taken)
                     self._next = next(self._needed, None)
+                    self._wake_one()
                     return taken
                 self._change.wait()
+            self._change.notify_all()
             return None
+
+    def _has_room(self, needed: NeededShard) -> bool:
+        ahead = sum(self._ahead.values())
+        now = needed.step <= self._reached
+        return now or ahead + self._size(needed) <= self._limit or (not ahead and self._limit > 0)
+
+    def _wake_one(self) -> None:
+        """Wake a thread, if there is something for it: all of them, at each step, would take time from the reader."""
+        if self._next is None or self._has_room(self._next):
+            self._change.notify()

@@ -116,7 +116,7 @@ def _reading(link: str, remote: Remote, folder: Path, size: Size, turns: int, pr
                 note(_warm(workers), again.further_s, size.warm_epochs)
         note("webdataset", _seconds(lambda: read_webdataset(remote)))
         local.read()  # as the stream's first epoch, it gets memory from the operating system
-        note("local", _seconds(local.read))
+        note("local", _seconds(partial(local.read, size.warm_epochs)), size.warm_epochs)
         note("hash", _seconds(lambda: hash_files(remote, folder / "packed")))
         touch_memory(folder / "cache", remote.bytes)
         with tempfile.TemporaryDirectory(dir=folder / "cache") as cache:

@@ -287,10 +287,11 @@ class LocalFiles:
         tables = [index.columns(names) for index in indexes]
         self._offsets, self._sizes = (np.concatenate([table[part] for table in tables]) for part in range(2))
 
-    def read(self) -> None:
+    def read(self, epochs: int = 1) -> None:
         """Read all samples."""
         kept: deque[dict[str, np.ndarray]] = deque(maxlen=self._kept)
-        kept.extend(self.batches())
+        for _ in range(epochs):
+            kept.extend(self.batches())
 
     def batches(self) -> Iterator[dict[str, np.ndarray]]:
         """The arrays of all samples by modality; no label is read and nothing is checked."""
