@@ -7,6 +7,7 @@ stream (empty cache, then filled), by plain webdataset, and from local files. Th
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
@@ -112,6 +113,7 @@ def _reading(link: str, remote: Remote, folder: Path, size: Size, turns: int, pr
             touch_memory(folder / "cache", remote.bytes)
             with tempfile.TemporaryDirectory(dir=folder / "cache") as cache:
                 note(_cold(workers), stream_epochs(remote, Path(cache), workers).first_s)
+                os.sync()  # else the disk is still written to
                 again = stream_epochs(remote, Path(cache), workers, size.warm_epochs)
                 note(_warm(workers), again.further_s, size.warm_epochs)
         note("webdataset", _seconds(lambda: read_webdataset(remote)))

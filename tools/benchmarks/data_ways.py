@@ -257,6 +257,7 @@ def touch_memory(folder: Path, size: int) -> None:
         for left in range(size, 0, -_PIECE):
             file.write(piece[:left])
     path.unlink()
+    os.sync()
 
 
 def hash_files(remote: Remote, folder: Path) -> None:
