@@ -59,6 +59,8 @@ def problem_of(path: Path, shard: Shard, verify: str, heartbeat: Heartbeat, cach
         _checked.add((identity, shard.sha256))
         return None
     if sha256_of(path, shard.bytes, heartbeat) != shard.sha256:
+        if (size := path.stat().st_size) != shard.bytes:  # it was cut meanwhile
+            return f"{size} bytes instead of {shard.bytes}"
         return "its sha256 is not that of the manifest"
     note_verified(identity, shard, note)
     return None

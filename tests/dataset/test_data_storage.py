@@ -219,7 +219,7 @@ def test_a_range_that_comes_short_is_asked_for_again(
 
 
 def test_an_outage_while_a_data_set_is_read_is_worth_another_start(
-    packed: str, flaky: type[FlakyFileSystem], monkeypatch: pytest.MonkeyPatch
+    packed: str, flaky: type[FlakyFileSystem], tmp_path: Path
 ) -> None:
     configure(StorageSettings(patience_s=0))
     url = f"flaky://{uuid.uuid4()}"
@@ -229,7 +229,7 @@ def test_an_outage_while_a_data_set_is_read_is_worth_another_start(
     def read() -> None:
         list(evaluation_batches(source, 8, DataRank()))
 
-    source = source_of(url, config=DataConfig(url=url, cache=packed, read_ahead_mb=0))
+    source = source_of(url, config=DataConfig(url=url, cache=str(tmp_path), read_ahead_mb=0))
     for call in (lambda: load_manifest(url), read):
         flaky.failures = 100
         with pytest.raises(StorageError, match=r"connection lost .* \(after 1 attempts") as caught:
