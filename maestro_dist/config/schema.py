@@ -15,6 +15,7 @@ from maestro_dist.config.learning import AugmentConfig, MissingConfig, OptimConf
 from maestro_dist.config.metadata import Execution, Location
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.sections import NonNegativeInt, PositiveInt, Section, Share, Text
+from maestro_dist.config.windows import SplitConfig, WindowConfig
 
 _LOG = logging.getLogger(__name__)
 
@@ -106,6 +107,11 @@ class DataConfig(Section):
     """Folder or fsspec URL that holds `manifest.json` (s3://bucket/wesad, say). A run needs no other URL."""
     source: Annotated[SourceConfig | None, Execution()] = None
     """Raw files to pack to `data.url` first, if it contains no manifest; none by default."""
+    window: WindowConfig | None = None
+    """For a data set of recordings: how they are cut into windows; by default as the data set says."""
+    split: SplitConfig | None = None
+    """For a data set of recordings: how they are divided into train, validation and test; by default as their
+    publishers did, else by subject."""
     modalities: list[str] | None = None
     """Names of the modalities to use; by default all that the manifest has."""
     train: Text = "train"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from maestro_dist.config.windows import WindowConfig
 from maestro_dist.data.plain_values import (
     boolean,
     checked_list,
@@ -34,7 +35,11 @@ _STATISTICS = "_recording"
 
 @dataclass(frozen=True)
 class Description:
-    """Description of a data set; fields as in `Manifest`. `notice`: terms of use that are shown after packing."""
+    """Description of a data set; fields as in `Manifest`.
+
+    notice  terms of use that are shown after packing
+    window  for a data set of recordings: how a run cuts them, if its configuration does not say it
+    """
 
     name: str
     licence: str
@@ -47,6 +52,7 @@ class Description:
     modalities: tuple[Modality, ...]
     recording: bool = False
     notice: str = ""
+    window: WindowConfig | None = None
 
 
 def checked_description(given: Description) -> Description:
@@ -57,6 +63,7 @@ def checked_description(given: Description) -> Description:
     """
     if not isinstance(given, Description):
         raise DataError(f"the description is {type_name(given)}, not a Description")
+    given = _of_recordings(given)
     name = checked_text(given.name, "name", "description", most=200)
     if not name.strip():
         raise DataError("description: name is empty; give the data set one")
@@ -85,6 +92,33 @@ def checked_description(given: Description) -> Description:
         recording=recording,
         notice=checked_text(given.notice, "notice", where, line=False),
     )
+
+
+def _of_recordings(given: Description) -> Description:
+    """The description with the lengths that its window gives; they are not asked for twice."""
+    window = given.window
+    if window is None:
+        return given
+    if not isinstance(window, WindowConfig):
+        raise DataError(f"description: window {short_repr(window)} is {type_name(window)}, not a WindowConfig")
+    modalities = tuple(
+        replace(m, steps=window_steps(m, window)) if isinstance(m, Modality) else m
+        for m in checked_list(given.modalities, "modalities", "description")
+    )
+    return replace(given, window_s=window.length_s, modalities=modalities, recording=True)
+
+
+def window_steps(modality: Modality, window: WindowConfig) -> int:
+    """Steps of a window of recordings, which is at least one; also for a modality without time."""
+    rate_hz = finite_number(modality.rate_hz)
+    if is_static(modality) or rate_hz is None or rate_hz <= 0:
+        return modality.steps
+    return max(1, round(rate_hz * window.length_s))
+
+
+def is_static(modality: Modality) -> bool:
+    """Whether the modality is one value a recording, such as the age, and has no time."""
+    return modality.always and modality.steps == 1
 
 
 def checked_splits(splits: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from maestro_dist.data.description import Description
-from maestro_dist.data.manifest import Manifest, ManifestModality, ManifestSplit, Outliers, SharedPeople
+from maestro_dist.data.manifest import Manifest, ManifestModality, ManifestSplit, Outliers, Recordings, SharedPeople
 from maestro_dist.data.moments import RunningMoments
 from maestro_dist.data.outliers import Bulk, FarValues, ValueHistogram
 from maestro_dist.data.sample_checks import CheckedSample
@@ -40,7 +40,7 @@ class Findings:
             self._filled[sample.split].add(name)
             self.moments[sample.split][name].add(array)
             self.histograms[sample.split][name].add(array)
-        if self.description.task == "regression":
+        if self.description.task == "regression" and self.description.window is None:
             self.targets[sample.split].add(np.array([[sample.label]], dtype=np.float32))
         if sample.subject:
             self.people[sample.split].add(sample.subject)
@@ -67,8 +67,8 @@ class Findings:
             self.targets[split].merge_json(found["targets"])
             self.people[split].update(found["people"])
 
-    def manifest(self, splits: dict[str, ManifestSplit]) -> Manifest:
-        """The manifest of the written data.
+    def manifest(self, splits: dict[str, ManifestSplit], recordings: Recordings | None = None) -> Manifest:
+        """The manifest of the written data. `recordings`: what they are, if the splits hold recordings.
 
         Raises:
             DataError: there was no sample.
@@ -96,6 +96,7 @@ class Findings:
             target=about.target,
             window_s=about.window_s,
             recording=about.recording,
+            recordings=recordings,
             modalities=[self._described(source, modality, bulks[modality.name]) for modality in self.modalities],
             splits=splits,
             statistics_of=None if source == TRAIN else source,

@@ -16,6 +16,7 @@ from maestro_dist.data.description import Description, checked_description, chec
 from maestro_dist.data.findings import Findings
 from maestro_dist.data.parts import Part, Remarks
 from maestro_dist.data.plain_values import short_repr, whole_number
+from maestro_dist.data.recordings.raw import CheckedRecording, RecordingChecker
 from maestro_dist.data.sample_checks import CheckedSample, SampleChecker
 from maestro_dist.data.shard_index import META, member_name
 from maestro_dist.data.tar_blocks import npy_blocks, sample_blocks
@@ -30,16 +31,18 @@ class SampleRows:
     """Consecutive samples of one split, without their bytes: one entry for each in every list.
 
     sizes  bytes of the sample in a shard
+    facts  of each recording its row in the table, as bytes; empty for windows
     """
 
     keys: list[str] = field(default_factory=list)
     labels: list[int | float] = field(default_factory=list)
     subjects: list[str] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+    facts: list[bytes] = field(default_factory=list)
 
     def add(self, key: str, label: int | float, subject: str, size: int) -> None:
         """Add a sample."""
-        for values, value in zip(self._lists(), (key, label, subject, size), strict=True):
+        for values, value in zip(self._lists(), (key, label, subject, size), strict=False):
             values.append(value)
 
     def extend(self, others: SampleRows, first: int, last: int) -> None:
@@ -48,7 +51,7 @@ class SampleRows:
             values += more[first:last]
 
     def _lists(self) -> tuple[list[Any], ...]:
-        return self.keys, self.labels, self.subjects, self.sizes
+        return self.keys, self.labels, self.subjects, self.sizes, self.facts
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,11 @@ class PackFormat:
     splits: tuple[str, ...]
     shard_bytes: int
 
+    @property
+    def counted_classes(self) -> int:
+        """Number of classes that are counted; 0 for regression, and for recordings."""
+        return len(self.description.classes) if self.description.window is None else 0
+
     @staticmethod
     def checked(description: Description, splits: Sequence[str], shard_bytes: int) -> PackFormat:
         """The same with plain Python values.
@@ -97,7 +105,7 @@ def part_fragments(part: Part, about: PackFormat) -> Iterator[Fragment | PartEnd
         DataError: a sample does not fit the description, or what the part raises.
     """
     remarks, findings = Remarks(), Findings(about.description, about.splits)
-    checker, most = SampleChecker(about.description, list(about.splits)), min(_FRAGMENT_BYTES, about.shard_bytes)
+    checker, most = _checker(about), min(_FRAGMENT_BYTES, about.shard_bytes)
     open_fragments = {split: (SampleRows(), bytearray()) for split in about.splits}
     for place, sample in enumerate(part.samples(remarks)):
         checked = checker.checked(sample, f"{place} of {part.name}" if part.name else str(place))
@@ -106,6 +114,8 @@ def part_fragments(part: Part, about: PackFormat) -> Iterator[Fragment | PartEnd
         for block in sample_blocks(checked.key, _members(checked)):
             data += block
         rows.add(checked.key, checked.label, checked.subject, len(data) - size)
+        if isinstance(checked, CheckedRecording):
+            rows.facts.append(checked.facts)
         findings.add(checked)
         if len(data) >= most:
             open_fragments[checked.split] = SampleRows(), bytearray()
@@ -116,5 +126,14 @@ def part_fragments(part: Part, about: PackFormat) -> Iterator[Fragment | PartEnd
     yield PartEnd(findings.to_json(), remarks.to_json())
 
 
-def _members(sample: CheckedSample) -> dict[str, Any]:
-    return {META: [sample.meta], **{member_name(name): npy_blocks(array) for name, array in sample.arrays.items()}}
+def _checker(about: PackFormat) -> SampleChecker | RecordingChecker:
+    if about.description.window is None:
+        return SampleChecker(about.description, list(about.splits))
+    return RecordingChecker(about.description)
+
+
+def _members(sample: CheckedSample | CheckedRecording) -> dict[str, Any]:
+    arrays = {member_name(name): array for name, array in sample.arrays.items()}
+    if isinstance(sample, CheckedRecording):
+        arrays |= {member_name(name): array for name, array in sample.further.items()}
+    return {META: [sample.meta], **{name: npy_blocks(array) for name, array in arrays.items()}}

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from maestro_dist.config.sections import NonNegativeInt
+from maestro_dist.config.windows import SplitConfig, WindowConfig
 from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
 from maestro_dist.data.storage.plain_json import parse_json
 from maestro_dist.errors import ConfigError, DataError
@@ -41,6 +42,8 @@ class Shard(_ManifestEntry):
     """One tar and its index: paths relative to the manifest, and number of samples, size and hash of the tar.
 
     index_sha256  hash of the index; None in a manifest of an older version
+    recordings    how many recordings it holds, and `first`, the number of its first one in the table of recordings; None
+                  if it holds windows
     """
 
     path: str
@@ -49,6 +52,13 @@ class Shard(_ManifestEntry):
     bytes: Annotated[int, Field(ge=1)]
     sha256: Sha256
     index_sha256: Sha256 | None = None
+    recordings: Annotated[int, Field(ge=1)] | None = None
+    first: NonNegativeInt | None = None
+
+    @property
+    def stored(self) -> int:
+        """Entries of its index: its recordings, or its samples."""
+        return self.samples if self.recordings is None else self.recordings
 
     _paths = field_validator("path", "index")(_relative)
 
@@ -181,6 +191,24 @@ class SharedPeople(_ManifestEntry):
     some: list[str]
 
 
+class Recordings(_ManifestEntry):
+    """The data set holds whole recordings: the table of all of them, and how to cut them if a run does not say it."""
+
+    table: str
+    bytes: NonNegativeInt
+    sha256: Sha256
+    window: WindowConfig
+
+    _path = field_validator("table")(_relative)
+
+
+class Cut(_ManifestEntry):
+    """How the recordings were cut into the windows that the manifest describes, and divided into splits."""
+
+    window: WindowConfig
+    split: SplitConfig
+
+
 class Manifest(_ManifestEntry):
     """A packed data set.
 
@@ -190,6 +218,8 @@ class Manifest(_ManifestEntry):
     recording      whether samples have the mean and std of their recording up to the window's end, as
                    `normalize: recording` needs them
     symbols        how its SAX symbols were made; None: it has none
+    recordings     its recordings; None: it holds windows
+    cut            how its recordings are cut; None in a stored manifest: then its one split counts recordings
     statistics_of  the split of the means and standard deviations, if it is not train
     outliers, shared_people   findings that the user should know before training
     """
@@ -207,6 +237,8 @@ class Manifest(_ManifestEntry):
     modalities: Annotated[list[ManifestModality], Field(min_length=1)]
     splits: dict[str, ManifestSplit]
     symbols: SymbolSpec | None = None
+    recordings: Recordings | None = None
+    cut: Cut | None = None
     statistics_of: str | None = None
     outliers: list[Outliers] = []
     shared_people: list[SharedPeople] = []
@@ -220,10 +252,15 @@ class Manifest(_ManifestEntry):
             raise ValueError(f"symbols.word names {sorted(self.symbols.word)}, the modalities are {sorted(names)}")
         if self.task == "classification" and len(self.classes) < 2:
             raise ValueError("a classification needs two classes or more")
-        for name, split in self.splits.items():
+        for name, split in self.splits.items() if not self.uncut else ():
             if self.task == "classification" and len(split.class_counts) != len(self.classes):
                 raise ValueError(f"class_counts of split '{name}' need {len(self.classes)} numbers")
         return self
+
+    @property
+    def uncut(self) -> bool:
+        """Whether it describes recordings that are not yet cut into windows."""
+        return self.recordings is not None and self.cut is None
 
     def select(self, names: Sequence[str] | None) -> list[Modality]:
         """The modalities of a run, sorted by name; all of them by default.
@@ -257,14 +294,15 @@ class Manifest(_ManifestEntry):
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON. Optional fields without a value are left out, and so is `always` if it is false."""
-        optional = ("symbols", *_FINDINGS)
+        optional = ("symbols", "recordings", "cut", *_FINDINGS)
         body = self.model_dump(mode="json", exclude={name for name in optional if not getattr(self, name)})
         for modality in body["modalities"]:
             if not modality["always"]:
                 del modality["always"]
         for shard in _shards(body):
-            if shard["index_sha256"] is None:
-                del shard["index_sha256"]
+            for name in ("index_sha256", "recordings", "first"):
+                if shard[name] is None:
+                    del shard[name]
         return body
 
     def fingerprint(self) -> str:

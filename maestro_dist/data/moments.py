@@ -36,6 +36,13 @@ class RunningMoments:
         self.mean, self.m2 = np.where(new, other.mean, mean), np.where(new, other.m2, m2)
         self.count = self.count + other.count
 
+    @staticmethod
+    def of(count: np.ndarray, mean: np.ndarray, m2: np.ndarray) -> RunningMoments:
+        """Moments that were computed elsewhere, [D] each."""
+        moments = RunningMoments(len(count))
+        moments.count, moments.mean, moments.m2 = count.astype(np.int64), mean, m2
+        return moments
+
     def to_json(self) -> list[Any]:
         """Plain JSON from which `from_json` makes exactly the same numbers."""
         return [self.count.tolist(), self.mean.tolist(), self.m2.tolist()]
@@ -67,13 +74,65 @@ class RunningMoments:
         return np.sqrt(self.m2 / np.maximum(self.count, 1))
 
 
+BLOCK = 256
+"""Steps from one entry of `prefix_moments` to the next."""
+
+_MOST_BLOCKS = 1 << 12  # that are added at a time
+
+
+def prefix_moments(stream: np.ndarray) -> np.ndarray:
+    """Count, mean and M2 of `stream` [T, D] over its first `BLOCK`, 2 `BLOCK`, ... steps: float64 [T // BLOCK, D, 3]."""
+    stream = np.asarray(stream, dtype=np.float32)  # as it is stored
+    blocks = len(stream) // BLOCK
+    result = np.empty((blocks, stream.shape[1], 3))
+    total = RunningMoments(stream.shape[1])
+    for start in range(0, blocks, _MOST_BLOCKS):
+        end = min(start + _MOST_BLOCKS, blocks)
+        shape = (end - start, BLOCK, stream.shape[1])
+        own = _moments_of_blocks(stream[start * BLOCK : end * BLOCK].reshape(shape))
+        for block in range(start, end):
+            count, mean, m2 = own[block - start].T
+            total.merge(RunningMoments.of(count, mean, m2))
+            result[block] = np.stack([total.count, total.mean, total.m2], axis=-1)
+    return result
+
+
+def statistics_at(before: np.ndarray, rest: np.ndarray) -> np.ndarray:
+    """Mean and std of streams up to some step: float64 [R, D, 2].
+
+    before  float64 [R, D, 3]: what `prefix_moments` has for the whole blocks before that step; zeros for none
+    rest    float32 [R, BLOCK, D]: the steps after those blocks, then NaN
+    """
+    count, mean, m2 = np.moveaxis(before, -1, 0)
+    more, rest_mean, rest_m2 = np.moveaxis(_moments_of_blocks(rest), -1, 0)
+    total = np.maximum(count + more, 1)
+    shift = rest_mean - mean
+    mean = np.where(count == 0, rest_mean, mean + shift * more / total)
+    m2 = np.where(count == 0, rest_m2, m2 + rest_m2 + shift**2 * count * more / total)
+    return np.stack([mean, np.sqrt(m2 / total)], axis=-1)
+
+
+def _moments_of_blocks(blocks: np.ndarray) -> np.ndarray:
+    """Count, mean and M2 of each block: float64 [R, D, 3] of [R, BLOCK, D]. The same for any R."""
+    values = blocks.astype(np.float64)
+    observed = ~np.isnan(values)
+    count = observed.sum(axis=1)
+    divisor = np.maximum(count, 1)
+    mean = np.where(observed, values, 0.0).sum(axis=1) / divisor
+    m2 = (np.where(observed, values - mean[:, None], 0.0) ** 2).sum(axis=1)
+    return np.stack([count, mean, m2], axis=-1)
+
+
 def causal_statistics(stream: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Mean and std of `stream` [T, D] over all steps before each of the ascending `ends`: float64 [len(ends), D, 2]."""
-    moments = RunningMoments(stream.shape[1])
+    """Mean and std of `stream` [T, D] over all steps before each of the `ends`: float64 [len(ends), D, 2]."""
+    stream, ends = np.asarray(stream, dtype=np.float32), np.asarray(ends, dtype=np.int64)
+    prefix = np.concatenate([np.zeros((1, stream.shape[1], 3)), prefix_moments(stream)])
     result = np.empty((len(ends), stream.shape[1], 2))
-    done = 0
-    for row, end in enumerate(ends):
-        moments.add(stream[done:end])
-        done = end
-        result[row, :, 0], result[row, :, 1] = moments.mean, moments.std
+    for start in range(0, len(ends), _MOST_BLOCKS):
+        some = ends[start : start + _MOST_BLOCKS]
+        whole = some // BLOCK
+        steps = whole[:, None] * BLOCK + np.arange(BLOCK)
+        rest = stream[np.minimum(steps, len(stream) - 1)]
+        rest[steps >= some[:, None]] = np.nan
+        result[start : start + _MOST_BLOCKS] = statistics_at(prefix[whole], rest)
     return result

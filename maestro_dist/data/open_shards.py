@@ -6,10 +6,11 @@ import errno
 import os
 import resource
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from maestro_dist.data.block_digests import BlockDigests
 from maestro_dist.data.index_copies import index_of
 from maestro_dist.data.manifest import Shard
 from maestro_dist.data.shard_cache import ShardCache, cached_shard, local_shard
-from maestro_dist.data.shard_index import HEADER
+from maestro_dist.data.shard_index import HEADER, ShardIndex
 from maestro_dist.data.shard_parts import ShardParts
 from maestro_dist.data.storage import Storage
 from maestro_dist.data.storage.retry import Heartbeat
@@ -63,6 +64,7 @@ class OpenShard:
 
     file    the verified file, which is at `path`
     blocks  digests of the shard's blocks, if it is read in parts
+    windows what `WindowsOf` has added
     parts   the parts of it that are on this machine; None: all of it is, at `path`
     """
 
@@ -76,6 +78,7 @@ class OpenShard:
     known: KnownSamples
     blocks: BlockDigests | None = None
     parts: ShardParts | None = None
+    windows: Any = None
 
     @property
     def bytes(self) -> int:
@@ -85,16 +88,22 @@ class OpenShard:
         return digests + arrays + sum(64 + len(key) for key in self.keys)
 
 
+WindowsOf = Callable[[Shard, ShardIndex], tuple[ShardIndex, Any]]
+"""The index of the windows of a shard of recordings, and what else its reader needs to know about them."""
+
+
 class OpenShards:
     """Opens a shard at its first use. Loads its index and verifies it once, as long as memory allows.
 
     A file that was closed to open another one is opened again without verification, unless it has changed. Only one
     thread at a time may use it.
 
-    in_parts  of remote shards, download only the parts that `fetch` names, where an index has digests
+    in_parts    of remote shards, download only the parts that `fetch` names, where an index has digests
+    windows_of  for shards of recordings
     """
 
     in_parts = False
+    windows_of: WindowsOf | None = None
 
     def __init__(
         self,
@@ -140,7 +149,10 @@ class OpenShards:
             return opened
         shard = self._shards[position]
         self._heartbeat(f"opening {self._storage.name(shard.path)}")
-        index = index_of(self._storage, shard, self._config.cache)
+        index, windows = index_of(self._storage, shard, self._config.cache), None
+        blocks = index.blocks if self.in_parts and self._storage.local is None else None
+        if self.windows_of is not None:
+            index, windows = self.windows_of(shard, index)
         offsets, sizes = index.columns(self._members)
         dtype = np.min_scalar_type(shard.bytes)  # 4 bytes per number instead of 8, for shards below 4 GiB
         opened = OpenShard(
@@ -152,8 +164,11 @@ class OpenShards:
             path=Path(),
             file=(0, 0, 0, 0),
             known=KnownSamples(len(index.keys), len(self._members) - 1, self._variates),
-            blocks=index.blocks if self.in_parts and self._storage.local is None else None,
+            blocks=blocks,
+            windows=windows,
         )
+        if windows is not None and index.targets is not None:
+            opened.known.targets[:] = index.targets
         self._verify(opened)
         self._opened[position] = opened
         self._bytes += opened.bytes
@@ -244,6 +259,8 @@ class OpenShards:
         config = self._config
         entry, cache = self._shards[shard.position], ShardCache.of(config)
         shard.known.forget()
+        if shard.windows is not None:
+            shard.windows.forget()
         shard.parts = None
         if shard.blocks is not None:
             copy = cached_shard(entry, cache, self._heartbeat)

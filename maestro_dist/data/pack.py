@@ -11,6 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from maestro_dist.data.description import Description
 from maestro_dist.data.findings import Findings, warning_lines
@@ -18,6 +19,10 @@ from maestro_dist.data.fragments import Fragment, PackFormat, part_fragments
 from maestro_dist.data.manifest import MANIFEST_NAME, Manifest
 from maestro_dist.data.parts import GivenSamples
 from maestro_dist.data.plain_values import type_name
+from maestro_dist.data.recordings.packing import write_table
+from maestro_dist.data.recordings.raw import RawRecording
+from maestro_dist.data.recordings.raw import SPLIT as RECORDINGS_SPLIT
+from maestro_dist.data.recordings.table import TABLE_NAME
 from maestro_dist.data.sample_checks import RawSample
 from maestro_dist.data.shard_assembly import LocalSink, ShardAssembly, remove_shards
 from maestro_dist.data.shard_checks import file_sizes
@@ -26,15 +31,17 @@ from maestro_dist.errors import DataError
 
 __all__ = [
     "Description",
+    "RawRecording",
     "RawSample",
     "check_nothing_packed",
     "open_for_packing",
     "pack",
+    "pack_recordings",
     "write_manifest",
 ]
 
 _LOG = logging.getLogger(__name__)
-_SHARD = re.compile(r"[A-Za-z0-9_-]+-\d{6}\.(tar|index|index\.json)")
+_SHARD = re.compile(rf"[A-Za-z0-9_-]+-\d{{6}}\.(tar|index|index\.json)|{re.escape(TABLE_NAME)}")
 
 
 def pack(
@@ -67,14 +74,14 @@ def pack(
         raise DataError(f"pack: samples is {type_name(samples)}, not an iterable of RawSample")
     storage = open_for_packing(os.fspath(url), overwrite=overwrite)
     findings, sink = Findings(about.description, about.splits), LocalSink(storage)
-    assembly = ShardAssembly(about.splits, len(about.description.classes), about.shard_bytes, sink)
+    assembly = ShardAssembly(about.splits, about.counted_classes, about.shard_bytes, sink)
     try:
         for item in part_fragments(GivenSamples(samples), about):
             if isinstance(item, Fragment):
                 assembly.add(item.split, item.rows, item.data)
             else:
                 findings.merge_json(item.findings)
-        manifest = findings.manifest(assembly.close())
+        manifest = described(storage, findings, assembly)
         check_complete(storage, manifest)
         write_manifest(storage, manifest)
     except BaseException as error:
@@ -84,6 +91,37 @@ def pack(
     for line in warning_lines(manifest):
         _LOG.warning("%s", line)
     return manifest
+
+
+def pack_recordings(
+    url: str | os.PathLike[str],
+    description: Description,
+    recordings: Iterable[RawRecording],
+    *,
+    shard_bytes: int = 32 << 20,
+    overwrite: bool = False,
+) -> Manifest:
+    """Pack whole recordings below `url`, as `pack` does windows. A run cuts them by `data.window` and `data.split`.
+
+    The description needs a `window`, the default of runs; its `window_s` and the steps of its modalities follow.
+
+    Raises:
+        DataError: as `pack`; or two recordings have the same key.
+        StorageError: a file cannot be written.
+    """
+    if isinstance(description, Description) and description.window is None:
+        raise DataError(f"{description.name}: recordings need description.window, the default way to cut them")
+    given: Iterable[Any] = recordings
+    return pack(url, description, given, splits=(RECORDINGS_SPLIT,), shard_bytes=shard_bytes, overwrite=overwrite)
+
+
+def described(storage: Storage, findings: Findings, assembly: ShardAssembly) -> Manifest:
+    """The manifest of all samples; of recordings the table is written, too."""
+    splits, window = assembly.close(), findings.description.window
+    if window is None:
+        return findings.manifest(splits)
+    splits, recordings = write_table(storage, splits, window)
+    return findings.manifest(splits, recordings)
 
 
 def open_for_packing(url: str, *, overwrite: bool) -> Storage:

@@ -16,7 +16,13 @@ from maestro_dist import __version__
 from maestro_dist.data.findings import Findings, warning_lines
 from maestro_dist.data.fragments import Fragment, PackFormat, PartEnd, SampleRows, part_fragments
 from maestro_dist.data.manifest import FORMAT, MANIFEST_NAME, Manifest, load_manifest
-from maestro_dist.data.pack import check_complete, check_nothing_packed, remove_data_set, write_manifest
+from maestro_dist.data.pack import (
+    check_complete,
+    check_nothing_packed,
+    described,
+    remove_data_set,
+    write_manifest,
+)
 from maestro_dist.data.pack_records import PackRecords, PartRecord, SampleSizes, has_records, record_shard
 from maestro_dist.data.parts import Part, Remarks
 from maestro_dist.data.shard_assembly import LocalSink, ShardAssembly, ShardSink, remove_shards
@@ -108,7 +114,7 @@ def pack_parts(url: str, packing: PartsPacking, workers: PackWorkers) -> tuple[M
         return load_manifest(url), remarks
     _make_room(url, packing, records)
     sink = workers.sink(url)
-    attempt = _Attempt(packing, records, sink)
+    attempt = _Attempt(storage, packing, records, sink)
     try:
         manifest, remarks = attempt.pack(workers)
         check_complete(storage, manifest)
@@ -165,14 +171,14 @@ def _clean(storage: Storage, records: PackRecords) -> None:
 class _Attempt:
     """One attempt to pack."""
 
-    def __init__(self, packing: PartsPacking, records: PackRecords, sink: ShardSink) -> None:
-        about = packing.about
+    def __init__(self, storage: Storage, packing: PartsPacking, records: PackRecords, sink: ShardSink) -> None:
+        about, self._storage = packing.about, storage
         self._packing, self._records, self._done = packing, records, records.shards()
         self._findings, self._remarks = Findings(about.description, about.splits), Remarks()
         self._progress = PackProgress(len(packing.parts))
         self.assembly = ShardAssembly(
             about.splits,
-            len(about.description.classes),
+            about.counted_classes,
             about.shard_bytes,
             sink,
             done=self._done,
@@ -198,14 +204,14 @@ class _Attempt:
             self._remarks.merge_json(part.end.remarks)
             self._progress.parts += 1
             self._tell()
-        splits = self.assembly.close()
+        manifest = described(self._storage, self._findings, self.assembly)
         self._tell()
-        return self._findings.manifest(splits), self._remarks
+        return manifest, self._remarks
 
     def _recorded(self) -> tuple[int, set[int]]:
         """How many parts are recorded, and the numbers of those whose samples are all in shards that are done."""
         count, needless, about = 0, set(), self._packing.about
-        cuts = {split: SplitCut(split, len(about.description.classes), about.shard_bytes) for split in about.splits}
+        cuts = {split: SplitCut(split, about.counted_classes, about.shard_bytes) for split in about.splits}
         for part in self._records.parts():
             pieces = (piece for split, samples in part.samples.items() for piece in cuts[split].cut(samples.rows()))
             shards = {piece.shard for piece in pieces}

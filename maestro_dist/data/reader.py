@@ -15,10 +15,13 @@ from maestro_dist.data.augment import augment, wanted_kinds
 from maestro_dist.data.block_digests import LONG_WINDOW
 from maestro_dist.data.collate import collate
 from maestro_dist.data.index_copies import index_of
-from maestro_dist.data.manifest import Manifest
+from maestro_dist.data.manifest import Manifest, Shard
 from maestro_dist.data.missing import drop_modalities
 from maestro_dist.data.mixup import Mixing, mix
 from maestro_dist.data.open_shards import OpenShard, OpenShards
+from maestro_dist.data.recordings.cut_reader import CutReader, OpenWindows
+from maestro_dist.data.recordings.raw import moments_name
+from maestro_dist.data.recordings.windowing import window_index, windowing_of
 from maestro_dist.data.sample import BadSample, DecodedSample, SampleFormat, decode_sample
 from maestro_dist.data.shard_index import HEADER, META, ShardIndex, member_name
 from maestro_dist.data.sparse_file import has_range_locks
@@ -97,13 +100,14 @@ class SplitSource:
         Not if windows are changed or checked as a whole: ranks that share the time axis must find the same samples bad,
         so if bad samples are skipped, each checks the complete windows.
         """
-        return self.slices is not None and not self.changes_windows and not self.config.max_bad_samples
+        whole = self.changes_windows or self.config.max_bad_samples
+        return self.slices is not None and not whole
 
     @property
     def downloads_parts(self) -> bool:
         """Whether it also downloads only parts, if the indexes have digests: not of short windows."""
         longest = max(m.steps * m.variates * np.dtype(np.float32).itemsize for m in self.manifest.modalities)
-        return self.reads_parts and longest >= LONG_WINDOW and has_range_locks()
+        return self.reads_parts and longest >= LONG_WINDOW and has_range_locks() and self.manifest.cut is None
 
     def indexes(self) -> Iterator[ShardIndex]:
         """The indexes of the split's shards, in their order.
@@ -114,7 +118,22 @@ class SplitSource:
         storage = Storage(self.url)
         with ThreadPoolExecutor(_INDEXES) as pool:
             shards = self.manifest.split(self.split).shards
-            yield from pool.map(lambda shard: index_of(storage, shard, self.config.cache), shards)
+            stored = pool.map(lambda shard: index_of(storage, shard, self.config.cache), shards)
+            if self.manifest.cut is None:
+                yield from stored
+                return
+            for shard, index in zip(shards, stored, strict=True):
+                yield self._windows(shard, index)[0]
+
+    def _windows(self, shard: Shard, stored: ShardIndex) -> tuple[ShardIndex, OpenWindows]:
+        """The index of the windows of a shard of recordings, and what their reader needs. See `WindowsOf`."""
+        windowing = windowing_of(self.url, self.manifest)
+        windows, names = windowing.shard(self.split, shard), windowing.names
+        moments = [member_name(moments_name(modality.name)) for modality in self.modalities]
+        offsets, sizes = stored.columns(moments)
+        offsets = np.where(sizes > 0, offsets, 0)[windows.row]
+        columns = [names.index(modality.name) for modality in self.modalities]
+        return window_index(stored, windows, names), OpenWindows.of(windows, columns, offsets)
 
     def open(self, heartbeat: Heartbeat = _ignore) -> SplitReader:
         """A reader; it opens files when it first needs them. `heartbeat` is called for each sample."""
@@ -144,7 +163,10 @@ class SplitReader:
         variates = sum(modality.variates for modality in source.modalities) if source.manifest.recording else 0
         self._shards = OpenShards(storage, shards, self.members, source.config, heartbeat, variates)
         self._shards.in_parts = source.downloads_parts
-        self._window_reader = WindowReader(self.format, heartbeat)
+        cut = source.manifest.cut is not None
+        self._shards.windows_of = source._windows if cut else None
+        self._cut_reader = CutReader(self.format, heartbeat) if cut else None
+        self._window_reader = self._cut_reader or WindowReader(self.format, heartbeat)
 
     def close(self) -> None:
         """Close all files."""
@@ -270,11 +292,16 @@ class SplitReader:
     def _sample(self, number: int, wanted: np.ndarray) -> DecodedSample:
         """A sample. A bad one is read again where its file has changed since it was verified."""
         try:
-            return self.decode(number, self.stored(number, wanted))
+            return self._sample_as_it_is(number, wanted)
         except BadSample:
             if not self._shards.renewed(self._locate(number)[0]):
                 raise
-        return self.decode(number, self.stored(number, wanted))
+        return self._sample_as_it_is(number, wanted)
+
+    def _sample_as_it_is(self, number: int, wanted: np.ndarray) -> DecodedSample:
+        if self._cut_reader is None:
+            return self.decode(number, self.stored(number, wanted))
+        return self._cut_reader.sample(number, *self._locate(number), wanted, self._shards)
 
     def _locate(self, number: int) -> tuple[OpenShard, int]:
         position = int(np.searchsorted(self.starts, number, side="right")) - 1

@@ -104,7 +104,7 @@ class SampleChecker:
         if self.description.recording:
             statistics = self._statistics(sample.statistics, arrays, where)
             for column, part in enumerate(("recording_mean", "recording_std")):
-                meta[part] = {n: [_nine_digits(x) for x in pair[:, column]] for n, pair in statistics.items()}
+                meta[part] = {n: [_short(x) for x in pair[:, column]] for n, pair in statistics.items()}
         body = json.dumps(meta, separators=(",", ":"), allow_nan=False).encode()
         observed = {n: array for n, array in arrays.items() if not np.isnan(array).all()}  # nothing observed: absent
         return CheckedSample(str(sample.split), key, label, subject, observed, body)
@@ -178,9 +178,9 @@ class SampleChecker:
         return statistics
 
 
-def _nine_digits(value: Any) -> float:
-    """Rounded to nine digits: enough to distinguish any two float32 numbers."""
-    return float(f"{value:.9g}")
+def _short(value: Any) -> float:
+    """The shortest decimal number that is this float32 number."""
+    return float(str(np.float32(value)))
 
 
 def _mapped(given: Any, key: str, where: str) -> Mapping[Any, Any]:

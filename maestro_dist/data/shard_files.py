@@ -13,6 +13,7 @@ import numpy as np
 from maestro_dist.data.fragments import SampleRows
 from maestro_dist.data.manifest import ManifestSplit, Shard
 from maestro_dist.data.moments import RunningMoments
+from maestro_dist.data.recordings.table import joined_tables
 from maestro_dist.data.shard_index import INDEX_SUFFIX, index_tar
 from maestro_dist.data.storage import Storage
 from maestro_dist.data.tar_blocks import bytes_written, end_of_tar
@@ -136,6 +137,8 @@ class ShardFile:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         file.seek(0)
         index = replace(index_tar(file), targets=np.array(rows.labels, dtype=np.float64), subjects=rows.subjects)
+        if rows.facts:
+            index = replace(index, table=joined_tables(rows.facts))
         assert index.keys == rows.keys
         self._open.close()
         data = index.to_bytes()

@@ -38,6 +38,7 @@ class ShardIndex:
     targets         float64 [N]: class or target of each sample; None in an index of an older version
     subjects        the person of each sample, "" where it has none; None in an index of an older version
     blocks          digests of the blocks of the shard; None: its windows are short, or the index is of an older version
+    table           the shard's part of the table of recordings, as bytes; empty if it holds windows
     """
 
     keys: list[str]
@@ -47,6 +48,7 @@ class ShardIndex:
     targets: np.ndarray | None = None
     subjects: list[str] | None = None
     blocks: BlockDigests | None = None
+    table: bytes = b""
 
     def columns(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Offsets and sizes of the named members, [N, len(names)] each; 0 for a name that no sample has."""
@@ -76,6 +78,9 @@ class ShardIndex:
         if self.blocks is not None:
             head["blocks"] = [self.blocks.size, len(self.blocks.digests)]
             parts.append(self.blocks.digests)
+        if self.table:
+            head["table"] = len(self.table)
+            parts.append(self.table)
         body = b"".join((_MAGIC, json.dumps(head, separators=(",", ":")).encode(), b"\n", *parts, *texts))
         return body + zlib.crc32(body).to_bytes(4, "little")
 
@@ -154,8 +159,8 @@ def _checked(index: ShardIndex | str, shard: Shard, name: str) -> ShardIndex:
     if isinstance(index, str):
         raise DataError(f"{name}: format {index} is not {FORMAT!r}; pack the data set again")
     samples = len(index.keys)
-    if samples != shard.samples:
-        raise DataError(f"{name}: {samples} samples, but the manifest says {shard.samples}; pack the data set again")
+    if samples != shard.stored:
+        raise DataError(f"{name}: {samples} samples, but the manifest says {shard.stored}; pack the data set again")
     odd = next((key for key in index.keys if not key.isprintable()), None)
     if odd is not None:
         raise DataError(f"{name}: {odd!r:.80} is no key of a sample; pack the data set again")
@@ -195,10 +200,12 @@ def _from_bytes(data: bytes) -> ShardIndex | str:
         size, length = (int(number) for number in head["blocks"])
         blocks = BlockDigests(size, rest[end : end + length])
         end += length
+    table = rest[end : end + int(head.get("table", 0))]
+    end += len(table)
     keys = _split(rest[end : end + texts[0]], samples)
     if end + sum(texts) != len(rest):
         raise ValueError("its parts do not have the sizes that it says")
-    return ShardIndex(keys, members, offsets.astype(np.int64), sizes.astype(np.int64), targets, subjects, blocks)
+    return ShardIndex(keys, members, offsets.astype(np.int64), sizes.astype(np.int64), targets, subjects, blocks, table)
 
 
 def _joined(texts: Sequence[str]) -> bytes:

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class WindowLayout:
     def of(sample_format: SampleFormat, end: int, modality: Modality) -> WindowLayout:
         """The layout of a modality. `end`: how many variates there are up to its last."""
         part, shape, dtype = sample_format.part(modality), sample_format.shape(modality), sample_format.dtype
-        header = _npy_header(shape, dtype)
+        header = npy_header(shape, dtype)
         step_bytes = modality.variates * dtype.itemsize
         return WindowLayout(
             name=modality.name,
@@ -96,7 +97,8 @@ class SampleParts:
         return found
 
 
-def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+@lru_cache(maxsize=1024)
+def npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
     """The header that `pack` writes before an array."""
     file = io.BytesIO()
     described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}

@@ -176,7 +176,7 @@ class WindowReader:
     def _values_are_right(self, located: Located, new: np.ndarray, arrays: _Arrays) -> bool:
         """Whether all values are allowed. Each window of an open shard is checked once; `new`, bool [B, M]: now."""
         for column in np.flatnonzero(new.any(0)).tolist():
-            if not _allowed(arrays.values[column], self._format):
+            if not values_are_allowed(arrays.values[column], self._format):
                 return False
         for group in located.groups if new.any() else ():
             group.shard.known.allowed[group.rows] |= arrays.wanted[group.places]
@@ -289,7 +289,7 @@ def _read(file: int, pieces: Sequence[Piece]) -> bool:
     return not buffers or os.preadv(file, buffers, start) == end - start
 
 
-def _allowed(values: np.ndarray, sample_format: SampleFormat) -> bool:
+def values_are_allowed(values: np.ndarray, sample_format: SampleFormat) -> bool:
     """Whether no value is infinite, and each symbol is of the alphabet."""
     if not values.size:
         return True

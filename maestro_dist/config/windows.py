@@ -1,0 +1,56 @@
+"""How recordings are cut into windows, and into splits."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from maestro_dist.config.sections import PositiveFloat, Section, Share
+
+LabelRule = Literal["majority", "mean", "last", "center", "any", "inside"]
+
+
+class WindowConfig(Section):
+    """How recordings are cut into windows. Windows start at the recording's time 0, and then every `stride_s`; a
+    recording that is shorter than a window makes one window, with gaps."""
+
+    length_s: PositiveFloat
+    """Length of a window, in seconds."""
+    stride_s: PositiveFloat | None = None
+    """Seconds from the start of a window to that of the next; by default `length_s`, so that windows do not overlap."""
+    min_observed: Share = 0.0
+    """Share of the steps of a modality that must be observed in a window; else the window does not have the modality. A
+    window without any modality is left out. By default one step is enough."""
+    min_labelled: Share = 0.5
+    """Share of a window that must have a label; else the window is left out."""
+    label: LabelRule | None = None
+    """Label of a window whose label changes. majority: that of most seconds (of equal ones the lowest class); mean: for
+    numbers, the mean over time; last, center: the label at the end or in the middle; any: the highest class that
+    occurs (an alarm, say); inside: windows start with each label and lie inside it. By default majority for classes,
+    and mean for numbers."""
+
+    @property
+    def every_s(self) -> float:
+        """Seconds from the start of a window to that of the next."""
+        return self.length_s if self.stride_s is None else self.stride_s
+
+
+class SplitConfig(Section):
+    """How recordings are divided into train, validation and test."""
+
+    by: Literal["given", "subject", "group", "recording", "time"] = "given"
+    """What is kept together: all recordings of a subject or of a group (a hospital, say), each recording, or (time)
+    parts of each recording, the test last. given: the splits that were packed."""
+    folds: Annotated[int, Field(ge=3)] | None = None
+    """Number of folds: the test is fold `fold`, the validation the next one. Not for time."""
+    fold: Annotated[int, Field(ge=0)] = 0
+    """Number of the test fold, from 0."""
+    validation: list[str] | Share = 0.15
+    """Share of the validation split, or the names of its subjects, groups or recordings."""
+    test: list[str] | Share = 0.15
+    """Share of the test split, or the names of its subjects, groups or recordings."""
+    seed: int = 0
+    """Seed of the random choice of subjects, groups or recordings."""
+    allow_shared_people: bool = False
+    """Allow a split by recording, group or time, or a given one, that has a person in two splits."""

@@ -1,0 +1,160 @@
+"""The manifest of a run: of packed windows as it is stored, of recordings with the windows that the run cuts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import numpy as np
+
+from maestro_dist.config.schema import DataConfig
+from maestro_dist.config.windows import SplitConfig
+from maestro_dist.data.description import Description, window_steps
+from maestro_dist.data.findings import Findings
+from maestro_dist.data.manifest import Cut, Manifest, load_manifest
+from maestro_dist.data.reader import Request, SplitReader, SplitSource
+from maestro_dist.data.recordings.table import RecordingTable
+from maestro_dist.data.recordings.windowing import Windowing, load_table
+from maestro_dist.data.sample_checks import CheckedSample
+from maestro_dist.data.user_folders import user_folder
+from maestro_dist.errors import ConfigError, DataError
+
+_LOG = logging.getLogger(__name__)
+_AT_ONCE = 64  # windows that are read together
+_FORMAT = 1
+"""Of a kept manifest. A change of what is counted needs another number."""
+
+
+def load_data(config: DataConfig, *, expected: bool = False) -> Manifest:
+    """The manifest of the samples that a run reads.
+
+    Of recordings, `data.window` and `data.split` make the windows. Their statistics are counted once for a data set,
+    windows and splits, and then kept on this machine.
+
+    Raises:
+        ConfigError: `data.window` or `data.split` do not fit the data.
+        DataError: the data is missing or damaged.
+        StorageError: it cannot be read at present.
+    """
+    return cut_manifest(config, load_manifest(config.url, expected=expected))
+
+
+def cut_manifest(config: DataConfig, stored: Manifest) -> Manifest:
+    """As `load_data`, for a manifest that was loaded before."""
+    if stored.recordings is None or stored.cut is not None:
+        for key in ("window", "split") if stored.recordings is None else ():
+            if getattr(config, key) is not None:
+                raise ConfigError(f"data.{key}: the data set holds windows, not recordings; pack it as recordings")
+        return stored
+    table = load_table(config.url, stored)
+    cut = Cut(window=config.window or stored.recordings.window, split=config.split or _usual_split(table))
+    kept = _kept_path(config, stored, cut)
+    found = _load(kept)
+    if found is None:
+        found = _counted(config, _provisional(stored, cut, table))
+        _keep(kept, found)
+    return found
+
+
+def _usual_split(table: RecordingTable) -> SplitConfig:
+    """The splits of the publishers if there are some; else by person if they are known."""
+    if any(table.texts["split"]):
+        return SplitConfig(by="given")
+    return SplitConfig(by="subject" if all(table.texts["subject"]) else "recording")
+
+
+def _provisional(stored: Manifest, cut: Cut, table: RecordingTable) -> Manifest:
+    """The manifest of the windows, with the means and deviations of the recordings."""
+    modalities = [
+        entry.model_copy(update={"steps": window_steps(modality, cut.window)})
+        for entry, modality in zip(
+            sorted(stored.modalities, key=lambda m: m.name), stored.select(None), strict=True
+        )
+    ]
+    changes = {"cut": cut, "window_s": cut.window.length_s, "modalities": modalities}
+    manifest = stored.model_copy(update=changes)
+    splits = Windowing(manifest, table).splits(stored.split("recordings"), len(stored.classes))
+    if not any(split.samples for split in splits.values()):
+        raise ConfigError(
+            f"data.window: no window of {cut.window.length_s:g} s of '{stored.name}' has data and a label; a shorter "
+            "length_s, or a smaller min_observed or min_labelled, leaves more"
+        )
+    return manifest.model_copy(update={"splits": splits})
+
+
+def _counted(config: DataConfig, manifest: Manifest) -> Manifest:
+    """The manifest with statistics and warnings of its windows, as `pack` finds them."""
+    count = sum(split.samples for split in manifest.splits.values())
+    _LOG.info("%s: counting the statistics of %s windows (once for these windows)", manifest.name, f"{count:,}")
+    modalities = manifest.select(None)
+    about = Description(
+        name=manifest.name,
+        licence=manifest.licence,
+        citation=manifest.citation,
+        source=manifest.source,
+        task=manifest.task,
+        classes=tuple(manifest.classes),
+        target=manifest.target,
+        window_s=manifest.window_s,
+        modalities=tuple(modalities),
+        recording=manifest.recording,
+    )
+    findings = Findings(about, list(manifest.splits))
+    for name, split in manifest.splits.items():
+        if split.samples:
+            source = SplitSource(config.url, manifest, config, tuple(modalities), name)
+            with closing(source.open()) as reader:
+                for sample in _samples(source, reader, split.samples):
+                    findings.add(sample)
+    described = findings.manifest(manifest.splits)
+    return described.model_copy(update={"recordings": manifest.recordings, "cut": manifest.cut})
+
+
+def _samples(source: SplitSource, reader: SplitReader, count: int) -> Iterator[CheckedSample]:
+    people = [subject for index in source.indexes() for subject in index.subjects or []]
+    for first in range(0, count, _AT_ONCE):
+        numbers = np.arange(first, min(first + _AT_ONCE, count))
+        batch = reader.arrays(Request(numbers))
+        if batch.bad:
+            raise DataError(batch.bad[0])
+        rows = {name: {int(place): row for row, place in enumerate(places)} for name, places in batch.rows.items()}
+        for place, number in enumerate(numbers.tolist()):
+            arrays = {n: batch.values[n][rows[n][place]] for n in rows if place in rows[n]}
+            target = batch.target[place].item()
+            yield CheckedSample(source.split, batch.keys[place], target, people[number], arrays, b"")
+
+
+def _kept_path(config: DataConfig, stored: Manifest, cut: Cut) -> Path | None:
+    """Where the manifest of these windows is kept; None: nowhere."""
+    identity = json.dumps([_FORMAT, stored.fingerprint(), cut.model_dump(mode="json")], sort_keys=True)
+    try:
+        folder = Path(config.cache).expanduser() if config.cache else user_folder("shards")
+    except (OSError, RuntimeError):
+        return None
+    return folder / "windows" / f"{hashlib.sha256(identity.encode()).hexdigest()}.json"
+
+
+def _load(path: Path | None) -> Manifest | None:
+    if path is not None:
+        with suppress(OSError, ValueError, RecursionError):
+            return Manifest.model_validate_json(path.read_bytes())
+    return None
+
+
+def _keep(path: Path | None, manifest: Manifest) -> None:
+    """Keep the manifest, if that is possible: it is only a help."""
+    if path is None:
+        return
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(manifest.to_json()))
+        os.replace(part, path)
+    with suppress(OSError):
+        part.unlink(missing_ok=True)

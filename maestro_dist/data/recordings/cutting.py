@@ -1,0 +1,91 @@
+"""Windows of a recording: when they start, what they contain, and their labels. Values are not read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from maestro_dist.config.windows import LabelRule, WindowConfig
+from maestro_dist.data.description import is_static, window_steps
+from maestro_dist.data.recordings.gaps import GapCounter
+from maestro_dist.data.recordings.table import RecordingFacts
+from maestro_dist.types import Modality
+
+_SAME = 1e-6
+"""Share of a stride that counts as nothing: times are rounded."""
+
+
+@dataclass(frozen=True)
+class CutWindows:
+    """n windows of one recording, M modalities.
+
+    start_s  start of each window, in seconds after the recording's time 0, float64 [n]
+    first    the first step of each modality in its stream, int64 [n, M]; negative where the stream begins later
+    present  bool [n, M]: whether the window has the modality
+    label    float64 [n]
+    """
+
+    start_s: np.ndarray
+    first: np.ndarray
+    present: np.ndarray
+    label: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.start_s)
+
+    def some(self, chosen: np.ndarray) -> CutWindows:
+        """The windows `chosen`, bool [n] or numbers."""
+        return CutWindows(self.start_s[chosen], self.first[chosen], self.present[chosen], self.label[chosen])
+
+
+@dataclass(frozen=True)
+class Cutter:
+    """Cuts the recordings of a data set.
+
+    modalities  those of the data set, sorted by name; `steps` is the length of a window
+    task        classification, regression or none
+    """
+
+    modalities: tuple[Modality, ...]
+    window: WindowConfig
+    task: str
+
+    @staticmethod
+    def of(modalities: Sequence[Modality], window: WindowConfig, task: str) -> Cutter:
+        """`modalities` may have other windows; those that are `is_static` keep their one step."""
+        cut = tuple(replace(m, steps=window_steps(m, window)) for m in modalities)
+        return Cutter(cut, window, task)
+
+    @property
+    def rule(self) -> LabelRule:
+        """How a window gets its label."""
+        return self.window.label or ("mean" if self.task == "regression" else "majority")
+
+    def windows(self, recording: RecordingFacts) -> CutWindows:
+        """The windows of a recording, by time."""
+        starts = self._starts(recording)
+        first = np.empty((len(starts), len(self.modalities)), dtype=np.int64)
+        present = np.empty(first.shape, dtype=bool)
+        for column, (modality, stream) in enumerate(zip(self.modalities, recording.streams, strict=True)):
+            static = is_static(modality)
+            first[:, column] = 0 if static else np.rint((starts - stream.start_s) * modality.rate_hz)
+            counter = GapCounter(stream.steps, stream.gaps)
+            observed = counter.observed(first[:, column], first[:, column] + modality.steps)
+            least = 1 if static else max(1.0, self.window.min_observed * modality.steps - _SAME)
+            present[:, column] = observed >= least
+        streams = [column for column, modality in enumerate(self.modalities) if not modality.always]
+        kept = present[:, streams or slice(None)].any(axis=1)
+        label = np.zeros(len(starts))
+        if self.task != "none":
+            label = recording.labels.of_windows(starts, self.window.length_s, self.rule, self.window.min_labelled)
+            kept &= ~np.isnan(label)
+        return CutWindows(starts, first, present, label).some(kept)
+
+    def _starts(self, recording: RecordingFacts) -> np.ndarray:
+        length, every = self.window.length_s, self.window.every_s
+        if self.rule == "inside" and np.isnan(recording.whole):
+            return recording.labels.starts_inside(length, every)
+        count = int(np.floor((recording.length_s - length) / every + _SAME)) + 1
+        return every * np.arange(max(count, 1))

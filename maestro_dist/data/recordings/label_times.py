@@ -1,0 +1,76 @@
+"""Labels of a recording over time, and the label of each window."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from maestro_dist.config.windows import LabelRule
+
+_SAME_S = 1e-9
+"""Sums of seconds that differ by less are equal: they are rounded differently."""
+
+
+class LabelTimes:
+    """The labels of one recording.
+
+    intervals  float64 [L, 3]: start and end in seconds, and the label (class, or a number), ascending, not overlapping
+    whole      the label of the whole recording, NaN if it has none; then there are no intervals
+    """
+
+    def __init__(self, intervals: np.ndarray, whole: float = np.nan) -> None:
+        self._start, self._end, self._label = intervals.T
+        self._whole = whole
+
+    def of_windows(self, starts: np.ndarray, length_s: float, rule: LabelRule, min_labelled: float) -> np.ndarray:
+        """The label of each window, float64 [n]; NaN if it has none. `starts` and `length_s` in seconds.
+
+        `min_labelled`: the share of a window that must have a label (for the rules majority, mean and any).
+        """
+        if not np.isnan(self._whole):
+            return np.full(len(starts), self._whole)
+        if not len(self._label):
+            return np.full(len(starts), np.nan)
+        if rule == "last":
+            return self._at(starts + length_s, before=True)
+        if rule in ("center", "inside"):
+            return self._at(starts + length_s / 2, before=False)
+        ends = starts + length_s
+        labelled = self._integral(ends, np.ones_like(self._label)) - self._integral(starts, np.ones_like(self._label))
+        enough = (labelled > _SAME_S) & (labelled >= min_labelled * length_s - _SAME_S)
+        if rule == "mean":
+            total = self._integral(ends, self._label) - self._integral(starts, self._label)
+            return np.where(enough, total / np.maximum(labelled, _SAME_S), np.nan)
+        classes = np.unique(self._label)
+        seconds = np.stack([self._seconds(ends, c) - self._seconds(starts, c) for c in classes])  # [C, n]
+        if rule == "any":
+            chosen = np.array([len(classes) - 1])[:, None] - np.argmax(seconds[::-1] > _SAME_S, axis=0)
+            return np.where(enough, classes[chosen[0]], np.nan)
+        chosen = np.argmax(seconds >= seconds.max(axis=0) - _SAME_S, axis=0)  # of equal ones the lowest class
+        return np.where(enough, classes[chosen], np.nan)
+
+    def starts_inside(self, length_s: float, stride_s: float) -> np.ndarray:
+        """Starts of the windows that lie inside one interval each, counted from its start: float64 [n]."""
+        if not len(self._label):
+            return np.empty(0)
+        counts = np.floor((self._end - self._start - length_s) / stride_s + 1e-6).astype(np.int64) + 1
+        return np.concatenate(
+            [start + stride_s * np.arange(n) for start, n in zip(self._start, np.maximum(counts, 0), strict=True)]
+        )
+
+    def _at(self, times: np.ndarray, *, before: bool) -> np.ndarray:
+        """The label at each time, or just before it; NaN where there is none."""
+        place = np.searchsorted(self._start, times, side="left" if before else "right") - 1
+        end = self._end[place]
+        inside = (place >= 0) & ((times <= end + _SAME_S) if before else (times < end))
+        return np.where(inside, self._label[place], np.nan)
+
+    def _seconds(self, until: np.ndarray, label: float) -> np.ndarray:
+        """Seconds with this label before each time."""
+        return self._integral(until, (self._label == label).astype(np.float64))
+
+    def _integral(self, until: np.ndarray, height: np.ndarray) -> np.ndarray:
+        """Integral up to each time of a function that is `height` in the intervals, and 0 elsewhere."""
+        done = np.concatenate(([0.0], np.cumsum((self._end - self._start) * height)))
+        place = np.searchsorted(self._start, until, side="right") - 1
+        inside = np.minimum(until, self._end[place]) - self._start[place]
+        return np.where(place < 0, 0.0, done[place] + inside * height[place])

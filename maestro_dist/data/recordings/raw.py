@@ -1,0 +1,222 @@
+"""Recordings as they are given for packing, checked and in their stored form."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from maestro_dist.data.description import Description, is_static
+from maestro_dist.data.moments import prefix_moments
+from maestro_dist.data.plain_values import finite_number, float32_array, id_text, short_repr, type_name, whole_number
+from maestro_dist.data.recordings.gaps import gaps_of
+from maestro_dist.data.recordings.table import RecordingFacts, RecordingTable, StreamFacts
+from maestro_dist.errors import DataError
+from maestro_dist.types import Modality
+
+SPLIT = "recordings"
+"""The one split of a packed data set of recordings; those of a run are made when it starts."""
+
+_KEY_LETTERS = 40
+_SAME_S = 1e-6
+
+
+@dataclass(frozen=True)
+class RawRecording:
+    """One recording to pack.
+
+    key       its name, unique in the data set: up to 40 letters, digits, - or _
+    values    real numbers [T_j, D_j] by modality, at the rate of the modality; NaN (or masked) is a gap. An absent
+              modality has no entry, or None. A modality without time (`always`, one step) has one row
+    start_s   time of the first step, in seconds after the recording's time 0, for all modalities or by modality. Windows
+              start at time 0; earlier steps only count in the statistics of the recording
+    length_s  the end of the recording, seconds after time 0; by default the end of the longest modality
+    labels    one label for the whole recording, or intervals (start_s, end_s, label) that do not overlap. A label is a
+              number, or the name of a class
+    subject   the person; "" if unknown
+    group     what else may divide the data, such as the hospital or the device
+    split     the split that the publishers chose; "" if none
+    """
+
+    key: str
+    values: Mapping[str, Any]
+    labels: Any = None
+    start_s: float | Mapping[str, float] = 0.0
+    length_s: float | None = None
+    subject: str = ""
+    group: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class CheckedRecording:
+    """A recording in its stored form, with the fields of `CheckedSample`.
+
+    further  arrays that are stored with it, by the name of their member without `.npy`
+    facts    its row of the table
+    """
+
+    key: str
+    subject: str
+    arrays: dict[str, np.ndarray]
+    meta: bytes
+    further: dict[str, np.ndarray]
+    facts: bytes
+    split: str = SPLIT
+    label: int | float = 0
+
+
+@dataclass(frozen=True)
+class RecordingChecker:
+    """Checks recordings against a description (a checked one)."""
+
+    description: Description
+    _modalities: dict[str, Modality] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._modalities.update({m.name: m for m in sorted(self.description.modalities, key=lambda m: m.name)})
+
+    def checked(self, recording: RawRecording, place: str) -> CheckedRecording:
+        """The recording in its stored form. `place` is its number in the input, from 0, as text for messages.
+
+        Raises:
+            DataError: it does not fit the description; the message names the recording and the field.
+        """
+        name = self.description.name
+        if not isinstance(recording, RawRecording):
+            raise DataError(f"{name}: recording number {place} is {type_name(recording)}, not a RawRecording")
+        key = id_text(recording.key, "key", f"{name}, recording number {place}")
+        if not (0 < len(key) <= _KEY_LETTERS and all(c.isascii() and (c.isalnum() or c in "-_") for c in key)):
+            raise DataError(f"{name}, recording {key}: a key has up to {_KEY_LETTERS} letters, digits, - or _")
+        where = f"{name}, recording {key}"
+        arrays = self._arrays(recording.values, where)
+        starts = self._starts(recording.start_s, arrays, where)
+        length = self._length(recording.length_s, arrays, starts, where)
+        whole, intervals = self._labels(recording.labels, where)
+        ids = {n: id_text(getattr(recording, n), n, where) for n in ("subject", "group", "split")}
+        streams = tuple(
+            StreamFacts(len(arrays[n]), starts[n], gaps_of(arrays[n]))
+            if n in arrays
+            else StreamFacts(0, 0.0, np.empty((0, 2), dtype=np.int64))
+            for n in self._modalities
+        )
+        facts = RecordingFacts(key, **ids, length_s=length, whole=whole, intervals=intervals, streams=streams)
+        meta = {
+            **ids,
+            "length_s": length,
+            "label": None if math.isnan(whole) else whole,
+            "labels": intervals.tolist(),
+            "start_s": {n: starts[n] for n in arrays},
+        }
+        body = json.dumps(meta, separators=(",", ":"), allow_nan=False).encode()
+        further = {}
+        if self.description.recording:
+            moments = {n: prefix_moments(array) for n, array in arrays.items()}
+            further = {moments_name(n): found for n, found in moments.items() if len(found)}
+        row = RecordingTable.of([facts]).to_bytes()
+        return CheckedRecording(key, ids["subject"], arrays, body, further, row)
+
+    def _arrays(self, given: Any, where: str) -> dict[str, np.ndarray]:
+        if not isinstance(given, Mapping):
+            raise DataError(f"{where}: values is {type_name(given)}, not a dictionary by modality")
+        arrays = {}
+        for name, value in given.items():
+            modality = self._modality(name, where)
+            if value is None:
+                continue
+            array = float32_array(value, f"{where}: {name}")
+            rows = "one row" if is_static(modality) else "any number of steps"
+            if array.ndim != 2 or array.shape[1] != modality.variates or (is_static(modality) and len(array) != 1):
+                wanted = f"{rows} x {modality.variates} variates"
+                raise DataError(f"{where}: {name} has shape {array.shape}, not {wanted}")
+            if not np.isnan(array).all():  # nothing observed: absent
+                arrays[modality.name] = array
+        if not arrays:
+            raise DataError(f"{where}: nothing was observed in any modality; leave it out")
+        return arrays
+
+    def _modality(self, name: Any, where: str) -> Modality:
+        modality = self._modalities.get(name) if isinstance(name, str) else None
+        if modality is None:
+            raise DataError(
+                f"{where}: modality {short_repr(name)} is not in the description; it has {', '.join(self._modalities)}"
+            )
+        return modality
+
+    def _starts(self, given: Any, arrays: Mapping[str, np.ndarray], where: str) -> dict[str, float]:
+        if isinstance(given, Mapping):
+            for name in given:
+                self._modality(name, where)
+        starts = {}
+        for name in arrays:
+            value = given.get(name, 0.0) if isinstance(given, Mapping) else given
+            starts[name] = self._seconds(value, f"start_s of {name}", where)
+        return starts
+
+    def _length(
+        self, given: Any, arrays: Mapping[str, np.ndarray], starts: Mapping[str, float], where: str
+    ) -> float:
+        ends = [
+            starts[name] + len(array) / self._modalities[name].rate_hz
+            for name, array in arrays.items()
+            if not is_static(self._modalities[name])
+        ]
+        length = max(ends, default=0.0) if given is None else self._seconds(given, "length_s", where)
+        if length <= 0:
+            raise DataError(f"{where}: it ends {-length:g} s before its time 0; correct start_s or length_s")
+        return length
+
+    def _labels(self, given: Any, where: str) -> tuple[float, np.ndarray]:
+        """The label of the whole recording (NaN: none), and the intervals [L, 3]."""
+        none = np.empty((0, 3))
+        if self.description.task == "none" or given is None:
+            return math.nan, none
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            return self._label(given, where), none
+        rows = []
+        for interval in given:
+            try:
+                start, end, label = interval
+            except (TypeError, ValueError):
+                text = f"{where}: labels has {short_repr(interval)}, not (start_s, end_s, label)"
+                raise DataError(text) from None
+            begin, stop = (self._seconds(value, "a label's time", where) for value in (start, end))
+            if not begin < stop:
+                raise DataError(f"{where}: a label lasts from {begin:g} s to {stop:g} s; its end must be after its start")
+            rows.append((begin, stop, self._label(label, where)))
+        rows.sort()
+        for before, after in zip(rows, rows[1:], strict=False):
+            if after[0] < before[1] - _SAME_S:
+                raise DataError(f"{where}: two labels overlap from {after[0]:g} s to {min(before[1], after[1]):g} s")
+        return math.nan, np.array(rows, dtype=np.float64).reshape(-1, 3)
+
+    def _label(self, given: Any, where: str) -> float:
+        classes = self.description.classes
+        if self.description.task == "regression":
+            target = finite_number(given)
+            if target is None:
+                raise DataError(f"{where}: target {short_repr(given)} is not a finite number that float32 can hold")
+            return float(target)
+        if isinstance(given, str):
+            if given not in classes:
+                raise DataError(f"{where}: label {short_repr(given)} is no class; they are {', '.join(classes)}")
+            return float(classes.index(given))
+        label = whole_number(given)
+        if label is None or not 0 <= label < len(classes):
+            raise DataError(f"{where}: label {short_repr(given)} is not one of 0..{len(classes) - 1}")
+        return float(label)
+
+    def _seconds(self, given: Any, what: str, where: str) -> float:
+        seconds = finite_number(given)
+        if seconds is None:
+            raise DataError(f"{where}: {what} {short_repr(given)} is not a finite number of seconds")
+        return float(seconds)
+
+
+def moments_name(modality: str) -> str:
+    """The member, without `.npy`, that holds the `prefix_moments` of a modality."""
+    return f"{modality}.moments"

@@ -1,0 +1,193 @@
+"""The windows of a data set of recordings: how many each shard has, and which they are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from maestro_dist.data.manifest import Manifest, ManifestSplit, Shard
+from maestro_dist.data.recordings.cutting import Cutter
+from maestro_dist.data.recordings.splitting import split_recordings
+from maestro_dist.data.recordings.table import RecordingTable, table_of_bytes
+from maestro_dist.data.shard_index import ShardIndex
+from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.errors import DataError
+from maestro_dist.types import Modality
+
+
+@dataclass(frozen=True)
+class ShardWindows:
+    """The n windows of one shard in one split; M modalities of the data set.
+
+    keys      name of each window: that of its recording, and its number there
+    row       int64 [n]: its recording, counted in the shard
+    first     int64 [n, M]: the first step of each modality in its stream
+    present   bool [n, M]
+    target    float64 [n]
+    steps     int64 [R, M]: length of the streams of the shard's recordings
+    """
+
+    keys: list[str]
+    row: np.ndarray
+    first: np.ndarray
+    present: np.ndarray
+    target: np.ndarray
+    steps: np.ndarray
+    subjects: list[str]
+
+
+class Windowing:
+    """The windows of all recordings, for a manifest with a `cut`."""
+
+    def __init__(self, manifest: Manifest, table: RecordingTable) -> None:
+        """Raises what `split_recordings` raises."""
+        assert manifest.cut is not None
+        modalities = sorted((_plain(m) for m in manifest.modalities), key=lambda m: m.name)
+        self.names = [modality.name for modality in modalities]
+        self._cutter = Cutter.of(modalities, manifest.cut.window, manifest.task)
+        self._splitting = split_recordings(table, manifest.cut.split)
+        self._table = table
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """All modalities, sorted by name, with the steps of a window."""
+        return self._cutter.modalities
+
+    def splits(self, stored: ManifestSplit, classes: int) -> dict[str, ManifestSplit]:
+        """The splits, with the shards that have windows in them."""
+        found: dict[str, list[Shard]] = {name: [] for name in self._splitting.names}
+        targets: dict[str, list[np.ndarray]] = {name: [] for name in self._splitting.names}
+        first = 0
+        for shard in stored.shards:
+            for name in self._splitting.names:
+                label = self._targets(name, first, shard.samples)
+                if len(label):
+                    changes = {"samples": len(label), "recordings": shard.samples, "first": first}
+                    found[name].append(shard.model_copy(update=changes))
+                    targets[name].append(label)
+            first += shard.samples
+        return {name: _split(shards, targets[name], classes) for name, shards in found.items()}
+
+    def shard(self, split: str, shard: Shard) -> ShardWindows:
+        """The windows of a shard that are in the split."""
+        assert shard.recordings is not None and shard.first is not None
+        rows, first, present, target, keys, steps, subjects = [], [], [], [], [], [], []
+        for row in range(shard.recordings):
+            facts = self._table.facts(shard.first + row)
+            steps.append([stream.steps for stream in facts.streams])
+            if self._splitting.time_cuts is None and self._splitting.of[shard.first + row] != split:
+                continue
+            windows = self._cutter.windows(facts)
+            times = facts.length_s, self._cutter.window.length_s
+            own = np.flatnonzero(self._splitting.some(split, shard.first + row, windows, times))
+            windows = windows.some(own)
+            rows.append(np.full(len(own), row))
+            first.append(windows.first)
+            present.append(windows.present)
+            target.append(windows.label)
+            keys += [f"{facts.key}-{number:06d}" for number in own.tolist()]
+            subjects += [facts.subject] * len(own)
+        shape = (0, len(self.names))
+        return ShardWindows(
+            keys,
+            np.concatenate([np.empty(0, dtype=np.int64), *rows]),
+            np.concatenate([np.empty(shape, dtype=np.int64), *first]),
+            np.concatenate([np.empty(shape, dtype=bool), *present]),
+            np.concatenate([np.empty(0), *target]),
+            np.array(steps, dtype=np.int64).reshape(len(steps), len(self.names)),
+            subjects,
+        )
+
+    def _targets(self, split: str, first: int, recordings: int) -> np.ndarray:
+        """The labels of the windows of some recordings that are in the split, in their order."""
+        found = [np.empty(0)]
+        for row in range(first, first + recordings):
+            if self._splitting.time_cuts is None and self._splitting.of[row] != split:
+                continue
+            facts = self._table.facts(row)
+            windows = self._cutter.windows(facts)
+            times = facts.length_s, self._cutter.window.length_s
+            found.append(windows.label[self._splitting.some(split, row, windows, times)])
+        return np.concatenate(found)
+
+
+def window_index(stored: ShardIndex, windows: ShardWindows, names: Sequence[str]) -> ShardIndex:
+    """The index of the windows of a shard. A window's members are those of its recording, without absent modalities.
+
+    names  the modalities, in the order of the columns of `windows`
+    """
+    sizes = stored.sizes[windows.row]
+    for column, member in enumerate(stored.members):
+        name, _, ending = member.partition(".")
+        if ending == "npy" and name in names:
+            sizes[:, column] *= windows.present[:, names.index(name)]
+    offsets = stored.offsets[windows.row]
+    return ShardIndex(windows.keys, stored.members, offsets, sizes, windows.target, windows.subjects)
+
+
+def load_table(url: str, manifest: Manifest) -> RecordingTable:
+    """The table of the recordings at `url`.
+
+    Raises:
+        DataError: it is missing or damaged.
+        StorageError: it cannot be read at present.
+    """
+    about = manifest.recordings
+    assert about is not None
+    storage = Storage(url)
+
+    def parse(data: bytes) -> bytes:
+        if hashlib.sha256(data).hexdigest() != about.sha256:
+            raise ValueError("its sha256 is not that of the manifest")
+        return data
+
+    try:
+        data = storage.parsed(about.table, parse, expected=True)
+    except ObjectMissing as error:
+        raise DataError(f"{storage.name(about.table)} is missing; pack the data set again") from error
+    return table_of_bytes(data, storage.name(about.table), about.bytes)
+
+
+_KEPT = 4
+_known: OrderedDict[tuple[str, str], Windowing] = OrderedDict()
+
+
+def windowing_of(url: str, manifest: Manifest) -> Windowing:
+    """The windows that a cut manifest describes; those of the last few are kept in memory.
+
+    Raises what `load_table` and `split_recordings` raise.
+    """
+    assert manifest.cut is not None and manifest.recordings is not None
+    key = manifest.recordings.sha256, manifest.cut.model_dump_json()
+    if key not in _known:
+        _known[key] = Windowing(manifest, load_table(url, manifest))
+    _known.move_to_end(key)
+    while len(_known) > _KEPT:
+        _known.popitem(last=False)
+    return _known[key]
+
+
+def _plain(modality: object) -> Modality:
+    return Modality(
+        *(getattr(modality, name) for name in ("name", "variates", "rate_hz", "steps")),
+        always=getattr(modality, "always", False),
+    )
+
+
+def _split(shards: list[Shard], targets: list[np.ndarray], classes: int) -> ManifestSplit:
+    label = np.concatenate([np.empty(0), *targets])
+    counts = np.bincount(label.astype(np.int64), minlength=classes).tolist() if classes else []
+    numbers = not classes and len(label) > 0
+    return ManifestSplit(
+        shards=shards,
+        samples=sum(shard.samples for shard in shards),
+        class_counts=counts,
+        target_mean=float(label.mean()) if numbers else None,
+        target_std=float(label.std()) if numbers else None,
+    )
