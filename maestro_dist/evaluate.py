@@ -139,12 +139,12 @@ def _configuration(target: Target, options: argparse.Namespace) -> Config:
 def _fitted_manifest(loaded: Loaded, config: Config, options: argparse.Namespace) -> tuple[Manifest, list[str]]:
     """The manifest as the model reads it, and notes for the user. Raises an error if the data set does not fit."""
     from maestro_dist.data.compatibility import check_labels, check_values, fit_modalities
-    from maestro_dist.data.manifest import load_manifest
     from maestro_dist.data.reader import SplitSource
+    from maestro_dist.data.recordings.cut_data import load_data
 
     run_manifest, split, any_units = loaded.manifest, config.data.test, options.any_units
     try:
-        manifest = load_manifest(config.data.url)
+        manifest = load_data(config.data)
     except DataError as error:
         raise error if options.data else DataError(f"{error} (choose another place with --data)") from None
     if run_manifest is not None and not options.data and run_manifest.fingerprint() != manifest.fingerprint():

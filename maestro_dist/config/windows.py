@@ -21,7 +21,7 @@ class WindowConfig(Section):
     """Seconds from the start of a window to that of the next; by default `length_s`, so that windows do not overlap."""
     min_observed: Share = 0.0
     """Share of the steps of a modality that must be observed in a window; else the window does not have the modality. A
-    window without any modality is left out. By default one step is enough."""
+    window with none, but for those that are always known, is left out. By default one step is enough."""
     min_labelled: Share = 0.5
     """Share of a window that must have a label; else the window is left out."""
     label: LabelRule | None = None

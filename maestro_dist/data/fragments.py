@@ -132,7 +132,7 @@ def _checker(about: PackFormat) -> SampleChecker | RecordingChecker:
     return RecordingChecker(about.description)
 
 
-def _members(sample: CheckedSample | CheckedRecording) -> dict[str, Any]:
+def _members(sample: CheckedSample) -> dict[str, Any]:
     arrays = {member_name(name): array for name, array in sample.arrays.items()}
     if isinstance(sample, CheckedRecording):
         arrays |= {member_name(name): array for name, array in sample.further.items()}

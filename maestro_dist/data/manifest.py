@@ -42,8 +42,8 @@ class Shard(_ManifestEntry):
     """One tar and its index: paths relative to the manifest, and number of samples, size and hash of the tar.
 
     index_sha256  hash of the index; None in a manifest of an older version
-    recordings    how many recordings it holds, and `first`, the number of its first one in the table of recordings; None
-                  if it holds windows
+    recordings    how many recordings it holds, and `first`, the number of its first one in the table of recordings;
+                  None if it holds windows
     """
 
     path: str

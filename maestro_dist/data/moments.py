@@ -81,7 +81,7 @@ _MOST_BLOCKS = 1 << 12  # that are added at a time
 
 
 def prefix_moments(stream: np.ndarray) -> np.ndarray:
-    """Count, mean and M2 of `stream` [T, D] over its first `BLOCK`, 2 `BLOCK`, ... steps: float64 [T // BLOCK, D, 3]."""
+    """Count, mean and M2 of `stream` [T, D] over its first `BLOCK`, 2 `BLOCK`, ... steps: float64 [K, D, 3]."""
     stream = np.asarray(stream, dtype=np.float32)  # as it is stored
     blocks = len(stream) // BLOCK
     result = np.empty((blocks, stream.shape[1], 3))

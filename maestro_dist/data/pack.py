@@ -20,8 +20,8 @@ from maestro_dist.data.manifest import MANIFEST_NAME, Manifest
 from maestro_dist.data.parts import GivenSamples
 from maestro_dist.data.plain_values import type_name
 from maestro_dist.data.recordings.packing import write_table
-from maestro_dist.data.recordings.raw import RawRecording
 from maestro_dist.data.recordings.raw import SPLIT as RECORDINGS_SPLIT
+from maestro_dist.data.recordings.raw import RawRecording
 from maestro_dist.data.recordings.table import TABLE_NAME
 from maestro_dist.data.sample_checks import RawSample
 from maestro_dist.data.shard_assembly import LocalSink, ShardAssembly, remove_shards

@@ -75,7 +75,7 @@ class SampleChecker:
         self.description, self.splits = description, splits
         self.modalities = {modality.name: modality for modality in description.modalities}
 
-    def checked(self, sample: RawSample, place: str) -> CheckedSample:
+    def checked(self, sample: Any, place: str) -> CheckedSample:
         """The sample in its stored form. `place` is its number in the input, from 0, as text for messages.
 
         Raises:

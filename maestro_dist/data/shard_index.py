@@ -200,12 +200,14 @@ def _from_bytes(data: bytes) -> ShardIndex | str:
         size, length = (int(number) for number in head["blocks"])
         blocks = BlockDigests(size, rest[end : end + length])
         end += length
-    table = rest[end : end + int(head.get("table", 0))]
-    end += len(table)
+    recordings = rest[end : end + int(head.get("table", 0))]
+    end += len(recordings)
     keys = _split(rest[end : end + texts[0]], samples)
     if end + sum(texts) != len(rest):
         raise ValueError("its parts do not have the sizes that it says")
-    return ShardIndex(keys, members, offsets.astype(np.int64), sizes.astype(np.int64), targets, subjects, blocks, table)
+    return ShardIndex(
+        keys, members, offsets.astype(np.int64), sizes.astype(np.int64), targets, subjects, blocks, recordings
+    )
 
 
 def _joined(texts: Sequence[str]) -> bytes:

@@ -11,7 +11,7 @@ from maestro_dist.callbacks.final_test import RESULT_FILE
 from maestro_dist.config.check import check_modalities
 from maestro_dist.config.paths import with_absolute_paths
 from maestro_dist.config.schema import Config
-from maestro_dist.data.manifest import Manifest, load_manifest
+from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.storage import Storage, redact
 from maestro_dist.data.storage.request_counts import request_counts
 from maestro_dist.data.storage.settings import configure
@@ -78,6 +78,7 @@ def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> 
     from maestro_dist.callbacks.configured import check_callbacks
     from maestro_dist.data.augment import check_augment
     from maestro_dist.data.prepare import check_converter, check_place, prepare
+    from maestro_dist.data.recordings.cut_data import load_data
     from maestro_dist.data.shard_checks import check_shards, has_shards
     from maestro_dist.data.split_checks import check_metric, check_splits
     from maestro_dist.data.symbols import reads_symbols
@@ -92,7 +93,7 @@ def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> 
         check_place(source, config.data.url)
         _LOG.info("packing %s (%s) to %s", source.path, source.converter, redact(config.data.url))
         prepare(source, config.data.url)
-    manifest = load_manifest(config.data.url)
+    manifest = load_data(config.data)
     check_splits(config.data, manifest, begun=begun)
     check_modalities(config, manifest.select(config.data.modalities))
     if config.model.normalize == "recording" and not manifest.recording:

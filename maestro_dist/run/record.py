@@ -13,6 +13,7 @@ from maestro_dist.config.dump import to_yaml
 from maestro_dist.config.identity import check_resume, run_identity
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import MANIFEST_NAME, Manifest
+from maestro_dist.data.recordings.cut_data import RUN_FOLDER
 from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage, redact
 from maestro_dist.errors import RunError
 from maestro_dist.parallel.mesh import build_mesh
@@ -20,7 +21,7 @@ from maestro_dist.training.pretrained_weights import check_pretrained
 from maestro_dist.training.teachers import check_teachers
 
 RUN_FILE = "run.json"
-DATA_FOLDER = "data"
+DATA_FOLDER = RUN_FOLDER
 """Folder of a run that contains the manifest of its training data."""
 
 

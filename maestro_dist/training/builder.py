@@ -12,9 +12,10 @@ from maestro_dist.callbacks.base import State
 from maestro_dist.config.learning import AugmentConfig
 from maestro_dist.config.schema import Config
 from maestro_dist.data.label_share import labelled_count
-from maestro_dist.data.manifest import Manifest, load_manifest
+from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.prefetch import Consumer
 from maestro_dist.data.reader import SplitSource
+from maestro_dist.data.recordings.cut_data import load_data
 from maestro_dist.data.stream import DataRank, TrainSchedule, TrainStream
 from maestro_dist.data.symbols import reads_symbols
 from maestro_dist.parallel.mesh import Mesh, build_mesh
@@ -46,7 +47,7 @@ def build(config: Config, manifest: Manifest | None = None, mesh: Mesh | None = 
     """
     from maestro_dist.model import Maestro, PretrainModel
 
-    manifest = manifest or load_manifest(config.data.url, expected=True)
+    manifest = manifest or load_data(config.data, expected=True)
     modalities = manifest.select(config.data.modalities)
     task = build_task(config, manifest)
     groups: list[Group] = []
@@ -182,16 +183,18 @@ def assemble(
     config: Config,
     mesh: Mesh,
     prepare: Callable[[Trunk, Manifest], None] = lambda model, manifest: None,
+    run_url: str = "",
 ) -> tuple[State, TrainStream]:
     """State of a run at its start, with model and engine, and its training stream. A process group must exist.
 
-    `prepare` may change the model's initial weights before the engine shards them.
+    `prepare` may change the model's initial weights before the engine shards them. The run at `run_url` may have a copy
+    of the manifest.
     """
     from maestro_dist.engine.engine import Engine
     from maestro_dist.model.estimate import tokens_by_modality
     from maestro_dist.optim import build_optimizer
 
-    pieces = build(config, mesh=mesh)
+    pieces = build(config, load_data(config.data, expected=True, run_url=run_url), mesh=mesh)
     prepare(pieces.model, pieces.manifest)
     engine = Engine(pieces.model, build_optimizer(pieces.model, config.optim), config, mesh)
     samples, per_epoch, total = count_steps(config, pieces.manifest)

@@ -77,7 +77,7 @@ def _train(job: WorkerJob, stack: ExitStack, listeners: list[Callable[[Exception
             if mesh.rank == 0:
                 _LOG.info("starts with %d of %d parameters from %s", loaded, of, redact(job.start))
 
-    state, stream = assemble(config, mesh, initialize)
+    state, stream = assemble(config, mesh, initialize, job.run_url)
     stack.callback(state.engine.close)
     if found:
         restore(state.engine, found)

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,28 +28,27 @@ from maestro_dist.errors import ConfigError, DataError
 
 _LOG = logging.getLogger(__name__)
 _AT_ONCE = 64  # windows that are read together
+RUN_FOLDER = "data"
+"""Where a run keeps a copy of its manifest."""
+
 _FORMAT = 1
 """Of a kept manifest. A change of what is counted needs another number."""
 
 
-def load_data(config: DataConfig, *, expected: bool = False) -> Manifest:
+def load_data(config: DataConfig, *, expected: bool = False, run_url: str = "") -> Manifest:
     """The manifest of the samples that a run reads.
 
     Of recordings, `data.window` and `data.split` make the windows. Their statistics are counted once for a data set,
-    windows and splits, and then kept on this machine.
+    windows and splits, and then kept on this machine. `run_url`: the run has a copy, too, if it has begun.
 
     Raises:
         ConfigError: `data.window` or `data.split` do not fit the data.
         DataError: the data is missing or damaged.
         StorageError: it cannot be read at present.
     """
-    return cut_manifest(config, load_manifest(config.url, expected=expected))
-
-
-def cut_manifest(config: DataConfig, stored: Manifest) -> Manifest:
-    """As `load_data`, for a manifest that was loaded before."""
-    if stored.recordings is None or stored.cut is not None:
-        for key in ("window", "split") if stored.recordings is None else ():
+    stored = load_manifest(config.url, expected=expected)
+    if stored.recordings is None:
+        for key in ("window", "split"):
             if getattr(config, key) is not None:
                 raise ConfigError(f"data.{key}: the data set holds windows, not recordings; pack it as recordings")
         return stored
@@ -56,6 +56,10 @@ def cut_manifest(config: DataConfig, stored: Manifest) -> Manifest:
     cut = Cut(window=config.window or stored.recordings.window, split=config.split or _usual_split(table))
     kept = _kept_path(config, stored, cut)
     found = _load(kept)
+    if found is None and run_url:
+        with suppress(DataError):
+            copy = load_manifest(f"{run_url}/{RUN_FOLDER}")
+            found = copy if (copy.recordings, copy.cut) == (stored.recordings, cut) else None
     if found is None:
         found = _counted(config, _provisional(stored, cut, table))
         _keep(kept, found)
@@ -73,9 +77,7 @@ def _provisional(stored: Manifest, cut: Cut, table: RecordingTable) -> Manifest:
     """The manifest of the windows, with the means and deviations of the recordings."""
     modalities = [
         entry.model_copy(update={"steps": window_steps(modality, cut.window)})
-        for entry, modality in zip(
-            sorted(stored.modalities, key=lambda m: m.name), stored.select(None), strict=True
-        )
+        for entry, modality in zip(sorted(stored.modalities, key=lambda m: m.name), stored.select(None), strict=True)
     ]
     changes = {"cut": cut, "window_s": cut.window.length_s, "modalities": modalities}
     manifest = stored.model_copy(update=changes)
@@ -120,7 +122,7 @@ def _samples(source: SplitSource, reader: SplitReader, count: int) -> Iterator[C
     people = [subject for index in source.indexes() for subject in index.subjects or []]
     for first in range(0, count, _AT_ONCE):
         numbers = np.arange(first, min(first + _AT_ONCE, count))
-        batch = reader.arrays(Request(numbers))
+        batch: Any = reader.arrays(Request(numbers))  # its fields are typed as tensors
         if batch.bad:
             raise DataError(batch.bad[0])
         rows = {name: {int(place): row for row, place in enumerate(places)} for name, places in batch.rows.items()}

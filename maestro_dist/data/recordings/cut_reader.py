@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,9 @@ from maestro_dist.data.sample import BadSample, DecodedSample, SampleFormat
 from maestro_dist.data.shard_index import HEADER, member_name
 from maestro_dist.data.storage.retry import Heartbeat
 from maestro_dist.data.window_layout import npy_header
-from maestro_dist.data.window_reader import Located, values_are_allowed
+from maestro_dist.data.window_reader import Located, ShardGroup, values_are_allowed
 from maestro_dist.data.windows import Empty, Windows
 from maestro_dist.errors import StorageError
-from maestro_dist.types import Modality
 
 _NAME = 100  # bytes of the name in a tar header
 _FLOAT32, _FLOAT64 = np.dtype("<f4"), np.dtype("<f8")
@@ -67,9 +65,10 @@ class CutReader:
         self._parts = [sample_format.part(modality) for modality in self._modalities]
 
     def read(
-        self, numbers: np.ndarray, located: Sequence[Located], wanted: np.ndarray, shards: OpenShards, empty: Empty
+        self, numbers: np.ndarray, located: Located, wanted: np.ndarray, shards: OpenShards, empty: Empty
     ) -> Windows | None:
         """As `WindowReader.read`; None if a window is not as expected, which `sample` explains."""
+        located.open(shards)
         keys = [""] * len(numbers)
         arrays = [
             empty((int(own.sum()), part.stop - part.start, modality.variates), _FLOAT32)
@@ -77,7 +76,7 @@ class CutReader:
         ]
         rows = np.cumsum(wanted, axis=0) - 1
         try:
-            for group in located:
+            for group in located.groups:
                 for place, row in zip(group.places.tolist(), group.rows.tolist(), strict=True):
                     keys[place] = group.shard.keys[row]
                     self._heartbeat(f"reading {group.shard.name}, sample {keys[place]}")
@@ -89,7 +88,7 @@ class CutReader:
         targets = np.empty(len(numbers), dtype=np.int64 if self._format.classes else np.float32)
         width = sum(modality.variates for modality in self._modalities) if self._format.recording else 0
         recording = np.empty((len(numbers), width, 2), dtype=np.float32)
-        for group in located:
+        for group in located.groups:
             targets[group.places] = group.shard.known.targets[group.rows]
             if width:
                 recording[group.places] = group.shard.known.recording[group.rows]
@@ -115,9 +114,7 @@ class CutReader:
                 found = self._statistics(shard, np.array([row]), column, shards)
                 pairs[modality.name] = found[0].astype(np.float32)
         target = float(shard.known.targets[row])
-        return DecodedSample(
-            number, shard.keys[row], int(target) if self._format.classes else target, values, pairs
-        )
+        return DecodedSample(number, shard.keys[row], int(target) if self._format.classes else target, values, pairs)
 
     def _window(self, shard: OpenShard, row: int, column: int, shards: OpenShards, out: np.ndarray) -> None:
         """Read the part of a window of one modality that this rank keeps. NaN where there is no stream."""
@@ -158,7 +155,7 @@ class CutReader:
         windows.heads[recording, column] = True
 
     def _learn(
-        self, group: Located, wanted: np.ndarray, shards: OpenShards, arrays: list[np.ndarray], rows: np.ndarray
+        self, group: ShardGroup, wanted: np.ndarray, shards: OpenShards, arrays: list[np.ndarray], rows: np.ndarray
     ) -> None:
         """Check the values and compute the statistics of windows that are read for the first time. Raises BadSample."""
         known = group.shard.known

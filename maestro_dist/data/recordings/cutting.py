@@ -21,12 +21,14 @@ _SAME = 1e-6
 class CutWindows:
     """n windows of one recording, M modalities.
 
+    number   which window of the recording it is, counted with those that are left out, int64 [n]
     start_s  start of each window, in seconds after the recording's time 0, float64 [n]
     first    the first step of each modality in its stream, int64 [n, M]; negative where the stream begins later
     present  bool [n, M]: whether the window has the modality
     label    float64 [n]
     """
 
+    number: np.ndarray
     start_s: np.ndarray
     first: np.ndarray
     present: np.ndarray
@@ -37,7 +39,9 @@ class CutWindows:
 
     def some(self, chosen: np.ndarray) -> CutWindows:
         """The windows `chosen`, bool [n] or numbers."""
-        return CutWindows(self.start_s[chosen], self.first[chosen], self.present[chosen], self.label[chosen])
+        return CutWindows(
+            self.number[chosen], self.start_s[chosen], self.first[chosen], self.present[chosen], self.label[chosen]
+        )
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,12 @@ class Cutter:
             least = 1 if static else max(1.0, self.window.min_observed * modality.steps - _SAME)
             present[:, column] = observed >= least
         streams = [column for column, modality in enumerate(self.modalities) if not modality.always]
-        kept = present[:, streams or slice(None)].any(axis=1)
+        kept = np.any(present[:, streams or slice(None)], axis=1)
         label = np.zeros(len(starts))
         if self.task != "none":
             label = recording.labels.of_windows(starts, self.window.length_s, self.rule, self.window.min_labelled)
             kept &= ~np.isnan(label)
-        return CutWindows(starts, first, present, label).some(kept)
+        return CutWindows(np.arange(len(starts)), starts, first, present, label).some(np.flatnonzero(kept))
 
     def _starts(self, recording: RecordingFacts) -> np.ndarray:
         length, every = self.window.length_s, self.window.every_s

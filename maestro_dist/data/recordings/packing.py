@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from maestro_dist.config.windows import WindowConfig
 from maestro_dist.data.manifest import ManifestSplit, Recordings, Shard
@@ -39,7 +40,7 @@ def write_table(
     data = table.to_bytes()
     storage.write(TABLE_NAME, data)
     about = Recordings(table=TABLE_NAME, bytes=table.bytes, sha256=hashlib.sha256(data).hexdigest(), window=window)
-    no_target = {"class_counts": [], "target_mean": None, "target_std": None}
+    no_target: dict[str, Any] = {"class_counts": [], "target_mean": None, "target_std": None}
     return {name: split.model_copy(update=no_target) for name, split in splits.items()}, about
 
 

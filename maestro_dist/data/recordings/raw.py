@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from maestro_dist.data.moments import prefix_moments
 from maestro_dist.data.plain_values import finite_number, float32_array, id_text, short_repr, type_name, whole_number
 from maestro_dist.data.recordings.gaps import gaps_of
 from maestro_dist.data.recordings.table import RecordingFacts, RecordingTable, StreamFacts
+from maestro_dist.data.sample_checks import CheckedSample
 from maestro_dist.errors import DataError
 from maestro_dist.types import Modality
 
@@ -32,8 +34,8 @@ class RawRecording:
     key       its name, unique in the data set: up to 40 letters, digits, - or _
     values    real numbers [T_j, D_j] by modality, at the rate of the modality; NaN (or masked) is a gap. An absent
               modality has no entry, or None. A modality without time (`always`, one step) has one row
-    start_s   time of the first step, in seconds after the recording's time 0, for all modalities or by modality. Windows
-              start at time 0; earlier steps only count in the statistics of the recording
+    start_s   time of the first step, in seconds after the recording's time 0, for all modalities or by modality.
+              Windows start at time 0; earlier steps only count in the statistics of the recording
     length_s  the end of the recording, seconds after time 0; by default the end of the longest modality
     labels    one label for the whole recording, or intervals (start_s, end_s, label) that do not overlap. A label is a
               number, or the name of a class
@@ -53,21 +55,15 @@ class RawRecording:
 
 
 @dataclass(frozen=True)
-class CheckedRecording:
-    """A recording in its stored form, with the fields of `CheckedSample`.
+class CheckedRecording(CheckedSample):
+    """A recording in its stored form.
 
     further  arrays that are stored with it, by the name of their member without `.npy`
     facts    its row of the table
     """
 
-    key: str
-    subject: str
-    arrays: dict[str, np.ndarray]
-    meta: bytes
     further: dict[str, np.ndarray]
     facts: bytes
-    split: str = SPLIT
-    label: int | float = 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ class RecordingChecker:
     def __post_init__(self) -> None:
         self._modalities.update({m.name: m for m in sorted(self.description.modalities, key=lambda m: m.name)})
 
-    def checked(self, recording: RawRecording, place: str) -> CheckedRecording:
+    def checked(self, recording: Any, place: str) -> CheckedRecording:
         """The recording in its stored form. `place` is its number in the input, from 0, as text for messages.
 
         Raises:
@@ -118,7 +114,7 @@ class RecordingChecker:
             moments = {n: prefix_moments(array) for n, array in arrays.items()}
             further = {moments_name(n): found for n, found in moments.items() if len(found)}
         row = RecordingTable.of([facts]).to_bytes()
-        return CheckedRecording(key, ids["subject"], arrays, body, further, row)
+        return CheckedRecording(SPLIT, key, 0, ids["subject"], arrays, body, further, row)
 
     def _arrays(self, given: Any, where: str) -> dict[str, np.ndarray]:
         if not isinstance(given, Mapping):
@@ -157,9 +153,7 @@ class RecordingChecker:
             starts[name] = self._seconds(value, f"start_s of {name}", where)
         return starts
 
-    def _length(
-        self, given: Any, arrays: Mapping[str, np.ndarray], starts: Mapping[str, float], where: str
-    ) -> float:
+    def _length(self, given: Any, arrays: Mapping[str, np.ndarray], starts: Mapping[str, float], where: str) -> float:
         ends = [
             starts[name] + len(array) / self._modalities[name].rate_hz
             for name, array in arrays.items()
@@ -186,10 +180,12 @@ class RecordingChecker:
                 raise DataError(text) from None
             begin, stop = (self._seconds(value, "a label's time", where) for value in (start, end))
             if not begin < stop:
-                raise DataError(f"{where}: a label lasts from {begin:g} s to {stop:g} s; its end must be after its start")
+                raise DataError(
+                    f"{where}: a label lasts from {begin:g} s to {stop:g} s; its end must be after its start"
+                )
             rows.append((begin, stop, self._label(label, where)))
         rows.sort()
-        for before, after in zip(rows, rows[1:], strict=False):
+        for before, after in pairwise(rows):
             if after[0] < before[1] - _SAME_S:
                 raise DataError(f"{where}: two labels overlap from {after[0]:g} s to {min(before[1], after[1]):g} s")
         return math.nan, np.array(rows, dtype=np.float64).reshape(-1, 3)

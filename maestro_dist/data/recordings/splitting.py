@@ -79,8 +79,8 @@ def _by_time(table: RecordingTable, config: SplitConfig) -> Splitting:
         raise ConfigError("data.split.by: time needs shares for data.split.validation and data.split.test, no folds")
     if not config.allow_shared_people and any(table.texts["subject"]):
         raise ConfigError(
-            "data.split.by: time puts each person into all splits, so the result says little about new people; allow it "
-            "with data.split.allow_shared_people=true"
+            "data.split.by: time puts each person into all splits, so the result says little about new people; allow "
+            "it with data.split.allow_shared_people=true"
         )
     test = 1.0 - config.test
     return Splitting((TRAIN, VALIDATION, TEST), [""] * len(table), (test - config.validation, test))
@@ -127,8 +127,8 @@ def _refuse_shared_people(subjects: Sequence[str], splitting: Splitting) -> None
             shared.add(subject)
     if shared:
         raise ConfigError(
-            f"data.split: {len(shared):,} people are in two splits ({_some(sorted(shared))}), so the result says little "
-            "about new people; divide by subject, or allow it with data.split.allow_shared_people=true"
+            f"data.split: {len(shared):,} people are in two splits ({_some(sorted(shared))}), so the result says "
+            "little about new people; divide by subject, or allow it with data.split.allow_shared_people=true"
         )
 
 

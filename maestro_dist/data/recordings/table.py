@@ -152,7 +152,9 @@ class RecordingTable:
             place = row * modalities + column
             count = int(columns["gaps_count"][row, column])
             gaps = columns["gaps"][int(ends[place]) - count : int(ends[place])]
-            streams.append(StreamFacts(int(columns["steps"][row, column]), float(columns["start_s"][row, column]), gaps))
+            streams.append(
+                StreamFacts(int(columns["steps"][row, column]), float(columns["start_s"][row, column]), gaps)
+            )
         return RecordingFacts(
             **{name: self.texts[name][row] for name in _TEXTS},
             length_s=float(columns["length_s"][row]),

@@ -6,17 +6,15 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
-from maestro_dist.data.manifest import Manifest, ManifestSplit, Shard
+from maestro_dist.data.manifest import Manifest, ManifestModality, ManifestSplit, Shard
 from maestro_dist.data.recordings.cutting import Cutter
 from maestro_dist.data.recordings.splitting import split_recordings
 from maestro_dist.data.recordings.table import RecordingTable, table_of_bytes
 from maestro_dist.data.shard_index import ShardIndex
-from maestro_dist.data.storage import ObjectMissing, Storage
+from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
 from maestro_dist.errors import DataError
 from maestro_dist.types import Modality
 
@@ -76,7 +74,8 @@ class Windowing:
 
     def shard(self, split: str, shard: Shard) -> ShardWindows:
         """The windows of a shard that are in the split."""
-        assert shard.recordings is not None and shard.first is not None
+        assert shard.recordings is not None
+        assert shard.first is not None
         rows, first, present, target, keys, steps, subjects = [], [], [], [], [], [], []
         for row in range(shard.recordings):
             facts = self._table.facts(shard.first + row)
@@ -91,7 +90,7 @@ class Windowing:
             first.append(windows.first)
             present.append(windows.present)
             target.append(windows.label)
-            keys += [f"{facts.key}-{number:06d}" for number in own.tolist()]
+            keys += [f"{facts.key}-{number:06d}" for number in windows.number.tolist()]
             subjects += [facts.subject] * len(own)
         shape = (0, len(self.names))
         return ShardWindows(
@@ -151,6 +150,8 @@ def load_table(url: str, manifest: Manifest) -> RecordingTable:
         data = storage.parsed(about.table, parse, expected=True)
     except ObjectMissing as error:
         raise DataError(f"{storage.name(about.table)} is missing; pack the data set again") from error
+    except ObjectDamaged as error:
+        raise DataError(f"{error}; pack the data set again") from error
     return table_of_bytes(data, storage.name(about.table), about.bytes)
 
 
@@ -163,7 +164,8 @@ def windowing_of(url: str, manifest: Manifest) -> Windowing:
 
     Raises what `load_table` and `split_recordings` raise.
     """
-    assert manifest.cut is not None and manifest.recordings is not None
+    assert manifest.cut is not None
+    assert manifest.recordings is not None
     key = manifest.recordings.sha256, manifest.cut.model_dump_json()
     if key not in _known:
         _known[key] = Windowing(manifest, load_table(url, manifest))
@@ -173,11 +175,8 @@ def windowing_of(url: str, manifest: Manifest) -> Windowing:
     return _known[key]
 
 
-def _plain(modality: object) -> Modality:
-    return Modality(
-        *(getattr(modality, name) for name in ("name", "variates", "rate_hz", "steps")),
-        always=getattr(modality, "always", False),
-    )
+def _plain(modality: ManifestModality) -> Modality:
+    return Modality(modality.name, modality.variates, modality.rate_hz, modality.steps, always=modality.always)
 
 
 def _split(shards: list[Shard], targets: list[np.ndarray], classes: int) -> ManifestSplit:
