@@ -32,11 +32,11 @@ def test_it_names_all_files_and_no_others() -> None:
     table = "".join(line for line in TEXT.splitlines() if line.startswith("| `"))
     named = set(re.findall(r"`(\w+\.py|\w+/)`", table))
     files = {path.name for path in FOLDER.glob("*.py")} - {"__init__.py"}
-    assert named == files | {"converters/", "storage/"}
+    assert named == files | {"converters/", "recordings/", "storage/"}
     assert len(TEXT.splitlines()) < 150
 
 
-@pytest.mark.parametrize("folder", ["storage", "converters"])
+@pytest.mark.parametrize("folder", ["storage", "converters", "recordings"])
 def test_other_readmes_name_all_files_and_no_others(folder: str) -> None:
     text = (FOLDER / folder / "README.md").read_text()
     table = "".join(line for line in text.splitlines() if line.startswith("| `"))
@@ -55,6 +55,18 @@ def test_what_it_shows_works(
     program, *arguments = shlex.split(command.removeprefix("python -m "))
     assert program == "maestro_dist.train"
     assert main(arguments) == 0
+    assert "dry run: nothing was trained" in capsys.readouterr().out
+
+
+def test_recordings_are_packed_and_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (FOLDER / "recordings" / "README.md").read_text()
+    (own,) = blocks("python", text)
+    exec(own, {"__name__": "own"})
+    (command,) = blocks("sh", text)
+    assert main(shlex.split(command.removeprefix("python -m maestro_dist.train "))) == 0
     assert "dry run: nothing was trained" in capsys.readouterr().out
 
 
