@@ -101,6 +101,8 @@ def add_symbols(
         ConfigError: `spec` needs recording statistics, but the data set has none.
     """
     manifest = load_manifest(source)
+    if manifest.recordings is not None:
+        raise DataError(f"{Storage(source).name()} holds recordings; symbols are made of packed windows")
     if manifest.symbols is not None and not manifest.symbols.raw:
         raise DataError(f"{Storage(source).name()}: symbols only; symbols are made from raw windows")
     if spec.normalize == "recording" and not manifest.recording:

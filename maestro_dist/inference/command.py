@@ -168,8 +168,9 @@ def _predict_split(predictor: Predictor, url: str, options: argparse.Namespace) 
 
     from maestro_dist.config.schema import DataConfig
     from maestro_dist.data.compatibility import check_values, fit_modalities, log_notes
-    from maestro_dist.data.manifest import MANIFEST_NAME, load_manifest
+    from maestro_dist.data.manifest import MANIFEST_NAME
     from maestro_dist.data.reader import SplitSource
+    from maestro_dist.data.recordings.cut_data import load_data
     from maestro_dist.data.stream import DataRank, evaluation_batches
     from maestro_dist.data.symbols import reads_symbols
 
@@ -178,7 +179,7 @@ def _predict_split(predictor: Predictor, url: str, options: argparse.Namespace) 
         raise DataError(
             f"{Storage(url).name()}: not a packed data set (it has no {MANIFEST_NAME}) nor a .npz, .json or .jsonl file"
         )
-    manifest, model, modalities = load_manifest(url), predictor.model.config, predictor.modalities
+    manifest, model, modalities = load_data(DataConfig(url=url)), predictor.model.config, predictor.modalities
     try:
         manifest.split(options.split)
     except ConfigError as error:

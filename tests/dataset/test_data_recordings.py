@@ -254,6 +254,11 @@ def test_windows_that_are_packed_cannot_be_cut(synthetic: str) -> None:
         load_data(DataConfig(url=synthetic, window=WindowConfig(length_s=1.0)))
 
 
+def test_a_stride_of_nearly_nothing_is_refused(config: DataConfig) -> None:
+    with pytest.raises(ConfigError, match=r"data\.window\.stride_s: 1e-09 s makes .* windows of recording r0"):
+        load_data(changed(config, window=WindowConfig(length_s=1.0, stride_s=1e-9)))
+
+
 # labels, gaps and statistics
 
 TIMES = LabelTimes(np.array([[0.0, 10.0, 1.0], [10.0, 20.0, 0.0], [25.0, 30.0, 2.0]]))

@@ -11,8 +11,10 @@ from maestro_dist.config.windows import LabelRule, WindowConfig
 from maestro_dist.data.description import is_static, window_steps
 from maestro_dist.data.recordings.gaps import GapCounter
 from maestro_dist.data.recordings.table import RecordingFacts
+from maestro_dist.errors import ConfigError
 from maestro_dist.types import Modality
 
+_MOST = 1 << 28  # windows of one recording
 _SAME = 1e-6
 """Share of a stride that counts as nothing: times are rounded."""
 
@@ -92,4 +94,9 @@ class Cutter:
         if self.rule == "inside" and np.isnan(recording.whole):
             return recording.labels.starts_inside(length, every)
         count = int(np.floor((recording.length_s - length) / every + _SAME)) + 1
+        if count > _MOST:
+            raise ConfigError(
+                f"data.window.stride_s: {every:g} s makes {count:,} windows of recording {recording.key}; "
+                f"{_MOST:,} are the most"
+            )
         return every * np.arange(max(count, 1))

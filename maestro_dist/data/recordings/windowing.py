@@ -166,7 +166,8 @@ def windowing_of(url: str, manifest: Manifest) -> Windowing:
     """
     assert manifest.cut is not None
     assert manifest.recordings is not None
-    key = manifest.recordings.sha256, manifest.cut.model_dump_json()
+    modalities = "".join(modality.model_dump_json() for modality in manifest.modalities)
+    key = manifest.recordings.sha256, manifest.cut.model_dump_json() + modalities
     if key not in _known:
         _known[key] = Windowing(manifest, load_table(url, manifest))
     _known.move_to_end(key)

@@ -15,7 +15,8 @@ import numpy as np
 from benchmarks.baselines.settings import BaselineConfig
 from benchmarks.baselines.windows import Windows, evaluated, normalised, read_windows, source_of
 from maestro_dist.config.schema import Config
-from maestro_dist.data.manifest import Manifest, load_manifest
+from maestro_dist.data.manifest import Manifest
+from maestro_dist.data.recordings.cut_data import load_data
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import ConfigError
 from maestro_dist.evaluation import Evaluation, Predictions, Scenario
@@ -38,7 +39,7 @@ def fit_and_test(model: str, config: Config, baseline: BaselineConfig) -> int:
         print(f"{run.name()} is finished; nothing to do (choose another run.name to fit again)")
         return 0
     _check_package(model)
-    manifest = load_manifest(config.data.url)
+    manifest = load_data(config.data)
     if manifest.task != "classification":
         raise ConfigError(f"{manifest.name} is a {manifest.task}; the baselines classify")
     task = _task(config, manifest)
