@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from maestro_dist.data.recordings.raw import RawRecording
 from maestro_dist.data.sample_checks import RawSample
 
 
@@ -57,8 +58,8 @@ class Part(Protocol):
         """Its name for messages."""
         ...
 
-    def samples(self, remarks: Remarks) -> Iterable[RawSample]:
-        """Make its samples, one at a time, from its own files only; the same ones each time.
+    def samples(self, remarks: Remarks) -> Iterable[RawSample | RawRecording]:
+        """Make its samples or recordings, one at a time, from its own files only; the same ones each time.
 
         Raises:
             DataError: a file is damaged, or does not fit the others.
@@ -71,10 +72,10 @@ class Part(Protocol):
 class GivenSamples:
     """A part whose samples are made already, or by an iterator of the caller."""
 
-    given: Iterable[RawSample]
+    given: Iterable[RawSample | RawRecording]
     name: str = ""
 
-    def samples(self, remarks: Remarks) -> Iterable[RawSample]:
+    def samples(self, remarks: Remarks) -> Iterable[RawSample | RawRecording]:
         """The given samples."""
         return self.given
 

@@ -19,10 +19,12 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from maestro_dist.config.windows import WindowConfig
 from maestro_dist.data.converters.files import AnySource, SourceFile, SourceFiles, missing_text
-from maestro_dist.data.converters.source import Conversion, Converter, counted
+from maestro_dist.data.converters.source import Conversion, Converter, add_form, as_recordings, counted
 from maestro_dist.data.description import Description
 from maestro_dist.data.parts import Remarks
+from maestro_dist.data.recordings.raw import RawRecording
 from maestro_dist.data.sample_checks import RawSample
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.types import Modality
@@ -93,13 +95,14 @@ class _Group:
     stays: tuple[tuple[int, SourceFile, int], ...]
     minutes: int
     fold: int
+    form: str
 
     @property
     def name(self) -> str:
         """Its name for messages."""
         return f"set-{self.part} from stay {self.stays[0][0]} on"
 
-    def samples(self, remarks: Remarks) -> Iterator[RawSample]:
+    def samples(self, remarks: Remarks) -> Iterator[RawSample | RawRecording]:
         """See `Part.samples`."""
         for number, (record, file, died) in enumerate(self.stays, start=self.first):
             stay = _read_stay(file.name, record, file.read(remarks), remarks)
@@ -109,15 +112,21 @@ class _Group:
             values = {name.lower(): means[column, :, None] for name, column in _COLUMN.items()}
             observed = {name: grid for name, grid in values.items() if not np.isnan(grid).all()}
             split = "validation" if number % FOLDS == self.fold else "train"
+            split, name = split if self.part == "a" else "test", str(record)
+            values = {**observed, STATIC: stay.static[None]}
+            seconds = HOURS * 3600.0
+            if self.form == "recordings":
+                yield RawRecording(name, values, died, length_s=seconds, subject=name, split=split)
+                continue
             yield RawSample(
-                split=split if self.part == "a" else "test",
-                key=str(record),
+                split=split,
+                key=name,
                 label=died,
-                subject=str(record),
-                recording=str(record),
+                subject=name,
+                recording=name,
                 start_s=0.0,
-                duration_s=HOURS * 3600.0,
-                values={**observed, STATIC: stay.static[None]},
+                duration_s=seconds,
+                values=values,
             )
 
 
@@ -129,6 +138,7 @@ class PhysioNet2012(Converter):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Options of the time grid and the fold."""
+        add_form(parser)
         parser.add_argument(
             "--times",
             choices=sorted(MINUTES_A_STEP),
@@ -147,14 +157,14 @@ class PhysioNet2012(Converter):
         """See `Converter.from_arguments`."""
         if arguments.splits:
             raise ConfigError("--splits: set-b is the test split here, and --fold says which fifth of set-a validates")
-        return self.convert(source, times=arguments.times, fold=arguments.fold)
+        return self.convert(source, times=arguments.times, fold=arguments.fold, form=arguments.form)
 
-    def convert(self, source: AnySource, *, times: str = "hourly", fold: int = 0) -> Conversion:
+    def convert(self, source: AnySource, *, times: str = "hourly", fold: int = 0, form: str = "windows") -> Conversion:
         """One sample per stay: 36 series on a grid of hours ("hourly") or minutes ("native"), NaN where not observed.
 
         set-b (or set-c) is the test split. Stay i of set-a, sorted by RecordID, belongs to the validation split where
         i mod 5 = `fold`, else to the training split. There are no recording statistics: a stay is one window, so they
-        would equal the statistics of the window.
+        would equal the statistics of the window. `form`: one of `FORMS`.
 
         Raises:
             DataError: a file is missing or damaged; the message names it and the line.
@@ -184,8 +194,8 @@ class PhysioNet2012(Converter):
         for part, stays in texts.items():
             rows = [(record, file, died[part][record]) for record, file in sorted(stays.items())]
             groups = range(0, len(rows), _STAYS)
-            parts += [_Group(part, start, tuple(rows[start : start + _STAYS]), minutes, fold) for start in groups]
-        return Conversion(
+            parts += [_Group(part, start, tuple(rows[start : start + _STAYS]), minutes, fold, form) for start in groups]
+        conversion = Conversion(
             description,
             parts,
             files.listing(),
@@ -194,6 +204,9 @@ class PhysioNet2012(Converter):
             warnings=tuple(warnings),
             notes=lambda counts: _notes(died, counts),
         )
+        if form == "windows":
+            return conversion
+        return as_recordings(conversion, WindowConfig(length_s=HOURS * 3600.0, keep_empty=True))
 
 
 def _notes(died: dict[str, dict[int, int]], counts: Mapping[str, int]) -> list[str]:

@@ -12,9 +12,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from maestro_dist.config.windows import WindowConfig
 from maestro_dist.data.converters.files import AnySource
 from maestro_dist.data.description import Description
 from maestro_dist.data.parts import Part, Remarks, join_names
+from maestro_dist.data.recordings.raw import SPLIT as RECORDINGS_SPLIT
+from maestro_dist.data.recordings.raw import RawRecording
 from maestro_dist.data.sample_checks import RawSample
 from maestro_dist.errors import ConfigError, DataError
 
@@ -44,8 +47,8 @@ class Conversion:
     warnings: tuple[str, ...] = ()
     notes: Callable[[Mapping[str, int]], list[str]] = counted
 
-    def samples(self, remarks: Remarks | None = None) -> Iterator[RawSample]:
-        """All samples, part by part."""
+    def samples(self, remarks: Remarks | None = None) -> Iterator[RawSample | RawRecording]:
+        """All samples or recordings, part by part."""
         remarks = Remarks() if remarks is None else remarks
         return (sample for part in self.parts for sample in part.samples(remarks))
 
@@ -105,6 +108,25 @@ def table(name: str, content: bytes, columns: int, **options: Any) -> np.ndarray
 def split_of(subject: int, splits: Splits) -> str:
     """The split whose list contains the subject, else train."""
     return next((split for split, subjects in splits.items() if subject in subjects), "train")
+
+
+FORMS = ("windows", "recordings")
+
+
+def add_form(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says what is packed."""
+    parser.add_argument(
+        "--form",
+        choices=FORMS,
+        default=FORMS[0],
+        help="pack windows, or whole recordings, which a run cuts by data.window (by default into these windows)",
+    )
+
+
+def as_recordings(conversion: Conversion, window: WindowConfig) -> Conversion:
+    """The conversion of parts that make recordings, of which a run by default cuts these windows."""
+    description = replace(conversion.description, window=window)
+    return replace(conversion, description=description, splits=(RECORDINGS_SPLIT,))
 
 
 def warn_of_unknown_people(conversion: Conversion, splits: Splits) -> Conversion:

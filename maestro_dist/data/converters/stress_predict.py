@@ -12,15 +12,19 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import PurePosixPath
 
 import numpy as np
 
+from maestro_dist.config.windows import WindowConfig
 from maestro_dist.data.converters.files import AnySource, SourceFile, SourceFiles, missing_text
 from maestro_dist.data.converters.source import (
     Conversion,
     Converter,
     Splits,
+    add_form,
+    as_recordings,
     parse_splits,
     split_of,
     table,
@@ -29,6 +33,7 @@ from maestro_dist.data.converters.source import (
 from maestro_dist.data.description import Description
 from maestro_dist.data.moments import causal_statistics
 from maestro_dist.data.parts import Remarks, join_names
+from maestro_dist.data.recordings.raw import RawRecording
 from maestro_dist.data.sample_checks import RawSample
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.types import Modality
@@ -109,6 +114,7 @@ class _StressWindows:
     window_s: int
     stride_s: int
     splits: Splits
+    form: str
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ class _Person:
         """Its name for messages."""
         return _name(self.subject)
 
-    def samples(self, remarks: Remarks) -> Iterator[RawSample]:
+    def samples(self, remarks: Remarks) -> Iterator[RawSample | RawRecording]:
         """See `Part.samples`."""
         streams = {kind: _read_stream(file.name, file.read(remarks), kind) for kind, file in self.files.items()}
         session = _Session(self.subject, streams, self.first, self.labels)
@@ -139,6 +145,8 @@ class _Person:
         if not starts:
             text = f"people with less than {self.windows.window_s} s of labelled data, left out"
             remarks.warn(text, self.name)
+        if self.windows.form == "recordings":
+            return iter([_recording(session, self.windows.splits)] if starts else [])
         return _samples(session, starts, self.windows)
 
 
@@ -150,6 +158,7 @@ class StressPredict(Converter):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Options of windows and folds."""
+        add_form(parser)
         parser.add_argument("--window", type=int, default=32, metavar="SECONDS", help="length of a window (default 32)")
         parser.add_argument(
             "--stride", "--shift", type=int, default=16, metavar="S", help="seconds between windows (default 16)"
@@ -171,16 +180,24 @@ class StressPredict(Converter):
             if arguments.splits or arguments.fold is None:
                 raise ConfigError("--folds N goes together with --fold K, and --fold K without --splits")
             splits = fold_splits(FOLDS if arguments.folds is None else arguments.folds, arguments.fold)
-        conversion = self.convert(source, window_s=arguments.window, stride_s=arguments.stride, splits=splits)
+        conversion = self.convert(
+            source, window_s=arguments.window, stride_s=arguments.stride, splits=splits, form=arguments.form
+        )
         return warn_of_unknown_people(conversion, splits) if arguments.splits else conversion
 
     def convert(
-        self, source: AnySource, *, window_s: int = 32, stride_s: int = 16, splits: Splits = SPLITS
+        self,
+        source: AnySource,
+        *,
+        window_s: int = 32,
+        stride_s: int = 16,
+        splits: Splits = SPLITS,
+        form: str = "windows",
     ) -> Conversion:
         """Windows of `window_s` seconds every `stride_s` seconds, each modality at its own rate.
 
         The label is the label of most of the window's seconds; a tie is no stress. The recording of a window is
-        the person's complete session, from the first sample of each stream.
+        the person's complete session, from the first sample of each stream. `form`: one of `FORMS`.
 
         Raises:
             ConfigError: a window or stride below 1.
@@ -189,7 +206,7 @@ class StressPredict(Converter):
         if window_s < 1 or stride_s < 1:
             raise ConfigError(f"--window {window_s} --stride {stride_s}: both are 1 or more seconds")
         files = SourceFiles(source)
-        parts, warnings, notes = _people(files, _StressWindows(window_s, stride_s, splits))
+        parts, warnings, notes = _people(files, _StressWindows(window_s, stride_s, splits, form))
         description = Description(
             name="stress_predict",
             licence=LICENCE,
@@ -205,7 +222,7 @@ class StressPredict(Converter):
             ),
             recording=True,
         )
-        return Conversion(
+        conversion = Conversion(
             description,
             parts,
             files.listing(),
@@ -213,6 +230,9 @@ class StressPredict(Converter):
             warnings=tuple(warnings),
             notes=lambda counts: notes,
         )
+        if form == "windows":
+            return conversion
+        return as_recordings(conversion, WindowConfig(length_s=window_s, stride_s=stride_s))
 
 
 def fold_splits(folds: int, fold: int) -> Splits:
@@ -249,6 +269,23 @@ def _samples(session: _Session, starts: range, windows: _StressWindows) -> Itera
             },
             statistics={name: statistics[name][row] for name in session.streams},
         )
+
+
+def _recording(session: _Session, splits: Splits) -> RawRecording:
+    """The complete session. Its time 0 is the first second with labels and all streams."""
+    begin, end = session.span()
+    labels = session.labels[begin - session.first : end - session.first]
+    edges = [0, *(np.flatnonzero(np.diff(labels)) + 1).tolist(), len(labels)]
+    name = _name(session.subject)
+    return RawRecording(
+        key=name,
+        values={kind: stream.values for kind, stream in session.streams.items()},
+        labels=[(first, last, int(labels[first])) for first, last in pairwise(edges)],
+        start_s={kind: stream.start - begin for kind, stream in session.streams.items()},
+        length_s=float(end - begin),
+        subject=name,
+        split=split_of(session.subject, splits),
+    )
 
 
 def _name(subject: int) -> str:

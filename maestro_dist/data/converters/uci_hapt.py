@@ -14,11 +14,14 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from maestro_dist.config.windows import WindowConfig
 from maestro_dist.data.converters.files import AnySource, SourceFile, SourceFiles, missing_text
 from maestro_dist.data.converters.source import (
     Conversion,
     Converter,
     Splits,
+    add_form,
+    as_recordings,
     parse_splits,
     split_of,
     table,
@@ -27,6 +30,7 @@ from maestro_dist.data.converters.source import (
 from maestro_dist.data.description import Description
 from maestro_dist.data.moments import causal_statistics
 from maestro_dist.data.parts import Remarks
+from maestro_dist.data.recordings.raw import RawRecording
 from maestro_dist.data.sample_checks import RawSample
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.types import Modality
@@ -81,6 +85,7 @@ class _HaptWindows:
     window: int
     stride: int
     splits: Splits
+    form: str
 
 
 @dataclass(frozen=True)
@@ -99,10 +104,13 @@ class _Experiment:
         """Its name for messages."""
         return f"exp{self.number:02d}"
 
-    def samples(self, remarks: Remarks) -> Iterator[RawSample]:
+    def samples(self, remarks: Remarks) -> Iterator[RawSample | RawRecording]:
         """See `Part.samples`."""
         streams = {sensor: table(file.name, file.read(remarks), 3) for sensor, file in self.files.items()}
         self._check(streams)
+        if self.windows.form == "recordings":
+            yield self._recording(streams)
+            return
         window, stride = self.windows.window, self.windows.stride
         spans = [(s, start) for s in self.segments for start in range(s.start, s.end - window + 1, stride)]
         spans.sort(key=lambda span: span[1])
@@ -129,6 +137,17 @@ class _Experiment:
                 statistics=recording_statistics,
             )
 
+    def _recording(self, streams: dict[str, np.ndarray]) -> RawRecording:
+        values = {}
+        for sensor, stream in streams.items():
+            names = _names(sensor, self.windows.modalities)
+            for name, columns in zip(names, np.split(stream, len(names), axis=1), strict=True):
+                values[name] = columns
+        (user,) = {segment.user for segment in self.segments}
+        labels = [(segment.start / RATE_HZ, segment.end / RATE_HZ, segment.label) for segment in self.segments]
+        split = split_of(user, self.windows.splits)
+        return RawRecording(self.name, values, labels, subject=f"user{user:02d}", split=split)
+
     def _check(self, streams: dict[str, np.ndarray]) -> None:
         steps = {len(stream) for stream in streams.values()}
         if len(steps) > 1:
@@ -151,6 +170,7 @@ class UciHapt(Converter):
         parser.add_argument(
             "--modalities", choices=("sensors", "axes"), default="sensors", help="acc, gyro; or six axes"
         )
+        add_form(parser)
         parser.add_argument("--window", type=int, default=128, metavar="STEPS", help="steps per window (default 128)")
         parser.add_argument(
             "--stride", "--shift", type=int, default=64, metavar="N", help="steps between windows (default 64)"
@@ -160,7 +180,12 @@ class UciHapt(Converter):
         """See `Converter.from_arguments`."""
         splits = parse_splits(arguments.splits) if arguments.splits else SPLITS
         conversion = self.convert(
-            source, modalities=arguments.modalities, window=arguments.window, stride=arguments.stride, splits=splits
+            source,
+            modalities=arguments.modalities,
+            window=arguments.window,
+            stride=arguments.stride,
+            splits=splits,
+            form=arguments.form,
         )
         return warn_of_unknown_people(conversion, splits) if arguments.splits else conversion
 
@@ -172,11 +197,12 @@ class UciHapt(Converter):
         window: int = 128,
         stride: int = 64,
         splits: Splits = SPLITS,
+        form: str = "windows",
     ) -> Conversion:
         """Windows of `window` steps every `stride` steps inside each labelled segment; a window has one label.
 
         `modalities`: "sensors" (acc, gyro; 3 variates each) or "axes" (acc_x ... gyro_z; one variate each). The
-        recording of a window is its experiment, from the first row on, labelled or not.
+        recording of a window is its experiment, from the first row on, labelled or not. `form`: one of `FORMS`.
 
         Raises:
             ConfigError: a window or stride below 1.
@@ -185,7 +211,7 @@ class UciHapt(Converter):
         if window < 1 or stride < 1:
             raise ConfigError(f"--window {window} --stride {stride}: both are 1 or more steps")
         files = SourceFiles(source)
-        parts = _experiments(files, _HaptWindows(modalities, window, stride, splits))
+        parts = _experiments(files, _HaptWindows(modalities, window, stride, splits, form))
         names = [name for sensor in UNITS for name in _names(sensor, modalities)]
         description = Description(
             name="uci_hapt",
@@ -203,13 +229,17 @@ class UciHapt(Converter):
             recording=True,
             notice=NOTICE,
         )
-        return Conversion(
+        conversion = Conversion(
             description,
             parts,
             files.listing(),
             people=frozenset(segment.user for part in parts for segment in part.segments if _fits(segment, window)),
             warnings=tuple(files.warnings()),
         )
+        if form == "windows":
+            return conversion
+        cut = WindowConfig(length_s=window / RATE_HZ, stride_s=stride / RATE_HZ, label="inside")
+        return as_recordings(conversion, cut)
 
 
 def _fits(segment: _LabelledSegment, window: int) -> bool:

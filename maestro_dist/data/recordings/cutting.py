@@ -81,7 +81,8 @@ class Cutter:
             observed = counter.observed(first[:, column], first[:, column] + modality.steps)
             least = 1 if static else max(1.0, self.window.min_observed * modality.steps - _SAME)
             present[:, column] = observed >= least
-        streams = [column for column, modality in enumerate(self.modalities) if not modality.always]
+        always = [] if self.window.keep_empty else [modality.always for modality in self.modalities]
+        streams = [column for column, known in enumerate(always) if not known]
         kept = np.any(present[:, streams or slice(None)], axis=1)
         label = np.zeros(len(starts))
         if self.task != "none":
