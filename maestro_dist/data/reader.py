@@ -132,8 +132,7 @@ class SplitSource:
         moments = [member_name(moments_name(modality.name)) for modality in self.modalities]
         offsets, sizes = stored.columns(moments)
         offsets = np.where(sizes > 0, offsets, 0)[windows.row]
-        columns = [names.index(modality.name) for modality in self.modalities]
-        return window_index(stored, windows, names), OpenWindows.of(windows, columns, offsets)
+        return window_index(stored, windows, names), OpenWindows.of(windows, self.modalities, names, offsets)
 
     def open(self, heartbeat: Heartbeat = _ignore) -> SplitReader:
         """A reader; it opens files when it first needs them. `heartbeat` is called for each sample."""

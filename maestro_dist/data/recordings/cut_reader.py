@@ -19,6 +19,7 @@ from maestro_dist.data.window_layout import npy_header
 from maestro_dist.data.window_reader import Located, ShardGroup, values_are_allowed
 from maestro_dist.data.windows import Empty, Windows
 from maestro_dist.errors import StorageError
+from maestro_dist.types import Modality
 
 _NAME = 100  # bytes of the name in a tar header
 _FLOAT32, _FLOAT64 = np.dtype("<f4"), np.dtype("<f8")
@@ -31,6 +32,7 @@ class OpenWindows:
     row      int64 [n]: the recording of each window
     first    int64 [n, M]: the first step of each modality in its stream
     steps    int64 [R, M]: length of the streams
+    ahead    int64 [R, M]: bytes of the header of each stream's npy file
     moments  int64 [n, M]: where the `prefix_moments` of each modality begin in the shard (the npy file); 0: it has none
     heads    bool [R, M]: whether the headers of a stream were checked and found right
     """
@@ -38,19 +40,42 @@ class OpenWindows:
     row: np.ndarray
     first: np.ndarray
     steps: np.ndarray
+    ahead: np.ndarray
     moments: np.ndarray
     heads: np.ndarray
 
     @staticmethod
-    def of(windows: ShardWindows, columns: Sequence[int], moments: np.ndarray) -> OpenWindows:
-        """For the modalities in these `columns` of `windows`."""
-        chosen = list(columns)
+    def of(
+        windows: ShardWindows, modalities: Sequence[Modality], names: Sequence[str], moments: np.ndarray
+    ) -> OpenWindows:
+        """For these modalities of the run; `names`: of the columns of `windows`."""
+        chosen = [names.index(modality.name) for modality in modalities]
         steps = windows.steps[:, chosen]
-        return OpenWindows(windows.row, windows.first[:, chosen], steps, moments, np.zeros(steps.shape, dtype=bool))
+        ahead = np.empty_like(steps)
+        for column, modality in enumerate(modalities):
+            ahead[:, column] = [len(npy_header((n, modality.variates), _FLOAT32)) for n in steps[:, column].tolist()]
+        heads = np.zeros(steps.shape, dtype=bool)
+        return OpenWindows(windows.row, windows.first[:, chosen], steps, ahead, moments, heads)
 
     def forget(self) -> None:
         """The headers are to be checked again."""
         self.heads[:] = False
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where B windows are; M modalities.
+
+    keys    names of the windows
+    offset  int64 [B, M]: where the values begin in the shard
+    size    int64 [B, M]: bytes of the values
+    skip    int64 [B, M]: bytes of the steps before them, at which there is no stream
+    """
+
+    keys: list[str]
+    offset: np.ndarray
+    size: np.ndarray
+    skip: np.ndarray
 
 
 class CutReader:
@@ -63,25 +88,22 @@ class CutReader:
         ends = np.cumsum([modality.variates for modality in self._modalities]).tolist()
         self._variates = [slice(end - m.variates, end) for end, m in zip(ends, self._modalities, strict=True)]
         self._parts = [sample_format.part(modality) for modality in self._modalities]
+        self._begin = np.array([part.start for part in self._parts], dtype=np.int64)
+        self._length = np.array([part.stop - part.start for part in self._parts], dtype=np.int64)
+        self._step = np.array([m.variates * _FLOAT32.itemsize for m in self._modalities], dtype=np.int64)
 
     def read(
         self, numbers: np.ndarray, located: Located, wanted: np.ndarray, shards: OpenShards, empty: Empty
     ) -> Windows | None:
         """As `WindowReader.read`; None if a window is not as expected, which `sample` explains."""
         located.open(shards)
-        keys = [""] * len(numbers)
-        arrays = [
-            empty((int(own.sum()), part.stop - part.start, modality.variates), _FLOAT32)
-            for own, part, modality in zip(wanted.T, self._parts, self._modalities, strict=True)
-        ]
+        shapes = zip(wanted.sum(0).tolist(), self._length.tolist(), self._modalities, strict=True)
+        arrays = [empty((count, length, modality.variates), _FLOAT32) for count, length, modality in shapes]
         rows = np.cumsum(wanted, axis=0) - 1
         try:
+            places = self._places(located, wanted, shards)
+            self._read_values(located, wanted, shards, places, arrays)
             for group in located.groups:
-                for place, row in zip(group.places.tolist(), group.rows.tolist(), strict=True):
-                    keys[place] = group.shard.keys[row]
-                    self._heartbeat(f"reading {group.shard.name}, sample {keys[place]}")
-                    for column in np.flatnonzero(wanted[place]).tolist():
-                        self._window(group.shard, row, column, shards, arrays[column][rows[place, column]])
                 self._learn(group, wanted[group.places], shards, arrays, rows[group.places])
         except BadSample:
             return None
@@ -93,7 +115,49 @@ class CutReader:
             if width:
                 recording[group.places] = group.shard.known.recording[group.rows]
         pairs = [recording[own, at] for own, at in zip(wanted.T, self._variates, strict=True)] if width else []
-        return Windows(self._format, numbers, keys, targets, wanted, arrays, pairs)
+        return Windows(self._format, numbers, places.keys, targets, wanted, arrays, pairs)
+
+    def _places(self, located: Located, wanted: np.ndarray, shards: OpenShards) -> _Places:
+        """Where the windows are. The headers of streams that are new are checked. Raises BadSample."""
+        keys = [""] * len(wanted)
+        first, steps, base = (np.empty(wanted.shape, dtype=np.int64) for _ in range(3))
+        for group in located.groups:
+            windows, at, own = _of(group.shard), group.places, group.rows
+            recording = windows.row[own]
+            first[at], steps[at] = windows.first[own], windows.steps[recording]
+            base[at] = located.offsets[at, 1:] + windows.ahead[recording]
+            for place, row in zip(at.tolist(), own.tolist(), strict=True):
+                keys[place] = group.shard.keys[row]
+            new = wanted[at] & ~windows.heads[recording]
+            for number, column in np.argwhere(new).tolist() if new.any() else ():
+                self._check_heads(group.shard, int(own[number]), column, shards)
+        start = first + self._begin
+        low = np.clip(start, 0, steps)
+        high = np.maximum(np.clip(start + self._length, 0, steps), low)
+        return _Places(keys, base + low * self._step, (high - low) * self._step, (low - start) * self._step)
+
+    def _read_values(
+        self, located: Located, wanted: np.ndarray, shards: OpenShards, places: _Places, arrays: list[np.ndarray]
+    ) -> None:
+        """Read all windows. NaN where there is no stream. Raises BadSample."""
+        whole = self._length * self._step
+        part = wanted & (places.size < whole)
+        rows = np.cumsum(wanted, axis=0) - 1
+        for place, column in np.argwhere(part).tolist() if part.any() else ():
+            arrays[column][rows[place, column]] = np.nan
+        begin = (rows * whole + np.where(places.size > 0, places.skip, 0)).tolist()
+        offsets, sizes = places.offset.tolist(), places.size.tolist()
+        columns = [[column for column, own in enumerate(row) if own] for row in wanted.tolist()]
+        data, heartbeat, preadv = [_bytes(array) for array in arrays], self._heartbeat, os.preadv
+        for group in located.groups:
+            shard, file = group.shard, shards.descriptor(group.shard)
+            for place, row in zip(group.places.tolist(), group.rows.tolist(), strict=True):
+                heartbeat(f"reading {shard.name}, sample {places.keys[place]}")
+                offset, size, at = offsets[place], sizes[place], begin[place]
+                for column in columns[place]:
+                    view = data[column][at[column] : at[column] + size[column]]
+                    if shard.parts is not None or preadv(file, [view], offset[column]) != size[column]:
+                        self._fill(shard, row, offset[column], view, shards)
 
     def sample(self, number: int, shard: OpenShard, row: int, wanted: np.ndarray, shards: OpenShards) -> DecodedSample:
         """One window, with the modalities of `wanted`, bool [M].
@@ -122,19 +186,17 @@ class CutReader:
         part, steps = self._parts[column], int(windows.steps[windows.row[row], column])
         start = int(windows.first[row, column]) + part.start
         low, high = max(start, 0), min(start + len(out), steps)
-        if low >= high:
-            out[:] = np.nan
-            return
-        self._check_heads(shard, row, column, shards)
-        out[: low - start], out[high - start :] = np.nan, np.nan
-        self._fill(shard, row, self._value_offset(shard, row, column, low), out[low - start : high - start], shards)
+        out[:] = np.nan
+        if low < high:
+            self._check_heads(shard, row, column, shards)
+            own = _bytes(out[low - start : high - start])
+            self._fill(shard, row, self._value_offset(shard, row, column, low), own, shards)
 
     def _value_offset(self, shard: OpenShard, row: int, column: int, step: int) -> int:
         """Where a step of a stream is in the shard."""
-        windows, modality = _of(shard), self._modalities[column]
-        steps = int(windows.steps[windows.row[row], column])
-        header = len(npy_header((steps, modality.variates), _FLOAT32))
-        return int(shard.offsets[row, column + 1]) + header + step * modality.variates * _FLOAT32.itemsize
+        windows = _of(shard)
+        header = int(windows.ahead[windows.row[row], column])
+        return int(shard.offsets[row, column + 1]) + header + step * int(self._step[column])
 
     def _check_heads(self, shard: OpenShard, row: int, column: int, shards: OpenShards) -> None:
         """Check, once for each stream of an open shard, that the index points at it. Raises BadSample."""
@@ -147,7 +209,7 @@ class CutReader:
         header = npy_header((steps, modality.variates), _FLOAT32)
         size = len(header) + steps * modality.variates * _FLOAT32.itemsize
         head = np.empty(HEADER + len(header), dtype=np.uint8)
-        self._fill(shard, row, int(shard.offsets[row, column + 1]) - HEADER, head, shards)
+        self._fill(shard, row, int(shard.offsets[row, column + 1]) - HEADER, _bytes(head), shards)
         member = f"{name}.{member_name(modality.name)}"
         right = head[:_NAME].tobytes().rstrip(b"\0") == member.encode() and head[HEADER:].tobytes() == header
         if not right or int(shard.sizes[row, column + 1]) != size:
@@ -183,16 +245,14 @@ class CutReader:
                 at = int(windows.moments[row, column])
                 header = npy_header((int(steps[place]) // BLOCK, variates, 3), _FLOAT64)
                 offset = at + len(header) + (block - 1) * variates * 3 * _FLOAT64.itemsize
-                self._fill(shard, row, offset, before[place], shards)
+                self._fill(shard, row, offset, _bytes(before[place]), shards)
             if end > block * BLOCK:
                 offset = self._value_offset(shard, row, column, block * BLOCK)
-                self._fill(shard, row, offset, rest[place, : end - block * BLOCK], shards)
+                self._fill(shard, row, offset, _bytes(rest[place, : end - block * BLOCK]), shards)
         return statistics_at(before, rest)
 
-    def _fill(self, shard: OpenShard, row: int, offset: int, out: np.ndarray, shards: OpenShards) -> None:
-        """Fill an array from the file. Raises BadSample if the file ends before."""
-        data: Any = out.reshape(-1).view(np.uint8)
-        view = memoryview(data)
+    def _fill(self, shard: OpenShard, row: int, offset: int, view: memoryview, shards: OpenShards) -> None:
+        """Fill memory from the file. Raises BadSample if the file ends before."""
         try:
             file = shards.fetch(shard, [(offset, offset + len(view))])
             while view:
@@ -205,6 +265,11 @@ class CutReader:
 
     def _where(self, shard: OpenShard, row: int) -> str:
         return f"{shard.name}, sample {shard.keys[row]}"
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    data: Any = array.reshape(-1).view(np.uint8)  # reshape, because an empty array cannot be cast
+    return memoryview(data)
 
 
 def _of(shard: OpenShard) -> OpenWindows:
