@@ -42,6 +42,7 @@ from maestro_dist.data.prepare import (
     pack_conversion,
     unknown_options,
 )
+from maestro_dist.data.recordings.cut_data import usual_windows
 from maestro_dist.data.storage import Storage, redact
 from maestro_dist.data.storage.settings import configure
 from maestro_dist.data.symbols import add_symbols
@@ -86,6 +87,8 @@ def _pack(arguments: argparse.Namespace) -> int:
             conversion_of = converted(converter, arguments.source, argparse.Namespace(**options), target, shared=shared)
             with conversion_of as conversion:
                 status.stop()
+                if arguments.symbols and conversion.description.window is not None:
+                    raise ConfigError("--symbols: they are made of windows, not of recordings; use --form windows")
                 with _workers(arguments, len(conversion.splits)) as workers, shown_progress() as progress:
                     request = ConversionRequest(
                         arguments.name,
@@ -258,6 +261,18 @@ def _summary(manifest: Manifest, url: str, notice: str) -> None:
         size = sum(shard.bytes for shard in split.shards) / 1e6
         table.add_row(name, f"{split.samples:,}", str(len(split.shards)), f"{size:.1f}")
     console.print(table)
+    if manifest.recordings is not None:
+        window = manifest.recordings.window
+        try:
+            manifest = usual_windows(url, manifest)
+        except ConfigError as error:  # a run needs other windows or splits
+            console.print(f"{error}", highlight=False, markup=False)
+            return
+        console.print(
+            f"cut into windows of {window.length_s:g} s every {window.every_s:g} s, if a run does not say otherwise: "
+            + ", ".join(f"{name} {split.samples:,}" for name, split in manifest.splits.items()),
+            highlight=False,
+        )
     classes = Table(title="classes", title_justify="left")
     classes.add_column("class")
     for name in manifest.splits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.prepare import prepare
 from maestro_dist.data.reader import Request, SplitSource
 from maestro_dist.data.recordings.cut_data import load_data
+from maestro_dist.errors import ConfigError
 from maestro_dist.types import Batch
 
-EXCERPTS = Path(__file__).parents[1] / "data"
+ROOT = Path(__file__).parents[2]
+EXCERPTS = ROOT / "tests" / "data"
 ALL_AT_ONCE = 500
 
 
@@ -46,3 +49,20 @@ def test_the_windows_are_the_same(name: str, tmp_path: Path) -> None:
         for part, arrays in (("values", expected.values), ("recording", expected.recording)):
             for modality, array in arrays.items():
                 np.testing.assert_array_equal(getattr(found, part)[modality], array)
+
+
+def tool(*arguments: str) -> int:
+    main = runpy.run_path(str(ROOT / "tools" / "pack_dataset.py"))["main"]
+    code: int = main(["stress_predict", "--source", str(EXCERPTS / "stress_predict"), *arguments])
+    return code
+
+
+def test_the_tool_says_how_recordings_are_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool("--out", str(tmp_path), "--form", "recordings", "--window", "60", "--stride", "30") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "recordings │ 6 │ 1 │" in shown
+    splits = load_data(DataConfig(url=str(tmp_path), cache=str(tmp_path / "cache"))).splits
+    counts = ", ".join(f"{name} {split.samples}" for name, split in splits.items())
+    assert f"windows of 60 s every 30 s, if a run does not say otherwise: {counts}" in shown
+    with pytest.raises(ConfigError, match="--symbols: they are made of windows"):
+        tool("--out", str(tmp_path / "other"), "--form", "recordings", "--symbols", "beside")

@@ -66,6 +66,16 @@ def load_data(config: DataConfig, *, expected: bool = False, run_url: str = "") 
     return found
 
 
+def usual_windows(url: str, stored: Manifest) -> Manifest:
+    """The manifest of the windows that a run cuts by default, with the statistics of the recordings.
+
+    Raises what `load_data` raises.
+    """
+    table = load_table(url, stored)
+    assert stored.recordings is not None
+    return _provisional(stored, Cut(window=stored.recordings.window, split=_usual_split(table)), table)
+
+
 def _usual_split(table: RecordingTable) -> SplitConfig:
     """The splits of the publishers if there are some; else by person if they are known."""
     if any(table.texts["split"]):
