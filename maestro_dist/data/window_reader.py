@@ -21,6 +21,7 @@ from maestro_dist.data.windows import Empty, Windows
 
 _NAME = 100  # bytes of the name in a tar header
 _GAP = 4096  # bytes between two pieces of a file that are rather read than left to another system call
+_LARGE = 1 << 14  # bytes of a window from which it costs less to read it alone than to skip what is before it
 _MOST_BUFFERS = 1000  # of one system call; Linux allows 1,024
 _SKIPPED = memoryview(bytearray(_GAP))  # where the bytes between two pieces go
 
@@ -139,8 +140,13 @@ class WindowReader:
             if shard.blocks is not None:
                 columns = arrays.columns[place]
                 file = shards.fetch(shard, self._parts.of(offset, shard.sizes[row].tolist(), columns))
+            known = shard.known.read[row]
+            if known and arrays.reads_one_by_one:
+                if not arrays.read(file, place, offset):
+                    return False
+                continue
             pieces = arrays.pieces(place, offset, in_parts=in_parts)
-            if shard.known.read[row]:
+            if known:
                 if not _read(file, pieces):
                     return False
                 continue
@@ -220,6 +226,8 @@ class _Arrays:
             for head, layout in zip(sizes, layouts, strict=True)
         ]
         self._ahead = [head - HEADER + skipped for head, _, skipped in self._lengths]
+        self._sizes = [length for _, length, _ in self._lengths]
+        self.reads_one_by_one = not heads and sum(self._sizes) >= _LARGE * len(self._sizes)
         self.columns = [[column for column, own in enumerate(row) if own] for row in wanted.tolist()]
         self._rows = (np.cumsum(wanted, axis=0) - 1).tolist()
         self._has_head = wanted.copy() if heads else np.zeros_like(wanted)
@@ -230,10 +238,10 @@ class _Arrays:
 
         `in_parts`: the file has the bytes of `SampleParts` only, which leaves out some headers.
         """
-        rows, lengths, data = self._rows[place], self._lengths, self._bytes
+        rows, sizes, data = self._rows[place], self._sizes, self._bytes
         if not self.reads_heads:
             return [
-                (offsets[n + 1] + self._ahead[n], data[n][rows[n] * lengths[n][1] : (rows[n] + 1) * lengths[n][1]])
+                (offsets[n + 1] + self._ahead[n], data[n][rows[n] * sizes[n] : (rows[n] + 1) * sizes[n]])
                 for n in self.columns[place]
             ]
         pieces = []
@@ -246,6 +254,15 @@ class _Arrays:
                 pieces.append((at, self._head_bytes[column][row * head : (row + 1) * head]))
             pieces.append((at + head + skipped, data[column][row * length : (row + 1) * length]))
         return pieces
+
+    def read(self, file: int, place: int, offsets: Sequence[int]) -> bool:
+        """Read the windows of the sample at `place`, without headers; `offsets` as in `pieces`. Whether none is cut."""
+        rows, sizes, data, ahead, read = self._rows[place], self._sizes, self._bytes, self._ahead, os.preadv
+        for n in self.columns[place]:
+            size, row = sizes[n], rows[n]
+            if read(file, [data[n][row * size : row * size + size]], offsets[n + 1] + ahead[n]) != size:
+                return False
+        return True
 
     def heads_are_right(self, keys: Sequence[str]) -> bool:
         """Whether each window has its name in the tar header, and the header of its npy file, where they were read."""
