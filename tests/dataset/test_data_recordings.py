@@ -23,7 +23,7 @@ from maestro_dist.data.pack_parts import PartsPacking, ThisProcess, pack_parts
 from maestro_dist.data.parts import GivenSamples
 from maestro_dist.data.reader import Request, SplitSource
 from maestro_dist.data.recordings import cut_data
-from maestro_dist.data.recordings.cut_data import load_data
+from maestro_dist.data.recordings.cut_data import load_data, usual_windows
 from maestro_dist.data.recordings.gaps import GapCounter, gaps_of
 from maestro_dist.data.recordings.label_times import LabelTimes
 from maestro_dist.data.recordings.raw import RawRecording
@@ -193,6 +193,27 @@ def test_damage_is_named(packed: str, config: DataConfig, tmp_path: Path) -> Non
             (copy / path.name).write_bytes(content)
         with pytest.raises(DataError, match=name):
             load_data(changed(config, url=str(copy)))
+
+
+def test_damage_that_only_the_size_could_tell_is_found_by_the_reader(packed: str, tmp_path: Path) -> None:
+    """With `data.verify=size`: a stream of another recording, and statistics that are no numbers."""
+    manifest = load_manifest(packed)
+    for damage, message in ((b"r1.acc.npy", "does not point at r1.acc.npy"), (b"r1.acc.moments.npy", "are damaged")):
+        copy = tmp_path / damage.decode()
+        copy.mkdir()
+        for path in Path(packed).iterdir():
+            content = path.read_bytes()
+            at = content.find(damage)
+            if path.suffix == ".tar" and at >= 0:
+                place, new = (at, b"r9") if b"moments" not in damage else (at + 512 + 128 + 8, b"\xff" * 8)
+                content = content[:place] + new + content[place + len(new) :]
+            (copy / path.name).write_bytes(content)
+        config = DataConfig(url=str(copy), cache=str(copy / "cache"), verify="size", max_bad_samples=10**6)
+        assert manifest.recordings is not None
+        cut = usual_windows(str(copy), manifest)
+        bad = [line for name in cut.splits for line in everything(config, cut, name).bad]
+        assert len(bad) > 3
+        assert all("sample r1-" in line and message in line for line in bad)
 
 
 # splits

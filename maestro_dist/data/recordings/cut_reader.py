@@ -232,7 +232,7 @@ class CutReader:
             known.allowed[group.rows[own], column] = True
 
     def _statistics(self, shard: OpenShard, rows: np.ndarray, column: int, shards: OpenShards) -> np.ndarray:
-        """Mean and std of the recordings of R windows up to their ends: float64 [R, D, 2]."""
+        """Mean and std of the recordings of R windows up to their ends: float64 [R, D, 2]. Raises BadSample."""
         windows, modality = _of(shard), self._modalities[column]
         steps = windows.steps[windows.row[rows], column]
         ends = np.clip(windows.first[rows, column] + modality.steps, 0, steps)
@@ -249,7 +249,11 @@ class CutReader:
             if end > block * BLOCK:
                 offset = self._value_offset(shard, row, column, block * BLOCK)
                 self._fill(shard, row, offset, _bytes(rest[place, : end - block * BLOCK]), shards)
-        return statistics_at(before, rest)
+        found = statistics_at(before, rest)
+        if not np.isfinite(found).all():
+            where = self._where(shard, int(rows[np.argmin(np.isfinite(found).all(axis=(1, 2)))]))
+            raise BadSample(f"{where}: the statistics of {modality.name} are damaged; pack the data set again")
+        return found
 
     def _fill(self, shard: OpenShard, row: int, offset: int, view: memoryview, shards: OpenShards) -> None:
         """Fill memory from the file. Raises BadSample if the file ends before."""
