@@ -23,7 +23,7 @@ class WindowConfig(Section):
     """Share of the steps of a modality that must be observed in a window; else the window does not have the modality. A
     window with none, but for those that are always known, is left out. By default one step is enough."""
     keep_empty: bool = False
-    """Keep windows of which only modalities that are always known, such as the age, were observed."""
+    """Keep a window even if no sensor was observed in it, only what is always known, such as the age."""
     min_labelled: Share = 0.5
     """Share of a window that must have a label; else the window is left out."""
     label: LabelRule | None = None

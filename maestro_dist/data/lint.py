@@ -7,7 +7,7 @@ import io
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -122,6 +122,9 @@ def lint(url: str, *, hashes: bool = True) -> Iterator[Remark]:
     except (ConfigError, DataError) as error:
         yield Remark("error", "recordings", str(error))
         return
+    if manifest.symbols is not None and not manifest.symbols.raw:
+        yield Remark("warning", "windows", "there are only symbols, so the values were not looked at")
+        return
     found = _Found()
     for split, entry in manifest.splits.items():
         if entry.samples:
@@ -195,6 +198,8 @@ def _count(batch: Any, split: str, manifest: Manifest, found: _Found) -> None:
             digests[place].update(modality.name.encode() + window.tobytes())
             shapes[place].append(_shape(window, modality.std))
     for place, key in enumerate(batch.keys):
+        if not shapes[place]:  # it has no window
+            continue
         found.exact[digests[place].hexdigest()].append((split, key))
         shape = np.concatenate([np.empty(0), *shapes[place]])
         if np.count_nonzero(~np.isnan(shape)) >= _SEGMENTS and np.nanstd(shape) > 0:
@@ -223,7 +228,7 @@ def _channels(manifest: Manifest, found: _Found) -> Iterator[Remark]:
             for variate, channel in enumerate(channels):
                 where = name if modality.variates == 1 else f"{name}, variate {variate}"
                 train = modality.mean[variate], modality.std[variate]
-                yield from _channel(where, replace(channel), train, static=modality.always and modality.steps == 1)
+                yield from _channel(where, channel, train, static=modality.always and modality.steps == 1)
 
 
 def _channel(where: str, channel: _Channel, train: tuple[float, float], *, static: bool) -> Iterator[Remark]:
@@ -277,20 +282,24 @@ def _shared_people(found: _Found) -> Iterator[Remark]:
 
 
 def _duplicates(found: _Found) -> Iterator[Remark]:
-    for groups, what in ((found.exact, "the same windows"), (found.near, "nearly the same windows")):
-        pairs: Counter[tuple[str, ...]] = Counter()
-        examples: dict[tuple[str, ...], list[str]] = defaultdict(list)
-        for group in groups.values():
-            if len(group) > 1:
-                splits = tuple(sorted({split for split, _ in group}))
-                pairs[splits] += len(group)
-                examples[splits].append(" = ".join(key for _, key in group[:2]))
-        for splits, count in pairs.items():
-            level: Level = "error" if len(splits) > 1 and groups is found.exact else "warning"
-            yield Remark(level, " and ".join(splits), f"{count:,} samples have {what}: {_some(examples[splits])}")
-        if groups is found.exact:  # those are not named again
-            same = {entry for group in found.exact.values() if len(group) > 1 for entry in group}
-            found.near = {shape: [e for e in group if e not in same] for shape, group in found.near.items()}
+    yield from _groups(found.exact, "the same windows", "error")
+    same = {entry for group in found.exact.values() if len(group) > 1 for entry in group}  # they are not named again
+    near = {shape: [entry for entry in group if entry not in same] for shape, group in found.near.items()}
+    yield from _groups(near, "nearly the same windows", "warning")
+
+
+def _groups(groups: dict[str, list[tuple[str, str]]], what: str, across: Level) -> Iterator[Remark]:
+    """A remark for each set of splits that duplicates are in. `across`: its level where that is more than one split."""
+    pairs: Counter[tuple[str, ...]] = Counter()
+    examples: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for group in groups.values():
+        if len(group) > 1:
+            splits = tuple(sorted({split for split, _ in group}))
+            pairs[splits] += len(group)
+            examples[splits].append(" = ".join(key for _, key in group[:2]))
+    for splits, count in pairs.items():
+        level = across if len(splits) > 1 else "warning"
+        yield Remark(level, " and ".join(splits), f"{count:,} samples have {what}: {_some(examples[splits])}")
 
 
 def _some(names: list[str]) -> str:

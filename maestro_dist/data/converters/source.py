@@ -124,7 +124,7 @@ def add_form(parser: argparse.ArgumentParser) -> None:
 
 
 def as_recordings(conversion: Conversion, window: WindowConfig) -> Conversion:
-    """The conversion of parts that make recordings, of which a run by default cuts these windows."""
+    """The same conversion for parts that make recordings. `window`: how a run cuts them by default."""
     description = replace(conversion.description, window=window)
     return replace(conversion, description=description, splits=(RECORDINGS_SPLIT,))
 
