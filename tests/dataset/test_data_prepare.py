@@ -155,7 +155,7 @@ def test_raw_files_that_are_not_there(source: SourceConfig, tmp_path: Path) -> N
     [
         ({"windw": 8}, r"data\.source\.options: no option --windw; did you mean --window\?"),
         ({"foo": 1, "windw": 8}, r"data\.source\.options: no option --foo, --windw; did you mean --window\?"),
-        ({"x": 1}, r"no option --x; there are --fold, --folds, --shift, --stride, --window"),
+        ({"x": 1}, r"no option --x; there are --fold, --folds, --form, --shift, --stride, --window"),
         ({"window": "long"}, r"data\.source\.options: argument --window: invalid int value: 'long'"),
         ({"window": "-x"}, r"argument --window: invalid int value: '-x'"),
         ({"window": -1}, r"data\.source\.options: --window -1 --stride 16: both are 1 or more"),

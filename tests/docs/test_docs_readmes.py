@@ -21,7 +21,7 @@ ROOT = runs.ROOT
 FOLDERS = ["", "cluster", "configs", "maestro_dist", "tools", "tools/benchmarks", "tools/suite/results"]
 FOLDERS += [
     f"maestro_dist/{name}"
-    for name in ("callbacks", "checkpoint", "data", "data/converters", "model", "parallel", "tracking")
+    for name in ("callbacks", "checkpoint", "data", "data/converters", "data/recordings", "data/storage", "model", "parallel", "tracking")
 ]
 DOCUMENTS = [*(str(Path(folder, "README.md")) for folder in FOLDERS), "CONTRIBUTING.md"]
 EXCERPTS = {
@@ -104,6 +104,8 @@ def shortened(command: str) -> list[str] | None:
         words[words.index("--source") + 1] = f"tests/data/{EXCERPTS[words[2]]}"
         words[words.index("--out") + 1] = f"packed/{words[2]}"
         return words
+    if words[:2] == ["python", "tools/lint_shards.py"]:
+        return [*words[:2], f"packed/{Path(words[2]).name}", *words[3:]]  # packed by a command above it
     if words[:2] == ["python", "tools/benchmark.py"]:
         return [*words, *([] if "--quick" in words else ["--quick"])]
     if words[:2] == ["python", "tools/run_suite.py"]:
@@ -129,7 +131,7 @@ def test_its_commands_work(document: str, checkout: Path, tmp_path: Path) -> Non
     shutil.rmtree(checkout / "runs", ignore_errors=True)  # documents use the same names for other runs
     if document == "configs/README.md":
         run_here(["python", "-m", "maestro_dist.train", "configs/quickstart.yaml", *SHORT], checkout, environment)
-    if document == "maestro_dist/data/README.md":
+    if document in ("maestro_dist/data/README.md", "maestro_dist/data/recordings/README.md"):
         return  # tests/dataset/test_data_readme.py runs its snippets and its command
     for command in commands_of(document):
         words = shortened(command)
