@@ -1,0 +1,230 @@
+"""The layout of a folder of tables: which file and which column is which modality, time, label or person."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from maestro_dist.config.sections import NonNegativeInt, PositiveFloat, Section, Text
+from maestro_dist.config.windows import WindowConfig
+from maestro_dist.data.storage import ObjectMissing, Storage, redact
+from maestro_dist.data.tables.paths import PathPattern
+from maestro_dist.errors import ConfigError
+
+TimeUnit = Literal["s", "ms", "us", "ns", "date"]
+Grid = Literal["auto", "nearest", "linear", "mean", "last"]
+
+
+def _is_pattern(text: str) -> str:
+    PathPattern.of(text)
+    return text
+
+
+def _as_texts(values: list[str | int | float | bool] | str | int) -> list[str]:
+    values = values if isinstance(values, list) else [values]
+    return [label_text(value) for value in values]
+
+
+def label_text(value: object) -> str:
+    """A label as text: 1, 1.0 and "1" are the same; YAML's yes and no are the words."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+class TimeColumn(Section):
+    """When the rows of a file were measured."""
+
+    column: Text
+    """The column with the time of each row."""
+    unit: TimeUnit = "s"
+    """Unit of a number, counted from any moment that all files of a recording share; date: a date with time, or a time
+    of day."""
+    format: Text | None = None
+    """Form of a date, if it is not ISO 8601: "%d.%m.%Y %H:%M:%S", say."""
+    zone: Text | None = None
+    """Time zone of dates that do not name one, such as Europe/Berlin; needed where clocks change in a recording."""
+
+
+class TableModality(Section):
+    """One modality: columns of a file."""
+
+    columns: Annotated[list[Text], Field(min_length=1)]
+    """Its columns, in this order."""
+    rate_hz: PositiveFloat = 1.0
+    """Its steps a second. Not needed in a table of facts."""
+    unit: str = ""
+    """The unit of its values."""
+    grid: Grid = "auto"
+    """How rows are put on steps of 1 / rate_hz. nearest: on the nearest step; linear: interpolated between neighbours that
+    are at most 1.5 steps apart; mean, last: the mean or the last of the rows of a step, for irregular times; auto:
+    nearest or linear, if times are regular, else an error that says what is wrong."""
+
+
+class IntervalColumns(Section):
+    """Columns of a file with one label a row."""
+
+    start: Text
+    """Start of the label."""
+    end: Text | None = None
+    """End of the label."""
+    duration: Text | None = None
+    """How long it lasts, if there is no end; without both a label lasts until the next one."""
+    unit: TimeUnit = "s"
+    """Unit of the times; see the time of signals."""
+    format: Text | None = None
+    """Form of a date, if it is not ISO 8601."""
+    zone: Text | None = None
+    """Time zone of dates that do not name one."""
+
+
+class TableFile(Section):
+    """One kind of file: signals (`modalities`), labels over time (`intervals`), or facts about recordings (`facts`)."""
+
+    path: Annotated[Text, AfterValidator(_is_pattern)]
+    """Path below the source. `{recording}`, `{subject}`, or another name in braces stands for a part of a name that
+    differs; all of them together name the recording. `*` stands for anything."""
+    time: TimeColumn | None = None
+    """Time of the rows of signals; without it, rows follow each other at `rate_hz`, all files from the same moment."""
+    modalities: dict[Text, TableModality] = {}
+    """What is measured, by name: up to 40 small letters, digits or _."""
+    intervals: IntervalColumns | None = None
+    """Labels over time."""
+    facts: bool = False
+    """One row a recording, or a person: who it is, its label, and `modalities` of one value such as the age."""
+    label: Text | None = None
+    """The column with the label: of each row, interval or recording."""
+    recording: Text | list[Text] = []
+    """Column (or columns) that names the recording, if the path does not."""
+    subject: Text | None = None
+    """Column that names the person."""
+    group: Text | None = None
+    """Column with what else may divide the data, such as the hospital."""
+    split: Text | None = None
+    """Column with the split: train, validation or test."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    """Between two values of a row."""
+    decimal: Annotated[str, Field(min_length=1, max_length=1)] = "."
+    """Decimal point."""
+    encoding: Text = "utf-8"
+    """Encoding of the text."""
+    skip_rows: NonNegativeInt = 0
+    """Lines before the header."""
+    header: bool = True
+    """Whether the first row has the names of the columns; if not they are c1, c2, ..."""
+    missing: list[str | float | int] = []
+    """Numbers that stand for a missing value, beside empty cells, NA, NaN and null."""
+
+    @property
+    def recording_columns(self) -> list[str]:
+        """The columns that name the recording."""
+        return [self.recording] if isinstance(self.recording, str) else list(self.recording)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> TableFile:
+        if self.intervals is not None and (self.modalities or self.facts):
+            raise ValueError("a file has modalities, or intervals, or facts")
+        if not (self.modalities or self.facts or self.intervals or self.label):
+            raise ValueError("name its modalities, intervals, or facts; or leave the file out")
+        if self.intervals is not None and self.label is None:
+            raise ValueError("intervals need the column of the label (label: NAME)")
+        if self.facts and not (self.recording_columns or self.subject or PathPattern.of(self.path).names):
+            raise ValueError("facts need the column that names the recording or the subject")
+        return self
+
+    @property
+    def is_signal(self) -> bool:
+        """Whether its rows are measured values, or labels at a time."""
+        return not self.facts and self.intervals is None
+
+
+class TableLayout(Section):
+    """What is in a folder of tables, and how it becomes a data set of recordings."""
+
+    name: Text
+    licence: str = ""
+    citation: str = ""
+    source: str = ""
+    task: Literal["classification", "regression", "none"]
+    """classification, regression, or none (for pre-training)."""
+    target: str = ""
+    """What the label says."""
+    classes: dict[str, Annotated[list[str], Field(min_length=1)]] = {}
+    """The classes in their order, each with the texts that stand for it in the files."""
+    ignore: list[str] = []
+    """Labels of the files that count as no label."""
+    window: WindowConfig
+    """How a run cuts recordings, if it does not say otherwise."""
+    files: Annotated[list[TableFile], Field(min_length=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_classes(cls, given: object) -> object:
+        """Classes as a list (each stands for itself) or a mapping; labels that YAML reads as numbers or booleans."""
+        if isinstance(given, dict):
+            given = dict(given)
+            classes = given.get("classes")
+            if isinstance(classes, list):
+                given["classes"] = {label_text(name): [label_text(name)] for name in classes}
+            elif isinstance(classes, dict):
+                given["classes"] = {label_text(n): _as_texts(n if t is None else t) for n, t in classes.items()}
+            if isinstance(given.get("ignore"), list):
+                given["ignore"] = _as_texts(given["ignore"])
+        return given
+
+    @model_validator(mode="after")
+    def _complete(self) -> TableLayout:
+        if (self.task == "classification") != bool(self.classes):
+            raise ValueError("classes belong to task: classification, which needs them")
+        texts = [text for names in self.classes.values() for text in names] + self.ignore
+        again = next((text for text in texts if texts.count(text) > 1), None)
+        if again is not None:
+            raise ValueError(f"classes, ignore: {again!r} is in two places")
+        names = [name for file in self.files for name in file.modalities]
+        again = next((name for name in names if names.count(name) > 1), None)
+        if again is not None:
+            raise ValueError(f"files: two modalities are named {again!r}")
+        if not any(file.modalities and not file.facts for file in self.files):
+            raise ValueError("files: none has a modality over time")
+        placed = [PathPattern.of(f.path).names for f in self.files if f.is_signal]
+        differs = next((names for names in placed if set(names) != set(placed[0])), None)
+        if differs is not None:
+            raise ValueError(
+                f"files: paths of signals name recordings in different ways: {_braces(placed[0])} and {_braces(differs)}"
+            )
+        return self
+
+
+def load_layout(path: str) -> tuple[TableLayout, str]:
+    """The layout in a YAML file (or at an fsspec URL), and the SHA-256 of the file.
+
+    Raises:
+        ConfigError: it is missing, or has a wrong value; the message names it.
+        StorageError: it cannot be read at present.
+    """
+    try:
+        text = Storage(path).read()
+    except ObjectMissing:
+        raise ConfigError(f"--layout {redact(path)}: no such file; `--infer FILE` writes one for you") from None
+    try:
+        given = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{redact(path)}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(given, dict):
+        raise ConfigError(f"{redact(path)}: not a layout; `--infer FILE` writes one for you")
+    try:
+        return TableLayout.model_validate(given), hashlib.sha256(text).hexdigest()
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        text_of = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{redact(path)}: {f'{place}: ' if place else ''}{text_of}") from None
+
+
+def _braces(names: tuple[str, ...]) -> str:
+    return "".join(f"{{{name}}}" for name in names) or "(none)"

@@ -1,0 +1,178 @@
+"""Times of rows: whole nanoseconds from any form, in order, or an error that says what is wrong."""
+
+from __future__ import annotations
+
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from maestro_dist.data.plain_values import short_repr
+from maestro_dist.errors import DataError
+
+SECOND = 1_000_000_000
+UNITS = {"s": SECOND, "ms": 1_000_000, "us": 1_000, "ns": 1}
+_DAY, _HOUR = 86_400 * SECOND, 3_600 * SECOND
+_MOST = 2**62
+
+
+def nanoseconds(column: pa.ChunkedArray, unit: str, form: str | None, zone: str | None, where: str) -> np.ndarray:
+    """Times as int64 nanoseconds [rows].
+
+    unit, form, zone   as in `TimeColumn`
+    where              file and column, for messages
+
+    Dates without zone count as UTC if no zone is given; `check_clock_changes` finds where that would be wrong.
+
+    Raises:
+        DataError: a time is missing, or is not of this form.
+    """
+    if column.null_count:
+        row = pc.index(pc.is_null(column), True).as_py() + 1
+        raise DataError(f"{where}: row {row:,} has no time; remove the row, or correct it")
+    if unit == "date":
+        return _dates(column, form, zone, where)
+    if pa.types.is_timestamp(column.type) or pa.types.is_time(column.type):
+        raise DataError(
+            f"{where}: it has dates such as {column[0].as_py()}, but the layout says unit: {unit}; use date"
+        )
+    if pa.types.is_integer(column.type):
+        numbers = column.to_numpy()
+        if len(numbers) and int(np.abs(numbers.astype(np.float64)).max()) * UNITS[unit] > _MOST:
+            raise DataError(f"{where}: {numbers[0]} is no time in {unit}; correct its unit in the layout")
+        return np.asarray(numbers.astype(np.int64) * UNITS[unit])
+    if not (pa.types.is_floating(column.type) or pa.types.is_decimal(column.type)):
+        odd = next((v for v in column.to_pylist() if not _is_number(v)), column[0].as_py())
+        raise DataError(f"{where}: {short_repr(odd)} is not a number; for dates use unit: date")
+    numbers = column.cast(pa.float64(), safe=False).to_numpy() * UNITS[unit]
+    bad = ~(np.abs(numbers) < _MOST)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise DataError(f"{where}: row {row + 1:,} has {column[row].as_py()}, which is no time in {unit}")
+    return np.round(numbers).astype(np.int64)
+
+
+def in_order(times: np.ndarray, where: str) -> np.ndarray | None:
+    """How to sort times [n]: an order of rows, or None if they are in order.
+
+    Rows that are only a little out of turn, and whole blocks in another order, can be sorted. Where time goes back and
+    then runs over the same times again, two recordings are in one file, or a clock was changed.
+
+    Raises:
+        DataError: that, with the row.
+    """
+    steps = np.diff(times)
+    back = np.flatnonzero(steps < 0)
+    if not len(back):
+        return None
+    usual = float(np.median(steps[steps > 0])) if (steps > 0).any() else 0.0
+    order = np.argsort(times, kind="stable")
+    far = back[-steps[back] > 10 * usual]
+    bounds = [0, *(far + 1).tolist(), len(times)]
+    blocks = sorted((times[a:b].min(), times[a:b].max(), a) for a, b in zip(bounds, bounds[1:], strict=False))
+    for (_, end, _), (start, _, row) in zip(blocks, blocks[1:], strict=False):
+        if start < end - 10 * usual or (start <= end and usual > 0 and start != end):
+            first = max(row, next((b for b in bounds[1:-1] if b), row))
+            hint = _clock_hint(int(-steps[far].max())) if len(far) else ""
+            raise DataError(
+                f"{where}: in row {first + 1:,} time goes back to times that were there before{hint}; if several recordings "
+                "are in the file, name the column that tells them apart (recording: NAME)"
+            )
+    return order
+
+
+def _clock_hint(step: int) -> str:
+    return (
+        " (by about an hour: the end of daylight saving? then name the zone)" if abs(step - _HOUR) < _HOUR // 10 else ""
+    )
+
+
+def check_clock_changes(times: np.ndarray, where: str) -> None:
+    """Check dates that name no zone, in order: a jump of one hour at a full hour is a clock that was put forward.
+
+    Raises:
+        DataError: there is such a jump.
+    """
+    if len(times) < 3:
+        return
+    steps = np.diff(times)
+    usual = float(np.median(steps))
+    jumps = np.flatnonzero((np.abs(steps - usual - _HOUR) <= max(usual, SECOND)) & (steps > 3 * usual))
+    for at in jumps.tolist():
+        to_hour = (times[at + 1] % _HOUR) / SECOND
+        if min(to_hour, 3600 - to_hour) <= max(2 * usual / SECOND, 1):
+            when = pd.Timestamp(int(times[at + 1])).isoformat()
+            raise DataError(
+                f"{where}: time jumps by one hour at {when}: the start of daylight saving? Name the zone in the layout "
+                "(zone: Europe/Berlin, or UTC if it is a gap)"
+            )
+
+
+def _dates(column: pa.ChunkedArray, form: str | None, zone: str | None, where: str) -> np.ndarray:
+    if pa.types.is_time(column.type):
+        return _times_of_day(column)
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = _parsed(column, form, where)
+    elif pa.types.is_date(column.type):
+        column = column.cast(pa.timestamp("ns"))
+    if not pa.types.is_timestamp(column.type):
+        raise DataError(f"{where}: {short_repr(column[0].as_py())} is not a date; correct unit in the layout")
+    try:
+        if column.type.tz is not None or zone is None:
+            return np.asarray(column.cast(pa.timestamp("ns", column.type.tz)).cast(pa.int64()).to_numpy())
+        plain = pd.DatetimeIndex(column.cast(pa.timestamp("ns")).to_pandas())
+    except pa.ArrowInvalid:
+        raise DataError(f"{where}: a date is before 1678 or after 2262; correct it") from None
+    return _localized(plain, zone, where)
+
+
+def _localized(plain: pd.DatetimeIndex, zone: str, where: str) -> np.ndarray:
+    """Dates of a zone as UTC. An hour that occurs twice is told apart by the order of rows."""
+    try:
+        known = ZoneInfo(zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise DataError(f"{where}: there is no time zone {zone!r}; use a name such as Europe/Berlin or UTC") from None
+    try:
+        try:
+            local = plain.tz_localize(known, ambiguous="raise")
+        except ValueError:
+            local = plain.tz_localize(known, ambiguous="infer")
+    except ValueError as error:
+        text = " ".join(str(error).split())[:200]
+        raise DataError(f"{where}: dates do not fit the zone {zone} ({text}); correct the zone or the dates") from None
+    return np.asarray(local.as_unit("ns").asi8)
+
+
+def _parsed(column: pa.ChunkedArray, form: str | None, where: str) -> pa.ChunkedArray:
+    if form is None:
+        raise DataError(
+            f"{where}: {short_repr(column[0].as_py())} is not a date of ISO 8601; say its form in the layout (format: "
+            '"%d.%m.%Y %H:%M:%S", say)'
+        )
+    texts = column.to_pandas()
+    aware = "%z" in form
+    dates = pd.to_datetime(texts, format=form, errors="coerce", utc=aware)
+    if dates.isna().any():
+        row = int(dates.isna().to_numpy().argmax())
+        raise DataError(
+            f"{where}: row {row + 1:,} has {short_repr(texts.iloc[row])}, which is not of the form {form!r}"
+        )
+    index = pd.DatetimeIndex(dates).as_unit("ns")
+    return pa.chunked_array([pa.array(index.asi8, pa.timestamp("ns", "UTC" if aware else None))])
+
+
+def _times_of_day(column: pa.ChunkedArray) -> np.ndarray:
+    """Times of day; a day is added at each midnight."""
+    times = column.cast(pa.time64("ns")).cast(pa.int64()).to_numpy()
+    nights = np.concatenate([[0], np.cumsum(np.diff(times) < -_DAY // 2)])
+    return np.asarray(times + nights * _DAY)
+
+
+def _is_number(value: object) -> bool:
+    try:
+        float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+    return True
