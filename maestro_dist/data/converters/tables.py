@@ -24,8 +24,8 @@ _Role = tuple[int, str]
 
 
 class Tables(Converter):
-    """CSV or Parquet files of any layout. `--infer FILE` looks at them and writes the layout, a short YAML file that you
-    check; `--layout FILE` packs by it."""
+    """CSV or Parquet files of any layout. `--infer FILE` looks at them and writes the layout, a short YAML file to be
+    checked; `--layout FILE` packs by it."""
 
     name = "csv"
     reads = "any folder of CSV or Parquet files; --infer FILE writes the layout that --layout FILE uses"

@@ -46,7 +46,7 @@ class LabelReader:
             if found is None:
                 known = ", ".join(list(self._classes)[:10])
                 raise DataError(
-                    f"{where}: label {short_repr(text)} is none of the layout ({known}); add it to classes, or to ignore"
+                    f"{where}: label {short_repr(text)} is not in the layout ({known}); add it to classes, or to ignore"
                 )
             return found
         try:

@@ -61,8 +61,8 @@ class TableModality(Section):
     unit: str = ""
     """The unit of its values."""
     grid: Grid = "auto"
-    """How rows are put on steps of 1 / rate_hz. nearest: on the nearest step; linear: interpolated between neighbours that
-    are at most 1.5 steps apart; mean, last: the mean or the last of the rows of a step, for irregular times; auto:
+    """How rows are put on steps of 1 / rate_hz. nearest: on the nearest step; linear: interpolated between neighbours
+    that are at most 1.5 steps apart; mean, last: the mean or the last of the rows of a step, for irregular times; auto:
     nearest or linear, if times are regular, else an error that says what is wrong."""
 
 
@@ -91,7 +91,7 @@ class TableFile(Section):
     differs; all of them together name the recording. `*` stands for anything."""
     time: TimeColumn | None = None
     """Time of the rows of signals; without it, rows follow each other at `rate_hz`, all files from the same moment."""
-    modalities: dict[Text, TableModality] = {}
+    modalities: dict[Text, TableModality] = Field(default_factory=dict)
     """What is measured, by name: up to 40 small letters, digits or _."""
     intervals: IntervalColumns | None = None
     """Labels over time."""
@@ -99,7 +99,7 @@ class TableFile(Section):
     """One row a recording, or a person: who it is, its label, and `modalities` of one value such as the age."""
     label: Text | None = None
     """The column with the label: of each row, interval or recording."""
-    recording: Text | list[Text] = []
+    recording: Text | list[Text] = Field(default_factory=list)
     """Column (or columns) that names the recording, if the path does not."""
     subject: Text | None = None
     """Column that names the person."""
@@ -117,7 +117,7 @@ class TableFile(Section):
     """Lines before the header."""
     header: bool = True
     """Whether the first row has the names of the columns; if not they are c1, c2, ..."""
-    missing: list[str | float | int] = []
+    missing: list[str | float | int] = Field(default_factory=list)
     """Numbers that stand for a missing value, beside empty cells, NA, NaN and null."""
 
     @property
@@ -154,9 +154,9 @@ class TableLayout(Section):
     """classification, regression, or none (for pre-training)."""
     target: str = ""
     """What the label says."""
-    classes: dict[str, Annotated[list[str], Field(min_length=1)]] = {}
+    classes: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(default_factory=dict)
     """The classes in their order, each with the texts that stand for it in the files."""
-    ignore: list[str] = []
+    ignore: list[str] = Field(default_factory=list)
     """Labels of the files that count as no label."""
     window: WindowConfig
     """How a run cuts recordings, if it does not say otherwise."""
@@ -192,11 +192,10 @@ class TableLayout(Section):
         if not any(file.modalities and not file.facts for file in self.files):
             raise ValueError("files: none has a modality over time")
         placed = [PathPattern.of(f.path).names for f in self.files if f.is_signal]
-        differs = next((names for names in placed if set(names) != set(placed[0])), None)
-        if differs is not None:
-            raise ValueError(
-                f"files: paths of signals name recordings in different ways: {_braces(placed[0])} and {_braces(differs)}"
-            )
+        other = next((names for names in placed if set(names) != set(placed[0])), None)
+        if other is not None:
+            ways = f"{_braces(placed[0])} and {_braces(other)}"
+            raise ValueError(f"files: paths of signals name recordings in different ways: {ways}")
         return self
 
 
