@@ -11,7 +11,7 @@ STATES = ("rest", "walk", "run")
 
 
 def wristbands(folder: Path, people: int = 6, seconds: int = 240, rate_hz: float = 16.0) -> None:
-    """PERSON/acc.csv (three axes), heart.csv (once a second, with gaps), labels.csv (start, end, state), and people.csv.
+    """PERSON/acc.csv (three axes), heart.csv (once a second, with gaps), labels.csv (start, end, state); people.csv.
 
     The states differ in the strength of the movement and in the pulse, so that a model can learn them. Each person's
     sensor has its own offset and pulse.

@@ -83,7 +83,8 @@ def _check_extent(place: np.ndarray, rows: int, rate_hz: float, where: str) -> N
         widest = int(np.argmax(np.diff(place, prepend=place[0])))
         raise DataError(
             f"{where}: {rows:,} rows would take {steps:,.0f} steps at {rate_hz:g} Hz; between row {widest:,} and the "
-            f"next lie {float(place[widest] - place[widest - 1]) / rate_hz:,.0f} s: correct that time, its unit, or rate_hz"
+            f"next lie {float(place[widest] - place[widest - 1]) / rate_hz:,.0f} s: correct that time, its unit, or "
+            "rate_hz"
         )
 
 

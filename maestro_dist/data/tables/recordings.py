@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -139,7 +140,7 @@ class TablePart:
         spans = sorted((s.start, self._stream_end(m, s), m) for m, s in streams.items())
         reach = spans[0][1]
         longest = max(end - start for start, end, _ in spans)
-        for (_, _, before), (start, end, modality) in zip(spans, spans[1:], strict=False):
+        for (_, _, before), (start, end, modality) in pairwise(spans):
             if start - reach > 10 * longest:
                 raise DataError(
                     f"recording {name}: {modality} begins {(start - reach) / SECOND:,.0f} s after the end of {before}: "
@@ -166,8 +167,8 @@ class TablePart:
             if not inside:
                 apart = min(abs(i[0] - span[0]) for i in intervals) / SECOND
                 raise DataError(
-                    f"recording {name}: all labels lie outside of its signals ({apart:,.0f} s from their start): another "
-                    "unit, zone or clock? Correct it in the layout"
+                    f"recording {name}: all labels lie outside of its signals ({apart:,.0f} s from their start): "
+                    "another unit, zone or clock? Correct it in the layout"
                 )
             if len(inside) < len(intervals):
                 remarks.warn("recordings with labels outside of their signals", name)
