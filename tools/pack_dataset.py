@@ -46,12 +46,24 @@ from maestro_dist.data.recordings.cut_data import usual_windows
 from maestro_dist.data.storage import Storage, redact
 from maestro_dist.data.storage.settings import configure
 from maestro_dist.data.symbols import add_symbols
+from maestro_dist.data.tables.write_layout import infer_layout
 from maestro_dist.errors import ConfigError, DataError, run_main
 from maestro_dist.model.embedding import SymbolEncoder, word_steps
 from maestro_dist.run.packing_progress import shown_progress
 from maestro_dist.run.ray_address import cluster_address
 
-_OF_THE_TOOL = {"name", "source", "out", "workers", "shard_mb", "overwrite", "symbols", "alphabet", "word", "normalize"}
+_OF_THE_TOOL = {
+    "name",
+    "source",
+    "out",
+    "workers",
+    "shard_mb",
+    "overwrite",
+    "symbols",
+    "alphabet",
+    "word",
+    "normalize",
+} | {"infer"}
 """Options that do not change the samples."""
 _SETTING = re.compile(r"(s3\.[a-z_.]+|run\.storage_patience_s)=.*", re.DOTALL)
 
@@ -60,6 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     """Parse the command line, convert, pack, and print a summary."""
     arguments = _parsed(sys.argv[1:] if argv is None else argv)
     source, out = arguments.source, arguments.out
+    if getattr(arguments, "infer", None):
+        return infer_layout(source, arguments.infer, overwrite=arguments.overwrite)
     if arguments.name == "packed":
         check_destination(source, out, source="--source", target="--out")
         if not arguments.overwrite and Storage(out).exists(MANIFEST_NAME):
@@ -139,7 +153,12 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         child = children[arguments.name]
         options = [text.partition("=")[0] for text in unknown if text.startswith("-")]
         child.error(unknown_options(options, child.names) if options else f"unknown argument: {' '.join(unknown)}")
-    arguments.source, arguments.out = expand_home(arguments.source, "--source"), expand_home(arguments.out, "--out")
+    if arguments.out is None and not getattr(arguments, "infer", None):
+        children[arguments.name].error("the following arguments are required: --out")
+    arguments.source, arguments.out = (
+        expand_home(arguments.source, "--source"),
+        expand_home(arguments.out or "", "--out"),
+    )
     _model(arguments)
     return arguments
 
@@ -169,6 +188,8 @@ def _parser() -> tuple[OptionParser, dict[str, OptionParser]]:
         )
         _add_arguments(child, symbols_needed=False)
         converter.add_arguments(child)
+        if name == "csv":
+            child.add_argument("--infer", metavar="FILE", help="look at the tables, and write this layout")
     child = names.add_parser("packed", help="Add SAX symbols to a packed data set.")
     child.add_argument("--source", required=True, help="folder or fsspec URL of the packed data set")
     _add_arguments(child, symbols_needed=True)
@@ -177,7 +198,7 @@ def _parser() -> tuple[OptionParser, dict[str, OptionParser]]:
 
 def _add_arguments(child: argparse.ArgumentParser, *, symbols_needed: bool) -> None:
     model = ModelConfig()
-    child.add_argument("--out", required=True, help="folder or fsspec URL for the packed data set")
+    child.add_argument("--out", help="folder or fsspec URL for the packed data set")
     child.add_argument("--shard-mb", type=_positive, default=32, help="size of a shard in MiB (default 32)")
     child.add_argument("--overwrite", action="store_true", help="replace a packed data set")
     child.add_argument(

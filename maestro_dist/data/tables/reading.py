@@ -114,7 +114,7 @@ def parse_table(name: str, content: bytes, about: TableFile, wanted: Collection[
     try:
         if is_parquet(name):
             return Table(name, _parquet(name, content, wanted), about)
-        return Table(name, _csv(name, _plain(name, content), about, wanted), about)
+        return Table(name, _csv(name, plain_content(name, content), about, wanted), about)
     except (pa.ArrowInvalid, pa.ArrowException, UnicodeDecodeError, OSError) as error:
         text = " ".join(str(error).split())[:300]
         raise DataError(f"{name}: cannot be read as a table ({text}); correct the file, or the layout") from None
@@ -129,12 +129,17 @@ def column_names(name: str, content: bytes, about: TableFile) -> list[str]:
     try:
         if is_parquet(name):
             return list(pyarrow.parquet.read_schema(io.BytesIO(content)).names)
-        return _header(name, _plain(name, content), about)
+        return _header(name, plain_content(name, content), about)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{name}: not a Parquet file ({' '.join(str(error).split())[:200]}); fetch it again") from None
 
 
-def _plain(name: str, content: bytes) -> bytes:
+def plain_content(name: str, content: bytes) -> bytes:
+    """The text of a file that may be compressed.
+
+    Raises:
+        DataError: it is damaged.
+    """
     if not name.lower().endswith(".gz"):
         return content
     try:

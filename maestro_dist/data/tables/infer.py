@@ -1,0 +1,309 @@
+"""Look at a folder of tables, and write the layout that packs it (`tools/pack_dataset.py csv --infer`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from maestro_dist.data.converters.files import AnySource, SourceFile, SourceFiles
+from maestro_dist.data.tables.layout import label_text
+from maestro_dist.data.tables.look_columns import (
+    Roles,
+    TimeGuess,
+    file_times,
+    guess_rate,
+    guess_time,
+    plain_name,
+    roles_of,
+    rows_with_values,
+)
+from maestro_dist.data.tables.look_files import Looked, look_at
+from maestro_dist.data.tables.look_modalities import modalities_of
+from maestro_dist.data.tables.look_paths import PathKind, kinds_of
+from maestro_dist.data.tables.paths import PathPattern
+from maestro_dist.data.tables.reading import ENDINGS, is_binary
+from maestro_dist.data.tables.times import SECOND
+from maestro_dist.errors import DataError
+
+_SAMPLE = 12
+"""Files of a kind that are looked at for times and rates."""
+_MOST_CLASSES = 50
+_NICE_S = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 43200, 86400)
+_LEAST_STEPS = 8
+
+
+@dataclass
+class Kind:
+    """Files with one meaning, and what was found out about them.
+
+    role        signals, intervals, facts, or unused
+    modalities  name -> what the layout says of it
+    doubts      what a person should check
+    """
+
+    path: PathKind
+    files: list[Looked]
+    roles: Roles
+    role: str
+    time: TimeGuess | None = None
+    modalities: dict[str, dict[str, object]] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
+    spans: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Found:
+    """All that was found out about a source. `labels`: task and classes; `window`: length and stride in seconds."""
+
+    name: str
+    kinds: list[Kind]
+    task: str = "none"
+    target: str = ""
+    classes: list[str] = field(default_factory=list)
+    window: tuple[float, float] = (10.0, 5.0)
+    remarks: list[str] = field(default_factory=list)
+
+
+def look(source: AnySource, progress: Callable[[str], None] = lambda _: None) -> Found:
+    """Look at all tables of a source. `progress` is told which file is read.
+
+    Raises:
+        DataError: there is no table, or no signal.
+        StorageError: the source cannot be read at present.
+    """
+    files = SourceFiles(source)
+    named = files.find(lambda path: str(path) if path.name.lower().endswith(ENDINGS) else None)
+    if not named:
+        raise files.error(f"no table; the names of tables end with {', '.join(ENDINGS[:5])}")
+    looked, remarks = _look_at_all(files, named, progress)
+    if not looked:
+        raise files.error(f"no file can be read as a table; {remarks[0]}")
+    found = Found(_name_of(files.path), [], remarks=[*files.warnings(), *remarks])
+    found.kinds = _kinds(looked)
+    _find_facts(found)
+    for kind in found.kinds:
+        _understand(kind, found)
+    if not any(kind.role == "signals" and kind.modalities for kind in found.kinds):
+        raise files.error("no table has columns with measured numbers; write a layout by hand")
+    _labels(found)
+    _window(found)
+    return found
+
+
+def _look_at_all(
+    files: SourceFiles, named: dict[str, SourceFile], progress: Callable[[str], None]
+) -> tuple[list[Looked], list[str]]:
+    looked, broken = [], []
+    for path, file in sorted(named.items()):
+        progress(path)
+        try:
+            looked.append(look_at(path, file.name, file.read(files.remarks, text=not is_binary(file.name))))
+        except DataError as error:
+            broken.append(str(error))
+    remarks = [f"files that cannot be read as tables, left out ({len(broken)}): {broken[0]}"] if broken else []
+    return looked, remarks
+
+
+def _kinds(looked: Sequence[Looked]) -> list[Kind]:
+    groups: dict[object, list[Looked]] = {}
+    for file in looked:
+        groups.setdefault(file.signature, []).append(file)
+    roles = {signature: roles_of(files[:_SAMPLE], facts=False) for signature, files in groups.items()}
+    labelled = any(of.label for of in roles.values())
+    kinds = []
+    for signature, files in groups.items():
+        by_path = {file.path: file for file in files}
+        for path in kinds_of(list(by_path), labelled=labelled):
+            own = [by_path[one] for one in path.paths]
+            of = roles[signature]
+            role = "intervals" if of.is_intervals else "signals" if of.numbers or of.label else "unused"
+            kinds.append(Kind(path, own, roles_of(own[:_SAMPLE], facts=False), role, doubts=list(path.doubts)))
+    return kinds
+
+
+def _find_facts(found: Found) -> None:
+    """Tables whose rows are recordings or people: few rows, one for each name that paths or columns of signals have."""
+    names: set[str] = set()
+    for kind in found.kinds:
+        pattern = PathPattern.of(kind.path.pattern)
+        if pattern.names and kind.role == "signals":
+            for file in kind.files:
+                matched = pattern.match(PurePosixPath(file.path)) or {}
+                names |= {*matched.values(), "-".join(matched.values())}
+    big = [kind for kind in found.kinds if kind.role == "signals"]
+    for kind in big:
+        column = kind.roles.subject or kind.roles.recording
+        if column and not PathPattern.of(kind.path.pattern).names and not _is_one_row_each(kind, column):
+            names |= {text for text in kind.files[0].table.texts(column) if text is not None}
+    for kind in found.kinds:
+        if len(kind.files) != 1 or kind.role == "intervals":
+            continue
+        file = kind.files[0]
+        for column in dict.fromkeys([kind.roles.recording, kind.roles.subject, *file.columns[:3]]):
+            if column is None:
+                continue
+            texts = file.table.texts(column)
+            values = {text for text in texts if text is not None}
+            if len(values) == len(texts) and values and len(values & names) >= 0.5 * min(len(names) or 1, len(values)):
+                kind.role = "facts"
+                kind.roles = roles_of([file], facts=True)
+                known = kind.roles.recording if column == kind.roles.recording else None
+                kind.roles.recording, kind.roles.subject = (column, kind.roles.subject) if known else (None, column)
+                kind.roles.numbers = [name for name in kind.roles.numbers if name != column]
+                break
+
+
+def _is_one_row_each(kind: Kind, column: str) -> bool:
+    texts = kind.files[0].table.texts(column)
+    return len(set(texts)) == len(texts)
+
+
+def _understand(kind: Kind, found: Found) -> None:
+    """Times, rates and modalities of a kind."""
+    roles, files = kind.roles, kind.files[:: max(1, len(kind.files) // _SAMPLE)][:_SAMPLE]
+    if kind.role == "intervals":
+        assert roles.start is not None
+        kind.time = guess_time(files, roles.start)
+        kind.doubts += [kind.time.doubt] if kind.time.doubt else []
+        return
+    if kind.role == "facts":
+        for column in roles.numbers:
+            name, unit = plain_name(column)
+            kind.modalities[_free(name or column, found)] = {"columns": [column], "unit": unit}
+        return
+    if kind.role == "unused":
+        return
+    if roles.time is not None:
+        kind.time = guess_time(files, roles.time)
+        kind.doubts += [kind.time.doubt] if kind.time.doubt else []
+    else:
+        kind.doubts.append("there is no time: rows follow each other; correct rate_hz")
+    alike = [k for k in found.kinds if k.role == "signals" and set(k.roles.numbers) & set(roles.numbers)]
+    for guess in modalities_of(roles.numbers, kind.path.word, prefix=len(alike) > 1):
+        about: dict[str, object] = {"columns": list(guess.columns), "rate_hz": 1.0, "unit": guess.unit}
+        if kind.time is not None and roles.time is not None:
+            times = []
+            for file in files:
+                of = file_times(file, roles.time, kind.time)
+                if of is not None:
+                    times += _of_recordings(file, roles, rows_with_values(file, guess.columns, of), of, guess.columns)
+            kind.spans += [float(of[-1] - of[0]) / SECOND for of in times if len(of) > 1]
+            rate = guess_rate(times)
+            about["rate_hz"] = rate.rate_hz
+            if rate.grid != "auto":
+                about["grid"] = rate.grid
+            if rate.doubt:
+                kind.doubts.append(f"{guess.name}: {rate.doubt}")
+        else:
+            kind.spans += [float(file.rows) for file in files]
+        kind.modalities[_free(guess.name, found)] = about
+
+
+def _of_recordings(
+    file: Looked, roles: Roles, used: np.ndarray, times: np.ndarray, columns: Sequence[str]
+) -> list[np.ndarray]:
+    """The times of rows with a value, apart for each recording that a column names."""
+    by = [column for column in (roles.subject, roles.recording) if column]
+    if not by:
+        return [np.sort(used)]
+    texts = [file.table.texts(column) for column in by]
+    ids = np.array(["-".join(map(str, row)) for row in zip(*texts, strict=True)])
+    return [np.sort(rows_with_values_at(file, columns, times, ids == one)) for one in np.unique(ids)[:_SAMPLE]]
+
+
+def rows_with_values_at(file: Looked, columns: Sequence[str], times: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """As `rows_with_values`, of the rows `own` (bool [rows])."""
+    there = np.zeros(len(times), dtype=bool)
+    for column in columns:
+        values = file.numbers(column)
+        if values is not None:
+            there |= ~np.isnan(values)
+    return times[there & own]
+
+
+def _free(name: str, found: Found) -> str:
+    """The name, or with a number if another modality has it."""
+    taken = {m for kind in found.kinds for m in kind.modalities}
+    return next(n for n in (name, *(f"{name[:37]}_{k}" for k in range(2, 1000))) if n not in taken)
+
+
+def _labels(found: Found) -> None:
+    """Task and classes: from intervals, else a column of rows, else facts, else paths."""
+    sources = sorted(
+        (kind for kind in found.kinds if kind.roles.label and kind.role != "unused"),
+        key=lambda kind: ("intervals", "signals", "facts").index(kind.role),
+    )
+    for kind in sources[1:]:
+        kind.doubts.append(
+            f"column {kind.roles.label!r} may be a label too; labels come from {sources[0].path.pattern}"
+        )
+        kind.roles.left_out.append((kind.roles.label or "", "labels come from another file"))
+        kind.roles.label = None
+    if sources:
+        kind = sources[0]
+        label = kind.roles.label
+        assert label is not None
+        texts = {t for file in kind.files for t in set(file.table.texts(label)) if t is not None}
+        values = [v for file in kind.files if (v := file.numbers(label)) is not None]
+        found.target = label
+        whole = all(np.equal(np.mod(v[~np.isnan(v)], 1), 0).all() for v in values)
+        if values and (not whole or len(texts) > _MOST_CLASSES):
+            found.task = "regression"
+        elif 2 <= len(texts) <= _MOST_CLASSES:
+            found.task, found.classes = "classification", sorted(texts, key=_label_order)
+            if values and whole and "0" in texts:
+                kind.doubts.append("is label 0 a class, or no label? then put it under ignore")
+        else:
+            kind.doubts.append(f"column {label!r} has {len(texts)} different labels; there is no task")
+            kind.roles.left_out.append((label, f"{len(texts)} different labels"))
+            kind.roles.label = None
+        return
+    for kind in found.kinds:
+        pattern = PathPattern.of(kind.path.pattern)
+        if "label" in pattern.names and kind.role == "signals":
+            matched = [pattern.match(PurePosixPath(file.path)) or {} for file in kind.files]
+            found.task, found.target = "classification", "the label in the path"
+            found.classes = sorted({m["label"] for m in matched if "label" in m}, key=_label_order)
+            return
+
+
+def _label_order(text: str) -> tuple[int, float, str]:
+    try:
+        return 0, float(text), text
+    except ValueError:
+        return 1, 0.0, label_text(text)
+
+
+def _window(found: Found) -> None:
+    """A first choice: enough steps of the slowest modality, and a third of a usual label."""
+    rates = [float(str(m["rate_hz"])) for k in found.kinds if k.role == "signals" for m in k.modalities.values()]
+    spans = sorted(span for kind in found.kinds for span in kind.spans if span > 0)
+    usual = spans[len(spans) // 2] if spans else 100.0
+    wanted = max(_LEAST_STEPS / min(rates), min(_label_length(found) / 3, usual / 4, 30 * 86_400))
+    fits = [nice for nice in _NICE_S if nice >= wanted * 0.999] or [float(f"{wanted:.2g}")]
+    length = min(fits[0], usual / 2 if usual / 2 >= 1 / max(rates) else usual)
+    found.window = float(f"{length:.3g}"), float(f"{length / 2:.3g}")
+
+
+def _label_length(found: Found) -> float:
+    lengths: list[float] = []
+    for kind in found.kinds:
+        if kind.role == "intervals" and kind.time is not None and kind.roles.start:
+            for file in kind.files[:_SAMPLE]:
+                start = file_times(file, kind.roles.start, kind.time)
+                end = file_times(file, kind.roles.end, kind.time) if kind.roles.end else None
+                if kind.roles.duration:
+                    lasts = file.numbers(kind.roles.duration)
+                    lengths += [] if lasts is None else lasts[~np.isnan(lasts)].tolist()
+                elif start is not None and end is not None:
+                    lengths += ((end - start) / SECOND).tolist()
+    positive = sorted(length for length in lengths if length > 0)
+    return positive[len(positive) // 2] if positive else 30.0
+
+
+def _name_of(path: str) -> str:
+    name = PurePosixPath(path.rstrip("/").partition("?")[0]).name.partition(".")[0]
+    return plain_name(name)[0] or "recordings"
