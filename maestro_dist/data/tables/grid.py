@@ -15,6 +15,8 @@ _ON_GRID = 0.1
 _BRIDGE = 1.5
 """Neighbours at most this many steps apart are interpolated between."""
 _RATE_OFF = 0.2
+_FEW = 5
+"""So few rows do not show their rate."""
 _MOST_EMPTY, _FREE_STEPS = 100, 1_000_000
 
 
@@ -90,10 +92,10 @@ def _check_extent(place: np.ndarray, rows: int, rate_hz: float, where: str) -> N
 
 def _fitting(place: np.ndarray, times: np.ndarray, rate_hz: float, where: str) -> str:
     """nearest or linear; place: steps from the start."""
-    off = np.abs(place - np.round(place))
-    if (off <= _ON_GRID).all():
-        return "nearest"
+    on_steps = bool((np.abs(place - np.round(place)) <= _ON_GRID).all())
     steps = np.diff(place)
+    if on_steps and len(steps) < _FEW:
+        return "nearest"
     usual = float(np.median(steps))
     if abs(usual - 1) > _RATE_OFF:
         seconds = float(np.median(np.diff(times))) / SECOND
@@ -102,6 +104,8 @@ def _fitting(place: np.ndarray, times: np.ndarray, rate_hz: float, where: str) -
             f"{where}: rows are {seconds:g} s apart, which is {1 / seconds:g} Hz and not {rate_hz:g} Hz{hint}; correct "
             "rate_hz, or say grid: mean"
         )
+    if on_steps:
+        return "nearest"
     regular = float((np.abs(steps - usual) <= 0.5 * usual).mean())
     if regular < 0.9:
         raise DataError(

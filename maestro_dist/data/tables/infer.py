@@ -83,6 +83,7 @@ def look(source: AnySource, progress: Callable[[str], None] = lambda _: None) ->
         raise files.error(f"no file can be read as a table; {remarks[0]}")
     found = Found(_name_of(files.path), [], remarks=[*files.warnings(), *remarks])
     found.kinds = _kinds(looked)
+    found.kinds.sort(key=lambda kind: (kind.role == "intervals", kind.path.pattern))
     _find_facts(found)
     for kind in found.kinds:
         _understand(kind, found)
@@ -90,6 +91,7 @@ def look(source: AnySource, progress: Callable[[str], None] = lambda _: None) ->
         raise files.error("no table has columns with measured numbers; write a layout by hand")
     _labels(found)
     _window(found)
+    found.kinds.sort(key=lambda kind: kind.role == "facts")
     return found
 
 
@@ -254,7 +256,7 @@ def _labels(found: Found) -> None:
             found.task = "regression"
         elif 2 <= len(texts) <= _MOST_CLASSES:
             found.task, found.classes = "classification", sorted(texts, key=_label_order)
-            if values and whole and "0" in texts:
+            if values and whole and "0" in texts and len(texts) > 2:
                 kind.doubts.append("is label 0 a class, or no label? then put it under ignore")
         else:
             kind.doubts.append(f"column {label!r} has {len(texts)} different labels; there is no task")
@@ -283,8 +285,9 @@ def _window(found: Found) -> None:
     spans = sorted(span for kind in found.kinds for span in kind.spans if span > 0)
     usual = spans[len(spans) // 2] if spans else 100.0
     wanted = max(_LEAST_STEPS / min(rates), min(_label_length(found) / 3, usual / 4, 30 * 86_400))
-    fits = [nice for nice in _NICE_S if nice >= wanted * 0.999] or [float(f"{wanted:.2g}")]
-    length = min(fits[0], usual / 2 if usual / 2 >= 1 / max(rates) else usual)
+    length = next((nice for nice in _NICE_S if nice >= wanted * 0.999), wanted)
+    if length > usual / 2:
+        length = max((nice for nice in _NICE_S if nice <= usual / 2), default=usual / 2)
     found.window = float(f"{length:.3g}"), float(f"{length / 2:.3g}")
 
 

@@ -67,12 +67,17 @@ def _entry(kind: Kind) -> Iterator[str]:
         yield "  facts: true  # one row a recording or person"
     elif roles.time is not None:
         yield f"  time: {{{', '.join([f'column: {_text(roles.time)}', *_time_of(kind)])}}}{_zone_hint(kind)}"
-    for name in ("recording", "subject", "group", "split", "label"):
+    by = [column for column in (roles.subject, roles.recording) if column]
+    if kind.role == "facts":
+        by = by if roles.recording else []
+    elif kind.path.names:
+        by = [roles.recording] if roles.recording else []
+    if by:
+        yield f"  recording: {_list(by)}"
+    for name in ("subject", "group", "split", "label"):
         column = getattr(roles, name)
         if column:
             yield f"  {name}: {_text(column)}"
-    if kind.role == "signals" and roles.subject and not roles.recording and not kind.path.names:
-        yield f"  recording: {_text(roles.subject)}  # each person has one recording"
     if kind.modalities:
         yield "  modalities:"
     for name, about in kind.modalities.items():
@@ -110,3 +115,7 @@ def _text(value: object) -> str:
 
 def _comment(text: str) -> str:
     return " ".join(text.split())
+
+
+def _list(columns: list[str]) -> str:
+    return _text(columns[0]) if len(columns) == 1 else f"[{', '.join(map(_text, columns))}]"

@@ -15,19 +15,20 @@ from maestro_dist.errors import DataError
 
 _TIME = {
     "time", "timestamp", "time_stamp", "datetime", "date_time", "date", "ts", "t", "unixtime", "unix_time", "unix",
-    "epoch",    "seconds", "secs", "sec", "s", "ms", "millis", "milliseconds", "elapsed", "charttime", "utc", "clock", "local_time",
+    "epoch", "seconds", "secs", "sec", "s", "ms", "millis", "milliseconds", "elapsed", "charttime", "utc", "clock",
+    "local_time", "zeit", "datum", "zeitstempel", "heure", "fecha", "hora",
 }  # fmt: skip
 _START = {"start", "begin", "onset", "from", "begins", "starts", "start_time", "begin_time", "starttime", "time_start"}
 _END = {"end", "stop", "offset", "to", "until", "finish", "ends", "end_time", "stop_time", "endtime", "time_end"}
 _DURATION = {"duration", "length", "dur", "lasts"}
 _LABEL = {
     "label", "labels", "class", "target", "activity", "activity_id", "activityid", "activity_label", "state", "stage",
-    "event",    "annotation", "condition", "status", "sleep_stage", "y", "outcome", "diagnosis", "death", "died",
+    "event",    "annotation", "condition", "status", "sleep_stage", "outcome", "diagnosis", "death", "died",
     "mortality", "phase",
 }  # fmt: skip
 _SUBJECT = {
     "subject", "subject_id", "subjectid", "person", "person_id", "patient", "patient_id", "patientid", "participant",
-    "participant_id", "user", "user_id", "userid", "subj", "pid", "sid", "who", "id",
+    "participant_id", "user", "user_id", "userid", "subj", "pid", "sid", "who", "id", "proband",
 }  # fmt: skip
 _RECORDING = {
     "recording", "recording_id", "session", "session_id", "record", "record_id", "trial", "trial_id", "run", "file",
@@ -51,6 +52,31 @@ _DATES = (
     "%Y-%m-%d %H:%M:%S %z", "%Y-%m-%d %H:%M:%S.%f %z", "%Y%m%d %H:%M:%S", "%Y%m%d%H%M%S", "%Y%m%dT%H%M%S",
     "%Y-%m-%d_%H-%M-%S", "%d-%b-%Y %H:%M:%S", "%b %d %Y %H:%M:%S",
 )  # fmt: skip
+_STEPS_S = (
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.2,
+    0.5,
+    1,
+    2,
+    5,
+    10,
+    15,
+    30,
+    60,
+    120,
+    300,
+    600,
+    900,
+    1800,
+    3600,
+    7200,
+    21600,
+    43200,
+    86400,
+)
 _EPOCHS = (("s", 6e8, 5e9), ("ms", 6e11, 5e12), ("us", 6e14, 5e15), ("ns", 6e17, 5e18))
 
 
@@ -118,7 +144,8 @@ def roles_of(files: Sequence[Looked], *, facts: bool) -> Roles:
     for column in first.columns:
         if column in _used(roles):
             continue
-        if _INDEX.fullmatch(names[column] or "index") and column in numeric:
+        unnamed = column == "c1" and first.dialect.header and first.columns[0] == "c1" and _counts_rows(first)
+        if column in numeric and (unnamed or _INDEX.fullmatch(names[column] or "index")):
             roles.left_out.append((column, "a row number"))
         elif column in numeric and not roles.is_intervals:
             roles.numbers.append(column)
@@ -126,6 +153,12 @@ def roles_of(files: Sequence[Looked], *, facts: bool) -> Roles:
             empty = all(file.table.column(column).null_count == file.rows for file in files)
             roles.left_out.append((column, "it is empty" if empty else "it does not hold numbers"))
     return roles
+
+
+def _counts_rows(file: Looked) -> bool:
+    """Whether the first column has 0, 1, 2, ... or 1, 2, 3, ..."""
+    values = file.numbers(file.columns[0])
+    return values is not None and values[0] in (0, 1) and bool((np.diff(values) == 1).all())
 
 
 def _used(roles: Roles) -> set[str | None]:
@@ -137,7 +170,7 @@ def _used(roles: Roles) -> set[str | None]:
 
 def _is_time_name(name: str) -> bool:
     words = name.split("_")
-    return bool({"time", "timestamp", "datetime", "date"} & set(words)) or name in _TIME_UNITS
+    return bool({"time", "timestamp", "datetime", "date", "datum", "zeit"} & set(words)) or name in _TIME_UNITS
 
 
 def _steady(file: Looked, columns: Sequence[str], names: dict[str, str]) -> str | None:
@@ -147,8 +180,7 @@ def _steady(file: Looked, columns: Sequence[str], names: dict[str, str]) -> str 
         if values is None or len(values) < 20 or _INDEX.fullmatch(names[column] or "index"):
             return None
         steps = np.diff(values)
-        counts_rows = (steps == 1).all() and values[0] in (0, 1)
-        if (steps > 0).all() and not counts_rows and steps.max() < 100 * np.median(steps):
+        if (steps > 0).all() and not _counts_rows(file) and steps.max() < 100 * np.median(steps):
             return column
     return None
 
@@ -216,7 +248,9 @@ def guess_rate(times: Sequence[np.ndarray]) -> RateGuess:
         )
     regular = float((np.abs(steps - usual * SECOND) <= 0.5 * usual * SECOND).mean())
     if regular < 0.9:
-        return RateGuess(rate, "mean", f"irregular: {regular:.0%} of rows are about {usual:g} s after the one before")
+        step = min(_STEPS_S, key=lambda nice: abs(np.log(nice / usual)))
+        text = f"irregular times: a step is now {step:g} s, the mean of its rows"
+        return RateGuess(float(f"{1 / step:.9g}"), "mean", text)
     return RateGuess(rate)
 
 
@@ -226,7 +260,7 @@ def _nice(rate_hz: float) -> float:
         if value >= 0.99:
             near = float(round(value))
             if abs(near - value) <= 0.01 * value:
-                return near if value == rate_hz else float(f"{1 / near:.6g}")
+                return near if value == rate_hz else float(f"{1 / near:.9g}")
     return float(f"{rate_hz:.4g}")
 
 

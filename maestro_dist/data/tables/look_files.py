@@ -15,7 +15,7 @@ from maestro_dist.data.tables.layout import TableFile
 from maestro_dist.data.tables.reading import MISSING, Table, column_names, is_parquet, parse_table, plain_content
 from maestro_dist.errors import DataError
 
-_DELIMITERS = (",", ";", "\t", "|", " ")
+_DELIMITERS = ("\t", ";", "|", ",", " ")
 _LINES = 50
 _NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?")
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
@@ -124,7 +124,7 @@ def _delimiter(lines: list[str]) -> tuple[str, int]:
         usual = max(set(counts), key=lambda n: (counts.count(n), n), default=1)
         if usual > 1:
             share = counts.count(usual) / len(counts)
-            if share > best[0] + 0.05:
+            if share > best[0] + 0.1:
                 best = (share, usual, delimiter)
     return best[2], best[1]
 

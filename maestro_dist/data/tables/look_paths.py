@@ -88,8 +88,8 @@ def _meaning(rows: list[list[str]], place: int, others: Sequence[int], labelled:
         return "name"
     sensor_words = sum(bool(_SENSORS.fullmatch(value)) for value in values)
     rest = {tuple(row[q] for q in others) for row in rows}
-    complete = len(rows) >= 0.9 * len(values) * len(rest) and len(rest) > 1
-    if complete and (sensor_words or labelled):
+    complete = len(rows) >= 0.9 * len(values) * len(rest)
+    if complete and sensor_words >= 0.5 * len(values):
         return "sensor"
     return "name" if labelled or sensor_words else "label"
 

@@ -25,6 +25,7 @@ from maestro_dist.data.tables.gathering import (
 from maestro_dist.data.tables.grid import Stream, on_grid
 from maestro_dist.data.tables.labels import Interval, LabelReader
 from maestro_dist.data.tables.layout import TableLayout
+from maestro_dist.data.tables.look_paths import SPLITS
 from maestro_dist.data.tables.times import SECOND
 from maestro_dist.errors import DataError
 
@@ -117,7 +118,7 @@ class TablePart:
             labels=self._labels(name, recording, reader, intervals, (zero, self._end(streams)), remarks),
             subject=recording.facts.texts.get("subject", ""),
             group=recording.facts.texts.get("group", ""),
-            split=recording.facts.texts.get("split", ""),
+            split=_split(recording.facts.texts.get("split", "")),
         )
 
     def _streams(
@@ -185,10 +186,15 @@ class TablePart:
         return stream.start + round(len(stream.values) * SECOND / rate)
 
 
+def _split(text: str) -> str:
+    """The name that a run uses for a split."""
+    return SPLITS.get(text.lower(), text)
+
+
 def key_of(name: str) -> str:
     """The name of a recording as a key: up to 40 letters, digits, - or _; different names have different keys."""
     clean = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_") or "all"
-    if clean == name and len(clean) <= _KEY_LETTERS:
+    if clean == (name or "all") and len(clean) <= _KEY_LETTERS:
         return clean
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     return f"{clean[: _KEY_LETTERS - 9]}-{digest}"
