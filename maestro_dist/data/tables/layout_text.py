@@ -85,7 +85,7 @@ def _entry(kind: Kind) -> Iterator[str]:
         rest = [f"{key}: {_text(about[key])}" for key in ("rate_hz", "grid") if key in about]
         if kind.role == "facts":
             rest = []
-        yield f"    {name}: {{{', '.join([f'columns: [{columns}]', *rest, 'unit: ' + _text(about['unit'])])}}}"
+        yield f"    {_text(name)}: {{{', '.join([f'columns: [{columns}]', *rest, 'unit: ' + _text(about['unit'])])}}}"
     for column, reason in roles.left_out:
         yield f"  # column {_comment(json.dumps(column, ensure_ascii=False))} is left out: {_comment(reason)}"
 

@@ -21,6 +21,8 @@ _SENSORS = re.compile(
 _PERSON = re.compile(r"(s|p|sub|subj|subject|person|patient|participant|user|id)[-_]?\d+", re.IGNORECASE)
 _PERSON_WORD = re.compile(r"(sub|subj|subject|person|patient|participant|user)s?", re.IGNORECASE)
 _CUT = re.compile(r"([/_\-. ])")
+_LITERAL = re.compile(r"[{}*]")
+"""Letters that a pattern cannot hold; `*` matches them."""
 _MOST_SENSORS = 12
 
 
@@ -113,7 +115,7 @@ def _kind(rows: list[list[str]], splits: Sequence[int], labels: Sequence[int], w
     ends = {run[0]: run[-1] for run in runs}
     pieces, place = [], 0
     while place < len(first):
-        pieces.append(f"{{{names[place]}}}" if place in names else first[place])
+        pieces.append(f"{{{names[place]}}}" if place in names else _LITERAL.sub("*", first[place]))
         place = ends.get(place, place) + 1
     stem = next((t for p, t in reversed(list(enumerate(first[:-1]))) if p % 2 == 0 and p not in varying and t), "")
     paths = tuple("".join(row) for row in rows)

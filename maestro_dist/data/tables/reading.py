@@ -101,7 +101,8 @@ def read_table(file: SourceFile, about: TableFile, wanted: Collection[str], rema
         DataError: it is damaged, or lacks a column.
         StorageError: it cannot be read at present.
     """
-    return parse_table(file.name, file.read(remarks, text=not is_binary(file.name)), about, wanted)
+    lines = not is_binary(file.name) and not about.encoding.lower().startswith("utf-16")
+    return parse_table(file.name, file.read(remarks, text=lines), about, wanted)
 
 
 def is_binary(name: str) -> bool:
