@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -302,10 +303,15 @@ def _summary(manifest: Manifest, url: str, notice: str) -> None:
         classes.add_row(label, *(f"{split.class_counts[number]:,}" for split in manifest.splits.values()))
     console.print(classes)
     for m in manifest.modalities:
-        console.print(f"{m.name}: {m.variates} x {m.steps} steps at {m.rate_hz:g} Hz, {m.unit}", highlight=False)
+        what = "always known" if m.always and m.steps == 1 else f"{m.steps} steps at {m.rate_hz:g} Hz"
+        console.print(f"{m.name}: {m.variates} x {what}{f', {m.unit}' if m.unit else ''}", highlight=False)
     console.print(f"licence: {manifest.licence}\ncitation: {manifest.citation}", highlight=False)
     if notice:
         console.print(f"notice: {notice}", highlight=False)
+    command = f"python -m maestro_dist.train data.url={shlex.quote(redact(url))} run.name={manifest.name}"
+    if manifest.recording:
+        command += " model.normalize=recording"
+    console.print(f"train: {command}", highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 import re
 import shlex
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 import runs
+import yaml
+from table_folders import wristbands
 
 from maestro_dist.data import converters
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.prepare import ConversionRequest, pack_conversion
+from maestro_dist.data.tables.layout import TableLayout
 from maestro_dist.errors import ConfigError
 from maestro_dist.train import main
 
@@ -32,11 +38,11 @@ def test_it_names_all_files_and_no_others() -> None:
     table = "".join(line for line in TEXT.splitlines() if line.startswith("| `"))
     named = set(re.findall(r"`(\w+\.py|\w+/)`", table))
     files = {path.name for path in FOLDER.glob("*.py")} - {"__init__.py"}
-    assert named == files | {"converters/", "recordings/", "storage/"}
+    assert named == files | {"converters/", "recordings/", "storage/", "tables/"}
     assert len(TEXT.splitlines()) < 150
 
 
-@pytest.mark.parametrize("folder", ["storage", "converters", "recordings"])
+@pytest.mark.parametrize("folder", ["storage", "converters", "recordings", "tables"])
 def test_other_readmes_name_all_files_and_no_others(folder: str) -> None:
     text = (FOLDER / folder / "README.md").read_text()
     table = "".join(line for line in text.splitlines() if line.startswith("| `"))
@@ -68,6 +74,27 @@ def test_recordings_are_packed_and_cut(
     (command,) = blocks("sh", text)
     assert main(shlex.split(command.removeprefix("python -m maestro_dist.train "))) == 0
     assert "dry run: nothing was trained" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_its_five_commands_go_from_tables_to_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    wristbands(tmp_path / "my_tables", people=6)
+    (text,) = blocks("bash")
+    commands = [shlex.split(line, comments=True) for line in text.splitlines()]
+    assert len(commands) == 5
+    for words in commands:
+        more = ["run.launcher=inline", "optim.max_steps=3"] if "maestro_dist.train" in words else []
+        place = [str(runs.ROOT / words[1])] if words[1].startswith("tools/") else words[1:2]
+        environment = {**os.environ, "PYTHONPATH": f"{runs.ROOT}:{runs.ROOT}/tools"}
+        subprocess.run([sys.executable, *place, *words[2:], *more], check=True, env=environment, timeout=600)
+    assert (tmp_path / "runs/mine/result.json").exists()
+
+
+def test_the_layout_that_it_shows_is_one() -> None:
+    (text,) = blocks("yaml", (FOLDER / "tables" / "README.md").read_text())
+    layout = TableLayout.model_validate(yaml.safe_load(text))
+    assert [list(file.modalities) for file in layout.files] == [["acc"], ["heart"], [], ["age"]]
 
 
 def test_its_converter_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

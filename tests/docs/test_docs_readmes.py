@@ -20,7 +20,9 @@ import runs
 ROOT = runs.ROOT
 FOLDERS = ["", "cluster", "configs", "maestro_dist", "tools", "tools/benchmarks", "tools/suite/results"]
 FOLDERS += [f"maestro_dist/{name}" for name in ("callbacks", "checkpoint", "model", "parallel", "tracking")]
-FOLDERS += [f"maestro_dist/{name}" for name in ("data", "data/converters", "data/recordings", "data/storage")]
+FOLDERS += [
+    f"maestro_dist/{name}" for name in ("data", "data/converters", "data/recordings", "data/storage", "data/tables")
+]
 DOCUMENTS = [*(str(Path(folder, "README.md")) for folder in FOLDERS), "CONTRIBUTING.md"]
 EXCERPTS = {
     "uci_hapt": "uci_hapt/HAPT_RawData_excerpt.tar.xz",
@@ -36,6 +38,7 @@ CHECKED_ELSEWHERE = {
     r"python tools/run_suite.py configs/suite_smoke.yaml": "tests/suite/test_suite_run.py",
     r"python tools/run_suite.py .*--report": "tests/suite/test_suite_claims.py",
     r"python -m maestro_dist.train data.url=s3://.*": "tests/storage/test_storage_s3.py",
+    r"python .*(my_tables|data/mine).*": "tests/dataset/test_data_readme.py",
     r"python -m pytest .*": ".ci/run",
 }
 """What is not run here -> the file that runs it."""
