@@ -47,7 +47,6 @@ from maestro_dist.data.recordings.cut_data import usual_windows
 from maestro_dist.data.storage import Storage, redact
 from maestro_dist.data.storage.settings import configure
 from maestro_dist.data.symbols import add_symbols
-from maestro_dist.data.tables.write_layout import infer_layout
 from maestro_dist.errors import ConfigError, DataError, run_main
 from maestro_dist.model.embedding import SymbolEncoder, word_steps
 from maestro_dist.run.packing_progress import shown_progress
@@ -74,6 +73,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parsed(sys.argv[1:] if argv is None else argv)
     source, out = arguments.source, arguments.out
     if getattr(arguments, "infer", None):
+        from maestro_dist.data.tables.write_layout import infer_layout
+
         return infer_layout(source, arguments.infer, overwrite=arguments.overwrite)
     if arguments.name == "packed":
         check_destination(source, out, source="--source", target="--out")

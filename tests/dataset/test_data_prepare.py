@@ -190,7 +190,8 @@ def test_a_damaged_source_leaves_no_data_set(source: SourceConfig, tmp_path: Pat
 
 def test_a_converter_that_is_not_there_is_named(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tried(recipe, "data.source.converter=uci_hap") == 2
-    message = "data.source.converter: no converter 'uci_hap'; did you mean uci_hapt? There are physionet2012, stress"
+    known = ", ".join(converters.CONVERTERS)
+    message = f"data.source.converter: no converter 'uci_hap'; did you mean uci_hapt? There are {known}"
     assert message in capsys.readouterr().err
     prepare(SourceConfig.model_validate(yaml.safe_load(recipe.read_text())["data"]["source"]), f"{recipe.parent}/data")
     assert tried(recipe, "data.source.converter=uci_hap") == 2  # also where nothing has to be packed
@@ -204,7 +205,9 @@ def test_a_file_with_a_converter_is_enough() -> None:
 
         def from_arguments(self, source: Path, arguments: argparse.Namespace) -> Conversion: ...  # type: ignore[empty-body]
 
-    assert list(converters._load_converters()) == ["a_mine", *converters.CONVERTERS]
+    loaded = list(converters._load_converters())
+    assert loaded[0] == "a_mine"
+    assert set(loaded[1:]) >= set(converters.CONVERTERS), "other tests may have made more"
     assert isinstance(converters._load_converters()["a_mine"], Mine)
 
 

@@ -12,9 +12,9 @@ import yaml
 from pack_dataset import main
 from table_folders import wristbands
 
-from maestro_dist.data.converters.tables import convert
 from maestro_dist.data.parts import Remarks
 from maestro_dist.data.recordings.raw import RawRecording
+from maestro_dist.data.tables.conversion import convert
 from maestro_dist.data.tables.infer import look
 from maestro_dist.data.tables.layout import TableLayout, load_layout
 from maestro_dist.data.tables.layout_text import doubts, layout_text

@@ -13,9 +13,9 @@ import pytest
 import yaml
 from table_folders import STATES, wristbands
 
-from maestro_dist.data.converters.tables import convert
 from maestro_dist.data.parts import Remarks
 from maestro_dist.data.recordings.raw import RawRecording
+from maestro_dist.data.tables.conversion import convert
 from maestro_dist.data.tables.layout import TableLayout, load_layout
 from maestro_dist.errors import ConfigError, DataError
 

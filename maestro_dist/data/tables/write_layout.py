@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from maestro_dist.data.converters.tables import convert
 from maestro_dist.data.parts import Remarks
 from maestro_dist.data.storage import redact
+from maestro_dist.data.tables.conversion import convert
 from maestro_dist.data.tables.infer import look
 from maestro_dist.data.tables.layout import load_layout
 from maestro_dist.data.tables.layout_text import doubts, layout_text

@@ -1,0 +1,116 @@
+"""A folder of tables as a conversion: which files make which parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+
+from maestro_dist.data.converters.files import AnySource, SourceFile, SourceFiles, join_names
+from maestro_dist.data.converters.source import Conversion, as_recordings, counted
+from maestro_dist.data.description import Description
+from maestro_dist.data.parts import Remarks
+from maestro_dist.data.tables.gathering import Facts, Named, gather_facts, gather_intervals, names_of
+from maestro_dist.data.tables.labels import Interval, LabelReader
+from maestro_dist.data.tables.layout import TableLayout
+from maestro_dist.data.tables.paths import PathPattern
+from maestro_dist.data.tables.reading import ENDINGS
+from maestro_dist.data.tables.recordings import Shared, TablePart
+from maestro_dist.types import Modality
+
+_Role = tuple[int, str]
+"""Number of the entry in the layout, and the path."""
+
+
+def convert(source: AnySource, layout: TableLayout, digest: str = "") -> Conversion:
+    """The recordings of a folder of tables. `digest` differs for another layout.
+
+    Raises:
+        DataError: a file is missing or damaged, or does not fit the layout.
+    """
+    files = SourceFiles(source)
+    unused: set[str] = set()
+    named = _named(files, layout, unused)
+    signals = [(number, file) for number, file in named if file.about.is_signal]
+    if not signals:
+        raise files.error(f"no file fits {layout.files[0].path}; correct the paths in the layout")
+    reader, together = LabelReader(layout), any(not names_of(file.about) for _, file in signals)
+    groups: dict[str, list[tuple[int, Named]]] = {}
+    shared: list[Named] = []
+    ids = {file.path_id for _, file in signals}
+    for number, file in named:
+        if file.about.is_signal or file.path_id in ids:
+            groups.setdefault("all files" if together else file.path_id, []).append((number, file))
+        elif not names_of(file.about):
+            shared.append(file)
+        else:
+            files.remarks.warn("recordings with labels or facts but without signals, left out", file.path_id)
+    known = _shared(shared, reader, files.remarks)
+    parts = [TablePart(name, layout, tuple(of), known) for name, of in sorted(groups.items())]
+    warnings = files.warnings()
+    absent = [file.path for number, file in enumerate(layout.files) if all(n != number for n, _ in named)]
+    if absent:
+        warnings.append(f"no file fits these paths of the layout ({len(absent)}): {join_names(absent)}")
+    if unused:
+        names = join_names(sorted(unused), 5)
+        warnings.append(f"tables that the layout does not name, left out ({len(unused):,}): {names}")
+    conversion = Conversion(
+        _description(layout), parts, f"{files.listing()}-{digest}", warnings=tuple(warnings), notes=counted
+    )
+    return as_recordings(conversion, layout.window)
+
+
+def _named(files: SourceFiles, layout: TableLayout, unused: set[str]) -> list[tuple[int, Named]]:
+    patterns = [PathPattern.of(file.path) for file in layout.files]
+    # of several patterns that fit, the one with the most letters of its own says most
+    order = sorted(range(len(patterns)), key=lambda n: -len(patterns[n].text) + sum(map(len, patterns[n].names)))
+
+    def role(path: PurePosixPath) -> _Role | None:
+        number = next((n for n in order if patterns[n].match(path) is not None), None)
+        if number is not None:
+            return number, str(path)
+        if path.name.lower().endswith(ENDINGS):
+            unused.add(str(path))
+        return None
+
+    found: Mapping[_Role, SourceFile] = files.find(role)
+    return [
+        (number, Named(layout.files[number], file, patterns[number].match(PurePosixPath(path)) or {}))
+        for (number, path), file in sorted(found.items(), key=lambda item: item[0])
+    ]
+
+
+def _shared(named: list[Named], reader: LabelReader, remarks: Remarks) -> Shared:
+    intervals: dict[str, list[Interval]] = {}
+    facts: dict[str, Facts] = {}
+    for file in named:
+        if file.about.intervals is not None:
+            for name, found in gather_intervals(file, reader, remarks).items():
+                intervals.setdefault(name, []).extend(found)
+        else:
+            for name, fact in gather_facts(file, remarks).items():
+                facts.setdefault(name, Facts()).merge(fact, f"{file.file.name}, {name}")
+    return Shared(intervals, facts)
+
+
+def _description(layout: TableLayout) -> Description:
+    window = layout.window
+    modalities = [
+        Modality(name, len(m.columns), 1 / window.length_s, 1, m.unit, always=True)
+        if file.facts
+        else Modality(name, len(m.columns), m.rate_hz, 1, m.unit)
+        for file in layout.files
+        for name, m in file.modalities.items()
+    ]
+    return Description(
+        layout.name,
+        layout.licence,
+        layout.citation,
+        layout.source,
+        layout.task,
+        tuple(layout.classes),
+        layout.target,
+        window_s=window.length_s,
+        modalities=tuple(modalities),
+        recording=True,
+        window=window,
+    )
