@@ -54,8 +54,9 @@ def test_what_it_shows_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    own, batch = blocks("python")
-    exec(own + batch, {"__name__": "own"})
+    frames, own, batch = blocks("python")
+    exec(frames + own + batch, {"__name__": "own"})
+    assert load_manifest("data/nights").classes == ["calm", "restless"]
     assert load_manifest("data/ward").splits["train"].samples == 40
     (command,) = blocks("sh")
     program, *arguments = shlex.split(command.removeprefix("python -m "))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -59,24 +60,9 @@ class LabelReader:
 
     def of_rows(self, times: np.ndarray, texts: Sequence[str | None], where: str) -> list[Interval]:
         """Intervals of equal labels. Each row's label lasts until the next row; `times`: int64 ns [rows], in order."""
-        if not len(times):
-            return []
-        known = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-        codes = np.array([known[text] for text in texts])
-        steps = np.diff(times)
-        usual = int(np.median(steps[steps > 0])) if (steps > 0).any() else SECOND
-        pause = steps > _PAUSE * usual
-        edges = np.flatnonzero((np.diff(codes) != 0) | pause) + 1
-        first = np.concatenate([[0], edges])
-        last = np.concatenate([edges, [len(times)]]) - 1
-        ends = np.append(times[1:], times[-1] + usual)[last]
-        ends = np.where(np.append(pause, False)[last], times[last] + usual, ends)
-        found = []
-        for begin, end, row in zip(times[first].tolist(), ends.tolist(), first.tolist(), strict=True):
-            label = self.label(texts[row], where)
-            if label is not None and end > begin:
-                found.append((begin, end, label))
-        return found
+        rows = intervals_of_rows(times, texts)
+        read = [(begin, end, self.label(text, where)) for begin, end, text in rows]
+        return [(begin, end, label) for begin, end, label in read if label is not None]
 
     def of_intervals(
         self, starts: np.ndarray, ends: np.ndarray | None, texts: Sequence[str | None], where: str, remarks: Remarks
@@ -98,3 +84,27 @@ class LabelReader:
                 continue
             found.append((int(starts[row]), int(ends[row]), label))
         return found
+
+
+def intervals_of_rows(times: np.ndarray, labels: Sequence[Any]) -> list[tuple[int, int, Any]]:
+    """Intervals (start, end, label) of equal labels, in ns, without those of None.
+
+    Each row's label lasts until the next row, but not through a pause. `times`: int64 ns [rows], in order.
+    """
+    if not len(times):
+        return []
+    known = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    codes = np.array([known[label] for label in labels])
+    steps = np.diff(times)
+    usual = int(np.median(steps[steps > 0])) if (steps > 0).any() else SECOND
+    pause = steps > _PAUSE * usual
+    edges = np.flatnonzero((np.diff(codes) != 0) | pause) + 1
+    first = np.concatenate([[0], edges])
+    last = np.concatenate([edges, [len(times)]]) - 1
+    ends = np.append(times[1:], times[-1] + usual)[last]
+    ends = np.where(np.append(pause, False)[last], times[last] + usual, ends)
+    return [
+        (begin, end, labels[row])
+        for begin, end, row in zip(times[first].tolist(), ends.tolist(), first.tolist(), strict=True)
+        if labels[row] is not None and end > begin
+    ]
