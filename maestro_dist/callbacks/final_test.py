@@ -168,7 +168,7 @@ class FinalTest(Callback):
         split = state.manifest.split(state.config.data.train)
         return TaskDescription(
             kind=state.task.kind,
-            classes=tuple(state.manifest.classes) if state.task.kind == "classification" else (),
+            classes=tuple(state.manifest.classes) if state.task.kind in ("classification", "multilabel") else (),
             target=state.manifest.target,
             target_mean=0.0 if split.target_mean is None else split.target_mean,
             target_std=1.0 if split.target_std is None else split.target_std,

@@ -31,7 +31,7 @@ class PretrainConfig(Section):
 class TaskConfig(Section):
     """What is predicted, and the loss."""
 
-    kind: Literal["auto", "classification", "regression", "pretrain"] = "auto"
+    kind: Literal["auto", "classification", "multilabel", "regression", "pretrain"] = "auto"
     """auto: the task that the data set's manifest names; pretrain: predict hidden words, on any data, without
     labels."""
     pretrain: PretrainConfig = PretrainConfig()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from maestro_dist.config.windows import WindowConfig
+from maestro_dist.data.label_sets import MOST_LABELS, MULTILABEL
 from maestro_dist.data.plain_values import (
     boolean,
     checked_list,
@@ -21,7 +22,7 @@ from maestro_dist.data.plain_values import (
 from maestro_dist.errors import DataError
 from maestro_dist.types import Modality
 
-Kind = Literal["classification", "regression", "none"]
+Kind = Literal["classification", "multilabel", "regression", "none"]
 
 _NAME = re.compile(r"[a-z0-9_]{1,40}")
 _SPLIT = re.compile(r"[A-Za-z0-9_-]{1,40}")
@@ -180,7 +181,8 @@ def _check_names(names: list[str], recording: bool, where: str) -> None:
 
 def _classes(given: Description, where: str) -> tuple[str, ...]:
     classes = checked_list(given.classes, "classes", where)
-    if given.task != "classification":
+    several = given.task == MULTILABEL
+    if given.task != "classification" and not several:
         if classes:
             raise DataError(f"{where}: classes are given, but task is {given.task}, which has none; use classes=()")
         return ()
@@ -191,7 +193,9 @@ def _classes(given: Description, where: str) -> tuple[str, ...]:
             )
         if not checked_text(name, f"class {number}", where, most=200).strip():
             raise DataError(f"{where}: class {number} has an empty name")
-    if len(classes) < 2:
+    if several and not 1 <= len(classes) <= MOST_LABELS:
+        raise DataError(f"{where}: {given.task} has 1 to {MOST_LABELS} labels, not {len(classes)}")
+    if not several and len(classes) < 2:
         raise DataError(f"{where}: a classification has two classes or more, not {len(classes)}")
     again = first_duplicate(name.strip() for name in classes)
     if again is not None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from maestro_dist.data.description import Description, checked_description, checked_splits
 from maestro_dist.data.findings import Findings
+from maestro_dist.data.label_sets import MULTILABEL, ClassCounter
 from maestro_dist.data.parts import Part, Remarks
 from maestro_dist.data.plain_values import short_repr, whole_number
 from maestro_dist.data.recordings.raw import CheckedRecording, RecordingChecker
@@ -80,9 +81,10 @@ class PackFormat:
     shard_bytes: int
 
     @property
-    def counted_classes(self) -> int:
-        """Number of classes that are counted; 0 for regression, and for recordings."""
-        return len(self.description.classes) if self.description.window is None else 0
+    def counter(self) -> ClassCounter:
+        """How labels are counted; those of recordings are not."""
+        about = self.description
+        return ClassCounter(len(about.classes), about.task == MULTILABEL) if about.window is None else ClassCounter()
 
     @staticmethod
     def checked(description: Description, splits: Sequence[str], shard_bytes: int) -> PackFormat:

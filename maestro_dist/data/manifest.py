@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from maestro_dist.config.sections import NonNegativeInt
 from maestro_dist.config.windows import SplitConfig, WindowConfig
+from maestro_dist.data.label_sets import MOST_LABELS, MULTILABEL, ClassCounter
 from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
 from maestro_dist.data.storage.plain_json import parse_json
 from maestro_dist.errors import ConfigError, DataError
@@ -80,8 +81,6 @@ class ManifestSplit(_ManifestEntry):
         if len(set(paths)) != len(paths):
             again = next(path for path in sorted(paths) if paths.count(path) > 1)
             raise ValueError(f"it names shard {again} twice")
-        if self.class_counts and sum(self.class_counts) != self.samples:
-            raise ValueError(f"class_counts add up to {sum(self.class_counts)}, not to {self.samples} samples")
         return self
 
     @property
@@ -212,7 +211,7 @@ class Cut(_ManifestEntry):
 class Manifest(_ManifestEntry):
     """A packed data set.
 
-    task           none: no labels (for pre-training)
+    task           multilabel: each sample has any of the classes; none: no labels (for pre-training)
     target         name of the predicted quantity, with its unit
     window_s       length of a window, in seconds
     recording      whether samples have the mean and std of their recording up to the window's end, as
@@ -229,7 +228,7 @@ class Manifest(_ManifestEntry):
     licence: str
     citation: str
     source: str
-    task: Literal["classification", "regression", "none"]
+    task: Literal["classification", "multilabel", "regression", "none"]
     classes: list[str]
     target: str
     window_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -252,10 +251,29 @@ class Manifest(_ManifestEntry):
             raise ValueError(f"symbols.word names {sorted(self.symbols.word)}, the modalities are {sorted(names)}")
         if self.task == "classification" and len(self.classes) < 2:
             raise ValueError("a classification needs two classes or more")
+        if self.task == MULTILABEL and not 1 <= len(self.classes) <= MOST_LABELS:
+            raise ValueError(f"{MULTILABEL} needs 1 to {MOST_LABELS} labels")
         for name, split in self.splits.items() if not self.uncut else ():
-            if self.task == "classification" and len(split.class_counts) != len(self.classes):
+            if self.classes and len(split.class_counts) != len(self.classes):
                 raise ValueError(f"class_counts of split '{name}' need {len(self.classes)} numbers")
+            counts = split.class_counts
+            if self.task == "classification" and sum(counts) != split.samples:
+                raise ValueError(
+                    f"class_counts add up to {sum(counts)} in split '{name}', not to {split.samples} samples"
+                )
+            if max(counts, default=0) > split.samples:
+                raise ValueError(f"class_counts of split '{name}' exceed its {split.samples} samples")
         return self
+
+    @property
+    def counter(self) -> ClassCounter:
+        """How its labels are counted."""
+        return ClassCounter(len(self.classes), self.task == MULTILABEL)
+
+    @property
+    def targets(self) -> int:
+        """How many targets there are, as whole numbers from 0: classes, or sets of labels; 0: targets are numbers."""
+        return 1 << len(self.classes) if self.task == MULTILABEL else len(self.classes)
 
     @property
     def uncut(self) -> bool:

@@ -74,7 +74,7 @@ def pack(
         raise DataError(f"pack: samples is {type_name(samples)}, not an iterable of RawSample")
     storage = open_for_packing(os.fspath(url), overwrite=overwrite)
     findings, sink = Findings(about.description, about.splits), LocalSink(storage)
-    assembly = ShardAssembly(about.splits, about.counted_classes, about.shard_bytes, sink)
+    assembly = ShardAssembly(about.splits, about.counter, about.shard_bytes, sink)
     try:
         for item in part_fragments(GivenSamples(samples), about):
             if isinstance(item, Fragment):

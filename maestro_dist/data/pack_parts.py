@@ -178,7 +178,7 @@ class _Attempt:
         self._progress = PackProgress(len(packing.parts))
         self.assembly = ShardAssembly(
             about.splits,
-            about.counted_classes,
+            about.counter,
             about.shard_bytes,
             sink,
             done=self._done,
@@ -211,7 +211,7 @@ class _Attempt:
     def _recorded(self) -> tuple[int, set[int]]:
         """How many parts are recorded, and the numbers of those whose samples are all in shards that are done."""
         count, needless, about = 0, set(), self._packing.about
-        cuts = {split: SplitCut(split, about.counted_classes, about.shard_bytes) for split in about.splits}
+        cuts = {split: SplitCut(split, about.counter, about.shard_bytes) for split in about.splits}
         for part in self._records.parts():
             pieces = (piece for split, samples in part.samples.items() for piece in cuts[split].cut(samples.rows()))
             shards = {piece.shard for piece in pieces}

@@ -32,7 +32,7 @@ class SampleFormat:
     """The format of every sample of a data set.
 
     modalities  the modalities to decode
-    classes     number of classes; 0 for regression
+    classes     number of targets that are whole numbers, as `Manifest.targets`; 0 for regression
     recording   whether samples have recording statistics
     symbols     how SAX symbols were made, if they are read instead of raw windows
     slices      steps [first, end) of each modality to keep; None: all
@@ -54,7 +54,7 @@ class SampleFormat:
     ) -> SampleFormat:
         """The format that a manifest describes."""
         spec = manifest.symbols if symbols else None
-        return SampleFormat(tuple(modalities), len(manifest.classes), manifest.recording, spec, slices)
+        return SampleFormat(tuple(modalities), manifest.targets, manifest.recording, spec, slices)
 
     def shape(self, modality: Modality) -> tuple[int, int]:
         """Stored shape: [T_j, D_j] of a raw window, [W_j, D_j] of symbols."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from maestro_dist.data.description import Description
+from maestro_dist.data.label_sets import MULTILABEL, label_set
 from maestro_dist.data.plain_values import (
     finite_number,
     float32_array,
@@ -32,7 +33,7 @@ class RawSample:
     """One sample to pack.
 
     key          name of the sample, unique in its split
-    label        number of the class, or the target; ignored if the task is none
+    label        number of the class, or the target; a list of labels (multilabel); ignored if the task is none
     subject      the person; "" if unknown. A number and its text (0 and "0") are the same person
     recording    name of the recording that the window was cut from
     start_s      start of the window in its recording, in seconds; the model does not see it
@@ -119,10 +120,12 @@ class SampleChecker:
             if target is None:
                 raise DataError(f"{where}: target {short_repr(given)} is not a finite number that float32 can hold")
             return float(target)
-        if isinstance(given, str) and given in classes:
+        if isinstance(given, str) and given in classes and self.description.task != MULTILABEL:
             raise DataError(
                 f"{where}: label {short_repr(given)} is the name of a class; give its number, {classes.index(given)}"
             )
+        if self.description.task == MULTILABEL:
+            return label_set(given, classes, where)
         number = python_number(given)
         label = int(number) if isinstance(number, bool) else whole_number(number)
         if label is None or not 0 <= label < len(classes):

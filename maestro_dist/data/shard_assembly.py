@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from maestro_dist.data.fragments import SampleRows
+from maestro_dist.data.label_sets import ClassCounter
 from maestro_dist.data.manifest import MANIFEST_NAME, ManifestSplit, Shard
 from maestro_dist.data.shard_files import ShardFile, ShardId, SplitCut
 from maestro_dist.data.storage import Storage
@@ -63,7 +64,7 @@ class LocalSink:
 class ShardAssembly:
     """Cuts the samples of all splits into shards, and gives them to a sink.
 
-    classes  number of classes; 0 for regression
+    counter  how labels are counted
     sink     where complete shards go
     done     shards that an earlier attempt has written; they are not written again
     """
@@ -71,7 +72,7 @@ class ShardAssembly:
     def __init__(
         self,
         splits: Sequence[str],
-        classes: int,
+        counter: ClassCounter,
         shard_bytes: int,
         sink: ShardSink,
         *,
@@ -79,7 +80,7 @@ class ShardAssembly:
         before_shard: Callable[[], None] = lambda: None,
     ) -> None:
         """`before_shard` is called before a complete shard is given to the sink."""
-        self._cuts = {split: SplitCut(split, classes, shard_bytes) for split in splits}
+        self._cuts = {split: SplitCut(split, counter, shard_bytes) for split in splits}
         self._sink, self._done, self._before_shard = sink, dict(done or {}), before_shard
         self._rows: dict[ShardId, SampleRows] = {}
         self.finished: list[ShardId] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maestro_dist.data.fragments import SampleRows
+from maestro_dist.data.label_sets import ClassCounter
 from maestro_dist.data.manifest import ManifestSplit, Shard
 from maestro_dist.data.moments import RunningMoments
 from maestro_dist.data.recordings.table import joined_tables
@@ -55,14 +56,14 @@ class ShardPiece:
 class SplitCut:
     """Cuts the samples of one split into shards, by their sizes, and counts its labels.
 
-    A shard ends with the sample that reaches `shard_bytes`. `classes`: number of classes; 0 for regression.
+    A shard ends with the sample that reaches `shard_bytes`. `counter`: how labels are counted.
     """
 
-    def __init__(self, split: str, classes: int, shard_bytes: int) -> None:
+    def __init__(self, split: str, counter: ClassCounter, shard_bytes: int) -> None:
         self.split, self._shard_bytes = split, shard_bytes
         self.number = 0
         self._size, self._samples, self._keys = 0, 0, set[str]()  # of the open shard
-        self._class_counts = [0] * classes
+        self._counter, self._class_counts = counter, np.zeros(counter.classes, dtype=np.int64)
         self._targets = RunningMoments(1)
 
     @property
@@ -76,11 +77,11 @@ class SplitCut:
         Raises:
             DataError: a shard has two samples with one key.
         """
+        self._count(rows.labels)
         first = start = end = 0
-        for row, (size, label) in enumerate(zip(rows.sizes, rows.labels, strict=True)):
+        for row, size in enumerate(rows.sizes):
             if rows.keys:
                 self._check(rows.keys[row])
-            self._count(label)
             self._size, self._samples = self._size + size, self._samples + 1
             end += size
             if bytes_written(self._size) >= self._shard_bytes:
@@ -92,11 +93,11 @@ class SplitCut:
 
     def manifest(self, shards: list[Shard]) -> ManifestSplit:
         """The split's entry in the manifest."""
-        regression = not self._class_counts and bool(shards)
+        regression = not self._counter.classes and bool(shards)
         return ManifestSplit(
             shards=shards,
             samples=sum(shard.samples for shard in shards),
-            class_counts=self._class_counts,
+            class_counts=self._class_counts.tolist(),
             target_mean=float(self._targets.mean[0]) if regression else None,
             target_std=float(self._targets.std[0]) if regression else None,
         )
@@ -109,10 +110,11 @@ class SplitCut:
             )
         self._keys.add(key)
 
-    def _count(self, label: int | float) -> None:
-        if self._class_counts:
-            self._class_counts[int(label)] += 1
-        else:
+    def _count(self, labels: Sequence[int | float]) -> None:
+        if self._counter.classes:
+            self._class_counts += self._counter.counts(np.array(labels, dtype=np.float64))
+            return
+        for label in labels:  # one by one: the sums do not depend on how samples come in pieces
             self._targets.add(np.array([[float(label)]]))
 
 

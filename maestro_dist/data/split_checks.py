@@ -68,7 +68,7 @@ def split_warnings(config: Config, manifest: Manifest) -> Iterator[str]:
     yield from warning_lines(
         manifest, [getattr(data, key) for key in _USES], [m.name for m in manifest.select(data.modalities)]
     )
-    if manifest.task != "classification" or config.task.kind == "pretrain":
+    if not manifest.classes or config.task.kind == "pretrain":
         return
     for key, effect in _USES.items():
         split = getattr(data, key)

@@ -98,7 +98,7 @@ class TrainStream:
         """
         source, share = self._source, self._source.config.label_share
         class_counts = source.manifest.split(source.split).class_counts
-        if share == 1 or not class_counts or min(n for n in class_counts if n) * share > _NEVER_LOST:
+        if share == 1 or not class_counts or min((n for n in class_counts if n), default=0) * share > _NEVER_LOST:
             return []
         kept_counts = np.zeros(len(class_counts), dtype=np.int64)
         with closing(replace(source, modalities=()).open()) as reader:
@@ -106,11 +106,12 @@ class TrainStream:
                 numbers = self._kept.numbers(shard)
                 if index.targets is not None:
                     targets = index.targets[numbers - first]
-                    kept_counts += [np.count_nonzero(targets == label) for label in range(len(class_counts))]
+                    kept_counts += source.manifest.counter.counts(targets)
                     continue
                 for number in numbers.tolist():
                     with suppress(BadSample):
-                        kept_counts[int(reader.decode(number, reader.stored(number)).target)] += 1
+                        target = reader.decode(number, reader.stored(number)).target
+                        kept_counts += source.manifest.counter.counts(np.array([target]))
         lost = [
             name
             for name, n, remaining in zip(source.manifest.classes, class_counts, kept_counts.tolist(), strict=True)

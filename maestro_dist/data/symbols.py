@@ -18,6 +18,7 @@ from maestro_dist.config.model import ModelConfig
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.augment import wanted_kinds
 from maestro_dist.data.fragments import SampleRows
+from maestro_dist.data.label_sets import ClassCounter
 from maestro_dist.data.manifest import Manifest, ManifestSplit, SymbolSpec, load_manifest
 from maestro_dist.data.pack import open_for_packing, write_manifest
 from maestro_dist.data.plain_values import person
@@ -112,7 +113,7 @@ def add_symbols(
     storage, modalities, splits = open_for_packing(url, overwrite=overwrite), tuple(manifest.select(None)), {}
     with ExitStack() as stack:
         for name, split in manifest.splits.items():
-            writer = stack.enter_context(_SplitWriter(storage, name, len(manifest.classes), shard_bytes))
+            writer = stack.enter_context(_SplitWriter(storage, name, manifest.counter, shard_bytes))
             if split.samples:
                 reader = SplitSource(source, manifest, DataConfig(url=source), modalities, name).open()
                 stack.enter_context(closing(reader))
@@ -133,9 +134,9 @@ def add_symbols(
 class _SplitWriter:
     """Writes the shards of one split. A context manager: when packing fails, the files of the split are removed."""
 
-    def __init__(self, storage: Storage, split: str, classes: int, shard_bytes: int) -> None:
+    def __init__(self, storage: Storage, split: str, counter: ClassCounter, shard_bytes: int) -> None:
         self._storage, self._split, self._sink = storage, split, LocalSink(storage)
-        self._assembly = ShardAssembly([split], classes, shard_bytes, self._sink)
+        self._assembly = ShardAssembly([split], counter, shard_bytes, self._sink)
 
     def __enter__(self) -> _SplitWriter:
         return self

@@ -93,7 +93,8 @@ class Evaluation:
 
     def majority(self) -> float | None:
         """Accuracy of always predicting the most frequent class (classification)."""
-        return max(self.class_counts) / self.samples if self.class_counts else None
+        known = self.class_counts and sum(self.class_counts) == self.samples  # each sample has one class
+        return max(self.class_counts or [0]) / self.samples if known else None
 
     def flat(self, prefix: str) -> dict[str, float]:
         """Means with flat names: `<prefix>/accuracy` for complete samples, `<prefix>/accuracy_missing_40` and so on."""

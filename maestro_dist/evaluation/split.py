@@ -109,7 +109,7 @@ def evaluate_split(
             all_rows = gather_rows(rows, mesh).cpu().numpy()
             table = in_manifest_order(all_rows[:, 0].astype(np.int64), all_rows[:, 1:], samples, split)
             target, logits = table[:, 0], table[:, 1:].astype(np.float32)
-            if task.kind == "classification":
+            if task.kind in ("classification", "multilabel"):
                 target = target.astype(np.int64)
             bad = int((~np.isfinite(logits)).any(axis=1).sum())
             if bad:
@@ -163,11 +163,15 @@ def _evaluation(
     predictions: Predictions | None,
     mesh: Mesh,
 ) -> Evaluation:
+    from maestro_dist.data.label_sets import ClassCounter
     from maestro_dist.task.classification import Classification
+    from maestro_dist.task.multilabel import MultiLabel
 
     counts = confusion = confused = logits = target = None
     if complete is not None:
         logits, target = complete
+        if isinstance(task, MultiLabel):
+            counts = ClassCounter(task.outputs, several=True).counts(target)
         if isinstance(task, Classification):
             counts = np.bincount(target, minlength=task.outputs).tolist()
             if task.outputs <= MOST_CLASSES:

@@ -49,7 +49,8 @@ def print_start(config: Config, manifest: Manifest) -> None:
     launched = f"{run.launcher} on {run.device}, ZeRO {config.engine.zero_stage}, {config.engine.precision}"
     splits = (config.data.train, config.data.validation, config.data.test)
     part = f"{used:,} of " if config.data.label_share < 1.0 else ""
-    kind = f"{len(manifest.classes)} classes" if pieces.task.kind == "classification" else manifest.target
+    several = "labels" if pieces.task.kind == "multilabel" else "classes"
+    kind = f"{len(manifest.classes)} {several}" if manifest.classes else manifest.target
     kind = "masked symbols" if pieces.task.kind == "pretrain" else kind
     names = ", ".join(f"{m.name} {m.variates} x {m.steps} @ {m.rate_hz:g} Hz" for m in pieces.modalities)
     rows = {

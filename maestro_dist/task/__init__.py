@@ -19,15 +19,16 @@ __all__ = ["Labels", "Task", "higher_is_better", "make_task"]
 class Labels:
     """The labels of the data.
 
-    kind                      classification, regression, or none: there are no labels
-    classes                   names of the classes (classification)
-    class_counts              samples of each class in the training split (classification)
+    kind                      classification, multilabel, regression, or none: there are no labels
+    classes                   names of the classes (classification, multilabel)
+    class_counts              samples of each class in the training split, of `samples`
     target_mean, target_std   of the training split's targets, in the target's unit (regression)
     """
 
     kind: str
     classes: Sequence[str] = ()
     class_counts: Sequence[int] = ()
+    samples: int = 0
     target_mean: float = 0.0
     target_std: float = 1.0
 
@@ -54,6 +55,11 @@ def make_task(config: TaskConfig, labels: Labels, *, consistency: float = 0.0) -
         from maestro_dist.task.regression import Regression
 
         return Regression(config, target_mean=labels.target_mean, target_std=labels.target_std, consistency=consistency)
+    if kind == "multilabel":
+        from maestro_dist.task.multilabel import MultiLabel
+
+        counts, samples = labels.class_counts, labels.samples
+        return MultiLabel(config, classes=labels.classes, class_counts=counts, samples=samples, consistency=consistency)
     from maestro_dist.task.classification import Classification
 
     return Classification(config, classes=labels.classes, class_counts=labels.class_counts, consistency=consistency)

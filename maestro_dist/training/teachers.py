@@ -70,7 +70,7 @@ def teacher_predictions(
 
     run = Storage(run_url)
     split = manifest.split(config.data.train)
-    shape = (split.samples, len(manifest.classes)) if manifest.task == "classification" else (split.samples,)
+    shape = (split.samples, len(manifest.classes)) if manifest.classes else (split.samples,)
     mean_prediction = _read_predictions(run, shape) if mesh.rank == 0 else None
     computed = bool(broadcast_array(np.array([mean_prediction is None], dtype=np.float64), mesh, device)[0])
     if computed:

@@ -91,7 +91,7 @@ def _provisional(stored: Manifest, cut: Cut, table: RecordingTable) -> Manifest:
     ]
     changes = {"cut": cut, "window_s": cut.window.length_s, "modalities": modalities}
     manifest = stored.model_copy(update=changes)
-    splits = Windowing(manifest, table).splits(stored.split("recordings"), len(stored.classes))
+    splits = Windowing(manifest, table).splits(stored.split("recordings"), stored.counter)
     if not any(split.samples for split in splits.values()):
         raise ConfigError(
             f"data.window: no window of {cut.window.length_s:g} s of '{stored.name}' has data and a label; a shorter "

@@ -9,6 +9,7 @@ import numpy as np
 
 from maestro_dist.config.windows import LabelRule, WindowConfig
 from maestro_dist.data.description import is_static, window_steps
+from maestro_dist.data.label_sets import MULTILABEL
 from maestro_dist.data.recordings.gaps import GapCounter
 from maestro_dist.data.recordings.table import RecordingFacts
 from maestro_dist.errors import ConfigError
@@ -86,7 +87,9 @@ class Cutter:
         kept = np.any(present[:, streams or slice(None)], axis=1)
         label = np.zeros(len(starts))
         if self.task != "none":
-            label = recording.labels.of_windows(starts, self.window.length_s, self.rule, self.window.min_labelled)
+            label = recording.labels.of_windows(
+                starts, self.window.length_s, self.rule, self.window.min_labelled, several=self.task == MULTILABEL
+            )
             kept &= ~np.isnan(label)
         return CutWindows(np.arange(len(starts)), starts, first, present, label).some(np.flatnonzero(kept))
 

@@ -21,10 +21,13 @@ class LabelTimes:
         self._start, self._end, self._label = intervals.T
         self._whole = whole
 
-    def of_windows(self, starts: np.ndarray, length_s: float, rule: LabelRule, min_labelled: float) -> np.ndarray:
+    def of_windows(
+        self, starts: np.ndarray, length_s: float, rule: LabelRule, min_labelled: float, *, several: bool = False
+    ) -> np.ndarray:
         """The label of each window, float64 [n]; NaN if it has none. `starts` and `length_s` in seconds.
 
-        `min_labelled`: the share of a window that must have a label (for the rules majority, mean and any).
+        `min_labelled`: the share of a window that must have a label (for the rules majority, mean and any). `several`:
+        labels are sets, as in `label_sets`.
         """
         if not np.isnan(self._whole):
             return np.full(len(starts), self._whole)
@@ -40,6 +43,8 @@ class LabelTimes:
         if rule == "mean":
             total = self._integral(ends, self._label) - self._integral(starts, self._label)
             return np.where(enough, total / np.maximum(labelled, _SAME_S), np.nan)
+        if several:
+            return np.where(enough, self._sets(starts, ends, labelled, rule), np.nan)
         classes = np.unique(self._label)
         seconds = np.stack([self._seconds(ends, c) - self._seconds(starts, c) for c in classes])  # [C, n]
         if rule == "any":
@@ -47,6 +52,17 @@ class LabelTimes:
             return np.where(enough, classes[chosen[0]], np.nan)
         chosen = np.argmax(seconds >= seconds.max(axis=0) - _SAME_S, axis=0)  # of equal ones the lowest class
         return np.where(enough, classes[chosen], np.nan)
+
+    def _sets(self, starts: np.ndarray, ends: np.ndarray, labelled: np.ndarray, rule: LabelRule) -> np.ndarray:
+        """Sets of labels: those that hold at all (any), or for half of the labelled time or more. float64 [n]."""
+        sets = self._label.astype(np.int64)
+        found = np.zeros(len(starts), dtype=np.int64)
+        for label in range(int(sets.max(initial=0)).bit_length()):
+            height = (sets >> label & 1).astype(np.float64)
+            seconds = self._integral(ends, height) - self._integral(starts, height)
+            least = _SAME_S if rule == "any" else np.maximum(labelled / 2 - _SAME_S, _SAME_S)
+            found |= (seconds > least).astype(np.int64) << label
+        return found.astype(np.float64)
 
     def starts_inside(self, length_s: float, stride_s: float) -> np.ndarray:
         """Starts of the windows that lie inside one interval each, counted from its start: float64 [n]."""

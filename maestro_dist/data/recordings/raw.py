@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from maestro_dist.data.description import Description, is_static
+from maestro_dist.data.label_sets import MULTILABEL, label_set, without_overlaps
 from maestro_dist.data.moments import prefix_moments
 from maestro_dist.data.plain_values import finite_number, float32_array, id_text, short_repr, type_name, whole_number
 from maestro_dist.data.recordings.gaps import gaps_of
@@ -38,7 +39,8 @@ class RawRecording:
               Windows start at time 0; earlier steps only count in the statistics of the recording
     length_s  the end of the recording, seconds after time 0; by default the end of the longest modality
     labels    one label for the whole recording, or intervals (start_s, end_s, label) that do not overlap. A label is a
-              number, or the name of a class
+              number, or the name of a class. With task multilabel: a list of labels for the whole recording; or
+              intervals, each with one label or a list, which may overlap: outside of them no label holds
     subject   the person; "" if unknown
     group     what else may divide the data, such as the hospital or the device
     split     the split that the publishers chose; "" if none
@@ -92,7 +94,7 @@ class RecordingChecker:
         arrays = self._arrays(recording.values, where)
         starts = self._starts(recording.start_s, arrays, where)
         length = self._length(recording.length_s, arrays, starts, where)
-        whole, intervals = self._labels(recording.labels, where)
+        whole, intervals = self._labels(recording.labels, length, where)
         ids = {n: id_text(getattr(recording, n), n, where) for n in ("subject", "group", "split")}
         streams = tuple(
             StreamFacts(len(arrays[n]), starts[n], gaps_of(arrays[n]))
@@ -164,13 +166,17 @@ class RecordingChecker:
             raise DataError(f"{where}: it ends {-length:g} s before its time 0; correct start_s or length_s")
         return length
 
-    def _labels(self, given: Any, where: str) -> tuple[float, np.ndarray]:
+    def _labels(self, given: Any, length: float, where: str) -> tuple[float, np.ndarray]:
         """The label of the whole recording (NaN: none), and the intervals [L, 3]."""
         none = np.empty((0, 3))
         if self.description.task == "none" or given is None:
             return math.nan, none
         if isinstance(given, str) or not isinstance(given, Iterable):
             return self._label(given, where), none
+        if self.description.task == MULTILABEL:
+            given = list(given)
+            if all(isinstance(one, str) or whole_number(one) is not None for one in given) and given:
+                return self._label(given, where), none
         rows = []
         for interval in given:
             try:
@@ -184,6 +190,8 @@ class RecordingChecker:
                     f"{where}: a label lasts from {begin:g} s to {stop:g} s; its end must be after its start"
                 )
             rows.append((begin, stop, self._label(label, where)))
+        if self.description.task == MULTILABEL:
+            return math.nan, without_overlaps([(a, b, int(labels)) for a, b, labels in rows], length)
         rows.sort()
         for before, after in pairwise(rows):
             if after[0] < before[1] - _SAME_S:
@@ -197,6 +205,9 @@ class RecordingChecker:
             if target is None:
                 raise DataError(f"{where}: target {short_repr(given)} is not a finite number that float32 can hold")
             return float(target)
+        if self.description.task == MULTILABEL:
+            one = isinstance(given, str) or not isinstance(given, Iterable)
+            return float(label_set([given] if one else given, classes, where))
         if isinstance(given, str):
             if given not in classes:
                 raise DataError(f"{where}: label {short_repr(given)} is no class; they are {', '.join(classes)}")

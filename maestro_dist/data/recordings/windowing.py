@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from maestro_dist.data.label_sets import ClassCounter
 from maestro_dist.data.manifest import Manifest, ManifestModality, ManifestSplit, Shard
 from maestro_dist.data.recordings.cutting import Cutter
 from maestro_dist.data.recordings.splitting import split_recordings
@@ -57,7 +58,7 @@ class Windowing:
         """All modalities, sorted by name, with the steps of a window."""
         return self._cutter.modalities
 
-    def splits(self, stored: ManifestSplit, classes: int) -> dict[str, ManifestSplit]:
+    def splits(self, stored: ManifestSplit, counter: ClassCounter) -> dict[str, ManifestSplit]:
         """The splits, with the shards that have windows in them."""
         found: dict[str, list[Shard]] = {name: [] for name in self._splitting.names}
         targets: dict[str, list[np.ndarray]] = {name: [] for name in self._splitting.names}
@@ -70,7 +71,7 @@ class Windowing:
                     found[name].append(shard.model_copy(update=changes))
                     targets[name].append(label)
             first += shard.samples
-        return {name: _split(shards, targets[name], classes) for name, shards in found.items()}
+        return {name: _split(shards, targets[name], counter) for name, shards in found.items()}
 
     def shard(self, split: str, shard: Shard) -> ShardWindows:
         """The windows of a shard that are in the split."""
@@ -180,10 +181,10 @@ def _plain(modality: ManifestModality) -> Modality:
     return Modality(modality.name, modality.variates, modality.rate_hz, modality.steps, always=modality.always)
 
 
-def _split(shards: list[Shard], targets: list[np.ndarray], classes: int) -> ManifestSplit:
+def _split(shards: list[Shard], targets: list[np.ndarray], counter: ClassCounter) -> ManifestSplit:
     label = np.concatenate([np.empty(0), *targets])
-    counts = np.bincount(label.astype(np.int64), minlength=classes).tolist() if classes else []
-    numbers = not classes and len(label) > 0
+    counts = counter.counts(label)
+    numbers = not counter.classes and len(label) > 0
     return ManifestSplit(
         shards=shards,
         samples=sum(shard.samples for shard in shards),

@@ -1,0 +1,82 @@
+"""Labels as whole numbers: one of several classes, or a set of them.
+
+A set of labels is stored as one number: label k adds 2^k. So it has a place wherever one class has, also in a float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from maestro_dist.data.plain_values import python_number, short_repr, whole_number
+from maestro_dist.errors import DataError
+
+MULTILABEL = "multilabel"
+MOST_LABELS = 52
+"""Sets of more labels have no exact float64."""
+
+
+@dataclass(frozen=True)
+class ClassCounter:
+    """How many samples have each class.
+
+    classes  number of classes; 0: labels are numbers, which are not counted
+    several  a sample has a set of them
+    """
+
+    classes: int = 0
+    several: bool = False
+
+    def counts(self, labels: np.ndarray) -> list[int]:
+        """Samples of each class; `labels` [N]. Empty without classes."""
+        numbers = np.asarray(labels).astype(np.int64)
+        if self.several:
+            return [int(np.count_nonzero(numbers >> label & 1)) for label in range(self.classes)]
+        return np.bincount(numbers, minlength=self.classes).tolist() if self.classes else []
+
+
+def label_bits(sets: np.ndarray, labels: int) -> np.ndarray:
+    """Which labels each set has, bool [N, labels]; `sets` int64 [N]."""
+    return (sets[:, None] >> np.arange(labels, dtype=np.int64) & 1).astype(bool)
+
+
+def label_set(given: Any, classes: Sequence[str], where: str) -> int:
+    """A set of labels as a number. Each one is the name or the number of a class.
+
+    Raises:
+        DataError: it is not a list or set, or has something that is no class.
+    """
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise DataError(
+            f"{where}: label {short_repr(given)} is not a list; a sample may have several labels: [{given!r}]"
+        )
+    found = 0
+    for one in given:
+        if isinstance(one, str):
+            number = classes.index(one) if one in classes else None
+        else:
+            plain = python_number(one)
+            number = None if isinstance(plain, bool) else whole_number(plain)
+        if number is None or not 0 <= number < len(classes):
+            raise DataError(f"{where}: label {short_repr(one)} is none of {', '.join(classes[:10])}")
+        found |= 1 << number
+    return found
+
+
+def without_overlaps(intervals: Sequence[tuple[float, float, int]], length_s: float) -> np.ndarray:
+    """Sets of labels over time, float64 [L, 3]: start, end and set, ascending, without overlaps or gaps.
+
+    `intervals`: (start, end, set) in any order; they may overlap. From the first moment to `length_s`, what no interval
+    covers has no label at all, which is known of it.
+    """
+    edges = np.unique([0.0, length_s, *(t for start, end, _ in intervals for t in (start, end))])
+    total = np.zeros(len(edges) - 1, dtype=np.int64)
+    for start, end, labels in intervals:
+        total[np.searchsorted(edges, start) : np.searchsorted(edges, end)] |= labels
+    changes = np.concatenate([[True], total[1:] != total[:-1]])
+    first = np.flatnonzero(changes)
+    ends = np.concatenate([edges[first[1:]], edges[-1:]])
+    return np.stack([edges[first], ends, total[first].astype(np.float64)], axis=1)
