@@ -5,7 +5,7 @@ MODEL is the folder, URL or name (in `runs/`) of a run, whose best checkpoint is
 Prints the metrics of one split, complete and with modalities missing.
 
 Another data set (`--data`) may lack some of the model's modalities. Its classes, shapes, rates and units must be equal
-to those of the training data, and its scales must be similar.
+to those of the training data, and its scales must be similar. Its own splits are used, not `data.split` of the run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from maestro_dist.system.terminal import lost, never_fail_to_print
 if TYPE_CHECKING:
     import numpy as np
 
-    from maestro_dist.config.schema import Config
+    from maestro_dist.config.schema import Config, DataConfig
     from maestro_dist.data.manifest import Manifest
     from maestro_dist.run.target import Loaded, Target
 
@@ -144,7 +144,7 @@ def _fitted_manifest(loaded: Loaded, config: Config, options: argparse.Namespace
 
     run_manifest, split, any_units = loaded.manifest, config.data.test, options.any_units
     try:
-        manifest = load_data(config.data)
+        manifest = load_data(_other_data(config.data, run_manifest) if options.data else config.data)
     except DataError as error:
         raise error if options.data else DataError(f"{error} (choose another place with --data)") from None
     if run_manifest is not None and not options.data and run_manifest.fingerprint() != manifest.fingerprint():
@@ -167,6 +167,20 @@ def _fitted_manifest(loaded: Loaded, config: Config, options: argparse.Namespace
         source = SplitSource(config.data.url, manifest, config.data, tuple(loaded.modalities), split)
         notes += check_values(source, any_units=any_units)
     return manifest, notes
+
+
+def _other_data(data: DataConfig, run_manifest: Manifest | None) -> DataConfig:
+    """How another data set is read: with its own splits, and with windows of the run's length if it has recordings."""
+    from maestro_dist.data.manifest import load_manifest
+    from maestro_dist.data.recordings.cut_data import made_of
+
+    stored = load_manifest(data.url)
+    if run_manifest is not None and made_of(run_manifest, stored):  # a copy of the run's own data
+        return data
+    window = data.window
+    if window is None and run_manifest is not None and run_manifest.cut is not None:
+        window = run_manifest.cut.window
+    return data.model_copy(update={"window": window if stored.recordings is not None else None, "split": None})
 
 
 def _unfinished(target: Target) -> list[str]:
