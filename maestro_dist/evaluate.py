@@ -140,11 +140,10 @@ def _fitted_manifest(loaded: Loaded, config: Config, options: argparse.Namespace
     """The manifest as the model reads it, and notes for the user. Raises an error if the data set does not fit."""
     from maestro_dist.data.compatibility import check_labels, check_values, fit_modalities
     from maestro_dist.data.reader import SplitSource
-    from maestro_dist.data.recordings.cut_data import load_data
 
     run_manifest, split, any_units = loaded.manifest, config.data.test, options.any_units
     try:
-        manifest = load_data(_other_data(config.data, run_manifest) if options.data else config.data)
+        manifest = _manifest(config.data, run_manifest, other=bool(options.data))
     except DataError as error:
         raise error if options.data else DataError(f"{error} (choose another place with --data)") from None
     if run_manifest is not None and not options.data and run_manifest.fingerprint() != manifest.fingerprint():
@@ -169,18 +168,24 @@ def _fitted_manifest(loaded: Loaded, config: Config, options: argparse.Namespace
     return manifest, notes
 
 
-def _other_data(data: DataConfig, run_manifest: Manifest | None) -> DataConfig:
-    """How another data set is read: with its own splits, and with windows of the run's length if it has recordings."""
+def _manifest(data: DataConfig, run_manifest: Manifest | None, *, other: bool) -> Manifest:
+    """The run's manifest if its windows or splits were made of this data set; else that of the data set.
+
+    An `other` data set has its own splits, and, if it holds recordings, windows of the run's length.
+    """
     from maestro_dist.data.manifest import load_manifest
-    from maestro_dist.data.recordings.cut_data import made_of
+    from maestro_dist.data.recordings.cut_data import load_data, made_of
 
     stored = load_manifest(data.url)
-    if run_manifest is not None and made_of(run_manifest, stored):  # a copy of the run's own data
-        return data
-    window = data.window
-    if window is None and run_manifest is not None and run_manifest.cut is not None:
-        window = run_manifest.cut.window
-    return data.model_copy(update={"window": window if stored.recordings is not None else None, "split": None})
+    if run_manifest is not None and made_of(run_manifest, stored):
+        return run_manifest
+    if other:
+        window = data.window
+        if window is None and run_manifest is not None and run_manifest.cut is not None:
+            window = run_manifest.cut.window
+        changes = {"window": window if stored.recordings is not None else None, "split": None}
+        data = data.model_copy(update=changes)
+    return load_data(data)
 
 
 def _unfinished(target: Target) -> list[str]:

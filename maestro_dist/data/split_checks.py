@@ -15,8 +15,8 @@ _USES = {
     "test": "not tested",
 }
 _TEST_ONLY = (
-    "; this data set is only for tests: evaluate a trained model on it with `python -m maestro_dist.evaluate RUN --data "
-    "URL`, or divide it, with data.split.by=subject"
+    "; this data set is only for tests: evaluate a trained model on it (`python -m maestro_dist.evaluate RUN --data "
+    "URL`), or divide it (data.split.by=subject)"
 )
 _SOME = 5  # names that are listed as examples
 

@@ -165,19 +165,16 @@ def _read_npz(content: bytes) -> list[Mapping[str, Any]]:
 
 
 def _manifest(place: str, url: str) -> Manifest:
-    """The manifest of the data set at `url`; with the windows and splits of the run at whose `place` the model is, if
-    they were made of this data set."""
+    """The manifest of the data set at `url`; if the run at `place` has divided or cut just this data set, the run's."""
     from maestro_dist.config.schema import DataConfig
     from maestro_dist.data.manifest import load_manifest
     from maestro_dist.data.recordings.cut_data import RUN_FOLDER, load_data, made_of
     from maestro_dist.inference.exported_model import RUN_FOLDER as MODEL_FOLDER
 
-    folder, _, name = place.rpartition("/")
-    if name == MODEL_FOLDER:
-        with suppress(DataError):  # a copy of the model alone has none
-            of_run = load_manifest(f"{folder}/{RUN_FOLDER}")
-            if made_of(of_run, load_manifest(url)):
-                return of_run
+    with suppress(DataError):  # a model outside of a run has none
+        of_run = load_manifest(f"{place.removesuffix(f'/{MODEL_FOLDER}')}/{RUN_FOLDER}")
+        if made_of(of_run, load_manifest(url)):
+            return of_run
     return load_data(DataConfig(url=url))
 
 
