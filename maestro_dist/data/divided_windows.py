@@ -8,6 +8,7 @@ new manifest is a packed shard with those of its windows that are in the split (
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +26,7 @@ from maestro_dist.data.recordings.splitting import (
     TRAIN,
     VALIDATION,
     assigned,
+    check_given_alone,
     lies_in,
     refuse_shared_people,
     time_cuts,
@@ -49,7 +51,7 @@ class _Facts:
     start_s     float64 [N]: where each begins in its recording, in seconds; `end_s`: where it ends
     """
 
-    keys: np.ndarray
+    keys: list[str]
     subjects: np.ndarray
     targets: np.ndarray
     recordings: np.ndarray
@@ -58,7 +60,13 @@ class _Facts:
 
 
 def check_given(stored: Manifest, config: SplitConfig) -> None:
-    """Raise ConfigError if the packed splits have people in common and the configuration does not allow it."""
+    """Check that packed splits can be used as they are.
+
+    Raises:
+        ConfigError: they have people in common, which the configuration does not allow; or it has folds, shares or
+            names, which have no effect.
+    """
+    check_given_alone(config)
     if stored.shared_people and not config.allow_shared_people:
         first = stored.shared_people[0]
         raise ConfigError(
@@ -90,7 +98,7 @@ def divided_windows(config: DataConfig, stored: Manifest, divided: Divided) -> M
         parts = np.split(own, ends[:-1])
         found = [shard.part(rows) for shard, rows in zip(shards, parts, strict=True) if rows.any()]
         splits[name] = _split(found, facts.targets[own], len(stored.classes))
-        _warn_of_equal_keys(stored.name, name, facts.keys[own])
+        _warn_of_equal_keys(stored.name, name, [facts.keys[row] for row in np.flatnonzero(own).tolist()])
     return stored.model_copy(update={"splits": splits, "divided": divided})
 
 
@@ -125,11 +133,11 @@ def _facts(config: DataConfig, joined: Manifest, split: SplitConfig) -> _Facts:
         subjects = [subject for index in indexes for subject in index.subjects or ()]
         targets = np.concatenate([index.targets for index in indexes if index.targets is not None])
         nothing = np.zeros(len(keys))
-        return _Facts(np.array(keys), np.array(subjects), targets, np.array([""] * len(keys)), nothing, nothing)
+        return _Facts(keys, np.array(subjects), targets, np.array([""] * len(keys)), nothing, nothing)
     with closing(source.open()) as reader:
         rows = [_row(reader, number, joined.window_s) for number in range(len(keys))]
     people, labels, recordings, starts, ends = (np.array(column) for column in zip(*rows, strict=True))
-    return _Facts(np.array(keys), people, labels.astype(np.float64), recordings, starts, ends)
+    return _Facts(keys, people, labels.astype(np.float64), recordings, starts, ends)
 
 
 def _row(reader: SplitReader, number: int, window_s: float) -> tuple[str, float, str, float, float]:
@@ -211,10 +219,9 @@ def _split(shards: list[Shard], targets: np.ndarray, classes: int) -> ManifestSp
     )
 
 
-def _warn_of_equal_keys(name: str, split: str, keys: np.ndarray) -> None:
+def _warn_of_equal_keys(name: str, split: str, keys: list[str]) -> None:
     """Keys are unique within a packed split; two of them may have the same ones."""
-    found, counts = np.unique(keys, return_counts=True)
-    again = found[counts > 1]
-    if len(again):
+    if len(set(keys)) < len(keys):
+        again = [key for key, count in Counter(keys).items() if count > 1]
         text = "%s: %s keys are those of several samples of the new split '%s' (%s, say): predictions name both"
         _LOG.warning(text, name, f"{len(again):,}", split, again[0])

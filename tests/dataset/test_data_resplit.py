@@ -207,6 +207,8 @@ def test_recordings_of_one_name_are_told_apart_by_their_people(tmp_path: Path) -
         ({"by": "group"}, "windows are packed without groups; use subject, recording or time"),
         ({"by": "subject", "test": ["p9"]}, "there is no 'p9'; there are p0, p1, p2, p3, p4"),
         ({"by": "subject", "test": ["p1"], "validation": ["p1"]}, "'p1' is named twice"),
+        ({"test": ["p1"]}, "data.split.test: it has no effect on the splits that were packed"),
+        ({"folds": 5}, "data.split.folds: it has no effect on the splits that were packed"),
         ({"by": "subject", "folds": 6}, "there are only 5"),
         ({"by": "time", "folds": 5, "allow_shared_people": True}, "needs shares"),
     ],

@@ -63,6 +63,7 @@ def split_recordings(table: RecordingTable, config: SplitConfig) -> Splitting:
         cuts = time_cuts(config, people=any(table.texts["subject"]))
         return Splitting((TRAIN, VALIDATION, TEST), [""] * len(table), cuts)
     if config.by == "given":
+        check_given_alone(config)
         of = list(table.texts["split"])
         if not any(of):
             raise ConfigError(
@@ -82,6 +83,17 @@ def split_recordings(table: RecordingTable, config: SplitConfig) -> Splitting:
     if not config.allow_shared_people:
         refuse_shared_people(table.texts["subject"], splitting.of)
     return splitting
+
+
+def check_given_alone(config: SplitConfig) -> None:
+    """Raise ConfigError if packed splits are asked for together with folds, shares or names, which have no effect."""
+    usual = SplitConfig()
+    for key in ("folds", "test", "validation"):
+        if getattr(config, key) != getattr(usual, key):
+            raise ConfigError(
+                f"data.split.{key}: it has no effect on the splits that were packed (data.split.by=given); say what is "
+                "kept together, such as data.split.by=subject"
+            )
 
 
 def time_cuts(config: SplitConfig, *, people: bool) -> tuple[float, float]:
