@@ -89,6 +89,11 @@ def divided_windows(config: DataConfig, stored: Manifest, divided: Divided) -> M
     shards = [shard for split in stored.splits.values() for shard in split.shards]
     facts = _facts(config, _joined(stored, shards), divided.split)
     place = _places(facts, divided.split)
+    if (place < 0).all():
+        raise ConfigError(
+            f"data.split.by: time, but each window of '{stored.name}' reaches over the border of two splits: the "
+            "recordings are too short; use subject or recording"
+        )
     if (place < 0).any():
         count = int((place < 0).sum())
         _LOG.info("%s: %s windows reach over the border of two splits and are in neither", stored.name, f"{count:,}")

@@ -42,6 +42,9 @@ def check_splits(config: DataConfig, manifest: Manifest, *, begun: bool = False)
 
 
 def _is_test_only(manifest: Manifest) -> bool:
+    """Whether the data set was packed with the split test only."""
+    if manifest.divided is not None or (manifest.cut is not None and manifest.cut.split.by != "given"):
+        return False
     return [name for name, split in manifest.splits.items() if split.samples] == ["test"]
 
 

@@ -209,6 +209,8 @@ def test_recordings_of_one_name_are_told_apart_by_their_people(tmp_path: Path) -
         ({"by": "subject", "test": ["p1"], "validation": ["p1"]}, "'p1' is named twice"),
         ({"test": ["p1"]}, "data.split.test: it has no effect on the splits that were packed"),
         ({"folds": 5}, "data.split.folds: it has no effect on the splits that were packed"),
+        ({"by": "subject", "test": 0.6, "validation": 0.6}, "the shares of validation and test add up to 1.2"),
+        ({"by": "time", "test": 0.6, "validation": 0.6, "allow_shared_people": True}, "add up to 1.2"),
         ({"by": "subject", "folds": 6}, "there are only 5"),
         ({"by": "time", "folds": 5, "allow_shared_people": True}, "needs shares"),
     ],
@@ -237,6 +239,12 @@ def test_a_window_that_lacks_a_name_is_named(
 def test_windows_without_times_are_not_divided_by_time(tmp_path: Path) -> None:
     pack(tmp_path, made.WINDOWS, [replace(sample, start_s=7.0) for sample in windows()])
     with pytest.raises(ConfigError, match="all windows of recording r0 start at 7 s"):
+        split_by(DataConfig(url=str(tmp_path)), by="time", allow_shared_people=True)
+
+
+def test_recordings_of_one_window_are_not_divided_by_time(tmp_path: Path) -> None:
+    pack(tmp_path, made.WINDOWS, [replace(sample, recording=sample.key) for sample in windows()])
+    with pytest.raises(ConfigError, match="each window of 'recordings' reaches over the border of two splits"):
         split_by(DataConfig(url=str(tmp_path)), by="time", allow_shared_people=True)
 
 
@@ -325,3 +333,6 @@ def test_a_set_for_tests_is_in_order_and_can_be_divided(tmp_path: Path) -> None:
         manifest = split_by(config, by="recording", allow_shared_people=True, test=["r0"], validation=["r1"])
         check_splits(config, manifest)
         assert manifest.statistics_of is None
+        with pytest.raises(ConfigError) as caught:
+            check_splits(config, split_by(config, by="subject", test=1.0, validation=0.0))
+        assert "only for tests" not in str(caught.value)

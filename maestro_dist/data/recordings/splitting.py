@@ -109,6 +109,7 @@ def time_cuts(config: SplitConfig, *, people: bool) -> tuple[float, float]:
             "data.split.by: time puts each person into all splits, so the result says little about new people; allow "
             "it with data.split.allow_shared_people=true"
         )
+    _check_shares(config)
     test = 1.0 - config.test
     return test - config.validation, test
 
@@ -129,6 +130,7 @@ def assigned(units: Sequence[str], config: SplitConfig) -> dict[str, str]:
             raise ConfigError(f"data.split.folds: {config.folds}, but there are only {len(units)} to divide")
         roles = {config.fold: TEST, (config.fold + 1) % config.folds: VALIDATION}
         return {unit: roles.get(place % config.folds, TRAIN) for place, unit in enumerate(drawn)}
+    _check_shares(config)
     of: dict[str, str] = {}
     for name, wanted in ((TEST, config.test), (VALIDATION, config.validation)):
         if isinstance(wanted, list):
@@ -140,6 +142,12 @@ def assigned(units: Sequence[str], config: SplitConfig) -> dict[str, str]:
             count = round(wanted * len(units))
             of |= dict.fromkeys(free[: max(count, 1 if wanted > 0 else 0)], name)
     return {unit: of.get(unit, TRAIN) for unit in units}
+
+
+def _check_shares(config: SplitConfig) -> None:
+    shares = [share for share in (config.validation, config.test) if not isinstance(share, list)]
+    if sum(shares) > 1.0 + 1e-9:  # rounding
+        raise ConfigError(f"data.split: the shares of validation and test add up to {sum(shares):g}, which is above 1")
 
 
 def _check_names(split: str, wanted: Sequence[str], units: Sequence[str], taken: dict[str, str]) -> None:
