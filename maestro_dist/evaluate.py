@@ -158,8 +158,10 @@ def _fitted_manifest(loaded: Loaded, config: Config, options: argparse.Namespace
     if run_manifest is not None and run_manifest.fingerprint() == manifest.fingerprint():
         return manifest, []
     notes = []
+    if options.data and config.data.split is not None and manifest is not run_manifest:
+        notes.append(f"note: data.split of the run is not used: split {split!r} is that of {manifest.name!r} itself")
     if loaded.task.kind != "pretrain":
-        notes = check_labels(manifest, split, loaded.answer, any_units=any_units)
+        notes += check_labels(manifest, split, loaded.answer, any_units=any_units)
     manifest, more = fit_modalities(manifest, loaded.modalities, config.model, any_units=any_units)
     notes += more
     if config.model.needs_statistics:

@@ -73,7 +73,9 @@ def test_a_set_for_tests_is_evaluated_and_not_trained_on(
     for kind, url in for_tests(tmp_path / "only").items():
         capfd.readouterr()
         assert evaluate([str(trained / "tiny"), "--threads", "1", "--data", url]) == 0
-        printed[kind] = capfd.readouterr().out.partition(str(trained))[2]
+        out, said = capfd.readouterr()
+        printed[kind] = out.partition(str(trained))[2]
+        assert "note: data.split of the run is not used: split 'test' is that of 'recordings' itself" in said
         assert f"test: {len([s for s in windows() if s.subject in ('p0', 'p1')])} samples" in printed[kind]
         assert predict([str(trained / "tiny"), url]) == 0
         assert runs.train(tmp_path / kind, url) == 2
