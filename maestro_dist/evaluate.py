@@ -5,7 +5,7 @@ MODEL is the folder, URL or name (in `runs/`) of a run, whose best checkpoint is
 Prints the metrics of one split, complete and with modalities missing.
 
 Another data set (`--data`) may lack some of the model's modalities. Its classes, shapes, rates and units must be equal
-to those of the training data, and its scales must be similar.
+to those of the training data, and its scales must be similar. Its own splits are used, not `data.split` of the run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from maestro_dist.system.terminal import lost, never_fail_to_print
 if TYPE_CHECKING:
     import numpy as np
 
-    from maestro_dist.config.schema import Config
+    from maestro_dist.config.schema import Config, DataConfig
     from maestro_dist.data.manifest import Manifest
     from maestro_dist.run.target import Loaded, Target
 
@@ -140,11 +140,10 @@ def _fitted_manifest(loaded: Loaded, config: Config, options: argparse.Namespace
     """The manifest as the model reads it, and notes for the user. Raises an error if the data set does not fit."""
     from maestro_dist.data.compatibility import check_labels, check_values, fit_modalities
     from maestro_dist.data.reader import SplitSource
-    from maestro_dist.data.recordings.cut_data import load_data
 
     run_manifest, split, any_units = loaded.manifest, config.data.test, options.any_units
     try:
-        manifest = load_data(config.data)
+        manifest = _manifest(config.data, run_manifest, other=bool(options.data))
     except DataError as error:
         raise error if options.data else DataError(f"{error} (choose another place with --data)") from None
     if run_manifest is not None and not options.data and run_manifest.fingerprint() != manifest.fingerprint():
@@ -159,14 +158,36 @@ def _fitted_manifest(loaded: Loaded, config: Config, options: argparse.Namespace
     if run_manifest is not None and run_manifest.fingerprint() == manifest.fingerprint():
         return manifest, []
     notes = []
+    if options.data and config.data.split is not None and manifest is not run_manifest:
+        notes.append(f"note: data.split of the run is not used: split {split!r} is that of {manifest.name!r} itself")
     if loaded.task.kind != "pretrain":
-        notes = check_labels(manifest, split, loaded.answer, any_units=any_units)
+        notes += check_labels(manifest, split, loaded.answer, any_units=any_units)
     manifest, more = fit_modalities(manifest, loaded.modalities, config.model, any_units=any_units)
     notes += more
     if config.model.needs_statistics:
         source = SplitSource(config.data.url, manifest, config.data, tuple(loaded.modalities), split)
         notes += check_values(source, any_units=any_units)
     return manifest, notes
+
+
+def _manifest(data: DataConfig, run_manifest: Manifest | None, *, other: bool) -> Manifest:
+    """The run's manifest if its windows or splits were made of this data set; else that of the data set.
+
+    An `other` data set has its own splits, and, if it holds recordings, windows of the run's length.
+    """
+    from maestro_dist.data.manifest import load_manifest
+    from maestro_dist.data.recordings.cut_data import load_data, made_of
+
+    stored = load_manifest(data.url)
+    if run_manifest is not None and made_of(run_manifest, stored):
+        return run_manifest
+    if other:
+        window = data.window
+        if window is None and run_manifest is not None and run_manifest.cut is not None:
+            window = run_manifest.cut.window
+        changes = {"window": window if stored.recordings is not None else None, "split": None}
+        data = data.model_copy(update=changes)
+    return load_data(data)
 
 
 def _unfinished(target: Target) -> list[str]:

@@ -110,8 +110,8 @@ class DataConfig(Section):
     window: WindowConfig | None = None
     """For a data set of recordings: how they are cut into windows; by default as the data set says."""
     split: SplitConfig | None = None
-    """For a data set of recordings: how they are divided into train, validation and test; by default as their
-    publishers did, else by subject."""
+    """How the data set is divided into train, validation and test; by default as it was packed, and recordings without
+    packed splits by subject."""
     modalities: list[str] | None = None
     """Names of the modalities to use; by default all that the manifest has."""
     train: Text = "train"

@@ -1,4 +1,4 @@
-"""How recordings are cut into windows, and into splits."""
+"""How recordings are cut into windows, and how a data set is divided into splits."""
 
 from __future__ import annotations
 
@@ -39,17 +39,19 @@ class WindowConfig(Section):
 
 
 class SplitConfig(Section):
-    """How recordings are divided into train, validation and test."""
+    """How recordings, or packed windows, are divided into train, validation and test. Packed windows are taken from all
+    packed splits."""
 
     by: Literal["given", "subject", "group", "recording", "time"] = "given"
-    """What is kept together: all recordings of a subject or of a group (a hospital, say), each recording, or (time)
-    parts of each recording, the test last. given: the splits that were packed."""
+    """What is kept together: all recordings of a subject or of a group (a hospital, say; not stored with packed
+    windows), each recording, or (time) parts of each recording, the test last. given: the splits that were packed."""
     folds: Annotated[int, Field(ge=3)] | None = None
     """Number of folds: the test is fold `fold`, the validation the next one. Not for time."""
     fold: Annotated[int, Field(ge=0)] = 0
     """Number of the test fold, from 0."""
     validation: list[str] | Share = 0.15
-    """Share of the validation split, or the names of its subjects, groups or recordings."""
+    """Share of the validation split, or the names of its subjects, groups or recordings. A recording of packed windows
+    is named person/recording where several people have one of that name."""
     test: list[str] | Share = 0.15
     """Share of the test split, or the names of its subjects, groups or recordings."""
     seed: int = 0

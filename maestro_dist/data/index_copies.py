@@ -42,9 +42,16 @@ def use_copies_since(oldest: float) -> None:
 def index_of(storage: Storage, shard: Shard, cache: str | None) -> ShardIndex:
     """The index of a shard, from its copy if there is one. `cache` is `data.cache`.
 
+    It has the samples of the split only, where the data set was divided anew.
+
     Raises:
         DataError: it is missing, damaged, of another format, or does not fit the shard.
     """
+    index, rows = _whole_index(storage, shard, cache), shard.selected
+    return index if rows is None else index.some(rows)
+
+
+def _whole_index(storage: Storage, shard: Shard, cache: str | None) -> ShardIndex:
     if storage.local is not None:
         return load_index(storage, shard)
     try:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from maestro_dist.config.sections import NonNegativeInt
@@ -45,6 +46,8 @@ class Shard(_ManifestEntry):
     index_sha256  hash of the index; None in a manifest of an older version
     recordings    how many recordings it holds, and `first`, the number of its first one in the table of recordings;
                   None if it holds windows
+    packed        of a divided data set: how many samples the tar holds, of which `rows` are in the split, one bit for
+                  each, as hexadecimal text (`numpy.packbits`); None: all of them are
     """
 
     path: str
@@ -55,11 +58,28 @@ class Shard(_ManifestEntry):
     index_sha256: Sha256 | None = None
     recordings: Annotated[int, Field(ge=1)] | None = None
     first: NonNegativeInt | None = None
+    packed: Annotated[int, Field(ge=1)] | None = None
+    rows: Annotated[str, Field(pattern=r"^([0-9a-f]{2})+$")] | None = None
 
     @property
     def stored(self) -> int:
-        """Entries of its index: its recordings, or its samples."""
-        return self.samples if self.recordings is None else self.recordings
+        """Entries of its index: its recordings, or all samples of the tar."""
+        return self.recordings or self.packed or self.samples
+
+    def part(self, rows: np.ndarray) -> Shard:
+        """The shard with those of its samples that `rows`, bool [N], selects: one or more."""
+        changes = {"samples": int(rows.sum()), "packed": len(rows), "rows": np.packbits(rows).tobytes().hex()}
+        return self.model_copy(update=changes)
+
+    @property
+    def selected(self) -> np.ndarray | None:
+        """Which of its samples are in the split, bool [N]; None: all. Raises ValueError if that is damaged."""
+        if self.rows is None and self.packed is None:
+            return None
+        packed, bits = self.packed or 0, np.unpackbits(np.frombuffer(bytes.fromhex(self.rows or ""), dtype=np.uint8))
+        if len(bits) != -(-packed // 8) * 8 or bits[packed:].any() or bits.sum() != self.samples:
+            raise ValueError(f"rows of shard {self.path} do not select {self.samples} of {packed} samples")
+        return bits[:packed].astype(bool)
 
     _paths = field_validator("path", "index")(_relative)
 
@@ -81,6 +101,9 @@ class ManifestSplit(_ManifestEntry):
         if len(set(paths)) != len(paths):
             again = next(path for path in sorted(paths) if paths.count(path) > 1)
             raise ValueError(f"it names shard {again} twice")
+        for shard in self.shards:
+            if shard.rows is not None or shard.packed is not None:
+                _ = shard.selected  # raises an error if it is damaged
         return self
 
     @property
@@ -208,6 +231,13 @@ class Cut(_ManifestEntry):
     split: SplitConfig
 
 
+class Divided(_ManifestEntry):
+    """How packed windows were divided into other splits. `packed`: fingerprint of the packed data set."""
+
+    split: SplitConfig
+    packed: Sha256
+
+
 class Manifest(_ManifestEntry):
     """A packed data set.
 
@@ -219,6 +249,7 @@ class Manifest(_ManifestEntry):
     symbols        how its SAX symbols were made; None: it has none
     recordings     its recordings; None: it holds windows
     cut            how its recordings are cut; None in a stored manifest: then its one split counts recordings
+    divided        how its windows were divided anew; None in a stored manifest
     statistics_of  the split of the means and standard deviations, if it is not train
     outliers, shared_people   findings that the user should know before training
     """
@@ -238,6 +269,7 @@ class Manifest(_ManifestEntry):
     symbols: SymbolSpec | None = None
     recordings: Recordings | None = None
     cut: Cut | None = None
+    divided: Divided | None = None
     statistics_of: str | None = None
     outliers: list[Outliers] = []
     shared_people: list[SharedPeople] = []
@@ -312,13 +344,13 @@ class Manifest(_ManifestEntry):
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON. Optional fields without a value are left out, and so is `always` if it is false."""
-        optional = ("symbols", "recordings", "cut", *_FINDINGS)
+        optional = ("symbols", "recordings", "cut", "divided", *_FINDINGS)
         body = self.model_dump(mode="json", exclude={name for name in optional if not getattr(self, name)})
         for modality in body["modalities"]:
             if not modality["always"]:
                 del modality["always"]
         for shard in _shards(body):
-            for name in ("index_sha256", "recordings", "first"):
+            for name in ("index_sha256", "recordings", "first", "packed", "rows"):
                 if shard[name] is None:
                     del shard[name]
         return body

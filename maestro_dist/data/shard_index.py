@@ -7,7 +7,7 @@ import json
 import tarfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO
 
 import numpy as np
@@ -60,6 +60,18 @@ class ShardIndex:
                 offsets[:, target] = self.offsets[:, column_of[name]]
                 sizes[:, target] = self.sizes[:, column_of[name]]
         return offsets, sizes
+
+    def some(self, rows: np.ndarray) -> ShardIndex:
+        """The index of the samples that `rows`, bool [N], selects."""
+        places = np.flatnonzero(rows)
+        return replace(
+            self,
+            keys=[self.keys[place] for place in places.tolist()],
+            offsets=self.offsets[places],
+            sizes=self.sizes[places],
+            targets=None if self.targets is None else self.targets[places],
+            subjects=None if self.subjects is None else [self.subjects[place] for place in places.tolist()],
+        )
 
     def to_bytes(self) -> bytes:
         """The index as bytes; the same shard gives the same bytes.

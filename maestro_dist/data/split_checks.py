@@ -14,6 +14,10 @@ _USES = {
     "validation": "not considered when the best weights are chosen",
     "test": "not tested",
 }
+_TEST_ONLY = (
+    "; this data set is only for tests: evaluate a trained model on it (`python -m maestro_dist.evaluate RUN --data "
+    "URL`), or divide it (data.split.by=subject)"
+)
 _SOME = 5  # names that are listed as examples
 
 
@@ -28,12 +32,20 @@ def check_splits(config: DataConfig, manifest: Manifest, *, begun: bool = False)
             manifest.split(getattr(config, key))
         except ConfigError as error:
             filled = [f"{name} ({split.samples:,})" for name, split in manifest.splits.items() if split.samples]
-            raise ConfigError(f"data.{key}: {error}; splits with samples: {', '.join(filled) or 'none'}") from error
+            problem = f"data.{key}: {error}; splits with samples: {', '.join(filled) or 'none'}"
+            raise ConfigError(problem + (_TEST_ONLY if _is_test_only(manifest) else "")) from error
     if config.validation == config.test and not begun:
         raise ConfigError(
             f"data.validation and data.test are both '{config.test}': the best weights would be chosen on the "
             "test data; use two splits"
         )
+
+
+def _is_test_only(manifest: Manifest) -> bool:
+    """Whether the data set was packed with the split test only."""
+    if manifest.divided is not None or (manifest.cut is not None and manifest.cut.split.by != "given"):
+        return False
+    return [name for name, split in manifest.splits.items() if split.samples] == ["test"]
 
 
 def check_metric(

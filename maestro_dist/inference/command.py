@@ -22,13 +22,14 @@ from maestro_dist.inference.find_model import check_writable, place_of, what_may
 from maestro_dist.system.terminal import lost, never_fail_to_print
 
 if TYPE_CHECKING:
+    from maestro_dist.data.manifest import Manifest
     from maestro_dist.inference.predictor import Predictor
 
 HELP = """Predict with a trained model: `python -m maestro_dist.predict MODEL DATA`.
 
 MODEL is a run (folder, URL, or its name in `runs/`) or an exported model. DATA is
 
-  a packed data set        folder or URL; one split of it (--split)
+  a packed data set        folder or URL; one split of it (--split): of the run's own data, as the run divided it
   FILE.npz                 one array per modality: [samples, steps, variates], or [steps, variates] for one sample
   FILE.json, FILE.jsonl    a list of samples, or one sample per line: {"ecg": [[.1], [null], ...], "spo2": ...}
 
@@ -79,13 +80,14 @@ def _predict(options: argparse.Namespace) -> int:
     out = Path(options.out).expanduser() if options.out else None
     if out:
         check_writable(out, "--out")
-    predictor = load_model(_model_place(options.model))
+    place = _model_place(options.model)
+    predictor = load_model(place)
     data = options.data.removeprefix("data.url=")  # accepted because `train` uses it
     suffix = Path(data).suffix.lower()
     if suffix in (".npz", ".json", ".jsonl") and not Path(data).is_dir():
         rows = _predict_file(predictor, data, suffix, options)
     else:
-        rows = _predict_split(predictor, data, options)
+        rows = _predict_split(predictor, place, data, options)
     kept = list(rows)  # complete before it is written: an error must not leave an incomplete table
     columns = list(predictor.classes) or ["value"]
     if out is None:
@@ -162,15 +164,28 @@ def _read_npz(content: bytes) -> list[Mapping[str, Any]]:
     return [{name: array[row] for name, array in arrays.items()} for row in range(max(counts.values()))]
 
 
-def _predict_split(predictor: Predictor, url: str, options: argparse.Namespace) -> Iterator[Row]:
-    """Predictions for the samples of a packed split, by key."""
+def _manifest(place: str, url: str) -> Manifest:
+    """The manifest of the data set at `url`; if the run at `place` has divided or cut just this data set, the run's."""
+    from maestro_dist.config.schema import DataConfig
+    from maestro_dist.data.manifest import load_manifest
+    from maestro_dist.data.recordings.cut_data import RUN_FOLDER, load_data, made_of
+    from maestro_dist.inference.exported_model import RUN_FOLDER as MODEL_FOLDER
+
+    with suppress(DataError):  # a model outside of a run has none
+        of_run = load_manifest(f"{place.removesuffix(f'/{MODEL_FOLDER}')}/{RUN_FOLDER}")
+        if made_of(of_run, load_manifest(url)):
+            return of_run
+    return load_data(DataConfig(url=url))
+
+
+def _predict_split(predictor: Predictor, place: str, url: str, options: argparse.Namespace) -> Iterator[Row]:
+    """Predictions for the samples of a packed split, by key. `place`: of the model."""
     import torch
 
     from maestro_dist.config.schema import DataConfig
     from maestro_dist.data.compatibility import check_values, fit_modalities, log_notes
     from maestro_dist.data.manifest import MANIFEST_NAME
     from maestro_dist.data.reader import SplitSource
-    from maestro_dist.data.recordings.cut_data import load_data
     from maestro_dist.data.stream import DataRank, evaluation_batches
     from maestro_dist.data.symbols import reads_symbols
 
@@ -179,7 +194,7 @@ def _predict_split(predictor: Predictor, url: str, options: argparse.Namespace) 
         raise DataError(
             f"{Storage(url).name()}: not a packed data set (it has no {MANIFEST_NAME}) nor a .npz, .json or .jsonl file"
         )
-    manifest, model, modalities = load_data(DataConfig(url=url)), predictor.model.config, predictor.modalities
+    manifest, model, modalities = _manifest(place, url), predictor.model.config, predictor.modalities
     try:
         manifest.split(options.split)
     except ConfigError as error:

@@ -93,7 +93,8 @@ def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> 
         check_place(source, config.data.url)
         _LOG.info("packing %s (%s) to %s", source.path, source.converter, redact(config.data.url))
         prepare(source, config.data.url)
-    manifest = load_data(config.data)
+    run = Storage(config.run.storage).join(config.run.name)
+    manifest = load_data(config.data, run_url=run.url if begun else "")
     check_splits(config.data, manifest, begun=begun)
     check_modalities(config, manifest.select(config.data.modalities))
     if config.model.normalize == "recording" and not manifest.recording:

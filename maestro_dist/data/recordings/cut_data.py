@@ -1,4 +1,4 @@
-"""The manifest of a run: of packed windows as it is stored, of recordings with the windows that the run cuts."""
+"""The manifest of a run: of packed windows as stored or divided anew, of recordings with the windows of the run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ import numpy as np
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.config.windows import SplitConfig
 from maestro_dist.data.description import Description, window_steps
+from maestro_dist.data.divided_windows import check_given, divided_windows
 from maestro_dist.data.findings import Findings
-from maestro_dist.data.manifest import Cut, Manifest, load_manifest
+from maestro_dist.data.manifest import Cut, Divided, Manifest, load_manifest
 from maestro_dist.data.reader import Request, SplitReader, SplitSource
 from maestro_dist.data.recordings.table import RecordingTable
 from maestro_dist.data.recordings.windowing import Windowing, load_table
@@ -38,8 +39,9 @@ _FORMAT = 1
 def load_data(config: DataConfig, *, expected: bool = False, run_url: str = "") -> Manifest:
     """The manifest of the samples that a run reads.
 
-    Of recordings, `data.window` and `data.split` make the windows. Their statistics are counted once for a data set,
-    windows and splits, and then kept on this machine. `run_url`: the run has a copy, too, if it has begun.
+    Of recordings, `data.window` and `data.split` make the windows; packed windows are divided anew by `data.split`.
+    Their statistics are counted once for a data set, windows and splits, and then kept on this machine. `run_url`: the
+    run has a copy, too, if it has begun.
 
     Raises:
         ConfigError: `data.window` or `data.split` do not fit the data.
@@ -47,23 +49,43 @@ def load_data(config: DataConfig, *, expected: bool = False, run_url: str = "") 
         StorageError: it cannot be read at present.
     """
     stored = load_manifest(config.url, expected=expected)
-    if stored.recordings is None:
-        for key in ("window", "split"):
-            if getattr(config, key) is not None:
-                raise ConfigError(f"data.{key}: the data set holds windows, not recordings; pack it as recordings")
+    if stored.recordings is not None:
+        table = load_table(config.url, stored)
+        cut = Cut(window=config.window or stored.recordings.window, split=config.split or _usual_split(table))
+        return _known_or_counted(config, stored, cut, run_url, lambda: _provisional(stored, cut, table))
+    if config.window is not None:
+        raise ConfigError("data.window: the data set holds windows, not recordings; pack it as recordings")
+    if config.split is None:
         return stored
-    table = load_table(config.url, stored)
-    cut = Cut(window=config.window or stored.recordings.window, split=config.split or _usual_split(table))
-    kept = _kept_path(config, stored, cut)
+    if config.split.by == "given":
+        check_given(stored, config.split)
+        return stored
+    divided = Divided(split=config.split, packed=stored.fingerprint())
+    return _known_or_counted(config, stored, divided, run_url, lambda: divided_windows(config, stored, divided))
+
+
+def _known_or_counted(
+    config: DataConfig, stored: Manifest, how: Cut | Divided, run_url: str, provisional: Callable[[], Manifest]
+) -> Manifest:
+    """The manifest of windows and splits that are made as `how` says; counted if no one has done that before."""
+    kept = _kept_path(config, stored, how)
     found = _load(kept)
     if found is None and run_url:
         with suppress(DataError):
             copy = load_manifest(f"{run_url}/{RUN_FOLDER}")
-            found = copy if (copy.recordings, copy.cut) == (stored.recordings, cut) else None
+            found = copy if made_of(copy, stored) and how in (copy.cut, copy.divided) else None
     if found is None:
-        found = _counted(config, _provisional(stored, cut, table))
+        found = _counted(config, provisional())
         _keep(kept, found)
     return found
+
+
+def made_of(manifest: Manifest, stored: Manifest) -> bool:
+    """Whether a manifest was made from the data set with manifest `stored`: by cutting its recordings, or by dividing
+    its windows."""
+    if manifest.divided is not None:
+        return manifest.divided.packed == stored.fingerprint()
+    return manifest.cut is not None and manifest.recordings == stored.recordings
 
 
 def usual_windows(url: str, stored: Manifest) -> Manifest:
@@ -125,11 +147,12 @@ def _counted(config: DataConfig, manifest: Manifest) -> Manifest:
                 for sample in _samples(source, reader, split.samples):
                     findings.add(sample)
     described = findings.manifest(manifest.splits)
-    return described.model_copy(update={"recordings": manifest.recordings, "cut": manifest.cut})
+    made = {name: getattr(manifest, name) for name in ("recordings", "cut", "divided", "symbols")}
+    return described.model_copy(update=made)
 
 
 def _samples(source: SplitSource, reader: SplitReader, count: int) -> Iterator[CheckedSample]:
-    people = [subject for index in source.indexes() for subject in index.subjects or []]
+    people = [subject for index in source.indexes() for subject in index.subjects or [""] * len(index.keys)]
     for first in range(0, count, _AT_ONCE):
         numbers = np.arange(first, min(first + _AT_ONCE, count))
         batch: Any = reader.arrays(Request(numbers))  # its fields are typed as tensors
@@ -142,9 +165,9 @@ def _samples(source: SplitSource, reader: SplitReader, count: int) -> Iterator[C
             yield CheckedSample(source.split, batch.keys[place], target, people[number], arrays, b"")
 
 
-def _kept_path(config: DataConfig, stored: Manifest, cut: Cut) -> Path | None:
+def _kept_path(config: DataConfig, stored: Manifest, how: Cut | Divided) -> Path | None:
     """Where the manifest of these windows is kept; None: nowhere."""
-    identity = json.dumps([_FORMAT, stored.fingerprint(), cut.model_dump(mode="json")], sort_keys=True)
+    identity = json.dumps([_FORMAT, stored.fingerprint(), how.model_dump(mode="json")], sort_keys=True)
     try:
         folder = Path(config.cache).expanduser() if config.cache else user_folder("shards")
     except (OSError, RuntimeError):
