@@ -57,6 +57,11 @@ class Windowing:
         """All modalities, sorted by name, with the steps of a window."""
         return self._cutter.modalities
 
+    @property
+    def window_s(self) -> float:
+        """Length of a window."""
+        return self._cutter.window.length_s
+
     def splits(self, stored: ManifestSplit, classes: int) -> dict[str, ManifestSplit]:
         """The splits, with the shards that have windows in them."""
         found: dict[str, list[Shard]] = {name: [] for name in self._splitting.names}
