@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from maestro_dist.system.figure_labels import one_line, shortened
 
+_MANY = {"person": "people", "class": "classes", "modality": "modalities"}
 _LONG = 2000  # letters of a licence or a citation that are shown
 
 
@@ -47,22 +48,23 @@ def share(value: float) -> str:
 
 
 def counted(count: int, word: str) -> str:
-    """ "1 person", "1,200 windows"."""
-    many = {"person": "people"}.get(word, f"{word}s")
+    """1 person, 1,200 windows."""
+    many = _MANY.get(word, f"{word}s")
     return f"{count:,} {word if count == 1 else many}"
 
 
 def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
     """A table that scrolls by itself where it is too wide. All cells are HTML; the first of a row names it."""
     titles = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    body = "".join(
-        f'<tr><th scope="row">{row[0]}</th>{"".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row[1:])}</tr>\n'
-        for row in rows
-    )
+    body = "".join(f'<tr><th scope="row">{first}</th>{"".join(map(_cell, others))}</tr>\n' for first, *others in rows)
     return (
         f'<div class="wide" tabindex="0"><table class="{kind}"><caption>{caption}</caption>\n'
         f"<thead><tr>{titles}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
     )
+
+
+def _cell(cell: str) -> str:
+    return cell if cell.startswith("<td") else f"<td>{cell}</td>"
 
 
 def legend(entries: Iterable[tuple[str, str]]) -> str:

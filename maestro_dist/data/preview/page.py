@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from maestro_dist.data.preview.collect import Preview
-from maestro_dist.data.preview.draw import GAP, PART, WIDE, WIDTH, Pictures, class_colour, split_colour
+from maestro_dist.data.preview.draw import GAP, MOST_ROWS, PART, WIDE, WIDTH, Pictures, class_colour, split_colour
 from maestro_dist.data.preview.html_text import attribute, counted, legend, number, paragraph, picture, text
 from maestro_dist.data.preview.recordings import ShownRecording
-from maestro_dist.data.preview.samples import ShownSample
+from maestro_dist.data.preview.samples import MOST_VARIATES, ShownSample
 from maestro_dist.data.preview.tables import balance, coverage, modalities, splits
 from maestro_dist.system.figure_labels import one_line, shortened
 from maestro_dist.system.redact import redact
@@ -42,7 +42,8 @@ table.heat thead th:first-child { writing-mode: horizontal-tb; }
 figure { margin: 0; border-top: 1px solid #e6e6e6; padding-top: .3em; min-width: 0; }
 figcaption { font-size: .87em; margin-bottom: .2em; } figcaption b { font-size: 1.05em; }
 img { max-width: 100%; height: auto; display: block; } img.wide-picture { min-width: 640px; }
-.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .2em 1em; padding: 0; margin: .4em 0; font-size: .87em; }
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .2em 1em; padding: 0; margin: .4em 0;
+  font-size: .87em; }
 .swatch { display: inline-block; width: .9em; height: .9em; margin-right: .35em; vertical-align: -.1em; }
 .note { color: #666; font-size: .87em; } .broken { background: #fdecea; padding: .4em .6em; }
 .warnings li { margin: .2em 0; }
@@ -108,7 +109,7 @@ class _Page:
             window += f" every {cut.window.every_s:g} s, cut from recordings{rule}; splits by {cut.split.by}"
         entries = {
             "place": text(redact(url), 300),
-            "task": text(task.replace("classs", "classes")),
+            "task": text(task),
             "target": text(manifest.target, 300),
             "window": text(window, 300),
             "size": f"{preview.bytes / 1e6:,.1f} MB",
@@ -122,7 +123,8 @@ class _Page:
     def _warnings(self) -> str:
         lines = self.preview.warnings
         if not lines:
-            return "<h2>Warnings</h2>\n<p>None in the manifest and the indexes. tools/lint_shards.py reads everything.</p>\n"
+            none = "None in the manifest and the indexes. tools/lint_shards.py reads everything."
+            return f"<h2>Warnings</h2>\n<p>{none}</p>\n"
         items = "".join(f"<li>{text(redact(line), 600)}</li>\n" for line in lines[:_MOST_WARNINGS])
         more = f"<li>and {len(lines) - _MOST_WARNINGS:,} more</li>\n" if len(lines) > _MOST_WARNINGS else ""
         return f'<h2>Warnings</h2>\n<ul class="warnings">\n{items}{more}</ul>\n'
@@ -161,11 +163,11 @@ class _Page:
             broken = f", {samples.broken:,} of them broken" if samples.broken else ""
             wanted = min(self.preview.options.samples, total)
             fewer = ", fewer than asked for, because they are long" if len(samples.shown) < wanted else ""
-            parts.append(
-                f"<h3>{text(split)}</h3>\n"
-                f'<p class="note">{len(samples.shown)} shown at random{fewer}, from {samples.read:,} of {total:,} samples that were read '
-                f"(in {samples.shards:,} of {counted(shards, 'shard')}{broken}).</p>\n"
+            note = (
+                f"{counted(len(samples.shown), 'sample')} at random{fewer}, from {samples.read:,} of {total:,} samples "
+                f"that were read, in {samples.shards:,} of {counted(shards, 'shard')}{broken}."
             )
+            parts.append(f'<h3>{text(split)}</h3>\n<p class="note">{note}</p>\n')
             parts.append(f'<div class="grid">\n{"".join(self._sample(sample) for sample in samples.shown)}</div>\n')
         return "".join(parts)
 
@@ -194,14 +196,11 @@ class _Page:
         numbers = sorted({int(n) for r in shown for n in r.facts.intervals[:, 2]}) if classes else []
         known = [n for n in numbers if 0 <= n < len(classes)]
         again = '<p class="note">Colours repeat after 20 classes.</p>\n' if len(known) > 20 else ""
-        labels = (
-            "<p>Labels:</p>\n" + legend((class_colour(n), text(classes[n])) for n in known) + again if known else ""
-        )
+        listed = legend((class_colour(n), text(classes[n])) for n in known)
+        labels = f"<p>Labels:</p>\n{listed}{again}" if known else ""
         body = "".join(self._recording(recording) for recording in shown)
-        note = (
-            f"{len(shown)} of {counted(self.preview.known_recordings, 'recording')}, at random; each pixel shows the "
-        )
-        note += "smallest and the largest value in it."
+        note = f"{len(shown)} of {counted(self.preview.known_recordings, 'recording')}, at random. Where there are "
+        note += "more steps than pixels, a pixel shows the smallest and the largest value in it."
         return (
             f'<h2>Recordings from end to end</h2>\n<p class="note">{note}</p>\n<p>Windows:</p>\n{self._legend()}'
             f"{labels}{body}"
@@ -236,12 +235,12 @@ class _Page:
             unit = f" [{text(facts.modality.unit)}]" if facts.modality.unit else ""
             alt = f"Histograms of {facts.modality.name}, by split"
             drawn = self._drawn(lambda facts=facts: self._pictures.histogram(facts), alt)  # type: ignore[misc]
-            more = facts.modality.variates - min(facts.modality.variates, 12)
-            note = f'<p class="note">and {counted(more, "more variate")}</p>' if more else ""
+            more = max(0, facts.modality.variates - MOST_VARIATES)
+            note = f'<p class="note">and {counted(more, "variate")}</p>' if more else ""
             caption = f"<figcaption><b>{text(facts.modality.name)}</b>{unit}</figcaption>"
             parts.append(f"<figure>{caption}{drawn}{note}</figure>\n")
         more = len(values) - _MOST_HISTOGRAMS
-        note = f'<p class="note">and {counted(more, "more modality")}</p>\n'.replace("ys<", "ies<") if more > 0 else ""
+        note = f'<p class="note">and {counted(more, "modality")}</p>\n' if more > 0 else ""
         about = "Of the samples that were read; each split adds up to 100 %. "
         about += "&ldquo;Beyond&rdquo; is the share of values outside the axis."
         return (
@@ -253,15 +252,12 @@ class _Page:
 def _named(curves: dict[str, Any]) -> str:
     """Some names of modalities."""
     names = list(curves)
-    return ", ".join(names[:_MOST_NAMED]) + (
-        f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    )
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
 
 
 def _remaining(shown: ShownSample | ShownRecording) -> str:
     """What a picture does not show: modalities without time, and those that are absent or have no row."""
-    from maestro_dist.data.preview.draw import MOST_ROWS
-
     lines = []
     for name, values in shown.constants.items():
         numbers = ", ".join(number(float(value)) for value in values[:_MOST_NAMED])

@@ -92,6 +92,8 @@ def _read(config: DataConfig, windowing: Windowing, row: int, shard: Shard, own:
     shown = ShownRecording(facts, covered, counts)
     chosen = {modality.name for modality in windowing_modalities(config, windowing)}
     try:
+        if not np.isfinite(facts.intervals).all():
+            raise DataError(f"recording {facts.key}: a label or its time is no number; pack the data set again")
         storage = Storage(config.url)
         index = index_of(storage, shard, config.cache)
         path = local_shard(storage, shard, ShardCache.of(config))

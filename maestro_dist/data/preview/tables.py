@@ -90,8 +90,7 @@ def balance(preview: Preview, colours: Mapping[str, str], targets: str) -> str:
         caption = f"Target: {text(manifest.target, 300)}"
         return f"<h2>Labels</h2>\n{table(caption, ['split', 'mean', 'std', 'min', 'max'], rows)}{targets}"
     counts = np.array([manifest.split(name).class_counts for name in names]).reshape(len(names), -1)
-    order = np.argsort(-counts.sum(axis=0), kind="stable")[:_MOST_CLASSES] if len(names) else []
-    order = np.sort(order)
+    order = np.sort(np.argsort(-counts.sum(axis=0), kind="stable")[:_MOST_CLASSES])
     most = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     rows = []
     for label in order:
@@ -133,9 +132,8 @@ def coverage(preview: Preview) -> str:
     left = len(found.people) - len(rows)
     if left:
         others = np.delete(mean, shown).mean()
-        parts.append(
-            f'<p class="note">and {counted(left, "person")} with more, {share(float(others))} on average</p>\n'
-        )
+        note = f"and {counted(left, 'person')} of whom more was observed, {share(float(others))} on average"
+        parts.append(f'<p class="note">{note}</p>\n')
     if len(preview.modalities) > columns:
         parts.append(f'<p class="note">the first {columns} of {len(preview.modalities):,} modalities</p>\n')
     return "".join(parts)
