@@ -27,6 +27,17 @@ def attribute(given: str, most: int = 300) -> str:
     return html.escape(shortened(one_line(given), most), quote=True)
 
 
+def duration(seconds: float) -> str:
+    """Seconds; of long ones also hours or days."""
+    unit, size = ("days", 86400) if seconds > 3 * 86400 else ("h", 3600)
+    return f"{seconds:,.6g} s" + (f" ({seconds / size:.3g} {unit})" if seconds >= 7200 else "")
+
+
+def rate(hertz: float) -> str:
+    """Steps of a second; where they are rarer, the seconds of a step."""
+    return f"{hertz:.6g} Hz" if hertz >= 0.1 else f"1 in {1 / hertz:,.6g} s"
+
+
 def paragraph(given: str) -> str:
     """A long text."""
     return text(given, _LONG)
@@ -58,7 +69,7 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], kind
     titles = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     body = "".join(f'<tr><th scope="row">{first}</th>{"".join(map(_cell, others))}</tr>\n' for first, *others in rows)
     return (
-        f'<div class="wide" tabindex="0"><table class="{kind}"><caption>{caption}</caption>\n'
+        f'<p class="note">{caption}</p>\n<div class="wide" tabindex="0"><table class="{kind}">\n'
         f"<thead><tr>{titles}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from maestro_dist.data.preview.collect import Preview
 from maestro_dist.data.preview.draw import GAP, MOST_ROWS, PART, WIDE, WIDTH, Pictures, class_colour, split_colour
-from maestro_dist.data.preview.html_text import attribute, counted, legend, number, paragraph, picture, text
+from maestro_dist.data.preview.html_text import attribute, counted, duration, legend, number, paragraph, picture, text
 from maestro_dist.data.preview.recordings import ShownRecording
 from maestro_dist.data.preview.samples import MOST_VARIATES, ShownSample
 from maestro_dist.data.preview.tables import balance, coverage, modalities, splits
@@ -29,11 +29,11 @@ h3 { font-size: 1em; margin: 1em 0 .3em; } p { margin: .4em 0; }
 dl { display: grid; grid-template-columns: minmax(6em, max-content) 1fr; gap: .15em 1em; margin: .6em 0; }
 dt { color: #666; } dd { margin: 0; }
 .wide { overflow-x: auto; max-width: 100%; }
-table { border-collapse: collapse; font-size: .87em; } caption { text-align: left; color: #666; padding: .2em 0; }
-th, td { padding: .18em .6em; text-align: right; border-bottom: 1px solid #e6e6e6; overflow-wrap: normal;
-  font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; font-size: .87em; }
+th, td { padding: .18em .6em; text-align: right; border-bottom: 1px solid #e6e6e6; overflow-wrap: break-word;
+  font-variant-numeric: tabular-nums; max-width: 20em; }
 thead th { color: #666; font-weight: normal; vertical-align: bottom; }
-th:first-child { text-align: left; font-weight: 600; min-width: 5em; max-width: 18em; overflow-wrap: anywhere; }
+th:first-child { text-align: left; font-weight: 600; }
 table.heat td { text-align: center; padding: .1em .25em; min-width: 2.2em; border: 1px solid #fff; }
 table.heat thead th { writing-mode: vertical-rl; text-align: right; padding: .3em .25em; max-height: 12em; }
 table.heat thead th:first-child { writing-mode: horizontal-tb; }
@@ -102,11 +102,12 @@ class _Page:
     def _heading(self, url: str) -> str:
         manifest, preview = self.manifest, self.preview
         task = manifest.task + (f" of {counted(len(manifest.classes), 'class')}" if manifest.classes else "")
-        window = f"{manifest.window_s:g} s"
+        window = duration(manifest.window_s)
         if manifest.cut is not None:
             cut = manifest.cut
             rule = f", label: {cut.window.label}" if cut.window.label else ""
-            window += f" every {cut.window.every_s:g} s, cut from recordings{rule}; splits by {cut.split.by}"
+            by = "as packed" if cut.split.by == "given" else f"by {cut.split.by}"
+            window += f", one every {duration(cut.window.every_s)}, cut from recordings{rule}; splits {by}"
         entries = {
             "place": text(redact(url), 300),
             "task": text(task),
@@ -222,7 +223,7 @@ class _Page:
         alt = f"Recording {facts.key}, {person}: splits of its windows, labels, {_named(recording.curves)} over time"
         classes = len(self.manifest.classes)
         body = self._drawn(lambda: self._pictures.recording(recording, classes), alt, WIDE)
-        cut = [f"{name}: only its first {seconds:,.6g} s" for name, seconds in recording.cut_short.items()]
+        cut = [f"{name}: only its first {duration(seconds)}" for name, seconds in recording.cut_short.items()]
         note = f'<p class="note">{text("; ".join(cut), 600)}</p>' if cut else ""
         return f"<figure><figcaption>{title}</figcaption>{body}{_remaining(recording)}{note}</figure>\n"
 

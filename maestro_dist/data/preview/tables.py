@@ -8,7 +8,7 @@ import numpy as np
 
 from maestro_dist.data.preview.collect import Preview
 from maestro_dist.data.preview.facts import NOBODY
-from maestro_dist.data.preview.html_text import counted, number, share, table, text
+from maestro_dist.data.preview.html_text import counted, number, rate, share, table, text
 from maestro_dist.data.preview.samples import ValueFacts
 
 _MOST_ROWS = 300
@@ -28,10 +28,11 @@ def splits(preview: Preview) -> str:
         if facts is not None:
             whole = facts.read == facts.shards and not facts.broken
             people = f"{facts.people:,}" if whole else f"at least {facts.people:,}"
-        stored = "" if manifest.cut is not None else f"{sum(shard.bytes for shard in split.shards) / 1e6:,.1f}"
-        rows.append([text(name), f"{split.samples:,}", f"{len(split.shards):,}", stored or "&ndash;", people])
+        size = [f"{sum(shard.bytes for shard in split.shards) / 1e6:,.1f}"] if manifest.cut is None else []
+        rows.append([text(name), f"{split.samples:,}", people, f"{len(split.shards):,}", *size])
     caption = "Splits" + (", of windows that are cut from the recordings" if manifest.cut is not None else "")
-    parts = [table(caption, ["split", "samples", "shards", "MB", "people"], rows)]
+    head = ["split", "samples", "people", "shards", *(["MB"] if manifest.cut is None else [])]
+    parts = [table(caption, head, rows)]
     partly = [facts for facts in preview.facts.values() if facts.read < facts.shards]
     if partly:
         read, all_shards = sum(facts.read for facts in partly), sum(facts.shards for facts in partly)
@@ -52,7 +53,7 @@ def modalities(preview: Preview) -> str:
         f"Mean and std: of {text(where)}, as the manifest says. Min, max and observed: from {read:,} of "
         f"{total:,} samples; observed: share of the steps of the samples that have the modality."
     )
-    head = ["modality", "unit", "rate (Hz)", "steps", "variate", "samples that have it", "observed"]
+    head = ["modality", "unit", "rate", "steps", "variate", "samples that have it", "observed"]
     more = f'<p class="note">and {len(rows) - _MOST_ROWS:,} more rows</p>\n' if len(rows) > _MOST_ROWS else ""
     listed = table(caption, [*head, "mean", "std", "min", "max"], rows[:_MOST_ROWS])
     return f"<h2>Modalities</h2>\n{listed}{more}"
@@ -67,7 +68,7 @@ def _modality(preview: Preview, facts: ValueFacts, *, all_variates: bool) -> Ite
     count = modality.variates if all_variates else min(modality.variates, _MOST_VARIATES)
     for variate in range(count):
         observed = share(facts.seen[variate] / facts.steps) if facts.steps else "&ndash;"
-        first = [text(modality.name) + always, text(modality.unit), f"{modality.rate_hz:.6g}", f"{modality.steps:,}"]
+        first = [text(modality.name) + always, text(modality.unit, 40), rate(modality.rate_hz), f"{modality.steps:,}"]
         own = [f"{variate} of {modality.variates:,}" if modality.variates > 1 else "", has, observed]
         numbers = (modality.mean[variate], modality.std[variate], facts.low[variate], facts.high[variate])
         yield [*first, *own, *(number(float(value)) for value in numbers)]
