@@ -36,18 +36,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--split", action="append", default=[], metavar="NAME", help="only this split; may be repeated")
     keys = "data.window.*, data.split.*, data.modalities, data.cache, s3.*, run.storage_patience_s"
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=keys)
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)  # keys may follow options
     for setting in options.settings:
         key = setting.partition("=")[0]
         if key != _ALSO and not any(key == known or key.startswith(f"{known}.") for known in _KEYS):
             raise ConfigError(f"{key}: a preview has no use for it; it takes {keys}")
+    if "://" in (options.out or ""):
+        raise ConfigError(f"--out {redact(options.out)}: the page is written to this machine; give a path")
+    page = Path(expand_home(options.out, "--out")) if options.out else None
+    if page is not None and (page.is_dir() or not page.absolute().parent.is_dir()):
+        raise ConfigError(f"--out {page}: cannot be written: it is a folder, or its folder does not exist")
     config = load_config(None, options.settings)
     configure(config)
     url = expand_home(options.url, "url")
     data = config.data.model_copy(update={"url": url})
     preview = collect(data, PreviewOptions(options.samples, options.seed, tuple(dict.fromkeys(options.split))))
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", preview.manifest.name)[:60].strip("-") or "data"
-    page = Path(expand_home(options.out, "--out") if options.out else f"preview-{name}.html")
+    page = page or Path(f"preview-{name}.html")
     content = render(preview, url)
     _write(page, content)
     shown = [sample for samples in preview.samples.values() for sample in samples.shown]
@@ -60,8 +65,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def _write(page: Path, content: bytes) -> None:
     """Write the page, or leave what was there."""
-    if "://" in str(page):
-        raise ConfigError(f"--out {page}: the page is written to this machine; give a path")
     part = page.with_name(f".{page.name}.{uuid.uuid4().hex}")
     try:
         part.write_bytes(content)

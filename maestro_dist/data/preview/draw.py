@@ -33,6 +33,7 @@ _LEFT, _RIGHT = 0.5, 0.1
 _SHADES = 128  # of a picture: a third of the bytes
 _DOTS = 80  # columns up to which each value also gets a dot
 _BINS = 40
+_MARGIN = 0.02  # of the axis of a histogram, beside the lowest and the highest value
 _MOST_BANDS = 2000  # intervals that are also drawn behind the curves
 _CHANGES = {"axes.titlesize": 8, "axes.titlepad": 2, "axes.titleweight": "normal", "font.size": 8}
 _PALETTE = (
@@ -211,7 +212,7 @@ def axis_range(values: np.ndarray) -> tuple[float, float]:
     wide = 0.1 * (last - first)
     low, high = max(low, first - wide), min(high, last + wide)
     if low < high and (high - low) > 1e-12 * max(abs(low), abs(high)):
-        return low, high
+        return low - _MARGIN * (high - low), high + _MARGIN * (high - low)
     half = max(0.5, 0.01 * abs(low))  # a constant
     return low - half, low + half
 

@@ -35,7 +35,8 @@ def duration(seconds: float) -> str:
 
 def rate(hertz: float) -> str:
     """Steps of a second; where they are rarer, the seconds of a step."""
-    return f"{hertz:.6g} Hz" if hertz >= 0.1 else f"1 in {1 / hertz:,.6g} s"
+    shown = f"{hertz:.6g} Hz" if hertz >= 0.1 else f"1 in {1 / hertz:,.6g} s"
+    return shown.replace(" ", "&nbsp;")
 
 
 def paragraph(given: str) -> str:

@@ -213,7 +213,7 @@ class _Page:
             windows.append(f"{counted(count, 'window')} in {text(split)}" if split else f"{count:,} in no split")
         person = f"person {facts.subject}" if facts.subject else "person unknown"
         title = (
-            f"<b>{text(facts.key)}</b>: {text(person)}, {facts.length_s:,.6g} s, {', '.join(windows) or 'no window'}"
+            f"<b>{text(facts.key)}</b>: {text(person)}, {duration(facts.length_s)}, {', '.join(windows) or 'no window'}"
         )
         if facts.whole == facts.whole:
             title += f", label {text(self._label(facts.whole))}"
