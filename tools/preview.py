@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     shown = [sample for samples in preview.samples.values() for sample in samples.shown]
     broken = sum(samples.broken for samples in preview.samples.values())
     damaged = f", {broken} broken" if broken else ""
-    print(f"{redact(url)}: {len(shown)} samples drawn{damaged}, {len(preview.warnings)} warnings")
+    print(f"{redact(url)}: {len(shown)} samples shown{damaged}, {len(preview.warnings)} warnings")
     print(f"{page}: {len(content) / 1e6:.1f} MB")
     return 0
 

@@ -30,7 +30,7 @@ def test_a_set_of_windows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert any(f"Sample {key}, {label}, person {person}: acc, ecg" in str(image["alt"]) for image in found.images)
     assert "ecg|mV|16 Hz|64||100 %|68.8 %|" in found.text  # 44 of 64 steps
     assert "rest|8 (53.3 %)|" in found.text
-    assert "18 samples drawn, 0 warnings" in capsys.readouterr().out
+    assert "18 samples shown, 0 warnings" in capsys.readouterr().out
 
 
 def test_numbers_of_the_table_are_those_of_the_samples(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_recordings(tmp_path: Path) -> None:
         assert float(length) >= 100 + 7 * number
         assert any(f"Recording {key}, person {person}" in str(image["alt"]) for image in found.images)
     assert "8 s, one every 4 s, cut from recordings; splits as packed" in found.text
-    assert "Labels: restwalk" in found.text
+    assert "Labels: rest walk" in found.text
     assert f"from {len(made.recordings())} of 10 recordings" in found.text
     # eda of p1: present in r2 and not in r3, and 100 of its steps were not observed
     lengths = [max(len(r.values["acc"]) / 16, (len(r.values["eda"]) / 4 - 1.3) if r.values["eda"] is not None else 0)

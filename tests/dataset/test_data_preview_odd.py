@@ -47,7 +47,7 @@ def test_hostile_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         who = {"subject": HOSTILE[number % 8][:200], "recording": HOSTILE[number % 8][:200]}
         given.append(RawSample("train", f"k{number}", number % 8, **who, start_s=0.0, duration_s=4.0, values=values))
     pack("set", about, given)
-    assert typed("set", "--samples", "16") == 0
+    assert typed("set", "--samples", "3") == 0
     (page,) = tmp_path.glob("preview-*.html")
     assert re.fullmatch(r"preview-[A-Za-z0-9_-]+\.html", page.name)
     content = page.read_bytes()
@@ -55,10 +55,10 @@ def test_hostile_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert b"<script" not in content
     assert "\u202e" not in found.text
     for name in (*HOSTILE[:2], *HOSTILE[5:7]):
-        assert found.text.count(re.sub(r"\s+", " ", name)) >= 3  # in the table, at the sample, as the person
+        assert found.text.count(re.sub(r"\s+", " ", name)) >= 2  # as a class, and as a person
     assert "日本語のクラス" in found.text
-    assert "x" * 100 not in found.text
-    assert [f"k{n}" for n in range(16) if re.search(rf"\bk{n}\b", str([i["alt"] for i in found.images]))]
+    assert f"{'x' * 53}\N{HORIZONTAL ELLIPSIS}{'x' * 26}|" in found.text
+    assert sum(str(image["alt"]).startswith("Sample k") for image in found.images) == 3
 
 
 def test_texts_are_only_texts() -> None:
@@ -99,7 +99,7 @@ def test_a_broken_shard_is_shown_as_broken(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_broken_sample_does_not_hide_the_others(tmp_path: Path) -> None:
-    pack(tmp_path / "set", ABOUT, samples())
+    pack(tmp_path / "set", ABOUT, samples(12))
 
     def change(key: str, members: dict[str, bytes]) -> None:
         if key == "w3":
@@ -108,7 +108,7 @@ def test_a_broken_sample_does_not_hide_the_others(tmp_path: Path) -> None:
             members["json"] = b"{}"
 
     rewrite(str(tmp_path / "set"), change)
-    found = preview(tmp_path / "set", folder=tmp_path, samples=15)
+    found = preview(tmp_path / "set", folder=tmp_path, samples=6)
     assert found.text.count("Broken: ") == 2
     assert re.search(r"w3.{0,40} Broken: [^:]*sample w3: ecg[^:]* has an infinite value", found.text)
     assert re.search(r"w4.{0,40} Broken: [^:]*sample w4: its json has no label", found.text)
@@ -137,7 +137,7 @@ def test_an_index_that_points_elsewhere(tmp_path: Path) -> None:
     (folder / shard.path).write_bytes(changed)
     file.write_text(file.read_text().replace(shard.sha256, hashlib.sha256(changed).hexdigest()))
     found = preview(folder, folder=tmp_path, samples=3)
-    assert re.search(r"r1: person p0, [^:|]* Broken: [^:]*the index does not point at r1.acc.npy", found.text)
+    assert re.search(r"r1: person p0, [^:|]* Broken: .{0,200}: the index does not point at r1.acc.npy", found.text)
     assert "Recording r0, person p0" in str(found.images)
 
 
