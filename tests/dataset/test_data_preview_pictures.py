@@ -11,8 +11,10 @@ from PIL import Image
 from preview_pages import ECG, close_to
 
 from maestro_dist.data.preview.curves import Curves
-from maestro_dist.data.preview.draw import GAP, Pictures
+from maestro_dist.data.preview.draw import GAP, Pictures, label_shares
+from maestro_dist.data.preview.recordings import ShownRecording
 from maestro_dist.data.preview.samples import ShownSample
+from maestro_dist.data.recordings.table import RecordingFacts
 
 
 def drawn(values: np.ndarray) -> Image.Image:
@@ -66,3 +68,30 @@ def test_no_spike_and_no_gap_is_lost(steps: int) -> None:
     assert abs(spike - (5.0 + at / 10)) <= curves.width_s / 2 + 1e-9
     gone = np.isnan(values).all(axis=1)
     assert (len(curves.runs(curves.missing >= 1)) > 0) == gone.any() or steps > 400
+
+
+def test_labels_that_change_often_are_shares() -> None:
+    ends = np.cumsum(np.random.default_rng(0).uniform(0.1, 2, 2001))
+    intervals = np.stack([ends[:-1], ends[1:] - 0.05, np.arange(2000) % 3], axis=1)
+    edges, shares = label_shares(intervals, 50)
+    total = sum(shares.values())
+    assert total.max() <= 1 + 1e-9
+    for number, share in shares.items():  # slow and obvious
+        for column in (0, 17, 49):
+            low, high = edges[column], edges[column + 1]
+            own = intervals[intervals[:, 2] == number]
+            seconds = np.maximum(np.minimum(own[:, 1], high) - np.maximum(own[:, 0], low), 0).sum()
+            assert share[column] == pytest.approx(seconds / (high - low))
+
+
+def test_a_brief_label_and_a_brief_window_are_seen() -> None:
+    intervals = np.array([[0.0, 50_000.0, 0], [50_000.0, 50_001.0, 1], [50_001.0, 100_000.0, 0]])
+    curves = Curves.of_array(np.zeros((100, 1), dtype=np.float32), 0.001)
+    facts = RecordingFacts("r", "", "", "", 100_000.0, np.nan, intervals, ())
+    windows = {"train": [(0.0, 40_000.0)], "test": [(70_000.0, 1.0)]}
+    shown = ShownRecording(facts, windows, {}, {"ecg": curves})
+    picture = Image.open(io.BytesIO(Pictures([ECG], ["train", "test"], "").recording(shown, 2))).convert("RGB")
+    pixels = np.asarray(picture).astype(int)
+    orange = pixels[:, :, 0] - pixels[:, :, 2] > 120  # of the second class and of the second split
+    assert orange[30:75].sum() >= 10  # the strip of windows
+    assert orange[105:150].sum() >= 10  # the strip of labels

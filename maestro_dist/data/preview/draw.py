@@ -31,10 +31,12 @@ _SHARP = 2  # pixels of the picture for a pixel of the page
 _ROW, _SPACE, _EDGE = 0.58, 0.2, 0.3  # inches: height of a row, its title above it, the time axis
 _LEFT, _RIGHT = 0.5, 0.1
 _SHADES = 128  # of a picture: a third of the bytes
+_COLUMNS = 600  # of labels that change often
 _DOTS = 80  # columns up to which each value also gets a dot
 _BINS = 40
 _MARGIN = 0.02  # of the axis of a histogram, beside the lowest and the highest value
-_MOST_BANDS = 2000  # intervals that are also drawn behind the curves
+_MOST_BANDS = 300  # labels that are drawn one by one; of more, the share of each class in a pixel is drawn
+_SEEN = 0.6  # points around a bar: without them, one that is narrower than a pixel could vanish
 _CHANGES = {"axes.titlesize": 8, "axes.titlepad": 2, "axes.titleweight": "normal", "font.size": 8}
 _PALETTE = (
     *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf"),
@@ -135,7 +137,7 @@ class Pictures:
         for lane, split in enumerate(lanes):
             height = 1 / len(lanes)
             colour = split_colour(self._splits.index(split))
-            axes.broken_barh(recording.windows[split], (1 - (lane + 1) * height, 0.9 * height), color=colour, lw=0)
+            axes.broken_barh(recording.windows[split], (1 - (lane + 1) * height, 0.9 * height), color=colour, lw=_SEEN)
         axes.set(ylim=(0, 1), yticks=[])
         axes.grid(visible=False)
         axes.set_title("windows, coloured by split")
@@ -164,10 +166,18 @@ def _draw_curves(axes: Axes, curves: Curves, outside: Sequence[tuple[float, floa
 def _labels(axes: Axes, intervals: np.ndarray, classes: int) -> None:
     """Labels over time: coloured bands, or the line of a number."""
     if classes:
-        _bands(axes, intervals, alpha=1.0)
+        many = len(intervals) > _MOST_BANDS
+        if many:
+            edges, shares = label_shares(intervals, _COLUMNS)
+            below = np.zeros(_COLUMNS)
+            for number, share in shares.items():
+                axes.stairs(below + share, edges, baseline=below, fill=True, color=class_colour(number), lw=0)
+                below = below + share
+        else:
+            _bands(axes, intervals, alpha=1.0)
         axes.set(ylim=(0, 1), yticks=[])
         axes.grid(visible=False)
-        axes.set_title("labels")
+        axes.set_title("labels: the share of time of each, because they change often" if many else "labels")
         return
     nothing = np.full(len(intervals), np.nan)
     times = np.stack([intervals[:, 0], intervals[:, 1], intervals[:, 1]], axis=1).reshape(-1)
@@ -180,7 +190,20 @@ def _bands(axes: Axes, intervals: np.ndarray, alpha: float) -> None:
         own = intervals[intervals[:, 2] == number]
         bars = np.stack([own[:, 0], own[:, 1] - own[:, 0]], axis=1).tolist()
         place = axes.get_xaxis_transform()
-        axes.broken_barh(bars, (0, 1), transform=place, color=class_colour(number), alpha=alpha, lw=0, zorder=0.4)
+        edge = _SEEN if alpha == 1 else 0.0
+        axes.broken_barh(bars, (0, 1), transform=place, color=class_colour(number), alpha=alpha, lw=edge, zorder=0.4)
+
+
+def label_shares(intervals: np.ndarray, columns: int) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """Edges [columns + 1] of equal parts of the labelled time, and the share of each class in them, [columns]."""
+    edges = np.linspace(intervals[0, 0], intervals[-1, 1], columns + 1)
+    knots, shares = intervals[:, :2].reshape(-1), {}
+    for number in np.unique(intervals[:, 2]).astype(int).tolist():
+        seconds = (intervals[:, 1] - intervals[:, 0]) * (intervals[:, 2] == number)
+        until = np.cumsum(seconds)
+        before = np.interp(edges, knots, np.stack([until - seconds, until], axis=1).reshape(-1))
+        shares[number] = np.diff(before) / (edges[1] - edges[0])
+    return edges, shares
 
 
 def _histogram(axes: Axes, parts: Mapping[str, np.ndarray], colours: Mapping[str, str], name: str) -> None:
@@ -292,5 +315,5 @@ def _png(figure: Figure) -> bytes:
     canvas.draw()
     drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     file = io.BytesIO()
-    drawn.quantize(colors=_SHADES, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(file, "PNG")
+    drawn.quantize(colors=_SHADES, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(file, "PNG")
     return file.getvalue()
