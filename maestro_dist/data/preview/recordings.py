@@ -100,7 +100,7 @@ def _read(config: DataConfig, windowing: Windowing, row: int, shard: Shard, own:
         with _opened(path) as file:
             for modality, stream in zip(windowing.modalities, facts.streams, strict=True):
                 if modality.name in chosen and stream.steps:
-                    _add(shown, _Stream(file, index, own, modality, stream))
+                    _add(shown, _StoredStream(file, index, own, modality, stream))
     except DataError as error:
         return ShownRecording(facts, covered, counts, broken=str(error))
     absent = [n for n in sorted(chosen) if n not in shown.curves and n not in shown.constants]
@@ -112,7 +112,7 @@ def windowing_modalities(config: DataConfig, windowing: Windowing) -> list[Modal
     return [m for m in windowing.modalities if config.modalities is None or m.name in config.modalities]
 
 
-def _add(shown: ShownRecording, stream: _Stream) -> None:
+def _add(shown: ShownRecording, stream: _StoredStream) -> None:
     name, rate = stream.modality.name, stream.modality.rate_hz
     stream.check(shown.facts.key)
     steps = max(1, min(stream.facts.steps, _MOST_VALUES // stream.modality.variates))
@@ -141,7 +141,7 @@ def _opened(path: Path) -> IO[bytes]:
 
 
 @dataclass(frozen=True)
-class _Stream:
+class _StoredStream:
     """A modality of a recording in an open shard."""
 
     file: IO[bytes]
