@@ -85,7 +85,7 @@ def test_a_broken_shard_is_shown_as_broken(tmp_path: Path, capsys: pytest.Captur
     assert len(shards) > 2
     name = damaged(tmp_path / "set", 0, lambda data: data[:-512])
     (tmp_path / "set" / shards[1].index).unlink()
-    found = preview(tmp_path / "set", folder=tmp_path, samples=15)
+    found = preview(tmp_path / "set", "--split", "train", folder=tmp_path, samples=15)
     lost = shards[0].samples + shards[1].samples
     assert found.text.count("Broken: ") == lost
     assert f"{lost} of them broken" in found.text
@@ -145,7 +145,7 @@ def test_the_seed_decides(tmp_path: Path) -> None:
     pack(tmp_path / "set", ABOUT, samples(60))
     pages = []
     for seed in (0, 0, 1):
-        preview(tmp_path / "set", "--seed", str(seed), folder=tmp_path)
+        preview(tmp_path / "set", "--split", "train", "--seed", str(seed), folder=tmp_path)
         pages.append((tmp_path / "page.html").read_bytes())
     assert pages[0] == pages[1] != pages[2]
 
