@@ -130,7 +130,7 @@ def lint(url: str, *, hashes: bool = True) -> Iterator[Remark]:
         if entry.samples:
             yield from _windows(url, manifest, split, found)
     yield from _channels(manifest, found)
-    yield from _labels(manifest)
+    yield from label_remarks(manifest)
     yield from _shared_people(found)
     yield from _duplicates(found)
 
@@ -255,7 +255,8 @@ def _channel(where: str, channel: _Channel, train: tuple[float, float], *, stati
         yield Remark("warning", where, f"its deviation is {channel.std:g}, that of training {std:g}: another unit?")
 
 
-def _labels(manifest: Manifest) -> Iterator[Remark]:
+def label_remarks(manifest: Manifest) -> Iterator[Remark]:
+    """Classes that a split lacks, or that nearly all of its samples have. Reads the manifest only."""
     for name, split in manifest.splits.items():
         if not split.samples or not split.class_counts:
             continue

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from maestro_dist.system.figure_labels import LabelFonts
+from maestro_dist.system.figure_style import figure_style
 from maestro_dist.tracking import plots
 from maestro_dist.tracking.best_effort import BestEffort
-from maestro_dist.tracking.labels import LabelFonts
 from maestro_dist.tracking.metric_file import History
 from maestro_dist.tracking.plots import MissingCurve
 from maestro_dist.tracking.run import log_files
@@ -32,8 +32,6 @@ _DPI = 150
 
 Panel = Callable[["Axes"], None]
 Table = Callable[[], str]
-_DRAWING = threading.Lock()
-"""matplotlib's settings are global to the process, so only one thread draws at a time."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,7 @@ def draw(data: Story, effort: BestEffort | None = None) -> dict[str, Figure]:
     drawn: list[Panel] = []
     rows = min(max(len(data.modalities), len(data.sets), len(data.classes), 1), plots.MOST_ROWS)
     letters = data.letters()
-    with _style(letters.families):
+    with figure_style(letters.families):
         for name, panel in data.panels(letters).items():
             heat = name.startswith(("experts", "sets", "confusion"))
             figure = Figure(figsize=(6.4, max(4.2, 0.22 * rows) if heat else 4.2), layout="constrained")
@@ -192,7 +190,7 @@ def _fill(figure: Figure, panel: Panel) -> bool:
 
 def _png(figure: Figure) -> bytes:
     file = io.BytesIO()
-    with _style(figure.axes[0].title.get_fontfamily()):  # some labels are created while it is saved
+    with figure_style(figure.axes[0].title.get_fontfamily()):  # some labels are created while it is saved
         figure.savefig(file, dpi=_DPI, format="png", metadata={"Software": None})
     return file.getvalue()
 
@@ -208,16 +206,6 @@ def _write(path: Path, content: bytes | str) -> bool:
             path.unlink(missing_ok=True)
         raise
     return True
-
-
-@contextmanager
-def _style(families: Sequence[str]) -> Iterator[None]:
-    """The style of the figures, for one thread at a time."""
-    import matplotlib
-
-    style: Any = {**plots.STYLE, "font.family": list(families)}
-    with _DRAWING, matplotlib.rc_context(style):
-        yield
 
 
 def log_figures(data: Story, folder: Path, uri: str, run_id: str, effort: BestEffort, *, upload: bool = True) -> None:

@@ -1,32 +1,22 @@
 """The plots of a run. Each function draws on given axes.
 
-The colours of Okabe and Ito can be distinguished by people with colour blindness. Lines are labelled at their
-right end.
+Lines are labelled at their right end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from maestro_dist.system.figure_style import BLUE, COLOURS, FAINT, INK, ORANGE, PURPLE, VERMILION
 from maestro_dist.tracking.metric_file import History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BROWN = COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#E69F00",
-    "#CC79A7",
-    "#56B4E9",
-    "#8C564B",
-)
-INK, FAINT = "#333333", "#9A9A9A"
 _MOST_LINES = len(COLOURS)
 _MOST_POINTS = 4000
 _MOST_GREY_LINES = 100
@@ -35,32 +25,6 @@ _MOST_COLUMNS = 64
 _MOST_LEVEL = 30
 MOST_ROWS = 40
 """Maximum rows of a heat map: more are not readable, and take minutes to draw."""
-
-STYLE: dict[str, Any] = {
-    "font.size": 10,
-    "text.parse_math": False,  # a name with a dollar sign is plain text
-    "text.usetex": False,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 10,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": FAINT,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.8,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-}
 
 
 @dataclass(frozen=True)

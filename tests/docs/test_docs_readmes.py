@@ -106,7 +106,7 @@ def shortened(command: str) -> list[str] | None:
         words[words.index("--source") + 1] = f"tests/data/{EXCERPTS[words[2]]}"
         words[words.index("--out") + 1] = f"packed/{words[2]}"
         return words
-    if words[:2] == ["python", "tools/lint_shards.py"]:
+    if words[:2] in (["python", "tools/lint_shards.py"], ["python", "tools/preview.py"]):
         return [*words[:2], f"packed/{Path(words[2]).name}", *words[3:]]  # packed by a command above it
     if words[:2] == ["python", "tools/benchmark.py"]:
         return [*words, *([] if "--quick" in words else ["--quick"])]

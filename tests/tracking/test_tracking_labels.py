@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from matplotlib import font_manager
 
-from maestro_dist.tracking import labels as labels_module
+from maestro_dist.system import figure_labels as labels_module
+from maestro_dist.system.figure_labels import LabelFonts
 from maestro_dist.tracking.best_effort import BestEffort
 from maestro_dist.tracking.figures import Story, draw, save
-from maestro_dist.tracking.labels import LabelFonts
 
 ODD = ["$50_$100", "<$50", "_hidden", r"\frac{a}{b}", "x^2_{3}", "%s {}", "süß", "مشي"]
 

@@ -15,7 +15,7 @@ import numpy as np
 from maestro_dist.data.storage import Storage
 from maestro_dist.evaluation.result import percent
 from maestro_dist.evaluation.table import metric_label
-from maestro_dist.tracking.plots import COLOURS, STYLE
+from maestro_dist.system.figure_style import COLOURS, STYLE
 from suite.archive import Record
 from suite.collect import Results, Scores, average, metric_key
 from suite.goals import Goal

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from maestro_dist.config.schema import DataConfig
-from maestro_dist.config.windows import SplitConfig
+from maestro_dist.config.windows import SplitConfig, WindowConfig
 from maestro_dist.data.description import Description, window_steps
 from maestro_dist.data.divided_windows import check_given, divided_windows
 from maestro_dist.data.findings import Findings
@@ -88,14 +88,17 @@ def made_of(manifest: Manifest, stored: Manifest) -> bool:
     return manifest.cut is not None and manifest.recordings == stored.recordings
 
 
-def usual_windows(url: str, stored: Manifest) -> Manifest:
-    """The manifest of the windows that a run cuts by default, with the statistics of the recordings.
+def usual_windows(
+    url: str, stored: Manifest, window: WindowConfig | None = None, split: SplitConfig | None = None
+) -> Manifest:
+    """The manifest of the windows that a run cuts, with the statistics of the recordings. None: as by default.
 
     Raises what `load_data` raises.
     """
     table = load_table(url, stored)
     assert stored.recordings is not None
-    return _provisional(stored, Cut(window=stored.recordings.window, split=_usual_split(table)), table)
+    cut = Cut(window=window or stored.recordings.window, split=split or _usual_split(table))
+    return _provisional(stored, cut, table)
 
 
 def _usual_split(table: RecordingTable) -> SplitConfig:

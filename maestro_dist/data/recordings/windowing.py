@@ -11,7 +11,7 @@ import numpy as np
 
 from maestro_dist.data.label_sets import ClassCounter
 from maestro_dist.data.manifest import Manifest, ManifestModality, ManifestSplit, Shard
-from maestro_dist.data.recordings.cutting import Cutter
+from maestro_dist.data.recordings.cutting import Cutter, CutWindows
 from maestro_dist.data.recordings.splitting import split_recordings
 from maestro_dist.data.recordings.table import RecordingTable, table_of_bytes
 from maestro_dist.data.shard_index import ShardIndex
@@ -51,12 +51,17 @@ class Windowing:
         self.names = [modality.name for modality in modalities]
         self._cutter = Cutter.of(modalities, manifest.cut.window, manifest.task)
         self._splitting = split_recordings(table, manifest.cut.split)
-        self._table = table
+        self.table = table
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
         """All modalities, sorted by name, with the steps of a window."""
         return self._cutter.modalities
+
+    @property
+    def window_s(self) -> float:
+        """Length of a window."""
+        return self._cutter.window.length_s
 
     def splits(self, stored: ManifestSplit, counter: ClassCounter) -> dict[str, ManifestSplit]:
         """The splits, with the shards that have windows in them."""
@@ -79,7 +84,7 @@ class Windowing:
         assert shard.first is not None
         rows, first, present, target, keys, steps, subjects = [], [], [], [], [], [], []
         for row in range(shard.recordings):
-            facts = self._table.facts(shard.first + row)
+            facts = self.table.facts(shard.first + row)
             steps.append([stream.steps for stream in facts.streams])
             if self._splitting.time_cuts is None and self._splitting.of[shard.first + row] != split:
                 continue
@@ -104,13 +109,22 @@ class Windowing:
             subjects,
         )
 
+    def recording(self, row: int) -> tuple[CutWindows, list[str]]:
+        """All windows of a recording of the table, and the split of each; "" if it is in none."""
+        facts = self.table.facts(row)
+        windows = self._cutter.windows(facts)
+        times, of = (facts.length_s, self._cutter.window.length_s), np.full(len(windows), -1)
+        for number, name in enumerate(self._splitting.names):
+            of[self._splitting.some(name, row, windows, times)] = number
+        return windows, [self._splitting.names[number] if number >= 0 else "" for number in of.tolist()]
+
     def _targets(self, split: str, first: int, recordings: int) -> np.ndarray:
         """The labels of the windows of some recordings that are in the split, in their order."""
         found = [np.empty(0)]
         for row in range(first, first + recordings):
             if self._splitting.time_cuts is None and self._splitting.of[row] != split:
                 continue
-            facts = self._table.facts(row)
+            facts = self.table.facts(row)
             windows = self._cutter.windows(facts)
             times = facts.length_s, self._cutter.window.length_s
             found.append(windows.label[self._splitting.some(split, row, windows, times)])
