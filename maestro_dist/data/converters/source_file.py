@@ -81,15 +81,15 @@ class SourceFile:
         """Its name for messages."""
         return self.copies[0].name
 
-    def read(self, remarks: Remarks) -> bytes:
-        """The content.
+    def read(self, remarks: Remarks, *, text: bool = True) -> bytes:
+        """The content. `text`: whether its last line should be ended.
 
         Raises:
             DataError: it cannot be read, or its copies differ.
             StorageError: it cannot be read at present.
         """
         content = self.copies[0].read()
-        if content.strip() and not content.endswith((b"\n", b"\r")):
+        if text and content.strip() and not content.endswith((b"\n", b"\r")):
             remarks.warn("the last line is not ended (was the file cut short?)", self.name)
         digest = hashlib.sha256(content).digest() if len(self.copies) > 1 else b""
         for copy in self.copies[1:]:
