@@ -135,8 +135,5 @@ def pamap(
 
 def write_pamap(path: Path, rows: np.ndarray) -> None:
     """One `.dat` file."""
-    lines = [
-        " ".join([f"{row[0]:.2f}", f"{row[1]:.0f}", *("NaN" if np.isnan(x) else f"{x:.6g}" for x in row[2:])])
-        for row in rows
-    ]
-    path.write_text("\n".join(lines) + "\n")
+    line = " ".join(["%.2f", "%.0f", *["%.6g"] * (rows.shape[1] - 2)]) + "\n"
+    path.write_text((line * len(rows) % tuple(rows.ravel().tolist())).replace("nan", "NaN"))
