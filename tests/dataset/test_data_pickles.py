@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import python2_pickle
 
-from maestro_dist.data.converters.restricted_pickle import read_pickle
+from maestro_dist.data.converters.restricted_pickle import read_plain_data
 from maestro_dist.errors import DataError
 
 DRAW = np.random.default_rng(0)
@@ -61,16 +61,16 @@ def test_plain_data_of_python_3(protocol: int) -> None:
         "word": "é☃\n\U0001f600",
         "big": np.arange(3, dtype=">f8"),
     }
-    same(read_pickle("f", pickle.dumps(PLAIN | more, protocol)), PLAIN | more)
+    same(read_plain_data("f", pickle.dumps(PLAIN | more, protocol)), PLAIN | more)
     scalars = {"a": np.float64(1.5), "b": np.int32(-4), "c": np.bool_(True)}
-    same(read_pickle("f", pickle.dumps(scalars, protocol)), {"a": 1.5, "b": -4, "c": True})
+    same(read_plain_data("f", pickle.dumps(scalars, protocol)), {"a": 1.5, "b": -4, "c": True})
 
 
 @pytest.mark.parametrize("protocol", [0, 2])
 def test_plain_data_of_python_2(protocol: int) -> None:
     content = python2_pickle.dumps(PLAIN, protocol)
     same(pickle.loads(content, encoding="latin1"), PLAIN)  # what is written is a pickle
-    same(read_pickle("f", content), PLAIN)
+    same(read_plain_data("f", content), PLAIN)
 
 
 class Calls:
@@ -117,7 +117,7 @@ def test_other_names_are_refused(value: Any, name: str, protocol: int, tmp_path:
     except TypeError:  # a module cannot be pickled at all
         return
     with pytest.raises(DataError, match=rf"^f: .*({name}).*; refused") as error:
-        read_pickle("f", content)
+        read_plain_data("f", content)
     assert "\n" not in str(error.value)
     assert not place.exists()
 
@@ -150,7 +150,7 @@ KIND = b"cnumpy\ndtype\n(S'f8'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntb"
         (b"c_codecs\nencode\n(S'abc'\nS'zlib'\ntR.", "encode in an unusual way"),
         (b"cnumpy\ndtype\n(S'f8'\nI0\nI1\ntR(I3\nS'<'\n(S'O'\nI2\ntNNI-1\nI-1\nI0\ntb.", "more than plain numbers"),
         (b"cnumpy\ndtype\n(S'f8'\nI0\nI1\ntR(dS'text'\nS'O'\nsb.", "more than plain numbers"),
-        (b"cnumpy\nndarray\n(dS'kind'\nS'array'\nsb.", "it sets the state of _Name"),
+        (b"cnumpy\nndarray\n(dS'kind'\nS'array'\nsb.", "it sets the state of _PickledName"),
         (b"(dS'a'\nI1\ns(dS'b'\nI1\nsb.", "it sets the state of dict"),
         (b"cos\nsystem\n(S'true'\ntR.", "it refers to 'os'.'system', which is not plain data; refused"),
         (b"(S'true'\nios\nsystem\n.", "0x69, which plain data does not need"),
@@ -184,7 +184,7 @@ KIND = b"cnumpy\ndtype\n(S'f8'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntb"
 )
 def test_odd_pickles_are_refused(content: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message) as error:
-        read_pickle("S2.pkl", content)
+        read_plain_data("S2.pkl", content)
     assert str(error.value).startswith("S2.pkl: ")
     assert len(str(error.value)) < 300
     assert "\n" not in str(error.value)
@@ -195,7 +195,7 @@ def test_every_cut_is_noticed(protocol: int) -> None:
     content = python2_pickle.dumps({"a": np.arange(3.0), "b": [1, "two"], "c": (None, {})}, protocol)
     for end in range(len(content)):
         with pytest.raises(DataError):
-            read_pickle("f", content[:end])
+            read_plain_data("f", content[:end])
 
 
 @pytest.mark.parametrize("protocol", [0, 2])
@@ -205,7 +205,7 @@ def test_flipped_bytes_make_data_or_a_data_error(protocol: int) -> None:
     for place in range(len(content)):
         for value in (0, ord("."), ord("("), ord("R"), ord("b"), ord("g"), 255, content[place] ^ 1):
             try:
-                read_pickle("f", content[:place] + bytes([value]) + content[place + 1 :])
+                read_plain_data("f", content[:place] + bytes([value]) + content[place + 1 :])
             except DataError:
                 refused += 1
     assert refused > len(content)
@@ -225,12 +225,12 @@ def test_small_files_take_little_memory_and_time(name: str, tmp_path: Path) -> N
     (tmp_path / "bomb.pkl").write_bytes(BOMBS[name])
     program = f"""
         import resource
-        from maestro_dist.data.converters.restricted_pickle import read_pickle
+        from maestro_dist.data.converters.restricted_pickle import read_plain_data
         from maestro_dist.errors import DataError
         content = open({str(tmp_path / "bomb.pkl")!r}, "rb").read()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
-            read_pickle("bomb", content)
+            read_plain_data("bomb", content)
         except DataError as error:
             print(error)
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from maestro_dist.data.converters.files import SourceFile, SourceFiles, missing_text
-from maestro_dist.data.converters.restricted_pickle import read_pickle
+from maestro_dist.data.converters.restricted_pickle import read_plain_data
 from maestro_dist.data.parts import Remarks
 from maestro_dist.errors import DataError
 from maestro_dist.types import Modality
@@ -115,7 +115,7 @@ def read_body(file: SourceFile, person: int, names: Sequence[str], remarks: Rema
     Raises:
         DataError: the file is damaged, lacks a stream, is of another person, or its streams do not fit each other.
     """
-    content = read_pickle(file.name, file.read(remarks, text=False))
+    content = read_plain_data(file.name, file.read(remarks, text=False))
     if not isinstance(content, Mapping) or not isinstance(content.get("signal"), Mapping):
         raise DataError(f"{file.name}: it has no 'signal'; it is no SX.pkl of the data set")
     subject = content.get("subject")

@@ -77,7 +77,7 @@ Role = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class _Session:
+class _DsadsRecording:
     """The recording of one activity of one person. `files`: its segments in turn."""
 
     activity: int
@@ -120,7 +120,7 @@ class Dsads(Converter):
         files = SourceFiles(source)
         sessions = _sessions(files)
         parts = [
-            _Session(activity, person, segments, arguments.modalities, splits)
+            _DsadsRecording(activity, person, segments, arguments.modalities, splits)
             for (activity, person), segments in sessions.items()
         ]
         people = frozenset(person for _, person in sessions)

@@ -90,7 +90,7 @@ _OFF = 0.25
 
 
 @dataclass(frozen=True)
-class _Sensor:
+class _PamSensor:
     """A modality and its columns in the file."""
 
     name: str
@@ -107,7 +107,7 @@ class _PamPerson:
     person: int
     optional: bool
     file: SourceFile
-    sensors: tuple[_Sensor, ...]
+    sensors: tuple[_PamSensor, ...]
     activities: tuple[int, ...]
     splits: Splits
 
@@ -200,14 +200,14 @@ class Pam(Converter):
         return warn_of_unknown_people(conversion, splits) if arguments.splits else conversion
 
 
-def _sensors(choice: str) -> tuple[_Sensor, ...]:
+def _sensors(choice: str) -> tuple[_PamSensor, ...]:
     if choice == "hand":
         names = (*_COLUMN_NAMES, *(f"orientation_{n}" for n in range(1, 5)))
         about = zip(names, _COLUMN_UNITS, strict=True)
-        return tuple(_Sensor(f"hand_{name}", PLACES["hand"] + n, 1, unit) for n, (name, unit) in enumerate(about))
-    heart_rate = _Sensor("heart_rate", HEART_RATE, 1, "1/min", HEART_RATE_HZ)
+        return tuple(_PamSensor(f"hand_{name}", PLACES["hand"] + n, 1, unit) for n, (name, unit) in enumerate(about))
+    heart_rate = _PamSensor("heart_rate", HEART_RATE, 1, "1/min", HEART_RATE_HZ)
     placed = [
-        _Sensor(f"{place}_{name}", first + column, variates, unit)
+        _PamSensor(f"{place}_{name}", first + column, variates, unit)
         for place, first in PLACES.items()
         for name, (column, variates, unit) in _SENSORS.items()
     ]
@@ -264,7 +264,7 @@ def _places(name: str, seconds: np.ndarray) -> np.ndarray:
     return place
 
 
-def _stream(rows: np.ndarray, place: np.ndarray, sensor: _Sensor) -> np.ndarray:
+def _stream(rows: np.ndarray, place: np.ndarray, sensor: _PamSensor) -> np.ndarray:
     """The values of a modality at its rate, [steps, variates]; NaN where there is none. Of two values for one step (of
     the heart rate), the later counts."""
     given = rows[:, sensor.first : sensor.first + sensor.variates]

@@ -23,21 +23,21 @@ _MOST_DIMENSIONS = 8
 
 
 @dataclass(frozen=True)
-class _Name:
+class _PickledName:
     """A name that the file refers to; `kind` is what it makes here."""
 
     kind: str
 
 
 @dataclass
-class _Kind:
+class _NumberType:
     """A numpy dtype, as far as it is known."""
 
     text: str
 
 
 @dataclass
-class _Numbers:
+class _PickledArray:
     """A numpy array; `values` is None until its bytes have come."""
 
     values: np.ndarray | None = None
@@ -54,7 +54,7 @@ _NAMES = {
 }
 
 
-def read_pickle(name: str, content: bytes) -> Any:
+def read_plain_data(name: str, content: bytes) -> Any:
     """The value that a pickle holds: None, booleans, numbers, text, bytes, lists, tuples, dictionaries, and numpy
     arrays of numbers (read-only). Text of Python 2 is read as Latin-1. `name` is for messages.
 
@@ -69,27 +69,27 @@ def read_pickle(name: str, content: bytes) -> Any:
         raise DataError(f"{name}: not a readable pickle ({type(error).__name__}: {error}); fetch it again") from None
 
 
-def _named(module: str, attribute: str) -> _Name:
+def _named(module: str, attribute: str) -> _PickledName:
     kind = _NAMES.get((module, attribute))
     if kind is None:
         raise Refused(f"it refers to {module[:60]!r}.{attribute[:60]!r}, which is not plain data; refused")
-    return _Name(kind)
+    return _PickledName(kind)
 
 
 def _made(name: Any, arguments: Any) -> Any:
     """What a name makes of its arguments."""
-    if not isinstance(name, _Name) or not isinstance(arguments, tuple):
+    if not isinstance(name, _PickledName) or not isinstance(arguments, tuple):
         raise Refused("it calls something that is not a name; refused")
     match name.kind, arguments:
-        case "array", (_Name(kind="ndarray"), tuple(), _):
-            return _Numbers()
+        case "array", (_PickledName(kind="ndarray"), tuple(), _):
+            return _PickledArray()
         case "dtype", (str(text), *_):
-            return _Kind(_checked_kind(text))
+            return _NumberType(_checked_kind(text))
         case "encode", (str(text), "latin1" | "latin-1"):
             return text.encode("latin-1")
         case "no bytes", ():
             return b""
-        case "scalar", (_Kind(text=text), bytes() | str() as raw):
+        case "scalar", (_NumberType(text=text), bytes() | str() as raw):
             return _array((), text, raw).item()
     raise Refused(f"it uses numpy's {name.kind} in an unusual way; refused")
 
@@ -97,11 +97,17 @@ def _made(name: Any, arguments: Any) -> Any:
 def _complete(item: Any, state: Any) -> None:
     """Complete an array or a dtype with its state."""
     match item, state:
-        case _Kind(text=text), (int(), str(order), None, None, None, *_):
+        case _NumberType(text=text), (int(), str(order), None, None, None, *_):
             item.text = _checked_kind(order + text.lstrip("<>=|"))
-        case _Numbers(values=None), (int(), tuple() as shape, _Kind(text=text), fortran, bytes() | str() as raw):
+        case _PickledArray(values=None), (
+            int(),
+            tuple() as shape,
+            _NumberType(text=text),
+            fortran,
+            bytes() | str() as raw,
+        ):
             item.values = _array(shape, text, raw, fortran=bool(fortran))
-        case _Kind() | _Numbers(), _:
+        case _NumberType() | _PickledArray(), _:
             raise Refused("an array that holds more than plain numbers; refused")
         case _:
             raise Refused(f"it sets the state of {type(item).__name__}; refused")
@@ -135,11 +141,11 @@ def _plain(value: Any) -> Any:
         item, parts_done = waiting.pop()
         if id(item) in done and not parts_done:
             continue
-        if isinstance(item, _Numbers):
+        if isinstance(item, _PickledArray):
             if item.values is None:
                 raise Refused("an array has no numbers; fetch the file again")
             done[id(item)] = item.values
-        elif isinstance(item, _Name | _Kind):
+        elif isinstance(item, _PickledName | _NumberType):
             raise Refused("it holds a name or a type of numpy where a value belongs; only data can be read")
         elif not isinstance(item, dict | list | tuple):
             done[id(item)] = item
