@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import runpy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def test_wesad_values_labels_and_people(wesad: Path) -> None:
     text = "people whose wrist acceleration is stored in 1/64 g; it was converted to g"
     assert found.notes(remarks.counts) == [f"3 {text}"]
     (warning,) = found.warnings
-    assert warning.startswith("people who are published, but are not in the source: S3/S3.pkl is missing (12 are: S3/")
+    assert warning.startswith("files that are not in the source (12): S3/S3.pkl, S4/S4.pkl")
     assert pickle.loads(pickle.dumps(found.parts)) == found.parts
 
 
@@ -110,6 +111,13 @@ def test_python_2_protocol_0(tmp_path: Path, wesad: Path) -> None:
     assert one.labels == other.labels
     for name, values in other.values.items():
         np.testing.assert_array_equal(one.values[name], values)
+
+
+def test_an_archive_is_read_where_it_is(wesad: Path, tmp_path: Path) -> None:
+    archive = shutil.make_archive(str(tmp_path / "WESAD"), "zip", wesad.parent, wesad.name)
+    found, expected = recordings(conversion("wesad", Path(archive))), recordings(conversion("wesad", wesad))
+    assert set(found) == set(expected)
+    np.testing.assert_array_equal(found["S2"].values["chest_emg"], expected["S2"].values["chest_emg"])
 
 
 def test_wesad_options(wesad: Path) -> None:

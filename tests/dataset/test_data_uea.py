@@ -129,6 +129,17 @@ def test_missing_values_comments_and_empty_series(tmp_path: Path) -> None:
     assert line.startswith("series without any value, left out: line 17 of")
 
 
+def test_line_ends_and_letters_of_other_systems(tmp_path: Path) -> None:
+    source = toy(tmp_path)
+    expected = [sample.values for sample in conversion(source).samples()]
+    for part in ("TRAIN", "TEST"):
+        text = "# a\x0cb\x85c\n" + (source / f"Toy_{part}.ts").read_text().replace("@data", "@DATA")
+        (source / f"Toy_{part}.ts").write_bytes(text.replace("\n", "\r\n").encode("latin-1"))
+    for found, values in zip(conversion(source).samples(), expected, strict=True):
+        np.testing.assert_array_equal(found.values["dim_1"], values["dim_1"])
+        np.testing.assert_array_equal(found.values["dim_2"], values["dim_2"])
+
+
 def test_classes_may_be_in_another_order_in_the_test_file(tmp_path: Path) -> None:
     source = toy(tmp_path)
     text = (source / "Toy_TEST.ts").read_text().replace("true up down", "true down up")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from maestro_dist.data.converters.files import SourceFile, SourceFiles, missing_text
+from maestro_dist.data.converters.files import SourceFile, SourceFiles
 from maestro_dist.data.converters.restricted_pickle import read_plain_data
 from maestro_dist.data.parts import Remarks
 from maestro_dist.errors import DataError
@@ -101,9 +101,8 @@ def find_people(files: SourceFiles, published: Collection[int]) -> dict[int, Sou
     found = files.find(_person_of)
     if not found:
         raise files.error("no SX/SX.pkl; the source is the folder or archive that holds the folders S1, S2, ...")
-    missing = [f"S{number}/S{number}.pkl" for number in sorted(set(published) - found.keys())]
-    if missing:
-        files.remarks.warn("people who are published, but are not in the source", missing_text(missing))
+    for number in sorted(set(published) - found.keys()):
+        files.remarks.warn("files that are not in the source", f"S{number}/S{number}.pkl")
     for number in sorted(found.keys() - set(published)):
         files.remarks.warn("people who are not among those published, used nevertheless", found[number].name)
     return dict(sorted(found.items()))

@@ -74,7 +74,7 @@ def read_ts(name: str, content: bytes) -> TsFile:
     Raises:
         DataError: the header is incomplete or has another meaning, or there are no series.
     """
-    lines = content.decode("utf-8-sig", errors="replace").splitlines()  # comments may have any encoding
+    lines = content.decode("utf-8-sig", errors="replace").split("\n")  # comments may have any encoding
     tags: dict[str, str] = {}
     start = None
     for number, line in enumerate(lines, start=1):
