@@ -222,10 +222,10 @@ WRIST_ACC = ("signal", "wrist", "ACC")
         ("wesad", put("signal", "chest", "Resp", value=None), "chest has no numbers in 'Resp'"),
         (
             "wesad",
-            put("signal", "chest", "ECG", value=lambda x: x[:-2100]),
-            "chest_ecg lasts 57.0 s at 700 Hz, other signals 60.0",
+            put("signal", "chest", "ECG", value=lambda x: x[:-4900]),
+            "chest_ecg .700 Hz. lasts 53.0 s, the signals 60.0 s",
         ),
-        ("wesad", put("signal", "wrist", "BVP", value=lambda x: x[::2]), "wrist_bvp lasts 30.0 s at 64 Hz, other"),
+        ("wesad", put("signal", "wrist", "BVP", value=lambda x: x[::2]), "wrist_bvp .64 Hz. lasts 30.0 s, the signals"),
         (
             "wesad",
             put(*WRIST_ACC, value=lambda x: x[:, :2]),
@@ -241,8 +241,12 @@ WRIST_ACC = ("signal", "wrist", "ACC")
         ("wesad", put("label", value=None), "has no numbers in 'label'"),
         ("wesad", put("label", value=lambda x: x + 4), "label has 11; its values are 0 to 7"),
         ("wesad", put("label", value=lambda x: x + 0.5), "label has 0.5; its values are 0 to 7"),
-        ("wesad", put("label", value=lambda x: x[::2]), "label lasts 30.0 s at 700 Hz, the signals 60.0 s"),
-        ("ppg_dalia", put("label", value=lambda x: x[:-3]), "label has 22 heart rates, but signals of 56.0 s make 25"),
+        ("wesad", put("label", value=lambda x: x[::2]), "label .700 Hz. lasts 30.0 s, the signals 60.0 s"),
+        (
+            "ppg_dalia",
+            put("label", value=lambda x: x[:-4]),
+            "label .8 s every 2 s. lasts 48.0 s, the signals 56.0",
+        ),
         ("ppg_dalia", put("label", value=lambda x: x * np.nan), "label has the heart rate nan in row 0"),
         ("ppg_dalia", put("label", value=lambda x: x - 61), "label has the heart rate -0.95 in row 0"),
         ("ppg_dalia", put("rpeaks", value=None), ""),
@@ -257,6 +261,38 @@ def test_odd_files_are_named(name: str, change: trees.Change, message: str, tmp_
     with pytest.raises(DataError, match=rf"S5/S5.pkl.*{message}") as error:
         recordings(conversion(name, tmp_path))
     assert "\n" not in str(error.value)
+
+
+def test_streams_and_labels_that_end_earlier_are_named(tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["signal"]["wrist"]["TEMP"] = content["signal"]["wrist"]["TEMP"][:-12]
+        content["label"] = content["label"][:-1400]
+
+    trees.write_people(tmp_path, trees.wesad_person, [5], change)
+    remarks = Remarks()
+    person = recordings(conversion("wesad", tmp_path), remarks)["S5"]
+    assert person.length_s == 60.0
+    assert len(person.values["wrist_temp"]) == 228
+    (line,) = remarks.lines()
+    assert line.startswith(
+        "signals and labels that end at another time than the others of the person (2): wrist_temp (4 Hz)"
+    )
+    assert "(-3.0 s), label (700 Hz) of" in line
+    assert line.endswith("(-2.0 s)")
+
+
+def test_heart_rates_need_not_reach_the_end(tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:  # 1.9 s more than 25 windows of 8 s every 2 s
+        for device in content["signal"].values():
+            for key, values in device.items():
+                device[key] = np.concatenate([values, values[: round(len(values) / 56 * 1.9)]])
+
+    trees.write_people(tmp_path, trees.dalia_person, [5], change)
+    remarks = Remarks()
+    person = recordings(conversion("ppg_dalia", tmp_path), remarks)["S5"]
+    assert len(person.labels) == 25
+    assert person.length_s == pytest.approx(57.9, abs=0.1)
+    assert remarks.lines() == []
 
 
 def test_odd_activities(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from maestro_dist.data.parts import Remarks
 from maestro_dist.errors import DataError
 from maestro_dist.types import Modality
 
-APART_S = 1.0
-"""Allowed difference of the ends of two streams, in seconds. All end together in the published files."""
+APART_S, APART = 1.0, 0.1
+"""By how much streams and labels may differ in length: in seconds; with a warning, as a share of the usual length."""
 _E4_UNITS = 64  # of 1 g
 _STILL = 0.5, 2.0
 """The median length of the acceleration, in g, is in this range: most of the time it is gravity alone."""
@@ -58,7 +58,7 @@ class Body:
     """What was read of one person.
 
     streams   float64 [steps, variates] by modality, all from time 0 on
-    length_s  end of the streams
+    length_s  the usual end of the streams (median)
     content   the whole dictionary
     name      of the file, for messages
     """
@@ -68,7 +68,7 @@ class Body:
     content: Mapping[Any, Any]
     name: str
 
-    def labels(self, key: str, rate_hz: float, most: int) -> np.ndarray:
+    def labels(self, key: str, rate_hz: float, most: int, remarks: Remarks) -> np.ndarray:
         """Numbers 0 to `most` at a fixed rate, as int64 [n], from time 0 to the end.
 
         Raises:
@@ -78,11 +78,7 @@ class Body:
         if not np.isin(values, np.arange(most + 1)).all():
             odd = values[~np.isin(values, np.arange(most + 1))][0]
             raise DataError(f"{self.name}: {key} has {odd:g}; its values are 0 to {most}; fetch it again")
-        if abs(len(values) / rate_hz - self.length_s) > APART_S:
-            raise DataError(
-                f"{self.name}: {key} lasts {len(values) / rate_hz:,.1f} s at {rate_hz:g} Hz, the signals "
-                f"{self.length_s:,.1f} s; fetch it again"
-            )
+        check_length(self.name, f"{key} ({rate_hz:g} Hz)", len(values) / rate_hz, self.length_s, remarks)
         return values.astype(np.int64)
 
 
@@ -130,7 +126,30 @@ def read_body(file: SourceFile, person: int, names: Sequence[str], remarks: Rema
         streams[name] = numbers(f"{file.name}: {about.device}", device, about.key, about.variates)
     if "wrist_acc" in streams:
         streams["wrist_acc"] = _in_g(file.name, streams["wrist_acc"], remarks)
-    return Body(streams, _length(file.name, streams), content, file.name)
+    ends = {name: len(values) / SENSORS[name].rate_hz for name, values in streams.items()}
+    length_s = float(np.median(list(ends.values())))
+    for name, end in ends.items():
+        check_length(file.name, f"{name} ({SENSORS[name].rate_hz} Hz)", end, length_s, remarks)
+    return Body(streams, length_s, content, file.name)
+
+
+def check_length(name: str, what: str, lasts_s: float, usual_s: float, remarks: Remarks) -> None:
+    """Compare the length of a stream or of labels with the usual one, in seconds.
+
+    Raises:
+        DataError: they differ by so much that the rate is another one, or much is missing.
+    """
+    apart = abs(lasts_s - usual_s)
+    if apart > max(APART_S, APART * usual_s):
+        raise DataError(
+            f"{name}: {what} lasts {lasts_s:,.1f} s, the signals {usual_s:,.1f} s: it is incomplete or has another "
+            "rate; fetch it again"
+        )
+    if apart > APART_S:
+        remarks.warn(
+            "signals and labels that end at another time than the others of the person",
+            f"{what} of {name} ({lasts_s - usual_s:+.1f} s)",
+        )
 
 
 def numbers(name: str, content: Mapping[Any, Any], key: str, variates: int) -> np.ndarray:
@@ -172,19 +191,6 @@ def _in_g(name: str, values: np.ndarray, remarks: Remarks) -> np.ndarray:
         f"{name}: the median length of the wrist's acceleration is {length:.3g}: neither about 1 (g) nor about 64 "
         "(1/64 g); fetch it again"
     )
-
-
-def _length(name: str, streams: Mapping[str, np.ndarray]) -> float:
-    """The end of the streams, in seconds; they must end together."""
-    ends = {stream: len(values) / SENSORS[stream].rate_hz for stream, values in streams.items()}
-    usual = float(np.median(list(ends.values())))
-    odd = max(ends, key=lambda stream: abs(ends[stream] - usual))
-    if abs(ends[odd] - usual) > APART_S:
-        raise DataError(
-            f"{name}: {odd} lasts {ends[odd]:,.1f} s at {SENSORS[odd].rate_hz} Hz, other signals {usual:,.1f} s: it is "
-            "incomplete or has another rate; fetch it again"
-        )
-    return min(ends.values())
 
 
 def _person_of(path: PurePosixPath) -> int | None:

@@ -21,7 +21,15 @@ from typing import Any
 import numpy as np
 
 from maestro_dist.config.windows import WindowConfig
-from maestro_dist.data.converters.chest_wrist import Body, find_people, modalities, numbers, read_body, runs_of
+from maestro_dist.data.converters.chest_wrist import (
+    Body,
+    check_length,
+    find_people,
+    modalities,
+    numbers,
+    read_body,
+    runs_of,
+)
 from maestro_dist.data.converters.files import AnySource, SourceFile, SourceFiles
 from maestro_dist.data.converters.source import (
     Conversion,
@@ -49,8 +57,6 @@ CITATION = (
     "Reiss A, Indlekofer I, Schmidt P, Van Laerhoven K. Deep PPG: Large-Scale Heart Rate Estimation with Convolutional "
     "Neural Networks. Sensors 2019;19(14):3079, doi 10.3390/s19143079."
 )
-_MORE_LABELS = 2
-"""Allowed difference between the number of heart rates and the number of windows."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class _DaliaPerson:
     def samples(self, remarks: Remarks) -> Iterator[RawRecording]:
         """See `Part.samples`."""
         body = read_body(self.file, self.person, self.sensors, remarks)
-        labels = _heart_rates(body) if self.target == "heart_rate" else _activities(body)
+        labels = (_heart_rates if self.target == "heart_rate" else _activities)(body, remarks)
         if not labels:
             remarks.warn("people without any label, left out", self.name)
             return
@@ -126,15 +132,12 @@ class PpgDalia(Converter):
         return warn_of_unknown_people(conversion, splits) if arguments.splits else conversion
 
 
-def _heart_rates(body: Body) -> list[tuple[float, float, float]]:
+def _heart_rates(body: Body, remarks: Remarks) -> list[tuple[float, float, float]]:
     """The heart rate of each window, in 1/min, in the middle of it: so windows overlap, and labels do not."""
     rates = numbers(body.name, body.content, "label", 1)[:, 0]
-    wanted = int((body.length_s - WINDOW_S) // SHIFT_S) + 1
-    if abs(len(rates) - wanted) > _MORE_LABELS:
-        raise DataError(
-            f"{body.name}: label has {len(rates):,} heart rates, but signals of {body.length_s:,.1f} s make {wanted:,} "
-            f"windows of {WINDOW_S} s every {SHIFT_S} s; fetch it again"
-        )
+    check_length(
+        body.name, "label (a window of 8 s every 2 s)", (len(rates) - 1) * SHIFT_S + WINDOW_S, body.length_s, remarks
+    )
     if not (rates > 0).all():
         row = int(np.argmin(rates > 0))
         raise DataError(f"{body.name}: label has the heart rate {rates[row]:g} in row {row}; fetch it again")
@@ -143,6 +146,6 @@ def _heart_rates(body: Body) -> list[tuple[float, float, float]]:
     return list(zip((middle - half).tolist(), (middle + half).tolist(), rates.tolist(), strict=True))
 
 
-def _activities(body: Body) -> list[tuple[float, float, int]]:
-    runs = runs_of(body.labels("activity", ACTIVITY_HZ, len(ACTIVITIES)))
+def _activities(body: Body, remarks: Remarks) -> list[tuple[float, float, int]]:
+    runs = runs_of(body.labels("activity", ACTIVITY_HZ, len(ACTIVITIES), remarks))
     return [(first / ACTIVITY_HZ, end / ACTIVITY_HZ, value - 1) for first, end, value in runs if value]

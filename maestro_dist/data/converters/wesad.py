@@ -63,7 +63,7 @@ class _WesadPerson:
     def samples(self, remarks: Remarks) -> Iterator[RawRecording]:
         """See `Part.samples`."""
         body = read_body(self.file, self.person, self.sensors, remarks)
-        runs = runs_of(body.labels("label", LABEL_HZ, _MOST_LABEL))
+        runs = runs_of(body.labels("label", LABEL_HZ, _MOST_LABEL, remarks))
         labels = [
             (first / LABEL_HZ, end / LABEL_HZ, value - 1) for first, end, value in runs if 1 <= value <= self.classes
         ]
