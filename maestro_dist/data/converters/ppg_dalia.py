@@ -135,9 +135,9 @@ class PpgDalia(Converter):
 def _heart_rates(body: Body, remarks: Remarks) -> list[tuple[float, float, float]]:
     """The heart rate of each window, in 1/min, in the middle of it: so windows overlap, and labels do not."""
     rates = numbers(body.name, body.content, "label", 1)[:, 0]
-    check_length(
-        body.name, "label (a window of 8 s every 2 s)", (len(rates) - 1) * SHIFT_S + WINDOW_S, body.length_s, remarks
-    )
+    lasts_s = (len(rates) - 1) * SHIFT_S + WINDOW_S
+    usual_s = (body.length_s - WINDOW_S) // SHIFT_S * SHIFT_S + WINDOW_S
+    check_length(body.name, "label (8 s every 2 s)", lasts_s, usual_s, remarks)
     if not (rates > 0).all():
         row = int(np.argmin(rates > 0))
         raise DataError(f"{body.name}: label has the heart rate {rates[row]:g} in row {row}; fetch it again")
