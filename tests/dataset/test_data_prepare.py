@@ -16,7 +16,7 @@ import yaml
 
 from maestro_dist.config.schema import SourceConfig
 from maestro_dist.data import converters
-from maestro_dist.data.converters import Conversion, Converter
+from maestro_dist.data.converters import CONVERTERS, Conversion, Converter
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.pack_records import RECORDS
 from maestro_dist.data.prepare import check_place, check_typed, prepare
@@ -190,7 +190,7 @@ def test_a_damaged_source_leaves_no_data_set(source: SourceConfig, tmp_path: Pat
 
 def test_a_converter_that_is_not_there_is_named(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tried(recipe, "data.source.converter=uci_hap") == 2
-    known = ", ".join(converters.CONVERTERS)
+    known = ", ".join(CONVERTERS)
     message = f"data.source.converter: no converter 'uci_hap'; did you mean uci_hapt? There are {known}"
     assert message in capsys.readouterr().err
     prepare(SourceConfig.model_validate(yaml.safe_load(recipe.read_text())["data"]["source"]), f"{recipe.parent}/data")

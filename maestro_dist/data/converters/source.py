@@ -86,8 +86,10 @@ class Converter(ABC):
 Splits = Mapping[str, Collection[int]]  # split -> numbers of its subjects; all other subjects are for training
 
 
-def table(name: str, content: bytes, columns: int, **options: Any) -> np.ndarray:
+def table(name: str, content: bytes, columns: int, *, gaps: bool = False, **options: Any) -> np.ndarray:
     """Numbers of a text file as float64 [rows, columns]; `options` are passed to `numpy.loadtxt`.
+
+    `gaps`: NaN is allowed, for a missing value.
 
     Raises:
         DataError: the file is empty, has another number of columns, or a value that is not a finite number.
@@ -100,8 +102,9 @@ def table(name: str, content: bytes, columns: int, **options: Any) -> np.ndarray
         raise DataError(f"{name}: not a table of numbers ({error}); fetch it again") from error
     if numbers.shape[1] != columns:
         raise DataError(f"{name}: {numbers.shape[1]} columns instead of {columns}; fetch it again")
-    if not np.isfinite(numbers).all():
-        raise DataError(f"{name}: row {int(np.argmin(np.isfinite(numbers).all(axis=1))) + 1} is not finite")
+    allowed = ~np.isinf(numbers) if gaps else np.isfinite(numbers)
+    if not allowed.all():
+        raise DataError(f"{name}: row {int(np.argmin(allowed.all(axis=1))) + 1} is not finite")
     return numbers
 
 
