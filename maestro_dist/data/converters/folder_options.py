@@ -1,0 +1,124 @@
+"""Options that converters of a folder of recordings share: which of them, whose they are, their labels, the windows."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib import import_module
+from pathlib import PurePosixPath
+from types import ModuleType
+
+from maestro_dist.config.windows import WindowConfig
+from maestro_dist.data.converters.label_table import LabelTable, RecordLabels, read_label_table
+from maestro_dist.data.parts import join_names
+from maestro_dist.errors import ConfigError, DataError
+
+SUBJECTS = ("folder", "first", "record", "none")
+
+
+@dataclass(frozen=True)
+class RecordingNames:
+    """Whose recordings they are and in which split, by recording; "" where it is not known."""
+
+    subject: Mapping[str, str]
+    split: Mapping[str, str]
+
+
+def add_folder_options(parser: argparse.ArgumentParser, *, window_s: float) -> None:
+    """Add the options; `window_s`: the default length of a window."""
+    parser.add_argument(
+        "--labels",
+        metavar="CSV",
+        help="table with record, label (of all of it) or record, start_s, end_s, label; it may have subject and split",
+    )
+    parser.add_argument(
+        "--records", metavar="GLOB", help="only recordings whose path or name fits, such as 'p1*'; '!p1*': only others"
+    )
+    parser.add_argument(
+        "--subject",
+        choices=SUBJECTS,
+        default=SUBJECTS[0],
+        help="who the person of a recording is: the folder that holds it (default), the first folder of its path, the "
+        "recording itself, or unknown; a column subject of --labels goes before",
+    )
+    parser.add_argument(
+        "--window", type=float, default=window_s, metavar="S", help=f"seconds of a window (default {window_s:g})"
+    )
+    parser.add_argument("--stride", type=float, metavar="S", help="seconds between windows (default: no overlap)")
+    parser.add_argument("--licence", default="not stated", help="licence of the data, for the manifest")
+    parser.add_argument("--citation", default="", help="citation of the data, for the manifest")
+
+
+def window_of(arguments: argparse.Namespace) -> WindowConfig:
+    """How a run cuts the recordings by default.
+
+    Raises:
+        ConfigError: a length is not positive, or `--splits` is given.
+    """
+    if arguments.splits:
+        raise ConfigError(
+            "--splits: a run divides recordings (data.split.by=subject), or the column split of --labels does"
+        )
+    stride = arguments.window if arguments.stride is None else arguments.stride
+    if not (0 < arguments.window < float("inf") and 0 < stride < float("inf")):
+        raise ConfigError(f"--window {arguments.window:g} --stride {stride:g}: both are positive numbers of seconds")
+    return WindowConfig(length_s=arguments.window, stride_s=arguments.stride)
+
+
+def chosen_records(names: Sequence[str], pattern: str | None) -> list[str]:
+    """The sorted names that fit `--records`, by their path or its last part; after `!` those that do not fit.
+
+    Raises:
+        ConfigError: none is left.
+    """
+    glob = (pattern or "*").removeprefix("!")
+    excluded = glob != (pattern or "*")
+    fits = [n for n in sorted(names) if any(fnmatchcase(x, glob) for x in (n, PurePosixPath(n).name)) != excluded]
+    if names and not fits:
+        raise ConfigError(f"--records {pattern}: no recording fits; there are {join_names(sorted(names), 5)}")
+    return fits
+
+
+def table_of(arguments: argparse.Namespace) -> LabelTable | None:
+    """The table of `--labels`; None if it is not given."""
+    return read_label_table(arguments.labels) if arguments.labels else None
+
+
+def names_of(names: Sequence[str], subject: str, rows: Mapping[str, RecordLabels]) -> RecordingNames:
+    """Person and split of each recording: of the table, else by `--subject` from its path."""
+    people, splits = {}, {}
+    for name in names:
+        folders, row = PurePosixPath(name).parent.parts, rows.get(name, RecordLabels())
+        by_rule = {"folder": folders[-1:], "first": folders[:1], "record": (PurePosixPath(name).name,), "none": ()}
+        people[name] = "".join(by_rule[subject]) if row.subject is None else row.subject
+        splits[name] = row.split or ""
+    return RecordingNames(people, splits)
+
+
+def classes_of(labels: Sequence[str], where: str) -> tuple[str, ...]:
+    """The classes of a classification, sorted.
+
+    Raises:
+        DataError: there are fewer than two.
+    """
+    classes = tuple(sorted(set(labels)))
+    if len(classes) < 2:
+        found = f"only the label {classes[0]!r}" if classes else "no label"
+        raise DataError(
+            f"{where}: {found}; a classification has two classes or more; leave the labels out to pre-train"
+        )
+    return classes
+
+
+def formats_package(name: str) -> ModuleType:
+    """A package of the extra `formats`, imported only where it is needed.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"{name} is not installed ({error}); pip install 'maestro_dist[formats]'") from None
