@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -26,8 +27,8 @@ class RecordingNames:
     split: Mapping[str, str]
 
 
-def add_folder_options(parser: argparse.ArgumentParser, *, window_s: float) -> None:
-    """Add the options; `window_s`: the default length of a window."""
+def add_folder_options(parser: argparse.ArgumentParser, *, window_s: float, subjects: Sequence[str] = SUBJECTS) -> None:
+    """Add the options. `window_s`: the default length of a window; `subjects`: the choices of `--subject`."""
     parser.add_argument(
         "--labels",
         metavar="CSV",
@@ -38,10 +39,15 @@ def add_folder_options(parser: argparse.ArgumentParser, *, window_s: float) -> N
     )
     parser.add_argument(
         "--subject",
-        choices=SUBJECTS,
+        choices=subjects,
         default=SUBJECTS[0],
         help="who the person of a recording is: the folder that holds it (default), the first folder of its path, the "
         "recording itself, or unknown; a column subject of --labels goes before",
+    )
+    parser.add_argument(
+        "--person",
+        metavar="REGEX",
+        help="the person is what the parentheses match in the path of a recording ('SC4(..)'); instead of --subject",
     )
     parser.add_argument(
         "--window", type=float, default=window_s, metavar="S", help=f"seconds of a window (default {window_s:g})"
@@ -86,15 +92,39 @@ def table_of(arguments: argparse.Namespace) -> LabelTable | None:
     return read_label_table(arguments.labels) if arguments.labels else None
 
 
-def names_of(names: Sequence[str], subject: str, rows: Mapping[str, RecordLabels]) -> RecordingNames:
-    """Person and split of each recording: of the table, else by `--subject` from its path."""
+def names_of(names: Sequence[str], arguments: argparse.Namespace, rows: Mapping[str, RecordLabels]) -> RecordingNames:
+    """Person and split of each recording: of the table, else by `--person` or `--subject` from its path.
+
+    Raises:
+        ConfigError: `--person` is no pattern with one pair of parentheses, or a recording does not fit it.
+    """
     people, splits = {}, {}
+    pattern = _pattern(arguments.person)
     for name in names:
-        folders, row = PurePosixPath(name).parent.parts, rows.get(name, RecordLabels())
-        by_rule = {"folder": folders[-1:], "first": folders[:1], "record": (PurePosixPath(name).name,), "none": ()}
-        people[name] = "".join(by_rule[subject]) if row.subject is None else row.subject
+        path, row = PurePosixPath(name), rows.get(name, RecordLabels())
+        folders = path.parent.parts
+        by_rule = {"folder": folders[-1:], "first": folders[:1], "record": (path.name,), "none": ()}
+        person = "".join(by_rule.get(arguments.subject, ()))
+        if pattern is not None and row.subject is None:
+            match = pattern.search(name)
+            if match is None or not match[1]:
+                raise ConfigError(f"--person {arguments.person}: it does not fit recording {name}")
+            person = match[1]
+        people[name] = person if row.subject is None else row.subject
         splits[name] = row.split or ""
     return RecordingNames(people, splits)
+
+
+def _pattern(text: str | None) -> re.Pattern[str] | None:
+    if not text:
+        return None
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise ConfigError(f"--person {text}: not a regular expression ({error})") from None
+    if pattern.groups != 1:
+        raise ConfigError(f"--person {text}: put the part that is the person in one pair of parentheses")
+    return pattern
 
 
 def classes_of(labels: Sequence[str], where: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 import yaml
 
 from maestro_dist.data.parts import join_names
@@ -241,15 +242,26 @@ def _one_unit(
             continue
         if not all(unit in _MILLIVOLTS for unit in given):
             examples = {s.unit: f"{s.unit or 'no unit'} in {r}" for r, c, s in reversed(found) if c == column}
+            shown = join_names([examples[unit] for unit in given], 4)
             raise DataError(
-                f"{modality}: signals with several units ({join_names(list(examples.values()), 4)}); make a modality "
-                "for each with --modalities, or choose recordings with --records"
+                f"{modality}: signals with several units ({shown}); make a modality for each with --modalities, or "
+                "choose recordings with --records"
             )
         warnings.append(f"{modality}: {' and '.join(given)} are converted to mV")
         factors |= {(unit, column): _MILLIVOLTS[unit] for unit in given}
         units[column] = ["mV"]
     of_variates = [units[column][0] for column in sorted(units)]
     return ", ".join(of_variates if len(set(of_variates)) > 1 else of_variates[:1]), factors
+
+
+def stacked(use: SignalUse, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The values of a modality, float32 [T, D]; a variate that the recording lacks is NaN."""
+    steps = max(len(arrays[v[0]]) for v in use.variates if v)
+    stacked = np.full((steps, len(use.variates)), np.nan, dtype=np.float32)
+    for column, variate in enumerate(use.variates):
+        if variate is not None:
+            stacked[:, column] = arrays[variate[0]] * np.float32(variate[1])
+    return stacked
 
 
 def recording_keys(names: Iterable[str]) -> dict[str, str]:

@@ -81,12 +81,14 @@ def read_records(
             )
     if not headers:
         raise files.error("no WFDB header (NAME.hea); the source is the folder or archive that holds the records")
-    inside = {
-        str(PurePosixPath(name).with_name(segment))
-        for name, header in headers.items()
-        for segment in getattr(header, "seg_name", None) or ()
-        if segment != GAP
-    }
+    inside = set()
+    for name, header in headers.items():
+        for segment in getattr(header, "seg_name", None) or ():
+            path = str(PurePosixPath(name).with_name(segment))
+            if getattr(headers.get(path), "seg_name", None) is not None:
+                where = found[f"{name}.hea"].name
+                raise DataError(f"{where}: its segment {segment} has segments itself, which WFDB does not allow")
+            inside.add(path)
     records = {}
     chosen = set(choose(sorted(headers.keys() - inside)))
     chosen |= {f"{name}n" for name in chosen} & (headers.keys() - inside)
@@ -172,8 +174,6 @@ def _multi(
         if path not in headers:
             raise DataError(f"{path}.hea is missing, a segment of {where}; fetch it")
         segment = headers[path]
-        if getattr(segment, "seg_name", None) is not None:
-            raise DataError(f"{where}: its segment {part} has segments itself, which WFDB does not allow")
         if segment.sig_len not in (None, frames) or not same_rate(segment.fs, header.fs):
             raise DataError(
                 f"{where}: length or rate of its segment {part} differ from its own header; fetch both again"

@@ -35,6 +35,7 @@ from maestro_dist.data.converters.signals import (
     parse_modalities,
     plan_signals,
     recording_keys,
+    stacked,
 )
 from maestro_dist.data.converters.source import Conversion, Converter, as_recordings
 from maestro_dist.data.converters.wfdb_annotations import KINDS, read_annotations
@@ -86,7 +87,7 @@ class _WfdbRecording:
                     raise DataError(
                         f"{self.name}: {use.modality} has signals of the record and of its numerics; split it"
                     )
-                values[use.modality] = _stacked(use, arrays)
+                values[use.modality] = stacked(use, arrays)
                 starts[use.modality] = source.start_s
         if all(np.isnan(array).all() for array in values.values()):
             remarks.warn("recordings without any observed value, left out", self.name)
@@ -148,7 +149,7 @@ class Wfdb(Converter):
             labels |= {name: row.whole if row.whole is not None else tuple(row.intervals)}
         known = [t for given in labels.values() for t in ([given] if isinstance(given, str) else [x[2] for x in given])]
         labelled = bool(arguments.annotations or known)
-        names, keys = names_of(used, arguments.subject, rows), recording_keys(used)
+        names, keys = names_of(used, arguments, rows), recording_keys(used)
         description = Description(
             name="wfdb",
             licence=arguments.licence,
@@ -240,13 +241,3 @@ def _segment(folder: str, record: WfdbRecord, segment: Segment, remarks: Remarks
         remarks.warn("records whose samples do not have the checksum of their header: are they damaged?", where)
     from_header = [signal or f"signal {n}" for n, signal in enumerate(read.sig_name, start=1)]
     return dict(zip(numbered(from_header), zip(physical, read.samps_per_frame, strict=True), strict=True))
-
-
-def _stacked(use: SignalUse, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The values of a modality, float32 [T, D]; a variate that the recording lacks is NaN."""
-    steps = max(len(arrays[v[0]]) for v in use.variates if v)
-    stacked = np.full((steps, len(use.variates)), np.nan, dtype=np.float32)
-    for column, variate in enumerate(use.variates):
-        if variate is not None:
-            stacked[:, column] = arrays[variate[0]] * np.float32(variate[1])
-    return stacked
