@@ -142,16 +142,21 @@ def numbered(names: Iterable[str]) -> list[str]:
     return found
 
 
-def legal_name(signal: str) -> str:
-    """The name of the modality of a signal.
+def legal_name(signal: str, most: int = 40) -> str:
+    """The name of the modality of a signal, of at most `most` letters.
 
     Raises:
         DataError: nothing of the name may be in that of a modality.
     """
-    name = re.sub(r"[^a-z0-9]+", "_", signal.lower()).strip("_")[:40]
+    name = re.sub(r"[^a-z0-9]+", "_", signal.lower()).strip("_")[:most]
     if not name:
         raise DataError(f"signal {signal!r}: a modality cannot have this name; name it with --modalities")
     return name
+
+
+def short_name(name: str, of: str) -> str:
+    """A name of a modality that is cut and ends with a part of the hash of `of`."""
+    return f"{name[:31]}_{_digest(of)}"
 
 
 def plan_signals(records: Mapping[str, Sequence[Signal]], wanted: Sequence[WantedModality]) -> SignalPlan:
