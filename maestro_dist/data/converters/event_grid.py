@@ -34,13 +34,11 @@ def grid_steps(hours: float, minutes: float, options: str) -> int:
 
 
 def cells_before(times_us: np.ndarray, end_us: int, cell_us: int, steps: int) -> np.ndarray:
-    """The cell of each time, int64; negative or `steps` where it is outside.
+    """The cell of each time, int64; negative, or `steps` and more, where it is outside.
 
-    The last cell ends at `end_us`, which it includes; each cell includes its end and not its start. What is later than
-    `end_us` has the cell `steps`.
+    The last cell ends at `end_us`; each cell includes its end and not its start.
     """
-    cells = steps - 1 - (end_us - times_us) // cell_us
-    return np.where(times_us > end_us, steps, cells)
+    return steps - 1 - (end_us - times_us) // cell_us
 
 
 def on_grid(

@@ -106,6 +106,13 @@ class SourceFile:
                 )
         return content
 
+    def open(self) -> IO[bytes]:
+        """The content as a stream, if it is a file of its own; a member of an archive is in memory."""
+        only = self.copies[0]
+        if len(self.copies) > 1 or only.entry is not None or only.span is not None or only.content is not None:
+            return io.BytesIO(self.read_binary())
+        return open_binary(only.url)
+
     def plain_path(self) -> Path | None:
         """Where it is, if it is a file of its own on a disk of this machine, and there is no second copy of it."""
         only = self.copies[0]
