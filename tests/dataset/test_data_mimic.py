@@ -56,10 +56,12 @@ def write_tree(root: Path, version: int, rows: dict[str, list[dict[str, Any]]]) 
                 writer.writerow({**{c: row.get(c.lower(), "") for c in columns.split()}})
 
 
-def tables(seed: int = 0) -> dict[str, list[dict[str, Any]]]:
-    draw = np.random.default_rng(seed)
+def tables(people: int = 0) -> dict[str, list[dict[str, Any]]]:
+    """Rows of all tables by name, of PEOPLE, and of more `people`, of whom each third died."""
+    draw = np.random.default_rng(0)
+    everyone = PEOPLE | {number: (50.0, "M", [70], int(number % 3 == 0)) for number in range(100, 100 + people)}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in mimic.TABLES}
-    for person, (age, gender, stays, died) in PEOPLE.items():
+    for person, (age, gender, stays, died) in everyone.items():
         born = T0 - timedelta(days=age * 365.25)
         anchor = {"anchor_age": min(91, int(age)), "anchor_year": T0.year}
         found["patients"].append({"subject_id": person, "gender": gender, "dob": born, **anchor})

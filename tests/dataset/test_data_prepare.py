@@ -190,7 +190,7 @@ def test_a_damaged_source_leaves_no_data_set(source: SourceConfig, tmp_path: Pat
 
 def test_a_converter_that_is_not_there_is_named(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tried(recipe, "data.source.converter=uci_hap") == 2
-    message = "data.source.converter: no converter 'uci_hap'; did you mean uci_hapt? There are physionet2012, stress"
+    message = "data.source.converter: no converter 'uci_hap'; did you mean uci_hapt? There are edf, meds, mimic"
     assert message in capsys.readouterr().err
     prepare(SourceConfig.model_validate(yaml.safe_load(recipe.read_text())["data"]["source"]), f"{recipe.parent}/data")
     assert tried(recipe, "data.source.converter=uci_hap") == 2  # also where nothing has to be packed
