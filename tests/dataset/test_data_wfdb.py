@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from datetime import date, time
 from pathlib import Path
 
@@ -69,6 +70,31 @@ def test_numerics_without_a_date_stay_apart(tree: Path) -> None:
     conversion, found, _ = recordings_of("wfdb", tree, modalities="ii=II; hr=HR")
     assert sorted(found) == ["a1", "a1n", "b1"]
     assert any(text.startswith("numerics without date and time") for text in conversion.warnings)
+
+
+@pytest.mark.parametrize(
+    ("fs", "day", "warning"), [(1 / 60, 1, "numerics of another time than their record"), (100.0, 31, "")]
+)
+def test_records_that_are_no_numerics_of_another(tree: Path, fs: float, day: int, warning: str) -> None:
+    """Of another day, or with the rate of waveforms: `a1n` is then a recording of its own."""
+    when = {"base_time": time(10, 0, 20), "base_date": date(2100, 3, day)}
+    write(tree / "ann", "a1n", {"HR": wave(3)}, fs=fs, units=["bpm"], **when)
+    conversion, found, _ = recordings_of("wfdb", tree)
+    assert sorted(found) == ["a1", "a1n", "b1"]
+    assert [text.partition(",")[0] for text in conversion.warnings] == [warning][: bool(warning)]
+
+
+def test_a_damaged_header_that_is_not_chosen(tree: Path) -> None:
+    (tree / "other.hea").write_text("ENVI\nsamples = 3\n")
+    with pytest.raises(DataError, match=r"other\.hea: not a WFDB header"):
+        recordings_of("wfdb", tree)
+    assert set(recordings_of("wfdb", tree, records="!other")[1]) == {"a1", "b1"}
+
+
+def test_the_package_that_is_missing_is_named(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wfdb", None)
+    with pytest.raises(ConfigError, match=r"pip install 'maestro_dist\[formats\]'"):
+        recordings_of("wfdb", tree)
 
 
 def test_each_signal_keeps_its_rate(tmp_path: Path) -> None:
@@ -184,6 +210,23 @@ def test_labels_of_a_table(tree: Path, tmp_path_factory: pytest.TempPathFactory)
     assert found["a1"].labels == [(0, 10, "calm"), (10, 20.5, "worse")]
     assert (found["b1"].labels, found["b1"].subject, found["b1"].split) == ("calm", "P2", "test")
     assert any("records that are not in the source (1): other" in text for text in conversion.warnings)
+
+
+def test_tables_of_numbers_and_of_people(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    table = tmp_path_factory.mktemp("labels") / "t.csv"
+    table.write_text("record,start_s,end_s,label\na1.hea,0,10,1.5\na1.hea,10,20,-2e3\nb1,0,20,7\n")
+    conversion, found, _ = recordings_of("wfdb", tree, labels=table, task="regression")
+    assert (conversion.description.task, conversion.description.classes) == ("regression", ())
+    assert found["a1"].labels == [(0, 10, 1.5), (10, 20, -2000)]
+    table.write_text("record,label\na1,1.5\nb1,high\n")
+    with pytest.raises(DataError, match="label 'high' is not a number"):
+        recordings_of("wfdb", tree, labels=table, task="regression")
+    table.write_text("record,subject,split\na1,P1,train\nb1,P2,test\n")
+    conversion, found, _ = recordings_of("wfdb", tree, labels=table)
+    assert (conversion.description.task, found["b1"].subject, found["b1"].split) == ("none", "P2", "test")
+    table.write_text("record,label\nc1,x\nd1,y\n")
+    with pytest.raises(DataError, match="none of its records is in the source: c1, d1"):
+        recordings_of("wfdb", tree, labels=table)
 
 
 @pytest.mark.parametrize(

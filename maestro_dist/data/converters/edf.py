@@ -18,10 +18,12 @@ import numpy as np
 from maestro_dist.data.converters.edf_files import EdfFacts, read_facts, read_signals
 from maestro_dist.data.converters.files import AnySource, SourceFile, SourceFiles
 from maestro_dist.data.converters.folder_options import (
+    NO_LABELS,
     SUBJECTS,
+    Labels,
     add_folder_options,
+    checked_labels,
     chosen_records,
-    classes_of,
     formats_package,
     names_of,
     table_of,
@@ -54,7 +56,7 @@ class _EdfRecording:
     key: str
     file: SourceFile
     uses: tuple[SignalUse, ...]
-    labels: str | tuple[Interval, ...] | None
+    labels: Labels | None
     subject: str
     split: str
 
@@ -110,27 +112,28 @@ class Edf(Converter):
             files.remarks.warn("files without any of the signals of --modalities, left out", name)
         notes = _annotations(used, facts, files.remarks)
         rows, warnings = table.of_records(used) if table else ({}, [])
-        labels: dict[str, str | tuple[Interval, ...]] = {
+        labels: dict[str, Labels] = {
             name: row.whole if row.whole is not None else tuple(row.intervals) for name, row in rows.items()
         }
         if class_of:
             labels |= {name: _intervals(name, notes[name], class_of, files.remarks) for name in used}
-        known = [t for given in labels.values() for t in ([given] if isinstance(given, str) else [x[2] for x in given])]
-        classes = tuple(dict.fromkeys(class_of.values()))
-        if class_of and not known:
-            texts = sorted({text for given in notes.values() for _, _, text in given})
-            raise DataError(f"--classes: no annotation fits; there are {join_names(texts) or 'none'}")
-        if known and not class_of:
-            classes = classes_of(known, arguments.labels)
+        task, classes, labels = (
+            checked_labels(labels, arguments.labels, arguments) if table else (*NO_LABELS[:2], labels)
+        )
+        if class_of:
+            task, classes = "classification", tuple(dict.fromkeys(class_of.values()))
+            if not any(labels.values()):
+                texts = sorted({text for given in notes.values() for _, _, text in given})
+                raise DataError(f"--classes: no annotation fits; there are {join_names(texts) or 'none'}")
         names, keys = names_of(used, arguments, rows), recording_keys(used)
         description = Description(
             name="edf",
             licence=arguments.licence,
             citation=arguments.citation,
             source="EDF files",
-            task="classification" if known else "none",
+            task=task,
             classes=classes,
-            target=("annotation" if class_of else "label of the table") if known else "",
+            target={"none": ""}.get(task, "annotation" if class_of else "label of the table"),
             window_s=window.length_s,
             modalities=plan.modalities,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,17 @@ from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import PurePosixPath
 from types import ModuleType
+from typing import Any
 
 from maestro_dist.config.windows import WindowConfig
 from maestro_dist.data.converters.label_table import LabelTable, RecordLabels, read_label_table
+from maestro_dist.data.description import Kind
 from maestro_dist.data.parts import join_names
 from maestro_dist.errors import ConfigError, DataError
 
+Labels = str | float | tuple[tuple[float, float, Any], ...]
+"""One label of a recording, or intervals (start_s, end_s, label)."""
+NO_LABELS: tuple[Kind, tuple[str, ...], dict[str, Labels]] = ("none", (), {})
 SUBJECTS = ("folder", "first", "record", "none")
 
 
@@ -33,6 +39,12 @@ def add_folder_options(parser: argparse.ArgumentParser, *, window_s: float, subj
         "--labels",
         metavar="CSV",
         help="table with record, label (of all of it) or record, start_s, end_s, label; it may have subject and split",
+    )
+    parser.add_argument(
+        "--task",
+        choices=("classification", "regression"),
+        default="classification",
+        help="labels are names of classes (default), or numbers",
     )
     parser.add_argument(
         "--records", metavar="GLOB", help="only recordings whose path or name fits, such as 'p1*'; '!p1*': only others"
@@ -125,6 +137,48 @@ def _pattern(text: str | None) -> re.Pattern[str] | None:
     if pattern.groups != 1:
         raise ConfigError(f"--person {text}: put the part that is the person in one pair of parentheses")
     return pattern
+
+
+def checked_labels(
+    labels: Mapping[str, Labels], where: str, arguments: argparse.Namespace
+) -> tuple[Kind, tuple[str, ...], dict[str, Labels]]:
+    """Task, classes, and the labels by recording: texts, or numbers for `--task regression`. `where` is for messages.
+
+    A table that has no labels at all, only people or splits, makes no task.
+
+    Raises:
+        DataError: there are fewer than two classes, or a label is no number.
+    """
+    texts: list[Any] = []
+    for given in labels.values():
+        texts += [row[2] for row in given] if isinstance(given, tuple) else [given]
+    if not texts and labels and arguments.labels:
+        return NO_LABELS
+    if arguments.task == "classification":
+        return "classification", classes_of(texts, where), dict(labels)
+    if not texts:
+        raise DataError(f"{where}: no label")
+    numbers = {text: _number(text, where) for text in set(texts)}
+    return (
+        "regression",
+        (),
+        {
+            name: tuple((start, end, numbers[text]) for start, end, text in given)
+            if isinstance(given, tuple)
+            else numbers[given]
+            for name, given in labels.items()
+        },
+    )
+
+
+def _number(text: Any, where: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not math.isfinite(number):
+        raise DataError(f"{where}: label {text!r} is not a number, which --task regression needs")
+    return number
 
 
 def classes_of(labels: Sequence[str], where: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -44,20 +45,23 @@ class LabelTable:
         """The labels by recording, and warnings. The table has the path of a recording, or the last part of it.
 
         Raises:
-            DataError: a name in the table fits several recordings.
+            DataError: a name in the table fits several recordings, or none fits any.
         """
         by_last: dict[str, list[str]] = {}
         for record in records:
             by_last.setdefault(PurePosixPath(record).name, []).append(record)
         known, found, unknown = set(records), dict[str, RecordLabels](), []
         for name, labels in self.rows.items():
-            fits = [name] if name in known else by_last.get(name, [])
+            plain = re.sub(r"\.(hea|edf)\Z", "", name, flags=re.IGNORECASE)
+            fits = [plain] if plain in known else by_last.get(plain, [])
             if len(fits) > 1 or (fits and fits[0] in found):
                 raise DataError(f"{self.name}: record {name} is {join_names(fits, 4)}; write its path, and only once")
             if fits:
                 found[fits[0]] = labels
             else:
                 unknown.append(name)
+        if not found:
+            raise DataError(f"{self.name}: none of its records is in the source: {join_names(unknown, 5)}")
         warnings = []
         if unknown:
             warnings.append(

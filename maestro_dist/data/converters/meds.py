@@ -164,7 +164,7 @@ class Meds(Converter):
             files.remarks.count(text, count)
         splits = _Splits.of_source(shards, splits_file)
         facts = {name: shard_facts(file, splits.counted(name)) for name, file in shards.items()}
-        if {about.zone for about in facts.values()} != {labels.zone}:
+        if {about.zone for about in facts.values()} - {None} != {labels.zone}:
             raise DataError("times of events and of labels: some have a time zone, others have none; give all in UTC")
         if not splits.known:
             files.remarks.warn("there are no splits, so codes are counted over all people", files.path)

@@ -24,11 +24,17 @@ _ROWS = 1 << 18  # that are read at a time
 
 @dataclass(frozen=True)
 class ShardFacts:
-    """One file of events: its people, whether times have a zone, and numbers of events by code: with a number at a
-    time, and without a time. `births`: events with the date of birth. Counts are of the people of `counted` only."""
+    """One file of events. Counts are of the people of `counted` only.
+
+    people   sorted numbers of its people
+    zone     whether times have a zone; None: there are no rows
+    numeric  events with a number and a time, by code
+    static   events without a time, by code
+    births   events with a date of birth
+    """
 
     people: np.ndarray
-    zone: bool
+    zone: bool | None
     numeric: Counter[str]
     static: Counter[str]
     births: int
@@ -121,7 +127,7 @@ def shard_facts(file: SourceFile, counted: np.ndarray | None) -> ShardFacts:
         DataError: the file is damaged, or no file of events.
     """
     pc = formats_package("pyarrow.compute")
-    people, zones, births = [np.empty(0, dtype=np.int64)], set(), 0
+    people, zones, births = [np.empty(0, dtype=np.int64)], set[bool](), 0
     counters = {True: Counter[str](), False: Counter[str]()}
     for batch in _batches(file, tuple(_EVENTS)):
         ids = _people(batch["subject_id"], file.name)
@@ -136,7 +142,9 @@ def shard_facts(file: SourceFile, counted: np.ndarray | None) -> ShardFacts:
             for row in pc.value_counts(codes.filter(_mask(chosen))).to_pylist():
                 if row["values"] is not None:
                     counters[kind][row["values"]] += row["counts"]
-    return ShardFacts(np.unique(np.concatenate(people)), True in zones, counters[True], counters[False], births)
+    return ShardFacts(
+        np.unique(np.concatenate(people)), zones.pop() if zones else None, counters[True], counters[False], births
+    )
 
 
 def shard_events(file: SourceFile, codes: Sequence[str], people: np.ndarray) -> tuple[ShardEvents, dict[str, int]]:

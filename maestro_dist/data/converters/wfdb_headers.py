@@ -73,12 +73,14 @@ def read_records(
     Raises:
         DataError: a header is damaged, or names a file that is missing.
     """
-    headers = {}
+    headers: dict[str, Any] = {}
     for path, file in found.items():
         if path.endswith(".hea"):
-            headers[path.removesuffix(".hea")] = read_header(
-                file.name, PurePosixPath(path).name, file.read(files.remarks)
-            )
+            name, content = PurePosixPath(path).name, file.read(files.remarks)
+            try:
+                headers[path.removesuffix(".hea")] = read_header(file.name, name, content)
+            except DataError as error:  # it matters only if its record is chosen
+                headers[path.removesuffix(".hea")] = error
     if not headers:
         raise files.error("no WFDB header (NAME.hea); the source is the folder or archive that holds the records")
     inside = set()
@@ -126,7 +128,7 @@ def read_header(shown: str, file_name: str, content: bytes) -> Any:
 
 
 def _record(name: str, headers: Mapping[str, Any], found: Mapping[str, SourceFile]) -> WfdbRecord | None:
-    header, where = headers[name], found[f"{name}.hea"].name
+    header, where = _readable(headers[name]), found[f"{name}.hea"].name
     files: dict[str, SourceFile] = {}
     if not header.fs or header.fs <= 0:
         raise DataError(f"{where}: no sampling rate; correct the header")
@@ -143,6 +145,13 @@ def _record(name: str, headers: Mapping[str, Any], found: Mapping[str, SourceFil
     return WfdbRecord(
         name, tuple(files.items()), tuple(segments), float(header.fs), header.sig_len, signals, header.base_datetime
     )
+
+
+def _readable(header: Any) -> Any:
+    """The header. Raises the error that was met when it was read."""
+    if isinstance(header, DataError):
+        raise header
+    return header
 
 
 def _single(
@@ -173,7 +182,7 @@ def _multi(
         path = str(PurePosixPath(name).with_name(part))
         if path not in headers:
             raise DataError(f"{path}.hea is missing, a segment of {where}; fetch it")
-        segment = headers[path]
+        segment = _readable(headers[path])
         if segment.sig_len not in (None, frames) or not same_rate(segment.fs, header.fs):
             raise DataError(
                 f"{where}: length or rate of its segment {part} differ from its own header; fetch both again"

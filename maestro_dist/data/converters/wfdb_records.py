@@ -18,15 +18,17 @@ import numpy as np
 
 from maestro_dist.data.converters.files import AnySource, SourceFiles
 from maestro_dist.data.converters.folder_options import (
+    NO_LABELS,
+    Labels,
     add_folder_options,
+    checked_labels,
     chosen_records,
-    classes_of,
     formats_package,
     names_of,
     table_of,
     window_of,
 )
-from maestro_dist.data.converters.label_table import Interval, LabelTable
+from maestro_dist.data.converters.label_table import LabelTable
 from maestro_dist.data.converters.signals import (
     Signal,
     SignalUse,
@@ -47,6 +49,9 @@ from maestro_dist.errors import ConfigError, DataError
 
 NUMERIC = " numeric"
 """Added to the name of a signal of a numerics record, if the record that it is merged into has the name too."""
+
+
+_NUMERICS_HZ = 2.0  # numerics have a value each second or minute; NAME and NAMEn of higher rates are two recordings
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class _WfdbRecording:
     key: str
     sources: tuple[_Source, ...]
     uses: tuple[SignalUse, ...]
-    labels: str | tuple[Interval, ...] | None
+    labels: Labels | None
     subject: str
     split: str
 
@@ -136,7 +141,7 @@ class Wfdb(Converter):
         used = [name for name in merged if plan.uses[name]]
         for name in merged.keys() - set(used):
             files.remarks.warn("recordings without any of the signals of --modalities, left out", name)
-        labels: dict[str, str | tuple[Interval, ...]] = {}
+        labels: dict[str, Labels] = {}
         if arguments.annotations:
             for name in used:
                 if (file := found.get(f"{name}.{arguments.annotations}")) is None:
@@ -147,17 +152,19 @@ class Wfdb(Converter):
         rows, warnings = table.of_records(used) if table else ({}, [])
         for name, row in rows.items():
             labels |= {name: row.whole if row.whole is not None else tuple(row.intervals)}
-        known = [t for given in labels.values() for t in ([given] if isinstance(given, str) else [x[2] for x in given])]
-        labelled = bool(arguments.annotations or known)
+        where = arguments.labels or f"*.{arguments.annotations}"
+        task, classes, labels = (
+            checked_labels(labels, where, arguments) if table or arguments.annotations else NO_LABELS
+        )
         names, keys = names_of(used, arguments, rows), recording_keys(used)
         description = Description(
             name="wfdb",
             licence=arguments.licence,
             citation=arguments.citation,
             source="WFDB records",
-            task="classification" if labelled else "none",
-            classes=classes_of(known, arguments.labels or f"*.{arguments.annotations}") if labelled else (),
-            target=(arguments.annotated if arguments.annotations else "label of the table") if labelled else "",
+            task=task,
+            classes=classes,
+            target={"none": ""}.get(task, arguments.annotated if arguments.annotations else "label of the table"),
             window_s=window.length_s,
             modalities=plan.modalities,
         )
@@ -178,22 +185,33 @@ def _listing(files: SourceFiles, table: LabelTable | None) -> str:
 
 
 def _merged(records: Mapping[str, WfdbRecord], files: SourceFiles) -> dict[str, tuple[_Source, ...]]:
-    """The sources of each recording: a record, and its numerics if both have a date and time."""
+    """The sources of each recording: a record, and its numerics if both have a date and time and overlap."""
     merged: dict[str, tuple[_Source, ...]] = {}
+    numerics = {f"{name}n": name for name in records if f"{name}n" in records}
     for name, record in records.items():
-        base = records.get(name.removesuffix("n")) if name.endswith("n") else None
-        if base is not None and base.start is not None and record.start is not None:
-            continue
-        if base is not None:
+        base = records.get(numerics.get(name, ""))
+        if base is None or record.rate_hz > _NUMERICS_HZ:
+            merged[name] = (_Source(record), *merged.get(name, ())[1:])
+        elif base.start is None or record.start is None:
             files.remarks.warn("numerics without date and time in both headers, kept as recordings of their own", name)
-        numerics = records.get(f"{name}n")
-        sources = [_Source(record)]
-        if numerics is not None and numerics.start is not None and record.start is not None:
-            own = {signal.name.lower() for signal in record.signals}
-            renamed = tuple((s.name, s.name + NUMERIC) for s in numerics.signals if s.name.lower() in own)
-            sources.append(_Source(numerics, (numerics.start - record.start).total_seconds(), renamed))
-        merged[name] = tuple(sources)
+            merged[name] = (_Source(record),)
+        elif not _overlap(base, record):
+            files.remarks.warn("numerics of another time than their record, kept as recordings of their own", name)
+            merged[name] = (_Source(record),)
+        else:
+            own = {signal.name.lower() for signal in base.signals}
+            renamed = tuple((s.name, s.name + NUMERIC) for s in record.signals if s.name.lower() in own)
+            later = _Source(record, (record.start - base.start).total_seconds(), renamed)
+            merged[base.name] = (_Source(base), later)
     return merged
+
+
+def _overlap(a: WfdbRecord, b: WfdbRecord) -> bool:
+    assert a.start is not None
+    assert b.start is not None
+    later = (b.start - a.start).total_seconds()
+    ends = [record.frames / record.rate_hz if record.frames is not None else float("inf") for record in (a, b)]
+    return -ends[1] < later < ends[0]
 
 
 def _signals(source: _Source, wanted: set[str], remarks: Remarks) -> dict[str, np.ndarray]:
