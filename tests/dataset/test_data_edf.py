@@ -70,6 +70,18 @@ def test_without_classes_there_are_no_labels(sleep: Path) -> None:
     assert all(r.labels is None and list(r.values) == ["eeg"] for r in found.values())
 
 
+def test_labels_of_a_table(sleep: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """People are those of the table; where it has none, those of the names of Sleep-EDF."""
+    table = tmp_path_factory.mktemp("labels") / "t.csv"
+    table.write_text("record,label\nSC4001E0-PSG,well\nSC4011E0-PSG.edf,ill\n")
+    conversion, found, _ = recordings_of("edf", sleep, labels=table)
+    assert conversion.description.classes == ("ill", "well")
+    assert {(r.labels, r.subject) for r in found.values()} == {("well", "SC400"), ("ill", "SC401")}
+    table.write_text("record,label,subject\nSC4001E0-PSG,well,A\nSC4011E0-PSG,ill,\n")
+    _, found, _ = recordings_of("edf", sleep, labels=table, subject="header")
+    assert [found[key].subject for key in sorted(found)] == ["A", ""]
+
+
 def test_people_of_the_header(tmp_path: Path) -> None:
     write(tmp_path / "a.edf", [signal(600, 10, "ECG")], patient=Patient(code="MCH-02"))
     write(tmp_path / "b.edf", [signal(600, 10, "ECG")])

@@ -137,7 +137,12 @@ class Edf(Converter):
             window_s=window.length_s,
             modalities=plan.modalities,
         )
-        people = {name: _person(name, names.subject[name], facts[name], arguments) for name in used}
+        people = {
+            n: _person(n, names.subject[n], facts[n], arguments)
+            for n in used
+            if n not in rows or rows[n].subject is None
+        }
+        people = dict(names.subject) | people
         parts = [
             _EdfRecording(n, keys[n], by_name[n], plan.uses[n], labels.get(n), people[n], names.split[n]) for n in used
         ]
@@ -226,8 +231,8 @@ def _notes(notes: Mapping[str, list[tuple[float, float | None, str]]], class_of:
 
 def _person(name: str, by_path: str, facts: EdfFacts, arguments: argparse.Namespace) -> str:
     """The person: of the header if that is wanted; by the names of Sleep-EDF, which has all files in one folder."""
-    if arguments.subject == "header" and not by_path:
+    if arguments.subject == "header" and not arguments.person:
         return facts.patient
     match = _SLEEP_EDF.fullmatch(PurePosixPath(name).name)
-    by_default = arguments.subject == SUBJECTS[0] and not arguments.person and not arguments.labels
+    by_default = arguments.subject == SUBJECTS[0] and not arguments.person
     return match[1] if match and by_default else by_path
