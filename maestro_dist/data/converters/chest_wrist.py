@@ -110,7 +110,7 @@ def read_body(file: SourceFile, person: int, names: Sequence[str], remarks: Rema
     Raises:
         DataError: the file is damaged, lacks a stream, is of another person, or its streams do not fit each other.
     """
-    content = read_plain_data(file.name, file.read(remarks, text=False))
+    content = read_plain_data(file.name, file.read_binary())
     if not isinstance(content, Mapping) or not isinstance(content.get("signal"), Mapping):
         raise DataError(f"{file.name}: it has no 'signal'; it is no SX.pkl of the data set")
     subject = content.get("subject")

@@ -5,7 +5,8 @@ has one `<RecordID>.txt` for each stay, with rows Time (HH:MM), Parameter, Value
 descriptors: RecordID, Age, Gender, Height, ICUType, Weight. A negative number means unknown. Later weights are left
 out, so 36 series remain.
 
-set-a is for training and validation, set-b for the test. Without set-b, set-c is the test; else set-c is left out.
+set-a is for training and validation, set-b for the test. Without set-b, set-c is the test; else set-c is left out. With
+`--division` all sets are divided together, as in the benchmark P12 (see `physionet2012_division.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 
 from maestro_dist.config.windows import WindowConfig
 from maestro_dist.data.converters.files import AnySource, SourceFile, SourceFiles, missing_text
+from maestro_dist.data.converters.physionet2012_division import CHALLENGE, FOLDS, divided
 from maestro_dist.data.converters.source import Conversion, Converter, add_form, as_recordings, counted
 from maestro_dist.data.description import Description
 from maestro_dist.data.parts import Remarks
@@ -29,7 +31,7 @@ from maestro_dist.data.sample_checks import RawSample
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.types import Modality
 
-HOURS, FOLDS = 48, 5
+HOURS = 48
 MINUTES_A_STEP = {"hourly": 60, "native": 1}
 CLASSES = ("survived", "died")
 LICENCE = "Open Data Commons Attribution License v1.0"
@@ -84,17 +86,14 @@ class _Stay:
 
 @dataclass(frozen=True)
 class _Group:
-    """Consecutive stays of a set, sorted by RecordID. `first`: the number of the first of them in its set, from 0.
+    """Consecutive stays of a set, sorted by RecordID.
 
-    stays  RecordID, file, and 1 if the person died in hospital, else 0
-    fold   which fold of set-a is for validation
+    stays  RecordID, file, 1 if the person died in hospital, else 0, and the split
     """
 
     part: str
-    first: int
-    stays: tuple[tuple[int, SourceFile, int], ...]
+    stays: tuple[tuple[int, SourceFile, int, str], ...]
     minutes: int
-    fold: int
     form: str
 
     @property
@@ -104,15 +103,14 @@ class _Group:
 
     def samples(self, remarks: Remarks) -> Iterator[RawSample | RawRecording]:
         """See `Part.samples`."""
-        for number, (record, file, died) in enumerate(self.stays, start=self.first):
+        for record, file, died, split in self.stays:
             stay = _read_stay(file.name, record, file.read(remarks), remarks)
             remarks.count(f"{_OBSERVED}{self.part}", int((stay.grid(60)[1] > 0).sum()))
             remarks.count(f"{_EMPTY}{self.part}", int(not stay.series.size))
             means, _ = stay.grid(self.minutes)
             values = {name.lower(): means[column, :, None] for name, column in _COLUMN.items()}
             observed = {name: grid for name, grid in values.items() if not np.isnan(grid).all()}
-            split = "validation" if number % FOLDS == self.fold else "train"
-            split, name = split if self.part == "a" else "test", str(record)
+            name = str(record)
             values = {**observed, STATIC: stay.static[None]}
             seconds = HOURS * 3600.0
             if self.form == "recordings":
@@ -150,21 +148,37 @@ class PhysioNet2012(Converter):
             type=int,
             default=0,
             metavar="K",
-            help=f"which of the {FOLDS} folds of set-a is for validation (default 0)",
+            help=f"which of the {FOLDS} folds of set-a is for validation (default 0); the number of a random division",
+        )
+        parser.add_argument(
+            "--division",
+            default=CHALLENGE,
+            metavar="HOW",
+            help="challenge (default): set-a and set-b; random: all sets, 80/10/10; FILE.json: a published one of P12",
         )
 
     def from_arguments(self, source: AnySource, arguments: argparse.Namespace) -> Conversion:
         """See `Converter.from_arguments`."""
         if arguments.splits:
             raise ConfigError("--splits: set-b is the test split here, and --fold says which fifth of set-a validates")
-        return self.convert(source, times=arguments.times, fold=arguments.fold, form=arguments.form)
+        return self.convert(
+            source, times=arguments.times, fold=arguments.fold, form=arguments.form, division=arguments.division
+        )
 
-    def convert(self, source: AnySource, *, times: str = "hourly", fold: int = 0, form: str = "windows") -> Conversion:
+    def convert(
+        self,
+        source: AnySource,
+        *,
+        times: str = "hourly",
+        fold: int = 0,
+        form: str = "windows",
+        division: str = CHALLENGE,
+    ) -> Conversion:
         """One sample per stay: 36 series on a grid of hours ("hourly") or minutes ("native"), NaN where not observed.
 
         set-b (or set-c) is the test split. Stay i of set-a, sorted by RecordID, belongs to the validation split where
         i mod 5 = `fold`, else to the training split. There are no recording statistics: a stay is one window, so they
-        would equal the statistics of the window. `form`: one of `FORMS`.
+        would equal the statistics of the window. `form`: one of `FORMS`. `division`: as `--division`.
 
         Raises:
             DataError: a file is missing or damaged; the message names it and the line.
@@ -173,7 +187,9 @@ class PhysioNet2012(Converter):
         if not 0 <= fold < FOLDS or times not in MINUTES_A_STEP:
             raise ConfigError(f"--fold {fold} --times {times}: folds are 0 to {FOLDS - 1}, times hourly or native")
         minutes, files = MINUTES_A_STEP[times], SourceFiles(source)
-        texts, died, warnings = _read(files)
+        texts, died, warnings = _read(files, all_sets=division != CHALLENGE)
+        split_of, remarks = divided({part: sorted(stays) for part, stays in texts.items()}, division, fold)
+        warnings += remarks
         steps, seconds = HOURS * 60 // minutes, minutes * 60.0
         static = Modality(
             STATIC, len(DESCRIPTORS) - 1 + UNIT_TYPES, 1 / (HOURS * 3600), 1, "year, male, cm, kg, unit", always=True
@@ -192,15 +208,15 @@ class PhysioNet2012(Converter):
         )
         parts = []
         for part, stays in texts.items():
-            rows = [(record, file, died[part][record]) for record, file in sorted(stays.items())]
+            rows = [(r, file, died[part][r], split_of[r]) for r, file in sorted(stays.items()) if r in split_of]
             groups = range(0, len(rows), _STAYS)
-            parts += [_Group(part, start, tuple(rows[start : start + _STAYS]), minutes, fold, form) for start in groups]
+            parts += [_Group(part, tuple(rows[start : start + _STAYS]), minutes, form) for start in groups]
         conversion = Conversion(
             description,
             parts,
             files.listing(),
             # without set-a there is no training split; the manifest then has the statistics of the test split
-            splits=("train", "validation", "test") if "a" in texts else ("test",),
+            splits=("train", "validation", "test") if "a" in texts or division != CHALLENGE else ("test",),
             warnings=tuple(warnings),
             notes=lambda counts: _notes(died, counts),
         )
@@ -229,7 +245,9 @@ def _role(path: PurePosixPath) -> tuple[str, int | None] | None:
     return (match[3], None) if match[3] else (match[1], int(match[2]))
 
 
-def _read(files: SourceFiles) -> tuple[dict[str, dict[int, SourceFile]], dict[str, dict[int, int]], list[str]]:
+def _read(
+    files: SourceFiles, *, all_sets: bool
+) -> tuple[dict[str, dict[int, SourceFile]], dict[str, dict[int, int]], list[str]]:
     """Files of the stays that are used, and who died, by set and RecordID; and warnings."""
     texts: dict[str, dict[int, SourceFile]] = {}
     answers: dict[str, SourceFile] = {}
@@ -241,7 +259,7 @@ def _read(files: SourceFiles) -> tuple[dict[str, dict[int, SourceFile]], dict[st
     if not texts:
         sets = " or ".join(f"set-{part}/RECORD.txt" for part in sorted(answers or "abc"))
         raise files.error(f"no {sets}; the source holds set-a, set-b or set-c (or archives of them) and Outcomes")
-    unused = {"c"} if "b" in texts else set()
+    unused = {"c"} if "b" in texts and not all_sets else set()
     used = sorted(texts.keys() - unused)
     outcomes = {
         part: _read_outcomes(answers[part].name, answers[part].read(files.remarks))

@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import IO, Any
 
 from maestro_dist.data.parts import Remarks
@@ -81,16 +82,21 @@ class SourceFile:
         """Its name for messages."""
         return self.copies[0].name
 
-    def read(self, remarks: Remarks, *, text: bool = True) -> bytes:
-        """The content. `text`: it has lines, and the last one should be ended.
+    def read(self, remarks: Remarks) -> bytes:
+        """The content of a text; a last line that is not ended is remarked.
 
         Raises:
             DataError: it cannot be read, or its copies differ.
             StorageError: it cannot be read at present.
         """
-        content = self.copies[0].read()
-        if text and content.strip() and not content.endswith((b"\n", b"\r")):
+        content = self.read_binary()
+        if content.strip() and not content.endswith((b"\n", b"\r")):
             remarks.warn("the last line is not ended (was the file cut short?)", self.name)
+        return content
+
+    def read_binary(self) -> bytes:
+        """The content, which is no text. Raises what `read` raises."""
+        content = self.copies[0].read()
         digest = hashlib.sha256(content).digest() if len(self.copies) > 1 else b""
         for copy in self.copies[1:]:
             if hashlib.sha256(copy.read()).digest() != digest:
@@ -99,6 +105,20 @@ class SourceFile:
                     "keep one of them in the source"
                 )
         return content
+
+    def open(self) -> IO[bytes]:
+        """The content as a stream, if it is a file of its own; a member of an archive is in memory."""
+        only = self.copies[0]
+        if len(self.copies) > 1 or only.entry is not None or only.span is not None or only.content is not None:
+            return io.BytesIO(self.read_binary())
+        return open_binary(only.url)
+
+    def plain_path(self) -> Path | None:
+        """Where it is, if it is a file of its own on a disk of this machine, and there is no second copy of it."""
+        only = self.copies[0]
+        if len(self.copies) > 1 or only.entry is not None or only.span is not None or only.content is not None:
+            return None
+        return Storage(only.url).local_path()
 
 
 def damaged(name: str, error: Exception) -> DataError:

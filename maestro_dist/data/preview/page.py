@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from maestro_dist.data.label_sets import MULTILABEL, label_bits
 from maestro_dist.data.preview.collect import Preview
 from maestro_dist.data.preview.draw import GAP, MOST_ROWS, PART, WIDE, WIDTH, Pictures, class_colour, split_colour
 from maestro_dist.data.preview.html_text import attribute, counted, duration, legend, number, paragraph, picture, text
@@ -151,6 +154,9 @@ class _Page:
             return "label unknown"
         if self.manifest.task == "regression":
             return f"{label:g}"
+        if self.manifest.task == MULTILABEL and label == label:
+            has = label_bits(np.array([int(label)]), len(self.manifest.classes))[0]
+            return " + ".join(name for name, bit in zip(self.manifest.classes, has, strict=True) if bit) or "no label"
         whole = int(label) if label == label else -1
         return self.manifest.classes[whole] if 0 <= whole < len(self.manifest.classes) else f"class {label:g}"
 
@@ -195,9 +201,9 @@ class _Page:
             return ""
         classes = self.manifest.classes
         numbers = sorted({int(n) for r in shown for n in r.facts.intervals[:, 2]}) if classes else []
-        known = [n for n in numbers if 0 <= n < len(classes)]
+        known = [n for n in numbers if 0 <= n < self.manifest.targets]
         again = '<p class="note">Colours repeat after 20 classes.</p>\n' if len(known) > 20 else ""
-        listed = legend((class_colour(n), text(classes[n])) for n in known)
+        listed = legend((class_colour(n), text(self._label(n))) for n in known)
         labels = f"<p>Labels:</p>\n{listed}{again}" if known else ""
         body = "".join(self._recording(recording) for recording in shown)
         note = f"{len(shown)} of {counted(self.preview.known_recordings, 'recording')}, at random. Where there are "
@@ -221,7 +227,7 @@ class _Page:
             reason = text(redact(recording.broken), 600)
             return f'<figure><figcaption>{title}</figcaption><p class="broken">Broken: {reason}</p></figure>\n'
         alt = f"Recording {facts.key}, {person}: splits of its windows, labels, {_named(recording.curves)} over time"
-        classes = len(self.manifest.classes)
+        classes = self.manifest.targets
         body = self._drawn(lambda: self._pictures.recording(recording, classes), alt, WIDE)
         cut = [f"{name}: only its first {duration(seconds)}" for name, seconds in recording.cut_short.items()]
         note = f'<p class="note">{text("; ".join(cut), 600)}</p>' if cut else ""

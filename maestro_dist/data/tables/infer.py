@@ -102,7 +102,8 @@ def _look_at_all(
     for path, file in sorted(named.items()):
         progress(path)
         try:
-            looked.append(look_at(path, file.name, file.read(files.remarks, text=not is_binary(file.name))))
+            content = file.read_binary() if is_binary(file.name) else file.read(files.remarks)
+            looked.append(look_at(path, file.name, content))
         except DataError as error:
             broken.append(str(error))
     remarks = [f"files that cannot be read as tables, left out ({len(broken)}): {broken[0]}"] if broken else []

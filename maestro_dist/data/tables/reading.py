@@ -101,8 +101,8 @@ def read_table(file: SourceFile, about: TableFile, wanted: Collection[str], rema
         DataError: it is damaged, or lacks a column.
         StorageError: it cannot be read at present.
     """
-    lines = not is_binary(file.name) and not about.encoding.lower().startswith("utf-16")
-    return parse_table(file.name, file.read(remarks, text=lines), about, wanted)
+    no_lines = is_binary(file.name) or about.encoding.lower().startswith("utf-16")
+    return parse_table(file.name, file.read_binary() if no_lines else file.read(remarks), about, wanted)
 
 
 def is_binary(name: str) -> bool:

@@ -1,0 +1,154 @@
+"""One EDF or EDF+ file: its checked header, its annotations and the physical values of its signals."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from maestro_dist.data.converters.files import SourceFile
+from maestro_dist.data.converters.folder_options import formats_package
+from maestro_dist.data.converters.signals import Signal, numbered
+from maestro_dist.data.parts import Remarks
+from maestro_dist.errors import DataError
+
+_ONSET = re.compile(rb"([+-]\d+(?:\.\d*)?)\x14")
+_MOST_SAMPLES = 1 << 31  # of a signal with its gaps; more is damage
+_SAME_S = 1e-6
+
+
+@dataclass(frozen=True)
+class EdfFacts:
+    """What planning needs to know of a file. `annotations`: (onset_s, duration_s or None, text), from its start on."""
+
+    signals: tuple[Signal, ...]
+    annotations: tuple[tuple[float, float | None, str], ...]
+    patient: str
+    start: datetime | None
+
+
+def read_facts(file: SourceFile, remarks: Remarks) -> EdfFacts:
+    """The header and the annotations of a file.
+
+    Raises:
+        DataError: it is damaged, or cut short.
+    """
+    with _opened(file, remarks) as edf:
+        names = numbered(signal.label.strip() for signal in edf.signals)
+        rates = [float(signal.sampling_frequency) for signal in edf.signals]
+        units = [signal.physical_dimension.strip() for signal in edf.signals]
+        notes = [(float(a.onset), None if a.duration is None else float(a.duration), a.text) for a in edf.annotations]
+        patient = edf.local_patient_identification.split(" ")[0]  # EDF+: code, sex, birthdate, name
+        try:
+            start = edf.startdatetime
+        except ValueError:  # it is left out, or made unknown
+            start = None
+    return EdfFacts(
+        tuple(Signal(*row) for row in zip(names, rates, units, strict=True)),
+        tuple(notes),
+        "" if patient == "X" else patient,
+        start,
+    )
+
+
+def read_signals(file: SourceFile, wanted: set[str], remarks: Remarks) -> dict[str, np.ndarray]:
+    """Physical values float32 [T] of the wanted signals, by name. Between the records of EDF+D they are NaN.
+
+    Raises:
+        DataError: the file is damaged, or its records overlap.
+    """
+    values = {}
+    with _opened(file, remarks) as edf:
+        onsets = None if edf.is_continuous else _onsets(edf, file.name)
+        if onsets is not None:
+            remarks.warn("files with gaps between their data records, which are NaN", file.name)
+        names = numbered(signal.label.strip() for signal in edf.signals)
+        for name, signal in zip(names, edf.signals, strict=True):
+            if name not in wanted:
+                continue
+            low, high = signal.digital_range
+            digital = signal.digital
+            if len(digital) and (digital.min() < low or digital.max() > high):
+                remarks.warn("signals with values beyond the digital range of their header", f"{file.name} ({name})")
+            physical = signal.data.astype(np.float32)
+            values[name] = physical if onsets is None else _spread(physical, onsets, signal, file.name)
+    return values
+
+
+@contextmanager
+def _opened(file: SourceFile, remarks: Remarks) -> Iterator[Any]:
+    """The file, read lazily where it is on a disk, with a checked header."""
+    edfio = formats_package("edfio")
+    source = file.plain_path() or file.read_binary()
+    try:
+        with warnings.catch_warnings(record=True) as odd:
+            warnings.simplefilter("always")
+            edf = edfio.read_edf(source, header_encoding="latin-1")
+            _check(edf, file.name, [str(warning.message) for warning in odd], remarks)
+            yield edf
+    except (DataError, OSError):
+        raise
+    except Exception as error:  # a parser of untrusted bytes: it raises whatever it meets
+        text = " ".join(str(error).split())[:200]
+        raise DataError(f"{file.name}: not a readable EDF file ({text}); fetch it again") from error
+
+
+def _check(edf: Any, where: str, odd: list[str], remarks: Remarks) -> None:
+    if edf.version != 0:
+        raise DataError(f"{where}: version {edf.version!r} of the header is not 0 (BDF is not read); convert it to EDF")
+    unclosed = [text for text in odd if "header indicates -1 " in text]
+    if unclosed:
+        remarks.warn("files that were not closed: the header does not say their length", where)
+    wrong = [text for text in odd if text not in unclosed]
+    if wrong:
+        raise DataError(f"{where}: {' '.join(wrong[0].split())[:200]} It was cut short or damaged; fetch it again")
+    expected = 256 * (edf._total_num_signals + 1)
+    if edf.bytes_in_header_record != expected:
+        raise DataError(f"{where}: a header of {edf.bytes_in_header_record} bytes, not {expected}; fetch it again")
+    if edf.signals and not 0 < edf.data_record_duration < math.inf:
+        raise DataError(f"{where}: data records of {edf.data_record_duration:g} s; correct the header")
+    for signal in edf.signals:
+        digital, physical = signal.digital_range, signal.physical_range
+        finite = all(map(math.isfinite, (*digital, *physical)))
+        if not finite or digital[0] >= digital[1] or physical[0] == physical[1]:
+            raise DataError(
+                f"{where}: signal {signal.label.strip()}: digital {digital[0]} to {digital[1]} cannot be scaled to "
+                f"physical {physical[0]} to {physical[1]}; correct the header"
+            )
+        if signal.samples_per_data_record < 1:
+            raise DataError(f"{where}: signal {signal.label.strip()} has no samples; correct the header")
+
+
+def _onsets(edf: Any, where: str) -> np.ndarray:
+    """Seconds of each data record after the first one, float64 [n]."""
+    keeper = edf._timekeeping_signal
+    rows = keeper.digital.reshape(edf.num_data_records, -1)
+    found = [_ONSET.match(row.tobytes()) for row in rows]
+    if not all(found):
+        raise DataError(f"{where}: a data record without its time; fetch it again")
+    onsets = np.array([float(match[1]) for match in found if match])
+    onsets -= onsets[0]
+    early = np.flatnonzero(np.diff(onsets) < edf.data_record_duration - _SAME_S)
+    if len(early):
+        at = int(early[0]) + 1
+        raise DataError(f"{where}: data record {at + 1} begins before the end of the one before; it cannot be placed")
+    return onsets
+
+
+def _spread(values: np.ndarray, onsets: np.ndarray, signal: Any, where: str) -> np.ndarray:
+    """The values of data records at their onsets, to the nearest step."""
+    first = np.rint(onsets * signal.sampling_frequency).astype(np.int64)
+    count = signal.samples_per_data_record
+    steps = int(first[-1]) + count
+    if steps > _MOST_SAMPLES:
+        raise DataError(f"{where}: the gaps between data records make {steps:,} samples; split the file there")
+    spread = np.full(steps, np.nan, dtype=np.float32)
+    spread[(first[:, None] + np.arange(count)).ravel()] = values
+    return spread
