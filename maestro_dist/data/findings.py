@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from maestro_dist.data.description import Description
-from maestro_dist.data.manifest import Manifest, ManifestModality, ManifestSplit, Outliers, Recordings, SharedPeople
+from maestro_dist.data.manifest import Manifest, ManifestModality, ManifestSplit, Recordings
+from maestro_dist.data.manifest_findings import Outliers, SharedPeople
 from maestro_dist.data.moments import RunningMoments
 from maestro_dist.data.outliers import Bulk, FarValues, ValueHistogram
 from maestro_dist.data.sample_checks import CheckedSample

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from maestro_dist.config.sections import NonNegativeInt
 from maestro_dist.config.windows import SplitConfig, WindowConfig
 from maestro_dist.data.label_sets import MOST_LABELS, MULTILABEL, ClassCounter
+from maestro_dist.data.manifest_findings import Finite, ManifestEntry, Name, Outliers, SharedPeople
 from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
 from maestro_dist.data.storage.plain_json import parse_json
 from maestro_dist.errors import ConfigError, DataError
@@ -25,13 +26,7 @@ from maestro_dist.types import Modality
 FORMAT = "maestro_dist/1"
 MANIFEST_NAME = "manifest.json"
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=40)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class _ManifestEntry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def _relative(path: str) -> str:
@@ -40,7 +35,7 @@ def _relative(path: str) -> str:
     return path
 
 
-class Shard(_ManifestEntry):
+class Shard(ManifestEntry):
     """One tar and its index: paths relative to the manifest, and number of samples, size and hash of the tar.
 
     index_sha256  hash of the index; None in a manifest of an older version
@@ -84,12 +79,12 @@ class Shard(_ManifestEntry):
     _paths = field_validator("path", "index")(_relative)
 
 
-class ManifestSplit(_ManifestEntry):
+class ManifestSplit(ManifestEntry):
     """The shards of one split, in order, with its class counts, or the mean and standard deviation of its target."""
 
     shards: list[Shard]
     samples: NonNegativeInt
-    class_counts: list[NonNegativeInt] = []
+    class_counts: list[NonNegativeInt] = Field(default_factory=list)
     target_mean: Finite | None = None
     target_std: Finite | None = None
 
@@ -148,7 +143,7 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-class ManifestModality(_ManifestEntry):
+class ManifestModality(ManifestEntry):
     """One modality.
 
     rate_hz, steps  a window has `steps` steps at `rate_hz`
@@ -172,7 +167,7 @@ class ManifestModality(_ManifestEntry):
         return self
 
 
-class SymbolSpec(_ManifestEntry):
+class SymbolSpec(ManifestEntry):
     """How the SAX symbols of a data set were made, and whether the raw windows are stored too (`raw`).
 
     `alphabet`, `word` (steps, by modality) and `normalize` have the values of the model that uses the symbols.
@@ -188,32 +183,7 @@ class SymbolSpec(_ManifestEntry):
         return -(-modality.steps // self.word[modality.name])
 
 
-class Outliers(_ManifestEntry):
-    """Values of one variate (numbered from 0) that are very far from all others in a split.
-
-    samples, values  how many samples contain such values, and how many values there are
-    largest          the value with the largest magnitude
-    modality         None: the values are targets. The mean and std of a modality exclude outliers; the mean and std
-                     of the target include them
-    """
-
-    split: str
-    modality: Name | None
-    variate: NonNegativeInt
-    samples: NonNegativeInt
-    values: NonNegativeInt
-    largest: Finite
-
-
-class SharedPeople(_ManifestEntry):
-    """How many people have samples in both of two splits, with some examples."""
-
-    splits: Annotated[list[str], Field(min_length=2, max_length=2)]
-    people: Annotated[int, Field(ge=1)]
-    some: list[str]
-
-
-class Recordings(_ManifestEntry):
+class Recordings(ManifestEntry):
     """The data set holds whole recordings: the table of all of them, and how to cut them if a run does not say it."""
 
     table: str
@@ -224,21 +194,21 @@ class Recordings(_ManifestEntry):
     _path = field_validator("table")(_relative)
 
 
-class Cut(_ManifestEntry):
+class Cut(ManifestEntry):
     """How the recordings were cut into the windows that the manifest describes, and divided into splits."""
 
     window: WindowConfig
     split: SplitConfig
 
 
-class Divided(_ManifestEntry):
+class Divided(ManifestEntry):
     """How packed windows were divided into other splits. `packed`: fingerprint of the packed data set."""
 
     split: SplitConfig
     packed: Sha256
 
 
-class Manifest(_ManifestEntry):
+class Manifest(ManifestEntry):
     """A packed data set.
 
     task           multilabel: each sample has any of the classes; none: no labels (for pre-training)
@@ -271,8 +241,8 @@ class Manifest(_ManifestEntry):
     cut: Cut | None = None
     divided: Divided | None = None
     statistics_of: str | None = None
-    outliers: list[Outliers] = []
-    shared_people: list[SharedPeople] = []
+    outliers: list[Outliers] = Field(default_factory=list)
+    shared_people: list[SharedPeople] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
