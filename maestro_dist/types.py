@@ -11,8 +11,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
+import numpy as np
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+MULTILABEL = "multilabel"
+"""The task whose samples have any number of labels."""
+
+
+def label_bits(sets: np.ndarray, labels: int) -> np.ndarray:
+    """Which labels each set has, bool [N, labels]. A set is a whole number, to which label k adds 2^k: int64 [N]."""
+    return (sets[:, None] >> np.arange(labels, dtype=np.int64) & 1).astype(bool)
 
 
 @dataclass(frozen=True)

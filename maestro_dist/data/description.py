@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from maestro_dist.config.windows import WindowConfig
-from maestro_dist.data.label_sets import MOST_LABELS, MULTILABEL
+from maestro_dist.data.label_sets import MOST_LABELS
 from maestro_dist.data.plain_values import (
     boolean,
     checked_list,
@@ -20,7 +20,7 @@ from maestro_dist.data.plain_values import (
     whole_number,
 )
 from maestro_dist.errors import DataError
-from maestro_dist.types import Modality
+from maestro_dist.types import MULTILABEL, Modality
 
 Kind = Literal["classification", "multilabel", "regression", "none"]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from maestro_dist.data.description import Description, checked_description, checked_splits
 from maestro_dist.data.findings import Findings
-from maestro_dist.data.label_sets import MULTILABEL, ClassCounter
+from maestro_dist.data.label_sets import ClassCounter
 from maestro_dist.data.parts import Part, Remarks
 from maestro_dist.data.plain_values import short_repr, whole_number
 from maestro_dist.data.recordings.raw import CheckedRecording, RecordingChecker
@@ -22,6 +22,7 @@ from maestro_dist.data.sample_checks import CheckedSample, SampleChecker
 from maestro_dist.data.shard_index import META, member_name
 from maestro_dist.data.tar_blocks import npy_blocks, sample_blocks
 from maestro_dist.errors import DataError
+from maestro_dist.types import MULTILABEL
 
 _FRAGMENT_BYTES = 4 << 20
 """A fragment ends with the sample that reaches this size, or that of a shard."""

@@ -6,7 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from maestro_dist.data.description import Kind
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.pack import Description, RawRecording, pack_recordings
 from maestro_dist.data.plain_values import finite_number, short_repr, type_name
-from maestro_dist.data.tables.grid import on_grid
+from maestro_dist.data.tables.grid import Steps, on_grid
 from maestro_dist.data.tables.labels import intervals_of_rows
 from maestro_dist.data.tables.layout import label_text
 from maestro_dist.data.tables.look_columns import guess_rate
@@ -31,61 +31,75 @@ _MOST_CLASSES = 50
 _SEEN = 20  # recordings whose times are looked at to find rates
 
 
+@dataclass(frozen=True)
+class FramesAbout:
+    """What may be said about recordings that are packed with `pack_frames`.
+
+    rates_hz   steps a second by modality; that of frames is found if it is left out
+    units      by modality
+    grid       how rows of frames are put on steps, as in a layout of tables: auto, nearest, linear, mean, last
+    stride_s   seconds between the windows of a run, if it does not say otherwise; by default they do not overlap
+    subjects, groups, splits  by name of the recording: the person, what else may divide the data, the split
+    classes    the classes in their order; by default all labels, sorted
+    name       of the data set; by default the last part of its URL
+    target, licence, citation, source  as in `Description`
+    """
+
+    rates_hz: Mapping[str, float] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
+    grid: str = "auto"
+    stride_s: float | None = None
+    subjects: Mapping[str, str] = field(default_factory=dict)
+    groups: Mapping[str, str] = field(default_factory=dict)
+    splits: Mapping[str, str] = field(default_factory=dict)
+    classes: Sequence[str] = ()
+    name: str = ""
+    target: str = "label"
+    licence: str = ""
+    citation: str = ""
+    source: str = ""
+
+
 def pack_frames(
     url: str | os.PathLike[str],
     recordings: Mapping[str, Any],
     labels: Mapping[str, Any] | None = None,
     *,
     window_s: float,
-    stride_s: float | None = None,
-    rates_hz: Mapping[str, float] | None = None,
-    units: Mapping[str, str] | None = None,
-    grid: str = "auto",
-    subjects: Mapping[str, str] | None = None,
-    groups: Mapping[str, str] | None = None,
-    splits: Mapping[str, str] | None = None,
-    classes: Sequence[str] = (),
-    name: str = "",
-    target: str = "label",
-    licence: str = "",
-    citation: str = "",
-    source: str = "",
+    about: FramesAbout | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Pack recordings below `url`, a folder or an fsspec URL, and return the manifest. All of them are in memory; more
     are packed one by one with `pack_recordings`.
 
-    recordings  by name: the modalities of each, by name. A modality is an array [steps] or [steps, variates] with its
-                `rates_hz`, beginning at second 0; a pandas Series or DataFrame, whose index has the time of each row
-                (dates, timedeltas, or seconds); or one number that is always known, such as the age. A recording may
-                also be one DataFrame: columns such as acc_x, acc_y, acc_z then are one modality. NaN is a gap
+    recordings  by name: the modalities of each, by name. A modality is an array [steps] or [steps, variates] with a
+                rate in `about`, beginning at second 0; a pandas Series or DataFrame, whose index has the time of each
+                row (dates, timedeltas, or seconds); or one number that is always known, such as the age. A recording
+                may also be one DataFrame: columns such as acc_x, acc_y, acc_z then are one modality. NaN is a gap
     labels      by name of the recording: one label; a Series with the label at each time; or a DataFrame with columns
                 start, end, label. Text and whole numbers are classes, other numbers make a regression; none: a data
                 set without labels
-    window_s, stride_s  how a run cuts recordings, if it does not say otherwise; in seconds
-    rates_hz    steps a second by modality; that of frames is found if it is left out
-    grid        how rows of frames are put on steps, as in a layout of tables: auto, nearest, linear, mean, last
-    subjects, groups, splits  by name of the recording: the person, what else may divide the data, the split
-    classes     the classes in their order; by default all labels, sorted
+    window_s    length of the windows that a run cuts, if it does not say otherwise; in seconds
 
     Raises:
         DataError: what is given does not fit; the message names the recording and the modality.
         StorageError: a file cannot be written.
     """
+    about = about or FramesAbout()
     given = {str(key): _modalities(recording, str(key)) for key, recording in recordings.items()}
     if not given:
         raise DataError("pack_frames: there are no recordings")
     read = {key: {m: _read(v, f"recording {key}: {m}") for m, v in of.items()} for key, of in given.items()}
-    rates = _rates(read, dict(rates_hz or {}))
-    task, found = _task(labels, classes)
+    rates = _rates(read, dict(about.rates_hz))
+    task, classes = _task(labels, about.classes)
     order = list(dict.fromkeys(modality for of in read.values() for modality in of))
-    about = Description(
-        name or os.fspath(url).rstrip("/").rpartition("/")[2], licence, citation, source,
-        task=task, classes=tuple(found), target=target if task != "none" else "", window_s=window_s,
-        modalities=tuple(_modality(m, read, rates, window_s, (units or {}).get(m, "")) for m in order),
-        window=WindowConfig(length_s=window_s, stride_s=stride_s),
+    description = Description(
+        about.name or os.fspath(url).rstrip("/").rpartition("/")[2], about.licence, about.citation, about.source,
+        task=task, classes=tuple(classes), target=about.target if task != "none" else "", window_s=window_s,
+        modalities=tuple(_modality(m, read, rates, window_s, about.units.get(m, "")) for m in order),
+        window=WindowConfig(length_s=window_s, stride_s=about.stride_s),
     )  # fmt: skip
-    named = {"subject": subjects or {}, "group": groups or {}, "split": splits or {}}
+    named = {"subject": about.subjects, "group": about.groups, "split": about.splits}
     for what, of in {"labels": labels or {}, **named}.items():
         unknown = sorted(set(map(str, of)) - set(given))
         if unknown:
@@ -94,9 +108,9 @@ def pack_frames(
     def made() -> Iterator[RawRecording]:
         for key, modalities in read.items():
             texts = {what: str(of.get(key, "")) for what, of in named.items()}
-            yield _recording(key, modalities, rates, grid, (labels or {}).get(key), task, texts)
+            yield _recording(key, modalities, rates, about.grid, (labels or {}).get(key), task, texts)
 
-    return pack_recordings(url, about, made(), overwrite=overwrite)
+    return pack_recordings(url, description, made(), overwrite=overwrite)
 
 
 @dataclass(frozen=True)
@@ -164,7 +178,9 @@ def _rates(read: Mapping[str, Mapping[str, _Given | None]], rates: dict[str, flo
             continue
         times = [given.times for given in found[:_SEEN] if given.times is not None]
         if not times:
-            raise DataError(f"pack_frames: {modality} is an array; give its rate (rates_hz={{{modality!r}: ...}})")
+            raise DataError(
+                f"pack_frames: {modality} is an array; give its rate: FramesAbout(rates_hz={{{modality!r}: ...}})"
+            )
         rates[modality] = guess_rate(times).rate_hz
     return rates
 
@@ -203,7 +219,7 @@ def _recording(
             values[name] = given.values
             continue
         where = f"recording {key}: {name}"
-        stream = on_grid(given.times, given.values, rates[name], grid, zero, where, Counter())
+        stream = on_grid(given.times, given.values, Steps(rates[name], grid, zero), where, Counter())
         if stream is not None:
             values[name], starts[name] = stream.values, (stream.start - zero) / SECOND
     return RawRecording(

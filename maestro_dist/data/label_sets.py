@@ -14,7 +14,6 @@ import numpy as np
 from maestro_dist.data.plain_values import python_number, short_repr, whole_number
 from maestro_dist.errors import DataError
 
-MULTILABEL = "multilabel"
 MOST_LABELS = 52
 """Sets of more labels have no exact float64."""
 
@@ -31,16 +30,15 @@ class ClassCounter:
     several: bool = False
 
     def counts(self, labels: np.ndarray) -> list[int]:
-        """Samples of each class; `labels` [N]. Empty without classes."""
-        numbers = np.asarray(labels).astype(np.int64)
+        """Samples of each class; `labels` [N]. Empty without classes. A number that is no label is not counted."""
+        if not self.classes:
+            return []
+        given = np.asarray(labels, dtype=np.float64)
+        limit = 1 << self.classes if self.several else self.classes
+        numbers = given[(given >= 0) & (given < limit) & (given == np.floor(given))].astype(np.int64)
         if self.several:
             return [int(np.count_nonzero(numbers >> label & 1)) for label in range(self.classes)]
-        return np.bincount(numbers, minlength=self.classes).tolist() if self.classes else []
-
-
-def label_bits(sets: np.ndarray, labels: int) -> np.ndarray:
-    """Which labels each set has, bool [N, labels]; `sets` int64 [N]."""
-    return (sets[:, None] >> np.arange(labels, dtype=np.int64) & 1).astype(bool)
+        return np.bincount(numbers, minlength=self.classes).tolist()
 
 
 def label_set(given: Any, classes: Sequence[str], where: str) -> int:

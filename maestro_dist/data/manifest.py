@@ -16,12 +16,12 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from maestro_dist.config.sections import NonNegativeInt
 from maestro_dist.config.windows import SplitConfig, WindowConfig
-from maestro_dist.data.label_sets import MOST_LABELS, MULTILABEL, ClassCounter
+from maestro_dist.data.label_sets import MOST_LABELS, ClassCounter
 from maestro_dist.data.manifest_findings import Finite, ManifestEntry, Name, Outliers, SharedPeople
 from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
 from maestro_dist.data.storage.plain_json import parse_json
 from maestro_dist.errors import ConfigError, DataError
-from maestro_dist.types import Modality
+from maestro_dist.types import MULTILABEL, Modality
 
 FORMAT = "maestro_dist/1"
 MANIFEST_NAME = "manifest.json"

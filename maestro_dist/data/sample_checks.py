@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from maestro_dist.data.description import Description
-from maestro_dist.data.label_sets import MULTILABEL, label_set
+from maestro_dist.data.label_sets import label_set
 from maestro_dist.data.plain_values import (
     finite_number,
     float32_array,
@@ -23,7 +23,7 @@ from maestro_dist.data.plain_values import (
     whole_number,
 )
 from maestro_dist.errors import DataError
-from maestro_dist.types import Modality
+from maestro_dist.types import MULTILABEL, Modality
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,50}")  # webdataset splits at dots; a plain tar header holds 100 bytes
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maestro_dist.data.label_sets import MULTILABEL, label_bits
 from maestro_dist.task.base import Task
 from maestro_dist.task.classification import auroc
+from maestro_dist.types import MULTILABEL, label_bits
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -31,7 +31,7 @@ def one(**changes: object) -> dict[str, object]:
         ({"licence": None}, "licence None is of type NoneType, not text"),
         ({"citation": "x" * 20_000}, "citation has 20,000 letters"),
         ({"target": "\ud800"}, "broken letter"),
-        ({"task": "multilabel"}, "task 'multilabel' is not one of classification, regression, none"),
+        ({"task": "ranking"}, "task 'ranking' is not one of classification, multilabel, regression, none"),
         ({"task": None}, "task None is not one of"),
         ({"classes": ("only",)}, "two classes or more, not 1"),
         ({"classes": ()}, "two classes or more, not 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 
 from maestro_dist.config.schema import DataConfig
-from maestro_dist.data.frames import pack_frames
+from maestro_dist.data.frames import FramesAbout, pack_frames
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.reader import Request, SplitSource
 from maestro_dist.data.recordings.cut_data import load_data
@@ -67,9 +68,9 @@ def test_frames_are_the_same_as_arrays(kind: str, tmp_path: Path) -> None:
     given = arrays()
     labels = {"P0": "ill", "P1": "well", "P2": "ill"}
     names = {"P0": "train", "P1": "validation", "P2": "test"}
-    options: dict[str, Any] = {"window_s": 20, "stride_s": 10, "splits": names}
-    first = pack_frames(tmp_path / "a", given, labels, rates_hz={"acc": 16, "heart": 1}, **options)
-    second = pack_frames(tmp_path / "b", as_frames(given, kind), labels, **options)
+    about = FramesAbout(rates_hz={"acc": 16, "heart": 1}, stride_s=10, splits=names)
+    first = pack_frames(tmp_path / "a", given, labels, window_s=20, about=about)
+    second = pack_frames(tmp_path / "b", as_frames(given, kind), labels, window_s=20, about=replace(about, rates_hz={}))
     assert [(m.name, m.variates, m.rate_hz, m.always) for m in first.modalities] == [
         ("acc", 3, 16, False), ("age", 1, 0.05, True), ("heart", 1, 1, False),
     ]  # fmt: skip
@@ -107,18 +108,18 @@ def test_labels_over_time_as_a_series_or_a_frame(tmp_path: Path) -> None:
     splits = {"P0": "train", "P1": "validation", "P2": "test"}
     for number, labels in enumerate((series, dict.fromkeys(given, frame))):
         url = tmp_path / str(number)
-        manifest = pack_frames(url, given, labels, window_s=10, splits=splits)
+        manifest = pack_frames(url, given, labels, window_s=10, about=FramesAbout(splits=splits))
         assert windows(url, manifest, "train")["target"].tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_whole_numbers_are_classes_and_others_targets(tmp_path: Path) -> None:
     given = arrays()
-    rates = {"acc": 16.0, "heart": 1.0}
-    manifest = pack_frames(tmp_path / "a", given, {"P0": 2, "P1": 10, "P2": 1.0}, window_s=5, rates_hz=rates)
+    about = FramesAbout(rates_hz={"acc": 16.0, "heart": 1.0})
+    manifest = pack_frames(tmp_path / "a", given, {"P0": 2, "P1": 10, "P2": 1.0}, window_s=5, about=about)
     assert (manifest.task, manifest.classes) == ("classification", ["1", "2", "10"])
-    manifest = pack_frames(tmp_path / "b", given, {"P0": 2.5, "P1": 10}, window_s=5, rates_hz=rates)
+    manifest = pack_frames(tmp_path / "b", given, {"P0": 2.5, "P1": 10}, window_s=5, about=about)
     assert (manifest.task, manifest.classes) == ("regression", [])
-    chosen = pack_frames(tmp_path / "c", given, {"P0": "b"}, window_s=5, rates_hz=rates, classes=["b", "a"])
+    chosen = pack_frames(tmp_path / "c", given, {"P0": "b"}, window_s=5, about=replace(about, classes=["b", "a"]))
     assert chosen.classes == ["b", "a"]
 
 
@@ -129,7 +130,7 @@ def test_whole_numbers_are_classes_and_others_targets(tmp_path: Path) -> None:
         ({"recordings": {"a": [1, 2]}}, "recording a: .*not a DataFrame or a dictionary"),
         ({"recordings": {"a": {"x": ["p", "q"]}}}, "recording a: x: .*not numbers"),
         ({"recordings": {"a": {"x": np.zeros((2, 2, 2))}}}, r"recording a: x: .* of shape \(2, 2, 2\)"),
-        ({"recordings": {"a": {"x": np.zeros(9)}}}, r"x is an array; give its rate \(rates_hz="),
+        ({"recordings": {"a": {"x": np.zeros(9)}}}, r"x is an array; give its rate: FramesAbout\(rates_hz="),
         ({"recordings": {"a": {"x": pd.Series(["p", "q"])}}}, "recording a: x: not a table of numbers"),
         ({"recordings": {"a": {"x": pd.Series([1.0, 2], index=["p", "q"])}}}, "its index has text"),
         ({"recordings": {"a": {"x": pd.Series([1.0, 2, 3], index=[0, None, 2])}}}, "row 2 has no time"),
@@ -148,6 +149,8 @@ def test_what_does_not_fit_is_named(change: dict[str, Any], message: str, tmp_pa
     given = {"recordings": arrays(), "labels": {"P0": "a", "P1": "b"}, "rates_hz": {"acc": 16, "heart": 1}}
     if "recordings" in change:
         given = {"labels": None}
+    given = {**given, **change}
+    options = {name: given.pop(name) for name in ("rates_hz", "subjects", "classes") if name in given}
     with pytest.raises(DataError, match=message) as caught:
-        pack_frames(tmp_path / "x", **{**given, **change}, window_s=5)
+        pack_frames(tmp_path / "x", **given, window_s=5, about=FramesAbout(**options))
     assert "\n" not in str(caught.value)

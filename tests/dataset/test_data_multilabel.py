@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score, f1_score, log_loss, roc_auc
 from maestro_dist.config.learning import TaskConfig
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.config.windows import WindowConfig
-from maestro_dist.data.label_sets import ClassCounter, label_bits, label_set, without_overlaps
+from maestro_dist.data.label_sets import ClassCounter, label_set, without_overlaps
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.pack import Description, RawRecording, RawSample, pack, pack_recordings
 from maestro_dist.data.reader import Request, SplitSource
@@ -28,7 +28,7 @@ from maestro_dist.inference.command import main as predict
 from maestro_dist.inference.predictor import load_model
 from maestro_dist.task import Labels, make_task
 from maestro_dist.train import main as train
-from maestro_dist.types import Modality
+from maestro_dist.types import Modality, label_bits
 
 LABELS = ("tachycardia", "low oxygen", "fever")
 ABOUT = Description(

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from maestro_dist.data.tables.grid import on_grid
+from maestro_dist.data.tables.grid import Steps, on_grid
 from maestro_dist.data.tables.times import SECOND, check_clock_changes, in_order, nanoseconds
 from maestro_dist.errors import DataError
 
@@ -142,7 +142,7 @@ def grid(
     notes = Counter[str]()
     given = np.round(np.asarray(times) * SECOND).astype(np.int64)
     values = np.asarray(values, dtype=np.float64).reshape(len(given), -1)
-    stream = on_grid(given, values, rate, rule, 0, "x.csv: acc", notes)
+    stream = on_grid(given, values, Steps(rate, rule, 0), "x.csv: acc", notes)
     assert stream is not None
     return stream.values, stream.start / SECOND, notes
 
@@ -216,4 +216,4 @@ def test_irregular_rows_by_mean_and_last() -> None:
 
 def test_one_row_and_no_row() -> None:
     assert grid(np.array([3.0]), np.array([4.0]), 1)[0].tolist() == [[4.0]]
-    assert on_grid(np.array([0]), np.array([[np.nan]]), 1.0, "auto", 0, "x", Counter()) is None
+    assert on_grid(np.array([0]), np.array([[np.nan]]), Steps(1.0, "auto", 0), "x", Counter()) is None

@@ -33,8 +33,8 @@ from maestro_dist.data.converters.meds_files import (
     BIRTH,
     SPLITS,
     LabelRows,
+    MedsShard,
     ShardEvents,
-    ShardFacts,
     read_labels,
     read_people_splits,
     shard_events,
@@ -248,7 +248,7 @@ def _sorted_files(
     return shards, labels, splits[0] if splits else None
 
 
-def _grid(arguments: argparse.Namespace, steps: int, facts: Iterable[ShardFacts], files: SourceFiles) -> _EventGrid:
+def _grid(arguments: argparse.Namespace, steps: int, facts: Iterable[MedsShard], files: SourceFiles) -> _EventGrid:
     numeric, static, births = Counter[str](), Counter[str](), 0
     for about in facts:
         numeric += about.numeric
@@ -289,7 +289,7 @@ def _classes(labels: LabelRows, where: str) -> tuple[str, ...]:
     return classes_of(labels.label, where) if labels.kind == "categorical_value" else ()
 
 
-def _owners(shards: Mapping[str, SourceFile], facts: Mapping[str, ShardFacts]) -> dict[int, str]:
+def _owners(shards: Mapping[str, SourceFile], facts: Mapping[str, MedsShard]) -> dict[int, str]:
     """The file of each person."""
     owner: dict[int, str] = {}
     for name, about in facts.items():

@@ -23,7 +23,7 @@ _ROWS = 1 << 18  # that are read at a time
 
 
 @dataclass(frozen=True)
-class ShardFacts:
+class MedsShard:
     """One file of events. Counts are of the people of `counted` only.
 
     people   sorted numbers of its people
@@ -120,7 +120,7 @@ def _numbers(column: Any, where: str) -> np.ndarray:
     return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64)
 
 
-def shard_facts(file: SourceFile, counted: np.ndarray | None) -> ShardFacts:
+def shard_facts(file: SourceFile, counted: np.ndarray | None) -> MedsShard:
     """What planning needs; `counted`: the sorted people whose events are counted, None: all.
 
     Raises:
@@ -142,7 +142,7 @@ def shard_facts(file: SourceFile, counted: np.ndarray | None) -> ShardFacts:
             for row in pc.value_counts(codes.filter(_mask(chosen))).to_pylist():
                 if row["values"] is not None:
                     counters[kind][row["values"]] += row["counts"]
-    return ShardFacts(
+    return MedsShard(
         np.unique(np.concatenate(people)), zones.pop() if zones else None, counters[True], counters[False], births
     )
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from maestro_dist.data.label_sets import MULTILABEL, label_bits
 from maestro_dist.data.preview.collect import Preview
 from maestro_dist.data.preview.draw import GAP, MOST_ROWS, PART, WIDE, WIDTH, Pictures, class_colour, split_colour
 from maestro_dist.data.preview.html_text import attribute, counted, duration, legend, number, paragraph, picture, text
@@ -16,6 +15,7 @@ from maestro_dist.data.preview.samples import MOST_VARIATES, ShownSample
 from maestro_dist.data.preview.tables import balance, coverage, modalities, splits
 from maestro_dist.system.figure_labels import one_line, shortened
 from maestro_dist.system.redact import redact
+from maestro_dist.types import MULTILABEL, label_bits
 
 MOST_BYTES = 5_000_000
 _MOST_PICTURE_BYTES = 3_200_000  # before they are written as text, which takes a third more

@@ -9,11 +9,10 @@ import numpy as np
 
 from maestro_dist.config.windows import LabelRule, WindowConfig
 from maestro_dist.data.description import is_static, window_steps
-from maestro_dist.data.label_sets import MULTILABEL
 from maestro_dist.data.recordings.gaps import GapCounter
 from maestro_dist.data.recordings.table import RecordingFacts
 from maestro_dist.errors import ConfigError
-from maestro_dist.types import Modality
+from maestro_dist.types import MULTILABEL, Modality
 
 _MOST = 1 << 28  # windows of one recording
 _SAME = 1e-6

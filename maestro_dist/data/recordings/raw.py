@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from maestro_dist.data.description import Description, is_static
-from maestro_dist.data.label_sets import MULTILABEL, label_set, without_overlaps
+from maestro_dist.data.label_sets import label_set, without_overlaps
 from maestro_dist.data.moments import prefix_moments
 from maestro_dist.data.plain_values import finite_number, float32_array, id_text, short_repr, type_name, whole_number
 from maestro_dist.data.recordings.gaps import gaps_of
 from maestro_dist.data.recordings.table import RecordingFacts, RecordingTable, StreamFacts
 from maestro_dist.data.sample_checks import CheckedSample
 from maestro_dist.errors import DataError
-from maestro_dist.types import Modality
+from maestro_dist.types import MULTILABEL, Modality
 
 SPLIT = "recordings"
 """The one split of a packed data set of recordings; those of a run are made when it starts."""

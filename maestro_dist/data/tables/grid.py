@@ -28,20 +28,28 @@ class Stream:
     values: np.ndarray
 
 
-def on_grid(
-    times: np.ndarray, values: np.ndarray, rate_hz: float, grid: str, zero: int, where: str, notes: Counter[str]
-) -> Stream | None:
+@dataclass(frozen=True)
+class Steps:
+    """The steps of a modality: their rate; the rule `grid` as in `TableModality`; and the moment `zero` (ns), from
+    which mean and last count them (the others count from the first row)."""
+
+    rate_hz: float
+    grid: str
+    zero: int
+
+
+def on_grid(times: np.ndarray, values: np.ndarray, steps: Steps, where: str, notes: Counter[str]) -> Stream | None:
     """Rows on the steps of a rate.
 
     times   int64 ns [rows], in order
     values  float [rows, D]; NaN is missing
-    grid    as in `TableModality`; mean and last count steps from `zero` (ns), the others from the first row
     notes   counts of what was done to rows
     Returns None if nothing was measured.
 
     Raises:
         DataError: the times are not regular, and `grid` does not say what to do; or they reach too far.
     """
+    rate_hz, grid, zero = steps.rate_hz, steps.grid, steps.zero
     there = ~np.isnan(values).all(axis=1)
     times, values = times[there], values[there]
     if not len(times):

@@ -22,7 +22,7 @@ from maestro_dist.data.tables.gathering import (
     gather_intervals,
     gather_signals,
 )
-from maestro_dist.data.tables.grid import Stream, on_grid
+from maestro_dist.data.tables.grid import Steps, Stream, on_grid
 from maestro_dist.data.tables.labels import Interval, LabelReader
 from maestro_dist.data.tables.layout import TableLayout
 from maestro_dist.data.tables.look_paths import SPLITS
@@ -131,7 +131,7 @@ class TablePart:
                 own = values[:, place : place + len(spec.columns)]
                 place += len(spec.columns)
                 where = f"{recording.rows[number].where}: {modality}"
-                stream = on_grid(times, own, spec.rate_hz, spec.grid, zero, where, notes)
+                stream = on_grid(times, own, Steps(spec.rate_hz, spec.grid, zero), where, notes)
                 if stream is not None:
                     streams[modality] = stream
         return streams, notes
