@@ -130,6 +130,22 @@ def test_person_session_and_side_in_the_path_with_milliseconds(tmp_path: Path) -
     assert found["S10-pm"].labels == [(0, 4, "a"), (4, 8, "b")], "durations are in the unit of the times"
 
 
+def test_many_files_of_one_kind_are_not_all_kept(tmp_path: Path) -> None:
+    """More files than are looked at closely: a label that only the last one has is a class; each side has its rate."""
+    for side, rate in (("left", 10), ("right", 20)):
+        for k in range(15):
+            state = "rare" if k == 14 else ("no" if k % 2 else "none")
+            columns = [seconds(rate), DRAW.normal(size=N), [state] * N]
+            write(tmp_path / f"many/{side}/P{k:02d}.csv", ["time", "force", f"{side}_state"], columns)
+    for side in ("left", "right"):  # the same columns on both sides
+        for path in (tmp_path / f"many/{side}").glob("*.csv"):
+            path.write_text(path.read_text().replace(f"{side}_state", "state"))
+    layout, found, _ = inferred(tmp_path / "many")
+    assert {name: rate for name, (_, rate, _) in signals(layout).items()} == {"left_force": 10, "right_force": 20}
+    assert set(layout.classes) == {"no", "none", "rare"}
+    assert len(found) == 15
+
+
 def test_folders_of_classes_without_time(tmp_path: Path) -> None:
     for state in ("walk", "sit"):
         for k in range(3):
@@ -205,12 +221,13 @@ def test_no_header_a_preamble_row_numbers_and_parquet(tmp_path: Path) -> None:
 
 
 def test_irregular_times_get_a_step_and_a_question(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
     for k in range(3):
-        times = np.cumsum(DRAW.exponential(3600, size=N))
+        times = np.cumsum(draw.exponential(5000, size=N))
         write(tmp_path / f"labs/p{k}.csv", ["charttime", "lactate"], [times, DRAW.normal(size=N)])
     layout, found, doubtful = inferred(tmp_path / "labs")
     assert layout.files[0].modalities["lactate"].grid == "mean"
-    assert doubtful == ["lactate: irregular times: a step is now 1800 s, the mean of its rows"]
+    assert doubtful == ["lactate: irregular times: a step is now 3600 s, the mean of its rows"]
     assert len(found) == 3
 
 

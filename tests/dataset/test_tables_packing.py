@@ -320,3 +320,36 @@ def test_a_layout_that_is_not_there_says_how_to_get_one(tmp_path: Path) -> None:
     (tmp_path / "z.yaml").write_text("a: [")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_layout(str(tmp_path / "z.yaml"))
+
+
+def test_numbers_as_names_and_words_as_labels_stay_what_they_are(tmp_path: Path) -> None:
+    """Person 007 is not person 7; none, no and 01 are labels, and 1.0 is 1."""
+    for person, text in (("007", "none"), ("7", "no"), ("08", "1.0"), ("9", "")):
+        place = tmp_path / "x" / f"{person}.csv"
+        place.parent.mkdir(exist_ok=True)
+        rows = [f"{k},{k % 7},{text}" for k in range(20)]
+        place.write_text("\n".join(["time,force,state", *rows]) + "\n")
+    (tmp_path / "x/people.csv").write_text("id,ward\n007,A\n7,B\n08,01\n9,1\n")
+    of = TableLayout.model_validate(
+        {
+            "name": "x", "task": "classification", "classes": ["none", "no", 1], "window": {"length_s": 5},
+            "files": [
+                {"path": "people.csv", "facts": True, "subject": "id", "group": "ward"},
+                {"path": "{subject}.csv", "time": {"column": "time"}, "label": "state",
+                 "modalities": {"force": {"columns": ["force"]}}},
+            ],
+        }
+    )  # fmt: skip
+    found, warnings = recordings(tmp_path / "x", of)
+    assert {key: (r.group, [label for _, _, label in r.labels or []]) for key, r in found.items()} == {
+        "007": ("A", ["none"]), "7": ("B", ["no"]), "08": ("01", ["1"]), "9": ("1", []),
+    }  # fmt: skip
+    assert warnings == ["recordings without a label: 9"]
+
+
+def test_words_that_yaml_takes_for_truth_are_labels(tmp_path: Path) -> None:
+    path = tmp_path / "layout.yaml"
+    path.write_text(LAYOUT.replace("[rest, walk, run]", "[no, yes, true]").replace("facts: true", "facts: yes"))
+    layout, _ = load_layout(str(path))
+    assert list(layout.classes) == ["no", "yes", "true"]
+    assert layout.files[3].facts

@@ -110,7 +110,7 @@ def gather_signals(files: Iterable[tuple[int, Named]], remarks: Remarks) -> dict
             continue
         values = table.numbers(columns, remarks)
         times = _times(table, about)
-        labels = table.texts(about.label) if about.label else None
+        labels = table.labels(about.label) if about.label else None
         for name, own in _by_recording(table, named):
             recording = found.setdefault(name, Gathered())
             where = named.file.name if own is None else f"{named.file.name}, recording {name}"
@@ -145,7 +145,7 @@ def gather_intervals(named: Named, reader: LabelReader, remarks: Remarks) -> dic
     if spec.duration:
         lasts = table.numbers([spec.duration], remarks)[:, 0]
         ends = starts + np.round(np.nan_to_num(lasts) * SECOND).astype(np.int64)
-    texts = table.texts(about.label)
+    texts = table.labels(about.label)
     found = {}
     for name, own in _by_recording(table, named):
         rows = np.arange(len(table)) if own is None else own
@@ -163,7 +163,7 @@ def gather_facts(named: Named, remarks: Remarks) -> dict[str, Facts]:
     by = about.recording_columns or ([about.subject] if about.subject else [])
     ids = _ids(table, by) if by else [named.path_id] * len(table)
     found: dict[str, Facts] = {}
-    label = table.texts(about.label) if about.label else [None] * len(table)
+    label = table.labels(about.label) if about.label else [None] * len(table)
     texts = {name: table.texts(column) for name in FACTS if (column := getattr(about, name))}
     for row, name in enumerate(ids):
         if name is None:
@@ -185,8 +185,7 @@ def gather_facts(named: Named, remarks: Remarks) -> dict[str, Facts]:
 
 def _read(named: Named, columns: set[str], remarks: Remarks) -> Table:
     about = named.about
-    more = [about.label, *about.recording_columns, *(getattr(about, name) for name in FACTS)]
-    return read_table(named.file, about, {*columns, *(name for name in more if name)}, remarks)
+    return read_table(named.file, about, {*columns, *about.text_columns}, remarks)
 
 
 def _times(table: Table, about: TableFile) -> np.ndarray | None:

@@ -16,12 +16,12 @@ from maestro_dist.data.tables.look_columns import (
     file_times,
     guess_rate,
     guess_time,
-    plain_name,
     roles_of,
     rows_with_values,
 )
 from maestro_dist.data.tables.look_files import Looked, look_at
 from maestro_dist.data.tables.look_modalities import modalities_of
+from maestro_dist.data.tables.look_names import plain_name
 from maestro_dist.data.tables.look_paths import PathKind, kinds_of
 from maestro_dist.data.tables.paths import PathPattern
 from maestro_dist.data.tables.reading import ENDINGS, is_binary
@@ -82,7 +82,7 @@ def look(source: AnySource, progress: Callable[[str], None] = lambda _: None) ->
     if not looked:
         raise files.error(f"no file can be read as a table; {remarks[0]}")
     found = Found(_name_of(files.path), [], remarks=[*files.warnings(), *remarks])
-    found.kinds = _kinds(looked)
+    found.kinds = _kinds(looked, lambda path: _look_at(files, path, named[path]))
     found.kinds.sort(key=lambda kind: (kind.role == "intervals", kind.path.pattern))
     _find_facts(found)
     for kind in found.kinds:
@@ -98,19 +98,26 @@ def look(source: AnySource, progress: Callable[[str], None] = lambda _: None) ->
 def _look_at_all(
     files: SourceFiles, named: dict[str, SourceFile], progress: Callable[[str], None]
 ) -> tuple[list[Looked], list[str]]:
-    looked, broken = [], []
+    looked, broken, seen = [], [], dict[object, int]()
     for path, file in sorted(named.items()):
         progress(path)
         try:
-            content = file.read_binary() if is_binary(file.name) else file.read(files.remarks)
-            looked.append(look_at(path, file.name, content))
+            found = _look_at(files, path, file)
+            seen[found.signature] = seen.get(found.signature, 0) + 1
+            looked.append(found if seen[found.signature] <= _SAMPLE else found.without_measurements())
         except DataError as error:
             broken.append(str(error))
     remarks = [f"files that cannot be read as tables, left out ({len(broken)}): {broken[0]}"] if broken else []
     return looked, remarks
 
 
-def _kinds(looked: Sequence[Looked]) -> list[Kind]:
+def _look_at(files: SourceFiles, path: str, file: SourceFile) -> Looked:
+    content = file.read_binary() if is_binary(file.name) else file.read(files.remarks)
+    return look_at(path, file.name, content)
+
+
+def _kinds(looked: Sequence[Looked], again: Callable[[str], Looked]) -> list[Kind]:
+    """Files by what they are. `again` reads a file completely."""
     groups: dict[object, list[Looked]] = {}
     for file in looked:
         groups.setdefault(file.signature, []).append(file)
@@ -121,9 +128,12 @@ def _kinds(looked: Sequence[Looked]) -> list[Kind]:
         by_path = {file.path: file for file in files}
         for path in kinds_of(list(by_path), labelled=labelled):
             own = [by_path[one] for one in path.paths]
+            if not any(file.complete for file in own):
+                own = [*(again(file.path) for file in own[:_SAMPLE]), *own[_SAMPLE:]]
             of = roles[signature]
             role = "intervals" if of.is_intervals else "signals" if of.numbers or of.label else "unused"
-            kinds.append(Kind(path, own, roles_of(own[:_SAMPLE], facts=False), role, doubts=list(path.doubts)))
+            whole = [file for file in own if file.complete][:_SAMPLE]
+            kinds.append(Kind(path, own, roles_of(whole, facts=False), role, doubts=list(path.doubts)))
     return kinds
 
 
@@ -166,7 +176,7 @@ def _is_one_row_each(kind: Kind, column: str) -> bool:
 
 def _understand(kind: Kind, found: Found) -> None:
     """Times, rates and modalities of a kind."""
-    roles, files = kind.roles, kind.files[:: max(1, len(kind.files) // _SAMPLE)][:_SAMPLE]
+    roles, files = kind.roles, [file for file in kind.files if file.complete][:_SAMPLE]
     if kind.role == "intervals":
         assert roles.start is not None
         kind.time = guess_time(files, roles.start)
@@ -249,7 +259,7 @@ def _labels(found: Found) -> None:
         kind = sources[0]
         label = kind.roles.label
         assert label is not None
-        texts = {t for file in kind.files for t in set(file.table.texts(label)) if t is not None}
+        texts = {t for file in kind.files for t in set(file.labels(label)) if t is not None}
         values = [v for file in kind.files if (v := file.numbers(label)) is not None]
         found.target = label
         whole = all(np.equal(np.mod(v[~np.isnan(v)], 1), 0).all() for v in values)
@@ -296,7 +306,7 @@ def _label_length(found: Found) -> float:
     lengths: list[float] = []
     for kind in found.kinds:
         if kind.role == "intervals" and kind.time is not None and kind.roles.start:
-            for file in kind.files[:_SAMPLE]:
+            for file in [file for file in kind.files if file.complete][:_SAMPLE]:
                 start = file_times(file, kind.roles.start, kind.time)
                 end = file_times(file, kind.roles.end, kind.time) if kind.roles.end else None
                 if kind.roles.duration:

@@ -29,9 +29,9 @@ def _as_texts(values: list[str | int | float | bool] | str | int) -> list[str]:
 
 
 def label_text(value: object) -> str:
-    """A label as text: 1, 1.0 and "1" are the same; YAML's yes and no are the words."""
+    """A label as text: 1, 1.0 and "1" are the same."""
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return "true" if value else "false"
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value).strip()
@@ -125,6 +125,12 @@ class TableFile(Section):
         """The columns that name the recording."""
         return [self.recording] if isinstance(self.recording, str) else list(self.recording)
 
+    @property
+    def text_columns(self) -> list[str]:
+        """Columns that are text also where they look like numbers: person 007 is not person 7."""
+        named = (self.label, self.subject, self.group, self.split)
+        return [*self.recording_columns, *(name for name in named if name is not None)]
+
     @model_validator(mode="after")
     def _one_kind(self) -> TableFile:
         if self.intervals is not None and (self.modalities or self.facts):
@@ -199,6 +205,16 @@ class TableLayout(Section):
         return self
 
 
+class _Loader(yaml.SafeLoader):
+    """Leaves yes, no, on, off, true and false as the texts that they are in the files."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:bool"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def load_layout(path: str) -> tuple[TableLayout, str]:
     """The layout in a YAML file (or at an fsspec URL), and the SHA-256 of the file.
 
@@ -211,7 +227,7 @@ def load_layout(path: str) -> tuple[TableLayout, str]:
     except ObjectMissing:
         raise ConfigError(f"--layout {redact(path)}: no such file; `--infer FILE` writes one for you") from None
     try:
-        given = yaml.safe_load(text)
+        given = yaml.load(text, _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{redact(path)}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(given, dict):

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from maestro_dist.data.tables.look_files import Looked
+from maestro_dist.data.tables.look_names import GROUP, LABEL, RECORDING, SPLIT, SUBJECT, plain_name
 from maestro_dist.data.tables.times import SECOND, nanoseconds
 from maestro_dist.errors import DataError
 
@@ -21,25 +22,9 @@ _TIME = {
 _START = {"start", "begin", "onset", "from", "begins", "starts", "start_time", "begin_time", "starttime", "time_start"}
 _END = {"end", "stop", "offset", "to", "until", "finish", "ends", "end_time", "stop_time", "endtime", "time_end"}
 _DURATION = {"duration", "length", "dur", "lasts"}
-_LABEL = {
-    "label", "labels", "class", "target", "activity", "activity_id", "activityid", "activity_label", "state", "stage",
-    "event",    "annotation", "condition", "status", "sleep_stage", "outcome", "diagnosis", "death", "died",
-    "mortality", "phase",
-}  # fmt: skip
-_SUBJECT = {
-    "subject", "subject_id", "subjectid", "person", "person_id", "patient", "patient_id", "patientid", "participant",
-    "participant_id", "user", "user_id", "userid", "subj", "pid", "sid", "who", "id", "proband",
-}  # fmt: skip
-_RECORDING = {
-    "recording", "recording_id", "session", "session_id", "record", "record_id", "trial", "trial_id", "run", "file",
-    "episode",    "stay_id", "segment", "night", "experiment", "series",
-}  # fmt: skip
-_GROUP = {"group", "site", "hospital", "centre", "center", "ward", "device", "device_id", "cohort"}
-_SPLIT = {"split", "set", "partition", "subset"}
 _INDEX = re.compile(
     r"(unnamed_*\d*|index|row|row_?(id|number|num)|sample|frame|seq|sequence|counter|no|nr|__index_level_\d+__)"
 )
-_UNIT_OF_NAME = re.compile(r"^(.*?)[\s_]*[\[(]\s*([^\])]+?)\s*[\])]\s*$")
 _TIME_UNITS = {
     "s": "s", "sec": "s", "secs": "s", "seconds": "s", "ms": "ms", "msec": "ms", "millis": "ms", "milliseconds": "ms",
     "us": "us", "µs": "us", "microseconds": "us", "ns": "ns", "nanoseconds": "ns",
@@ -111,14 +96,6 @@ class Roles:
         return self.start is not None and (self.end or self.duration) is not None and self.label is not None
 
 
-def plain_name(column: str) -> tuple[str, str]:
-    """A column's name in small letters, digits and _; and the unit in brackets behind it."""
-    found = _UNIT_OF_NAME.match(column)
-    name, unit = (found[1], found[2]) if found else (column, "")
-    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_"), unit
-
-
 def roles_of(files: Sequence[Looked], *, facts: bool) -> Roles:
     """The meaning of the columns of files of one kind. `facts`: a table of recordings or people."""
     first = files[0]
@@ -131,11 +108,11 @@ def roles_of(files: Sequence[Looked], *, facts: bool) -> Roles:
         return next((c for c in free if names[c] in known), None)
 
     roles.start, roles.end, roles.duration = take(_START), take(_END), take(_DURATION)
-    roles.label = take(_LABEL)
+    roles.label = take(LABEL)
     if not roles.is_intervals:
         roles.start = roles.end = roles.duration = None
-    roles.subject, roles.recording = take(_SUBJECT), take(_RECORDING)
-    roles.group, roles.split = take(_GROUP), take(_SPLIT)
+    roles.subject, roles.recording = take(SUBJECT), take(RECORDING)
+    roles.group, roles.split = take(GROUP), take(SPLIT)
     if not roles.is_intervals and not facts:
         roles.time = take(_TIME) or next(
             (c for c in first.columns if c not in _used(roles) and _is_time_name(names[c])), None

@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import pyarrow.compute as pc
 
 from maestro_dist.data.parts import Remarks
 from maestro_dist.data.tables.layout import TableFile
+from maestro_dist.data.tables.look_names import TEXT_NAMES, plain_name
 from maestro_dist.data.tables.reading import MISSING, Table, column_names, is_parquet, parse_table, plain_content
 from maestro_dist.errors import DataError
 
 _DELIMITERS = ("\t", ";", "|", ",", " ")
-_LINES = 50
+_LINES, _FEW = 50, 200
 _NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?")
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 _EMPTY = {text.lower() for text in MISSING}
@@ -49,6 +51,7 @@ class Looked:
     dialect: Dialect
     columns: tuple[str, ...]
     table: Table
+    complete: bool = True
     _numbers: dict[str, np.ndarray | None] = field(default_factory=dict)
 
     @property
@@ -56,8 +59,16 @@ class Looked:
         """Files of one kind have the same."""
         return self.columns, self.dialect
 
+    def without_measurements(self) -> Looked:
+        """The same with only those columns that have few different values, such as labels: it takes little memory."""
+        few = [name for name in self.columns if len(pc.unique(self.table.column(name))) <= _FEW]
+        table = Table(self.table.name, self.table.data.select(few), self.dialect.entry())
+        return Looked(self.path, self.dialect, self.columns, table, complete=False)
+
     def numbers(self, column: str) -> np.ndarray | None:
         """A column as float64 [rows]; None if it does not hold numbers, or nothing."""
+        if column not in self.table.data.column_names:
+            return None
         if column not in self._numbers:
             try:
                 found = self.table.numbers([column], Remarks())[:, 0]
@@ -65,6 +76,10 @@ class Looked:
             except DataError:
                 self._numbers[column] = None
         return self._numbers[column]
+
+    def labels(self, column: str) -> list[str | None]:
+        """A column of labels as text; empty if it was not kept."""
+        return self.table.labels(column) if column in self.table.data.column_names else []
 
     @cached_property
     def rows(self) -> int:
@@ -81,7 +96,8 @@ def look_at(path: str, name: str, content: bytes) -> Looked:
     dialect = Dialect() if is_parquet(name) else dialect_of(plain_content(name, content))
     entry = dialect.entry()
     columns = column_names(name, content, entry)
-    return Looked(path, dialect, tuple(columns), parse_table(name, content, entry, set(columns)))
+    texts = [column for column in columns if plain_name(column)[0] in TEXT_NAMES]
+    return Looked(path, dialect, tuple(columns), parse_table(name, content, entry, set(columns), texts))
 
 
 def dialect_of(content: bytes) -> Dialect:

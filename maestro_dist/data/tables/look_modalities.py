@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from maestro_dist.data.tables.look_columns import plain_name
+from maestro_dist.data.tables.look_names import plain_name
 
 _AXES = re.compile(r"^(?P<front>.*?)_?(?P<axis>x|y|z|w|\d{1,2})(?P<back>(_[a-z]+)?)$")
 _AXIS_FIRST = re.compile(r"^(?P<axis>x|y|z|w)_(?P<back>.+)$")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import math
 import zlib
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -62,8 +63,14 @@ class Table:
                 found[found == code] = np.nan
         return found
 
+    def labels(self, name: str) -> list[str | None]:
+        """A column of labels as text: 1, 1.0 and 01 are all "1"."""
+        found = self.texts(name)
+        plain = {text: _plain_label(text) for text in set(found) if text is not None}
+        return [None if text is None else plain[text] for text in found]
+
     def texts(self, name: str) -> list[str | None]:
-        """A column as text, None where it is empty; 1 and 1.0 are both "1"."""
+        """A column as text, None where it is empty."""
         column = self.data.column(name)
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
@@ -79,6 +86,8 @@ class Table:
             return np.full(len(self), np.nan)
         if pa.types.is_boolean(column.type):
             column = column.cast(pa.int8())
+        if pa.types.is_string(column.type):
+            column = pc.if_else(pc.is_in(column, pa.array(MISSING)), pa.scalar(None, pa.string()), column)
         try:
             return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -88,7 +97,7 @@ class Table:
         """The first value that is not a number, with its row."""
         for row, value in enumerate(column.to_pylist(), 1):
             try:
-                float("nan" if value is None else value)
+                float("nan" if value is None or value in MISSING else value)
             except (TypeError, ValueError):
                 return f"{short_repr(value)} in row {row:,}"
         return f"values of type {column.type}"
@@ -102,7 +111,16 @@ def read_table(file: SourceFile, about: TableFile, wanted: Collection[str], rema
         StorageError: it cannot be read at present.
     """
     no_lines = is_binary(file.name) or about.encoding.lower().startswith("utf-16")
-    return parse_table(file.name, file.read_binary() if no_lines else file.read(remarks), about, wanted)
+    content = file.read_binary() if no_lines else file.read(remarks)
+    return parse_table(file.name, content, about, wanted, about.text_columns)
+
+
+def _plain_label(text: str) -> str:
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return f"{number:.15g}" if math.isfinite(number) else text
 
 
 def is_binary(name: str) -> bool:
@@ -110,12 +128,14 @@ def is_binary(name: str) -> bool:
     return is_parquet(name) or name.lower().endswith(".gz")
 
 
-def parse_table(name: str, content: bytes, about: TableFile, wanted: Collection[str]) -> Table:
-    """See `read_table`; `content` are the bytes of the file, or the first ones up to a line's end."""
+def parse_table(
+    name: str, content: bytes, about: TableFile, wanted: Collection[str], texts: Collection[str] = ()
+) -> Table:
+    """See `read_table`. `content`: the bytes of the file; `texts`: columns that are text whatever they look like."""
     try:
         if is_parquet(name):
             return Table(name, _parquet(name, content, wanted), about)
-        return Table(name, _csv(name, plain_content(name, content), about, wanted), about)
+        return Table(name, _csv(name, plain_content(name, content), about, wanted, texts), about)
     except (pa.ArrowInvalid, pa.ArrowException, UnicodeDecodeError, OSError) as error:
         text = " ".join(str(error).split())[:300]
         raise DataError(f"{name}: cannot be read as a table ({text}); correct the file, or the layout") from None
@@ -179,7 +199,7 @@ def _encoding(about: TableFile) -> str:
     return "utf-8-sig" if about.encoding.lower().replace("_", "-") in ("utf-8", "utf8") else about.encoding
 
 
-def _csv(name: str, content: bytes, about: TableFile, wanted: Collection[str]) -> pa.Table:
+def _csv(name: str, content: bytes, about: TableFile, wanted: Collection[str], texts: Collection[str]) -> pa.Table:
     names = _header(name, content, about)
     _check_columns(name, names, wanted)
     codes = [code for code in about.missing if isinstance(code, str)]
@@ -196,8 +216,8 @@ def _csv(name: str, content: bytes, about: TableFile, wanted: Collection[str]) -
         pyarrow.csv.ParseOptions(delimiter=about.delimiter),
         pyarrow.csv.ConvertOptions(
             include_columns=sorted(wanted),
+            column_types=dict.fromkeys(texts, pa.string()),
             null_values=[*MISSING, *codes],
-            strings_can_be_null=True,
             decimal_point=about.decimal,
         ),
     )

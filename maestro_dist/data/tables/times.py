@@ -72,13 +72,12 @@ def in_order(times: np.ndarray, where: str) -> np.ndarray | None:
     order = np.argsort(times, kind="stable")
     far = back[-steps[back] > 10 * usual]
     bounds = [0, *(far + 1).tolist(), len(times)]
-    blocks = sorted((times[a:b].min(), times[a:b].max(), a) for a, b in pairwise(bounds))
-    for (_, end, _), (start, _, row) in pairwise(blocks):
+    blocks = sorted((times[a:b].min(), times[a:b].max()) for a, b in pairwise(bounds))
+    for (_, end), (start, _) in pairwise(blocks):
         if start < end - 10 * usual or (start <= end and usual > 0 and start != end):
-            first = max(row, next((b for b in bounds[1:-1] if b), row))
-            hint = _clock_hint(int(-steps[far].max())) if len(far) else ""
+            hint = _clock_hint(int(-steps[far].max()))
             raise DataError(
-                f"{where}: in row {first + 1:,} time goes back to times that were there before{hint}; if several "
+                f"{where}: in row {int(far[0]) + 2:,} time goes back to times that were there before{hint}; if several "
                 "recordings are in the file, name the column that tells them apart (recording: NAME)"
             )
     return order
