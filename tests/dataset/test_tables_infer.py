@@ -120,7 +120,7 @@ def test_person_session_and_side_in_the_path_with_milliseconds(tmp_path: Path) -
             write(
                 tmp_path / f"x/{person}/{session}/events.csv",
                 ["onset", "duration", "event"],
-                [start, [4.0, 4.0], ["a", "b"]],
+                [start, [4000, 4000], ["a", "b"]],
             )
     layout, found, doubtful = inferred(tmp_path / "x")
     assert doubtful == []

@@ -353,3 +353,13 @@ def test_words_that_yaml_takes_for_truth_are_labels(tmp_path: Path) -> None:
     layout, _ = load_layout(str(path))
     assert list(layout.classes) == ["no", "yes", "true"]
     assert layout.files[3].facts
+
+
+def test_labels_that_last_until_the_next_one(folder: Path) -> None:
+    expected, _ = recordings(folder)
+    for person in ("P00", "P01", "P02"):
+        path = folder / person / "labels.csv"
+        path.write_text("\n".join(line.replace("end", "note") for line in path.read_text().splitlines()) + "\n")
+    found, warnings = recordings(folder, layout("{start: start, end: end}", "{start: start}"))
+    assert warnings == []
+    assert {key: r.labels for key, r in found.items()} == {key: r.labels for key, r in expected.items()}

@@ -13,7 +13,7 @@ from maestro_dist.data.tables.labels import Interval, LabelReader
 from maestro_dist.data.tables.layout import TableFile
 from maestro_dist.data.tables.paths import PathPattern
 from maestro_dist.data.tables.reading import Table, read_table
-from maestro_dist.data.tables.times import SECOND, check_clock_changes, in_order, nanoseconds
+from maestro_dist.data.tables.times import SECOND, UNITS, check_clock_changes, in_order, nanoseconds
 from maestro_dist.errors import DataError
 
 FACTS = ("subject", "group", "split")
@@ -144,7 +144,7 @@ def gather_intervals(named: Named, reader: LabelReader, remarks: Remarks) -> dic
     ends = moments(spec.end) if spec.end else None
     if spec.duration:
         lasts = table.numbers([spec.duration], remarks)[:, 0]
-        ends = starts + np.round(np.nan_to_num(lasts) * SECOND).astype(np.int64)
+        ends = starts + np.round(np.nan_to_num(lasts) * UNITS.get(spec.unit, SECOND)).astype(np.int64)
     texts = table.labels(about.label)
     found = {}
     for name, own in _by_recording(table, named):

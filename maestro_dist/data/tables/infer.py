@@ -25,7 +25,7 @@ from maestro_dist.data.tables.look_names import plain_name
 from maestro_dist.data.tables.look_paths import PathKind, kinds_of
 from maestro_dist.data.tables.paths import PathPattern
 from maestro_dist.data.tables.reading import ENDINGS, is_binary
-from maestro_dist.data.tables.times import SECOND
+from maestro_dist.data.tables.times import SECOND, UNITS
 from maestro_dist.errors import DataError
 
 _SAMPLE = 12
@@ -311,7 +311,8 @@ def _label_length(found: Found) -> float:
                 end = file_times(file, kind.roles.end, kind.time) if kind.roles.end else None
                 if kind.roles.duration:
                     lasts = file.numbers(kind.roles.duration)
-                    lengths += [] if lasts is None else lasts[~np.isnan(lasts)].tolist()
+                    unit = UNITS.get(kind.time.unit, SECOND) / SECOND
+                    lengths += [] if lasts is None else (lasts[~np.isnan(lasts)] * unit).tolist()
                 elif start is not None and end is not None:
                     lengths += ((end - start) / SECOND).tolist()
     positive = sorted(length for length in lengths if length > 0)

@@ -19,6 +19,8 @@ Label = str | float
 Interval = tuple[int, int, Label]
 """Start and end in ns, and the label."""
 
+OPEN = 2**62
+"""The end of an interval that lasts to the end of its recording."""
 _PAUSE = 10
 """A label of rows does not last through a pause of more than this many usual steps."""
 
@@ -67,10 +69,10 @@ class LabelReader:
     def of_intervals(
         self, starts: np.ndarray, ends: np.ndarray | None, texts: Sequence[str | None], where: str, remarks: Remarks
     ) -> list[Interval]:
-        """Intervals of a table; without `ends` each lasts until the next starts, and the last one has no length."""
+        """Intervals of a table. Without `ends` each lasts until the next starts, and the last one is `OPEN`."""
         order = np.argsort(starts, kind="stable")
         if ends is None:
-            ends = starts.copy()
+            ends = np.full_like(starts, OPEN)
             ends[order[:-1]] = starts[order[1:]]
         found = []
         for row in order.tolist():

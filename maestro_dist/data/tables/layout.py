@@ -74,7 +74,8 @@ class IntervalColumns(Section):
     end: Text | None = None
     """End of the label."""
     duration: Text | None = None
-    """How long it lasts, if there is no end; without both a label lasts until the next one."""
+    """How long it lasts, in `unit` (of dates: in seconds), if there is no end. Without both a label lasts until the
+    next one, and the last one to the end."""
     unit: TimeUnit = "s"
     """Unit of the times; see the time of signals."""
     format: Text | None = None

@@ -23,7 +23,7 @@ from maestro_dist.data.tables.gathering import (
     gather_signals,
 )
 from maestro_dist.data.tables.grid import Steps, Stream, on_grid
-from maestro_dist.data.tables.labels import Interval, LabelReader
+from maestro_dist.data.tables.labels import OPEN, Interval, LabelReader
 from maestro_dist.data.tables.layout import TableLayout
 from maestro_dist.data.tables.look_paths import SPLITS
 from maestro_dist.data.tables.times import SECOND
@@ -173,7 +173,8 @@ class TablePart:
                 )
             if len(inside) < len(intervals):
                 remarks.warn("recordings with labels outside of their signals", name)
-            return [((start - span[0]) / SECOND, (end - span[0]) / SECOND, label) for start, end, label in inside]
+            bounded = [(start, span[1] if end == OPEN else end, label) for start, end, label in inside]
+            return [((start - span[0]) / SECOND, (end - span[0]) / SECOND, label) for start, end, label in bounded]
         if whole is None:
             remarks.warn("recordings without a label", name)
         return whole
