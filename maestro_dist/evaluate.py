@@ -82,7 +82,7 @@ def evaluate(options: argparse.Namespace) -> int:
     import torch
 
     from maestro_dist.data.compatibility import log_notes
-    from maestro_dist.data.reader import SplitSource
+    from maestro_dist.data.mixture.source import source_of
     from maestro_dist.data.stream import DataRank
     from maestro_dist.data.symbols import reads_symbols
     from maestro_dist.evaluation import EvaluationData, EvaluationPlan, evaluate_split
@@ -94,7 +94,7 @@ def evaluate(options: argparse.Namespace) -> int:
     loaded, split = load(target, config), config.data.test
     manifest, notes = _fitted_manifest(loaded, config, options)
     symbols = reads_symbols(manifest, config.model, loaded.modalities)
-    source = SplitSource(config.data.url, manifest, config.data, tuple(loaded.modalities), split, symbols)
+    source = source_of(config.data.url, manifest, config.data, tuple(loaded.modalities), split, symbols)
     data = EvaluationData.of(source, config.evaluation.batch, DataRank())
     log_notes([*_unfinished(target), *notes, *_unobserved(data.present, manifest.name, split)])
     plan = EvaluationPlan(split, config.evaluation.test_rates, config.evaluation.draws, progress=True)
@@ -139,7 +139,6 @@ def _configuration(target: Target, options: argparse.Namespace) -> Config:
 def _fitted_manifest(loaded: Loaded, config: Config, options: argparse.Namespace) -> tuple[Manifest, list[str]]:
     """The manifest as the model reads it, and notes for the user. Raises an error if the data set does not fit."""
     from maestro_dist.data.compatibility import check_labels, check_values, fit_modalities
-    from maestro_dist.data.reader import SplitSource
 
     run_manifest, split, any_units = loaded.manifest, config.data.test, options.any_units
     try:
@@ -165,7 +164,9 @@ def _fitted_manifest(loaded: Loaded, config: Config, options: argparse.Namespace
     manifest, more = fit_modalities(manifest, loaded.modalities, config.model, any_units=any_units)
     notes += more
     if config.model.needs_statistics:
-        source = SplitSource(config.data.url, manifest, config.data, tuple(loaded.modalities), split)
+        from maestro_dist.data.mixture.source import source_of
+
+        source = source_of(config.data.url, manifest, config.data, tuple(loaded.modalities), split)
         notes += check_values(source, any_units=any_units)
     return manifest, notes
 
@@ -178,6 +179,8 @@ def _manifest(data: DataConfig, run_manifest: Manifest | None, *, other: bool) -
     from maestro_dist.data.manifest import load_manifest
     from maestro_dist.data.recordings.cut_data import load_data, made_of
 
+    if data.sources:
+        return load_data(data)
     stored = load_manifest(data.url)
     if run_manifest is not None and made_of(run_manifest, stored):
         return run_manifest

@@ -15,7 +15,7 @@ import numpy as np
 from maestro_dist.callbacks.base import Callback, State
 from maestro_dist.callbacks.figures import story_of
 from maestro_dist.checkpoint import CheckpointInfo, best, find, full_weights, restore
-from maestro_dist.data.reader import SplitSource
+from maestro_dist.data.mixture.source import source_of
 from maestro_dist.data.storage import Storage
 from maestro_dist.data.subjects import keys_and_subjects
 from maestro_dist.inference.exported_model import TaskDescription, export_model
@@ -143,7 +143,7 @@ class FinalTest(Callback):
         if evaluation.predictions is None:
             return
         data = state.config.data
-        source = SplitSource(data.url, state.manifest, data, tuple(state.modalities), data.test)
+        source = source_of(data.url, state.manifest, data, tuple(state.modalities), data.test)
         keys, subjects = keys_and_subjects(source)
         names = np.array([modality.name for modality in state.modalities])
         replace(evaluation.predictions, key=keys, subject=subjects, modalities=names).write(self._run)

@@ -15,6 +15,19 @@ from maestro_dist.errors import ConfigError, MeshError
 from maestro_dist.types import Modality
 
 
+def _check_sources(config: Config) -> None:
+    data = config.data
+    if not data.url and not data.sources:
+        raise ConfigError("data.url: missing; set it to the folder or URL that holds manifest.json")
+    if not data.sources:
+        return
+    if data.url or data.source is not None:
+        raise ConfigError("data.sources: set it, or data.url (and data.source), not both")
+    if data.label_share < 1 or config.augment.mixup:
+        key = "augment.mixup" if config.augment.mixup else "data.label_share"
+        raise ConfigError(f"{key}: not with several data sets (data.sources)")
+
+
 def check(config: Config) -> None:
     """Raise `ConfigError` for the first combination of values that cannot work."""
     model, moe = config.model, config.model.moe
@@ -23,8 +36,7 @@ def check(config: Config) -> None:
     for key, text in texts(content):
         if "\0" in text:
             raise ConfigError(f"{key}: {text!r} holds a null character, which no file name may have")
-    if not config.data.url:
-        raise ConfigError("data.url: missing; set it to the folder or URL that holds manifest.json")
+    _check_sources(config)
     if config.tracking.uri is None:
         _check_database(config)
     if model.width % model.heads:

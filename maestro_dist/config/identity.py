@@ -40,7 +40,13 @@ def is_identity_key(key: str) -> bool:
 def run_identity(config: Config) -> dict[str, Any]:
     """The flat values that decide the result of a run, as plain JSON."""
     flat = {key: value for key, value in flatten_config(config).items() if is_identity_key(key)}
-    return json.loads(json.dumps(flat, default=lambda model: model.model_dump(mode="json")))
+    return json.loads(json.dumps(flat, default=_identity_of))
+
+
+def _identity_of(item: BaseModel) -> dict[str, Any]:
+    """The values of a section in a list, as plain JSON, without those that are `Execution`."""
+    fields = type(item).model_fields
+    return item.model_dump(mode="json", exclude={name for name, info in fields.items() if marker_of(info, Execution)})
 
 
 def check_resume(config: Config, saved: dict[str, Any], without_effect: Collection[str] = ()) -> None:

@@ -60,6 +60,9 @@ def _absolute_values(section: Section, prefix: str) -> dict[str, Any]:
                 changed[name] = value.model_copy(update=inner)
         elif location is None or (not value and not isinstance(value, str)):
             continue
+        elif isinstance(value, list) and value and isinstance(value[0], Section):
+            copies = [(item, _absolute_values(item, f"{key}.{number}.")) for number, item in enumerate(value)]
+            changed[name] = [item.model_copy(update=inner) for item, inner in copies]
         elif isinstance(value, str):
             if not (location.service and (not value or _SERVICE.match(value))):
                 changed[name] = absolute_path(value, key)

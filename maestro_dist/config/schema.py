@@ -14,7 +14,7 @@ from maestro_dist.config.callbacks import CallbackConfig
 from maestro_dist.config.learning import AugmentConfig, MissingConfig, OptimConfig, TaskConfig
 from maestro_dist.config.metadata import Execution, Location
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.config.sections import NonNegativeInt, PositiveInt, Section, Share, Text
+from maestro_dist.config.sections import NonNegativeInt, PositiveFloat, PositiveInt, Section, Share, Text
 from maestro_dist.config.windows import SplitConfig, WindowConfig
 
 _LOG = logging.getLogger(__name__)
@@ -100,11 +100,24 @@ class SourceConfig(Section):
     """Options of the converter, with the names that `tools/pack_dataset.py` uses."""
 
 
+class DataSource(Section):
+    """One of several data sets that a run trains on."""
+
+    url: Annotated[Text, Location(), Execution()]
+    """Folder or fsspec URL that holds its `manifest.json`."""
+    weight: PositiveFloat | None = None
+    """Its share of the training samples, relative to the other weights; by default its share of all samples."""
+
+
 class DataConfig(Section):
     """Where the samples come from."""
 
     url: Annotated[str, Location(), Execution()] = ""
     """Folder or fsspec URL that holds `manifest.json` (s3://bucket/wesad, say). A run needs no other URL."""
+    sources: Annotated[list[DataSource], Location()] = []
+    """Several data sets to train on together, instead of `data.url`: `[{url: a, weight: 2}, {url: b, weight: 1}]`. They
+    have the same task, classes and window; a modality that a data set lacks is absent in its samples. `data.window` and
+    `data.split` apply to each. Use it for pre-training on several archives."""
     source: Annotated[SourceConfig | None, Execution()] = None
     """Raw files to pack to `data.url` first, if it contains no manifest; none by default."""
     window: WindowConfig | None = None

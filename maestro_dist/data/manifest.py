@@ -208,6 +208,14 @@ class Divided(ManifestEntry):
     packed: Sha256
 
 
+class MixedPart(ManifestEntry):
+    """One of the data sets of a mixture, by its fingerprint, and its weight."""
+
+    name: str
+    fingerprint: Sha256
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class Manifest(ManifestEntry):
     """A packed data set.
 
@@ -220,6 +228,7 @@ class Manifest(ManifestEntry):
     recordings     its recordings; None: it holds windows
     cut            how its recordings are cut; None in a stored manifest: then its one split counts recordings
     divided        how its windows were divided anew; None in a stored manifest
+    mixture        the data sets whose samples it describes together; None: it is one data set
     statistics_of  the split of the means and standard deviations, if it is not train
     outliers, shared_people   findings that the user should know before training
     """
@@ -240,6 +249,7 @@ class Manifest(ManifestEntry):
     recordings: Recordings | None = None
     cut: Cut | None = None
     divided: Divided | None = None
+    mixture: list[MixedPart] | None = None
     statistics_of: str | None = None
     outliers: list[Outliers] = Field(default_factory=list)
     shared_people: list[SharedPeople] = Field(default_factory=list)
@@ -314,7 +324,7 @@ class Manifest(ManifestEntry):
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON. Optional fields without a value are left out, and so is `always` if it is false."""
-        optional = ("symbols", "recordings", "cut", "divided", *_FINDINGS)
+        optional = ("symbols", "recordings", "cut", "divided", "mixture", *_FINDINGS)
         body = self.model_dump(mode="json", exclude={name for name in optional if not getattr(self, name)})
         for modality in body["modalities"]:
             if not modality["always"]:

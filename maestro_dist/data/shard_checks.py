@@ -10,24 +10,20 @@ from maestro_dist.errors import DataError
 
 
 def has_shards(url: str, manifest: Manifest, splits: Sequence[str]) -> bool:
-    """Whether any shard exists. Looks for the first shard of each split only, so a bare manifest is found quickly.
-
-    Raises:
-        ConfigError: a split does not exist, or is empty.
-    """
+    """Whether any shard exists. Looks for the first shard of each split only, so a bare manifest is found quickly."""
     storage = Storage(url)
-    return any(storage.exists(shard.path) for name in splits for shard in manifest.split(name).shards[:1])
+    found = [manifest.splits[name] for name in splits if name in manifest.splits]
+    return any(storage.exists(shard.path) for split in found for shard in split.shards[:1])
 
 
 def check_shards(url: str, manifest: Manifest, splits: Sequence[str]) -> None:
     """Compare the size of each shard of these splits with the manifest. Folders are listed; no shard is read.
 
     Raises:
-        ConfigError: a split does not exist, or is empty.
         DataError: a shard or an index is missing, or a shard has another size.
     """
     storage = Storage(url)
-    shards = [shard for name in splits for shard in manifest.split(name).shards]
+    shards = [shard for name in splits if name in manifest.splits for shard in manifest.splits[name].shards]
     sizes = file_sizes(storage, [path for shard in shards for path in (shard.path, shard.index)])
     for shard in shards:
         for path in (shard.path, shard.index):

@@ -15,12 +15,15 @@ import numpy as np
 from maestro_dist.config.learning import MissingConfig
 from maestro_dist.data.label_share import KeptSamples
 from maestro_dist.data.missing import drop_probability
+from maestro_dist.data.mixture.order import MixedEpoch
+from maestro_dist.data.mixture.read_ahead import Downloads, read_ahead_of
+from maestro_dist.data.mixture.source import MixedSource
 from maestro_dist.data.mixup import Mixing, mixing_of
 from maestro_dist.data.order import EpochOrder, OrderSettings, rank_share, steps_per_epoch
 from maestro_dist.data.prefetch import Consumer, read_ahead
 from maestro_dist.data.reader import Request, SplitSource
 from maestro_dist.data.sample import BadSample
-from maestro_dist.data.shard_read_ahead import NeededShard, ShardReadAhead
+from maestro_dist.data.shard_read_ahead import NeededShard
 from maestro_dist.errors import DataError
 from maestro_dist.types import Batch
 
@@ -83,7 +86,7 @@ class TrainStream:
         if position % self.samples % size:
             raise DataError(f"position {position} is not at the start of a global batch of {size}")
         workers = self._source.config.loader_workers
-        shards = ShardReadAhead(self._source, self._needed_shards(position, end), processes=workers > 0)
+        shards = read_ahead_of(self._source, lambda: self._needed_shards(position, end), processes=workers > 0)
         requests = self._requests(position, end, shards)
         return _closing(read_ahead(self._source, requests, workers, self._consumer), shards)
 
@@ -98,7 +101,12 @@ class TrainStream:
         """
         source, share = self._source, self._source.config.label_share
         class_counts = source.manifest.split(source.split).class_counts
-        if share == 1 or not class_counts or min((n for n in class_counts if n), default=0) * share > _NEVER_LOST:
+        if (
+            source.manifest.mixture is not None
+            or share == 1
+            or not class_counts
+            or min((n for n in class_counts if n), default=0) * share > _NEVER_LOST
+        ):
             return []
         kept_counts = np.zeros(len(class_counts), dtype=np.int64)
         with closing(replace(source, modalities=()).open()) as reader:
@@ -124,20 +132,22 @@ class TrainStream:
             "take a larger share, or another run.seed"
         ]
 
-    def order(self, epoch: int) -> EpochOrder:
+    def order(self, epoch: int) -> EpochOrder | MixedEpoch:
         """The global batches of an epoch."""
-        return EpochOrder(self._order_settings, epoch, self._shard_samples, self._kept)
+        return epoch_order(self._source, self._order_settings, epoch, self._kept)
 
     def _needed_shards(self, position: int, end: int) -> Iterator[NeededShard]:
         """The shards that this rank reads from `position` up to `end`, each once an epoch; or the samples of shards."""
-        if self._source.downloads_parts:
+        if self._source.downloads_parts or self._source.manifest.mixture is not None:
             yield from self._needed_samples(position, end)
             return
         while position < end:
             epoch, first = divmod(position, self.samples)
             seen: set[int] = set()
             number = first // self._schedule.global_batch
-            for batch, pieces in self.order(epoch).groups(number, self._rank.rank, self._rank.ranks):
+            order = self.order(epoch)
+            assert isinstance(order, EpochOrder)
+            for batch, pieces in order.groups(number, self._rank.rank, self._rank.ranks):
                 if epoch * self.samples + batch * self._schedule.global_batch >= end:
                     return
                 for piece in pieces:
@@ -160,7 +170,7 @@ class TrainStream:
                 yield from needed_samples(step, order.batch(batch, share), starts)
             position = (epoch + 1) * self.samples
 
-    def _requests(self, position: int, end: int, shards: ShardReadAhead) -> Iterator[Request]:
+    def _requests(self, position: int, end: int, shards: Downloads) -> Iterator[Request]:
         epoch, schedule, rank = -1, self._schedule, self._rank
         while position < end:
             if position // self.samples != epoch:
@@ -192,14 +202,15 @@ class TrainStream:
                     },
                 )
 
-    def _mixing(self, order: EpochOrder, number: int, share: slice, step: int) -> Mixing:
+    def _mixing(self, order: EpochOrder | MixedEpoch, number: int, share: slice, step: int) -> Mixing:
+        assert isinstance(order, EpochOrder)
         around, lanes = order.whole_lanes(number, share)
         numbers = order.batch(number, around)
         mixing = mixing_of(numbers, lanes, self._mixup, seed=self._schedule.seed, step=step)
         return mixing.part(slice(share.start - around.start, share.stop - around.start))
 
 
-def _closing(batches: Generator[Batch, None, None], shards: ShardReadAhead) -> Generator[Batch, None, None]:
+def _closing(batches: Generator[Batch, None, None], shards: Downloads) -> Generator[Batch, None, None]:
     """The batches; afterwards, also after an error, nothing is read ahead any more."""
     try:
         yield from batches
@@ -213,6 +224,13 @@ def needed_samples(step: int, numbers: np.ndarray, starts: np.ndarray) -> Iterat
     shards = np.searchsorted(starts, numbers, side="right") - 1
     for shard, row in zip(shards.tolist(), (numbers - starts[shards]).tolist(), strict=True):
         yield NeededShard(step, shard, row)
+
+
+def epoch_order(source: SplitSource, settings: OrderSettings, epoch: int, kept: KeptSamples) -> EpochOrder | MixedEpoch:
+    """The global batches of an epoch of a split, of one data set or of several."""
+    if isinstance(source, MixedSource):
+        return MixedEpoch(source.mixed_order(settings), epoch)
+    return EpochOrder(settings, epoch, source.manifest.split(source.split).shard_samples, kept)
 
 
 def order_settings(source: SplitSource, seed: int, global_batch: int) -> OrderSettings:
@@ -271,5 +289,5 @@ def evaluation_batches(
                 fields={"global_samples": together, "position": position},
             )
 
-    shards = ShardReadAhead(strict, needed())
+    shards = read_ahead_of(strict, needed)
     return _closing(read_ahead(strict, requests(), 0, consumer), shards)

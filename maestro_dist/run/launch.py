@@ -77,6 +77,7 @@ def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> 
     """
     from maestro_dist.callbacks.configured import check_callbacks
     from maestro_dist.data.augment import check_augment
+    from maestro_dist.data.mixture.manifest import places_of
     from maestro_dist.data.prepare import check_converter, check_place, prepare
     from maestro_dist.data.recordings.cut_data import load_data
     from maestro_dist.data.shard_checks import check_shards, has_shards
@@ -106,9 +107,10 @@ def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> 
     task = build_task(config, manifest)
     check_metric(config.data, manifest, task.metric(config.evaluation.metric), task.defined)
     splits = [config.data.train, config.data.validation, config.data.test]
-    shards = not bare or has_shards(config.data.url, manifest, splits)
-    if shards:
-        check_shards(config.data.url, manifest, splits)
+    parts = places_of(config.data, manifest)
+    shards = not bare or any(has_shards(url, part, splits) for url, part in parts)
+    for url, part in parts if shards else ():
+        check_shards(url, part, splits)
     return manifest, shards
 
 

@@ -150,7 +150,7 @@ def _tags(config: Config, run: Storage, token: str) -> dict[str, str]:
         "run.device": config.run.device,
         "mesh": build_mesh(config.mesh, world=config.run.workers).table().splitlines()[0],
         "engine": f"ZeRO {config.engine.zero_stage}, micro-batch {config.engine.micro_batch or 'whole share'}",
-        "data.url": redact(config.data.url),
+        "data.url": " ".join(redact(url) for url in (config.data.url, *(s.url for s in config.data.sources)) if url),
         "checkpoints": run.name("checkpoints"),
         "versions": ", ".join(f"{name} {version(name)}" for name in packages),
     }

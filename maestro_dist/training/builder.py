@@ -13,6 +13,7 @@ from maestro_dist.config.learning import AugmentConfig
 from maestro_dist.config.schema import Config
 from maestro_dist.data.label_share import labelled_count
 from maestro_dist.data.manifest import Manifest
+from maestro_dist.data.mixture.source import source_of
 from maestro_dist.data.prefetch import Consumer
 from maestro_dist.data.reader import SplitSource
 from maestro_dist.data.recordings.cut_data import load_data
@@ -124,7 +125,7 @@ def split_source(
     Raises:
         ConfigError: the data holds symbols only, but the model or `augment` needs something else.
     """
-    return SplitSource(
+    return source_of(
         config.data.url,
         manifest,
         config.data,

@@ -16,9 +16,9 @@ import numpy as np
 from maestro_dist.config.schema import Config
 from maestro_dist.data.label_share import KeptSamples
 from maestro_dist.data.manifest import Manifest
-from maestro_dist.data.order import EpochOrder
-from maestro_dist.data.reader import Request, SplitSource
-from maestro_dist.data.stream import order_settings
+from maestro_dist.data.mixture.source import source_of
+from maestro_dist.data.reader import Request
+from maestro_dist.data.stream import epoch_order, order_settings
 from maestro_dist.types import Batch, Modality
 
 if TYPE_CHECKING:
@@ -64,9 +64,9 @@ def standardise(model: Trunk, config: Config, manifest: Manifest, mesh: Mesh) ->
 def first_samples(config: Config, manifest: Manifest, modalities: list[Modality]) -> Iterator[Batch]:
     """The first training samples of the first epoch: complete, not augmented."""
     split = manifest.split(config.data.train)
-    source = SplitSource(config.data.url, manifest, config.data, tuple(modalities), config.data.train)
+    source = source_of(config.data.url, manifest, config.data, tuple(modalities), config.data.train)
     settings = order_settings(replace(source, augment=config.augment), config.run.seed, config.optim.global_batch)
-    order = EpochOrder(settings, 0, split.shard_samples, KeptSamples(config.run.seed, split.shard_samples))
+    order = epoch_order(source, settings, 0, KeptSamples(config.run.seed, split.shard_samples))
     numbers = max(1, sum(modality.steps * modality.variates for modality in modalities))
     count = min(split.samples, max(1, min(SAMPLES, NUMBERS // numbers)))
     steps = -(-count // settings.global_batch)

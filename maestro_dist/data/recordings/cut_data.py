@@ -20,6 +20,7 @@ from maestro_dist.data.description import Description, window_steps
 from maestro_dist.data.divided_windows import check_given, divided_windows
 from maestro_dist.data.findings import Findings
 from maestro_dist.data.manifest import Cut, Divided, Manifest, load_manifest
+from maestro_dist.data.mixture.manifest import mixed_manifest
 from maestro_dist.data.reader import Request, SplitReader, SplitSource
 from maestro_dist.data.recordings.table import RecordingTable
 from maestro_dist.data.recordings.windowing import Windowing, load_table
@@ -37,7 +38,7 @@ _FORMAT = 1
 
 
 def load_data(config: DataConfig, *, expected: bool = False, run_url: str = "") -> Manifest:
-    """The manifest of the samples that a run reads.
+    """The manifest of the samples that a run reads: of `data.url`, or of all `data.sources` together.
 
     Of recordings, `data.window` and `data.split` make the windows; packed windows are divided anew by `data.split`.
     Their statistics are counted once for a data set, windows and splits, and then kept on this machine. `run_url`: the
@@ -48,6 +49,8 @@ def load_data(config: DataConfig, *, expected: bool = False, run_url: str = "") 
         DataError: the data is missing or damaged.
         StorageError: it cannot be read at present.
     """
+    if config.sources:
+        return mixed_manifest(config, lambda own: load_data(own, expected=expected))
     stored = load_manifest(config.url, expected=expected)
     if stored.recordings is not None:
         table = load_table(config.url, stored)

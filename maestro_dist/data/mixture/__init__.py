@@ -1,0 +1,1 @@
+"""Several data sets that one run trains on together (`data.sources`)."""
