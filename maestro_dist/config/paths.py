@@ -58,13 +58,13 @@ def _absolute_values(section: Section, prefix: str) -> dict[str, Any]:
             inner = _absolute_values(value, f"{key}.")
             if inner:
                 changed[name] = value.model_copy(update=inner)
-        elif location is None or (not value and not isinstance(value, str)):
+        elif location is None or not value:
             continue
         elif isinstance(value, list) and value and isinstance(value[0], Section):
             copies = [(item, _absolute_values(item, f"{key}.{number}.")) for number, item in enumerate(value)]
             changed[name] = [item.model_copy(update=inner) for item, inner in copies]
         elif isinstance(value, str):
-            if not (location.service and (not value or _SERVICE.match(value))):
+            if not (location.service and _SERVICE.match(value)):
                 changed[name] = absolute_path(value, key)
         else:
             changed[name] = [absolute_path(item, key) for item in value]

@@ -79,9 +79,12 @@ def is_finished(found: RunRecord | None) -> bool:
 
 def check_same(config: Config, manifest: Manifest, record: RunRecord) -> None:
     """Raise ConfigError or RunError if the configuration or the data are not those with which the run was started."""
+    if manifest.mixture is not None:
+        check_resume(config, record.identity)  # the weights are part of the data
     if record.data != manifest.fingerprint():
+        places = ", ".join(redact(url) for url in (config.data.url, *(s.url for s in config.data.sources)) if url)
         raise RunError(
-            f"run {config.run.name!r} was started on other data than {redact(config.data.url)} contains now; "
+            f"run {config.run.name!r} was started on other data than {places} contains now; "
             "choose another run.name or the original data"
         )
     one_lane = len(manifest.split(config.data.train).shards) <= config.data.shuffle_shards
