@@ -75,7 +75,7 @@ def test_cut_windows_are_those_that_are_packed(config: DataConfig, tmp_path: Pat
     assert not found.present.all()
 
 
-@pytest.mark.parametrize("normalize", ["recording", "dataset"])
+@pytest.mark.parametrize("normalize", ["recording", pytest.param("dataset", marks=pytest.mark.slow)])
 def test_training_is_the_same_bit_for_bit(config: DataConfig, tmp_path: Path, normalize: str) -> None:
     pack(tmp_path / "windows", made.WINDOWS, made.windows(made.recordings()))
     extra = [f"model.normalize={normalize}", "optim.epochs=1", f"data.cache={config.cache}", "data.loader_workers=1"]

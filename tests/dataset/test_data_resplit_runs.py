@@ -31,6 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_training_is_the_same_bit_for_bit(trained: Path, tmp_path: Path) -> None:
     pack(tmp_path / "data", made.WINDOWS, divided_by_hand())
     assert runs.train(tmp_path, str(tmp_path / "data"), *RUN) == 0
@@ -41,6 +42,7 @@ def test_training_is_the_same_bit_for_bit(trained: Path, tmp_path: Path) -> None
         assert results[0][part] == results[1][part]
 
 
+@pytest.mark.slow
 def test_a_run_resumes_and_is_evaluated_on_its_own_splits(
     trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,6 +68,7 @@ def test_a_run_resumes_and_is_evaluated_on_its_own_splits(
         assert [line.partition(",")[0] for line in capfd.readouterr().out.splitlines()[1:]] == tested
 
 
+@pytest.mark.slow
 def test_a_set_for_tests_is_evaluated_and_not_trained_on(
     trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

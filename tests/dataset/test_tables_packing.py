@@ -292,6 +292,7 @@ def test_names_that_are_no_keys_stay_apart(folder: Path) -> None:
     [
         ("classes: [rest, walk, run]\n", "", "classes belong to task: classification"),
         ("name: wrist", "nam: wrist", "nam: Extra inputs|name: Field required"),
+        ("name: wrist", "name: wrist\nname: other", "not valid YAML"),
         ("rate_hz: 16", "rate_hz: -1", r"files\.0\.modalities\.acc\.rate_hz: Input should be greater than 0"),
         ("heart: {columns", "acc: {columns", "two modalities are named 'acc'"),
         ("{subject}/heart.csv", "{subject}/{day}/heart.csv", "paths of signals name recordings in different ways"),
@@ -363,3 +364,14 @@ def test_labels_that_last_until_the_next_one(folder: Path) -> None:
     found, warnings = recordings(folder, layout("{start: start, end: end}", "{start: start}"))
     assert warnings == []
     assert {key: r.labels for key, r in found.items()} == {key: r.labels for key, r in expected.items()}
+
+
+def test_numbers_that_stand_for_a_missing_value(folder: Path, tmp_path: Path) -> None:
+    path = folder / "P00/heart.csv"
+    path.write_text(path.read_text().replace(",\n", ",-999\n", 3).replace(",\n", ",none\n", 3))
+    expected, _ = recordings(folder, layout("[bpm], rate_hz: 1}}", "[bpm], rate_hz: 1}}"))
+    (tmp_path / "y.yaml").write_text(LAYOUT.replace("rate_hz: 1}}\n", "rate_hz: 1}}\n  missing: [-999]\n"))
+    found, _ = recordings(folder, load_layout(str(tmp_path / "y.yaml"))[0])
+    assert int((expected["P00"].values["heart"] == -999).sum()) == 3
+    assert int(np.isnan(found["P00"].values["heart"]).sum()) > 3
+    assert not (found["P00"].values["heart"] == -999).any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Annotated, Literal
 
 import yaml
@@ -10,6 +11,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from maestro_dist.config.sections import NonNegativeInt, PositiveFloat, Section, Text
 from maestro_dist.config.windows import WindowConfig
+from maestro_dist.config.yaml_text import from_yaml
 from maestro_dist.data.storage import ObjectMissing, Storage, redact
 from maestro_dist.data.tables.paths import PathPattern
 from maestro_dist.errors import ConfigError
@@ -29,12 +31,22 @@ def _as_texts(values: list[str | int | float | bool] | str | int) -> list[str]:
 
 
 def label_text(value: object) -> str:
-    """A label as text: 1, 1.0 and "1" are the same."""
+    """A label as text: 1, 1.0, "1" and "01" are the same."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
+    text = str(value).strip()
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return f"{number:.15g}" if math.isfinite(number) else text
+
+
+def _number_or_text(value: str | float) -> str | float:
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 class TimeColumn(Section):
@@ -118,7 +130,7 @@ class TableFile(Section):
     """Lines before the header."""
     header: bool = True
     """Whether the first row has the names of the columns; if not they are c1, c2, ..."""
-    missing: list[str | float | int] = Field(default_factory=list)
+    missing: list[Annotated[str | float, AfterValidator(_number_or_text)]] = Field(default_factory=list)
     """Numbers that stand for a missing value, beside empty cells, NA, NaN and null."""
 
     @property
@@ -206,16 +218,6 @@ class TableLayout(Section):
         return self
 
 
-class _Loader(yaml.SafeLoader):
-    """Leaves yes, no, on, off, true and false as the texts that they are in the files."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:bool"]
-    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
 def load_layout(path: str) -> tuple[TableLayout, str]:
     """The layout in a YAML file (or at an fsspec URL), and the SHA-256 of the file.
 
@@ -228,7 +230,7 @@ def load_layout(path: str) -> tuple[TableLayout, str]:
     except ObjectMissing:
         raise ConfigError(f"--layout {redact(path)}: no such file; `--infer FILE` writes one for you") from None
     try:
-        given = yaml.load(text, _Loader)
+        given = from_yaml(text.decode())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{redact(path)}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(given, dict):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import math
 import zlib
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -19,7 +18,7 @@ import pyarrow.parquet
 from maestro_dist.data.converters.source_file import SourceFile
 from maestro_dist.data.parts import Remarks, join_names
 from maestro_dist.data.plain_values import short_repr
-from maestro_dist.data.tables.layout import TableFile
+from maestro_dist.data.tables.layout import TableFile, label_text
 from maestro_dist.errors import DataError
 
 ENDINGS = (".csv", ".tsv", ".txt", ".parquet", ".pq", ".csv.gz", ".tsv.gz", ".txt.gz")
@@ -66,7 +65,7 @@ class Table:
     def labels(self, name: str) -> list[str | None]:
         """A column of labels as text: 1, 1.0 and 01 are all "1"."""
         found = self.texts(name)
-        plain = {text: _plain_label(text) for text in set(found) if text is not None}
+        plain = {text: label_text(text) for text in set(found) if text is not None}
         return [None if text is None else plain[text] for text in found]
 
     def texts(self, name: str) -> list[str | None]:
@@ -113,14 +112,6 @@ def read_table(file: SourceFile, about: TableFile, wanted: Collection[str], rema
     no_lines = is_binary(file.name) or about.encoding.lower().startswith("utf-16")
     content = file.read_binary() if no_lines else file.read(remarks)
     return parse_table(file.name, content, about, wanted, about.text_columns)
-
-
-def _plain_label(text: str) -> str:
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return f"{number:.15g}" if math.isfinite(number) else text
 
 
 def is_binary(name: str) -> bool:
