@@ -41,8 +41,8 @@ class Shard(ManifestEntry):
     index_sha256  hash of the index; None in a manifest of an older version
     recordings    how many recordings it holds, and `first`, the number of its first one in the table of recordings;
                   None if it holds windows
-    packed        of a divided data set: how many samples the tar holds, of which `rows` are in the split, one bit for
-                  each, as hexadecimal text (`numpy.packbits`); None: all of them are
+    packed        of a divided data set: how many samples the tar holds; None: it is not divided
+    rows          which of these samples are in the split: one bit for each, as hexadecimal text (`numpy.packbits`)
     """
 
     path: str

@@ -57,7 +57,7 @@ def write_tree(root: Path, version: int, rows: dict[str, list[dict[str, Any]]]) 
 
 
 def tables(people: int = 0) -> dict[str, list[dict[str, Any]]]:
-    """Rows of all tables by name, of PEOPLE, and of more `people`, of whom each third died."""
+    """Rows of all tables by name: of PEOPLE, and of `people` more. Each third of these died."""
     draw = np.random.default_rng(0)
     everyone = PEOPLE | {number: (50.0, "M", [70], int(number % 3 == 0)) for number in range(100, 100 + people)}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in mimic.TABLES}

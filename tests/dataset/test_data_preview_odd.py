@@ -168,7 +168,7 @@ def test_many_people_and_classes(tmp_path: Path) -> None:
     given[75] = replace(given[75], values={"acc": given[75].values["acc"]})
     pack(tmp_path / "set", about, given)
     found = preview(tmp_path / "set", folder=tmp_path, samples=1)
-    assert "and 20 people of whom more was observed, 100 % on average" in found.text
+    assert "and 20 people with more observed, 100 % on average" in found.text
     assert "p075|1|100|0|" in found.text  # the worst one is shown
     assert "and 20 rarer classes" in found.text
 

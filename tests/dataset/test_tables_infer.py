@@ -292,3 +292,10 @@ def test_the_command_writes_a_layout_once(tmp_path: Path, capsys: pytest.Capture
     pack = ["csv", "--source", str(tmp_path / "wrist"), "--layout", str(tmp_path / "wrist.yaml")]
     assert main([*pack, "--out", str(tmp_path / "packed")]) == 0
     assert (tmp_path / "packed/manifest.json").exists()
+
+
+def test_gases_are_no_axes_of_one_sensor(tmp_path: Path) -> None:
+    head = ["time", "co", "co2", "pm10", "pm25", "acc_x", "acc_y"]
+    write(tmp_path / "air/a.csv", head, [seconds(1), *DRAW.normal(size=(6, N))])
+    found = {name: columns for name, (columns, _, _) in signals(inferred(tmp_path / "air")[0]).items()}
+    assert found == {"co": ["co"], "co2": ["co2"], "pm": ["pm10", "pm25"], "acc": ["acc_x", "acc_y"]}

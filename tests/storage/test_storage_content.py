@@ -19,6 +19,7 @@ from maestro_dist.errors import StorageError
 def test_a_bucket_that_is_not_found_for_a_write_is_asked_for_again(
     proxied_s3: str, proxy: FaultProxy, client: str
 ) -> None:
+    patience(client, 60)  # a server on a busy disk may be slow
     storage, missing = Storage(proxied_s3), Rule("PUT", "thing", requests=2, fault="status", status=404)
     proxy.add(missing)
     with pytest.raises(StorageError, match=r"^cannot write s3://\S+/thing: there is no such bucket$"):

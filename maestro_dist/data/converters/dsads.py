@@ -5,7 +5,7 @@ by commas. The columns are those of the units on torso, right arm, left arm, rig
 x, y, z of accelerometer (m/s^2), gyroscope (rad/s) and magnetometer (relative to the field of the earth).
 
 The segments of an activity and person are 5 minutes cut into pieces: here they are one recording again, and by default
-a run cuts it into these segments. Published: windows of 5 s, and a split by person (MAESTRO, which does not say whom).
+a run cuts it into these segments. Published: windows of 5 s. MAESTRO splits by person, but does not name the people.
 The people of the splits below are our choice.
 
 The data cannot be fetched by a program, so this was tested on generated files of the published layout only.

@@ -23,7 +23,7 @@ def grid_steps(hours: float, minutes: float, options: str) -> int:
     """Number of cells of `minutes` in `hours`; `options` are named in the message.
 
     Raises:
-        ConfigError: the hours are not a whole number of cells, of which there may be 100,000.
+        ConfigError: the hours are not a whole number of cells, or make more than 100,000 cells.
     """
     if not (0 < minutes < float("inf") and 0 < hours < float("inf")):
         raise ConfigError(f"{options}: {hours:g} hours and {minutes:g} minutes; both are positive")

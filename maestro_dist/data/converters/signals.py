@@ -72,7 +72,7 @@ def add_modalities(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--modalities",
         metavar="MAP",
-        help="which signals are the variates of which modality: 'ecg=II,V; abp=ABP|ART; resp=RESP@125', or a YAML or "
+        help="the signals of each modality: 'ecg=II,V; abp=ABP|ART; resp=RESP@125', or a YAML or "
         "JSON file with ecg: [II, V]; by default each signal is a modality",
     )
 
@@ -163,7 +163,7 @@ def plan_signals(records: Mapping[str, Sequence[Signal]], wanted: Sequence[Wante
     """The modalities of recordings, which have these signals.
 
     Raises:
-        ConfigError: `wanted` has a modality of which no recording has a signal.
+        ConfigError: `wanted` has a modality that has no signal in any recording.
         DataError: a modality would have several rates, or units that cannot be converted.
     """
     names = sorted({signal.name for signals in records.values() for signal in signals})

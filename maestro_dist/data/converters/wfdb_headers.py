@@ -43,7 +43,7 @@ class WfdbRecord:
     name      its path in the source, without `.hea`
     files     the files that are read, by their name in the folder of the record
     segments  those with samples, by time; a single-segment record is its only one
-    frames    its length in frames, of which there are `rate_hz` in a second; None: see `Segment`
+    frames    its length in frames, `rate_hz` of them a second; None: see `Segment`
     signals   name, rate, unit of each
     start     its date and time, if the header has both
     """

@@ -133,7 +133,7 @@ def coverage(preview: Preview) -> str:
     left = len(found.people) - len(rows)
     if left:
         others = np.delete(mean, shown).mean()
-        note = f"and {counted(left, 'person')} of whom more was observed, {share(float(others))} on average"
+        note = f"and {counted(left, 'person')} with more observed, {share(float(others))} on average"
         parts.append(f'<p class="note">{note}</p>\n')
     if len(preview.modalities) > columns:
         parts.append(f'<p class="note">the first {columns} of {len(preview.modalities):,} modalities</p>\n')

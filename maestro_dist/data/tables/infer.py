@@ -17,7 +17,6 @@ from maestro_dist.data.tables.look_columns import (
     guess_rate,
     guess_time,
     roles_of,
-    rows_with_values,
 )
 from maestro_dist.data.tables.look_files import Looked, look_at
 from maestro_dist.data.tables.look_modalities import modalities_of
@@ -202,7 +201,7 @@ def _understand(kind: Kind, found: Found) -> None:
             for file in files:
                 of = file_times(file, roles.time, kind.time)
                 if of is not None:
-                    times += _of_recordings(file, roles, rows_with_values(file, guess.columns, of), of, guess.columns)
+                    times += _of_recordings(file, roles, of, guess.columns)
             kind.spans += [float(of[-1] - of[0]) / SECOND for of in times if len(of) > 1]
             rate = guess_rate(times)
             about["rate_hz"] = rate.rate_hz
@@ -215,26 +214,19 @@ def _understand(kind: Kind, found: Found) -> None:
         kind.modalities[_free(guess.name, found)] = about
 
 
-def _of_recordings(
-    file: Looked, roles: Roles, used: np.ndarray, times: np.ndarray, columns: Sequence[str]
-) -> list[np.ndarray]:
-    """The times of rows with a value, apart for each recording that a column names."""
-    by = [column for column in (roles.subject, roles.recording) if column]
-    if not by:
-        return [np.sort(used)]
-    texts = [file.table.texts(column) for column in by]
-    ids = np.array(["-".join(map(str, row)) for row in zip(*texts, strict=True)])
-    return [np.sort(rows_with_values_at(file, columns, times, ids == one)) for one in np.unique(ids)[:_SAMPLE]]
-
-
-def rows_with_values_at(file: Looked, columns: Sequence[str], times: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """As `rows_with_values`, of the rows `own` (bool [rows])."""
+def _of_recordings(file: Looked, roles: Roles, times: np.ndarray, columns: Sequence[str]) -> list[np.ndarray]:
+    """The times of rows that have a value in one of the columns, apart for each recording that a column names."""
     there = np.zeros(len(times), dtype=bool)
     for column in columns:
         values = file.numbers(column)
         if values is not None:
             there |= ~np.isnan(values)
-    return times[there & own]
+    by = [column for column in (roles.subject, roles.recording) if column]
+    if not by:
+        return [np.sort(times[there])]
+    texts = [file.table.texts(column) for column in by]
+    ids = np.array(["-".join(map(str, row)) for row in zip(*texts, strict=True)])
+    return [np.sort(times[there & (ids == one)]) for one in np.unique(ids)[:_SAMPLE]]
 
 
 def _free(name: str, found: Found) -> str:

@@ -241,14 +241,6 @@ def _nice(rate_hz: float) -> float:
     return float(f"{rate_hz:.4g}")
 
 
-def rows_with_values(file: Looked, columns: Sequence[str], times: np.ndarray) -> np.ndarray:
-    """The times of rows that have a value in one of the columns."""
-    found = [values for column in columns if (values := file.numbers(column)) is not None]
-    if not found:
-        return times[:0]
-    return times[~np.isnan(np.stack(found)).all(axis=0)]
-
-
 def file_times(file: Looked, column: str, guess: TimeGuess) -> np.ndarray | None:
     """Times as int64 ns; None if they do not have the form that was guessed."""
     try:

@@ -29,14 +29,12 @@ def modalities_of(columns: Sequence[str], word: str, *, prefix: bool) -> list[Mo
     prefix  put the word in front of each name, because several files have such columns
     """
     file = plain_name(word)[0] or "signals"
-    groups: dict[str, list[str]] = {}
+    groups: dict[tuple[str, bool], list[str]] = {}
     for column in columns:
         groups.setdefault(_group(plain_name(column)[0]), []).append(column)
     found = []
-    for name, own in groups.items():
-        if not name or (len(own) == 1 and name != plain_name(own[0])[0]):
-            name = name if own[1:] else plain_name(own[0])[0]
-        name = name or file
+    for (group, _), own in groups.items():
+        name = (group if len(own) > 1 else plain_name(own[0])[0]) or file
         if len(columns) == 1 and name in ("value", "values", "data", "signal", "v", "reading", "measurement"):
             name = file
         elif prefix and name != file:
@@ -45,9 +43,10 @@ def modalities_of(columns: Sequence[str], word: str, *, prefix: bool) -> list[Mo
     return found
 
 
-def _group(name: str) -> str:
+def _group(name: str) -> tuple[str, bool]:
+    """The name without the axis or number, and whether it has one: co and co2 are no axes of one sensor."""
     first = _AXIS_FIRST.match(name)
     if first:
-        return first["back"]
+        return first["back"], True
     axes = _AXES.match(name)
-    return f"{axes['front']}{axes['back']}".strip("_") if axes else name
+    return (f"{axes['front']}{axes['back']}".strip("_"), True) if axes else (name, False)

@@ -7,7 +7,6 @@ import gzip
 import io
 import zlib
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -227,8 +226,3 @@ def _check_columns(name: str, names: Sequence[str], wanted: Collection[str]) -> 
             f"{name}: there is no column {missing[0]!r}; there are {join_names([repr(n) for n in names])}; correct the "
             "file or the layout"
         )
-
-
-def distinct(column: pa.ChunkedArray) -> list[Any]:
-    """The different values of a column, None among them."""
-    return pc.unique(column).to_pylist()  # type: ignore[no-any-return]
