@@ -38,6 +38,8 @@ _DRIVER_ENVIRONMENT = {
 }
 # Read by Ray's controller, which has the environment of the cluster's processes, not of the workers.
 _CLUSTER_ENVIRONMENT = {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2"}
+# Seconds in which a local Ray must start; Ray's own 20 are too few on a busy machine.
+_LOCAL_ENVIRONMENT = {"RAY_gcs_server_port_wait_time_s": "120"}
 _LOCAL_OBJECT_STORE = 128 * 2**20  # bytes; only small objects pass through it
 _LOG_S = 30.0
 _CHECK_S, _GONE_S = 5.0, 30.0
@@ -127,6 +129,7 @@ def _local_ray(cpus: int, object_store: int) -> Iterator[None]:
     import ray
 
     os.environ |= _CLUSTER_ENVIRONMENT
+    os.environ.update({name: value for name, value in _LOCAL_ENVIRONMENT.items() if name not in os.environ})
     folder = _short_folder()
     remove = functools.partial(_remove, folder)
     atexit.register(remove)  # runs after Ray has ended its processes, also if the start was interrupted

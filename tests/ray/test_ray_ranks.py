@@ -25,10 +25,12 @@ PHASES = [
     (["run.launcher=ray", "run.workers=2"], None),
 ]
 """Launcher, and the checkpoint after which the driver is killed."""
+PAUSE_S = 1.0  # after each step of a run that is killed: its workers must not reach the next phase's checkpoint
 
 
-def notes_in(folder: Path) -> str:
-    return f'callbacks=[{{"class": "key_notes:KeyNotes", "options": {{"folder": "{folder}"}}}}]'
+def notes_in(folder: Path, pause_s: float = 0) -> str:
+    options = f'{{"folder": "{folder}", "pause_s": {pause_s}}}'
+    return f'callbacks=[{{"class": "key_notes:KeyNotes", "options": {options}}}]'
 
 
 def test_other_ranks_after_each_kill_end_with_the_same_weights(
@@ -41,7 +43,8 @@ def test_other_ranks_after_each_kill_end_with_the_same_weights(
     assert sum(map(len, expected.values())) == EPOCHS * SAMPLES
 
     for number, (launcher, until) in enumerate(PHASES):
-        process = runs.start(parts, synthetic, *OPTIONS, *launcher, notes_in(tmp_path / f"notes {number}"))
+        notes = notes_in(tmp_path / f"notes {number}", PAUSE_S if until else 0)
+        process = runs.start(parts, synthetic, *OPTIONS, *launcher, notes)
         if until is None:
             assert "resumes at step" in runs.finish(process)
         else:
