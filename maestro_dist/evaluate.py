@@ -176,8 +176,9 @@ def _manifest(data: DataConfig, run_manifest: Manifest | None, *, other: bool) -
 
     An `other` data set has its own splits, and, if it holds recordings, windows of the run's length.
     """
+    from maestro_dist.data.load import load_data
     from maestro_dist.data.manifest import load_manifest
-    from maestro_dist.data.recordings.cut_data import load_data, made_of
+    from maestro_dist.data.recordings.cut_data import made_of
 
     if data.sources:
         return load_data(data)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MULTILABEL = "multilabel"
 """The task whose samples have any number of labels."""
+_LOOK = 64
+"""Steps that are looked at together for the last observed one; then twice as many, and so on."""
 
 
 def label_bits(sets: np.ndarray, labels: int) -> np.ndarray:
@@ -72,6 +74,8 @@ class Batch:
     global_samples samples in the complete global batch, over all ranks and micro-batches (fewer at an epoch's end)
     position       samples consumed since the start of the run, with this global batch
     on_host[j]     `rows[j]` as plain integers, kept if the batch is copied to another device; None: not known
+    ends[j]        steps of `values[j]` (without values: words of `symbols[j]`) up to the last observed one of any row,
+                   kept if the batch is copied to another device; None: not known
     epoch, step    0-based epoch and 0-based optimizer step that this micro-batch belongs to
     """
 
@@ -92,6 +96,7 @@ class Batch:
     epoch: int = 0
     step: int = 0
     on_host: dict[str, list[int]] | None = None
+    ends: dict[str, int] | None = None
     partner_target: Tensor | None = None
     mix: Tensor | None = None
 
@@ -111,6 +116,14 @@ class Batch:
             return None
         return [self.rows[name].tolist() for name in names]
 
+    def host_ends(self, names: Sequence[str]) -> list[int] | None:
+        """`ends` of the named modalities; None if they are only on the device."""
+        if self.ends is not None:
+            return [self.ends[name] for name in names]
+        if self.sample.device.type != "cpu":
+            return None
+        return [_observed_end(self.values[name] if name in self.values else self.symbols[name]) for name in names]
+
     def map(self, change: Callable[[Any], Any]) -> Batch:
         """The same batch with `change` applied to each tensor, in a fixed order."""
         moved: dict[str, Any] = {}
@@ -118,15 +131,18 @@ class Batch:
             value = getattr(self, item.name)
             if hasattr(value, "dtype"):
                 moved[item.name] = change(value)
-            elif isinstance(value, dict) and item.name != "on_host":
+            elif isinstance(value, dict) and item.name not in ("on_host", "ends"):
                 moved[item.name] = {name: change(tensor) for name, tensor in value.items()}
         return replace(self, **moved)
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device; pinned memory is copied asynchronously."""
         moved = self.map(lambda tensor: tensor.to(device, non_blocking=True))
-        known = self.host_rows(list(self.rows)) if moved.sample.device.type != "cpu" else None
-        moved.on_host = None if known is None else dict(zip(self.rows, known, strict=True))
+        names = list(self.rows)
+        on_device = moved.sample.device.type != "cpu"
+        known, ends = (self.host_rows(names), self.host_ends(names)) if on_device else (None, None)
+        moved.on_host = None if known is None else dict(zip(names, known, strict=True))
+        moved.ends = None if ends is None else dict(zip(names, ends, strict=True))
         return moved
 
     def tensors(self) -> Batch:
@@ -138,6 +154,21 @@ class Batch:
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (CUDA only)."""
         return self.map(lambda tensor: tensor.pin_memory())
+
+
+def _observed_end(x: Tensor) -> int:
+    """Steps of windows [R, T, D] (not finite: not observed), or of symbols (0: missing), up to the last observed one of
+    any row; T without rows."""
+    rows, end = x.shape[:2]
+    look = 1
+    while rows and end:
+        start = max(0, end - look)
+        part = x[:, start:end]
+        seen = part.isfinite() if part.is_floating_point() else part > 0
+        if bool(seen.any()):
+            return start + int(seen.any(2).any(0).nonzero()[-1]) + 1
+        end, look = start, max(_LOOK, 2 * look)
+    return end
 
 
 class Output(TypedDict, total=False):

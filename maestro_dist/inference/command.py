@@ -167,8 +167,9 @@ def _read_npz(content: bytes) -> list[Mapping[str, Any]]:
 def _manifest(place: str, url: str) -> Manifest:
     """The manifest of the data set at `url`; if the run at `place` has divided or cut just this data set, the run's."""
     from maestro_dist.config.schema import DataConfig
+    from maestro_dist.data.load import load_data
     from maestro_dist.data.manifest import load_manifest
-    from maestro_dist.data.recordings.cut_data import RUN_FOLDER, load_data, made_of
+    from maestro_dist.data.recordings.cut_data import RUN_FOLDER, made_of
     from maestro_dist.inference.exported_model import RUN_FOLDER as MODEL_FOLDER
 
     with suppress(DataError):  # a model outside of a run has none

@@ -84,11 +84,13 @@ class Embedding(nn.Module):
         dtype: torch.dtype,
         symbols: Tensor | None = None,
         prepared: Prepared | None = None,
+        kept: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens of raw windows, or of symbols if the tokens depend only on symbols.
 
         values float [R, T, D] or None; recording [R, D, 2] or None; symbols uint8 [R, W, D] as from `symbolise`, or
-        None; prepared: the result of `prepare`, if it is computed already.
+        None; prepared: the result of `prepare`, if it is computed already; kept: how many words to compute, all by
+        default; W then stands for this number.
         Returns the tokens [R, S + W, d] (the summary token first, if it is on this rank), and the observed masks
         bool [R, S] and [R, W].
 
@@ -101,12 +103,12 @@ class Embedding(nn.Module):
                     f"modality {self.modality.name!r} comes without raw windows, but model.embedding patch, model.stem"
                     " and model.summary need them; use embedding ordinal or table alone, or pack the raw windows too"
                 )
-            words = sax.SaxWords(symbols, None, whole=False)
+            words = sax.SaxWords(symbols[:, :kept], None, whole=False)
             start, _ = self.sequence.slice(self.modality.name, symbols.shape[1] * self.word)
             return self._tokens(words, start, dtype), words.observed[:, :0], words.observed
         if prepared is None:
             assert values is not None
-            prepared = self.prepare(values, self.reference(recording), dtype)
+            prepared = self.prepare(values, self.reference(recording), dtype, kept)
         words, start, features, summary_observed = prepared
         tokens = self._tokens(words, start, dtype)
         if self.summary is None or features is None or summary_observed is None:
@@ -115,18 +117,23 @@ class Embedding(nn.Module):
         tokens = torch.cat((self.summary(features)[:, None, :][:, :width], tokens), 1)
         return tokens, summary_observed[:, :width], words.observed
 
-    def prepare(self, values: Tensor, reference: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> Prepared:
-        """Everything that needs no parameters, from raw windows [R, T, D] and their `reference`."""
+    def prepare(
+        self, values: Tensor, reference: tuple[Tensor, Tensor] | None, dtype: torch.dtype, kept: int | None = None
+    ) -> Prepared:
+        """Everything that needs no parameters, from raw windows [R, T, D] and their `reference`; of `kept` words."""
         window = None
+        start, steps = self.sequence.slice(self.modality.name, values.shape[1])
         if self.normalize == "window" or self.summary is not None:
+            # Of the complete window: the order of a sum, and with it a symbol, must not depend on the other samples.
             window = sax.window_moments(values, self.sequence)
+        if kept is not None:
+            values = values[:, : kept * self.word]
         word_reference = (
             sax.window_reference(window) if self.normalize == "window" and window is not None else reference
         )
         assert word_reference is not None
         edges = self.edges.view(torch.float64)
         words = sax.words(values, self.word, edges, word_reference, None if self.symbols_suffice else dtype)
-        start, steps = self.sequence.slice(self.modality.name, values.shape[1])
         if self.summary is None or window is None or reference is None:
             return Prepared(words, start, None, None)
         samples = (
@@ -172,8 +179,9 @@ def prepare_together(
     values: Mapping[str, Tensor],
     recording: Mapping[str, Tensor],
     dtype: torch.dtype,
+    kept: Mapping[str, int],
 ) -> dict[str, Prepared]:
-    """`Embedding.prepare` for several modalities together, if their windows and words have the same shape.
+    """`Embedding.prepare` for several modalities together, if their windows, words and `kept` words are alike.
 
     Many small calls cost more than their arithmetic. Modalities without such a partner, and large windows, are left out
     of the result.
@@ -181,7 +189,7 @@ def prepare_together(
     same_shape: dict[tuple[int, ...], list[str]] = {}
     for name, embedding in embeddings.items():
         if name in values:
-            same_shape.setdefault((embedding.word, *values[name].shape[1:]), []).append(name)
+            same_shape.setdefault((embedding.word, kept[name], *values[name].shape[1:]), []).append(name)
     prepared = {}
     for names in same_shape.values():
         if len(names) == 1 or sum(values[name].numel() for name in names) > _LARGEST_SHARED:
@@ -195,7 +203,8 @@ def prepare_together(
         ]
         mean, unit = (torch.cat(parts) for parts in zip(*references, strict=True)) if references else (None, None)
         reference = None if mean is None or unit is None else (mean, unit)
-        words, start, features, observed = first.prepare(torch.cat([values[name] for name in names]), reference, dtype)
+        joined = torch.cat([values[name] for name in names])
+        words, start, features, observed = first.prepare(joined, reference, dtype, kept[names[0]])
         arrays = (words.symbols, words.samples, features, observed)
         by_name = (part.split(rows) if part is not None else [None] * len(names) for part in arrays)
         for name, symbols, samples, own_features, own_observed in zip(names, *by_name, strict=True):

@@ -41,8 +41,8 @@ class AttentionPool(nn.Module):
         joined = torch.cat((weighted, weight), 1)
         total = self.sequence.all_reduce_sum(joined.new_zeros(groups, joined.shape[1]).index_add(0, group, joined))
         sums, weights = total[:, : x.shape[1]], total[:, x.shape[1] :]
-        floor = torch.finfo(weights.dtype).tiny
-        return (sums.unflatten(1, (self.heads, -1)) / weights.clamp_min(floor)[..., None]).flatten(1)
+        # The largest weight of a group is 1; only a group without an observed token has less, and finite gradients so.
+        return (sums.unflatten(1, (self.heads, -1)) / weights.clamp_min(1)[..., None]).flatten(1)
 
 
 class DeepHead(nn.Module):

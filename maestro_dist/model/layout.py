@@ -38,6 +38,9 @@ class ModalityTokens(NamedTuple):
     summary_total  summary tokens over all ranks (0 or 1)
     words_total    words over all ranks
     word_bounds    global number of each rank's first word, then `words_total`; empty if no rank needs it
+    cut            words at the end of the window that do not exist, because no row has an observation there; they are
+                   counted in `words_total`, so that the numbers of tokens do not depend on the batch. Only where one
+                   rank has the complete time axis
     """
 
     rows: int
@@ -47,6 +50,7 @@ class ModalityTokens(NamedTuple):
     summary_total: int
     words_total: int
     word_bounds: tuple[int, ...] = ()
+    cut: int = 0
 
     @property
     def length(self) -> int:
@@ -55,8 +59,13 @@ class ModalityTokens(NamedTuple):
 
     @property
     def length_total(self) -> int:
-        """Tokens of a row over all ranks."""
+        """Tokens of a complete row over all ranks."""
         return self.summary_total + self.words_total
+
+    @property
+    def length_made(self) -> int:
+        """Tokens of a row that exist, over all ranks."""
+        return self.length_total - self.cut
 
     @property
     def length_by_rank(self) -> tuple[int, ...]:
@@ -69,7 +78,8 @@ class ModalityTokens(NamedTuple):
         words, first, total, *bounds = (
             -(-n // 2) for n in (self.words, self.first_word, self.words_total, *self.word_bounds)
         )
-        return self._replace(words=words, first_word=first, words_total=total, word_bounds=tuple(bounds))
+        cut = total - words if self.cut else 0
+        return self._replace(words=words, first_word=first, words_total=total, word_bounds=tuple(bounds), cut=cut)
 
     def unsharded(self) -> ModalityTokens:
         """The same tokens in one process."""
@@ -286,7 +296,7 @@ def modality_layout(plan: DepthPlan, j: int, depth: int, rows: Tensor, sample: T
         sample=sample.index_select(0, rows),
         token=_columns(part, 0, mask.device),
         part=torch.full((part.length,), j, device=mask.device),
-        capacity=part.length_total,
+        capacity=part.length_made,
         lengths=(part.length,) * part.rows,
         whole=_whole(mask, [part]),
         unsharded=None if plan.unsharded is None else modality_layout(plan.unsharded, j, depth, rows, sample),
@@ -310,7 +320,7 @@ def cross_modal_layout(
     ):
         for row in sample_rows:
             lengths[row] += part.length
-            totals[row] += part.length_total
+            totals[row] += part.length_made
     length = max(lengths) if ragged else sum(part.length for part in parts)
     taken = sample.new_zeros(samples, len(parts))
     for j, part in enumerate(parts):
@@ -346,7 +356,7 @@ def cross_modal_layout(
         sample=sample,
         token=token,
         part=modality,
-        capacity=max(totals) if ragged else sum(part.length_total for part in parts),
+        capacity=max(totals) if ragged else sum(part.length_made for part in parts),
         lengths=tuple(lengths) if host_rows is not None else None,
         whole=_whole(mask, parts),
         unsharded=None
@@ -357,7 +367,7 @@ def cross_modal_layout(
 
 def _whole(mask: Tensor, parts: list[ModalityTokens]) -> bool:
     """Whether every column is observed and on this rank. False on a GPU, where the host would have to wait."""
-    local = all(part.length == part.length_total for part in parts if part.rows)
+    local = all(part.length == part.length_made for part in parts if part.rows)
     return local and mask.device.type == "cpu" and bool(mask.all())
 
 

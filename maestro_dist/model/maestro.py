@@ -21,6 +21,7 @@ from maestro_dist.model.budget import BudgetGate, Budgets
 from maestro_dist.model.context import ExpertsFactory, OneProcess, SequenceContext
 from maestro_dist.model.embedding import Embedding, Prepared, prepare_together, word_steps
 from maestro_dist.model.encoder import Encoder, fusion_layer
+from maestro_dist.model.extent import kept_words, needed_words
 from maestro_dist.model.head import AttentionPool, DeepHead, ModalityHeads, pool
 from maestro_dist.model.layers import ByModality, Key, Linear, checkpointed
 from maestro_dist.model.layout import DepthPlan, EnteringTokens, ModalityTokens, TokenLayout
@@ -173,28 +174,43 @@ class Trunk(nn.Module):
         """Flat tokens of each modality at depth 0, and the masks and counts of all depths."""
         tokens, parts, words, summaries = [], [], [], []
         lead = int(self.config.summary != "none")
+        kept = self._kept_words(batch)
         recompute = self.config.activation_checkpointing == "layers"
         prepared: dict[str, Prepared] = {}
         # With checkpoints the recordings are long, so that one call for each modality costs little in comparison.
         if not recompute and self.sequence.size == 1:
             embeddings = cast(dict[str, Embedding], dict(self.embeddings.items()))
             raw = {name: values for name, values in batch.values.items() if name not in batch.symbols}
-            prepared = prepare_together(embeddings, raw, batch.recording, self.unit.dtype)
+            prepared = prepare_together(embeddings, raw, batch.recording, self.unit.dtype, kept)
         for name, word in zip(self.names, self.words, strict=True):
             values, symbols = batch.values.get(name), batch.symbols.get(name)
-            inputs = values, batch.recording.get(name), self.unit.dtype, symbols, prepared.get(name)
+            inputs = values, batch.recording.get(name), self.unit.dtype, symbols, prepared.get(name), kept[name]
             embedded, summary, observed = checkpointed(recompute, self.embeddings[name], *inputs)
-            local = observed.shape[1] * word if values is None else values.shape[1]
-            start, steps = self.sequence.slice(name, local)
+            start, steps = self.sequence.slice(name, _steps(batch, name, word))
             count, total = observed.shape[1], -(-steps // word)
             bounds = () if self.sequence.head_exchange is None else self.sequence.head_exchange.word_bounds(name, word)
-            parts.append(ModalityTokens(len(observed), summary.shape[1], count, start // word, lead, total, bounds))
+            cut = total - count if self.sequence.size == 1 else 0
+            tokens_of = len(observed), summary.shape[1], count, start // word, lead, total, bounds, cut
+            parts.append(ModalityTokens(*tokens_of))
             tokens.append(embedded.flatten(0, 1))
             words.append(observed)
             summaries.append(summary)
         halves = [self.config.downsample] * (self.config.encoder_layers + self.config.fusion_layers)
         entering = EnteringTokens(parts, words, summaries, rows, len(batch))
         return tokens, layout.plan_depths(entering, halves, self.sequence)
+
+    def _kept_words(self, batch: Batch) -> dict[str, int]:
+        """How many words of each modality are computed. Ranks that share the time axis compute all of their slices."""
+        totals = [-(-_steps(batch, name, word) // word) for name, word in zip(self.names, self.words, strict=True)]
+        ends = batch.host_ends(self.names) if self.sequence.size == 1 else None
+        if ends is None:
+            return dict(zip(self.names, totals, strict=True))
+        halvings = self.config.downsample * (self.config.encoder_layers + self.config.fusion_layers)
+        needed = []
+        for name, end, word, total in zip(self.names, ends, self.words, totals, strict=True):
+            needed.append(needed_words(end, word if name in batch.values else 1, total, halvings))
+        rows = [len(batch.rows[name]) for name in self.names]
+        return dict(zip(self.names, kept_words(needed, totals, rows), strict=True))
 
     def _budgets(
         self, tokens: list[Tensor], plan: DepthPlan, rows: list[Tensor], sample: Tensor, present: Tensor
@@ -264,6 +280,12 @@ class Maestro(Trunk):
             output["logits"] = output["logits"] + summed
         output.update(monitored)
         return output
+
+
+def _steps(batch: Batch, name: str, word: int) -> int:
+    """Steps of the windows of a modality on this rank."""
+    values = batch.values.get(name)
+    return batch.symbols[name].shape[1] * word if values is None else values.shape[1]
 
 
 def _check(config: ModelConfig, modalities: Sequence[Modality]) -> None:

@@ -77,9 +77,9 @@ def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> 
     """
     from maestro_dist.callbacks.configured import check_callbacks
     from maestro_dist.data.augment import check_augment
+    from maestro_dist.data.load import load_data
     from maestro_dist.data.mixture.manifest import places_of
     from maestro_dist.data.prepare import check_converter, check_place, prepare
-    from maestro_dist.data.recordings.cut_data import load_data
     from maestro_dist.data.shard_checks import check_shards, has_shards
     from maestro_dist.data.split_checks import check_metric, check_splits
     from maestro_dist.data.symbols import reads_symbols

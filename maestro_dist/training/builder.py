@@ -12,11 +12,11 @@ from maestro_dist.callbacks.base import State
 from maestro_dist.config.learning import AugmentConfig
 from maestro_dist.config.schema import Config
 from maestro_dist.data.label_share import labelled_count
+from maestro_dist.data.load import load_data
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.mixture.source import source_of
 from maestro_dist.data.prefetch import Consumer
 from maestro_dist.data.reader import SplitSource
-from maestro_dist.data.recordings.cut_data import load_data
 from maestro_dist.data.stream import DataRank, TrainSchedule, TrainStream
 from maestro_dist.data.symbols import reads_symbols
 from maestro_dist.parallel.mesh import Mesh, build_mesh

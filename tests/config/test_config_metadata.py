@@ -11,7 +11,7 @@ from maestro_dist.config.annotations import alternatives, section_of
 from maestro_dist.config.identity import check_resume, is_identity_key, run_identity
 from maestro_dist.config.metadata import Execution, Location, marked, marker_of, walk
 from maestro_dist.config.paths import with_absolute_paths
-from maestro_dist.config.schema import Config
+from maestro_dist.config.schema import Config, DataSource
 from maestro_dist.errors import ConfigError
 
 SOURCE = {"converter": "uci_hapt", "path": "raw"}
@@ -60,12 +60,13 @@ def test_a_resume_may_change_what_is_declared_as_execution_and_nothing_else(key:
 def test_locations_and_no_other_texts_become_absolute(key: str) -> None:
     info = FIELDS[key]
     kinds = alternatives(info.annotation)
-    given = next((v for kind, v in ((str, "relative"), (list[str], ["relative"])) if kind in kinds), None)
+    texts = ((str, "relative"), (list[str], ["relative"]), (list[DataSource], [{"url": "relative"}]))
+    given = next((v for kind, v in texts if kind in kinds), None)
     if given is None:
         assert marker_of(info, Location) is None
         return
     config = Config.model_validate(tree_with(key, given))
-    became = value_of(with_absolute_paths(config), key) != given
+    became = value_of(with_absolute_paths(config), key) != value_of(config, key)
     assert became is (marker_of(info, Location) is not None)
 
 

@@ -11,10 +11,10 @@ import recordings as made
 
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.config.windows import SplitConfig
+from maestro_dist.data.load import load_data
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.pack import RawSample, pack, pack_recordings
 from maestro_dist.data.reader import Request, SplitSource
-from maestro_dist.data.recordings.cut_data import load_data
 from maestro_dist.types import Batch
 
 NEW = {"p1": "test", "p4": "validation"}

@@ -19,10 +19,10 @@ from maestro_dist.config.windows import SplitConfig
 from maestro_dist.data.converters import CONVERTERS
 from maestro_dist.data.converters.chest_wrist import runs_of
 from maestro_dist.data.converters.source import Conversion
+from maestro_dist.data.load import load_data
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.parts import Remarks
 from maestro_dist.data.reader import Request, SplitSource
-from maestro_dist.data.recordings.cut_data import load_data
 from maestro_dist.data.recordings.raw import RawRecording
 from maestro_dist.errors import DataError
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from maestro_dist.config.schema import DataConfig, SourceConfig
+from maestro_dist.data.load import load_data
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.prepare import prepare
 from maestro_dist.data.reader import Request, SplitSource
-from maestro_dist.data.recordings.cut_data import load_data
 from maestro_dist.errors import ConfigError
 from maestro_dist.types import Batch
 

@@ -12,9 +12,9 @@ import pytest
 
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.frames import FramesAbout, pack_frames
+from maestro_dist.data.load import load_data
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.reader import Request, SplitSource
-from maestro_dist.data.recordings.cut_data import load_data
 from maestro_dist.errors import DataError
 
 DRAW = np.random.default_rng(0)

@@ -13,12 +13,12 @@ import pytest
 
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.config.windows import WindowConfig
+from maestro_dist.data.load import load_data
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.mixture.pattern import PERIOD, MixPattern
 from maestro_dist.data.mixture.source import source_of
 from maestro_dist.data.pack import Description, RawRecording, RawSample, pack, pack_recordings
 from maestro_dist.data.reader import Request, SplitSource
-from maestro_dist.data.recordings.cut_data import load_data
 from maestro_dist.data.stream import DataRank, TrainSchedule, TrainStream, evaluation_batches
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.train import main

@@ -18,10 +18,10 @@ from maestro_dist.config.learning import TaskConfig
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.config.windows import WindowConfig
 from maestro_dist.data.label_sets import ClassCounter, label_set, without_overlaps
+from maestro_dist.data.load import load_data
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.pack import Description, RawRecording, RawSample, pack, pack_recordings
 from maestro_dist.data.reader import Request, SplitSource
-from maestro_dist.data.recordings.cut_data import load_data
 from maestro_dist.errors import DataError
 from maestro_dist.evaluate import main as evaluate
 from maestro_dist.inference.command import main as predict

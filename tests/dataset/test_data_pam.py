@@ -15,9 +15,9 @@ import wearable_trees as trees
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.converters.pam import CHOICES, Pam
 from maestro_dist.data.converters.source import Conversion
+from maestro_dist.data.load import load_data
 from maestro_dist.data.parts import Remarks
 from maestro_dist.data.reader import Request, SplitSource
-from maestro_dist.data.recordings.cut_data import load_data
 from maestro_dist.data.recordings.raw import RawRecording
 from maestro_dist.errors import DataError
 

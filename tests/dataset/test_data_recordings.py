@@ -16,6 +16,7 @@ import runs
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.config.windows import SplitConfig, WindowConfig
 from maestro_dist.data.fragments import PackFormat
+from maestro_dist.data.load import load_data
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.moments import causal_statistics
 from maestro_dist.data.pack import pack, pack_recordings
@@ -23,7 +24,7 @@ from maestro_dist.data.pack_parts import PartsPacking, ThisProcess, pack_parts
 from maestro_dist.data.parts import GivenSamples
 from maestro_dist.data.reader import Request, SplitSource
 from maestro_dist.data.recordings import cut_data
-from maestro_dist.data.recordings.cut_data import load_data, usual_windows
+from maestro_dist.data.recordings.cut_data import usual_windows
 from maestro_dist.data.recordings.gaps import GapCounter, gaps_of
 from maestro_dist.data.recordings.label_times import LabelTimes
 from maestro_dist.data.recordings.raw import RawRecording

@@ -20,11 +20,11 @@ from resplit import BY_NAME, NEW, changed, divided_by_hand, everything, for_test
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.config.windows import SplitConfig
 from maestro_dist.data.description import Description
+from maestro_dist.data.load import load_data
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.pack import RawSample, pack, pack_recordings
 from maestro_dist.data.reader import Request
 from maestro_dist.data.recordings import cut_data
-from maestro_dist.data.recordings.cut_data import load_data
 from maestro_dist.data.split_checks import check_splits
 from maestro_dist.data.stream import DataRank, TrainSchedule, TrainStream, evaluation_batches
 from maestro_dist.data.symbols import add_symbols

@@ -13,8 +13,8 @@ import runs
 from resplit import BY_NAME, OPTIONS, divided_by_hand, for_tests, keys_of, windows
 
 from maestro_dist.config.schema import DataConfig
+from maestro_dist.data.load import load_data
 from maestro_dist.data.pack import pack, pack_recordings
-from maestro_dist.data.recordings.cut_data import load_data
 from maestro_dist.evaluate import main as evaluate
 from maestro_dist.inference.command import main as predict
 

@@ -14,10 +14,10 @@ import pytest
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.converters.source import Conversion
 from maestro_dist.data.converters.uea import Uea
+from maestro_dist.data.load import load_data
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.parts import Remarks
 from maestro_dist.data.reader import Request, SplitSource
-from maestro_dist.data.recordings.cut_data import load_data
 from maestro_dist.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.manifest import Manifest, ManifestModality, ManifestSplit, MixedPart, Shard
+from maestro_dist.data.recordings.cut_data import load_set
 from maestro_dist.errors import ConfigError, DataError
 
 _KEPT = 4
 _known: OrderedDict[str, tuple[tuple[str, Manifest], ...]] = OrderedDict()
 
 
-def mixed_manifest(config: DataConfig, load: Callable[[DataConfig], Manifest]) -> Manifest:
-    """The manifest of `data.sources`. `load` gives that of one data set.
+def mixed_manifest(config: DataConfig, *, expected: bool = False) -> Manifest:
+    """The manifest of `data.sources`. `expected`: as for `load_set`.
 
     Its modalities are those of all. A mean or deviation is that of samples drawn as the run draws them: by the weights.
 
     Raises:
         ConfigError: two data sets do not fit each other; the message names both.
-        DataError, StorageError: as `load` raises them.
+        DataError, StorageError: as `load_set` raises them.
     """
     configs = [config.model_copy(update={"url": source.url, "sources": []}) for source in config.sources]
-    parts = tuple((own.url, load(own)) for own in configs)
+    parts = tuple((own.url, load_set(own, expected=expected)) for own in configs)
     manifests = [manifest for _, manifest in parts]
     first = manifests[0]
     for number, manifest in enumerate(manifests[1:], 1):
@@ -70,9 +71,7 @@ def known_parts(config: DataConfig, manifest: Manifest) -> tuple[tuple[str, Mani
     """
     key = _key(config)
     if key not in _known:
-        from maestro_dist.data.recordings.cut_data import load_data  # which uses this module
-
-        load_data(config)
+        mixed_manifest(config)
     parts = _known[key]
     assert manifest.mixture is not None
     for (url, part), entry in zip(parts, manifest.mixture, strict=True):

@@ -16,7 +16,7 @@ _EPOCHS = 2  # of each source that are kept in memory
 
 
 @dataclass
-class _Source:
+class _EndlessSource:
     """One data set. `start`: number of its first sample among the samples of all."""
 
     settings: OrderSettings
@@ -62,13 +62,13 @@ class MixedOrder:
         self, settings: OrderSettings, pattern: MixPattern, shard_samples: Sequence[Sequence[int]], share: float = 1.0
     ) -> None:
         """`shard_samples`: samples of the shards of each source; `share`: as `data.label_share`."""
-        self._size, self._pattern, self._sources = settings.global_batch, pattern, list[_Source]()
+        self._size, self._pattern, self._sources = settings.global_batch, pattern, list[_EndlessSource]()
         start = 0
         for number, counts in enumerate(shard_samples):
             seed = source_seed(settings.seed, number)
             chunk = max(1, round(settings.global_batch * float(pattern.shares[number])))
             own = replace(settings, seed=seed, global_batch=chunk)
-            self._sources.append(_Source(own, counts, KeptSamples(seed, counts, share), start))
+            self._sources.append(_EndlessSource(own, counts, KeptSamples(seed, counts, share), start))
             start += sum(counts)
         self.samples = sum(source.samples for source in self._sources)
         self.steps = steps_per_epoch(self.samples, self._size)

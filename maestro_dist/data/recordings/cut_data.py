@@ -20,7 +20,6 @@ from maestro_dist.data.description import Description, window_steps
 from maestro_dist.data.divided_windows import check_given, divided_windows
 from maestro_dist.data.findings import Findings
 from maestro_dist.data.manifest import Cut, Divided, Manifest, load_manifest
-from maestro_dist.data.mixture.manifest import mixed_manifest
 from maestro_dist.data.reader import Request, SplitReader, SplitSource
 from maestro_dist.data.recordings.table import RecordingTable
 from maestro_dist.data.recordings.windowing import Windowing, load_table
@@ -37,8 +36,8 @@ _FORMAT = 1
 """Of a kept manifest. A change of what is counted needs another number."""
 
 
-def load_data(config: DataConfig, *, expected: bool = False, run_url: str = "") -> Manifest:
-    """The manifest of the samples that a run reads: of `data.url`, or of all `data.sources` together.
+def load_set(config: DataConfig, *, expected: bool = False, run_url: str = "") -> Manifest:
+    """The manifest of the samples of `data.url` that a run reads.
 
     Of recordings, `data.window` and `data.split` make the windows; packed windows are divided anew by `data.split`.
     Their statistics are counted once for a data set, windows and splits, and then kept on this machine. `run_url`: the
@@ -49,8 +48,6 @@ def load_data(config: DataConfig, *, expected: bool = False, run_url: str = "") 
         DataError: the data is missing or damaged.
         StorageError: it cannot be read at present.
     """
-    if config.sources:
-        return mixed_manifest(config, lambda own: load_data(own, expected=expected))
     stored = load_manifest(config.url, expected=expected)
     if stored.recordings is not None:
         table = load_table(config.url, stored)
@@ -96,7 +93,7 @@ def usual_windows(
 ) -> Manifest:
     """The manifest of the windows that a run cuts, with the statistics of the recordings. None: as by default.
 
-    Raises what `load_data` raises.
+    Raises what `load_set` raises.
     """
     table = load_table(url, stored)
     assert stored.recordings is not None

@@ -15,8 +15,8 @@ import numpy as np
 from benchmarks.baselines.settings import BaselineConfig
 from benchmarks.baselines.windows import Windows, evaluated, normalised, read_windows, source_of
 from maestro_dist.config.schema import Config
+from maestro_dist.data.load import load_data
 from maestro_dist.data.manifest import Manifest
-from maestro_dist.data.recordings.cut_data import load_data
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import ConfigError
 from maestro_dist.evaluation import Evaluation, Predictions, Scenario
