@@ -118,12 +118,13 @@ def _configuration(target: Target, options: argparse.Namespace) -> Config:
     tree = read_config(target)
     data, evaluation = tree["data"], tree["evaluation"]
     data["test"] = options.split or data["test"]
-    data["url"] = options.data or data["url"]
-    if not data["url"]:
+    if options.data:
+        data |= {"url": options.data, "sources": []}
+    if not data["url"] and not data.get("sources"):
         raise ConfigError(
             f"{target.name}: an exported model does not name its data; add --data URL (a packed data set)"
         )
-    if "://" not in data["url"]:
+    if data["url"] and "://" not in data["url"]:
         data["url"] = str(Path(data["url"]).expanduser().absolute())
     options_by_key = {"test_rates": options.rates, "draws": options.draws, "batch": options.batch}
     evaluation.update({name: value for name, value in options_by_key.items() if value})

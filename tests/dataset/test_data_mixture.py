@@ -268,10 +268,13 @@ def test_a_run_trains_resumes_and_is_evaluated(urls: dict[str, str], tmp_path: P
         model = ["model.width=16", "optim.global_batch=16", f"optim.max_steps={steps}"]
         return [f"data.sources={sources}", *run, *model]
 
+    assert main([*words(urls, 6), "--dry-run"]) == 0
     assert main(words(urls, 6)) == 0
     result = json.loads((tmp_path / "runs/m/result.json").read_text())
     assert result["evaluation"]["samples"] == 6
-    assert evaluate([str(tmp_path / "runs/m")]) == 0
+    for more in ([], ["--data", urls["a"]]):
+        assert evaluate([str(tmp_path / "runs/m"), *more, "--json", str(tmp_path / "found.json")]) == 0
+        assert json.loads((tmp_path / "found.json").read_text())["samples"] == (4 if more else 6)
     moved = {name: str(shutil.copytree(url, tmp_path / f"moved-{name}")) for name, url in urls.items()}
     assert main(words(moved, 6)) == 0, "it is finished: nothing is trained again"
     assert main(words(moved, 6, weight=3.0)) == 2
