@@ -139,6 +139,10 @@ class DataConfig(Section):
     shuffle_shards: PositiveInt = 8
     """Number of shards whose samples are shuffled together; the order of shards is shuffled over all. A higher
     number shuffles better, but reads from more shards at a time."""
+    like_lengths: PositiveInt = 1
+    """Make batches of like lengths: the samples of so many global batches are sorted by their length, and the batches
+    come in random order. What no sample of a batch has is not computed, so 16 or more save time where recordings are
+    shorter than the window. 1: not sorted. For recordings only."""
     lanes: PositiveInt = 64
     """Number of parts into which the order of a data set with more than `data.shuffle_shards` shards is cut. Each node
     reads its share of the parts, so it downloads only its share of the shards. Raise it for more nodes than this."""

@@ -25,7 +25,8 @@ class WindowConfig(Section):
     keep_empty: bool = False
     """Keep a window even if no sensor was observed in it, only what is always known, such as the age."""
     min_labelled: Share = 0.5
-    """Share of a window that must have a label; else the window is left out."""
+    """Share of a window that must have a label; else the window is left out. The window of a recording that is shorter
+    ends with the recording."""
     label: LabelRule | None = None
     """Label of a window whose label changes. majority: that of most seconds (of equal ones the lowest class); mean: for
     numbers, the mean over time; last, center: the label at the end or in the middle; any: the highest class that

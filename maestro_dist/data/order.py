@@ -6,11 +6,14 @@ global batch reads a part of the lanes, and with them a part of the shards, whil
 any number of ranks. (Canonical nodes of MosaicML Streaming are the same idea.)
 
 Nothing here grows with the number of samples: a lane is permuted group by group, when its samples are needed.
+
+Where samples differ in length, each lane can sort what it gives to some successive global batches (a *stretch*) by
+length, so that the samples of a batch have like lengths. The batches of a stretch then come in random order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +23,10 @@ from maestro_dist import rng
 from maestro_dist.data.label_share import KeptSamples
 
 _MIXED = 8  # samples that a lane gives to a global batch where mixup finds partners among them
+
+
+Lengths = Callable[[np.ndarray], np.ndarray]
+"""The lengths, in any unit, of samples int64 [n] of the split."""
 
 
 class Piece(NamedTuple):
@@ -38,6 +45,7 @@ class OrderSettings:
     shuffle_shards  shards whose samples are shuffled together
     lanes           most lanes; `lane_count` says how many are used
     mixes           whether mixup needs several samples of the same lane in a global batch
+    stretch         global batches whose samples are sorted by length; 1: not sorted
     """
 
     seed: int
@@ -45,6 +53,7 @@ class OrderSettings:
     shuffle_shards: int
     lanes: int = 64
     mixes: bool = False
+    stretch: int = 1
 
 
 def lane_count(settings: OrderSettings, shards: int) -> int:
@@ -77,8 +86,19 @@ class EpochOrder:
     steps    number of global batches; the last may be smaller
     """
 
-    def __init__(self, settings: OrderSettings, epoch: int, shard_samples: Sequence[int], kept: KeptSamples) -> None:
+    def __init__(
+        self,
+        settings: OrderSettings,
+        epoch: int,
+        shard_samples: Sequence[int],
+        kept: KeptSamples,
+        lengths: Lengths | None = None,
+    ) -> None:
+        """`lengths`: needed if `settings.stretch` is above 1."""
         self._settings, self._kept = settings, kept
+        self._stretch = 1 if lengths is None else settings.stretch
+        self._lengths, self._stretch_key = lengths, rng.key(settings.seed, "order", "stretch", epoch)
+        self._sorted: dict[int, tuple[int, np.ndarray]] = {}  # the stretch of each lane that was used last
         self._sample_key = rng.key(settings.seed, "order", "sample", epoch)
         shards = np.arange(len(shard_samples), dtype=np.int64)
         self._shards = _permuted(rng.key(settings.seed, "order", "shard", epoch), shards)
@@ -96,7 +116,8 @@ class EpochOrder:
         parts = [np.empty(0, dtype=np.int64)]
         for lane, first, end in self._slots(size, share):
             start = self._lane_index(number, lane)
-            parts += self._taken(lane, start + first, start + end)
+            taken = self._taken if self._stretch == 1 else self._taken_by_length
+            parts += taken(lane, start + first, start + end)
         return np.concatenate(parts)
 
     def whole_lanes(self, number: int, share: slice) -> tuple[slice, np.ndarray]:
@@ -123,8 +144,9 @@ class EpochOrder:
             each = self._lane_index(1, lane)
             for start, pieces in self._lane_groups(lane):
                 last = start + sum(piece.end - piece.first for piece in pieces) - 1
-                if last >= self._lane_index(batch, lane):
-                    found.append((max(batch, min(start // each, self.steps - 1)), lane, pieces))
+                if last >= self._lane_index(self._stretch_start(batch), lane):
+                    first = self._stretch_start(min(start // each, self.steps - 1))
+                    found.append((max(batch, first), lane, pieces))
         return [(batch, pieces) for batch, _, pieces in sorted(found, key=lambda group: group[:2])]
 
     def _size(self, number: int) -> int:
@@ -186,6 +208,35 @@ class EpochOrder:
             yield part
             first += len(part)
 
+    def _stretch_start(self, number: int) -> int:
+        """The first global batch of a stretch."""
+        return number - number % self._stretch
+
+    def _taken_by_length(self, lane: int, first: int, end: int) -> Iterator[np.ndarray]:
+        """As `_taken`, of the sequence in which each stretch is sorted by length."""
+        size = self._lane_index(self._stretch, lane)
+        while first < end:
+            start = first - first % size
+            known = self._sorted.get(lane)
+            if known is None or known[0] != start:
+                self._sorted[lane] = known = start, self._by_length(lane, start)
+            part = known[1][first - start : end - start]
+            yield part
+            first += len(part)
+
+    def _by_length(self, lane: int, start: int) -> np.ndarray:
+        """The stretch of a lane that begins with its sample `start`. A smaller last global batch keeps its samples."""
+        assert self._lengths is not None
+        begin, end = self._lane_range(lane)
+        each = self._lane_index(1, lane)
+        last = min(start + each * self._stretch, end - begin)
+        numbers = np.concatenate(list(self._taken(lane, start, last)))
+        batches = min(self._stretch, self.samples // self._settings.global_batch - start // each)
+        full, rest = numbers[: batches * each], numbers[batches * each :]
+        by_length = full[np.argsort(self._lengths(full), kind="stable")].reshape(batches, each)
+        number = np.arange(start // each, start // each + batches)
+        return np.concatenate([by_length[_order(self._stretch_key, number)].ravel(), rest])
+
     def _group(self, lane: int, index: int) -> tuple[int, np.ndarray]:
         """The group with sample `index` of a lane: its first sample in the lane, and its permuted sample numbers."""
         found = self._groups.get(lane)
@@ -203,7 +254,12 @@ class EpochOrder:
 
 
 def _permuted(key: int, numbers: np.ndarray) -> np.ndarray:
-    return numbers[np.argsort(rng.bits_np(key, numbers), kind="stable")]
+    return numbers[_order(key, numbers)]
+
+
+def _order(key: int, numbers: np.ndarray) -> np.ndarray:
+    """A random order of `numbers`, as places in it."""
+    return np.argsort(rng.bits_np(key, numbers), kind="stable")
 
 
 def steps_per_epoch(samples: int, global_batch: int) -> int:

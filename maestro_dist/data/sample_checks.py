@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from maestro_dist.data.description import Description
+from maestro_dist.data.description import Description, is_static
 from maestro_dist.data.label_sets import label_set
 from maestro_dist.data.plain_values import (
     finite_number,
@@ -37,7 +37,8 @@ class RawSample:
     subject      the person; "" if unknown. A number and its text (0 and "0") are the same person
     recording    name of the recording that the window was cut from
     start_s      start of the window in its recording, in seconds; the model does not see it
-    duration_s   length of the window, in seconds
+    duration_s   length of the window, in seconds. A sample may be shorter than the windows of the description: then its
+                 arrays have fewer steps
     values       real numbers [T_j, D_j] by modality; NaN (or masked) is a gap. An absent modality has no entry, or None
     statistics   float [D_j, 2] by modality: mean and std of the recording up to the end of the window
     """
@@ -93,14 +94,15 @@ class SampleChecker:
             raise DataError(f"{name}, sample {key}: split {short_repr(sample.split)} is not one of {known}")
         where = f"{name}, {sample.split}, sample {key}"
         label = self._label(sample.label, where)
-        arrays = self._arrays(sample.values, where)
+        duration = self._seconds(sample.duration_s, "duration_s", where, least=0.0)
+        arrays = self._arrays(sample.values, duration, where)
         subject = id_text(sample.subject, "subject", where)
         meta: dict[str, Any] = {
             "label": label,
             "subject": subject,
             "recording": id_text(sample.recording, "recording", where),
             "start_s": self._seconds(sample.start_s, "start_s", where),
-            "duration_s": self._seconds(sample.duration_s, "duration_s", where, least=0.0),
+            "duration_s": duration,
         }
         if self.description.recording:
             statistics = self._statistics(sample.statistics, arrays, where)
@@ -147,17 +149,22 @@ class SampleChecker:
             )
         return modality
 
-    def _arrays(self, given: Any, where: str) -> dict[str, np.ndarray]:
-        arrays = {}
+    def _arrays(self, given: Any, duration_s: float, where: str) -> dict[str, np.ndarray]:
+        """The arrays of a sample. Of one that is shorter than the windows, the rest is not observed."""
+        arrays, window_s = {}, self.description.window_s
         for name, value in _mapped(given, "values", where).items():
             modality = self._modality(name, where)
             if value is None:
                 continue
             array = float32_array(value, f"{where}: {name}")
-            if array.shape != (modality.steps, modality.variates):
-                wanted = f"{modality.steps} steps x {modality.variates} variates"
+            steps = modality.steps
+            if duration_s < window_s and not is_static(modality):
+                steps = min(steps, round(duration_s * modality.rate_hz))
+            if array.shape not in ((steps, modality.variates), (modality.steps, modality.variates)):
+                wanted = f"{steps} steps x {modality.variates} variates"
                 raise DataError(f"{where}: {name} has shape {array.shape}, not {wanted}")
-            arrays[modality.name] = array
+            rest = modality.steps - len(array)
+            arrays[modality.name] = np.pad(array, ((0, rest), (0, 0)), constant_values=np.nan) if rest else array
         return arrays
 
     def _statistics(self, given: Any, arrays: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:

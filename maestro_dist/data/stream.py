@@ -14,6 +14,7 @@ import numpy as np
 
 from maestro_dist.config.learning import MissingConfig
 from maestro_dist.data.label_share import KeptSamples
+from maestro_dist.data.lengths import sample_lengths
 from maestro_dist.data.missing import drop_probability
 from maestro_dist.data.mixture.order import MixedEpoch
 from maestro_dist.data.mixture.read_ahead import Downloads, read_ahead_of
@@ -230,14 +231,15 @@ def epoch_order(source: SplitSource, settings: OrderSettings, epoch: int, kept: 
     """The global batches of an epoch of a split, of one data set or of several."""
     if isinstance(source, MixedSource):
         return MixedEpoch(source.mixed_order(settings), epoch)
-    return EpochOrder(settings, epoch, source.manifest.split(source.split).shard_samples, kept)
+    lengths = sample_lengths(source) if settings.stretch > 1 else None
+    return EpochOrder(settings, epoch, source.manifest.split(source.split).shard_samples, kept, lengths)
 
 
 def order_settings(source: SplitSource, seed: int, global_batch: int) -> OrderSettings:
     """What decides the order in which a run reads `source`."""
     config, augment = source.config, source.augment
     mixes = augment is not None and augment.mixup > 0.0
-    return OrderSettings(seed, global_batch, config.shuffle_shards, config.lanes, mixes)
+    return OrderSettings(seed, global_batch, config.shuffle_shards, config.lanes, mixes, config.like_lengths)
 
 
 def evaluation_batches(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,10 @@ def test_groups_name_what_a_rank_reads_before_it_reads_it(
 ) -> None:
     kept = KeptSamples(options.seed, sizes)
     order = EpochOrder(options, 0, sizes, kept)
-    number %= order.steps
+    check_groups(order, kept, ranks, number % order.steps)
+
+
+def check_groups(order: EpochOrder, kept: KeptSamples, ranks: int, number: int) -> None:
     for rank in range(ranks):
         groups = order.groups(number, rank, ranks)
         assert [batch for batch, _ in groups] == sorted(batch for batch, _ in groups)
@@ -68,6 +72,54 @@ def test_groups_name_what_a_rank_reads_before_it_reads_it(
         for g in range(number, order.steps):
             share = rank_share(len(order.batch(g)), rank, ranks)
             assert all(first_use[n] <= g for n in order.batch(g, share).tolist())
+
+
+def lengths_of(numbers: np.ndarray) -> np.ndarray:
+    """Of many samples equal ones."""
+    return numbers * 7919 % 13
+
+
+@settings(max_examples=150, deadline=None)
+@given(SIZES, SETTINGS, st.integers(2, 5), st.integers(1, 7), st.sampled_from([1.0, 0.5]))
+def test_a_stretch_is_sorted_by_length(
+    sizes: list[int], options: OrderSettings, stretch: int, ranks: int, share: float
+) -> None:
+    kept = KeptSamples(options.seed, sizes, share)
+    plain, size = EpochOrder(options, 1, sizes, kept), options.global_batch
+    options = replace(options, stretch=stretch)
+    order = EpochOrder(options, 1, sizes, kept, lengths_of)
+    full = order.samples // size
+    for start in range(0, order.steps, stretch):
+        numbers = range(start, min(start + stretch, full))
+        if order.steps > full and start + stretch > full:  # the last, smaller batch stays as it is
+            assert order.batch(full).tolist() == plain.batch(full).tolist()
+        if not numbers:
+            continue
+        _, lanes = order.whole_lanes(start, slice(0, size))
+        before, after = (np.stack([one.batch(number) for number in numbers]) for one in (plain, order))
+        ranking = {}
+        for lane in set(lanes.tolist()):
+            given, found = before[:, lanes == lane], after[:, lanes == lane]
+            expected = given.ravel()[np.argsort(lengths_of(given.ravel()), kind="stable")].reshape(given.shape)
+            places = [expected.tolist().index(row) for row in found.tolist()]
+            assert sorted(places) == list(range(len(numbers)))
+            ranking[lane] = places
+        assert len(set(map(tuple, ranking.values()))) == 1  # long ones come together from all lanes
+    for number in reversed(range(order.steps)):
+        whole = order.batch(number)
+        shares = [rank_share(len(whole), rank, ranks) for rank in range(ranks)]
+        parts = [EpochOrder(options, 1, sizes, kept, lengths_of).batch(number, share) for share in shares]
+        assert np.concatenate(parts).tolist() == whole.tolist()
+
+
+@settings(max_examples=100, deadline=None)
+@given(SIZES, SETTINGS, st.integers(1, 7), st.integers(0, 10), st.integers(2, 5))
+def test_sorted_groups_are_named_before_they_are_read(
+    sizes: list[int], options: OrderSettings, ranks: int, number: int, stretch: int
+) -> None:
+    kept = KeptSamples(options.seed, sizes)
+    order = EpochOrder(replace(options, stretch=stretch), 0, sizes, kept, lengths_of)
+    check_groups(order, kept, ranks, number % order.steps)
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])

@@ -42,10 +42,10 @@ STAGES: list[dict[str, Any]] = [
 
 
 def unlike(ranks: int, seed: int) -> list[tuple[Batch, int]]:
-    """Three global batches with their accumulation; sample i is data rank i mod `ranks`'s.
+    """Four global batches with their accumulation; sample i is data rank i mod `ranks`'s.
 
     One rank lacks one modality, or all but one, or all of them; then each sample lacks others; then some ranks have
-    nothing in one of their micro-batches.
+    nothing in one of their micro-batches; then the samples of all ranks but one are shorter than their windows.
     """
     draw = torch.Generator().manual_seed(seed)
     whole = torch.ones(4 * ranks, len(FIVE), dtype=torch.bool)
@@ -56,10 +56,14 @@ def unlike(ranks: int, seed: int) -> list[tuple[Batch, int]]:
         one[3::ranks] = False
     random[ranks - 1 :: ranks] = True  # the last rank's are whole
     short = random[: 2 * ranks + 1].clone()
-    return [
+    batches = [
         (make_batch(present, seed + step, step, FIVE), accumulation)
-        for step, (present, accumulation) in enumerate(((one, 1), (random, 2), (short, 2)))
+        for step, (present, accumulation) in enumerate(((one, 1), (random, 2), (short, 2), (whole, 1)))
     ]
+    for number, windows in enumerate(batches[-1][0].values.values()):
+        for row in range(len(windows)):
+            windows[row, -(-windows.shape[1] // (1, 4, 2, 9)[row % ranks]) - number * (row % ranks > 0) :] = torch.nan
+    return batches
 
 
 def check(rank: int, ranks: int, grids: list[dict[str, Any]], bucket: int) -> dict[str, float]:

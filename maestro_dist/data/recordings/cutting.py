@@ -86,8 +86,11 @@ class Cutter:
         kept = np.any(present[:, streams or slice(None)], axis=1)
         label = np.zeros(len(starts))
         if self.task != "none":
+            length = self.window.length_s
+            if 0 < recording.length_s < length:  # one window, which ends with the recording
+                length = recording.length_s
             label = recording.labels.of_windows(
-                starts, self.window.length_s, self.rule, self.window.min_labelled, several=self.task == MULTILABEL
+                starts, length, self.rule, self.window.min_labelled, several=self.task == MULTILABEL
             )
             kept &= ~np.isnan(label)
         return CutWindows(np.arange(len(starts)), starts, first, present, label).some(np.flatnonzero(kept))
