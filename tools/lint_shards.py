@@ -26,11 +26,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-hashes", action="store_true", help="do not compare the sha256 of each shard")
     parser.add_argument("--strict", action="store_true", help="exit code 1 also for warnings")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each remark")
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="s3.* and run.storage_patience_s")
-    options = parser.parse_args(argv)
-    configure(load_config(None, options.settings))
+    keys = "data.window.*, data.split.*, data.cache, s3.*, run.storage_patience_s"
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=keys)
+    options = parser.parse_intermixed_args(argv)  # keys may follow options
+    config = load_config(None, options.settings)
+    configure(config)
     url, levels = expand_home(options.url, "url"), Counter[str]()
-    for remark in lint(url, hashes=not options.no_hashes):
+    for remark in lint(config.data.model_copy(update={"url": url}), hashes=not options.no_hashes):
         levels[remark.level] += 1
         print(json.dumps(asdict(remark)) if options.json else _line(remark), flush=True)
     if not options.json:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from maestro_dist.config.schema import DataConfig
-from maestro_dist.data.manifest import Manifest, Shard, load_manifest
+from maestro_dist.data.manifest import Manifest, ManifestModality, Shard, load_manifest
 from maestro_dist.data.reader import Request, SplitSource
 from maestro_dist.data.recordings.cut_data import usual_windows
 from maestro_dist.data.shard_checks import check_shards
 from maestro_dist.data.shard_index import ShardIndex, index_tar, load_index
 from maestro_dist.data.storage import Storage
-from maestro_dist.errors import ConfigError, DataError
+from maestro_dist.errors import ConfigError, DataError, StorageError
 
 Level = Literal["error", "warning"]
 
-_AT_ONCE = 64  # windows that are read together
+_AT_ONCE, _MOST_BYTES = 64, 64 << 20
+"""Windows that are read together: so many, and of so many bytes."""
 _MOST_NAMED = 5
 _MISSING = 0.9
 """Share of missing values from which a modality is odd."""
@@ -79,6 +81,11 @@ class _Channel:
         self.constant += int(((spread == 0) & (seen.sum(axis=1) > 1)).sum())
 
     @property
+    def missing(self) -> float:
+        """Share of the steps without a value."""
+        return 1 - self.count / max(1, self.steps)
+
+    @property
     def mean(self) -> float:
         """Mean of the observed values."""
         return self.total / max(1, self.count)
@@ -99,12 +106,16 @@ class _Found:
     people: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
 
-def lint(url: str, *, hashes: bool = True) -> Iterator[Remark]:
-    """All remarks about the data set at `url`, while it is read. `hashes`: compare the sha256 of each shard.
+def lint(config: DataConfig, *, hashes: bool = True) -> Iterator[Remark]:
+    """All remarks about the data set at `data.url`, while it is read. `hashes`: compare the sha256 of each shard.
+
+    Recordings are cut and divided as `data.window` and `data.split` say; packed windows keep their splits.
 
     Raises:
+        ConfigError: there is no room for a copy of a remote shard.
         StorageError: it cannot be read at present.
     """
+    url = config.url
     try:
         stored = load_manifest(url)
         check_shards(url, stored, [name for name, split in stored.splits.items() if split.samples])
@@ -118,7 +129,8 @@ def lint(url: str, *, hashes: bool = True) -> Iterator[Remark]:
     if damaged:
         return
     try:
-        manifest = usual_windows(url, stored) if stored.recordings is not None else stored
+        recordings = stored.recordings is not None
+        manifest = usual_windows(url, stored, config.window, config.split) if recordings else stored
     except (ConfigError, DataError) as error:
         yield Remark("error", "recordings", str(error))
         return
@@ -128,7 +140,7 @@ def lint(url: str, *, hashes: bool = True) -> Iterator[Remark]:
     found = _Found()
     for split, entry in manifest.splits.items():
         if entry.samples:
-            yield from _windows(url, manifest, split, found)
+            yield from _windows(config, manifest, split, found)
     yield from _channels(manifest, found)
     yield from label_remarks(manifest)
     yield from _shared_people(found)
@@ -141,22 +153,52 @@ def _files(url: str, stored: Manifest, *, hashes: bool) -> Iterator[Remark]:
     for split in stored.splits.values():
         for shard in split.shards:
             try:
-                index, data = load_index(storage, shard), storage.read(shard.path, expected=True)
+                index = load_index(storage, shard)
+                with _local_copy(storage, shard) as path:
+                    problem = _changed(path, shard) if hashes else ""
+                    problem = problem or _misfit(index, path)
             except DataError as error:
                 yield Remark("error", shard.index, str(error))
                 continue
-            if hashes and hashlib.sha256(data).hexdigest() != shard.sha256:
-                yield Remark("error", shard.path, "its sha256 is not that of the manifest; pack the data set again")
-                continue
-            problem = _misfit(index, data, shard)
             if problem:
                 yield Remark("error", shard.path, f"{problem}; pack the data set again")
 
 
-def _misfit(index: ShardIndex, data: bytes, shard: Shard) -> str:
+@contextmanager
+def _local_copy(storage: Storage, shard: Shard) -> Iterator[Path]:
+    """Context with a local file that has the shard: itself, or a copy of what is in the store at present."""
+    local = storage.local_path(shard.path)
+    if local is not None:
+        storage.size(shard.path, expected=True)  # a missing one is named
+        yield local
+        return
+    with tempfile.TemporaryDirectory(prefix="maestro-lint-") as folder:
+        copy = Path(folder) / "shard.tar"
+        try:
+            storage.download(shard.path, copy, expected=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot copy shard {shard.path} ({shard.bytes:,} bytes) to {folder}: {error.strerror or error}; set "
+                "TMPDIR to a folder with more room"
+            ) from error
+        yield copy
+
+
+def _changed(path: Path, shard: Shard) -> str:
+    """Whether the sha256 of a shard is another than that of the manifest; empty if it is not."""
+    try:
+        with path.open("rb") as file:
+            same = hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+    return "" if same else "its sha256 is not that of the manifest"
+
+
+def _misfit(index: ShardIndex, path: Path) -> str:
     """How tar and index differ; empty if they do not."""
     try:
-        found = index_tar(io.BytesIO(data))
+        with path.open("rb") as file:
+            found = index_tar(file)
     except (OSError, ValueError, EOFError) as error:
         return f"it is no tar ({error})"
     if found.keys != index.keys:
@@ -167,17 +209,20 @@ def _misfit(index: ShardIndex, data: bytes, shard: Shard) -> str:
     return "" if (offsets[sizes > 0] == index.offsets[sizes > 0]).all() else "its index points elsewhere"
 
 
-def _windows(url: str, manifest: Manifest, split: str, found: _Found) -> Iterator[Remark]:
+def _windows(config: DataConfig, manifest: Manifest, split: str, found: _Found) -> Iterator[Remark]:
     """Read all windows of a split; a remark for each bad one, up to some."""
     count = manifest.split(split).samples
     modalities = tuple(manifest.select(None))
-    source = SplitSource(url, manifest, DataConfig(url=url, max_bad_samples=count), modalities, split)
+    tolerant = config.model_copy(update={"max_bad_samples": count, "sources": []})
+    source = SplitSource(config.url, manifest, tolerant, modalities, split)
+    window = sum(modality.steps * modality.variates * 4 for modality in modalities)
+    at_once = max(1, min(_AT_ONCE, _MOST_BYTES // max(1, window)))
     people = [subject for index in source.indexes() for subject in index.subjects or [""] * len(index.keys)]
     found.people[split] = set(people) - {""}
     bad = 0
     with closing(source.open()) as reader:
-        for first in range(0, count, _AT_ONCE):
-            batch: Any = reader.arrays(Request(np.arange(first, min(first + _AT_ONCE, count))))
+        for first in range(0, count, at_once):
+            batch: Any = reader.arrays(Request(np.arange(first, min(first + at_once, count))))
             for line in batch.bad:
                 bad += 1
                 if bad <= _MOST_NAMED:
@@ -194,6 +239,8 @@ def _count(batch: Any, split: str, manifest: Manifest, found: _Found) -> None:
         values, places = batch.values[modality.name], batch.rows[modality.name].tolist()
         for variate in range(modality.variates if len(values) else 0):
             found.channels[split, modality.name, variate].add(values[:, :, variate])
+        if _is_static(modality):  # many people have the same age
+            continue
         for window, place in zip(values, places, strict=True):
             digests[place].update(modality.name.encode() + window.tobytes())
             shapes[place].append(_shape(window, modality.std))
@@ -206,6 +253,11 @@ def _count(batch: Any, split: str, manifest: Manifest, found: _Found) -> None:
             found.near[np.round(shape, _DIGITS).tobytes().hex()].append((split, key))
 
 
+def _is_static(modality: ManifestModality) -> bool:
+    """Whether it is one value, such as the age, and has no time."""
+    return modality.always and modality.steps == 1
+
+
 def _shape(window: np.ndarray, std: list[float]) -> np.ndarray:
     """Means of the segments of a window [T, D], in standard deviations, without its own mean."""
     parts = np.array_split(window, min(_SEGMENTS, len(window)))
@@ -216,6 +268,7 @@ def _shape(window: np.ndarray, std: list[float]) -> np.ndarray:
 
 def _channels(manifest: Manifest, found: _Found) -> Iterator[Remark]:
     for modality in manifest.modalities:
+        missing: dict[int, list[str]] = defaultdict(list)  # splits by variate
         for split, entry in manifest.splits.items():
             channels = [found.channels.get((split, modality.name, v), _Channel()) for v in range(modality.variates)]
             if not entry.samples:
@@ -226,15 +279,18 @@ def _channels(manifest: Manifest, found: _Found) -> Iterator[Remark]:
                 yield Remark("warning", name, "no sample has it")
                 continue
             for variate, channel in enumerate(channels):
+                if channel.missing > _MISSING:
+                    missing[variate].append(f"{channel.missing:.0%} in {split}")
                 where = name if modality.variates == 1 else f"{name}, variate {variate}"
                 train = modality.mean[variate], modality.std[variate]
-                yield from _channel(where, channel, train, static=modality.always and modality.steps == 1)
+                yield from _channel(where, channel, train, static=_is_static(modality))
+        for said in dict.fromkeys(map(tuple, missing.values())):  # a sensor's variates are often missing together
+            own = [str(variate) for variate in missing if tuple(missing[variate]) == said]
+            where = modality.name if len(own) == modality.variates else f"{modality.name}, variate {', '.join(own)}"
+            yield Remark("warning", where, f"most of its values are missing: {', '.join(said)}")
 
 
 def _channel(where: str, channel: _Channel, train: tuple[float, float], *, static: bool) -> Iterator[Remark]:
-    missing = 1 - channel.count / max(1, channel.steps)
-    if missing > _MISSING:
-        yield Remark("warning", where, f"{missing:.0%} of its values are missing")
     if not channel.count or static:
         return
     if channel.low == channel.high:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import recordings as made
 
+from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.description import Description
 from maestro_dist.data.lint import lint
 from maestro_dist.data.manifest import load_manifest
@@ -45,13 +46,13 @@ def samples() -> list[RawSample]:
 
 def remarks(url: Path, given: list[RawSample]) -> list[str]:
     pack(url, ABOUT, given, shard_bytes=20_000)
-    return [f"{remark.level}: {remark.where}: {remark.text}" for remark in lint(str(url))]
+    return [f"{remark.level}: {remark.where}: {remark.text}" for remark in lint(DataConfig(url=str(url)))]
 
 
 def test_nothing_is_said_of_a_good_set(tmp_path: Path) -> None:
     assert remarks(tmp_path / "windows", samples()) == []
     pack_recordings(tmp_path / "recordings", made.ABOUT, made.recordings())
-    assert list(lint(str(tmp_path / "recordings"))) == []
+    assert list(lint(DataConfig(url=str(tmp_path / "recordings")))) == []
 
 
 def changed(number: int, **changes: Any) -> list[RawSample]:
@@ -100,7 +101,7 @@ def mostly_missing(acc: np.ndarray) -> np.ndarray:
         (of_split("test", lambda s: with_acc(s, lambda a: 5 + (a - 5) / 50)), "its deviation is"),
         (
             of_split("test", lambda s: with_acc(s, mostly_missing)),
-            "variate 0: 94% of its values are missing",
+            "warning: acc, variate 0: most of its values are missing: 94% in test",
         ),
         (
             of_split("test", lambda s: replace(s, values={"ecg": s.values["ecg"]})),
@@ -143,3 +144,25 @@ def test_warnings_count_if_asked(tmp_path: Path) -> None:
     pack(tmp_path, ABOUT, of_split("validation", lambda s: replace(s, label=0)))
     main = runpy.run_path(str(TOOL))["main"]
     assert (main([str(tmp_path)]), main([str(tmp_path), "--strict"])) == (0, 1)
+
+
+def test_windows_and_splits_may_be_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Keys may follow an option."""
+    pack_recordings(tmp_path / "data", made.ABOUT, made.recordings())
+    main = runpy.run_path(str(TOOL))["main"]
+    shared = ["data.split.by=time", "data.split.allow_shared_people=true"]
+    assert main([str(tmp_path / "data"), "--json", "data.window.length_s=3", *shared]) == 1
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert any("people are in both" in remark["text"] for remark in found)
+    assert main([str(tmp_path / "data"), "data.split.test=[nobody]", "data.split.by=subject"]) == 1
+    assert "nobody" in capsys.readouterr().out
+
+
+def test_people_without_any_measurement_may_have_the_same_age(tmp_path: Path) -> None:
+    about = replace(ABOUT, modalities=(*ABOUT.modalities, Modality("age", 1, 0.25, 1, always=True)))
+    age, given = {"age": np.array([[70.0]])}, samples()
+    for number in (3, 55):
+        given[number] = replace(given[number], values={})
+    pack(tmp_path, about, [replace(sample, values={**sample.values, **age}) for sample in given])
+    found = [f"{remark.level}: {remark.where}: {remark.text}" for remark in lint(DataConfig(url=str(tmp_path)))]
+    assert found == []

@@ -324,7 +324,7 @@ def test_a_set_for_tests_is_in_order_and_can_be_divided(tmp_path: Path) -> None:
     from maestro_dist.data.lint import lint
 
     for url in for_tests(tmp_path).values():
-        assert [remark for remark in lint(url) if remark.level == "error"] == []
+        assert [remark for remark in lint(DataConfig(url=url)) if remark.level == "error"] == []
         config = DataConfig(url=url, cache=str(tmp_path / "cache"))
         with pytest.raises(
             ConfigError, match=r"data\.train: .*splits with samples: test \(\d+\); this data set is only"
