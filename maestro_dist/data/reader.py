@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +19,7 @@ from maestro_dist.data.manifest import Manifest, Shard
 from maestro_dist.data.missing import drop_modalities
 from maestro_dist.data.mixup import Mixing, mix
 from maestro_dist.data.open_shards import OpenShard, OpenShards
+from maestro_dist.data.recordings.cut_parts import CutParts
 from maestro_dist.data.recordings.cut_reader import CutReader, OpenWindows
 from maestro_dist.data.recordings.raw import moments_name
 from maestro_dist.data.recordings.windowing import window_index, windowing_of
@@ -27,11 +28,13 @@ from maestro_dist.data.shard_index import HEADER, META, ShardIndex, member_name
 from maestro_dist.data.sparse_file import has_range_locks
 from maestro_dist.data.storage import Storage
 from maestro_dist.data.storage.retry import Heartbeat
+from maestro_dist.data.window_layout import SampleParts
 from maestro_dist.data.window_reader import Located, ShardGroup, WindowReader
 from maestro_dist.data.windows import Empty, Windows
 from maestro_dist.types import Batch, Modality
 
 _INDEXES = 16  # that are read at a time
+_LARGE_SHARD = 256 << 20  # bytes
 
 
 def _ignore(what: str) -> None:
@@ -105,9 +108,12 @@ class SplitSource:
 
     @property
     def downloads_parts(self) -> bool:
-        """Whether it also downloads only parts, if the indexes have digests: not of short windows."""
+        """Whether it also downloads only parts, if the indexes have digests: not of short windows, but of large shards
+        of recordings, whose first window would else wait for all the others."""
         longest = max(m.steps * m.variates * np.dtype(np.float32).itemsize for m in self.manifest.modalities)
-        return self.reads_parts and longest >= LONG_WINDOW and has_range_locks() and self.manifest.cut is None
+        largest = max((shard.bytes for shard in self.manifest.split(self.split).shards), default=0)
+        large = self.manifest.cut is not None and largest >= _LARGE_SHARD
+        return has_range_locks() and ((self.reads_parts and longest >= LONG_WINDOW) or large)
 
     def indexes(self) -> Iterator[ShardIndex]:
         """The indexes of the split's shards, in their order.
@@ -124,6 +130,18 @@ class SplitSource:
                 return
             for shard, index in zip(shards, stored, strict=True):
                 yield self._windows(shard, index)[0]
+
+    def sample_parts(self, shard: Shard, stored: ShardIndex) -> Callable[[int], list[tuple[int, int]]]:
+        """Which bytes [start, end) of a shard a rank downloads of sample `row`, if it downloads parts."""
+        if self.manifest.cut is not None:
+            index, windows = self._windows(shard, stored)
+            return CutParts(self.format, *index.columns(self.members), windows).of
+        parts, (offsets, sizes) = SampleParts(self.format), stored.columns(self.members)
+
+        def of(row: int) -> list[tuple[int, int]]:
+            return parts.of(offsets[row].tolist(), sizes[row].tolist(), np.flatnonzero(sizes[row, 1:]).tolist())
+
+        return of
 
     def _windows(self, shard: Shard, stored: ShardIndex) -> tuple[ShardIndex, OpenWindows]:
         """The index of the windows of a shard of recordings, and what their reader needs. See `WindowsOf`."""

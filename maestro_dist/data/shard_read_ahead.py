@@ -10,11 +10,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
-
-import numpy as np
 
 from maestro_dist.data.block_digests import BlockDigests
 from maestro_dist.data.index_copies import index_of
@@ -59,8 +57,7 @@ class ShardReadAhead:
             self._limit = min(self._limit, self._cache.limit // 2)  # else shards make room before they are read
         self._folder = source.config.cache
         self._needed = needed
-        self._parts = SampleParts(source.format)
-        self._members = source.members
+        self._source, self._sample_bytes = source, SampleParts(source.format).bytes
         self._index = lru_cache(_INDEXES)(self._load_index)
         self._whole: dict[int, int] = {}  # shards ahead that are not read in parts, and the step that they count for
         self._read: set[int] = set()  # shards whose indexes are on this machine
@@ -116,17 +113,16 @@ class ShardReadAhead:
 
     def _fetch_sample(self, needed: NeededShard, row: int) -> bool:
         """Download a rank's parts of a sample; False if the shard is not read in parts."""
-        shard, (offsets, sizes, blocks) = self._shards[needed.shard], self._index(needed.shard)
+        shard, (blocks, parts_of) = self._shards[needed.shard], self._index(needed.shard)
         if blocks is None:
             self._count_whole(needed)
             return False
         if cached_shard(shard, self._cache, self._heartbeat) is not None:
             return True
         parts = ShardParts(self._storage, shard, blocks, self._cache, self._heartbeat)
-        columns = np.flatnonzero(sizes[row, 1:]).tolist()
         given = used = parts.open()
         try:
-            used = parts.fetch(given, self._parts.of(offsets[row].tolist(), sizes[row].tolist(), columns))
+            used = parts.fetch(given, parts_of(row))
         finally:
             for file in {given, used}:
                 os.close(file)
@@ -140,9 +136,10 @@ class ShardReadAhead:
                 self._whole[needed.shard] = needed.step
                 self._ahead[needed.step] = self._ahead.get(needed.step, 0) + self._shards[needed.shard].bytes
 
-    def _load_index(self, position: int) -> tuple[np.ndarray, np.ndarray, BlockDigests | None]:
-        index = index_of(self._storage, self._shards[position], self._folder)
-        return *index.columns(self._members), index.blocks
+    def _load_index(self, position: int) -> tuple[BlockDigests | None, Callable[[int], list[tuple[int, int]]]]:
+        shard = self._shards[position]
+        index = index_of(self._storage, shard, self._folder)
+        return index.blocks, self._source.sample_parts(shard, index)
 
     def _without_disk(self) -> None:
         """The cache has no space, so shards are in memory: read less ahead, or nothing where readers are processes."""
@@ -155,7 +152,7 @@ class ShardReadAhead:
         """Bytes that it adds to what is read ahead."""
         if needed.row is None:
             return self._shards[needed.shard].bytes
-        return 0 if needed.shard in self._whole else self._parts.bytes
+        return 0 if needed.shard in self._whole else self._sample_bytes
 
     def _take(self) -> NeededShard | None:
         """The next shard to download, when there is room for it; None at the end."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from maestro_dist.types import Modality
 
 _NAME = 100  # bytes of the name in a tar header
 _FLOAT32, _FLOAT64 = np.dtype("<f4"), np.dtype("<f8")
+_MOMENTS = 3 * _FLOAT64.itemsize  # bytes of the moments of a variate
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,41 @@ class OpenWindows:
     def forget(self) -> None:
         """The headers are to be checked again."""
         self.heads[:] = False
+
+    def places(self, row: int, column: int, offset: int, sample_format: SampleFormat) -> StreamPlaces:
+        """Where window `row` has what it needs of a modality. `offset`: of the stream's npy file."""
+        modality, recording = sample_format.modalities[column], int(self.row[row])
+        steps, part = int(self.steps[recording, column]), sample_format.part(modality)
+        first, size = int(self.first[row, column]), modality.variates * _FLOAT32.itemsize
+        begin = offset + int(self.ahead[recording, column])
+        low, high = (min(max(first + step, 0), steps) for step in (part.start, part.stop))
+        end = min(max(first + modality.steps, 0), steps) if sample_format.recording else 0
+        block = end // BLOCK
+        moments = 0
+        if block:
+            header = npy_header((steps // BLOCK, modality.variates, 3), _FLOAT64)
+            moments = int(self.moments[row, column]) + len(header) + (block - 1) * modality.variates * _MOMENTS
+        return StreamPlaces(
+            begin,
+            (begin + low * size, begin + high * size),
+            (moments, moments + modality.variates * _MOMENTS if block else moments),
+            (begin + block * BLOCK * size, begin + end * size),
+        )
+
+
+class StreamPlaces(NamedTuple):
+    """Bytes [start, end) in a shard of what a window needs of one stream.
+
+    first    where its first step is
+    values   the values of the window that this rank keeps
+    moments  the moments of the recording that were stored last before the end of the window; empty if there are none
+    rest     the values after them, up to the end of the window
+    """
+
+    first: int
+    values: tuple[int, int]
+    moments: tuple[int, int]
+    rest: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -234,21 +270,14 @@ class CutReader:
     def _statistics(self, shard: OpenShard, rows: np.ndarray, column: int, shards: OpenShards) -> np.ndarray:
         """Mean and std of the recordings of R windows up to their ends: float64 [R, D, 2]. Raises BadSample."""
         windows, modality = _of(shard), self._modalities[column]
-        steps = windows.steps[windows.row[rows], column]
-        ends = np.clip(windows.first[rows, column] + modality.steps, 0, steps)
-        blocks, variates = ends // BLOCK, modality.variates
+        variates = modality.variates
         before = np.zeros((len(rows), variates, 3))
         rest = np.full((len(rows), BLOCK, variates), np.nan, dtype=_FLOAT32)
         for place, row in enumerate(rows.tolist()):
-            block, end = int(blocks[place]), int(ends[place])
-            if block:
-                at = int(windows.moments[row, column])
-                header = npy_header((int(steps[place]) // BLOCK, variates, 3), _FLOAT64)
-                offset = at + len(header) + (block - 1) * variates * 3 * _FLOAT64.itemsize
-                self._fill(shard, row, offset, _bytes(before[place]), shards)
-            if end > block * BLOCK:
-                offset = self._value_offset(shard, row, column, block * BLOCK)
-                self._fill(shard, row, offset, _bytes(rest[place, : end - block * BLOCK]), shards)
+            places = windows.places(row, column, int(shard.offsets[row, column + 1]), self._format)
+            for array, (start, end) in ((before, places.moments), (rest, places.rest)):
+                if start < end:
+                    self._fill(shard, row, start, _bytes(array[place])[: end - start], shards)
         found = statistics_at(before, rest)
         if not np.isfinite(found).all():
             where = self._where(shard, int(rows[np.argmin(np.isfinite(found).all(axis=(1, 2)))]))
