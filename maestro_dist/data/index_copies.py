@@ -1,4 +1,4 @@
-"""Local copies of the indexes of remote shards, so that each is read once on a machine.
+"""Local copies of the indexes of remote shards, and of tables of recordings, so that each is read once on a machine.
 
 An evaluation opens its readers anew, and each reader needs the indexes again. A copy lies beside the cached shard. It
 is used if it has the hash that the manifest names. Manifests of an older version name none; then a copy is used only
@@ -12,7 +12,7 @@ import hashlib
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -70,6 +70,37 @@ def _whole_index(storage: Storage, shard: Shard, cache: str | None) -> ShardInde
                 with suppress(OSError):  # a copy is only a help
                     _write(copy, data)
     return index
+
+
+def once_a_machine(storage: Storage, sha256: str, cache: str | None, read: Callable[[], bytes]) -> bytes:
+    """The bytes with this hash: from their copy if there is one, else from `read`, which checks them.
+
+    `cache` is `data.cache`. Raises what `read` raises.
+    """
+    if storage.local is not None:
+        return read()
+    try:
+        folder = Path(cache).expanduser() if cache else user_folder("shards")
+    except (OSError, RuntimeError):  # a shard will name the problem
+        return read()
+    copy = folder / sha256[:2] / f"{sha256}.table"
+    data = _copied(copy, sha256)
+    if data is None:
+        with _one_at_a_time(copy.parent):
+            data = _copied(copy, sha256)
+            if data is None:
+                data = read()
+                with suppress(OSError):  # a copy is only a help
+                    _write(copy, data)
+    return data
+
+
+def _copied(copy: Path, sha256: str) -> bytes | None:
+    with suppress(OSError):
+        data = copy.read_bytes()
+        if hashlib.sha256(data).hexdigest() == sha256:
+            return data
+    return None
 
 
 def _from_copy(copy: Path, shard: Shard, name: str) -> ShardIndex | None:

@@ -52,7 +52,7 @@ def sample_lengths(source: SplitSource) -> Lengths:
 
 
 def _shard_lengths(source: SplitSource, place: int) -> np.ndarray:
-    windowing = windowing_of(source.url, source.manifest)
+    windowing = windowing_of(source.url, source.manifest, source.config.cache)
     windows = windowing.shard(source.split, source.manifest.split(source.split).shards[place])
     chosen = [windowing.names.index(modality.name) for modality in source.modalities]
     steps = np.array([modality.steps for modality in source.modalities])

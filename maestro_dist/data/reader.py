@@ -145,7 +145,7 @@ class SplitSource:
 
     def _windows(self, shard: Shard, stored: ShardIndex) -> tuple[ShardIndex, OpenWindows]:
         """The index of the windows of a shard of recordings, and what their reader needs. See `WindowsOf`."""
-        windowing = windowing_of(self.url, self.manifest)
+        windowing = windowing_of(self.url, self.manifest, self.config.cache)
         windows, names = windowing.shard(self.split, shard), windowing.names
         moments = [member_name(moments_name(modality.name)) for modality in self.modalities]
         offsets, sizes = stored.columns(moments)

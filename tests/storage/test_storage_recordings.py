@@ -18,6 +18,7 @@ from maestro_dist.data import reader
 from maestro_dist.data.load import load_data
 from maestro_dist.data.pack import Description, RawRecording, pack_recordings
 from maestro_dist.data.reader import SplitSource
+from maestro_dist.data.recordings import windowing
 from maestro_dist.data.stream import DataRank, TrainSchedule, TrainStream, evaluation_batches
 from maestro_dist.types import Modality
 
@@ -100,3 +101,18 @@ def test_ranks_that_share_the_time_axis_download_their_parts(
         proxy.forget()
         assert_same(read(part, size), read(replace(here, slices=slices), size))
         assert proxy.count("GET", SHARD).bytes < 0.35 * sum(s.bytes for s in part.manifest.split("train").shards)
+
+
+def test_the_table_is_read_once_on_a_machine(local: str, proxied_s3: str, proxy: FaultProxy, tmp_path: Path) -> None:
+    """By the process that begins, its readers, and a later run; a damaged copy is not used."""
+    url = f"{proxied_s3}/data"
+    copy(local, url)
+    proxy.forget()
+    source = source_of(url, tmp_path, loader_workers=2)
+    expected = read(source, 16)
+    assert proxy.count("GET", r"recordings\.table").requests == 1
+    windowing._known.clear()
+    (table,) = tmp_path.rglob("*.table")
+    table.write_bytes(table.read_bytes()[:-1])
+    assert_same(read(source_of(url, tmp_path, loader_workers=1), 16), expected)
+    assert proxy.count("GET", r"recordings\.table").requests == 2

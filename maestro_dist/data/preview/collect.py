@@ -125,7 +125,7 @@ def _windows(config: DataConfig, stored: Manifest) -> Manifest:
 
 
 def _with_recordings(preview: Preview, config: DataConfig, splits: Sequence[str]) -> Preview:
-    options, windowing = preview.options, windowing_of(config.url, preview.manifest)
+    options, windowing = preview.options, windowing_of(config.url, preview.manifest, config.cache)
     rows = recordings_to_count(options.seed, len(windowing.table))
     coverage = coverage_of_recordings(windowing.table, rows, windowing.modalities)
     own = [windowing.names.index(modality.name) for modality in preview.modalities]

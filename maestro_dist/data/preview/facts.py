@@ -88,7 +88,7 @@ def shard_facts(config: DataConfig, manifest: Manifest, split: str, shard: Shard
     """
     modalities = manifest.select(config.modalities)
     if manifest.cut is not None:
-        windowing = windowing_of(config.url, manifest)
+        windowing = windowing_of(config.url, manifest, config.cache)
         windows = windowing.shard(split, shard)
         own = [windowing.names.index(modality.name) for modality in modalities]
         return ShardFacts(windows.keys, windows.subjects, windows.present[:, own], windows.target)

@@ -62,7 +62,7 @@ def read_recordings(
     stored    the manifest as it is stored, whose one split has the shards of all recordings
     manifest  that of the windows
     """
-    windowing = windowing_of(config.url, manifest)
+    windowing = windowing_of(config.url, manifest, config.cache)
     shards = stored.split("recordings").shards
     starts = np.cumsum([0] + [shard.samples for shard in shards])
     found = []

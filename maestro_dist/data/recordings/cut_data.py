@@ -50,7 +50,7 @@ def load_set(config: DataConfig, *, expected: bool = False, run_url: str = "") -
     """
     stored = load_manifest(config.url, expected=expected)
     if stored.recordings is not None:
-        table = load_table(config.url, stored)
+        table = load_table(config.url, stored, config.cache)
         cut = Cut(window=config.window or stored.recordings.window, split=config.split or _usual_split(table))
         return _known_or_counted(config, stored, cut, run_url, lambda: _provisional(stored, cut, table))
     if config.window is not None:

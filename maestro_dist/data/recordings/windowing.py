@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from maestro_dist.data.index_copies import once_a_machine
 from maestro_dist.data.label_sets import ClassCounter
 from maestro_dist.data.manifest import Manifest, ManifestModality, ManifestSplit, Shard
 from maestro_dist.data.recordings.cutting import Cutter, CutWindows
@@ -145,8 +146,8 @@ def window_index(stored: ShardIndex, windows: ShardWindows, names: Sequence[str]
     return ShardIndex(windows.keys, stored.members, offsets, sizes, windows.target, windows.subjects)
 
 
-def load_table(url: str, manifest: Manifest) -> RecordingTable:
-    """The table of the recordings at `url`.
+def load_table(url: str, manifest: Manifest, cache: str | None = None) -> RecordingTable:
+    """The table of the recordings at `url`; a remote one is read once on a machine. `cache` is `data.cache`.
 
     Raises:
         DataError: it is missing or damaged.
@@ -162,7 +163,7 @@ def load_table(url: str, manifest: Manifest) -> RecordingTable:
         return data
 
     try:
-        data = storage.parsed(about.table, parse, expected=True)
+        data = once_a_machine(storage, about.sha256, cache, lambda: storage.parsed(about.table, parse, expected=True))
     except ObjectMissing as error:
         raise DataError(f"{storage.name(about.table)} is missing; pack the data set again") from error
     except ObjectDamaged as error:
@@ -174,8 +175,8 @@ _KEPT = 4
 _known: OrderedDict[tuple[str, str], Windowing] = OrderedDict()
 
 
-def windowing_of(url: str, manifest: Manifest) -> Windowing:
-    """The windows that a cut manifest describes; those of the last few are kept in memory.
+def windowing_of(url: str, manifest: Manifest, cache: str | None = None) -> Windowing:
+    """The windows that a cut manifest describes; those of the last few are kept in memory. `cache` is `data.cache`.
 
     Raises what `load_table` and `split_recordings` raise.
     """
@@ -184,7 +185,7 @@ def windowing_of(url: str, manifest: Manifest) -> Windowing:
     modalities = "".join(modality.model_dump_json() for modality in manifest.modalities)
     key = manifest.recordings.sha256, manifest.cut.model_dump_json() + modalities
     if key not in _known:
-        _known[key] = Windowing(manifest, load_table(url, manifest))
+        _known[key] = Windowing(manifest, load_table(url, manifest, cache))
     _known.move_to_end(key)
     while len(_known) > _KEPT:
         _known.popitem(last=False)
