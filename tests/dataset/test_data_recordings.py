@@ -120,7 +120,7 @@ def test_sequence_ranks_have_their_steps(config: DataConfig) -> None:
 
 def test_statistics_are_counted_once(config: DataConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     first = load_data(config)
-    monkeypatch.setattr(cut_data, "_counted", None)
+    monkeypatch.setattr(cut_data, "counted", None)
     assert load_data(config) == first
     with pytest.raises(TypeError):
         load_data(changed(config, window=WindowConfig(length_s=3.0)))

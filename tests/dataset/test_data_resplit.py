@@ -293,7 +293,7 @@ def test_symbols_that_depend_on_the_packed_splits_are_refused(packed: str, tmp_p
 
 def test_statistics_are_counted_once(config: DataConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     first = load_data(config)
-    monkeypatch.setattr(cut_data, "_counted", None)
+    monkeypatch.setattr(cut_data, "counted", None)
     assert load_data(config) == first
     with pytest.raises(TypeError):
         split_by(config, by="subject")

@@ -7,32 +7,26 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.config.windows import SplitConfig, WindowConfig
-from maestro_dist.data.description import Description, window_steps
+from maestro_dist.data.description import window_steps
 from maestro_dist.data.divided_windows import check_given, divided_windows
-from maestro_dist.data.findings import Findings
 from maestro_dist.data.manifest import Cut, Divided, Manifest, load_manifest
-from maestro_dist.data.reader import Request, SplitReader, SplitSource
+from maestro_dist.data.recordings.counting import counted
 from maestro_dist.data.recordings.table import RecordingTable
 from maestro_dist.data.recordings.windowing import Windowing, load_table
-from maestro_dist.data.sample_checks import CheckedSample
 from maestro_dist.data.user_folders import user_folder
 from maestro_dist.errors import ConfigError, DataError
 
 _LOG = logging.getLogger(__name__)
-_AT_ONCE = 64  # windows that are read together
 RUN_FOLDER = "data"
 """Where a run keeps a copy of its manifest."""
 
-_FORMAT = 1
+_FORMAT = 2
 """Of a kept manifest. A change of what is counted needs another number."""
 
 
@@ -75,7 +69,7 @@ def _known_or_counted(
             copy = load_manifest(f"{run_url}/{RUN_FOLDER}")
             found = copy if made_of(copy, stored) and how in (copy.cut, copy.divided) else None
     if found is None:
-        found = _counted(config, provisional())
+        found = counted(config, provisional())
         _keep(kept, found)
     return found
 
@@ -123,49 +117,6 @@ def _provisional(stored: Manifest, cut: Cut, table: RecordingTable) -> Manifest:
             "length_s, or a smaller min_observed or min_labelled, leaves more"
         )
     return manifest.model_copy(update={"splits": splits})
-
-
-def _counted(config: DataConfig, manifest: Manifest) -> Manifest:
-    """The manifest with statistics and warnings of its windows, as `pack` finds them."""
-    count = sum(split.samples for split in manifest.splits.values())
-    _LOG.info("%s: counting the statistics of %s windows (once for these windows)", manifest.name, f"{count:,}")
-    modalities = manifest.select(None)
-    about = Description(
-        name=manifest.name,
-        licence=manifest.licence,
-        citation=manifest.citation,
-        source=manifest.source,
-        task=manifest.task,
-        classes=tuple(manifest.classes),
-        target=manifest.target,
-        window_s=manifest.window_s,
-        modalities=tuple(modalities),
-        recording=manifest.recording,
-    )
-    findings = Findings(about, list(manifest.splits))
-    for name, split in manifest.splits.items():
-        if split.samples:
-            source = SplitSource(config.url, manifest, config, tuple(modalities), name)
-            with closing(source.open()) as reader:
-                for sample in _samples(source, reader, split.samples):
-                    findings.add(sample)
-    described = findings.manifest(manifest.splits)
-    made = {name: getattr(manifest, name) for name in ("recordings", "cut", "divided", "symbols")}
-    return described.model_copy(update=made)
-
-
-def _samples(source: SplitSource, reader: SplitReader, count: int) -> Iterator[CheckedSample]:
-    people = [subject for index in source.indexes() for subject in index.subjects or [""] * len(index.keys)]
-    for first in range(0, count, _AT_ONCE):
-        numbers = np.arange(first, min(first + _AT_ONCE, count))
-        batch: Any = reader.arrays(Request(numbers))  # its fields are typed as tensors
-        if batch.bad:
-            raise DataError(batch.bad[0])
-        rows = {name: {int(place): row for row, place in enumerate(places)} for name, places in batch.rows.items()}
-        for place, number in enumerate(numbers.tolist()):
-            arrays = {n: batch.values[n][rows[n][place]] for n in rows if place in rows[n]}
-            target = batch.target[place].item()
-            yield CheckedSample(source.split, batch.keys[place], target, people[number], arrays, b"")
 
 
 def _kept_path(config: DataConfig, stored: Manifest, how: Cut | Divided) -> Path | None:
