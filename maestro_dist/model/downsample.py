@@ -30,28 +30,30 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor, layout: TokenLayout) -> Tensor:
         """Tokens [N, d] of one depth -> tokens of the next."""
         pieces, masks, blocks = [], [], _blocks(layout.parts) if self.sequence.size == 1 else list(layout.parts)
-        sizes = [part.rows * part.length for part in blocks]
+        sizes, lengths = [part.rows * part.length for part in blocks], [part.halved().words for part in blocks]
         for part, tokens, mask in zip(blocks, x.split(sizes), layout.flat_mask.split(sizes), strict=True):
             pieces.append(tokens.view(part.rows, part.length, x.shape[1]))
             masks.append(mask.view(part.rows, part.length))
         out = [
-            torch.cat((piece[:, : part.summary], self._halve(piece[:, part.summary :], mask[:, part.summary :])), 1)
+            torch.cat(
+                (piece[:, : part.summary], self._halve(piece[:, part.summary :], mask[:, part.summary :], length)), 1
+            )
             if part.summary
-            else self._halve(piece, mask)
-            for part, piece, mask in zip(blocks, pieces, masks, strict=True)
+            else self._halve(piece, mask, length)
+            for part, piece, mask, length in zip(blocks, pieces, masks, lengths, strict=True)
         ]
         flat = [piece.reshape(-1, x.shape[1]) for piece in out]
         return flat[0] if len(flat) == 1 else torch.cat(flat)
 
-    def _halve(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Words [R, W, d] with mask [R, W] -> [R, ceil(W / 2), d]."""
-        before, short = None, x.shape[1] % 2
+    def _halve(self, x: Tensor, mask: Tensor, length: int) -> Tensor:
+        """Words [R, W, d] with mask [R, W] -> [R, length, d]: ceil(W / 2) words, or one more (`ModalityTokens`)."""
+        before, short = None, 2 * length - x.shape[1]
         if self.sequence.size > 1:
             padded, known = self.sequence.halo_exchange(x, 1), self.sequence.halo_exchange(mask[..., None], 1)[..., 0]
             before, x = padded[:, :1], padded[:, 1 : padded.shape[1] - 1 + short]
             mask = known[:, : known.shape[1] - 1 + short]
         else:
-            x = F.pad(x, (0, 0, 0, 1)) if short else x
+            x = F.pad(x, (0, 0, 0, short)) if short else x
             mask = F.pad(mask, (1, short))
         dtype = compute_type(x)
         weight, bias = self.convolution.weight.to(dtype), self.convolution.bias.to(dtype)
@@ -220,5 +222,5 @@ def _convolution_backward(
 
 def _blocks(parts: tuple[ModalityTokens, ...]) -> list[ModalityTokens]:
     """Merge neighbouring modalities of equal shape, so that they are computed as one array."""
-    grouped = (list(same) for _, same in groupby(parts, key=lambda part: (part.summary, part.words)))
+    grouped = (list(same) for _, same in groupby(parts, key=lambda p: (p.summary, p.words, p.halved().words)))
     return [same[0]._replace(rows=sum(part.rows for part in same)) for same in grouped]

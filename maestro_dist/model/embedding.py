@@ -124,8 +124,7 @@ class Embedding(nn.Module):
         window = None
         start, steps = self.sequence.slice(self.modality.name, values.shape[1])
         if self.normalize == "window" or self.summary is not None:
-            # Of the complete window: the order of a sum, and with it a symbol, must not depend on the other samples.
-            window = sax.window_moments(values, self.sequence)
+            window = sax.window_moments(values, self.sequence, None if kept is None else kept * self.word)
         if kept is not None:
             values = values[:, : kept * self.word]
         word_reference = (

@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from maestro_dist import rng
@@ -74,10 +75,15 @@ class ModalityTokens(NamedTuple):
         return (self.summary_total + words[0], *words[1:])
 
     def halved(self) -> ModalityTokens:
-        """The tokens one depth later: half the words (rounded up), the summary token unchanged."""
+        """The tokens one depth later: half the words (rounded up), the summary token unchanged.
+
+        Where words were cut off, there is one more if the last word is the left input of a word that begins after it.
+        """
         words, first, total, *bounds = (
             -(-n // 2) for n in (self.words, self.first_word, self.words_total, *self.word_bounds)
         )
+        if self.cut:
+            words = min(total, self.words // 2 + 1)
         cut = total - words if self.cut else 0
         return self._replace(words=words, first_word=first, words_total=total, word_bounds=tuple(bounds), cut=cut)
 
@@ -260,9 +266,12 @@ def plan_depths(entering: EnteringTokens, halves: Sequence[bool], sequence: Sequ
         levels = [torch.cat((summary, word_mask), 1)]
         for halve in halves:
             if halve:
+                after = chain[-1].halved()
+                if after.words > -(-word_mask.shape[1] // 2):
+                    word_mask = F.pad(word_mask, (0, 1))
                 word_mask = downsample_mask(word_mask, sequence)
                 levels.append(torch.cat((summary, word_mask), 1))
-                chain.append(chain[-1].halved())
+                chain.append(after)
             else:
                 levels.append(levels[-1])
                 chain.append(chain[-1])

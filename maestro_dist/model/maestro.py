@@ -21,7 +21,7 @@ from maestro_dist.model.budget import BudgetGate, Budgets
 from maestro_dist.model.context import ExpertsFactory, OneProcess, SequenceContext
 from maestro_dist.model.embedding import Embedding, Prepared, prepare_together, word_steps
 from maestro_dist.model.encoder import Encoder, fusion_layer
-from maestro_dist.model.extent import kept_words, needed_words
+from maestro_dist.model.extent import kept_words, observed_words
 from maestro_dist.model.head import AttentionPool, DeepHead, ModalityHeads, pool
 from maestro_dist.model.layers import ByModality, Key, Linear, checkpointed
 from maestro_dist.model.layout import DepthPlan, EnteringTokens, ModalityTokens, TokenLayout
@@ -205,10 +205,9 @@ class Trunk(nn.Module):
         ends = batch.host_ends(self.names) if self.sequence.size == 1 else None
         if ends is None:
             return dict(zip(self.names, totals, strict=True))
-        halvings = self.config.downsample * (self.config.encoder_layers + self.config.fusion_layers)
         needed = []
         for name, end, word, total in zip(self.names, ends, self.words, totals, strict=True):
-            needed.append(needed_words(end, word if name in batch.values else 1, total, halvings))
+            needed.append(observed_words(end, word if name in batch.values else 1, total))
         rows = [len(batch.rows[name]) for name in self.names]
         return dict(zip(self.names, kept_words(needed, totals, rows), strict=True))
 

@@ -89,25 +89,30 @@ def tokenise(
     return words(values, word, edges, reference).symbols
 
 
-def window_moments(values: Tensor, sequence: SequenceContext) -> WindowMoments:
-    """WindowMoments of [R, T, D] over all steps, in two passes (sums of squares would lose precision)."""
+def window_moments(values: Tensor, sequence: SequenceContext, end: int | None = None) -> WindowMoments:
+    """WindowMoments of [R, T, D] over all steps, in two passes (sums of squares would lose precision).
+
+    If no step from `end` on is observed, they are not looked at. The order of each sum stays that of T steps, so that
+    statistics, and with them symbols, do not depend on the other rows.
+    """
     tiles, (rows, _, variates) = list(_tiles(values, 1)), values.shape
     parts = max(1, len({steps.start for _, steps in tiles}))
     count = values.new_zeros((rows, parts, variates), dtype=torch.float64)
     total, square = values.new_zeros((2, rows, parts, _SUMS, variates), dtype=torch.float64)
+    ends = [steps.stop if end is None else max(steps.start, min(steps.stop, end)) for _, steps in tiles]
     for number, (chosen, steps) in enumerate(tiles):
-        x, mask = _observed(values[chosen, steps])
+        x, mask = _observed(values[chosen, steps.start : ends[number]])
         count[chosen, number % parts] = x.shape[1] if mask is None else mask.sum(1, dtype=torch.float64)
-        _fold_into(total[chosen, number % parts], x)
+        _fold_into(total[chosen, number % parts], _with_zeros(x, steps.stop - ends[number]))
     n, summed = sequence.all_reduce_sum(torch.stack((_fold(count)[:, 0], _fold(total.flatten(1, 2))[:, 0])))
     mean = summed / n.clamp_min(1)
     reference = _Reference(mean)
     for number, (chosen, steps) in enumerate(tiles):
-        x, mask = _observed(values[chosen, steps])
+        x, mask = _observed(values[chosen, steps.start : ends[number]])
         reference.score(x, chosen)
         if mask is not None:
             x.mul_(mask)
-        _fold_into(square[chosen, number % parts], x.square_())
+        _fold_into(square[chosen, number % parts], _with_zeros(x.square_(), steps.stop - ends[number]))
     return WindowMoments(n, mean, sequence.all_reduce_sum(_fold(square.flatten(1, 2))[:, 0]))
 
 
@@ -198,6 +203,11 @@ def _fold(x: Tensor, sums: int = 1) -> Tensor:
         x.narrow(1, 0, half).add_(x.narrow(1, size - half, half))
         size -= half
     return x.narrow(1, 0, size)
+
+
+def _with_zeros(x: Tensor, count: int) -> Tensor:
+    """x [R, n, D] and `count` zeros."""
+    return F.pad(x, (0, 0, 0, count)) if count else x
 
 
 def _fold_into(out: Tensor, x: Tensor) -> None:

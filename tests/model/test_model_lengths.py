@@ -12,7 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.model import Maestro, Trunk
-from maestro_dist.model.extent import needed_words
+from maestro_dist.model.context import OneProcess
+from maestro_dist.model.extent import observed_words
+from maestro_dist.model.layout import ModalityTokens
+from maestro_dist.model.sax import window_moments
 from maestro_dist.task import Task
 from maestro_dist.types import Batch, Modality
 
@@ -108,20 +111,19 @@ def test_symbols_are_cut_as_their_windows_are() -> None:
     torch.testing.assert_close(model(given, 1)["logits"], expected)
 
 
-@pytest.mark.parametrize("halvings", range(5))
-def test_words_that_nothing_reaches_are_left_out(halvings: int) -> None:
-    """Against the masks of all depths."""
-    for total in (1, 2, 3, 7, 16, 33, 64, 63):
-        for end in range(total * 2 + 1):
-            mask = np.arange(total) * 2 < end
-            need = [int(np.flatnonzero(mask)[-1]) + 1 if mask.any() else 0]
-            for _ in range(halvings):
-                padded = np.pad(mask, (1, 2))
-                mask = np.array([padded[2 * o : 2 * o + 3].any() for o in range(-(-len(mask) // 2))])
-                need.append(int(np.flatnonzero(mask)[-1]) + 1 if mask.any() else 0)
-            kept = needed_words(end, 2, total, halvings)
-            assert all(-(-kept // 2**depth) >= n for depth, n in enumerate(need))
-            assert kept == 1 or any(-(-(kept - 1) // 2**depth) < n for depth, n in enumerate(need))
+@pytest.mark.parametrize("total", [1, 2, 3, 7, 16, 33, 63, 64])
+def test_words_that_nothing_reaches_are_left_out(total: int) -> None:
+    """Against the masks of all depths of whole windows."""
+    for observed in range(1, total + 1):
+        whole = np.arange(total) < observed
+        kept = observed_words(2 * observed - 1, 2, total)
+        part = ModalityTokens(1, 0, kept, 0, 0, total, (), total - kept)
+        for _ in range(5):
+            assert part.words == np.flatnonzero(whole)[-1] + 1
+            assert part.words + part.cut == part.words_total == len(whole)
+            padded = np.pad(whole, (1, 2))
+            whole = np.array([padded[2 * o : 2 * o + 3].any() for o in range(-(-len(whole) // 2))])
+            part = part.halved()
 
 
 def test_half_the_length_costs_half() -> None:
@@ -135,3 +137,16 @@ def test_half_the_length_costs_half() -> None:
             model(given, 1)["logits"].sum().backward()
         operations[share] = counter.get_total_flops()
     assert operations[0.5] < 0.55 * operations[1.0]
+
+
+@pytest.mark.parametrize("steps", [5, 1000, 70_001])
+def test_moments_are_the_same_to_the_last_bit(steps: int) -> None:
+    """Wherever the tiles of the sums begin and end."""
+    values = torch.from_numpy(np.random.default_rng(steps).normal(3, 5, size=(7, steps, 3)).astype(np.float32))
+    for end in (0, 1, steps // 3, steps - 1, steps):
+        values[:, end:] = torch.nan
+        for given in (values, torch.where(torch.rand(values.shape) < 0.1, torch.nan, values)):
+            for later in (end, min(steps, end + 3)):
+                found, whole = window_moments(given, OneProcess(), later), window_moments(given, OneProcess())
+                assert all(torch.equal(one, other) for one, other in zip(found, whole, strict=True))
+        values = torch.from_numpy(np.random.default_rng(steps).normal(3, 5, size=(7, steps, 3)).astype(np.float32))
