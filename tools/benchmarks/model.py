@@ -107,8 +107,12 @@ def _wesad(options: Options, setting: Setting, steps: int, batch: int) -> list[R
 def _long(options: Options, setting: Setting, steps: int) -> list[Row]:
     config = wesad_config()
     batch = windows(modalities(steps), 1, options.device)
+    half = batch.map(torch.clone)
+    for values in half.values.values():
+        values[:, steps // 2 :] = torch.nan
     cases = {
         "ours": Case(ours(config, steps, batch, options.device), repetitions=3),
+        "ours, half as long": Case(ours(config, steps, half, options.device), repetitions=3),
         "published": Case(opponent(config, steps, batch, options.device), repetitions=2),
     }
     scratch = gathered_bytes(10 * steps // 8, 1, config.width)
@@ -121,7 +125,14 @@ def _long(options: Options, setting: Setting, steps: int) -> list[Row]:
             "x",
             4.0,
             promised=options.promised(setting),
-        )
+        ),
+        at_most(
+            f"{name}/step time of samples half as long as the window",
+            ratio(times, setting, "ours, half as long", "ours"),
+            "x",
+            0.55,
+            promised=options.promised(setting),
+        ),
     ]
     for case, taken in times.items():
         rows += taken.rows(f"{name}/{case}", "ms", 1e3)

@@ -156,10 +156,8 @@ class _Reading:
         """The recording of a sample and its start there; also what an old index lacks."""
         manifest = self.source.manifest
         if manifest.cut is not None:
-            windowing, first = (
-                windowing_of(self.source.url, manifest, self.source.config.cache),
-                self.shards[position].first,
-            )
+            windowing = windowing_of(self.source.url, manifest, self.source.config.cache)
+            first = self.shards[position].first
             assert first is not None
             if position not in self._windows:
                 self._windows[position] = windowing.shard(self.source.split, self.shards[position])
