@@ -290,6 +290,7 @@ def test_a_shard_whose_bytes_are_wrong_is_downloaded_again(
     assert proxy.count("GET", shard.path).requests == 2
 
 
+@pytest.mark.slow
 def test_a_run_makes_few_requests_and_says_how_many(
     proxied_s3: str, proxy: FaultProxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,6 +50,7 @@ def test_wrong_keys_are_named_without_showing_them(s3: str, monkeypatch: pytest.
     assert "not-the-secret" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_killed_run_on_a_store_ends_as_one_on_disk(s3: str, tmp_path: Path) -> None:
     local, remote = str(tmp_path / "data"), f"{s3}/data"
     synthetic.write(local)

@@ -72,13 +72,8 @@ def read_in_phases(
     return found
 
 
-@pytest.mark.parametrize(
-    ("way", "lanes"),
-    [
-        case if place == 2 else pytest.param(*case, marks=pytest.mark.slow)
-        for place, case in enumerate(zip(WAYS, LANES, strict=True))
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "lanes"), list(zip(WAYS, LANES, strict=True)))
 def test_kills_and_other_ranks_change_no_sample(uneven: str, tmp_path: Path, way: str, lanes: int) -> None:
     reading = Reading(uneven, **WAYS[way])  # type: ignore[arg-type]
     of = expected(reading)
