@@ -140,7 +140,8 @@ class DataConfig(Section):
     """How far rare classes are sampled more often: a sample of a class with n training samples comes in proportion to
     n^-class_balance. 0: each sample once in an epoch; 1: each class equally often. An epoch stays as long as it is, so
     samples of rare classes come several times and those of frequent ones not in each epoch, but in turn. Of several
-    labels the rarest counts. Only where samples have classes, and instead of `task.class_weights`."""
+    labels the rarest counts. The model then finds rare classes more probable than they are. Only where samples have
+    classes, and instead of `task.class_weights`."""
     shuffle_shards: PositiveInt = 8
     """Number of shards whose samples are shuffled together; the order of shards is shuffled over all. A higher
     number shuffles better, but reads from more shards at a time."""
