@@ -212,6 +212,20 @@ def rare_synthetic(tmp_path_factory: pytest.TempPathFactory) -> str:
     return url
 
 
+def test_windows_that_are_divided_anew_are_balanced(rare_synthetic: str, tmp_path: Path) -> None:
+    split = SplitConfig(by="subject", test=["s0"], validation=["s1"])
+    config = DataConfig(url=rare_synthetic, cache=str(tmp_path), split=split, class_balance=1.0, shuffle_shards=2)
+    manifest = load_data(config)
+    entry = manifest.split("train")
+    assert len(entry.shards) > 3
+    assert any(shard.selected is not None for shard in entry.shards)
+    source = SplitSource(config.url, manifest, config, tuple(manifest.select(None)), "train")
+    whole = TrainStream(source, TrainSchedule(3, 8, 100), DataRank())
+    counts = np.bincount([label for b in whole.batches(0, whole.samples) for label in b.target.tolist()], minlength=3)
+    assert counts.sum() == entry.samples
+    assert np.abs(counts - entry.samples / 3).max() < np.abs(np.array(entry.class_counts) - entry.samples / 3).max() / 2
+
+
 def test_a_run_resumes_to_the_same_weights(
     rare_synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
