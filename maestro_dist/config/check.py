@@ -28,6 +28,23 @@ def _check_sources(config: Config) -> None:
         raise ConfigError(f"{key}: not with several data sets (data.sources)")
 
 
+def _check_class_balance(config: Config) -> None:
+    data, task = config.data, config.task
+    if not data.class_balance:
+        return
+    where = f"data.class_balance: {data.class_balance:g}"
+    if data.sources or data.label_share < 1:
+        other = "several data sets (data.sources)" if data.sources else f"data.label_share={data.label_share:g}"
+        raise ConfigError(f"{where} is not possible with {other}; use 0")
+    if task.kind in ("pretrain", "regression"):
+        raise ConfigError(f"{where} needs classes, which task.kind={task.kind} does not use; use 0")
+    if task.class_weights == "balanced":
+        raise ConfigError(
+            f"{where} with task.class_weights=balanced corrects for rare classes twice, in the samples and in the "
+            "loss; use data.class_balance=0, or task.class_weights=none"
+        )
+
+
 def check(config: Config) -> None:
     """Raise `ConfigError` for the first combination of values that cannot work."""
     model, moe = config.model, config.model.moe
@@ -37,6 +54,7 @@ def check(config: Config) -> None:
         if "\0" in text:
             raise ConfigError(f"{key}: {text!r} holds a null character, which no file name may have")
     _check_sources(config)
+    _check_class_balance(config)
     if config.tracking.uri is None:
         _check_database(config)
     if model.width % model.heads:

@@ -136,6 +136,12 @@ class DataConfig(Section):
     label_share: Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)] = 1.0
     """Share of the training samples to train on. `run.seed` chooses them; a smaller share is part of a larger one.
     Class weights, means and deviations still use the complete split. Use it to measure learning from few labels."""
+    class_balance: Share = 0.0
+    """How far rare classes are sampled more often: a sample of a class with n training samples comes in proportion to
+    n^-class_balance. 0: each sample once in an epoch; 1: each class equally often. An epoch stays as long as it is, so
+    samples of rare classes come several times and those of frequent ones not in each epoch, but in turn. Of several
+    labels the rarest counts. The model then finds rare classes more probable than they are. Only where samples have
+    classes, and instead of `task.class_weights`."""
     shuffle_shards: PositiveInt = 8
     """Number of shards whose samples are shuffled together; the order of shards is shuffled over all. A higher
     number shuffles better, but reads from more shards at a time."""

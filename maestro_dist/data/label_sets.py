@@ -33,12 +33,18 @@ class ClassCounter:
         """Samples of each class; `labels` [N]. Empty without classes. A number that is no label is not counted."""
         if not self.classes:
             return []
-        given = np.asarray(labels, dtype=np.float64)
-        limit = 1 << self.classes if self.several else self.classes
-        numbers = given[(given >= 0) & (given < limit) & (given == np.floor(given))].astype(np.int64)
+        numbers = self.numbers(labels)
+        numbers = numbers[numbers >= 0]
         if self.several:
             return [int(np.count_nonzero(numbers >> label & 1)) for label in range(self.classes)]
         return np.bincount(numbers, minlength=self.classes).tolist()
+
+    def numbers(self, labels: np.ndarray) -> np.ndarray:
+        """Labels [N] as whole numbers, int64 [N]: a class, or a set of them; -1 for a number that is no label."""
+        given = np.asarray(labels, dtype=np.float64)
+        limit = 1 << self.classes if self.several else self.classes
+        right = (given >= 0) & (given < limit) & (given == np.floor(given))
+        return np.where(right, given, -1.0).astype(np.int64)
 
 
 def label_set(given: Any, classes: Sequence[str], where: str) -> int:

@@ -23,17 +23,27 @@ def labelled_count(samples: int, share: float) -> int:
 class KeptSamples:
     """The training samples of a run: all, or the share that is kept. Its memory does not grow with their number.
 
-    counts  int64 [S]: number of kept samples of each shard
+    samples  number of kept samples
+    counts   int64 [S]: number of kept samples of each shard
     """
 
     def __init__(self, seed: int, shard_samples: Sequence[int], share: float = 1.0) -> None:
         self.counts = np.asarray(shard_samples, dtype=np.int64)
         self._first = np.concatenate(([0], np.cumsum(self.counts)))
         self._key, self._limit = rng.key(seed, "label_share"), None
-        samples = int(self._first[-1])
+        self.samples = samples = int(self._first[-1])
         if share < 1 and samples:
             self._limit = _smallest(self._key, samples, labelled_count(samples, share))
             self.counts = np.array([len(self.numbers(shard)) for shard in range(len(self.counts))], dtype=np.int64)
+            self.samples = int(self.counts.sum())
+
+    def epoch(self, number: int) -> KeptSamples:
+        """The samples of an epoch: in all the same."""
+        return self
+
+    def part(self, shard: int, first: int, end: int) -> np.ndarray:
+        """The sample numbers of a shard's kept samples [first, end), ascending."""
+        return self.numbers(shard)[first:end]
 
     def numbers(self, shard: int) -> np.ndarray:
         """The sample numbers (in manifest order) of a shard's kept samples, ascending."""

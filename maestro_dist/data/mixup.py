@@ -35,12 +35,21 @@ def mixing_of(numbers: np.ndarray, lanes: np.ndarray, alpha: float, *, seed: int
 def partners_of(numbers: np.ndarray, lanes: np.ndarray, *, seed: int, step: int) -> np.ndarray:
     """The number of each sample's partner, int64 [B]: the next sample of its lane's ring, which has a random order.
 
-    A sample is its own partner only in a lane with one sample. `lanes` is ascending.
+    With `data.class_balance` a sample may occur several times, and then side by side in the ring: partners are as many
+    places apart as the most frequent one occurs in the lane. So a sample is its own partner only where it is more than
+    half of the lane, or all of it. `lanes` is ascending.
     """
+    if not len(numbers):
+        return numbers.copy()
     ring = np.lexsort((rng.bits_np(rng.key(seed, "mixup", "ring", step), numbers), lanes))
     _, first, count = np.unique(lanes, return_index=True, return_counts=True)
-    following = np.arange(1, len(ring) + 1)
-    following[first + count - 1] = first  # the last of a ring is followed by its first
+    ordered, place = numbers[ring], np.arange(len(ring))
+    new = np.concatenate(([True], (ordered[1:] != ordered[:-1]) | (lanes[1:] != lanes[:-1])))
+    starts = np.flatnonzero(new)
+    times = np.diff(np.append(starts, len(ring)))
+    most = np.maximum.reduceat(times, np.searchsorted(starts, first))
+    start = np.repeat(first, count)
+    following = start + (place - start + np.repeat(most, count)) % np.repeat(count, count)
     partners = np.empty_like(numbers)
     partners[ring] = numbers[ring[following]]
     return partners

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from maestro_dist import rng
-from maestro_dist.data.label_share import KeptSamples
 
 _MIXED = 8  # samples that a lane gives to a global batch where mixup finds partners among them
 
@@ -30,11 +29,24 @@ Lengths = Callable[[np.ndarray], np.ndarray]
 
 
 class Piece(NamedTuple):
-    """Samples [first, end) of a shard, counted among the samples of the shard that are kept."""
+    """Samples [first, end) of a shard, counted among the samples of the shard that the epoch has."""
 
     shard: int
     first: int
     end: int
+
+
+class EpochSamples(Protocol):
+    """The samples of an epoch, in manifest order. A sample may occur several times.
+
+    counts  int64 [S]: number of them in each shard
+    """
+
+    counts: np.ndarray
+
+    def part(self, shard: int, first: int, end: int) -> np.ndarray:
+        """The numbers of samples [first, end) of those of a shard, ascending, int64."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,8 @@ def _cut(size: int, part: int, parts: int) -> int:
 class EpochOrder:
     """The global batches of one epoch.
 
-    samples  number N of samples: those of the split, or those that `data.label_share` keeps
+    samples  number N of samples: those of the split, or those that `data.label_share` keeps; with
+             `data.class_balance` some occur several times, and others do not
     lanes    number L of lanes
     steps    number of global batches; the last may be smaller
     """
@@ -91,7 +104,7 @@ class EpochOrder:
         settings: OrderSettings,
         epoch: int,
         shard_samples: Sequence[int],
-        kept: KeptSamples,
+        kept: EpochSamples,
         lengths: Lengths | None = None,
     ) -> None:
         """`lengths`: needed if `settings.stretch` is above 1."""
@@ -247,8 +260,8 @@ class EpochOrder:
         at = int(np.searchsorted(self._starts, begin + index, side="right")) - 1
         first = low + (at - low) // self._window * self._window
         pieces = [self._piece(place, begin, end) for place in range(first, min(first + self._window, high))]
-        numbers = [self._kept.numbers(piece.shard)[piece.first : piece.end] for piece in pieces]
-        found = max(int(self._starts[first]), begin) - begin, _permuted(self._sample_key, np.concatenate(numbers))
+        numbers = np.concatenate([self._kept.part(*piece) for piece in pieces])
+        found = max(int(self._starts[first]), begin) - begin, numbers[_spread(self._sample_key, numbers)]
         self._groups[lane] = found
         return found
 
@@ -260,6 +273,17 @@ def _permuted(key: int, numbers: np.ndarray) -> np.ndarray:
 def _order(key: int, numbers: np.ndarray) -> np.ndarray:
     """A random order of `numbers`, as places in it."""
     return np.argsort(rng.bits_np(key, numbers), kind="stable")
+
+
+def _spread(key: int, numbers: np.ndarray) -> np.ndarray:
+    """As `_order`. What occurs again, which is adjacent in `numbers`, goes elsewhere."""
+    place = np.arange(len(numbers))
+    new = np.concatenate(([True], numbers[1:] != numbers[:-1]))[: len(numbers)]
+    if new.all():
+        return _order(key, numbers)
+    again = place - np.maximum.accumulate(np.where(new, place, 0))
+    bits = np.where(new, rng.bits_np(key, numbers), rng.bits_np(key, numbers, again))
+    return np.argsort(bits, kind="stable")
 
 
 def steps_per_epoch(samples: int, global_batch: int) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from maestro_dist.config.learning import MissingConfig
+from maestro_dist.data.class_balance import ClassBalance, class_balance_of, shares_text
 from maestro_dist.data.label_share import KeptSamples
 from maestro_dist.data.lengths import sample_lengths
 from maestro_dist.data.missing import drop_probability
@@ -69,8 +70,12 @@ class TrainStream:
         config, split = source.config, source.manifest.split(source.split)
         self._source, self._schedule, self._rank, self._consumer = source, schedule, rank, consumer
         self._shard_samples = split.shard_samples
-        self._kept = KeptSamples(schedule.seed, self._shard_samples, config.label_share)
-        self.samples = int(self._kept.counts.sum())
+        self._kept: KeptSamples | ClassBalance
+        if config.class_balance:
+            self._kept = class_balance_of(source, schedule.seed)
+        else:
+            self._kept = KeptSamples(schedule.seed, self._shard_samples, config.label_share)
+        self.samples = self._kept.samples
         self.steps_per_epoch = steps_per_epoch(self.samples, schedule.global_batch)
         self._micro = schedule.micro_batch or -(-schedule.global_batch // rank.ranks)
         self.accumulation = -(-schedule.global_batch // (rank.ranks * self._micro))
@@ -104,6 +109,7 @@ class TrainStream:
         class_counts = source.manifest.split(source.split).class_counts
         if (
             source.manifest.mixture is not None
+            or not isinstance(self._kept, KeptSamples)
             or share == 1
             or not class_counts
             or min((n for n in class_counts if n), default=0) * share > _NEVER_LOST
@@ -132,6 +138,15 @@ class TrainStream:
             f"data.label_share {share:g} leaves {self.samples:,} training samples, none of {', '.join(lost)}; "
             "take a larger share, or another run.seed"
         ]
+
+    def notes(self) -> list[str]:
+        """Lines for the log: how often labels come with `data.class_balance`, where only their samples tell."""
+        split, manifest = self._source.manifest.split(self._source.split), self._source.manifest
+        if not isinstance(self._kept, ClassBalance) or not manifest.counter.several:
+            return []
+        before = [count / split.samples for count in split.class_counts]
+        shares = shares_text(manifest.classes, before, self._kept.shares.tolist())
+        return [f"data.class_balance {self._source.config.class_balance:g}: training sees {shares}"]
 
     def order(self, epoch: int) -> EpochOrder | MixedEpoch:
         """The global batches of an epoch."""
@@ -227,12 +242,14 @@ def needed_samples(step: int, numbers: np.ndarray, starts: np.ndarray) -> Iterat
         yield NeededShard(step, shard, row)
 
 
-def epoch_order(source: SplitSource, settings: OrderSettings, epoch: int, kept: KeptSamples) -> EpochOrder | MixedEpoch:
+def epoch_order(
+    source: SplitSource, settings: OrderSettings, epoch: int, kept: KeptSamples | ClassBalance
+) -> EpochOrder | MixedEpoch:
     """The global batches of an epoch of a split, of one data set or of several."""
     if isinstance(source, MixedSource):
         return MixedEpoch(source.mixed_order(settings), epoch)
     lengths = sample_lengths(source) if settings.stretch > 1 else None
-    return EpochOrder(settings, epoch, source.manifest.split(source.split).shard_samples, kept, lengths)
+    return EpochOrder(settings, epoch, source.manifest.split(source.split).shard_samples, kept.epoch(epoch), lengths)
 
 
 def order_settings(source: SplitSource, seed: int, global_batch: int) -> OrderSettings:

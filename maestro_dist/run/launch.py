@@ -77,6 +77,7 @@ def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> 
     """
     from maestro_dist.callbacks.configured import check_callbacks
     from maestro_dist.data.augment import check_augment
+    from maestro_dist.data.class_balance import check_class_balance
     from maestro_dist.data.lengths import check_like_lengths
     from maestro_dist.data.load import load_data
     from maestro_dist.data.mixture.manifest import places_of
@@ -99,6 +100,7 @@ def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> 
     manifest = load_data(config.data, run_url=run.url if begun else "")
     check_splits(config.data, manifest, begun=begun)
     check_like_lengths(config.data, manifest)
+    check_class_balance(config.data, manifest)
     check_modalities(config, manifest.select(config.data.modalities))
     if config.model.normalize == "recording" and not manifest.recording:
         raise ConfigError(

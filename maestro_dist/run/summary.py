@@ -13,6 +13,7 @@ from maestro_dist import __version__
 from maestro_dist.callbacks.final_test import RESULT_FILE
 from maestro_dist.config.schema import Config
 from maestro_dist.data.augment import wanted_kinds
+from maestro_dist.data.class_balance import balanced_shares, shares_text
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.split_checks import split_warnings
 from maestro_dist.data.storage import ObjectMissing, Storage, redact
@@ -69,6 +70,8 @@ def print_start(config: Config, manifest: Manifest) -> None:
         f"optimizer {_mib(memory.parameters)}, micro-batch {_mib(memory.inputs)}, at most {_mib(memory.peak)} in "
         f"forward and backward ({_mib(memory.kept)} kept between them){gathered}",
     }
+    if config.data.class_balance:
+        rows["sampling"] = _sampling(config, manifest)
     learning = _learning(config)
     if learning:
         rows["learning"] = learning
@@ -88,6 +91,16 @@ def print_start(config: Config, manifest: Manifest) -> None:
     for text in split_warnings(config, manifest):
         print(f"{'warning':11}{text}")
     sys.stdout.flush()
+
+
+def _sampling(config: Config, manifest: Manifest) -> str:
+    """What `data.class_balance` does; of several labels the workers say it, which read those of each sample."""
+    balance, split = config.data.class_balance, manifest.split(config.data.train)
+    if manifest.counter.several:
+        return f"by the rarest label of a sample (data.class_balance {balance:g})"
+    before = [count / split.samples for count in split.class_counts]
+    seen = shares_text(manifest.classes, before, balanced_shares(split.class_counts, balance))
+    return f"training sees {seen} (data.class_balance {balance:g})"
 
 
 def _learning(config: Config) -> str:

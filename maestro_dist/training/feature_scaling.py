@@ -62,7 +62,8 @@ def standardise(model: Trunk, config: Config, manifest: Manifest, mesh: Mesh) ->
 
 
 def first_samples(config: Config, manifest: Manifest, modalities: list[Modality]) -> Iterator[Batch]:
-    """The first training samples of the first epoch: complete, not augmented."""
+    """The first training samples of the first epoch, as it is without `data.label_share` and `data.class_balance`:
+    complete, not augmented."""
     split = manifest.split(config.data.train)
     source = source_of(config.data.url, manifest, config.data, tuple(modalities), config.data.train)
     settings = order_settings(replace(source, augment=config.augment), config.run.seed, config.optim.global_batch)

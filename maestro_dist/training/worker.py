@@ -99,6 +99,8 @@ def _train(job: WorkerJob, stack: ExitStack, listeners: list[Callable[[Exception
         timeout_s=600.0 + patience_s,
     )
     if mesh.rank == 0:
+        for line in stream.notes():
+            _LOG.info("%s", line)
         for line in stream.warnings():
             _LOG.warning("%s", line)
     log = _metric_log(job, state) if mesh.rank == 0 else None

@@ -11,12 +11,19 @@ from maestro_dist.data.order import OrderSettings, lane_count
 
 
 def slow_order(
-    settings: OrderSettings, epoch: int, sizes: list[int], chosen: np.ndarray | None = None
+    settings: OrderSettings,
+    epoch: int,
+    sizes: list[int],
+    chosen: np.ndarray | None = None,
+    members: list[np.ndarray] | None = None,
 ) -> list[list[tuple[int, int]]]:
-    """The global batches of an epoch: for each sample its number and that of its lane. `chosen`: the kept samples."""
+    """The global batches of an epoch: for each sample its number and that of its lane. `chosen`: the kept samples.
+
+    members  the samples of each shard, if some come several times
+    """
     lanes, size = lane_count(settings, len(sizes)), settings.global_batch
     numbers = np.arange(sum(sizes))
-    members = np.split(numbers, np.cumsum(sizes)[:-1])
+    members = members or np.split(numbers, np.cumsum(sizes)[:-1])
     if chosen is not None:
         members = [part[np.isin(part, chosen)] for part in members]
     hashes = rng.bits_np(rng.key(settings.seed, "order", "shard", epoch), np.arange(len(sizes)))
@@ -37,9 +44,12 @@ def slow_order(
         grouped: dict[int, list[int]] = {}
         for place, number in part:
             grouped.setdefault((place - first) // window, []).append(number)
-        walks.append(
-            iter([n for group in grouped.values() for n in sorted(group, key=lambda n: int(rng.bits_np(key, n)))])
-        )
+        walk = []
+        for group in grouped.values():
+            again = [group[:at].count(n) for at, n in enumerate(group)]
+            hashes = [rng.bits_np(key, n, k) if k else rng.bits_np(key, n) for n, k in zip(group, again, strict=True)]
+            walk += [group[at] for at in np.argsort(np.array(hashes, dtype=np.uint64), kind="stable").tolist()]
+        walks.append(iter(walk))
     return [[(next(walks[lane]), lane) for lane in each] for each in slots]
 
 

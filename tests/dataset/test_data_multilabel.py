@@ -156,12 +156,16 @@ def test_a_model_learns_them_and_can_be_used(
     "more",
     [
         ["augment.mixup=0.4"], ["task.class_weights=balanced", "task.label_smoothing=0.1"], ["missing.consistency=0.5"],
-        ["data.label_share=0.3"], ["evaluation.metric=macro_f1"],
+        ["data.label_share=0.3"], ["evaluation.metric=macro_f1"], ["data.class_balance=1", "augment.mixup=0.4"],
     ],
     ids=lambda more: more[0],
 )  # fmt: skip
-def test_other_ways_to_train_work(more: list[str], urls: dict[str, str], tmp_path: Path) -> None:
+def test_other_ways_to_train_work(
+    more: list[str], urls: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     result = run(urls["windows"], "x", tmp_path, *more, "optim.max_steps=3")
+    said = capsys.readouterr().out
+    assert ("data.class_balance 1: training sees " in said) == ("data.class_balance=1" in more)
     assert set(result["evaluation"]["scenarios"][0]["metrics"]) == {"auroc", "auprc", "macro_f1", "accuracy", "loss"}
 
 

@@ -64,7 +64,8 @@ def write(url: str) -> None:
         if number % 5 == 0:
             del values["temp"]
         values["acc"][: number % 7] = np.nan
-        samples.append(RawSample("train", f"n{number:03d}", number % 3, f"p{number % 4}", "r", number, 1.0, values))
+        label = int(number % 9 == 0) + int(number % 27 == 0)  # two rare classes
+        samples.append(RawSample("train", f"n{number:03d}", label, f"p{number % 4}", "r", number, 1.0, values))
     terms = {"licence": "CC0", "citation": "none", "source": "made for tests"}
     labels = {"task": "classification", "classes": ("a", "b", "c"), "target": "class"}
     about = Description("uneven", **terms, **labels, window_s=2.0, modalities=MODALITIES)  # type: ignore[arg-type]

@@ -30,8 +30,12 @@ WAYS = {
         "global_batch": 8, "data": {"shuffle_shards": 1, "lanes": 64, "prefetch": 1},
     },
     "one lane": {"global_batch": 9, "micro_batch": 1, "data": {"shuffle_shards": 4, "lanes": 1}},
+    "rare classes more often, and mixup": {
+        "global_batch": 24, "micro_batch": 5, "augment": {"mixup": 0.3, "jitter": 0.1},
+        "data": {"shuffle_shards": 2, "lanes": 3, "class_balance": 1.0},
+    },
 }  # fmt: skip
-LANES = [6, 4, 3, 8, 1]
+LANES = [6, 4, 3, 8, 1, 3]
 RANKS_AND_READERS = list(itertools.product([1, 2, 4], [0, 1, 2]))
 
 
@@ -43,11 +47,15 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def assert_complete(steps: list[tuple[int, list[Sample]]], reading: Reading) -> None:
-    """Each epoch has each kept sample once."""
+    """Each epoch has each kept sample once; with `data.class_balance` as many in all, and all of the rare classes."""
     kept = reading.stream().samples
     assert steps[-1][0] == EPOCHS * kept
     for epoch in range(EPOCHS):
         keys = Counter(key for at, part in steps if epoch * kept < at <= (epoch + 1) * kept for key, _ in part)
+        if reading.data.get("class_balance"):
+            assert keys.total() == kept == SAMPLES
+            assert {f"n{number:03d}" for number in range(0, SAMPLES, 9)} <= set(keys)
+            continue
         assert set(keys.values()) == {1}
         assert len(keys) == kept
         assert kept < SAMPLES or set(keys) == {f"n{number:03d}" for number in range(SAMPLES)}
