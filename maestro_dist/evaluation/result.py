@@ -44,7 +44,8 @@ class Evaluation:
     confused       instead of `confusion` for more than `MOST_CLASSES` classes: true class, predicted class, and samples
                    of each pair that occurs
     loads          loads of the experts by missing set, over all scenarios (a model with experts)
-    logits, target float32 [N, C] and [N] of the complete scenario in manifest order; on rank 0 only, not in the JSON
+    logits, target float32 [N, C] and [N] (of several targets [N, K]) of the complete scenario in manifest order; on
+                   rank 0 only, not in the JSON
     predictions    predictions of every scenario, if the plan keeps them; on rank 0 only, not in the JSON
     """
 

@@ -108,7 +108,8 @@ def evaluate_split(
             loads.drain()
             all_rows = gather_rows(rows, mesh).cpu().numpy()
             table = in_manifest_order(all_rows[:, 0].astype(np.int64), all_rows[:, 1:], samples, split)
-            target, logits = table[:, 0], table[:, 1:].astype(np.float32)
+            target = table[:, 0] if task.targets == 1 else table[:, : task.targets]
+            logits = table[:, task.targets :].astype(np.float32)
             if task.kind in ("classification", "multilabel"):
                 target = target.astype(np.int64)
             bad = int((~np.isfinite(logits)).any(axis=1).sum())
@@ -136,7 +137,7 @@ def _predict(
     recorder: PredictionRecorder | None,
     advance: Callable[[int], Any],
 ) -> torch.Tensor:
-    """This rank's rows (sample number, target, `Task.rows` ...), float64 [n, 2 + C], which is exact for them."""
+    """This rank's rows (sample number, K targets, `Task.rows` ...), float64 [n, 1 + K + C], which is exact for them."""
     import torch
 
     parts: list[torch.Tensor] = []
@@ -147,7 +148,8 @@ def _predict(
             loads.add(batch, output)
             if recorder:
                 recorder.add(batch, output)
-            head = torch.stack([batch.sample.double(), batch.target.double()], dim=1).to(logits.device)
+            target = batch.target.double().view(len(batch), task.targets)
+            head = torch.cat([batch.sample.double().view(-1, 1), target], dim=1).to(logits.device)
             parts.append(torch.cat([head, logits.double()], dim=1))
             advance(len(batch))
     return torch.cat(parts)

@@ -201,7 +201,7 @@ class _Page:
             return ""
         classes = self.manifest.classes
         numbers = sorted({int(n) for r in shown for n in r.facts.intervals[:, 2]}) if classes else []
-        known = [n for n in numbers if 0 <= n < self.manifest.targets]
+        known = [n for n in numbers if 0 <= n < self.manifest.label_numbers]
         again = '<p class="note">Colours repeat after 20 classes.</p>\n' if len(known) > 20 else ""
         listed = legend((class_colour(n), text(self._label(n))) for n in known)
         labels = f"<p>Labels:</p>\n{listed}{again}" if known else ""
@@ -227,7 +227,7 @@ class _Page:
             reason = text(redact(recording.broken), 600)
             return f'<figure><figcaption>{title}</figcaption><p class="broken">Broken: {reason}</p></figure>\n'
         alt = f"Recording {facts.key}, {person}: splits of its windows, labels, {_named(recording.curves)} over time"
-        classes = self.manifest.targets
+        classes = self.manifest.label_numbers
         body = self._drawn(lambda: self._pictures.recording(recording, classes), alt, WIDE)
         cut = [f"{name}: only its first {duration(seconds)}" for name, seconds in recording.cut_short.items()]
         note = f'<p class="note">{text("; ".join(cut), 600)}</p>' if cut else ""

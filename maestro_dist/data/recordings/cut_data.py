@@ -19,7 +19,8 @@ from maestro_dist.config.windows import SplitConfig, WindowConfig
 from maestro_dist.data.description import Description, window_steps
 from maestro_dist.data.divided_windows import check_given, divided_windows
 from maestro_dist.data.findings import Findings
-from maestro_dist.data.manifest import Cut, Divided, Manifest, load_manifest
+from maestro_dist.data.manifest import Manifest, load_manifest
+from maestro_dist.data.manifest_made import Cut, Divided
 from maestro_dist.data.reader import Request, SplitReader, SplitSource
 from maestro_dist.data.recordings.table import RecordingTable
 from maestro_dist.data.recordings.windowing import Windowing, load_table
@@ -141,6 +142,7 @@ def _counted(config: DataConfig, manifest: Manifest) -> Manifest:
         window_s=manifest.window_s,
         modalities=tuple(modalities),
         recording=manifest.recording,
+        targets=tuple(manifest.targets),
     )
     findings = Findings(about, list(manifest.splits))
     for name, split in manifest.splits.items():
@@ -164,7 +166,7 @@ def _samples(source: SplitSource, reader: SplitReader, count: int) -> Iterator[C
         rows = {name: {int(place): row for row, place in enumerate(places)} for name, places in batch.rows.items()}
         for place, number in enumerate(numbers.tolist()):
             arrays = {n: batch.values[n][rows[n][place]] for n in rows if place in rows[n]}
-            target = batch.target[place].item()
+            target = batch.target[place].tolist()
             yield CheckedSample(source.split, batch.keys[place], target, people[number], arrays, b"")
 
 
