@@ -47,7 +47,8 @@ class TargetMoments:
     def add(self, numbers: Sequence[Any] | np.ndarray) -> None:
         """Add samples, [n, K]."""
         if len(numbers):
-            self._waiting.append(np.array(numbers, dtype=np.float64).reshape(-1, self.targets))
+            rows = np.ascontiguousarray(numbers, dtype=np.float64)  # numpy's sums depend on the order in memory
+            self._waiting.append(rows.reshape(-1, self.targets))
         if sum(map(len, self._waiting)) >= _BLOCK:
             self._count()
 
@@ -57,7 +58,7 @@ class TargetMoments:
         return statistics_of(self._moments)
 
     def _count(self, *, rest: bool = False) -> None:
-        waiting = np.concatenate([np.empty((0, self.targets)), *self._waiting])
+        waiting = np.ascontiguousarray(np.concatenate([np.empty((0, self.targets)), *self._waiting]))
         end = len(waiting) if rest else len(waiting) // _BLOCK * _BLOCK
         for start in range(0, end, _BLOCK):
             self._moments.add(waiting[start : min(start + _BLOCK, end)])
@@ -118,8 +119,8 @@ def target_row(given: Any, targets: Sequence[str], where: str) -> tuple[float, .
         values = [given.get(name) for name in targets]
     elif isinstance(given, str | bytes | set | frozenset) or not _is_row(given):
         raise DataError(
-            f"{where}: label {short_repr(given)} is neither a list of {len(targets)} numbers ({named}) nor a dictionary "
-            "by target"
+            f"{where}: label {short_repr(given)} is neither a list of {len(targets)} numbers ({named}) nor a "
+            "dictionary by target"
         )
     else:
         values = list(given)

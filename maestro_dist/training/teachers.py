@@ -57,8 +57,8 @@ def teacher_predictions(
 ) -> tuple[torch.Tensor, bool]:
     """Mean predictions of `task.teachers` for all training samples, and whether they were computed now.
 
-    float32: class probabilities [N, C], or values [N] (of several targets [N, K]) in the target's unit. They are computed
-    once and kept with the run. All ranks call it.
+    float32: class probabilities [N, C], or values [N] (of several targets [N, K]) in the target's unit. They are
+    computed once and kept with the run. All ranks call it.
 
     Raises:
         ConfigError: a teacher does not fit the data.

@@ -37,7 +37,7 @@ NAN = float("nan")
 def recording(number: int, windows: int = 10) -> tuple[dict[str, np.ndarray], list[tuple[float, float, Any]]]:
     """The mean of each signal tells one pressure, which changes every 8 s and is unknown now and then."""
     draw = np.random.default_rng(number)
-    high, low = draw.normal(120, 15, size=windows), draw.normal(80, 10, size=windows)
+    high, low = np.round(draw.normal(120, 15, size=windows)), np.round(draw.normal(80, 10, size=windows))
     pulse = draw.normal(size=(windows, 32)) + (high[:, None] - 120) / 5
     warmth = draw.normal(size=(windows, 8)) + (low[:, None] - 80) / 3
     lacks = draw.random((windows, 2)) < 0.2
@@ -74,7 +74,7 @@ def as_windows() -> Iterator[RawSample]:
 def urls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The same windows, packed and as recordings."""
     folder = tmp_path_factory.mktemp("pressure")
-    pack(folder / "windows", ABOUT, as_windows(), shard_bytes=20_000)
+    pack(folder / "windows", ABOUT, as_windows())
     pack_recordings(folder / "cut", replace(ABOUT, window=WindowConfig(length_s=8)), as_recordings())
     return {name: str(folder / name) for name in ("windows", "cut")}
 

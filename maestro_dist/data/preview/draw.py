@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from maestro_dist.data.moments import RunningMoments
 from maestro_dist.data.preview.curves import Curves
 from maestro_dist.data.preview.recordings import ShownRecording
 from maestro_dist.data.preview.samples import MOST_VARIATES, ShownSample, ValueFacts
@@ -57,9 +58,9 @@ def class_colour(number: int) -> str:
 class Pictures:
     """Draws the pictures of one data set, with fonts that have its letters."""
 
-    def __init__(self, modalities: Sequence[Modality], splits: Sequence[str], target: str) -> None:
+    def __init__(self, modalities: Sequence[Modality], splits: Sequence[str], targets: Sequence[str]) -> None:
         units = sorted({modality.unit for modality in modalities})
-        self._fonts = LabelFonts([*units, target])
+        self._fonts = LabelFonts([*units, *targets])
         self._units = dict(zip(units, self._fonts.labels(units, "unit"), strict=True))
         self._modalities, self._splits = {m.name: m for m in modalities}, list(splits)
 
@@ -111,11 +112,13 @@ class Pictures:
                 _histogram(axes, own, self._colours(), name)
             return _png(figure)
 
-    def targets(self, targets: Mapping[str, np.ndarray], name: str) -> bytes:
-        """Histogram of the targets of a regression, by split."""
+    def targets(self, targets: Mapping[str, np.ndarray], names: Sequence[str]) -> bytes:
+        """Histogram of each of the first targets of a regression, by split; `targets` [N] or [N, K]."""
         with figure_style(self._fonts.families, **_CHANGES):
-            figure, (axes,) = _panels(1, 1)
-            _histogram(axes, targets, self._colours(), self._fonts.title(name))
+            figure, panels = _panels(min(len(names), MOST_VARIATES), min(len(names), 2))
+            for column, (axes, name) in enumerate(zip(panels, names, strict=False)):
+                own = {split: of if of.ndim == 1 else of[:, column] for split, of in targets.items()}
+                _histogram(axes, own, self._colours(), self._fonts.title(name))
             return _png(figure)
 
     def _colours(self) -> dict[str, str]:
@@ -180,6 +183,16 @@ def _labels(axes: Axes, intervals: np.ndarray, classes: int) -> None:
         axes.set_title("labels: the share of time of each, because they change often" if many else "labels")
         return
     nothing = np.full(len(intervals), np.nan)
+    if intervals.shape[1] > 3:
+        moments = RunningMoments(intervals.shape[1] - 2)
+        moments.add(intervals[:, 2:])
+        scaled = (intervals[:, 2:] - moments.mean) / np.where(moments.std > 0, moments.std, 1.0)
+        times = np.stack([intervals[:, 0], intervals[:, 1], intervals[:, 1]], axis=1).reshape(-1)
+        for column, own in enumerate(scaled.T):
+            line = np.stack([own, own, nothing], axis=1).reshape(-1)
+            axes.plot(times, line, color=COLOURS[column % len(COLOURS)], lw=1.2)
+        axes.set_title("targets, each in its standard deviations")
+        return
     times = np.stack([intervals[:, 0], intervals[:, 1], intervals[:, 1]], axis=1).reshape(-1)
     axes.plot(times, np.stack([intervals[:, 2], intervals[:, 2], nothing], axis=1).reshape(-1), color=INK, lw=1.2)
     axes.set_title("target")

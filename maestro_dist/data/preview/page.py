@@ -63,7 +63,8 @@ class _Page:
 
     def __init__(self, preview: Preview) -> None:
         self.preview, self.manifest = preview, preview.manifest
-        self._pictures = Pictures(preview.modalities, list(self.manifest.splits), self.manifest.target)
+        names = [self.manifest.target, *self.manifest.targets]
+        self._pictures = Pictures(preview.modalities, list(self.manifest.splits), names)
         self._room, self._left_out = _MOST_PICTURE_BYTES, 0
         self._colours = {name: split_colour(place) for place, name in enumerate(self.manifest.splits)}
 
@@ -140,18 +141,22 @@ class _Page:
         targets = {name: facts.targets for name, facts in self.preview.facts.items() if len(facts.targets)}
         if not targets:
             return ""
-        alt = f"Histogram of the target {self.manifest.target}, by split"
-        return self._drawn(lambda: self._pictures.targets(targets, self.manifest.target), alt)
+        names = self.manifest.targets or [self.manifest.target]
+        alt = f"Histogram of the target {', '.join(names)}, by split"
+        return self._drawn(lambda: self._pictures.targets(targets, names), alt)
 
     def _legend(self) -> str:
         return legend((self._colours[name], text(name)) for name in self.preview.facts)
 
-    def _label(self, label: float | None) -> str:
+    def _label(self, label: float | np.ndarray | None) -> str:
         """A label as plain text."""
         if self.manifest.task == "none":
             return "no label"
         if label is None:
             return "label unknown"
+        if isinstance(label, np.ndarray):
+            pairs = zip(self.manifest.targets, label.tolist(), strict=True)
+            return ", ".join(f"{name} {number:g}" if number == number else f"{name} unknown" for name, number in pairs)
         if self.manifest.task == "regression":
             return f"{label:g}"
         if self.manifest.task == MULTILABEL and label == label:
@@ -221,7 +226,7 @@ class _Page:
         title = (
             f"<b>{text(facts.key)}</b>: {text(person)}, {duration(facts.length_s)}, {', '.join(windows) or 'no window'}"
         )
-        if facts.whole == facts.whole:
+        if not np.isnan(facts.whole).all():
             title += f", label {text(self._label(facts.whole))}"
         if recording.broken:
             reason = text(redact(recording.broken), 600)
