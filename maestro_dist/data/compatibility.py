@@ -107,7 +107,7 @@ def check_values(source: SplitSource, *, any_units: bool = False) -> list[str]:
     distances: dict[tuple[str, int], list[float]] = {}
     with closing(source.open()) as reader, np.errstate(over="ignore"):
         for number in np.unique(np.linspace(0, samples - 1, count).astype(int)).tolist():
-            sample = reader.decode(number, reader.stored(number))
+            sample = reader.sample(number)
             for modality in source.modalities:
                 for variate in _scaled_variates(modality) if modality.name in sample.values else ():
                     values = sample.values[modality.name][:, variate].astype(np.float64)

@@ -291,6 +291,17 @@ class SplitReader:
         partner_target[:] = np.array(targets, dtype=partner_target.dtype).reshape(partner_target.shape)
         return {"mix": shares, "partner_target": partner_target}
 
+    def sample(self, number: int) -> DecodedSample:
+        """A sample with all modalities that it has, packed or cut.
+
+        Raises:
+            BadSample: it is damaged.
+            DataError: its shard is damaged.
+            StorageError: its shard cannot be read.
+        """
+        shard, row = self._locate(number)
+        return self._sample(number, shard.sizes[row, 1:] > 0)
+
     def _sample(self, number: int, wanted: np.ndarray) -> DecodedSample:
         """A sample. A bad one is read again where its file has changed since it was verified."""
         try:

@@ -168,10 +168,13 @@ def _evaluation(
     from maestro_dist.data.label_sets import ClassCounter
     from maestro_dist.task.classification import Classification
     from maestro_dist.task.multilabel import MultiLabel
+    from maestro_dist.task.several_targets import SeveralTargets
 
-    counts = confusion = confused = logits = target = None
+    counts = confusion = confused = known = logits = target = None
     if complete is not None:
         logits, target = complete
+        if isinstance(task, SeveralTargets):
+            known = dict(zip(task.target_names, (~np.isnan(target)).sum(0).tolist(), strict=True))
         if isinstance(task, MultiLabel):
             counts = ClassCounter(task.outputs, several=True).counts(target)
         if isinstance(task, Classification):
@@ -188,6 +191,7 @@ def _evaluation(
         class_counts=counts,
         confusion=confusion,
         confused=confused,
+        known=known,
         loads=loads,
         logits=logits if mesh.rank == 0 else None,
         target=target if mesh.rank == 0 else None,

@@ -138,7 +138,11 @@ def test_a_model_learns_them_and_can_be_used(
     assert result["metric"] == "mae"
     capsys.readouterr()
     assert evaluate([str(tmp_path / "windows")]) == 0
-    assert "diastolic" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    known = (~np.isnan(target)).sum(0)
+    assert f"by target (systolic in {known[0]}, diastolic in {known[1]} of the samples)" in printed
+    assert result["evaluation"]["known"] == dict(zip(NAMES, known.tolist(), strict=True))
+    assert printed.count("\nnone     diastolic  ") == 1
     out = tmp_path / "x.csv"
     assert predict([str(tmp_path / "windows"), urls["cut"], "--out", str(out)]) == 0
     rows = list(csv.reader(out.open()))
