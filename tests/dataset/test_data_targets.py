@@ -148,3 +148,57 @@ def test_a_model_learns_them_and_can_be_used(
     rows = list(csv.reader(out.open()))
     assert rows[0] == ["sample", *NAMES]
     np.testing.assert_allclose(np.array([row[1:] for row in rows[1:]], dtype=float), found, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [["augment.mixup=0.4"], ["missing.consistency=0.5"], ["data.label_share=0.3"], ["evaluation.metric=loss"],
+     ["data.split.by=recording", "data.split.folds=5", "data.split.fold=1"], ["model.head=pooled"]],
+    ids=lambda more: more[0],
+)  # fmt: skip
+def test_other_ways_to_train_work(more: list[str], urls: dict[str, str], tmp_path: Path) -> None:
+    result = run(urls["windows"], "x", tmp_path, *more, "optim.max_steps=3")
+    expected = {f"{metric}{name}" for metric in ("mae", "rmse", "loss") for name in ("", ".systolic", ".diastolic")}
+    assert set(result["evaluation"]["scenarios"][0]["metrics"]) == expected
+
+
+@pytest.mark.slow
+def test_teachers_tracking_and_the_logged_model(urls: dict[str, str], tmp_path: Path) -> None:
+    """A student of a teacher; the metrics in MLflow, and the model that MLflow loads."""
+    import mlflow
+
+    run(urls["windows"], "teacher", tmp_path, "optim.max_steps=5")
+    more = [f"task.teachers=[{tmp_path / 'teacher'}]", "task.teacher_share=0.5", "optim.max_steps=5"]
+    result = run(urls["windows"], "student", tmp_path, *more)
+    record = json.loads((tmp_path / "student" / "run.json").read_text())
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    metrics = mlflow.MlflowClient(uri).get_run(record["mlflow_run"]).data.metrics
+    complete = result["evaluation"]["scenarios"][0]["metrics"]
+    for name, value in complete.items():
+        assert metrics[f"test/{name}"] == pytest.approx(value)
+        assert f"test/{name}_missing_40" in metrics
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        loaded = mlflow.pyfunc.load_model(result["mlflow_model"])
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert [column.name for column in loaded.metadata.signature.outputs] == list(NAMES)
+    _, _, _, values = samples(urls["windows"], "test")
+    answers = loaded.predict({name: [values[name][row].tolist() for row in range(3)] for name in values})
+    assert list(answers.columns) == list(NAMES)
+    given = [{name: values[name][row] for name in values} for row in range(3)]
+    np.testing.assert_allclose(answers.to_numpy(), load_model(tmp_path / "student").predict(given), rtol=1e-5)
+    description = json.loads((tmp_path / "student" / "model" / "model.json").read_text())
+    assert [target["name"] for target in description["task"]["targets"]] == list(NAMES)
+    alone = replace(ABOUT, targets=())
+    pack(tmp_path / "one", alone, (replace(s, label=1.0 + n) for n, s in enumerate(as_windows())))
+    words = [
+        f"data.url={tmp_path / 'one'}",
+        "run.name=z",
+        f"run.storage={tmp_path}",
+        "run.launcher=inline",
+        "--dry-run",
+    ]
+    assert train([*words, f"task.teachers=[{tmp_path / 'teacher'}]", "task.teacher_share=0.5"]) != 0

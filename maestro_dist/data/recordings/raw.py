@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -181,6 +181,8 @@ class RecordingChecker:
         none = np.empty((0, 2 + (len(targets) or 1)))
         if self.description.task == "none" or given is None:
             return unknown, none
+        if targets and isinstance(given, Iterator):
+            given = list(given)
         if targets and _is_whole(given):
             return np.array(target_row(given, targets, where)), none
         if isinstance(given, str) or not isinstance(given, Iterable):
@@ -244,9 +246,9 @@ class RecordingChecker:
 
 def _is_whole(given: Any) -> bool:
     """Whether a label of several targets is one for the whole recording: numbers, not intervals."""
-    if isinstance(given, str) or not isinstance(given, Iterable) or isinstance(given, Mapping):
+    if isinstance(given, str | Mapping) or not isinstance(given, Collection) or getattr(given, "shape", None) == ():
         return True
-    first = next(iter(given), None)
+    first = next(iter(given), ())
     return not isinstance(first, Iterable) or getattr(first, "shape", None) == ()
 
 
