@@ -59,8 +59,10 @@ class Pictures:
     """Draws the pictures of one data set, with fonts that have its letters."""
 
     def __init__(self, modalities: Sequence[Modality], splits: Sequence[str], targets: Sequence[str]) -> None:
+        """`targets`: what is predicted, then the names of several targets."""
         units = sorted({modality.unit for modality in modalities})
         self._fonts = LabelFonts([*units, *targets])
+        self._targets = [self._fonts.title(name) for name in targets[1:]]
         self._units = dict(zip(units, self._fonts.labels(units, "unit"), strict=True))
         self._modalities, self._splits = {m.name: m for m in modalities}, list(splits)
 
@@ -88,7 +90,7 @@ class Pictures:
             figure, rows = _rows(WIDE, len(names), strips)
             self._windows(rows[0], recording)
             if len(intervals):
-                _labels(rows[1], intervals, classes)
+                _labels(rows[1], intervals, classes, self._targets)
             for axes, name in zip(rows[strips:], names, strict=True):
                 if classes and len(intervals) <= _MOST_BANDS:
                     _bands(axes, intervals, alpha=0.22)
@@ -166,8 +168,8 @@ def _draw_curves(axes: Axes, curves: Curves, outside: Sequence[tuple[float, floa
     axes.margins(x=0, y=0.08)
 
 
-def _labels(axes: Axes, intervals: np.ndarray, classes: int) -> None:
-    """Labels over time: coloured bands, or the line of a number."""
+def _labels(axes: Axes, intervals: np.ndarray, classes: int, targets: Sequence[str]) -> None:
+    """Labels over time: coloured bands, or the line of a number, or of each of several `targets`."""
     if classes:
         many = len(intervals) > _MOST_BANDS
         if many:
@@ -188,10 +190,12 @@ def _labels(axes: Axes, intervals: np.ndarray, classes: int) -> None:
         moments.add(intervals[:, 2:])
         scaled = (intervals[:, 2:] - moments.mean) / np.where(moments.std > 0, moments.std, 1.0)
         times = np.stack([intervals[:, 0], intervals[:, 1], intervals[:, 1]], axis=1).reshape(-1)
-        for column, own in enumerate(scaled.T):
+        for column, (own, name) in enumerate(zip(scaled.T, targets, strict=False)):
             line = np.stack([own, own, nothing], axis=1).reshape(-1)
-            axes.plot(times, line, color=COLOURS[column % len(COLOURS)], lw=1.2)
-        axes.set_title("targets, each in its standard deviations")
+            axes.plot(times, line, color=COLOURS[column % len(COLOURS)], lw=1.2, label=name if column < 4 else None)
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.95), ncols=4, fontsize=7, frameon=False)
+        axes.margins(x=0, y=0.2)
+        axes.set(yticks=[], title="targets, each in its standard deviations")
         return
     times = np.stack([intervals[:, 0], intervals[:, 1], intervals[:, 1]], axis=1).reshape(-1)
     axes.plot(times, np.stack([intervals[:, 2], intervals[:, 2], nothing], axis=1).reshape(-1), color=INK, lw=1.2)
