@@ -203,17 +203,19 @@ def warning_lines(
 
 
 def _unknown_targets(manifest: Manifest, splits: Sequence[str]) -> Iterator[str]:
+    """A line for each split with samples of which a target is unknown."""
     for name in splits:
         split = manifest.splits.get(name)
         if split is None or split.targets is None:
             continue
-        for target, facts in zip(manifest.targets, split.targets, strict=True):
-            if facts.known < split.samples:
-                lacking = _counted(split.samples - facts.known, "sample")
-                yield (
-                    f"target {target} is unknown in {lacking} of split '{name}' (known in {facts.known:,}): it takes "
-                    "no part in their loss and metrics"
-                )
+        counts = zip(manifest.targets, (split.samples - target.known for target in split.targets), strict=True)
+        lacking = [f"{target} in {count:,}" for target, count in counts if count]
+        if lacking:
+            named = ", ".join(lacking[:_SOME]) + (", ..." if len(lacking) > _SOME else "")
+            yield (
+                f"unknown targets in the {_counted(split.samples, 'sample')} of split '{name}': {named}; they take no "
+                "part in loss and metrics"
+            )
 
 
 def _counted(count: int, word: str) -> str:

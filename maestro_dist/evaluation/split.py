@@ -148,8 +148,9 @@ def _predict(
             loads.add(batch, output)
             if recorder:
                 recorder.add(batch, output)
-            target = batch.target.double().view(len(batch), task.targets)
-            head = torch.cat([batch.sample.double().view(-1, 1), target], dim=1).to(logits.device)
+            target = batch.target if batch.target.ndim == 2 else batch.target[:, None]
+            target = target[:, : task.targets]  # pre-training uses none of several
+            head = torch.cat([batch.sample[:, None].double(), target.double()], dim=1).to(logits.device)
             parts.append(torch.cat([head, logits.double()], dim=1))
             advance(len(batch))
     return torch.cat(parts)

@@ -153,7 +153,8 @@ def test_a_model_learns_them_and_can_be_used(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
-    [["augment.mixup=0.4"], ["missing.consistency=0.5"], ["data.label_share=0.3"], ["evaluation.metric=loss"],
+    [["augment.mixup=0.4"], ["missing.consistency=0.5"], ["data.label_share=0.3"],
+     ["data.loader_workers=2", "augment.mixup=0.4", "augment.jitter=0.1"], ["evaluation.metric=loss"],
      ["data.split.by=recording", "data.split.folds=5", "data.split.fold=1"], ["model.head=pooled"]],
     ids=lambda more: more[0],
 )  # fmt: skip
@@ -161,6 +162,14 @@ def test_other_ways_to_train_work(more: list[str], urls: dict[str, str], tmp_pat
     result = run(urls["windows"], "x", tmp_path, *more, "optim.max_steps=3")
     expected = {f"{metric}{name}" for metric in ("mae", "rmse", "loss") for name in ("", ".systolic", ".diastolic")}
     assert set(result["evaluation"]["scenarios"][0]["metrics"]) == expected
+
+
+@pytest.mark.slow
+def test_pre_training_needs_no_target(urls: dict[str, str], tmp_path: Path) -> None:
+    """And a run of several targets starts with its weights."""
+    run(urls["windows"], "before", tmp_path, "task.kind=pretrain", "optim.max_steps=3", "model.embedding=ordinal")
+    more = [f"run.init_from={tmp_path / 'before'}", "optim.max_steps=3", "model.embedding=ordinal"]
+    assert "mae.systolic" in run(urls["cut"], "after", tmp_path, *more)["evaluation"]["metrics"]
 
 
 @pytest.mark.slow

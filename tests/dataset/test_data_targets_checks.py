@@ -83,7 +83,10 @@ def test_labels_of_all_forms_are_stored(tmp_path: Path) -> None:
     assert [entry.known for entry in manifest.splits["train"].targets or []] == [6, 6]
     assert [entry.known for entry in manifest.splits["test"].targets or []] == [0, 0]
     lines = warning_lines(manifest)
-    assert "target valence is unknown in 3 samples of split 'train' (known in 6): it takes no part" in lines[0]
+    assert lines[0].startswith(
+        "unknown targets in the 9 samples of split 'train': valence in 3, arousal in 3; they take"
+    )
+    assert len(lines) == 1
 
 
 @pytest.mark.parametrize(
@@ -345,3 +348,62 @@ def test_a_target_that_no_training_sample_knows_cannot_be_learned(
 def test_rows_of_many_kinds() -> None:
     for given, expected in zip(labels(), STORED, strict=True):
         np.testing.assert_array_equal(target_row(given, NAMES, "x"), expected)
+
+
+LAYOUT = """
+name: cuffs
+task: regression
+target: blood pressure, mmHg
+targets: [systolic, diastolic]
+ignore: ["999"]
+window: {length_s: 4}
+files:
+- path: "{recording}/pulse.csv"
+  time: {column: time, unit: s}
+  modalities:
+    pulse: {columns: [bpm], rate_hz: 1}
+"""
+CUFFS = """- path: "{recording}/cuff.csv"
+  intervals: {start: begin, end: end, unit: s}
+  label: [sys, dia]
+"""
+
+
+def tables(folder: Path, layout: str, cuffs: dict[str, str]) -> tuple[Path, str]:
+    for name, text in cuffs.items():
+        (folder / "tables" / name).mkdir(parents=True)
+        rows = "".join(f"{second},{60 + second}\n" for second in range(12))
+        (folder / "tables" / name / "pulse.csv").write_text("time,bpm\n" + rows)
+        (folder / "tables" / name / "cuff.csv").write_text("begin,end,dia,sys\n" + text)
+    (folder / "layout.yaml").write_text(layout)
+    return folder / "tables", str(folder / "layout.yaml")
+
+
+def test_tables_with_a_column_for_each_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cuffs = {"a": "0,4,80,120\n4,8,,130.5\n8,12,999,\n", "b": "0,12,70,110\n"}
+    source, layout = tables(tmp_path, LAYOUT + CUFFS, cuffs)
+    main = runpy.run_path(str(runs.ROOT / "tools" / "pack_dataset.py"))["main"]
+    assert main(["csv", "--source", str(source), "--layout", layout, "--out", str(tmp_path / "x")]) == 0
+    _, found = targets_of(tmp_path / "x", split={"by": "recording", "validation": ["b"], "test": []})
+    np.testing.assert_array_equal(found, np.array([[120, 80], [130.5, NAN]], dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("label: [sys, dia]", "label: sys"), "label of {recording}/cuff.csv has 2 columns, as targets, not sys"),
+        (("targets: [systolic, diastolic]\n", ""), "label of {recording}/cuff.csv is one column, not sys, dia"),
+        (("task: regression", "task: none"), "targets belong to task: regression"),
+        (("[systolic, diastolic]", "[systolic, systolic]"), "two targets are named 'systolic'"),
+        (("{recording}/pulse", "{recording}/{label}/pulse"), "has one label, targets need 2"),
+        (('ignore: ["999"]', "ignore: []"), "cuff.csv, row 1: diastolic 'high' is not a number"),
+    ],
+)
+def test_layouts_that_do_not_fit_several_targets(
+    change: tuple[str, str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (LAYOUT + CUFFS).replace(*change)
+    source, layout = tables(tmp_path, text, {"a": "0,4,high,120\n"})
+    main = runpy.run_path(str(runs.ROOT / "tools" / "pack_dataset.py"))["main"]
+    with pytest.raises((ConfigError, DataError), match=re.escape(said)):
+        main(["csv", "--source", str(source), "--layout", layout, "--out", str(tmp_path / "x")])
