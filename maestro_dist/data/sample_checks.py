@@ -38,7 +38,8 @@ class RawSample:
 
     key          name of the sample, unique in its split
     label        number of the class, or the target; a list of labels (multilabel); of several targets a list of
-                 numbers, or a dictionary by target, NaN where one is unknown; ignored if the task is none
+                 numbers, or a dictionary by target, NaN where one is unknown, at least one known; ignored if
+                 the task is none
     subject      the person; "" if unknown. A number and its text (0 and "0") are the same person
     recording    name of the recording that the window was cut from
     start_s      start of the window in its recording, in seconds; the model does not see it
