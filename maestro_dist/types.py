@@ -52,6 +52,15 @@ class Modality:
         return self.steps / self.rate_hz
 
 
+@dataclass(frozen=True)
+class TargetScale:
+    """One of several targets of a regression: its name, and its mean and standard deviation in the training split."""
+
+    name: str
+    mean: float = 0.0
+    std: float = 1.0
+
+
 @dataclass
 class Batch:
     """A micro-batch of raw windows. It contains only observed data: a modality has rows for the samples that have it.
@@ -61,7 +70,7 @@ class Batch:
     symbols[j]     uint8 [R_j, W_j, D_j] instead of `values[j]` if the data is read as SAX symbols
     present        bool [B, M]: sample b has modality m (M sorted by name); agrees with `rows`
     sample         int64 [B]: index of the sample in its split, in manifest order; part of the key of every random draw
-    target         int64 [B] (class) or float32 [B] (regression)
+    target         int64 [B] (class) or float32 [B] (regression); of K targets float32 [B, K], NaN where one is unknown
     partner_target [B], as `target`: target of the sample that b was mixed with; None without mixup
     mix            float32 [B]: weight of sample b in its mixture; None without mixup
     recording[j]   float32 [R_j, D_j, 2]: mean and std of the recording up to the end of the window, if given

@@ -20,7 +20,7 @@ from maestro_dist.errors import run_main
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print all remarks, and how many there were."""
+    """Print all remarks, and how many errors and warnings there were."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("url", help="folder or fsspec URL of the packed data set")
     parser.add_argument("--no-hashes", action="store_true", help="do not compare the sha256 of each shard")

@@ -134,7 +134,7 @@ class FinalTest(Callback):
             self._mlflow_run,
             folder / MODEL_FOLDER,
             modalities=state.modalities,
-            classes=state.manifest.classes,
+            columns=self._task(state).columns,
             recording=state.config.model.normalize == "recording",
         )
 
@@ -172,4 +172,5 @@ class FinalTest(Callback):
             target=state.manifest.target,
             target_mean=0.0 if split.target_mean is None else split.target_mean,
             target_std=1.0 if split.target_std is None else split.target_std,
+            targets=state.manifest.target_scales(state.config.data.train) if state.task.kind == "regression" else (),
         )

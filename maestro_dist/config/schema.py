@@ -210,7 +210,7 @@ class EvaluationConfig(Section):
     """Number of epochs between validations. The last epoch always ends with one."""
     metric: Literal["auto", "accuracy", "macro_f1", "auroc", "auprc", "loss", "mae", "rmse", "perplexity"] = "auto"
     """Metric that chooses the best weights. auto: accuracy for classification, MAE for regression, the loss in
-    pre-training."""
+    pre-training. Of several targets it is the mean over them; where their units differ, loss weighs them alike."""
     rates: list[Share] = [0.0, 0.4]
     """Missing rates (shares of the modalities removed) of validation. The mean over them chooses the best weights."""
     test_rates: list[Share] = [0.0, 0.1, 0.2, 0.3, 0.4]

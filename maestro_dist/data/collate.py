@@ -37,6 +37,8 @@ def collate(samples: Sequence[DecodedSample], sample_format: SampleFormat, empty
             for target, row in enumerate(holders):
                 pairs[target] = samples[row].recording[name]
             recording[name] = pairs
+    targets = sample_format.target_array(len(samples))
+    targets[:] = np.array([sample.target for sample in samples], dtype=targets.dtype).reshape(targets.shape)
     present = np.zeros((len(samples), len(names)), dtype=bool)
     for row, sample in enumerate(samples):
         present[row] = [name in sample.values for name in names]
@@ -47,7 +49,7 @@ def collate(samples: Sequence[DecodedSample], sample_format: SampleFormat, empty
         rows=rows,
         present=present,
         sample=np.array([sample.number for sample in samples], dtype=np.int64),
-        target=np.array([s.target for s in samples], dtype=np.int64 if sample_format.classes else np.float32),
+        target=targets,
         recording=recording,
         keys=[sample.key for sample in samples],
     )

@@ -17,7 +17,7 @@ from maestro_dist.data.manifest import Manifest, ManifestModality
 from maestro_dist.data.reader import SplitSource
 from maestro_dist.errors import DataError
 from maestro_dist.system.logging_setup import NOTE
-from maestro_dist.types import Modality
+from maestro_dist.types import Modality, TargetScale
 
 _LOG = logging.getLogger(__name__)
 _GROSS, _LARGE = 100.0, 10.0
@@ -34,13 +34,17 @@ ANY_UNITS = "--any-units takes the numbers as they are"
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model predicts: `kind` of task, its classes, or the target's name, mean and standard deviation."""
+    """What a model predicts: `kind` of task, its classes, or the target's name, mean and standard deviation.
+
+    targets  the same of several targets
+    """
 
     kind: str
     classes: tuple[str, ...] = ()
     name: str = ""
     mean: float = 0.0
     std: float = 1.0
+    targets: tuple[TargetScale, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def check_values(source: SplitSource, *, any_units: bool = False) -> list[str]:
     distances: dict[tuple[str, int], list[float]] = {}
     with closing(source.open()) as reader, np.errstate(over="ignore"):
         for number in np.unique(np.linspace(0, samples - 1, count).astype(int)).tolist():
-            sample = reader.decode(number, reader.stored(number))
+            sample = reader.sample(number)
             for modality in source.modalities:
                 for variate in _scaled_variates(modality) if modality.name in sample.values else ():
                     values = sample.values[modality.name][:, variate].astype(np.float64)
@@ -133,8 +137,8 @@ def check_labels(manifest: Manifest, split: str, answer: Answer, *, any_units: b
     """Compare the labels of a split with what the model predicts. Returns warnings, one line each.
 
     Raises:
-        DataError: another task, other classes, another order of the classes, or a target with a very different scale.
-            The message names both.
+        DataError: another task, other classes or targets, another order of them, or a target with a very different
+            scale. The message names both.
     """
     if manifest.task == "none":
         raise DataError(
@@ -154,6 +158,11 @@ def check_labels(manifest: Manifest, split: str, answer: Answer, *, any_units: b
         )
     if answer.kind != "regression":
         return []
+    names = [target.name for target in answer.targets]
+    if names != list(manifest.targets):
+        has, wants = (_list(found) if found else "one number" for found in (manifest.targets, names))
+        order = "the same targets in another order" if set(names) == set(manifest.targets) else "other targets"
+        raise DataError(f"{manifest.name!r} has {order}: {has}; the model was trained on {wants}")
     notes = []
     if _plain(answer.name) != _plain(manifest.target):
         notes.append(
@@ -163,6 +172,10 @@ def check_labels(manifest: Manifest, split: str, answer: Answer, *, any_units: b
     if statistics.target_mean is not None and statistics.target_std is not None:
         numbers = (answer.mean, answer.std, statistics.target_mean, statistics.target_std)
         notes += _as_warnings(_scale(manifest.name, "the target", *numbers), any_units=any_units)
+    for target, found in zip(answer.targets, statistics.targets or (), strict=bool(answer.targets)):
+        numbers = (target.mean, target.std, found.mean, found.std)
+        if found.known:
+            notes += _as_warnings(_scale(manifest.name, f"target {target.name}", *numbers), any_units=any_units)
     return notes
 
 

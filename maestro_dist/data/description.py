@@ -19,6 +19,7 @@ from maestro_dist.data.plain_values import (
     type_name,
     whole_number,
 )
+from maestro_dist.data.target_numbers import checked_targets
 from maestro_dist.errors import DataError
 from maestro_dist.types import MULTILABEL, Modality
 
@@ -38,8 +39,9 @@ _STATISTICS = "_recording"
 class Description:
     """Description of a data set; fields as in `Manifest`.
 
-    notice  terms of use that are shown after packing
-    window  for a data set of recordings: how a run cuts them, if its configuration does not say it
+    notice   terms of use that are shown after packing
+    targets  names of several targets of a regression, such as ("systolic", "diastolic"); none: one number
+    window   for a data set of recordings: how a run cuts them, if its configuration does not say it
     """
 
     name: str
@@ -54,6 +56,7 @@ class Description:
     recording: bool = False
     notice: str = ""
     window: WindowConfig | None = None
+    targets: tuple[str, ...] = ()
 
 
 def checked_description(given: Description) -> Description:
@@ -92,6 +95,7 @@ def checked_description(given: Description) -> Description:
         modalities=plain,
         recording=recording,
         notice=checked_text(given.notice, "notice", where, line=False),
+        targets=checked_targets(given.targets, given.task, where),
     )
 
 

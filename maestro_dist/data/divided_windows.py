@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,8 @@ import numpy as np
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.config.windows import SplitConfig
 from maestro_dist.data.label_sets import ClassCounter
-from maestro_dist.data.manifest import Divided, Manifest, ManifestSplit, Shard
+from maestro_dist.data.manifest import Manifest, ManifestSplit, Shard
+from maestro_dist.data.manifest_made import Divided
 from maestro_dist.data.moments import RunningMoments
 from maestro_dist.data.plain_values import person
 from maestro_dist.data.reader import SplitReader, SplitSource
@@ -33,6 +35,7 @@ from maestro_dist.data.recordings.splitting import (
     time_cuts,
 )
 from maestro_dist.data.storage.plain_json import parse_json
+from maestro_dist.data.target_numbers import target_statistics
 from maestro_dist.errors import ConfigError, DataError
 
 _LOG = logging.getLogger(__name__)
@@ -47,7 +50,7 @@ class _Facts:
 
     keys        names of the windows
     subjects    their people, "" where unknown
-    targets     float64 [N]: class or target
+    targets     float64 [N]: class or target; [N, K]: several targets
     recordings  names of their recordings
     start_s     float64 [N]: where each begins in its recording, in seconds; `end_s`: where it ends
     """
@@ -146,7 +149,7 @@ def _facts(config: DataConfig, joined: Manifest, split: SplitConfig) -> _Facts:
     return _Facts(keys, people, labels.astype(np.float64), recordings, starts, ends)
 
 
-def _row(reader: SplitReader, number: int, window_s: float) -> tuple[str, float, str, float, float]:
+def _row(reader: SplitReader, number: int, window_s: float) -> tuple[str, float | Sequence[float], str, float, float]:
     """Subject, target, recording, start and end of a window, from its json member."""
     stored = reader.stored(number, np.zeros(0, dtype=bool))
     target = reader.decode(number, replace(stored, arrays={})).target
@@ -213,15 +216,17 @@ def _by_time(facts: _Facts, names: np.ndarray, unit: np.ndarray, config: SplitCo
 def _split(shards: list[Shard], targets: np.ndarray, counter: ClassCounter) -> ManifestSplit:
     """As `pack` counts it, to the last bit."""
     moments = RunningMoments(1)
-    for target in targets.tolist() if not counter.classes else ():
+    several = counter.targets > 1
+    for target in targets.tolist() if not counter.classes and not several else ():
         moments.add(np.array([[target]]))
-    numbers = not counter.classes and bool(shards)
+    numbers = not counter.classes and not several and bool(shards)
     return ManifestSplit(
         shards=shards,
         samples=len(targets),
         class_counts=counter.counts(targets),
         target_mean=float(moments.mean[0]) if numbers else None,
         target_std=float(moments.std[0]) if numbers else None,
+        targets=target_statistics(targets, counter.targets),
     )
 
 

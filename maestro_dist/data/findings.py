@@ -31,7 +31,8 @@ class Findings:
         variates = {modality.name: modality.variates for modality in self.modalities}
         self.moments = {split: {name: RunningMoments(count) for name, count in variates.items()} for split in splits}
         self.histograms = {split: {name: ValueHistogram(count) for name, count in variates.items()} for split in splits}
-        self.targets = {split: ValueHistogram(1) for split in splits}
+        numbers = len(description.targets) or 1
+        self.targets = {split: ValueHistogram(numbers) for split in splits}
         self.people: dict[str, set[str]] = {split: set() for split in splits}
         self._filled: dict[str, set[str]] = {split: set() for split in splits}  # modalities by split
 
@@ -42,7 +43,7 @@ class Findings:
             self.moments[sample.split][name].add(array)
             self.histograms[sample.split][name].add(array)
         if self.description.task == "regression" and self.description.window is None:
-            self.targets[sample.split].add(np.array([[sample.label]], dtype=np.float32))
+            self.targets[sample.split].add(np.array([sample.label], dtype=np.float32).reshape(1, -1))
         if sample.subject:
             self.people[sample.split].add(sample.subject)
 
@@ -95,6 +96,7 @@ class Findings:
             task=about.task,
             classes=list(about.classes),
             target=about.target,
+            targets=list(about.targets),
             window_s=about.window_s,
             recording=about.recording,
             recordings=recordings,
@@ -116,10 +118,11 @@ class Findings:
                 yield _outliers_of(split, modality.name, variate, far)
 
     def _target_outliers(self, source: str, split: str) -> Iterator[Outliers]:
-        bulk = self.targets[source].bulk(0)
-        far = self.targets[split].far_values(0, bulk) if bulk is not None else None
-        if far is not None:
-            yield _outliers_of(split, None, 0, far)
+        for number in range(len(self.description.targets) or 1):
+            bulk = self.targets[source].bulk(number)
+            far = self.targets[split].far_values(number, bulk) if bulk is not None else None
+            if far is not None:
+                yield _outliers_of(split, None, number, far)
 
     def _described(self, split: str, modality: Modality, bulks: Sequence[Bulk | None]) -> ManifestModality:
         moments, histogram = self.moments[split][modality.name], self.histograms[split][modality.name]
@@ -172,12 +175,14 @@ def warning_lines(
         lines.append(f"means and standard deviations are of split '{source}', not '{splits[0]}'")
     for entry in manifest.outliers:
         if entry.split in splits and entry.modality is None:
+            which = f"targets ({manifest.targets[entry.variate]})" if manifest.targets else "targets"
             lines.append(
-                f"targets of {_counted(entry.samples, 'sample')} of split '{entry.split}' lie far from all others, up "
+                f"{which} of {_counted(entry.samples, 'sample')} of split '{entry.split}' lie far from all others, up "
                 f"to {entry.largest:.6g}, and dominate the loss; leave out samples that have no target"
             )
         elif entry.split in splits and entry.modality in names:
             outliers[entry.split, entry.modality].append(entry)
+    lines += list(_unknown_targets(manifest, splits))
     for (split, name), group in outliers.items():
         worst = max(group, key=lambda entry: abs(entry.largest))
         more = f", and {len(group) - 1} more of its variates" if len(group) > 1 else ""
@@ -195,6 +200,22 @@ def warning_lines(
                 f"({', '.join(shared.some)}{more}): results there say little about new people"
             )
     return lines
+
+
+def _unknown_targets(manifest: Manifest, splits: Sequence[str]) -> Iterator[str]:
+    """A line for each split with samples of which a target is unknown."""
+    for name in splits:
+        split = manifest.splits.get(name)
+        if split is None or split.targets is None:
+            continue
+        counts = zip(manifest.targets, (split.samples - target.known for target in split.targets), strict=True)
+        lacking = [f"{target} in {count:,}" for target, count in counts if count]
+        if lacking:
+            named = ", ".join(lacking[:_SOME]) + (", ..." if len(lacking) > _SOME else "")
+            yield (
+                f"unknown targets in the {_counted(split.samples, 'sample')} of split '{name}': {named}; they take no "
+                "part in loss and metrics"
+            )
 
 
 def _counted(count: int, word: str) -> str:

@@ -18,7 +18,7 @@ from maestro_dist.data.label_sets import ClassCounter
 from maestro_dist.data.parts import Part, Remarks
 from maestro_dist.data.plain_values import short_repr, whole_number
 from maestro_dist.data.recordings.raw import CheckedRecording, RecordingChecker
-from maestro_dist.data.sample_checks import CheckedSample, SampleChecker
+from maestro_dist.data.sample_checks import CheckedSample, Label, SampleChecker
 from maestro_dist.data.shard_index import META, member_name
 from maestro_dist.data.tar_blocks import npy_blocks, sample_blocks
 from maestro_dist.errors import DataError
@@ -37,12 +37,12 @@ class SampleRows:
     """
 
     keys: list[str] = field(default_factory=list)
-    labels: list[int | float] = field(default_factory=list)
+    labels: list[Label] = field(default_factory=list)
     subjects: list[str] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     facts: list[bytes] = field(default_factory=list)
 
-    def add(self, key: str, label: int | float, subject: str, size: int) -> None:
+    def add(self, key: str, label: Label, subject: str, size: int) -> None:
         """Add a sample."""
         for values, value in zip(self._lists(), (key, label, subject, size), strict=False):
             values.append(value)
@@ -85,7 +85,9 @@ class PackFormat:
     def counter(self) -> ClassCounter:
         """How labels are counted; those of recordings are not."""
         about = self.description
-        return ClassCounter(len(about.classes), about.task == MULTILABEL) if about.window is None else ClassCounter()
+        if about.window is not None:
+            return ClassCounter()
+        return ClassCounter(len(about.classes), about.task == MULTILABEL, len(about.targets) or 1)
 
     @staticmethod
     def checked(description: Description, splits: Sequence[str], shard_bytes: int) -> PackFormat:

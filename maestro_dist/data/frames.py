@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from maestro_dist.data.tables.look_columns import guess_rate
 from maestro_dist.data.tables.look_modalities import modalities_of
 from maestro_dist.data.tables.recordings import key_of
 from maestro_dist.data.tables.times import SECOND, in_order
+from maestro_dist.data.target_numbers import plain_numbers
 from maestro_dist.errors import DataError
 from maestro_dist.types import Modality
 
@@ -41,6 +43,7 @@ class FramesAbout:
     stride_s   seconds between the windows of a run, if it does not say otherwise; by default they do not overlap
     subjects, groups, splits  by name of the recording: the person, what else may divide the data, the split
     classes    the classes in their order; by default all labels, sorted
+    targets    names of several numbers to predict: columns of the labels
     name       of the data set; by default the last part of its URL
     target, licence, citation, source  as in `Description`
     """
@@ -53,6 +56,7 @@ class FramesAbout:
     groups: Mapping[str, str] = field(default_factory=dict)
     splits: Mapping[str, str] = field(default_factory=dict)
     classes: Sequence[str] = ()
+    targets: Sequence[str] = ()
     name: str = ""
     target: str = "label"
     licence: str = ""
@@ -78,7 +82,8 @@ def pack_frames(
                 may also be one DataFrame: columns such as acc_x, acc_y, acc_z then are one modality. NaN is a gap
     labels      by name of the recording: one label; a Series with the label at each time; or a DataFrame with columns
                 start, end, label. Text and whole numbers are classes, other numbers make a regression; none: a data
-                set without labels
+                set without labels. With `targets` a label has a number for each of them: a list or a dictionary for the
+                recording; or a DataFrame with columns of these names, and a time index, or columns start and end
     window_s    length of the windows that a run cuts, if it does not say otherwise; in seconds
 
     Raises:
@@ -91,13 +96,14 @@ def pack_frames(
         raise DataError("pack_frames: there are no recordings")
     read = {key: {m: _read(v, f"recording {key}: {m}") for m, v in of.items()} for key, of in given.items()}
     rates = _rates(read, dict(about.rates_hz))
-    task, classes = _task(labels, about.classes)
+    targets = tuple(map(str, about.targets))
+    task, classes = ("regression", []) if targets and labels else _task(labels, about.classes)
     order = list(dict.fromkeys(modality for of in read.values() for modality in of))
     description = Description(
         about.name or os.fspath(url).rstrip("/").rpartition("/")[2], about.licence, about.citation, about.source,
         task=task, classes=tuple(classes), target=about.target if task != "none" else "", window_s=window_s,
         modalities=tuple(_modality(m, read, rates, window_s, about.units.get(m, "")) for m in order),
-        window=WindowConfig(length_s=window_s, stride_s=about.stride_s),
+        window=WindowConfig(length_s=window_s, stride_s=about.stride_s), targets=targets,
     )  # fmt: skip
     named = {"subject": about.subjects, "group": about.groups, "split": about.splits}
     for what, of in {"labels": labels or {}, **named}.items():
@@ -108,7 +114,9 @@ def pack_frames(
     def made() -> Iterator[RawRecording]:
         for key, modalities in read.items():
             texts = {what: str(of.get(key, "")) for what, of in named.items()}
-            yield _recording(key, modalities, rates, about.grid, (labels or {}).get(key), task, texts)
+            label = (labels or {}).get(key)
+            read_label = partial(_target_label, targets=targets) if targets else partial(_label, task=task)
+            yield _recording(key, modalities, rates, about.grid, partial(read_label, label, key), texts)
 
     return pack_recordings(url, description, made(), overwrite=overwrite)
 
@@ -206,8 +214,7 @@ def _recording(
     modalities: Mapping[str, _Given | None],
     rates: Mapping[str, float],
     grid: str,
-    label: Any,
-    task: Kind,
+    label_from: Callable[[int], Any],
     texts: Mapping[str, str],
 ) -> RawRecording:
     values: dict[str, np.ndarray] = {}
@@ -223,7 +230,7 @@ def _recording(
         if stream is not None:
             values[name], starts[name] = stream.values, (stream.start - zero) / SECOND
     return RawRecording(
-        key_of(key), values, _label(label, key, zero, task), starts,
+        key_of(key), values, label_from(zero), starts,
         subject=texts["subject"], group=texts["group"], split=texts["split"],
     )  # fmt: skip
 
@@ -240,7 +247,10 @@ def _label(label: Any, key: str, zero: int, task: Kind) -> Any:
     if isinstance(label, pd.DataFrame):
         lacks = [column for column in ("start", "end", "label") if column not in label.columns]
         if lacks:
-            raise DataError(f"{where}: a DataFrame has columns start, end, label; there is no {lacks[0]}")
+            raise DataError(
+                f"{where}: a DataFrame has columns start, end, label; there is no {lacks[0]}. Several numbers are "
+                "columns that FramesAbout(targets=[...]) names"
+            )
         start, end = (_times(pd.Index(label[column]), where) for column in ("start", "end"))
         found = zip(start.tolist(), end.tolist(), label["label"], strict=True)
         intervals = [(a, b, plain(value)) for a, b, value in found if not _is_missing(value)]
@@ -254,6 +264,34 @@ def _label(label: Any, key: str, zero: int, task: Kind) -> Any:
     else:
         return plain(label)
     return [((a - zero) / SECOND, (b - zero) / SECOND, value) for a, b, value in intervals]
+
+
+def _target_label(label: Any, key: str, zero: int, targets: Sequence[str]) -> Any:
+    """The label of several targets, or intervals in seconds from `zero` (ns)."""
+    where = f"the labels of recording {key}"
+    if not isinstance(label, pd.Series | pd.DataFrame):
+        return None if label is pd.NA or (isinstance(label, float) and math.isnan(label)) else label
+    if isinstance(label, pd.Series):
+        if not set(label.index) <= set(targets):
+            raise DataError(f"{where}: a Series has one number at a time; use a DataFrame with {', '.join(targets)}")
+        return label.to_dict()
+    lacks = [name for name in targets if name not in label.columns]
+    if lacks:
+        raise DataError(f"{where}: there is no column {lacks[0]}")
+    odd = [name for name in targets if not pd.api.types.is_numeric_dtype(label[name])]
+    if odd:
+        raise DataError(f"{where}: column {odd[0]} has values of type {label[odd[0]].dtype}, not numbers")
+    numbers = label[list(targets)].to_numpy(dtype=np.float64, na_value=np.nan)
+    rows = [None if np.isnan(row).all() else tuple(plain_numbers(row.tolist())) for row in numbers]
+    if {"start", "end"} <= set(label.columns):
+        start, end = (_times(pd.Index(label[column]), where).tolist() for column in ("start", "end"))
+        found = [(a, b, row) for a, b, row in zip(start, end, rows, strict=True) if row is not None]
+    else:
+        times = _times(label.index, where)
+        order = in_order(times, where)
+        rows = rows if order is None else [rows[place] for place in order.tolist()]
+        found = intervals_of_rows(times if order is None else times[order], rows)
+    return [((a - zero) / SECOND, (b - zero) / SECOND, row) for a, b, row in found]
 
 
 def _task(labels: Mapping[str, Any] | None, classes: Sequence[str]) -> tuple[Kind, list[str]]:

@@ -24,10 +24,12 @@ class ClassCounter:
 
     classes  number of classes; 0: labels are numbers, which are not counted
     several  a sample has a set of them
+    targets  numbers of a sample, if it has no class
     """
 
     classes: int = 0
     several: bool = False
+    targets: int = 1
 
     def counts(self, labels: np.ndarray) -> list[int]:
         """Samples of each class; `labels` [N]. Empty without classes. A number that is no label is not counted."""

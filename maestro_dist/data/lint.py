@@ -22,7 +22,7 @@ from maestro_dist.data.shard_index import ShardIndex, index_tar, load_index
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import ConfigError, DataError, StorageError
 
-Level = Literal["error", "warning"]
+Level = Literal["error", "warning", "note"]
 
 _AT_ONCE, _MOST_BYTES = 64, 64 << 20
 """Windows that are read together: so many, and of so many bytes."""
@@ -40,7 +40,7 @@ _SEGMENTS, _DIGITS = 8, 3
 
 @dataclass(frozen=True)
 class Remark:
-    """Something that is wrong (error), or that the user should look at (warning)."""
+    """Something that is wrong (error), that the user should look at (warning), or that is good to know (note)."""
 
     level: Level
     where: str
@@ -103,6 +103,7 @@ class _Found:
     channels: dict[tuple[str, str, int], _Channel] = field(default_factory=lambda: defaultdict(_Channel))
     exact: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
     near: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
+    targets: dict[tuple[str, str], _Channel] = field(default_factory=lambda: defaultdict(_Channel))
     people: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
 
@@ -143,6 +144,7 @@ def lint(config: DataConfig, *, hashes: bool = True) -> Iterator[Remark]:
             yield from _windows(config, manifest, split, found)
     yield from _channels(manifest, found)
     yield from label_remarks(manifest)
+    yield from _targets(found)
     yield from _shared_people(found)
     yield from _duplicates(found)
 
@@ -233,6 +235,8 @@ def _windows(config: DataConfig, manifest: Manifest, split: str, found: _Found) 
 
 
 def _count(batch: Any, split: str, manifest: Manifest, found: _Found) -> None:
+    for column, name in enumerate(manifest.targets):
+        found.targets[split, name].add(batch.target[:, column : column + 1])
     digests = [hashlib.sha256() for _ in batch.keys]
     shapes: list[list[np.ndarray]] = [[] for _ in batch.keys]
     for modality in manifest.modalities:
@@ -309,6 +313,20 @@ def _channel(where: str, channel: _Channel, train: tuple[float, float], *, stati
         yield Remark("warning", where, f"its mean is {channel.mean:g}, that of training {mean:g}: another unit?")
     elif std > 0 and not std / _WIDE <= channel.std <= std * _WIDE:
         yield Remark("warning", where, f"its deviation is {channel.std:g}, that of training {std:g}: another unit?")
+
+
+def _targets(found: _Found) -> Iterator[Remark]:
+    """The range of each of several targets, by split."""
+    for (split, name), target in found.targets.items():
+        where = f"{split}, target {name}"
+        known = f"known in {target.count:,} of {target.steps:,} samples"
+        if not target.count:
+            yield Remark("warning", where, "it is unknown in all samples")
+        elif target.low == target.high and target.count > 1:
+            yield Remark("warning", where, f"it is always {target.low:g}; {known}")
+        else:
+            text = f"{target.low:g} to {target.high:g}, mean {target.mean:g}, deviation {target.std:g}; {known}"
+            yield Remark("note", where, text)
 
 
 def label_remarks(manifest: Manifest) -> Iterator[Remark]:

@@ -15,18 +15,18 @@ import numpy as np
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from maestro_dist.config.sections import NonNegativeInt
-from maestro_dist.config.windows import SplitConfig, WindowConfig
+from maestro_dist.config.windows import WindowConfig
 from maestro_dist.data.label_sets import MOST_LABELS, ClassCounter
 from maestro_dist.data.manifest_findings import Finite, ManifestEntry, Name, Outliers, SharedPeople
+from maestro_dist.data.manifest_made import Cut, Divided, MixedPart, Sha256
 from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
 from maestro_dist.data.storage.plain_json import parse_json
+from maestro_dist.data.target_numbers import TargetStatistics
 from maestro_dist.errors import ConfigError, DataError
-from maestro_dist.types import MULTILABEL, Modality
+from maestro_dist.types import MULTILABEL, Modality, TargetScale
 
 FORMAT = "maestro_dist/1"
 MANIFEST_NAME = "manifest.json"
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 def _relative(path: str) -> str:
@@ -80,13 +80,17 @@ class Shard(ManifestEntry):
 
 
 class ManifestSplit(ManifestEntry):
-    """The shards of one split, in order, with its class counts, or the mean and standard deviation of its target."""
+    """The shards of one split, in order, with its class counts, or the mean and standard deviation of its target.
+
+    targets  statistics of each of several targets; then there is no `target_mean`
+    """
 
     shards: list[Shard]
     samples: NonNegativeInt
     class_counts: list[NonNegativeInt] = Field(default_factory=list)
     target_mean: Finite | None = None
     target_std: Finite | None = None
+    targets: list[TargetStatistics] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> ManifestSplit:
@@ -194,33 +198,12 @@ class Recordings(ManifestEntry):
     _path = field_validator("table")(_relative)
 
 
-class Cut(ManifestEntry):
-    """How the recordings were cut into the windows that the manifest describes, and divided into splits."""
-
-    window: WindowConfig
-    split: SplitConfig
-
-
-class Divided(ManifestEntry):
-    """How packed windows were divided into other splits. `packed`: fingerprint of the packed data set."""
-
-    split: SplitConfig
-    packed: Sha256
-
-
-class MixedPart(ManifestEntry):
-    """One of the data sets of a mixture, by its fingerprint, and its weight."""
-
-    name: str
-    fingerprint: Sha256
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
 class Manifest(ManifestEntry):
     """A packed data set.
 
     task           multilabel: each sample has any of the classes; none: no labels (for pre-training)
     target         name of the predicted quantity, with its unit
+    targets        names of several targets of a regression; empty: one number
     window_s       length of a window, in seconds
     recording      whether samples have the mean and std of their recording up to the window's end, as
                    `normalize: recording` needs them
@@ -250,6 +233,7 @@ class Manifest(ManifestEntry):
     cut: Cut | None = None
     divided: Divided | None = None
     mixture: list[MixedPart] | None = None
+    targets: list[str] = Field(default_factory=list)
     statistics_of: str | None = None
     outliers: list[Outliers] = Field(default_factory=list)
     shared_people: list[SharedPeople] = Field(default_factory=list)
@@ -269,6 +253,10 @@ class Manifest(ManifestEntry):
             if self.classes and len(split.class_counts) != len(self.classes):
                 raise ValueError(f"class_counts of split '{name}' need {len(self.classes)} numbers")
             counts = split.class_counts
+            if len(split.targets or ()) != len(self.targets):
+                raise ValueError(f"targets of split '{name}' need {len(self.targets)} entries")
+            if any(target.known > split.samples for target in split.targets or ()):
+                raise ValueError(f"targets of split '{name}' are known more often than it has samples")
             if self.task == "classification" and sum(counts) != split.samples:
                 raise ValueError(
                     f"class_counts add up to {sum(counts)} in split '{name}', not to {split.samples} samples"
@@ -280,12 +268,17 @@ class Manifest(ManifestEntry):
     @property
     def counter(self) -> ClassCounter:
         """How its labels are counted."""
-        return ClassCounter(len(self.classes), self.task == MULTILABEL)
+        return ClassCounter(len(self.classes), self.task == MULTILABEL, len(self.targets) or 1)
 
     @property
-    def targets(self) -> int:
-        """How many targets there are, as whole numbers from 0: classes, or sets of labels; 0: targets are numbers."""
+    def label_numbers(self) -> int:
+        """How many labels there are, as whole numbers from 0: classes, or sets of them; 0: labels are other numbers."""
         return 1 << len(self.classes) if self.task == MULTILABEL else len(self.classes)
+
+    def target_scales(self, split: str) -> tuple[TargetScale, ...]:
+        """Name, mean and deviation of each of several targets in a split; empty for one target."""
+        found = zip(self.targets, self.splits[split].targets or (), strict=bool(self.targets))
+        return tuple(TargetScale(name, entry.mean, entry.std) for name, entry in found)
 
     @property
     def uncut(self) -> bool:
@@ -324,11 +317,14 @@ class Manifest(ManifestEntry):
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON. Optional fields without a value are left out, and so is `always` if it is false."""
-        optional = ("symbols", "recordings", "cut", "divided", "mixture", *_FINDINGS)
+        optional = ("symbols", "recordings", "cut", "divided", "mixture", "targets", *_FINDINGS)
         body = self.model_dump(mode="json", exclude={name for name in optional if not getattr(self, name)})
         for modality in body["modalities"]:
             if not modality["always"]:
                 del modality["always"]
+        for split in body["splits"].values():
+            if split["targets"] is None:
+                del split["targets"]
         for shard in _shards(body):
             for name in ("index_sha256", "recordings", "first", "packed", "rows"):
                 if shard[name] is None:

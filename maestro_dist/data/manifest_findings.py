@@ -23,8 +23,8 @@ class Outliers(ManifestEntry):
 
     samples, values  how many samples contain such values, and how many values there are
     largest          the value with the largest magnitude
-    modality         None: the values are targets. The mean and std of a modality exclude outliers; the mean and std
-                     of the target include them
+    modality         None: the values are targets, `variate` is the number of the target. The mean and std of a modality
+                     exclude outliers; the mean and std of the target include them
     """
 
     split: str

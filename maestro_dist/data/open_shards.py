@@ -34,15 +34,15 @@ class KnownSamples:
     """What was read of the N samples of a shard and found to be right; it holds while the file does not change.
 
     read       bool [N]: whether the json member was read; then `targets` and `recording` are filled
-    targets    float64 [N]
+    targets    float64 [N], or [N, K] of K targets
     recording  float32 [N, V, 2]: mean and std of the recording, for the variates of all modalities; V 0: none
     allowed    bool [N, M]: whether the values of a window were checked
     forgotten  how often the file has changed
     """
 
-    def __init__(self, samples: int, modalities: int, variates: int) -> None:
+    def __init__(self, samples: int, modalities: int, variates: int, targets: int = 1) -> None:
         self.read = np.zeros(samples, dtype=bool)
-        self.targets = np.zeros(samples)
+        self.targets = np.zeros(samples if targets == 1 else (samples, targets))
         self.recording = np.zeros((samples, variates, 2), dtype=np.float32)
         self.allowed = np.zeros((samples, modalities), dtype=bool)
         self.forgotten = 0
@@ -104,6 +104,7 @@ class OpenShards:
 
     in_parts = False
     windows_of: WindowsOf | None = None
+    targets = 1
 
     def __init__(
         self,
@@ -163,7 +164,7 @@ class OpenShards:
             sizes=sizes.astype(dtype),
             path=Path(),
             file=(0, 0, 0, 0),
-            known=KnownSamples(len(index.keys), len(self._members) - 1, self._variates),
+            known=KnownSamples(len(index.keys), len(self._members) - 1, self._variates, self.targets),
             blocks=blocks,
             windows=windows,
         )

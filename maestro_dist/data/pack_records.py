@@ -33,19 +33,28 @@ _SHARD = re.compile(r"([A-Za-z0-9_-]+)-(\d{6})\.(\d+)\.(\d+)\.([0-9a-f]{64})\.([
 
 
 class SampleSizes:
-    """Sizes in bytes and labels of consecutive samples of a split, in 16 bytes each: a part may have very many."""
+    """Sizes in bytes and labels of consecutive samples of a split, in few bytes each: a part may have very many."""
 
     def __init__(self) -> None:
         self._sizes, self._labels = array("q"), array("d")
+        self._targets = 0  # numbers of a label, if it has several
 
     def add(self, rows: SampleRows) -> None:
         """Add samples."""
         self._sizes.extend(rows.sizes)
-        self._labels.extend(rows.labels)
+        for label in rows.labels:
+            if not isinstance(label, int | float):
+                self._targets = len(label)
+                self._labels.extend(label)
+            else:
+                self._labels.append(label)
 
     def rows(self) -> SampleRows:
         """The samples, without keys and people."""
-        return SampleRows(sizes=self._sizes.tolist(), labels=self._labels.tolist())
+        labels: list[Any] = self._labels.tolist()
+        if self._targets:
+            labels = list(zip(*[iter(labels)] * self._targets, strict=True))
+        return SampleRows(sizes=self._sizes.tolist(), labels=labels)
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ class SplitReader:
         storage = Storage(source.url, heartbeat=heartbeat)
         variates = sum(modality.variates for modality in source.modalities) if source.manifest.recording else 0
         self._shards = OpenShards(storage, shards, self.members, source.config, heartbeat, variates)
-        self._shards.in_parts = source.downloads_parts
+        self._shards.in_parts, self._shards.targets = source.downloads_parts, self.format.targets
         cut = source.manifest.cut is not None
         self._shards.windows_of = source._windows if cut else None
         self._cut_reader = CutReader(self.format, heartbeat) if cut else None
@@ -217,7 +217,9 @@ class SplitReader:
         samples = list(found.values())
         if request.both:
             names = [modality.name for modality in modalities]
-            changes |= {name: np.tile(changes[name], 2) for name in ("mix", "partner_target") if name in changes}
+            changes |= {
+                name: np.concatenate([changes[name]] * 2) for name in ("mix", "partner_target") if name in changes
+            }
             changes |= {"views": 2, "keys": [sample.key for sample in samples]}
             samples += [_some(sample, names, left[place]) for place, sample in found.items()]
         return replace(collate(samples, self.format, empty), **changes)
@@ -303,8 +305,20 @@ class SplitReader:
             shares[at] = float(mixing.shares[place])
             targets[at] = partner.target
             found[place] = mix(found[place], partner, float(mixing.shares[place]))
-        dtype = np.int64 if self.format.classes else np.float32
-        return {"mix": shares, "partner_target": np.array(targets, dtype=dtype)}
+        partner_target = self.format.target_array(len(targets))
+        partner_target[:] = np.array(targets, dtype=partner_target.dtype).reshape(partner_target.shape)
+        return {"mix": shares, "partner_target": partner_target}
+
+    def sample(self, number: int) -> DecodedSample:
+        """A sample with all modalities that it has, packed or cut.
+
+        Raises:
+            BadSample: it is damaged.
+            DataError: its shard is damaged.
+            StorageError: its shard cannot be read.
+        """
+        shard, row = self._locate(number)
+        return self._sample(number, shard.sizes[row, 1:] > 0)
 
     def _sample(self, number: int, wanted: np.ndarray) -> DecodedSample:
         """A sample. A bad one is read again where its file has changed since it was verified."""

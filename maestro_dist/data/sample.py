@@ -32,10 +32,11 @@ class SampleFormat:
     """The format of every sample of a data set.
 
     modalities  the modalities to decode
-    classes     number of targets that are whole numbers, as `Manifest.targets`; 0 for regression
+    classes     number of labels that are whole numbers, as `Manifest.label_numbers`; 0 for regression
     recording   whether samples have recording statistics
     symbols     how SAX symbols were made, if they are read instead of raw windows
     slices      steps [first, end) of each modality to keep; None: all
+    targets     numbers of a sample, for regression
     """
 
     modalities: tuple[Modality, ...]
@@ -43,6 +44,7 @@ class SampleFormat:
     recording: bool
     symbols: SymbolSpec | None = None
     slices: Mapping[str, tuple[int, int]] | None = None
+    targets: int = 1
 
     @staticmethod
     def of(
@@ -54,7 +56,15 @@ class SampleFormat:
     ) -> SampleFormat:
         """The format that a manifest describes."""
         spec = manifest.symbols if symbols else None
-        return SampleFormat(tuple(modalities), manifest.targets, manifest.recording, spec, slices)
+        targets = len(manifest.targets) or 1
+        return SampleFormat(
+            tuple(modalities), manifest.label_numbers, manifest.recording, spec, slices=slices, targets=targets
+        )
+
+    def target_array(self, samples: int) -> np.ndarray:
+        """Memory for the targets of a micro-batch, not yet filled: int64 [B] (class), float32 [B] or [B, K]."""
+        shape = (samples,) if self.targets == 1 else (samples, self.targets)
+        return np.empty(shape, dtype=np.int64 if self.classes else np.float32)
 
     def shape(self, modality: Modality) -> tuple[int, int]:
         """Stored shape: [T_j, D_j] of a raw window, [W_j, D_j] of symbols."""
@@ -77,13 +87,14 @@ class SampleFormat:
 class DecodedSample:
     """A decoded sample; its dictionaries have the modalities that are present.
 
+    target     class or target; of several targets a list of their numbers, NaN where one is unknown
     values     float32 windows [T_j, D_j], or uint8 symbols [W_j, D_j]
     recording  mean and std of the recording, float32 [D_j, 2]
     """
 
     number: int
     key: str
-    target: int | float
+    target: int | float | Sequence[float]
     values: dict[str, np.ndarray]
     recording: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -116,7 +127,7 @@ def decode_meta(
         label = body["label"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadSample(f"{where}: its json has no label ({type(error).__name__}: {error})") from error
-    sample = DecodedSample(number, key, _target(label, sample_format.classes, where), {})
+    sample = DecodedSample(number, key, _target(label, sample_format, where), {})
     if sample_format.recording:
         for modality in sample_format.modalities:
             if modality.name in names:
@@ -124,12 +135,21 @@ def decode_meta(
     return sample
 
 
-def _target(label: object, classes: int, where: str) -> int | float:
+def _target(label: object, sample_format: SampleFormat, where: str) -> int | float | Sequence[float]:
+    classes, several = sample_format.classes, sample_format.targets
+    if several > 1:
+        if not isinstance(label, list) or len(label) != several or all(number is None for number in label):
+            raise BadSample(f"{where}: its label is not a list of {several} numbers")
+        return [math.nan if number is None else _number(number, where) for number in label]
     if classes:
         if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < classes:
             shown = repr(label) if isinstance(label, int | float | str | None) else type(label).__name__
             raise BadSample(f"{where}: label {shown[:40]} is not one of 0..{classes - 1}")
         return label
+    return _number(label, where)
+
+
+def _number(label: object, where: str) -> float:
     try:
         if isinstance(label, int | float) and not isinstance(label, bool) and math.isfinite(label):
             return float(label)

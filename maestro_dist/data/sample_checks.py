@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +22,12 @@ from maestro_dist.data.plain_values import (
     type_name,
     whole_number,
 )
+from maestro_dist.data.target_numbers import plain_numbers, target_row
 from maestro_dist.errors import DataError
 from maestro_dist.types import MULTILABEL, Modality
+
+Label = int | float | Sequence[float]
+"""The stored label of a sample: a class, a set of labels, a target, or the numbers of several targets."""
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,50}")  # webdataset splits at dots; a plain tar header holds 100 bytes
 
@@ -33,7 +37,9 @@ class RawSample:
     """One sample to pack.
 
     key          name of the sample, unique in its split
-    label        number of the class, or the target; a list of labels (multilabel); ignored if the task is none
+    label        number of the class, or the target; a list of labels (multilabel); of several targets a list of
+                 numbers, or a dictionary by target, NaN where one is unknown, at least one known; ignored if
+                 the task is none
     subject      the person; "" if unknown. A number and its text (0 and "0") are the same person
     recording    name of the recording that the window was cut from
     start_s      start of the window in its recording, in seconds; the model does not see it
@@ -45,7 +51,7 @@ class RawSample:
 
     split: str
     key: str
-    label: int | float
+    label: Any
     subject: str
     recording: str
     start_s: float
@@ -64,7 +70,7 @@ class CheckedSample:
 
     split: str
     key: str
-    label: int | float
+    label: Label
     subject: str
     arrays: dict[str, np.ndarray]
     meta: bytes
@@ -98,7 +104,7 @@ class SampleChecker:
         arrays = self._arrays(sample.values, duration, where)
         subject = id_text(sample.subject, "subject", where)
         meta: dict[str, Any] = {
-            "label": label,
+            "label": label if isinstance(label, int | float) else plain_numbers(label),
             "subject": subject,
             "recording": id_text(sample.recording, "recording", where),
             "start_s": self._seconds(sample.start_s, "start_s", where),
@@ -112,10 +118,12 @@ class SampleChecker:
         observed = {n: array for n, array in arrays.items() if not np.isnan(array).all()}  # nothing observed: absent
         return CheckedSample(str(sample.split), key, label, subject, observed, body)
 
-    def _label(self, given: Any, where: str) -> int | float:
+    def _label(self, given: Any, where: str) -> Label:
         classes = self.description.classes
         if self.description.task == "none":
             return 0
+        if self.description.targets:
+            return target_row(given, self.description.targets, where)
         if self.description.task == "regression":
             target = python_number(given)
             target = int(target) if isinstance(target, bool) else finite_number(target)

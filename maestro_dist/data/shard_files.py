@@ -15,9 +15,11 @@ from maestro_dist.data.label_sets import ClassCounter
 from maestro_dist.data.manifest import ManifestSplit, Shard
 from maestro_dist.data.moments import RunningMoments
 from maestro_dist.data.recordings.table import joined_tables
+from maestro_dist.data.sample_checks import Label
 from maestro_dist.data.shard_index import INDEX_SUFFIX, index_tar
 from maestro_dist.data.storage import Storage
 from maestro_dist.data.tar_blocks import bytes_written, end_of_tar
+from maestro_dist.data.target_numbers import TargetMoments
 from maestro_dist.errors import DataError, StorageError
 
 
@@ -64,7 +66,7 @@ class SplitCut:
         self.number = 0
         self._size, self._samples, self._keys = 0, 0, set[str]()  # of the open shard
         self._counter, self._class_counts = counter, np.zeros(counter.classes, dtype=np.int64)
-        self._targets = RunningMoments(1)
+        self._targets, self._several = RunningMoments(1), TargetMoments(counter.targets)
 
     @property
     def open(self) -> ShardId | None:
@@ -93,13 +95,15 @@ class SplitCut:
 
     def manifest(self, shards: list[Shard]) -> ManifestSplit:
         """The split's entry in the manifest."""
-        regression = not self._counter.classes and bool(shards)
+        several = self._counter.targets > 1
+        regression = not self._counter.classes and not several and bool(shards)
         return ManifestSplit(
             shards=shards,
             samples=sum(shard.samples for shard in shards),
             class_counts=self._class_counts.tolist(),
             target_mean=float(self._targets.mean[0]) if regression else None,
             target_std=float(self._targets.std[0]) if regression else None,
+            targets=self._several.statistics() if several else None,
         )
 
     def _check(self, key: str) -> None:
@@ -110,12 +114,15 @@ class SplitCut:
             )
         self._keys.add(key)
 
-    def _count(self, labels: Sequence[int | float]) -> None:
+    def _count(self, labels: Sequence[Label]) -> None:
         if self._counter.classes:
             self._class_counts += self._counter.counts(np.array(labels, dtype=np.float64))
             return
+        if self._counter.targets > 1:
+            self._several.add(labels)
+            return
         for label in labels:  # one by one: the sums do not depend on how samples come in pieces
-            self._targets.add(np.array([[float(label)]]))
+            self._targets.add(np.array([[label]], dtype=np.float64))
 
 
 class ShardFile:

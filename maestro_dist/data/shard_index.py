@@ -35,7 +35,8 @@ class ShardIndex:
     """N samples, K member names.
 
     offsets, sizes  int64 [N, K] in bytes; size 0: the sample has no such member
-    targets         float64 [N]: class or target of each sample; None in an index of an older version
+    targets         float64 [N]: class or target of each sample; [N, K]: K targets, NaN where one is unknown; None in an
+                    index of an older version
     subjects        the person of each sample, "" where it has none; None in an index of an older version
     blocks          digests of the blocks of the shard; None: its windows are short, or the index is of an older version
     table           the shard's part of the table of recordings, as bytes; empty if it holds windows
@@ -86,6 +87,8 @@ class ShardIndex:
             parts.append(self.targets.astype("<f8").tobytes())
             texts.append(_joined(self.subjects))
         head = {"format": FORMAT, "samples": len(self.keys), "members": self.members, "number": number}
+        if len(texts) == 2 and self.targets is not None and self.targets.ndim == 2:
+            head["targets"] = self.targets.shape[1]
         head["texts"] = [len(text) for text in texts]
         if self.blocks is not None:
             head["blocks"] = [self.blocks.size, len(self.blocks.digests)]
@@ -204,9 +207,11 @@ def _from_bytes(data: bytes) -> ShardIndex | str:
     targets, subjects, end = None, None, 2 * table
     texts = [int(length) for length in head["texts"]]
     if len(texts) == 2:
-        targets = np.frombuffer(rest[end : end + 8 * samples], "<f8").astype(np.float64)
+        each = int(head.get("targets", 1))
+        targets = np.frombuffer(rest[end : end + 8 * samples * each], "<f8").astype(np.float64)
+        targets = targets.reshape(samples, each) if "targets" in head else targets
         subjects = _split(rest[len(rest) - texts[1] :], samples)
-        end += 8 * samples
+        end += 8 * samples * each
     blocks = None
     if "blocks" in head:
         size, length = (int(number) for number in head["blocks"])

@@ -23,6 +23,7 @@ from maestro_dist.data.manifest import Manifest, ManifestSplit, SymbolSpec, load
 from maestro_dist.data.pack import open_for_packing, write_manifest
 from maestro_dist.data.plain_values import person
 from maestro_dist.data.reader import SplitSource
+from maestro_dist.data.sample_checks import Label
 from maestro_dist.data.shard_assembly import LocalSink, ShardAssembly, remove_shards
 from maestro_dist.data.shard_index import META, member_name
 from maestro_dist.data.storage import Storage
@@ -146,7 +147,7 @@ class _SplitWriter:
             self._sink.abort(error)
             remove_shards(self._storage, self._assembly.begun())
 
-    def add(self, key: str, label: float, meta: bytes, members: dict[str, Blocks]) -> None:
+    def add(self, key: str, label: Label, meta: bytes, members: dict[str, Blocks]) -> None:
         """Write a sample: its json `meta`, and its other members by name."""
         data = np.frombuffer(b"".join(sample_blocks(key, {META: [meta], **members})), dtype=np.uint8)
         rows = SampleRows([key], [label], [person(json.loads(meta).get("subject"))], [len(data)])

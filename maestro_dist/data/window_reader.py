@@ -190,7 +190,7 @@ class WindowReader:
 
     def _windows(self, numbers: np.ndarray, keys: list[str], located: Located, arrays: _Arrays) -> Windows:
         sample_format, wanted = self._format, arrays.wanted
-        targets = np.empty(len(numbers), dtype=np.int64 if sample_format.classes else np.float32)
+        targets = sample_format.target_array(len(numbers))
         width = sum(layout.shape[1] for layout in self._layouts) if sample_format.recording else 0
         recording = np.empty((len(numbers), width, 2), dtype=np.float32)
         for group in located.groups:

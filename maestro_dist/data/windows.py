@@ -59,7 +59,7 @@ class Windows:
         return replace(
             self,
             numbers=np.tile(self.numbers, 2),
-            targets=np.tile(self.targets, 2),
+            targets=np.concatenate([self.targets, self.targets]),
             present=np.concatenate([self.present, left]),
             arrays=[_with_some_again(array, rows, empty) for array, rows in zip(self.arrays, kept, strict=True)],
             recording=[

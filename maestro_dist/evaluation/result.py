@@ -43,8 +43,10 @@ class Evaluation:
     confusion      counts [C][C] of the complete scenario, true class by predicted class (classification)
     confused       instead of `confusion` for more than `MOST_CLASSES` classes: true class, predicted class, and samples
                    of each pair that occurs
+    known          of several targets the samples in which each is known, by its name
     loads          loads of the experts by missing set, over all scenarios (a model with experts)
-    logits, target float32 [N, C] and [N] of the complete scenario in manifest order; on rank 0 only, not in the JSON
+    logits, target float32 [N, C] and [N] (of several targets [N, K]) of the complete scenario in manifest order; on
+                   rank 0 only, not in the JSON
     predictions    predictions of every scenario, if the plan keeps them; on rank 0 only, not in the JSON
     """
 
@@ -55,6 +57,7 @@ class Evaluation:
     class_counts: list[int] | None = None
     confusion: list[list[int]] | None = None
     confused: list[list[int]] | None = None
+    known: dict[str, int] | None = None
     loads: list[ExpertLoad] | None = None
     logits: np.ndarray | None = None
     target: np.ndarray | None = None
@@ -120,7 +123,7 @@ class Evaluation:
             "class_counts": self.class_counts,
             "confusion": self.confusion,
             "loads": None if self.loads is None else [load.to_json() for load in self.loads],
-        } | ({} if self.confused is None else {"confused": self.confused})
+        } | {name: found for name in ("confused", "known") if (found := getattr(self, name)) is not None}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Evaluation:

@@ -108,7 +108,8 @@ def evaluate_split(
             loads.drain()
             all_rows = gather_rows(rows, mesh).cpu().numpy()
             table = in_manifest_order(all_rows[:, 0].astype(np.int64), all_rows[:, 1:], samples, split)
-            target, logits = table[:, 0], table[:, 1:].astype(np.float32)
+            target = table[:, 0] if task.targets == 1 else table[:, : task.targets]
+            logits = table[:, task.targets :].astype(np.float32)
             if task.kind in ("classification", "multilabel"):
                 target = target.astype(np.int64)
             bad = int((~np.isfinite(logits)).any(axis=1).sum())
@@ -136,7 +137,7 @@ def _predict(
     recorder: PredictionRecorder | None,
     advance: Callable[[int], Any],
 ) -> torch.Tensor:
-    """This rank's rows (sample number, target, `Task.rows` ...), float64 [n, 2 + C], which is exact for them."""
+    """This rank's rows (sample number, K targets, `Task.rows` ...), float64 [n, 1 + K + C], which is exact for them."""
     import torch
 
     parts: list[torch.Tensor] = []
@@ -147,7 +148,9 @@ def _predict(
             loads.add(batch, output)
             if recorder:
                 recorder.add(batch, output)
-            head = torch.stack([batch.sample.double(), batch.target.double()], dim=1).to(logits.device)
+            target = batch.target if batch.target.ndim == 2 else batch.target[:, None]
+            target = target[:, : task.targets]  # pre-training uses none of several
+            head = torch.cat([batch.sample[:, None].double(), target.double()], dim=1).to(logits.device)
             parts.append(torch.cat([head, logits.double()], dim=1))
             advance(len(batch))
     return torch.cat(parts)
@@ -166,10 +169,13 @@ def _evaluation(
     from maestro_dist.data.label_sets import ClassCounter
     from maestro_dist.task.classification import Classification
     from maestro_dist.task.multilabel import MultiLabel
+    from maestro_dist.task.several_targets import SeveralTargets
 
-    counts = confusion = confused = logits = target = None
+    counts = confusion = confused = known = logits = target = None
     if complete is not None:
         logits, target = complete
+        if isinstance(task, SeveralTargets):
+            known = dict(zip(task.target_names, (~np.isnan(target)).sum(0).tolist(), strict=True))
         if isinstance(task, MultiLabel):
             counts = ClassCounter(task.outputs, several=True).counts(target)
         if isinstance(task, Classification):
@@ -186,6 +192,7 @@ def _evaluation(
         class_counts=counts,
         confusion=confusion,
         confused=confused,
+        known=known,
         loads=loads,
         logits=logits if mesh.rank == 0 else None,
         target=target if mesh.rank == 0 else None,

@@ -35,7 +35,7 @@ MODEL is a run (folder, URL, or its name in `runs/`) or an exported model. DATA 
 
 A missing value is NaN or null; a missing sensor is left out. A model that normalizes by recording also needs
 `ecg_recording` and so on: mean and standard deviation of each variate. The output is CSV, one line per sample: its key
-or number, then the probability of each class, or the value. The cells are empty if nothing was observed.
+or number, then the probability of each class, or the value of each target. The cells are empty if nothing was observed.
 
 From Python:
 
@@ -89,7 +89,7 @@ def _predict(options: argparse.Namespace) -> int:
     else:
         rows = _predict_split(predictor, place, data, options)
     kept = list(rows)  # complete before it is written: an error must not leave an incomplete table
-    columns = list(predictor.classes) or ["value"]
+    columns = list(predictor.columns)
     if out is None:
         _write_csv(sys.stdout, columns, kept)
         if error := lost(sys.stdout):

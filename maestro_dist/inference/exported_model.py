@@ -16,7 +16,7 @@ from maestro_dist.config.renamed import current
 from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
 from maestro_dist.data.storage.plain_json import parse_json
 from maestro_dist.errors import CheckpointError
-from maestro_dist.types import Modality
+from maestro_dist.types import Modality, TargetScale
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +35,7 @@ class TaskDescription:
     classes                  names of the classes (classification)
     target                   name and unit of the target
     target_mean, target_std  mean and standard deviation of the target in the training split (regression)
+    targets                  names, means and deviations of several targets (regression)
     """
 
     kind: str
@@ -42,6 +43,21 @@ class TaskDescription:
     target: str = ""
     target_mean: float = 0.0
     target_std: float = 1.0
+    targets: tuple[TargetScale, ...] = ()
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of the model."""
+        return len(self.classes) or len(self.targets) or 1
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the predicted numbers: the classes, the targets, or `value`."""
+        return self.classes or tuple(target.name for target in self.targets) or ("value",)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; `targets` is left out if it is empty, as earlier versions know no such field."""
+        return {name: value for name, value in asdict(self).items() if name != "targets" or value}
 
 
 def export_model(
@@ -61,7 +77,7 @@ def export_model(
         "format": FORMAT,
         "model": config.model_dump(mode="json"),
         "modalities": [asdict(modality) for modality in modalities],
-        "task": asdict(task),
+        "task": task.to_json(),
         "weights": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
         "about": dict(about or {}),
     }
@@ -107,7 +123,9 @@ def modalities_of(description: Mapping[str, Any]) -> list[Modality]:
 
 def task_description(description: Mapping[str, Any]) -> TaskDescription:
     """The task in `model.json`."""
-    return TaskDescription(**{**description["task"], "classes": tuple(description["task"]["classes"])})
+    task = description["task"]
+    targets = tuple(TargetScale(**target) for target in task.get("targets", ()))
+    return TaskDescription(**{**task, "classes": tuple(task["classes"]), "targets": targets})
 
 
 def read_weights(storage: Storage) -> dict[str, Tensor]:

@@ -41,7 +41,13 @@ means that the sample does not have this sensor.
 
 def task_of(task: TaskDescription) -> Task:
     """The task that turns logits into predictions and metrics."""
-    labels = Labels(task.kind, classes=task.classes, target_mean=task.target_mean, target_std=task.target_std)
+    labels = Labels(
+        task.kind,
+        classes=task.classes,
+        target_mean=task.target_mean,
+        target_std=task.target_std,
+        targets=task.targets,
+    )
     return make_task(TaskConfig(), labels)
 
 
@@ -65,7 +71,7 @@ def load_model(folder: str | Path, *, device: str = "cpu") -> Predictor:
             "(run.init_from)"
         )
     weights = read_weights(storage)
-    model = Maestro(model_config(description), modalities_of(description), len(task.classes) or 1, seed=0)
+    model = Maestro(model_config(description), modalities_of(description), task.outputs, seed=0)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -96,6 +102,11 @@ class Predictor:
         """Names of the columns of `predict` (classification)."""
         return self.task.classes
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the predicted numbers: the classes, the targets, or `value`."""
+        return self.task.columns
+
     def predict(
         self,
         samples: Sample | Iterable[Sample],
@@ -104,7 +115,7 @@ class Predictor:
         batch: int = 256,
         unobserved: Literal["refuse", "nan"] = "refuse",
     ) -> np.ndarray:
-        """Class probabilities float64 [N, C], or values float64 [N] in the target's unit.
+        """Class probabilities float64 [N, C], or values float64 [N] (of several targets [N, K]) in the target's unit.
 
         One sample (a dict) is the same as a list of one sample. `recording` is for models with `normalize: recording`;
         others ignore it. For each sample it has mean and standard deviation [D_j, 2] of each present modality over the

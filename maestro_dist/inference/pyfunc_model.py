@@ -3,7 +3,8 @@
 Input: a DataFrame, a dict of columns or a list of dicts, one row per sample and one column per modality. A cell is an
 array or nested list [T_j][D_j], with None or NaN for a step that was not observed. It is None if the sample lacks this
 sensor. Columns of missing sensors may be left out. Models that normalize by recording also need columns
-`<modality>_recording` with [D_j][2]. Output: one column per class with its probability, or `value`.
+`<modality>_recording` with [D_j][2]. Output: one column per class with its
+probability, one per target with its value, or `value`.
 
 A row that is not valid, or without any observed value, makes the whole request fail. MLflow drops columns with other
 names, with a warning in the server's output.
@@ -53,9 +54,8 @@ class MaestroModel(PythonModel):
             predictions = self.predictor.predict(samples, recordings if self.predictor.wants_recording else None)
         except (DataError, NonFiniteError) as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
-        if predictions.ndim == 1:
-            return pd.DataFrame({"value": predictions})
-        return pd.DataFrame(predictions, columns=list(self.predictor.classes))
+        columns = list(self.predictor.columns)
+        return pd.DataFrame(predictions.reshape(-1, len(columns)), columns=columns)
 
 
 set_model(MaestroModel())

@@ -52,6 +52,7 @@ def print_start(config: Config, manifest: Manifest) -> None:
     part = f"{used:,} of " if config.data.label_share < 1.0 else ""
     several = "labels" if pieces.task.kind == "multilabel" else "classes"
     kind = f"{len(manifest.classes)} {several}" if manifest.classes else manifest.target
+    kind += f": {', '.join(manifest.targets)}" if manifest.targets else ""
     kind = "masked symbols" if pieces.task.kind == "pretrain" else kind
     names = ", ".join(f"{m.name} {m.variates} x {m.steps} @ {m.rate_hz:g} Hz" for m in pieces.modalities)
     rows = {

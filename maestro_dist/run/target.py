@@ -125,8 +125,9 @@ def load(target: Target, config: Config) -> Loaded:
         predictor = load_model(target.url)
         description, task = predictor.task, task_of(predictor.task)
         answer = Answer(
-            description.kind, description.classes, description.target, description.target_mean, description.target_std
-        )
+            description.kind, description.classes, description.target, description.target_mean, description.target_std,
+            description.targets,
+        )  # fmt: skip
         return Loaded(predictor.model, predictor.modalities, task, answer, f"{target.name}: exported model", None)
 
     from maestro_dist.checkpoint import best, find, full_weights, newest
@@ -155,6 +156,7 @@ def load(target: Target, config: Config) -> Loaded:
         manifest.target,
         0.0 if train.target_mean is None else train.target_mean,
         1.0 if train.target_std is None else train.target_std,
+        manifest.target_scales(config.data.train),
     )
     return Loaded(pieces.model, pieces.modalities, pieces.task, answer, about, manifest)
 

@@ -11,6 +11,7 @@ from maestro_dist.task.base import Task, higher_is_better
 
 if TYPE_CHECKING:
     from maestro_dist.config.learning import TaskConfig
+    from maestro_dist.types import TargetScale
 
 __all__ = ["Labels", "Task", "higher_is_better", "make_task"]
 
@@ -23,6 +24,7 @@ class Labels:
     classes                   names of the classes (classification, multilabel)
     class_counts              samples of each class in the training split, of `samples`
     target_mean, target_std   of the training split's targets, in the target's unit (regression)
+    targets                   of several targets each one's name, mean and deviation (regression)
     """
 
     kind: str
@@ -31,6 +33,7 @@ class Labels:
     samples: int = 0
     target_mean: float = 0.0
     target_std: float = 1.0
+    targets: Sequence[TargetScale] = ()
 
 
 def make_task(config: TaskConfig, labels: Labels, *, consistency: float = 0.0) -> Task:
@@ -51,6 +54,10 @@ def make_task(config: TaskConfig, labels: Labels, *, consistency: float = 0.0) -
         )
     if config.kind not in ("auto", kind):
         raise ConfigError(f"task.kind={config.kind}: the data is for {kind}; use task.kind=auto")
+    if labels.targets:
+        from maestro_dist.task.several_targets import SeveralTargets
+
+        return SeveralTargets(config, targets=labels.targets, consistency=consistency)
     if kind == "regression":
         from maestro_dist.task.regression import Regression
 

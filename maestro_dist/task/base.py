@@ -18,8 +18,8 @@ LOWER_IS_BETTER = frozenset({"loss", "mae", "rmse", "perplexity"})
 
 
 def higher_is_better(name: str) -> bool:
-    """Whether larger values of the metric `name` are better."""
-    return name not in LOWER_IS_BETTER
+    """Whether larger values of the metric `name` are better. That of one target is `mae.systolic`, say."""
+    return name.partition(".")[0] not in LOWER_IS_BETTER
 
 
 class Task(ABC):
@@ -27,11 +27,13 @@ class Task(ABC):
 
     outputs         C, the number of logits (of `rows`) for each sample
     default_metric  the metric for `evaluation.metric: auto`
+    targets         numbers of a sample's target: K of several targets, else 1
     metric_names    every metric that `metrics` can return, in the order of tables
     """
 
     kind: str
     outputs: int
+    targets: int = 1
     default_metric: str
     metric_names: tuple[str, ...]
 
@@ -44,8 +46,8 @@ class Task(ABC):
     def learn_from(self, predictions: Tensor, share: float) -> None:
         """From now on the loss is `share` x loss on these predictions + (1 - `share`) x loss on the labels.
 
-        `predictions`, of all training samples in manifest order: class probabilities float32 [N, C], or values [N] in
-        the target's unit.
+        `predictions`, of all training samples in manifest order: class probabilities float32 [N, C], or values [N] (of
+        several targets [N, K]) in the target's unit.
         """
         self._teacher_predictions, self._share = predictions, share
 
@@ -107,7 +109,7 @@ class Task(ABC):
 
     @abstractmethod
     def sample_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Loss of each row, float32 [R]: logits [R, C], and targets [R] or predictions as in `learn_from`."""
+        """Loss of each row, float32 [R]: logits [R, C]; targets [R] (or [R, K]), or predictions as in `learn_from`."""
 
     def divergence(self, logits: Tensor, others: Tensor) -> Tensor:
         """Divergence of the predictions from `others` and from `logits`, both [R, C]; float32 [R], 0 if equal.
@@ -118,8 +120,8 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, logits: np.ndarray, target: np.ndarray) -> dict[str, float]:
-        """Metrics of a complete split: logits [N, C], target [N], N >= 1. Undefined metrics are left out."""
+        """Metrics of a complete split: logits [N, C], target [N] or [N, K], N >= 1. Undefined ones are left out."""
 
     @abstractmethod
     def predictions(self, logits: np.ndarray) -> np.ndarray:
-        """Predictions for users: class probabilities [N, C], or values [N] in the target's unit."""
+        """Predictions for users: class probabilities [N, C], or values [N] or [N, K] in the unit of the target."""

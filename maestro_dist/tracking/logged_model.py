@@ -30,13 +30,14 @@ def log_model(
     folder: Path,
     *,
     modalities: Sequence[Modality],
-    classes: Sequence[str],
+    columns: Sequence[str],
     recording: bool = False,
 ) -> str | None:
     """Log the exported model in the local `folder` to the run. Returns its URI, or None if the upload fails.
 
     The package's code is part of the logged model: a server needs only the listed libraries.
-    `recording`: the model normalizes by recording and needs statistics with each sample.
+    `columns`: names of the predicted numbers. `recording`: the model normalizes by recording and needs statistics with
+    each sample.
     """
     try:
         server = client(uri)
@@ -51,7 +52,7 @@ def log_model(
                     python_model=str(_PACKAGE / "inference" / "pyfunc_model.py"),
                     artifacts={"model": str(folder)},
                     code_paths=[str(_PACKAGE)],
-                    signature=signature(modalities, classes, recording=recording),
+                    signature=signature(modalities, columns, recording=recording),
                     input_example=example(modalities, recording=recording),
                     metadata={"modalities": [asdict(modality) for modality in modalities]},
                     pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in _NEEDS],
@@ -65,8 +66,8 @@ def log_model(
     return str(logged.model_uri)
 
 
-def signature(modalities: Sequence[Modality], classes: Sequence[str], *, recording: bool) -> ModelSignature:
-    """Input: one optional column per sensor. Output: one number per class, or `value`.
+def signature(modalities: Sequence[Modality], columns: Sequence[str], *, recording: bool) -> ModelSignature:
+    """Input: one optional column per sensor. Output: one number for each of `columns`.
 
     Columns have any type: MLflow's array type refuses integers, and rows that lack a sensor. The model itself checks
     shapes; the `metadata` of the logged model lists them.
@@ -79,7 +80,7 @@ def signature(modalities: Sequence[Modality], classes: Sequence[str], *, recordi
     names += [f"{name}_recording" for name in names] if recording else []
     return ModelSignature(
         inputs=Schema([ColSpec(AnyType(), name, required=False) for name in names]),
-        outputs=Schema([ColSpec(DataType.double, name) for name in classes or ["value"]]),
+        outputs=Schema([ColSpec(DataType.double, name) for name in columns]),
     )
 
 

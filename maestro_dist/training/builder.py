@@ -19,6 +19,7 @@ from maestro_dist.data.prefetch import Consumer
 from maestro_dist.data.reader import SplitSource
 from maestro_dist.data.stream import DataRank, TrainSchedule, TrainStream
 from maestro_dist.data.symbols import reads_symbols
+from maestro_dist.errors import ConfigError
 from maestro_dist.parallel.mesh import Mesh, build_mesh
 from maestro_dist.training.process import prepare_process
 from maestro_dist.types import Modality
@@ -84,6 +85,12 @@ def build_task(config: Config, manifest: Manifest) -> Task:
     from maestro_dist.task import Labels, make_task
 
     split = manifest.split(config.data.train)
+    for name, target in zip(manifest.targets, split.targets or (), strict=bool(manifest.targets)):
+        if not target.known and config.task.kind != "pretrain":
+            raise ConfigError(
+                f"data.train: target {name} is unknown in all samples of split '{config.data.train}', so it cannot be "
+                "learned; divide the data otherwise (data.split), or pack it without this target"
+            )
     labels = Labels(
         manifest.task,
         classes=manifest.classes,
@@ -91,6 +98,7 @@ def build_task(config: Config, manifest: Manifest) -> Task:
         samples=split.samples,
         target_mean=0.0 if split.target_mean is None else split.target_mean,
         target_std=1.0 if split.target_std is None else split.target_std,
+        targets=manifest.target_scales(config.data.train),
     )
     return make_task(config.task, labels, consistency=config.missing.consistency)
 

@@ -57,8 +57,8 @@ def teacher_predictions(
 ) -> tuple[torch.Tensor, bool]:
     """Mean predictions of `task.teachers` for all training samples, and whether they were computed now.
 
-    float32: class probabilities [N, C], or values [N] in the target's unit. They are computed once and kept with the
-    run. All ranks call it.
+    float32: class probabilities [N, C], or values [N] (of several targets [N, K]) in the target's unit. They are
+    computed once and kept with the run. All ranks call it.
 
     Raises:
         ConfigError: a teacher does not fit the data.
@@ -70,7 +70,8 @@ def teacher_predictions(
 
     run = Storage(run_url)
     split = manifest.split(config.data.train)
-    shape = (split.samples, len(manifest.classes)) if manifest.classes else (split.samples,)
+    width = len(manifest.classes) or len(manifest.targets)
+    shape = (split.samples, width) if width else (split.samples,)
     mean_prediction = _read_predictions(run, shape) if mesh.rank == 0 else None
     computed = bool(broadcast_array(np.array([mean_prediction is None], dtype=np.float64), mesh, device)[0])
     if computed:
@@ -131,6 +132,10 @@ def _open_teacher(url: str, config: Config, manifest: Manifest) -> tuple[Storage
             f"task.teachers: {place.name()} is for {_described(task['kind'], task['classes'])}, the data for "
             f"{_described(*run_task)}"
         )
+    targets = [target["name"] for target in task.get("targets", ())]
+    if targets != list(manifest.targets):
+        found, wanted = (", ".join(of) if of else "one number" for of in (targets, manifest.targets))
+        raise ConfigError(f"task.teachers: {place.name()} predicts {found}, the data has {wanted}")
     teacher_modalities = [_plain(modality) for modality in description["modalities"]]
     run_modalities = [_plain(asdict(modality)) for modality in manifest.select(config.data.modalities)]
     if teacher_modalities != run_modalities:

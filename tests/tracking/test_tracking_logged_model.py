@@ -102,7 +102,7 @@ def test_pyfunc_gives_the_same_answers(
     run = open_run(uri, "study", "one")
     before = mlflow.get_tracking_uri()
     logged = log_model(
-        uri, run.run_id, tmp_path / "exported", modalities=MODALITIES, classes=CLASSES, recording=recording
+        uri, run.run_id, tmp_path / "exported", modalities=MODALITIES, columns=CLASSES, recording=recording
     )
     assert logged is not None
     assert capfd.readouterr() == ("", "")

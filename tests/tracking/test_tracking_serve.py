@@ -31,7 +31,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, empty: Path) -> Iterator[tu
     exported(folder / "exported")
     uri = tracking_uri(None, str(folder))
     run = open_run(uri, "study", "one")
-    model = log_model(uri, run.run_id, folder / "exported", modalities=MODALITIES, classes=CLASSES)
+    model = log_model(uri, run.run_id, folder / "exported", modalities=MODALITIES, columns=CLASSES)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from maestro_dist.config.schema import DataConfig
-from maestro_dist.data.manifest import Manifest, ManifestModality, ManifestSplit, MixedPart, Shard
+from maestro_dist.data.manifest import Manifest, ManifestModality, ManifestSplit, Shard
+from maestro_dist.data.manifest_made import MixedPart
+from maestro_dist.data.moments import RunningMoments
 from maestro_dist.data.recordings.cut_data import load_set
+from maestro_dist.data.target_numbers import TargetStatistics, statistics_of
 from maestro_dist.errors import ConfigError, DataError
 
 _KEPT = 4
@@ -103,6 +106,9 @@ def _check_alike(one: Manifest, other: Manifest, where: str) -> None:
             f"{where} are for other tasks or classes ({one.task}, {', '.join(one.classes[:5])}; {other.task}, "
             f"{', '.join(other.classes[:5])}); for pre-training pack them with task none"
         )
+    if one.targets != other.targets:
+        named = [", ".join(manifest.targets) or "one number" for manifest in (one, other)]
+        raise ConfigError(f"{where} have other targets ({named[0]}; {named[1]}); pack them alike")
     if (one.symbols is None) != (other.symbols is None) or one.symbols != other.symbols:
         raise ConfigError(f"{where} have other symbols; pack them alike")
     if one.window_s != other.window_s:
@@ -167,4 +173,16 @@ def _split(manifests: Sequence[Manifest], name: str) -> ManifestSplit:
         class_counts=np.sum(counts, axis=0).tolist() if counts else ([0] * len(manifests[0].classes)),
         target_mean=mean,
         target_std=std,
+        targets=_targets(there, len(manifests[0].targets)),
     )
+
+
+def _targets(splits: Sequence[ManifestSplit], targets: int) -> list[TargetStatistics] | None:
+    """Statistics of several targets over all splits; None for one target."""
+    if not targets:
+        return None
+    total = RunningMoments(targets)
+    for split in splits:
+        count, mean, std = np.array([[t.known, t.mean, t.std] for t in split.targets or ()]).reshape(-1, 3).T
+        total.merge(RunningMoments.of(count, mean, std**2 * count))
+    return statistics_of(total)

@@ -37,7 +37,7 @@ def merged(parts: Sequence[SourceBatch], layout: SampleFormat, empty: Empty, fie
     total, names = views * len(kept), [modality.name for modality in layout.modalities]
     present = np.zeros((total, len(names)), dtype=bool)
     sample = np.zeros(total, dtype=np.int64)
-    target = np.zeros(total, dtype=np.int64 if layout.classes else np.float32)
+    target = layout.target_array(total)
     keys = np.empty(len(kept), dtype=object)
     for part, own, places in zip(parts, rank, at, strict=True):
         sample[places] = np.asarray(part.batch.sample) + part.start

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from maestro_dist.data.moments import RunningMoments
 from maestro_dist.data.preview.curves import Curves
 from maestro_dist.data.preview.recordings import ShownRecording
 from maestro_dist.data.preview.samples import MOST_VARIATES, ShownSample, ValueFacts
@@ -57,9 +58,11 @@ def class_colour(number: int) -> str:
 class Pictures:
     """Draws the pictures of one data set, with fonts that have its letters."""
 
-    def __init__(self, modalities: Sequence[Modality], splits: Sequence[str], target: str) -> None:
+    def __init__(self, modalities: Sequence[Modality], splits: Sequence[str], targets: Sequence[str]) -> None:
+        """`targets`: what is predicted, then the names of several targets."""
         units = sorted({modality.unit for modality in modalities})
-        self._fonts = LabelFonts([*units, target])
+        self._fonts = LabelFonts([*units, *targets])
+        self._targets = [self._fonts.title(name) for name in targets[1:]]
         self._units = dict(zip(units, self._fonts.labels(units, "unit"), strict=True))
         self._modalities, self._splits = {m.name: m for m in modalities}, list(splits)
 
@@ -87,7 +90,7 @@ class Pictures:
             figure, rows = _rows(WIDE, len(names), strips)
             self._windows(rows[0], recording)
             if len(intervals):
-                _labels(rows[1], intervals, classes)
+                _labels(rows[1], intervals, classes, self._targets)
             for axes, name in zip(rows[strips:], names, strict=True):
                 if classes and len(intervals) <= _MOST_BANDS:
                     _bands(axes, intervals, alpha=0.22)
@@ -111,11 +114,13 @@ class Pictures:
                 _histogram(axes, own, self._colours(), name)
             return _png(figure)
 
-    def targets(self, targets: Mapping[str, np.ndarray], name: str) -> bytes:
-        """Histogram of the targets of a regression, by split."""
+    def targets(self, targets: Mapping[str, np.ndarray], names: Sequence[str]) -> bytes:
+        """Histogram of each of the first targets of a regression, by split; `targets` [N] or [N, K]."""
         with figure_style(self._fonts.families, **_CHANGES):
-            figure, (axes,) = _panels(1, 1)
-            _histogram(axes, targets, self._colours(), self._fonts.title(name))
+            figure, panels = _panels(min(len(names), MOST_VARIATES), min(len(names), 2))
+            for column, (axes, name) in enumerate(zip(panels, names, strict=False)):
+                own = {split: of if of.ndim == 1 else of[:, column] for split, of in targets.items()}
+                _histogram(axes, own, self._colours(), self._fonts.title(name))
             return _png(figure)
 
     def _colours(self) -> dict[str, str]:
@@ -163,8 +168,8 @@ def _draw_curves(axes: Axes, curves: Curves, outside: Sequence[tuple[float, floa
     axes.margins(x=0, y=0.08)
 
 
-def _labels(axes: Axes, intervals: np.ndarray, classes: int) -> None:
-    """Labels over time: coloured bands, or the line of a number."""
+def _labels(axes: Axes, intervals: np.ndarray, classes: int, targets: Sequence[str]) -> None:
+    """Labels over time: coloured bands, or the line of a number, or of each of several `targets`."""
     if classes:
         many = len(intervals) > _MOST_BANDS
         if many:
@@ -180,6 +185,18 @@ def _labels(axes: Axes, intervals: np.ndarray, classes: int) -> None:
         axes.set_title("labels: the share of time of each, because they change often" if many else "labels")
         return
     nothing = np.full(len(intervals), np.nan)
+    if intervals.shape[1] > 3:
+        moments = RunningMoments(intervals.shape[1] - 2)
+        moments.add(intervals[:, 2:])
+        scaled = (intervals[:, 2:] - moments.mean) / np.where(moments.std > 0, moments.std, 1.0)
+        times = np.stack([intervals[:, 0], intervals[:, 1], intervals[:, 1]], axis=1).reshape(-1)
+        for column, (own, name) in enumerate(zip(scaled.T, targets, strict=False)):
+            line = np.stack([own, own, nothing], axis=1).reshape(-1)
+            axes.plot(times, line, color=COLOURS[column % len(COLOURS)], lw=1.2, label=name if column < 4 else None)
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.95), ncols=4, fontsize=7, frameon=False)
+        axes.margins(x=0, y=0.2)
+        axes.set(yticks=[], title="targets, each in its standard deviations")
+        return
     times = np.stack([intervals[:, 0], intervals[:, 1], intervals[:, 1]], axis=1).reshape(-1)
     axes.plot(times, np.stack([intervals[:, 2], intervals[:, 2], nothing], axis=1).reshape(-1), color=INK, lw=1.2)
     axes.set_title("target")

@@ -33,7 +33,7 @@ class ShardFacts:
     """What is known about the n samples of a shard without their values; M modalities.
 
     present  bool [n, M]
-    targets  float64 [n]; None in an index of an older version, and so are `subjects`
+    targets  float64 [n], of several targets [n, K]; None in an index of an older version, and so are `subjects`
     """
 
     keys: list[str]
@@ -48,7 +48,7 @@ class SplitFacts:
 
     subjects  the person of each sample, str [N]
     present   bool [N, M]
-    targets   float64 [N]
+    targets   float64 [N]; of several targets [N, K]
     read      number of shards that were looked at, of `shards`
     broken    what is wrong with the others, one line each
     """
@@ -116,11 +116,12 @@ def split_facts(config: DataConfig, manifest: Manifest, split: str, seed: int) -
         looked = [look(number) for number in drawn.tolist()]  # all from the one table
     found = [facts for facts in looked if isinstance(facts, ShardFacts)]
     width = len(manifest.select(config.modalities))
+    no_targets = np.empty((0, len(manifest.targets)) if manifest.targets else 0)
     subjects = [facts.subjects or [NOBODY] * len(facts.keys) for facts in found]
     return SplitFacts(
         subjects=np.array([name for part in subjects for name in part], dtype=np.str_),
         present=np.concatenate([np.empty((0, width), dtype=bool), *(facts.present for facts in found)]),
-        targets=np.concatenate([np.empty(0), *(facts.targets for facts in found if facts.targets is not None)]),
+        targets=np.concatenate([no_targets, *(facts.targets for facts in found if facts.targets is not None)]),
         read=len(drawn),
         shards=len(shards),
         broken=tuple(line for line in looked if isinstance(line, str)),

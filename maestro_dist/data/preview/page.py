@@ -63,7 +63,8 @@ class _Page:
 
     def __init__(self, preview: Preview) -> None:
         self.preview, self.manifest = preview, preview.manifest
-        self._pictures = Pictures(preview.modalities, list(self.manifest.splits), self.manifest.target)
+        names = [self.manifest.target, *self.manifest.targets]
+        self._pictures = Pictures(preview.modalities, list(self.manifest.splits), names)
         self._room, self._left_out = _MOST_PICTURE_BYTES, 0
         self._colours = {name: split_colour(place) for place, name in enumerate(self.manifest.splits)}
 
@@ -140,18 +141,22 @@ class _Page:
         targets = {name: facts.targets for name, facts in self.preview.facts.items() if len(facts.targets)}
         if not targets:
             return ""
-        alt = f"Histogram of the target {self.manifest.target}, by split"
-        return self._drawn(lambda: self._pictures.targets(targets, self.manifest.target), alt)
+        names = self.manifest.targets or [self.manifest.target]
+        alt = f"Histogram of the target {', '.join(names)}, by split"
+        return self._drawn(lambda: self._pictures.targets(targets, names), alt)
 
     def _legend(self) -> str:
         return legend((self._colours[name], text(name)) for name in self.preview.facts)
 
-    def _label(self, label: float | None) -> str:
+    def _label(self, label: float | np.ndarray | None) -> str:
         """A label as plain text."""
         if self.manifest.task == "none":
             return "no label"
         if label is None:
             return "label unknown"
+        if isinstance(label, np.ndarray):
+            pairs = zip(self.manifest.targets, label.tolist(), strict=True)
+            return ", ".join(f"{name} {number:g}" if number == number else f"{name} unknown" for name, number in pairs)
         if self.manifest.task == "regression":
             return f"{label:g}"
         if self.manifest.task == MULTILABEL and label == label:
@@ -201,7 +206,7 @@ class _Page:
             return ""
         classes = self.manifest.classes
         numbers = sorted({int(n) for r in shown for n in r.facts.intervals[:, 2]}) if classes else []
-        known = [n for n in numbers if 0 <= n < self.manifest.targets]
+        known = [n for n in numbers if 0 <= n < self.manifest.label_numbers]
         again = '<p class="note">Colours repeat after 20 classes.</p>\n' if len(known) > 20 else ""
         listed = legend((class_colour(n), text(self._label(n))) for n in known)
         labels = f"<p>Labels:</p>\n{listed}{again}" if known else ""
@@ -221,13 +226,13 @@ class _Page:
         title = (
             f"<b>{text(facts.key)}</b>: {text(person)}, {duration(facts.length_s)}, {', '.join(windows) or 'no window'}"
         )
-        if facts.whole == facts.whole:
+        if not np.isnan(facts.whole).all():
             title += f", label {text(self._label(facts.whole))}"
         if recording.broken:
             reason = text(redact(recording.broken), 600)
             return f'<figure><figcaption>{title}</figcaption><p class="broken">Broken: {reason}</p></figure>\n'
         alt = f"Recording {facts.key}, {person}: splits of its windows, labels, {_named(recording.curves)} over time"
-        classes = self.manifest.targets
+        classes = self.manifest.label_numbers
         body = self._drawn(lambda: self._pictures.recording(recording, classes), alt, WIDE)
         cut = [f"{name}: only its first {duration(seconds)}" for name, seconds in recording.cut_short.items()]
         note = f'<p class="note">{text("; ".join(cut), 600)}</p>' if cut else ""

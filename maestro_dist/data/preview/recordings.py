@@ -92,7 +92,9 @@ def _read(config: DataConfig, windowing: Windowing, row: int, shard: Shard, own:
     shown = ShownRecording(facts, covered, counts)
     chosen = {modality.name for modality in windowing_modalities(config, windowing)}
     try:
-        if not np.isfinite(facts.intervals).all():
+        numbers = facts.intervals[:, 2:]
+        bad = np.isinf(numbers).any() or (numbers.shape[1] == 1 and np.isnan(numbers).any())  # one of several: unknown
+        if bad or not np.isfinite(facts.intervals[:, :2]).all():
             raise DataError(f"recording {facts.key}: a label or its time is no number; pack the data set again")
         storage = Storage(config.url)
         index = index_of(storage, shard, config.cache)

@@ -68,7 +68,7 @@ class ShownSample:
 
     number    its number in the split, in manifest order
     key       its name; "" if it is not known
-    label     class number, or target
+    label     class number, or target; of several targets float64 [K]
     origin    the recording that it was cut from, and its start in seconds: "" and None if unknown
     curves    of each modality that it has; constants: of those that are one step, their values [D]
     absent    names of the modalities that it lacks
@@ -79,7 +79,7 @@ class ShownSample:
     number: int
     key: str
     subject: str = ""
-    label: float | None = None
+    label: float | np.ndarray | None = None
     recording: str = ""
     start_s: float | None = None
     curves: dict[str, Curves] = field(default_factory=dict)
@@ -137,7 +137,8 @@ class _Reading:
         if facts is not None:
             about["key"] = facts.keys[row]
             about["subject"] = facts.subjects[row] if facts.subjects else ""
-            about["label"] = float(facts.targets[row]) if facts.targets is not None else None
+            label = None if facts.targets is None else facts.targets[row]
+            about["label"] = label if label is None or label.ndim else float(label)
         if isinstance(windows, str):
             return ShownSample(**about, broken=windows)
         about |= self._origin(number, position, row)
@@ -173,7 +174,12 @@ class _Reading:
             found = {"subject": person(meta.get("subject")) or "", "recording": person(meta.get("recording")) or ""}
         except (DataError, ValueError, AttributeError, RecursionError):
             return {}
-        numbers = (int, float)
+        numbers, targets = (int, float), manifest.targets
+        if targets:
+            fits = isinstance(label, list) and len(label) == len(targets)
+            fits = fits and all(one is None or isinstance(one, numbers) for one in label)
+            several = np.array(label, dtype=np.float64) if fits else None
+            return found | {"start_s": float(start) if isinstance(start, numbers) else None, "label": several}
         return found | {
             "start_s": float(start) if isinstance(start, numbers) else None,
             "label": float(label) if isinstance(label, numbers) else None,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.preview.collect import Preview
 from maestro_dist.data.preview.facts import NOBODY
 from maestro_dist.data.preview.html_text import counted, number, rate, share, table, text
@@ -76,6 +77,16 @@ def _modality(preview: Preview, facts: ValueFacts, *, all_variates: bool) -> Ite
         yield [text(modality.name), *[""] * 3, f"{modality.variates - count:,} more", *[""] * 6]
 
 
+def _several_targets(manifest: Manifest, name: str, seen: np.ndarray) -> Iterator[list[str]]:
+    """A row for each target in a split; `seen`, [N, K], are numbers of some of its samples."""
+    for column, (target, facts) in enumerate(zip(manifest.targets, manifest.split(name).targets or (), strict=True)):
+        known = seen[~np.isnan(seen[:, column]), column]
+        low, high = (known.min(), known.max()) if len(known) else (np.nan, np.nan)
+        mean, std = (facts.mean, facts.std) if facts.known else (np.nan, np.nan)
+        own = [number(float(value)) for value in (mean, std, low, high)]
+        yield [text(name), text(target), f"{facts.known:,} of {manifest.split(name).samples:,}", *own]
+
+
 def balance(preview: Preview, colours: Mapping[str, str], targets: str) -> str:
     """Bars of the classes of each split; of a regression, its numbers and the picture `targets`."""
     manifest, names = preview.manifest, list(preview.facts)
@@ -85,9 +96,16 @@ def balance(preview: Preview, colours: Mapping[str, str], targets: str) -> str:
         rows = []
         for name in names:
             split, seen = manifest.split(name), preview.facts[name].targets
+            if manifest.targets:
+                rows += list(_several_targets(manifest, name, seen))
+                continue
             mean, std = (np.nan if value is None else value for value in (split.target_mean, split.target_std))
             low, high = (seen.min(), seen.max()) if len(seen) else (np.nan, np.nan)
             rows.append([text(name), *(number(float(value)) for value in (mean, std, low, high))])
+        if manifest.targets:
+            heads = ["split", "target", "samples that have it", "mean", "std", "min", "max"]
+            caption = f"Targets: {text(manifest.target, 300)}"
+            return f"<h2>Labels</h2>\n{table(caption, heads, rows)}{targets}"
         caption = f"Target: {text(manifest.target, 300)}"
         return f"<h2>Labels</h2>\n{table(caption, ['split', 'mean', 'std', 'min', 'max'], rows)}{targets}"
     counts = np.array([manifest.split(name).class_counts for name in names]).reshape(len(names), -1)

@@ -46,6 +46,7 @@ def counted(config: DataConfig, manifest: Manifest) -> Manifest:
         window_s=manifest.window_s,
         modalities=modalities,
         recording=manifest.recording,
+        targets=tuple(manifest.targets),
     )
     chosen = {name: _chosen(manifest, split) for name, split in manifest.splits.items()}
     count = sum(split.samples for split in manifest.splits.values())
@@ -103,5 +104,5 @@ def _read(
     rows = {name: {int(place): row for row, place in enumerate(places)} for name, places in batch.rows.items()}
     for place, number in enumerate(numbers.tolist()):
         arrays = {n: batch.values[n][rows[n][place]] for n in rows if place in rows[n]}
-        target = batch.target[place].item()
+        target = batch.target[place].tolist()
         yield CheckedSample(split, batch.keys[place], target, subjects[number - first], arrays, b"")

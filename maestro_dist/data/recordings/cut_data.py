@@ -15,7 +15,8 @@ from maestro_dist.config.schema import DataConfig
 from maestro_dist.config.windows import SplitConfig, WindowConfig
 from maestro_dist.data.description import window_steps
 from maestro_dist.data.divided_windows import check_given, divided_windows
-from maestro_dist.data.manifest import Cut, Divided, Manifest, load_manifest
+from maestro_dist.data.manifest import Manifest, load_manifest
+from maestro_dist.data.manifest_made import Cut, Divided
 from maestro_dist.data.recordings.counting import counted
 from maestro_dist.data.recordings.table import RecordingTable
 from maestro_dist.data.recordings.windowing import Windowing, load_table

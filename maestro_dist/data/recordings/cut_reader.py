@@ -143,7 +143,7 @@ class CutReader:
                 self._learn(group, wanted[group.places], shards, arrays, rows[group.places])
         except BadSample:
             return None
-        targets = np.empty(len(numbers), dtype=np.int64 if self._format.classes else np.float32)
+        targets = self._format.target_array(len(numbers))
         width = sum(modality.variates for modality in self._modalities) if self._format.recording else 0
         recording = np.empty((len(numbers), width, 2), dtype=np.float32)
         for group in located.groups:
@@ -213,7 +213,7 @@ class CutReader:
             if self._format.recording:
                 found = self._statistics(shard, np.array([row]), column, shards)
                 pairs[modality.name] = found[0].astype(np.float32)
-        target = float(shard.known.targets[row])
+        target = shard.known.targets[row].tolist()
         return DecodedSample(number, shard.keys[row], int(target) if self._format.classes else target, values, pairs)
 
     def _window(self, shard: OpenShard, row: int, column: int, shards: OpenShards, out: np.ndarray) -> None:

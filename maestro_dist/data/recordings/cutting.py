@@ -11,6 +11,7 @@ from maestro_dist.config.windows import LabelRule, WindowConfig
 from maestro_dist.data.description import is_static, window_steps
 from maestro_dist.data.recordings.gaps import GapCounter
 from maestro_dist.data.recordings.table import RecordingFacts
+from maestro_dist.data.target_numbers import is_known
 from maestro_dist.errors import ConfigError
 from maestro_dist.types import MULTILABEL, Modality
 
@@ -27,7 +28,7 @@ class CutWindows:
     start_s  start of each window, in seconds after the recording's time 0, float64 [n]
     first    the first step of each modality in its stream, int64 [n, M]; negative where the stream begins later
     present  bool [n, M]: whether the window has the modality
-    label    float64 [n]
+    label    float64 [n]; of K targets [n, K], NaN where one is unknown
     """
 
     number: np.ndarray
@@ -92,12 +93,12 @@ class Cutter:
             label = recording.labels.of_windows(
                 starts, length, self.rule, self.window.min_labelled, several=self.task == MULTILABEL
             )
-            kept &= ~np.isnan(label)
+            kept &= is_known(label)
         return CutWindows(np.arange(len(starts)), starts, first, present, label).some(np.flatnonzero(kept))
 
     def _starts(self, recording: RecordingFacts) -> np.ndarray:
         length, every = self.window.length_s, self.window.every_s
-        if self.rule == "inside" and np.isnan(recording.whole):
+        if self.rule == "inside" and np.isnan(recording.whole).all():
             return recording.labels.starts_inside(length, every)
         count = int(np.floor((recording.length_s - length) / every + _SAME)) + 1
         if count > _MOST:

@@ -13,22 +13,33 @@ _SAME_S = 1e-9
 class LabelTimes:
     """The labels of one recording.
 
-    intervals  float64 [L, 3]: start and end in seconds, and the label (class, or a number), ascending, not overlapping
-    whole      the label of the whole recording, NaN if it has none; then there are no intervals
+    intervals  float64 [L, 3]: start and end in seconds, and the label (class, or a number), ascending, not overlapping.
+               Of K targets [L, 2 + K]: NaN where one is unknown
+    whole      the label of the whole recording, NaN if it has none; then there are no intervals. Of K targets [K]
     """
 
-    def __init__(self, intervals: np.ndarray, whole: float = np.nan) -> None:
-        self._start, self._end, self._label = intervals.T
-        self._whole = whole
+    def __init__(self, intervals: np.ndarray, whole: float | np.ndarray = np.nan) -> None:
+        self._start, self._end, self._label = intervals[:, 0], intervals[:, 1], intervals[:, 2]
+        self._targets: list[LabelTimes] | None = None
+        if intervals.shape[1] > 3:  # each target by itself, over the time in which it is known
+            columns = zip(intervals[:, 2:].T, np.asarray(whole).tolist(), strict=True)
+            self._targets = [
+                LabelTimes(np.column_stack([intervals[:, :2], column])[~np.isnan(column)], number)
+                for column, number in columns
+            ]
+        else:
+            self._whole = whole
 
     def of_windows(
         self, starts: np.ndarray, length_s: float, rule: LabelRule, min_labelled: float, *, several: bool = False
     ) -> np.ndarray:
-        """The label of each window, float64 [n]; NaN if it has none. `starts` and `length_s` in seconds.
+        """The label of each window, float64 [n], or [n, K]; NaN if it has none. `starts` and `length_s` in seconds.
 
         `min_labelled`: the share of a window that must have a label (for the rules majority, mean and any). `several`:
         labels are sets, as in `label_sets`.
         """
+        if self._targets is not None:
+            return np.stack([of.of_windows(starts, length_s, rule, min_labelled) for of in self._targets], axis=1)
         if not np.isnan(self._whole):
             return np.full(len(starts), self._whole)
         if not len(self._label):

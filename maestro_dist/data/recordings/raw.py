@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -18,6 +18,7 @@ from maestro_dist.data.plain_values import finite_number, float32_array, id_text
 from maestro_dist.data.recordings.gaps import gaps_of
 from maestro_dist.data.recordings.table import RecordingFacts, RecordingTable, StreamFacts
 from maestro_dist.data.sample_checks import CheckedSample
+from maestro_dist.data.target_numbers import plain_numbers, target_row
 from maestro_dist.errors import DataError
 from maestro_dist.types import MULTILABEL, Modality
 
@@ -40,7 +41,9 @@ class RawRecording:
     length_s  the end of the recording, seconds after time 0; by default the end of the longest modality
     labels    one label for the whole recording, or intervals (start_s, end_s, label) that do not overlap. A label is a
               number, or the name of a class. With task multilabel: a list of labels for the whole recording; or
-              intervals, each with one label or a list, which may overlap: outside of them no label holds
+              intervals, each with one label or a list, which may overlap: outside of them no label holds. Of several
+              targets a label is a list of numbers or a dictionary by target (a list for the whole recording has plain
+              numbers); NaN is an unknown one
     subject   the person; "" if unknown
     group     what else may divide the data, such as the hospital or the device
     split     the split that the publishers chose; "" if none
@@ -106,8 +109,8 @@ class RecordingChecker:
         meta = {
             **ids,
             "length_s": length,
-            "label": None if math.isnan(whole) else whole,
-            "labels": intervals.tolist(),
+            "label": self._plain_label(whole),
+            "labels": [plain_numbers(row) for row in intervals.tolist()],
             "start_s": {n: starts[n] for n in arrays},
         }
         body = json.dumps(meta, separators=(",", ":"), allow_nan=False).encode()
@@ -166,11 +169,22 @@ class RecordingChecker:
             raise DataError(f"{where}: it ends {-length:g} s before its time 0; correct start_s or length_s")
         return length
 
-    def _labels(self, given: Any, length: float, where: str) -> tuple[float, np.ndarray]:
-        """The label of the whole recording (NaN: none), and the intervals [L, 3]."""
-        none = np.empty((0, 3))
+    def _plain_label(self, whole: float | np.ndarray) -> Any:
+        if np.isnan(whole).all():
+            return None
+        return plain_numbers(whole.tolist()) if isinstance(whole, np.ndarray) else whole
+
+    def _labels(self, given: Any, length: float, where: str) -> tuple[float | np.ndarray, np.ndarray]:
+        """The label of the whole recording (NaN: none), and the intervals, [L, 3] or [L, 2 + K]."""
+        targets = self.description.targets
+        unknown: float | np.ndarray = np.full(len(targets), np.nan) if targets else math.nan
+        none = np.empty((0, 2 + (len(targets) or 1)))
         if self.description.task == "none" or given is None:
-            return math.nan, none
+            return unknown, none
+        if targets and isinstance(given, Iterator):
+            given = list(given)
+        if targets and _is_whole(given):
+            return np.array(target_row(given, targets, where)), none
         if isinstance(given, str) or not isinstance(given, Iterable):
             return self._label(given, where), none
         if self.description.task == MULTILABEL:
@@ -189,14 +203,20 @@ class RecordingChecker:
                 raise DataError(
                     f"{where}: a label lasts from {begin:g} s to {stop:g} s; its end must be after its start"
                 )
-            rows.append((begin, stop, self._label(label, where)))
+            rows.append((begin, stop, *self._numbers(label, f"{where}, {begin:g} s to {stop:g} s", where)))
         if self.description.task == MULTILABEL:
             return math.nan, without_overlaps([(a, b, int(labels)) for a, b, labels in rows], length)
-        rows.sort()
+        rows.sort(key=lambda row: row if not targets else row[:2])  # NaN has no order
         for before, after in pairwise(rows):
             if after[0] < before[1] - _SAME_S:
                 raise DataError(f"{where}: two labels overlap from {after[0]:g} s to {min(before[1], after[1]):g} s")
-        return math.nan, np.array(rows, dtype=np.float64).reshape(-1, 3)
+        return unknown, np.array(rows, dtype=np.float64).reshape(-1, none.shape[1])
+
+    def _numbers(self, given: Any, interval: str, where: str) -> tuple[float, ...]:
+        """The label of an interval, or the numbers of several targets; NaN: unknown."""
+        if self.description.targets:
+            return target_row(given, self.description.targets, interval)
+        return (self._label(given, where),)
 
     def _label(self, given: Any, where: str) -> float:
         classes = self.description.classes
@@ -222,6 +242,14 @@ class RecordingChecker:
         if seconds is None:
             raise DataError(f"{where}: {what} {short_repr(given)} is not a finite number of seconds")
         return float(seconds)
+
+
+def _is_whole(given: Any) -> bool:
+    """Whether a label of several targets is one for the whole recording: numbers, not intervals."""
+    if isinstance(given, str | Mapping) or not isinstance(given, Collection) or getattr(given, "shape", None) == ():
+        return True
+    first = next(iter(given), ())
+    return not isinstance(first, Iterable) or getattr(first, "shape", None) == ()
 
 
 def moments_name(modality: str) -> str:

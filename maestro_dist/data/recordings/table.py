@@ -42,8 +42,8 @@ class RecordingFacts:
 
     split      the split that was packed, "" if none
     length_s   seconds from time 0 to its end: windows lie inside
-    whole      label of the whole recording, NaN if it has none
-    intervals  labels over time, float64 [L, 3]: start and end in seconds, and the label
+    whole      label of the whole recording, NaN if it has none; of K targets float64 [K]
+    intervals  labels over time, float64 [L, 3]: start and end in seconds, and the label; of K targets [L, 2 + K]
     streams    one for each modality of the data set, in the order of their names
     """
 
@@ -52,7 +52,7 @@ class RecordingFacts:
     group: str
     split: str
     length_s: float
-    whole: float
+    whole: float | np.ndarray
     intervals: np.ndarray
     streams: tuple[StreamFacts, ...]
 
@@ -80,11 +80,14 @@ class RecordingTable:
                 "start_s": (recordings, modalities),
                 "gaps_count": (recordings, modalities),
                 "length_s": (recordings,),
-                "whole": (recordings,),
+                "whole": (recordings, *columns["whole"].shape[1:2]),
                 "intervals_count": (recordings,),
             }
             fits = all(columns[name].shape == shape for name, shape in shapes.items())
-            for name, width in (("intervals", 3), ("gaps", 2)):
+            for name, width in (
+                ("intervals", 2 + (columns["whole"].shape[1] if columns["whole"].ndim > 1 else 1)),
+                ("gaps", 2),
+            ):
                 counts = columns[f"{name}_count"]
                 fits &= bool((counts >= 0).all()) and columns[name].shape == (int(counts.sum()), width)
         except (KeyError, ValueError, UnicodeDecodeError) as error:
@@ -98,12 +101,13 @@ class RecordingTable:
         streams = [recording.streams for recording in facts]
         modalities = len(streams[0]) if streams else 0
         gaps = [stream.gaps for row in streams for stream in row]
+        width = facts[0].intervals.shape[1] if facts else 3
         columns = {name: texts_to_array([getattr(recording, name) for recording in facts]) for name in _TEXTS}
         columns |= {
             "length_s": np.array([recording.length_s for recording in facts], dtype=np.float64),
             "whole": np.array([recording.whole for recording in facts], dtype=np.float64),
             "intervals_count": np.array([len(recording.intervals) for recording in facts], dtype=np.int64),
-            "intervals": np.concatenate([np.empty((0, 3)), *(recording.intervals for recording in facts)]),
+            "intervals": np.concatenate([np.empty((0, width)), *(recording.intervals for recording in facts)]),
             "steps": _matrix([[stream.steps for stream in row] for row in streams], modalities, np.int64),
             "start_s": _matrix([[stream.start_s for stream in row] for row in streams], modalities, np.float64),
             "gaps_count": _matrix([[len(stream.gaps) for stream in row] for row in streams], modalities, np.int64),
@@ -146,7 +150,7 @@ class RecordingTable:
     def facts(self, row: int) -> RecordingFacts:
         """One recording."""
         columns, modalities = self._columns, self._columns["steps"].shape[1]
-        last = int(self._ends["intervals"][row])
+        last, whole = int(self._ends["intervals"][row]), columns["whole"][row]
         streams, ends = [], self._ends["gaps"]  # of the flattened counts
         for column in range(modalities):
             place = row * modalities + column
@@ -158,7 +162,7 @@ class RecordingTable:
         return RecordingFacts(
             **{name: self.texts[name][row] for name in _TEXTS},
             length_s=float(columns["length_s"][row]),
-            whole=float(columns["whole"][row]),
+            whole=whole if whole.ndim else float(whole),
             intervals=columns["intervals"][last - int(columns["intervals_count"][row]) : last],
             streams=tuple(streams),
         )

@@ -17,6 +17,7 @@ from maestro_dist.data.recordings.splitting import split_recordings
 from maestro_dist.data.recordings.table import RecordingTable, table_of_bytes
 from maestro_dist.data.shard_index import ShardIndex
 from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
+from maestro_dist.data.target_numbers import target_statistics
 from maestro_dist.errors import DataError
 from maestro_dist.types import Modality
 
@@ -29,7 +30,7 @@ class ShardWindows:
     row       int64 [n]: its recording, counted in the shard
     first     int64 [n, M]: the first step of each modality in its stream
     present   bool [n, M]
-    target    float64 [n]
+    target    float64 [n]; of K targets [n, K]
     steps     int64 [R, M]: length of the streams of the shard's recordings
     """
 
@@ -51,6 +52,7 @@ class Windowing:
         modalities = sorted((_plain(m) for m in manifest.modalities), key=lambda m: m.name)
         self.names = [modality.name for modality in modalities]
         self._cutter = Cutter.of(modalities, manifest.cut.window, manifest.task)
+        self._no_labels = np.empty((0, len(manifest.targets)) if manifest.targets else 0)
         self._splitting = split_recordings(table, manifest.cut.split)
         self.table = table
 
@@ -105,7 +107,7 @@ class Windowing:
             np.concatenate([np.empty(0, dtype=np.int64), *rows]),
             np.concatenate([np.empty(shape, dtype=np.int64), *first]),
             np.concatenate([np.empty(shape, dtype=bool), *present]),
-            np.concatenate([np.empty(0), *target]),
+            np.concatenate([self._no_labels, *target]),
             np.array(steps, dtype=np.int64).reshape(len(steps), len(self.names)),
             subjects,
         )
@@ -121,7 +123,7 @@ class Windowing:
 
     def _targets(self, split: str, first: int, recordings: int) -> np.ndarray:
         """The labels of the windows of some recordings that are in the split, in their order."""
-        found = [np.empty(0)]
+        found = [self._no_labels]
         for row in range(first, first + recordings):
             if self._splitting.time_cuts is None and self._splitting.of[row] != split:
                 continue
@@ -197,13 +199,15 @@ def _plain(modality: ManifestModality) -> Modality:
 
 
 def _split(shards: list[Shard], targets: list[np.ndarray], counter: ClassCounter) -> ManifestSplit:
-    label = np.concatenate([np.empty(0), *targets])
+    several = counter.targets > 1
+    label = np.concatenate([np.empty((0, counter.targets) if several else 0), *targets])
     counts = counter.counts(label)
-    numbers = not counter.classes and len(label) > 0
+    numbers = not counter.classes and not several and len(label) > 0
     return ManifestSplit(
         shards=shards,
         samples=sum(shard.samples for shard in shards),
         class_counts=counts,
         target_mean=float(label.mean()) if numbers else None,
         target_std=float(label.std()) if numbers else None,
+        targets=target_statistics(label, counter.targets),
     )

@@ -113,4 +113,5 @@ def _description(layout: TableLayout) -> Description:
         modalities=tuple(modalities),
         recording=True,
         window=window,
+        targets=tuple(layout.targets),
     )

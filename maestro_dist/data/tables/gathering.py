@@ -110,7 +110,7 @@ def gather_signals(files: Iterable[tuple[int, Named]], remarks: Remarks) -> dict
             continue
         values = table.numbers(columns, remarks)
         times = _times(table, about)
-        labels = table.labels(about.label) if about.label else None
+        labels = table.labels(about.label_columns) if about.label_columns else None
         for name, own in _by_recording(table, named):
             recording = found.setdefault(name, Gathered())
             where = named.file.name if own is None else f"{named.file.name}, recording {name}"
@@ -130,7 +130,6 @@ def gather_intervals(named: Named, reader: LabelReader, remarks: Remarks) -> dic
     about = named.about
     spec = about.intervals
     assert spec is not None
-    assert about.label is not None
     wanted = {name for name in (spec.start, spec.end, spec.duration) if name}
     table = _read(named, wanted, remarks)
     if not len(table):
@@ -145,7 +144,7 @@ def gather_intervals(named: Named, reader: LabelReader, remarks: Remarks) -> dic
     if spec.duration:
         lasts = table.numbers([spec.duration], remarks)[:, 0]
         ends = starts + np.round(np.nan_to_num(lasts) * UNITS.get(spec.unit, SECOND)).astype(np.int64)
-    texts = table.labels(about.label)
+    texts = table.labels(about.label_columns)
     found = {}
     for name, own in _by_recording(table, named):
         rows = np.arange(len(table)) if own is None else own
@@ -163,7 +162,7 @@ def gather_facts(named: Named, remarks: Remarks) -> dict[str, Facts]:
     by = about.recording_columns or ([about.subject] if about.subject else [])
     ids = _ids(table, by) if by else [named.path_id] * len(table)
     found: dict[str, Facts] = {}
-    label = table.labels(about.label) if about.label else [None] * len(table)
+    label = table.labels(about.label_columns) if about.label_columns else [None] * len(table)
     texts = {name: table.texts(column) for name in FACTS if (column := getattr(about, name))}
     for row, name in enumerate(ids):
         if name is None:

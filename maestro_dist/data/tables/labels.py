@@ -11,13 +11,13 @@ import numpy as np
 
 from maestro_dist.data.parts import Remarks
 from maestro_dist.data.plain_values import short_repr
-from maestro_dist.data.tables.layout import TableLayout
+from maestro_dist.data.tables.layout import TableLayout, parted_texts
 from maestro_dist.data.tables.times import SECOND
 from maestro_dist.errors import DataError
 
-Label = str | float
+Label = str | float | tuple[float, ...]
 Interval = tuple[int, int, Label]
-"""Start and end in ns, and the label."""
+"""Start and end in ns, and the label; of several targets their numbers, NaN where one is unknown."""
 
 OPEN = 2**62
 """The end of an interval that lasts to the end of its recording."""
@@ -52,12 +52,27 @@ class LabelReader:
                     f"{where}: label {short_repr(text)} is not in the layout ({known}); add it to classes, or to ignore"
                 )
             return found
+        if self.layout.targets:
+            return self._numbers(text, where)
+        return self._number(text, "label", where)
+
+    def _numbers(self, text: str, where: str) -> tuple[float, ...] | None:
+        """The number of each target; None if all are unknown."""
+        parts = parted_texts(text)
+        if len(parts) != len(self.layout.targets):
+            raise DataError(f"{where}: label {short_repr(text)} is not {len(self.layout.targets)} numbers; correct it")
+        named = zip(parts, self.layout.targets, strict=True)
+        known = [(None if part in self.layout.ignore else part, name) for part, name in named]
+        numbers = tuple(math.nan if part is None else self._number(part, name, where) for part, name in known)
+        return None if all(map(math.isnan, numbers)) else numbers
+
+    def _number(self, text: str, what: str, where: str) -> float:
         try:
             number = float(text)
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            raise DataError(f"{where}: label {short_repr(text)} is not a number; correct it, or add it to ignore")
+            raise DataError(f"{where}: {what} {short_repr(text)} is not a number; correct it, or add it to ignore")
         return number
 
     def of_rows(self, times: np.ndarray, texts: Sequence[str | None], where: str) -> list[Interval]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import yaml
@@ -28,6 +29,19 @@ def _is_pattern(text: str) -> str:
 def _as_texts(values: list[str | int | float | bool] | str | int) -> list[str]:
     values = values if isinstance(values, list) else [values]
     return [label_text(value) for value in values]
+
+
+_BETWEEN = "; "
+
+
+def joined_texts(texts: Sequence[str | None]) -> str | None:
+    """The labels of several targets as one text; None if there is none of them."""
+    return _BETWEEN.join(text or "" for text in texts) if any(texts) else None
+
+
+def parted_texts(text: str) -> list[str | None]:
+    """What `joined_texts` has joined."""
+    return [part or None for part in text.split(_BETWEEN)]
 
 
 def label_text(value: object) -> str:
@@ -110,8 +124,8 @@ class TableFile(Section):
     """Labels over time."""
     facts: bool = False
     """One row a recording, or a person: who it is, its label, and `modalities` of one value such as the age."""
-    label: Text | None = None
-    """The column with the label: of each row, interval or recording."""
+    label: Text | list[Text] | None = None
+    """The column with the label: of each row, interval or recording. With `targets` a list, one column for each."""
     recording: Text | list[Text] = Field(default_factory=list)
     """Column (or columns) that names the recording, if the path does not."""
     subject: Text | None = None
@@ -139,9 +153,14 @@ class TableFile(Section):
         return [self.recording] if isinstance(self.recording, str) else list(self.recording)
 
     @property
+    def label_columns(self) -> list[str]:
+        """The column with the label, or those of several targets; empty if there is none."""
+        return [self.label] if isinstance(self.label, str) else list(self.label or ())
+
+    @property
     def text_columns(self) -> list[str]:
         """Columns that are text also where they look like numbers: person 007 is not person 7."""
-        named = (self.label, self.subject, self.group, self.split)
+        named = (*self.label_columns, self.subject, self.group, self.split)
         return [*self.recording_columns, *(name for name in named if name is not None)]
 
     @model_validator(mode="after")
@@ -150,7 +169,7 @@ class TableFile(Section):
             raise ValueError("a file has modalities, or intervals, or facts")
         if not (self.modalities or self.facts or self.intervals or self.label):
             raise ValueError("name its modalities, intervals, or facts; or leave the file out")
-        if self.intervals is not None and self.label is None:
+        if self.intervals is not None and not self.label_columns:
             raise ValueError("intervals need the column of the label (label: NAME)")
         if self.facts and not (self.recording_columns or self.subject or PathPattern.of(self.path).names):
             raise ValueError("facts need the column that names the recording or the subject")
@@ -173,6 +192,8 @@ class TableLayout(Section):
     """classification, regression, or none (for pre-training)."""
     target: str = ""
     """What the label says."""
+    targets: list[Text] = Field(default_factory=list)
+    """Names of several numbers to predict (regression); then `label` of a file lists their columns, in this order."""
     classes: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(default_factory=dict)
     """The classes in their order, each with the texts that stand for it in the files."""
     ignore: list[str] = Field(default_factory=list)
@@ -200,6 +221,15 @@ class TableLayout(Section):
     def _complete(self) -> TableLayout:
         if (self.task == "classification") != bool(self.classes):
             raise ValueError("classes belong to task: classification, which needs them")
+        if self.targets and self.task != "regression":
+            raise ValueError("targets belong to task: regression")
+        for file in self.files:
+            wrong = len(file.label_columns) != len(self.targets) if self.targets else isinstance(file.label, list)
+            if file.label_columns and wrong:
+                wanted = f"has {len(self.targets)} columns, as targets" if self.targets else "is one column"
+                raise ValueError(f"files: label of {file.path} {wanted}, not {', '.join(file.label_columns)}")
+            if self.targets and "label" in PathPattern.of(file.path).names:
+                raise ValueError(f"files: {file.path} has one label, targets need {len(self.targets)}: use columns")
         texts = [text for names in self.classes.values() for text in names] + self.ignore
         again = next((text for text in texts if texts.count(text) > 1), None)
         if again is not None:

@@ -79,7 +79,7 @@ class Looked:
 
     def labels(self, column: str) -> list[str | None]:
         """A column of labels as text; empty if it was not kept."""
-        return self.table.labels(column) if column in self.table.data.column_names else []
+        return self.table.labels([column]) if column in self.table.data.column_names else []
 
     @cached_property
     def rows(self) -> int:

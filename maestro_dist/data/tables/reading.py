@@ -17,7 +17,7 @@ import pyarrow.parquet
 from maestro_dist.data.converters.source_file import SourceFile
 from maestro_dist.data.parts import Remarks, join_names
 from maestro_dist.data.plain_values import short_repr
-from maestro_dist.data.tables.layout import TableFile, label_text
+from maestro_dist.data.tables.layout import TableFile, joined_texts, label_text
 from maestro_dist.errors import DataError
 
 ENDINGS = (".csv", ".tsv", ".txt", ".parquet", ".pq", ".csv.gz", ".tsv.gz", ".txt.gz")
@@ -61,8 +61,12 @@ class Table:
                 found[found == code] = np.nan
         return found
 
-    def labels(self, name: str) -> list[str | None]:
-        """A column of labels as text: 1, 1.0 and 01 are all "1"."""
+    def labels(self, names: Sequence[str]) -> list[str | None]:
+        """A column of labels as text: 1, 1.0 and 01 are all "1". Several columns are joined, see `joined_texts`."""
+        columns = [self._labels(name) for name in names]
+        return columns[0] if len(columns) == 1 else [joined_texts(row) for row in zip(*columns, strict=True)]
+
+    def _labels(self, name: str) -> list[str | None]:
         found = self.texts(name)
         plain = {text: label_text(text) for text in set(found) if text is not None}
         return [None if text is None else plain[text] for text in found]
