@@ -282,7 +282,9 @@ def test_lint_and_preview_show_the_range_of_each_target(tmp_path: Path, capsys: 
     given += [sample(20 + n, [3, NAN], "test") for n in range(4)]
     pack(tmp_path / "x", ABOUT, given)
     said = {
-        remark.where: (remark.level, remark.text) for remark in lint(str(tmp_path / "x")) if "target" in remark.where
+        remark.where: (remark.level, remark.text)
+        for remark in lint(DataConfig(url=str(tmp_path / "x")))
+        if "target" in remark.where
     }
     assert said["train, target valence"] == ("note", "1 to 11, mean 5, deviation 3.69685; known in 6 of 9 samples")
     assert said["test, target valence"] == ("warning", "it is always 3; known in 4 of 4 samples")
