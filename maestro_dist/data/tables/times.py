@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -14,7 +15,7 @@ from maestro_dist.data.plain_values import short_repr
 from maestro_dist.errors import DataError
 
 SECOND = 1_000_000_000
-UNITS = {"s": SECOND, "ms": 1_000_000, "us": 1_000, "ns": 1}
+UNITS = {"h": 3600 * SECOND, "min": 60 * SECOND, "s": SECOND, "ms": 1_000_000, "us": 1_000, "ns": 1}
 _DAY, _HOUR = 86_400 * SECOND, 3_600 * SECOND
 _MOST = 2**62
 
@@ -33,6 +34,8 @@ def nanoseconds(column: pa.ChunkedArray, unit: str, form: str | None, zone: str 
     if column.null_count:
         row = pc.index(pc.is_null(column), True).as_py() + 1
         raise DataError(f"{where}: row {row:,} has no time; remove the row, or correct it")
+    if not len(column):
+        return np.zeros(0, dtype=np.int64)
     if unit == "date":
         return _dates(column, form, zone, where)
     if pa.types.is_timestamp(column.type) or pa.types.is_time(column.type):
@@ -115,6 +118,8 @@ def _dates(column: pa.ChunkedArray, form: str | None, zone: str | None, where: s
         return _times_of_day(column)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = _parsed(column, form, where)
+        if form is not None and not re.search("%[dDjcxsFGUWVyYbB]", form):
+            return _times_of_day(column.cast(pa.time64("ns")))
     elif pa.types.is_date(column.type):
         column = column.cast(pa.timestamp("ns"))
     if not pa.types.is_timestamp(column.type):
@@ -147,10 +152,7 @@ def _localized(plain: pd.DatetimeIndex, zone: str, where: str) -> np.ndarray:
 
 def _parsed(column: pa.ChunkedArray, form: str | None, where: str) -> pa.ChunkedArray:
     if form is None:
-        raise DataError(
-            f"{where}: {short_repr(column[0].as_py())} is not a date of ISO 8601; say its form in the layout (format: "
-            '"%d.%m.%Y %H:%M:%S", say)'
-        )
+        return _iso(column, where)
     texts = column.to_pandas()
     aware = "%z" in form
     dates = pd.to_datetime(texts, format=form, errors="coerce", utc=aware)
@@ -161,6 +163,31 @@ def _parsed(column: pa.ChunkedArray, form: str | None, where: str) -> pa.Chunked
         )
     index = pd.DatetimeIndex(dates).as_unit("ns")
     return pa.chunked_array([pa.array(index.asi8, pa.timestamp("ns", "UTC" if aware else None))])
+
+
+def _iso(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
+    """Dates of ISO 8601 as texts: those that were joined, and those that a file has in two ways."""
+    texts = column.cast(pa.string())
+    zoned = pc.match_substring_regex(texts, r"\d(Z|[+-]\d\d(:?\d\d)?)\s*$").to_numpy(zero_copy_only=False)
+    zoned &= pc.match_substring(texts, ":").to_numpy(zero_copy_only=False)
+    if zoned.any() and not zoned.all():
+        row = int(np.argmax(zoned != zoned[0]))
+        raise DataError(
+            f"{where}: row 1 has {short_repr(texts[0].as_py())} and row {row + 1:,} {short_repr(texts[row].as_py())}: only "
+            "one of them names its zone; add it to the others"
+        )
+    try:
+        dates = pd.to_datetime(texts.to_pandas(), format="ISO8601", errors="coerce", utc=bool(zoned.all()))
+    except (ValueError, OverflowError):
+        dates = pd.Series([pd.NaT] * len(texts))
+    if dates.isna().any():
+        row = int(dates.isna().to_numpy().argmax())
+        raise DataError(
+            f"{where}: row {row + 1:,} has {short_repr(texts[row].as_py())}, which is not a date of ISO 8601; say its form "
+            'in the layout (format: "%d.%m.%Y %H:%M:%S", say)'
+        )
+    index = pd.DatetimeIndex(dates).as_unit("ns")
+    return pa.chunked_array([pa.array(index.asi8, pa.timestamp("ns", "UTC" if zoned.all() else None))])
 
 
 def _times_of_day(column: pa.ChunkedArray) -> np.ndarray:
