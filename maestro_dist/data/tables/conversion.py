@@ -10,11 +10,12 @@ from maestro_dist.data.converters.source import Conversion, as_recordings, count
 from maestro_dist.data.description import Description
 from maestro_dist.data.parts import Remarks
 from maestro_dist.data.tables.gathering import Facts, Named, gather_facts, gather_intervals, names_of
-from maestro_dist.data.tables.labels import Interval, LabelReader
+from maestro_dist.data.tables.labels import LabelReader
 from maestro_dist.data.tables.layout import TableLayout
 from maestro_dist.data.tables.paths import PathPattern, same_names
 from maestro_dist.data.tables.reading import ENDINGS
 from maestro_dist.data.tables.recordings import Shared, TablePart
+from maestro_dist.errors import DataError
 from maestro_dist.types import Modality
 
 _Role = tuple[int, str]
@@ -96,7 +97,7 @@ def _shared(named: list[Named], reader: LabelReader, remarks: Remarks, of_signal
     """What files say that belong to many recordings.
 
     Raises:
-        DataError: none of the names of a file is one of those of the signals.
+        DataError: a file has labels, and none of its names is one of those of the signals.
     """
     shared = Shared()
     for file in sorted(named, key=lambda file: file.about.intervals is not None):  # facts first: they name people
@@ -128,7 +129,7 @@ def _shared(named: list[Named], reader: LabelReader, remarks: Remarks, of_signal
 def _check_names(file: Named, ids: set[str], known: set[str], names: set[str], remarks: Remarks) -> None:
     if not names or not ids:
         return
-    if not known:
+    if not known and file.about.label is not None:
         raise DataError(
             f"{file.file.name}: its recordings or people ({join_names(sorted(ids), 5)}) are none of those of the signals "
             f"({join_names(sorted(names), 5)}); correct the names, or the paths and columns of the layout"
