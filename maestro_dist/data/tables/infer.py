@@ -8,21 +8,17 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from maestro_dist.data.converters.files import AnySource, SourceFile, SourceFiles
+from maestro_dist.data.converters.files import AnySource, SourceFile, SourceFiles, join_names
 from maestro_dist.data.tables.layout import label_text
-from maestro_dist.data.tables.look_columns import (
-    Roles,
-    TimeGuess,
-    file_times,
-    guess_rate,
-    guess_time,
-    roles_of,
-)
+from maestro_dist.data.tables.look_columns import Roles, roles_of, unit_of_item
 from maestro_dist.data.tables.look_files import Looked, look_at
 from maestro_dist.data.tables.look_modalities import modalities_of
 from maestro_dist.data.tables.look_names import plain_name
 from maestro_dist.data.tables.look_paths import PathKind, kinds_of
-from maestro_dist.data.tables.paths import PathPattern
+from maestro_dist.data.tables.look_sessions import find_sessions
+from maestro_dist.data.tables.look_times import TimeGuess, file_times, guess_rate, guess_time, is_absolute
+from maestro_dist.data.tables.look_values import use_number_form
+from maestro_dist.data.tables.paths import PathPattern, same_names
 from maestro_dist.data.tables.reading import ENDINGS, is_binary
 from maestro_dist.data.tables.times import SECOND, UNITS
 from maestro_dist.errors import DataError
@@ -32,6 +28,7 @@ _SAMPLE = 12
 _MOST_CLASSES = 50
 _NICE_S = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 43200, 86400)
 _LEAST_STEPS = 8
+_FEW_TEXTS = 12
 
 
 @dataclass
@@ -52,6 +49,11 @@ class Kind:
     doubts: list[str] = field(default_factory=list)
     spans: list[float] = field(default_factory=list)
 
+    @property
+    def whole(self) -> list[Looked]:
+        """The files that are looked at closely."""
+        return [file for file in self.files if file.complete][:_SAMPLE]
+
 
 @dataclass
 class Found:
@@ -64,6 +66,7 @@ class Found:
     classes: list[str] = field(default_factory=list)
     window: tuple[float, float] = (10.0, 5.0)
     remarks: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
 
 
 def look(source: AnySource, progress: Callable[[str], None] = lambda _: None) -> Found:
@@ -84,11 +87,21 @@ def look(source: AnySource, progress: Callable[[str], None] = lambda _: None) ->
     found.kinds = _kinds(looked, lambda path: _look_at(files, path, named[path]))
     found.kinds.sort(key=lambda kind: (kind.role == "intervals", kind.path.pattern))
     _find_facts(found)
+    signals = [kind for kind in found.kinds if kind.role == "signals"]
+    for kind in found.kinds:
+        _guess_times(kind)
+    _use_absolute_times(signals)
+    for kind in signals:
+        if kind.time is not None:
+            alone = sum(k.role in ("signals", "intervals") for k in found.kinds) == 1
+            find_sessions(kind.whole, kind.roles, kind.time, alone=alone)
     for kind in found.kinds:
         _understand(kind, found)
+        kind.doubts += kind.roles.doubts
     if not any(kind.role == "signals" and kind.modalities for kind in found.kinds):
         raise files.error("no table has columns with measured numbers; write a layout by hand")
     _labels(found)
+    _people(found)
     _window(found)
     found.kinds.sort(key=lambda kind: kind.role == "facts")
     return found
@@ -97,16 +110,25 @@ def look(source: AnySource, progress: Callable[[str], None] = lambda _: None) ->
 def _look_at_all(
     files: SourceFiles, named: dict[str, SourceFile], progress: Callable[[str], None]
 ) -> tuple[list[Looked], list[str]]:
-    looked, broken, seen = [], [], dict[object, int]()
+    looked, broken, empty, seen = [], [], list[str](), dict[object, int]()
     for path, file in sorted(named.items()):
         progress(path)
         try:
-            found = _look_at(files, path, file)
+            content = file.read_binary() if is_binary(file.name) else file.read(files.remarks)
+            if not content.strip():
+                empty.append(path)
+                continue
+            found = look_at(path, file.name, content)
+            if not found.rows:
+                empty.append(path)
+                continue
             seen[found.signature] = seen.get(found.signature, 0) + 1
             looked.append(found if seen[found.signature] <= _SAMPLE else found.without_measurements())
         except DataError as error:
             broken.append(str(error))
     remarks = [f"files that cannot be read as tables, left out ({len(broken)}): {broken[0]}"] if broken else []
+    if empty:
+        remarks.append(f"files without any row, left out ({len(empty)}): {join_names(empty, 5)}")
     return looked, remarks
 
 
@@ -129,10 +151,11 @@ def _kinds(looked: Sequence[Looked], again: Callable[[str], Looked]) -> list[Kin
             own = [by_path[one] for one in path.paths]
             if not any(file.complete for file in own):
                 own = [*(again(file.path) for file in own[:_SAMPLE]), *own[_SAMPLE:]]
-            of = roles[signature]
-            role = "intervals" if of.is_intervals else "signals" if of.numbers or of.label else "unused"
             whole = [file for file in own if file.complete][:_SAMPLE]
-            kinds.append(Kind(path, own, roles_of(whole, facts=False), role, doubts=list(path.doubts)))
+            doubts = [*path.doubts, *use_number_form(own, whole)]
+            of = roles_of(whole, facts=False)
+            role = "intervals" if of.is_intervals else "signals" if of.numbers or of.label else "unused"
+            kinds.append(Kind(path, own, of, role, doubts=doubts))
     return kinds
 
 
@@ -159,11 +182,14 @@ def _find_facts(found: Found) -> None:
                 continue
             texts = file.table.texts(column)
             values = {text for text in texts if text is not None}
-            if len(values) == len(texts) and values and len(values & names) >= 0.5 * min(len(names) or 1, len(values)):
+            known = len(values & names) + len(same_names(names, values))
+            if len(values) == len(texts) and values and known >= 0.5 * min(len(names) or 1, len(values)):
                 kind.role = "facts"
                 kind.roles = roles_of([file], facts=True)
-                known = kind.roles.recording if column == kind.roles.recording else None
-                kind.roles.recording, kind.roles.subject = (column, kind.roles.subject) if known else (None, column)
+                by_recording = column == kind.roles.recording
+                kind.roles.recording, kind.roles.subject = (
+                    (column, kind.roles.subject) if by_recording else (None, column)
+                )
                 kind.roles.numbers = [name for name in kind.roles.numbers if name != column]
                 break
 
@@ -173,33 +199,59 @@ def _is_one_row_each(kind: Kind, column: str) -> bool:
     return len(set(texts)) == len(texts)
 
 
+def _guess_times(kind: Kind) -> None:
+    columns = [kind.roles.start] if kind.role == "intervals" else kind.roles.times if kind.role == "signals" else []
+    if columns and columns[0] is not None:
+        kind.time = guess_time(kind.whole, [column for column in columns if column])
+
+
+def _use_absolute_times(signals: Sequence[Kind]) -> None:
+    """Where some files have dates, and others times from their start but dates too: take the dates."""
+    timed = [kind for kind in signals if kind.roles.times]
+    relative = [kind for kind in timed if not is_absolute(kind.whole, kind.roles.times)]
+    if len(relative) in (0, len(timed)):
+        return
+    for kind in relative:
+        other = next((column for column, _ in kind.roles.left_out if is_absolute(kind.whole, [column])), None)
+        if other is None:
+            kind.doubts.append("times count from a start, those of other files are dates: they do not fit together")
+            continue
+        was, kind.roles.time, kind.roles.clock = kind.roles.time, other, None
+        kind.roles.left_out = [(c, why) for c, why in kind.roles.left_out if c != other] + [(was or "", "another time")]
+        kind.time = guess_time(kind.whole, [other])
+        kind.doubts.append(f"times are {other!r}, as other files have dates, and not {was!r}")
+
+
 def _understand(kind: Kind, found: Found) -> None:
     """Times, rates and modalities of a kind."""
-    roles, files = kind.roles, [file for file in kind.files if file.complete][:_SAMPLE]
-    if kind.role == "intervals":
-        assert roles.start is not None
-        kind.time = guess_time(files, roles.start)
-        kind.doubts += [kind.time.doubt] if kind.time.doubt else []
-        return
+    roles, files = kind.roles, kind.whole
+    if kind.time is not None and kind.time.doubt:
+        kind.doubts.append(kind.time.doubt)
     if kind.role == "facts":
         for column in roles.numbers:
             name, unit = plain_name(column)
             kind.modalities[_free(name or column, found)] = {"columns": [column], "unit": unit}
+    if kind.role != "signals":
         return
-    if kind.role == "unused":
-        return
-    if roles.time is not None:
-        kind.time = guess_time(files, roles.time)
-        kind.doubts += [kind.time.doubt] if kind.time.doubt else []
-    else:
-        kind.doubts.append("there is no time: rows follow each other; correct rate_hz")
+    dialect = files[0].dialect
+    clocks = {file.table.clock[1] for file in files if file.table.clock is not None}
+    if len(clocks) > 1:
+        kind.doubts.append(f"files say different rates: {', '.join(f'{rate:g}' for rate in sorted(clocks))} Hz")
+    if not dialect.header and not clocks:
+        kind.doubts.append(f"there is no header: what are the columns {', '.join(files[0].columns)}?")
+    if roles.time is None and not clocks:
+        hertz = files[0].hertz
+        says = f": {hertz:g} Hz, says a line before the header" if hertz else "; correct rate_hz"
+        kind.doubts.append(f"there is no time: rows follow each other{says}")
     alike = [k for k in found.kinds if k.role == "signals" and set(k.roles.numbers) & set(roles.numbers)]
-    for guess in modalities_of(roles.numbers, kind.path.word, prefix=len(alike) > 1):
-        about: dict[str, object] = {"columns": list(guess.columns), "rate_hz": 1.0, "unit": guess.unit}
+    parts = [[name] for name in roles.numbers] if roles.long else [roles.numbers]
+    for guess in (g for part in parts for g in modalities_of(part, kind.path.word, prefix=len(alike) > 1)):
+        unit = guess.unit or files[0].units.get(guess.columns[0], "") or unit_of_item(files, roles, guess.columns[0])
+        about: dict[str, object] = {"columns": list(guess.columns), "rate_hz": 1.0, "unit": unit}
         if kind.time is not None and roles.time is not None:
             times = []
             for file in files:
-                of = file_times(file, roles.time, kind.time)
+                of = file_times(file, roles.times, kind.time)
                 if of is not None:
                     times += _of_recordings(file, roles, of, guess.columns)
             kind.spans += [float(of[-1] - of[0]) / SECOND for of in times if len(of) > 1]
@@ -210,7 +262,8 @@ def _understand(kind: Kind, found: Found) -> None:
             if rate.doubt:
                 kind.doubts.append(f"{guess.name}: {rate.doubt}")
         else:
-            kind.spans += [float(file.rows) for file in files]
+            about["rate_hz"] = min(clocks, default=files[0].hertz or 1.0)
+            kind.spans += [file.rows / float(str(about["rate_hz"])) for file in files]
         kind.modalities[_free(guess.name, found)] = about
 
 
@@ -222,9 +275,11 @@ def _of_recordings(file: Looked, roles: Roles, times: np.ndarray, columns: Seque
         if values is not None:
             there |= ~np.isnan(values)
     by = [column for column in (roles.subject, roles.recording) if column]
-    if not by:
+    texts: list[Sequence[object]] = [file.table.texts(column) for column in by]
+    if roles.restarts:
+        texts.append(np.cumsum(np.diff(times, prepend=times[:1]) < 0).tolist())
+    if not texts:
         return [np.sort(times[there])]
-    texts = [file.table.texts(column) for column in by]
     ids = np.array(["-".join(map(str, row)) for row in zip(*texts, strict=True)])
     return [np.sort(times[there & (ids == one)]) for one in np.unique(ids)[:_SAMPLE]]
 
@@ -273,6 +328,31 @@ def _labels(found: Found) -> None:
             found.task, found.target = "classification", "the label in the path"
             found.classes = sorted({m["label"] for m in matched if "label" in m}, key=_label_order)
             return
+    _maybe_labels(found)
+
+
+def _maybe_labels(found: Found) -> None:
+    """Without any label: columns with a few texts may be some."""
+    for kind in found.kinds:
+        for column, _ in kind.roles.left_out if kind.role in ("signals", "facts") else ():
+            if column in {kind.roles.unit, *(kind.roles.long and (kind.roles.long.name, kind.roles.long.value) or ())}:
+                continue
+            texts = {t for file in kind.files if column in file.columns for t in set(file.labels(column)) if t is not None}
+            if 2 <= len(texts) <= _FEW_TEXTS and not plain_name(column)[0].endswith("id"):
+                shown = join_names(sorted(texts), 5)
+                kind.doubts.append(f"no label was found; is column {column!r} one ({shown})? see task, classes and label")
+
+
+def _people(found: Found) -> None:
+    """Ask who was measured if nothing says it: one person in two splits is easy to predict."""
+    for kind in found.kinds:
+        names = PathPattern.of(kind.path.pattern).names
+        if kind.roles.subject or "subject" in names:
+            return
+    if sum(len(kind.files) for kind in found.kinds if kind.role == "signals") > 1:
+        found.doubts.append(
+            "no person is named: if some have several recordings, name them ({subject} in a path, or subject: COLUMN)"
+        )
 
 
 def _label_order(text: str) -> tuple[int, float, str]:
@@ -299,8 +379,8 @@ def _label_length(found: Found) -> float:
     for kind in found.kinds:
         if kind.role == "intervals" and kind.time is not None and kind.roles.start:
             for file in [file for file in kind.files if file.complete][:_SAMPLE]:
-                start = file_times(file, kind.roles.start, kind.time)
-                end = file_times(file, kind.roles.end, kind.time) if kind.roles.end else None
+                start = file_times(file, [kind.roles.start], kind.time)
+                end = file_times(file, [kind.roles.end], kind.time) if kind.roles.end else None
                 if kind.roles.duration:
                     lasts = file.numbers(kind.roles.duration)
                     unit = UNITS.get(kind.time.unit, SECOND) / SECOND

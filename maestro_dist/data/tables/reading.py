@@ -18,7 +18,7 @@ import pyarrow.parquet
 from maestro_dist.data.converters.source_file import SourceFile
 from maestro_dist.data.parts import Remarks, join_names
 from maestro_dist.data.plain_values import short_repr
-from maestro_dist.data.tables.layout import TableFile, label_text
+from maestro_dist.data.tables.layout import LongColumns, TableFile, label_text
 from maestro_dist.errors import DataError
 
 ENDINGS = (".csv", ".tsv", ".txt", ".psv", ".parquet", ".pq", ".csv.gz", ".tsv.gz", ".txt.gz", ".psv.gz")
@@ -56,10 +56,8 @@ class Table:
         texts = [self.data.column(name).cast(pa.string()) for name in names]
         return pc.binary_join_element_wise(*map(pc.utf8_trim_whitespace, texts), " ")
 
-    def item(self, name: str) -> pa.ChunkedArray:
+    def item(self, long: LongColumns, name: str) -> pa.ChunkedArray:
         """The values of rows with this name in a long table; empty in all other rows."""
-        long = self._file.long
-        assert long is not None
         names, values = self.data.column(long.name), self.data.column(long.value)
         if pa.types.is_dictionary(names.type):
             names = names.cast(names.type.value_type)
@@ -102,7 +100,8 @@ class Table:
         return [None if v is None or not str(v).strip() else str(v).strip() for v in column.to_pylist()]
 
     def _number(self, name: str) -> np.ndarray:
-        column = self.item(name) if name in self._file.items else self.data.column(name)
+        long = self._file.long
+        column = self.item(long, name) if long is not None and name in self._file.items else self.data.column(name)
         if pa.types.is_null(column.type):
             return np.full(len(self), np.nan)
         if pa.types.is_boolean(column.type):
