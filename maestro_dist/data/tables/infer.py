@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -87,6 +87,7 @@ def look(source: AnySource, progress: Callable[[str], None] = lambda _: None) ->
     found.kinds = _kinds(looked, lambda path: _look_at(files, path, named[path]))
     found.kinds.sort(key=lambda kind: (kind.role == "intervals", kind.path.pattern))
     _find_facts(found)
+    _one_name_of_people(found)
     signals = [kind for kind in found.kinds if kind.role == "signals"]
     for kind in found.kinds:
         _guess_times(kind)
@@ -194,6 +195,22 @@ def _find_facts(found: Found) -> None:
                 break
 
 
+def _one_name_of_people(found: Found) -> None:
+    """Where a column names people in another way than paths do, the column counts, and the path names recordings."""
+    for kind in found.kinds:
+        pattern, column = PathPattern.of(kind.path.pattern), kind.roles.subject
+        if kind.role != "signals" or column is None or "subject" not in pattern.names:
+            continue
+        told = [((pattern.match(PurePosixPath(f.path)) or {}).get("subject"), set(f.labels(column))) for f in kind.files]
+        if any(texts - {path, None} for path, texts in told):
+            for other in found.kinds:
+                doubts = tuple(doubt for doubt in other.path.doubts if "{subject}" not in doubt)
+                text = other.path.pattern.replace("{subject}", "{part1}")
+                other.doubts = [doubt for doubt in other.doubts if "{subject}" not in doubt]
+                other.path = replace(other.path, pattern=text, doubts=doubts)
+            return
+
+
 def _is_one_row_each(kind: Kind, column: str) -> bool:
     texts = kind.files[0].table.texts(column)
     return len(set(texts)) == len(texts)
@@ -246,6 +263,8 @@ def _understand(kind: Kind, found: Found) -> None:
     alike = [k for k in found.kinds if k.role == "signals" and set(k.roles.numbers) & set(roles.numbers)]
     parts = [[name] for name in roles.numbers] if roles.long else [roles.numbers]
     for guess in (g for part in parts for g in modalities_of(part, kind.path.word, prefix=len(alike) > 1)):
+        if clocks:  # their columns have no names
+            guess = replace(guess, name=plain_name(kind.path.word)[0] or guess.name)
         unit = guess.unit or files[0].units.get(guess.columns[0], "") or unit_of_item(files, roles, guess.columns[0])
         about: dict[str, object] = {"columns": list(guess.columns), "rate_hz": 1.0, "unit": unit}
         if kind.time is not None and roles.time is not None:

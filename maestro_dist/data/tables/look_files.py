@@ -162,10 +162,14 @@ def dialect_of(content: bytes) -> Dialect:
     body = lines[skip:]
     rows = [_cells(line, delimiter) for line in body if line.strip()]
     cells = [cell for row in rows[1:] for cell in row]
-    commas = delimiter != "," and any(_DECIMAL_COMMA.fullmatch(cell) for cell in cells)
+    commas = any(_DECIMAL_COMMA.fullmatch(cell) for cell in cells)
     if commas and all(_GROUPS.fullmatch(cell) for cell in cells if "," in cell and _NUMBER.match(cell)):
-        commas = not any(re.fullmatch(r"[-+]?\d*\.\d+", cell) for cell in cells)  # 1,234 and 5.6
+        # 1,234 and 5.6; in quotes, 1,234 alone
+        commas = delimiter != "," and not any(re.fullmatch(r"[-+]?\d*\.\d+", cell) for cell in cells)
     header = bool(rows) and not all(_NUMBER.fullmatch(c) or c.lower() in _EMPTY for c in rows[0])
+    numbers = [cell for cell in rows[0] if _NUMBER.fullmatch(cell)] if header else []
+    if 2 * len(numbers) > len(rows[0]) and not all(cell.isdigit() and len(cell) < 4 for cell in numbers):
+        header = False  # a first row of values with some texts
     if header and len(rows) > 1 and not any(re.search(r"[^\W\d_]", cell) for cell in rows[0]):
         header = False  # dates and numbers only
     return Dialect(

@@ -17,6 +17,7 @@ from maestro_dist.data.tables.reading import MISSING
 _MARKS = (",", ".", " ", "'", "\u00a0", "\u202f", "\u2019")
 _CODES = (-1.0, -9.0, -99.0, -999.0, -9999.0, -99999.0, -32768.0, 999.0, 9999.0, 99999.0, 32767.0, 65535.0)
 """Numbers that devices and people write where there is none."""
+_BEHIND = re.compile(r"[-+]?\d+([.,]\d+)?\s*[^\d\s.,:/-][^\d:/]*")
 _LEAST_CODES, _LEAST_VALUES = 3, 10
 _MOST_TEXTS = 5
 
@@ -66,14 +67,21 @@ def _texts(files: Sequence[Looked], column: str, form: NumberForm) -> None:
     mark = re.escape(files[0].dialect.decimal)
     number = re.compile(rf"[-+]?(\d+({mark}\d*)?|{mark}\d+)([eE][-+]?\d+)?")
     odd = {text: count for text, count in counts.items() if not number.fullmatch(text)}
-    for group in _MARKS if odd else ():
+    if not odd:
+        return
+    for group in _MARKS:
         grouped = re.compile(rf"[-+]?\d{{1,3}}({re.escape(group)}\d{{3}})+({mark}\d*)?")
         if group != files[0].dialect.decimal and all(grouped.fullmatch(text) for text in odd):
             if form.thousands not in ("", group):
                 form.doubts.append(f"column {column!r} is left out: another mark of thousands than other columns")
             form.thousands = form.thousands or group
+            if group in ",.":
+                form.doubts.append(f"column {column!r} has {next(iter(odd))!r}: is {group!r} a mark of thousands?")
             return
-    if sum(odd.values()) > 0.5 * counts.total() or not odd:
+    if all(_BEHIND.fullmatch(text) for text in odd):
+        form.doubts.append(f"column {column!r} is left out: text follows its numbers, such as {next(iter(odd))!r}")
+        return
+    if sum(odd.values()) > 0.5 * counts.total():
         return
     shown = ", ".join(repr(text) for text in list(odd)[:_MOST_TEXTS])
     if len(odd) > _MOST_TEXTS:
