@@ -131,8 +131,8 @@ def _check_names(file: Named, ids: set[str], known: set[str], names: set[str], r
         return
     if not known and file.about.label is not None:
         raise DataError(
-            f"{file.file.name}: its recordings or people ({join_names(sorted(ids), 5)}) are none of those of the signals "
-            f"({join_names(sorted(names), 5)}); correct the names, or the paths and columns of the layout"
+            f"{file.file.name}: its recordings or people ({join_names(sorted(ids), 5)}) are none of those of the "
+            f"signals ({join_names(sorted(names), 5)}); correct the names, or the paths and columns of the layout"
         )
     for name in sorted(ids - known):
         remarks.warn("recordings with labels or facts but without signals, left out", name)

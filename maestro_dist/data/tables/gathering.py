@@ -218,9 +218,7 @@ def _counted(rows: int, first: int, about: TableFile) -> np.ndarray:
     return np.round(np.arange(first, first + rows) * (SECOND / rates.pop())).astype(np.int64)
 
 
-def _by_recording(
-    table: Table, named: Named, times: np.ndarray | None = None
-) -> list[tuple[str, np.ndarray | None]]:
+def _by_recording(table: Table, named: Named, times: np.ndarray | None = None) -> list[tuple[str, np.ndarray | None]]:
     """(recording, its rows; None: all) in the order of their first rows. `times`: to see where time goes back."""
     found = _by_names(table, named)
     return found if times is None or not named.about.restarts else [run for one in found for run in _runs(one, times)]

@@ -54,14 +54,13 @@ class TimeColumn(Section):
 
     column: Text | Annotated[list[Text], Field(min_length=1)]
     """The column with the time of each row; a list such as [Date, Time] is joined with spaces, as a date."""
-    unit: TimeUnit = "s"
-    """Unit of a number, counted from any moment that all files of a recording share; date: a date with time, or a time
-    of day."""
+    unit: TimeUnit | PositiveFloat = "s"
+    """Unit of a number, counted from any moment that all files of a recording share: a name, or seconds (30: it counts
+    epochs of 30 s); date: a date with time, or a time of day."""
     format: Text | None = None
     """Form of a date, if it is not ISO 8601: "%d.%m.%Y %H:%M:%S", say."""
     zone: Text | None = None
     """Time zone of dates that do not name one, such as Europe/Berlin; needed where clocks change in a recording."""
-
 
     @property
     def columns(self) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from maestro_dist.data.tables.infer import Found, Kind
+from maestro_dist.data.tables.look_kinds import Found, Kind
 
 CHECK = "# CHECK: "
 

@@ -18,6 +18,7 @@ from maestro_dist.data.tables.look_names import (
     RECORDING,
     SPLIT,
     SUBJECT,
+    TIME,
     UNIT,
     VALUE,
     may_be_label,
@@ -25,16 +26,18 @@ from maestro_dist.data.tables.look_names import (
 )
 from maestro_dist.data.tables.look_times import TIME_UNITS, are_dates, in_epoch, is_clock, is_day
 
-_TIME = {
-    "time", "timestamp", "time_stamp", "datetime", "date_time", "date", "ts", "t", "unixtime", "unix_time", "unix",
-    "epoch", "seconds", "secs", "sec", "s", "ms", "millis", "milliseconds", "elapsed", "charttime", "utc", "clock",
-    "local_time", "zeit", "datum", "zeitstempel", "uhrzeit", "heure", "fecha", "hora", "minutes", "hours", "hour",
+_START = {
+    "start", "begin", "onset", "from", "begins", "starts", "start_time", "begin_time", "starttime", "time_start",
+    "start_date", "startdate", "date_start", "start_datetime", "beginn",
 }  # fmt: skip
-_START = {"start", "begin", "onset", "from", "begins", "starts", "start_time", "begin_time", "starttime", "time_start"}
-_END = {"end", "stop", "offset", "to", "until", "finish", "ends", "end_time", "stop_time", "endtime", "time_end"}
+_END = {
+    "end", "stop", "offset", "to", "until", "finish", "ends", "end_time", "stop_time", "endtime", "time_end",
+    "end_date", "enddate", "date_end", "end_datetime", "ende",
+}  # fmt: skip
 _DURATION = {"duration", "length", "dur", "lasts"}
 _INDEX = re.compile(
-    r"(unnamed_*\d*|index|row|row_?(id|number|num)|sample|frame|seq|sequence|counter|no|nr|index_level_\d+)"
+    r"(unnamed_*\d*|index|(row|sample|frame|packet|line)_?(id|index|number|num|no|count|counter)?|seq|sequence|counter|no|nr"
+    r"|index_level_\d+|package_?num(ber)?)"
 )
 _IDENTIFIER = re.compile(r"(.*_)?(id|ids|uuid|guid|serial|serial_number)")
 _MOST_ITEMS = 300
@@ -126,7 +129,7 @@ def _find_time(files: Sequence[Looked], roles: Roles, names: dict[str, str]) -> 
     """The column with the time, and the one with the time of day if that is another one."""
     first = files[0]
     free = [c for c in first.columns if c not in _used(roles)]
-    named = [c for c in free if names[c] in _TIME] + [c for c in free if names[c] in _START]
+    named = [c for c in free if names[c] in TIME] + [c for c in free if names[c] in _START]
     named += [c for c in free if c not in named and _is_time_name(names[c])]
     dates = [c for c in free if are_dates(files, c)]
     usable = [c for c in named if c in dates or first.numbers(c) is not None]
@@ -177,25 +180,19 @@ def unit_of_item(files: Sequence[Looked], roles: Roles, item: str) -> str:
 
 def _no_value(files: Sequence[Looked], column: str, name: str, *, facts: bool) -> str:
     """Why a column of numbers is not measured; empty if it is."""
-    counts = all(_counts_rows(file, column) for file in files)
+    counts = all(file.counts_rows(column) for file in files)
     if _INDEX.fullmatch(name or "index") and (name or counts):
         return "a row number"
+    found = [values[~np.isnan(values)] for file in files if (values := file.numbers(column)) is not None]
+    if _IDENTIFIER.fullmatch(name) and all(np.equal(np.mod(values, 1), 0).all() for values in found):
+        return "an identifier"
     if facts:
         return ""
     if counts and files[0].rows > 20:
         return "a row number"
-    found = [values for file in files if (values := file.numbers(column)) is not None]
-    steps = np.concatenate([np.diff(values[~np.isnan(values)]) for values in found])
-    if _IDENTIFIER.fullmatch(name) and all(np.equal(np.mod(v[~np.isnan(v)], 1), 0).all() for v in found):
-        return "an identifier"
-    timely = name in _TIME | _START | _END or _is_time_name(name) or in_epoch(files, column)
+    steps = np.concatenate([np.diff(values) for values in found])
+    timely = name in TIME or name.rpartition("_")[2] in _START | _END or _is_time_name(name) or in_epoch(files, column)
     return "another time" if timely and len(steps) and (steps < 0).mean() <= 0.01 else ""
-
-
-def _counts_rows(file: Looked, column: str) -> bool:
-    """Whether a column has 0, 1, 2, ... or 1, 2, 3, ..."""
-    values = file.numbers(column)
-    return values is not None and len(values) > 0 and values[0] in (0, 1) and bool((np.diff(values) == 1).all())
 
 
 def _used(roles: Roles) -> set[str | None]:
@@ -207,7 +204,9 @@ def _used(roles: Roles) -> set[str | None]:
 
 def _is_time_name(name: str) -> bool:
     words = name.split("_")
-    return bool({"time", "timestamp", "datetime", "date", "datum", "zeit"} & set(words)) or name in TIME_UNITS and len(name) > 2
+    return bool({"time", "timestamp", "datetime", "date", "datum", "zeit"} & set(words)) or (
+        name in TIME_UNITS and len(name) > 2
+    )
 
 
 def _steady(file: Looked, columns: Sequence[str], names: dict[str, str]) -> str | None:
@@ -217,6 +216,6 @@ def _steady(file: Looked, columns: Sequence[str], names: dict[str, str]) -> str 
         if values is None or len(values) < 20 or _INDEX.fullmatch(names[column] or "index"):
             return None
         steps = np.diff(values)
-        if (steps > 0).all() and not _counts_rows(file, column) and steps.max() < 100 * np.median(steps):
+        if (steps > 0).all() and not file.counts_rows(column) and steps.max() < 100 * np.median(steps):
             return column
     return None

@@ -13,13 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from maestro_dist.data.parts import Remarks
-from maestro_dist.data.tables.layout import LongColumns, TableFile
+from maestro_dist.data.tables.layout import LongColumns, TableFile, TableModality
 from maestro_dist.data.tables.look_names import TEXT_NAMES, plain_name
 from maestro_dist.data.tables.reading import MISSING, Table, column_names, is_parquet, parse_table, plain_content
 from maestro_dist.errors import DataError
 
 _DELIMITERS = ("\t", ";", "|", ",", " ")
 _LINES, _FEW = 50, 200
+_TOGETHER = 3
 _NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?")
 _DECIMAL_COMMA = re.compile(r"[-+]?(\d+|\d{1,3}(\.\d{3})+),\d+")
 _GROUPS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?")
@@ -47,7 +48,7 @@ class Dialect:
         """An entry of a layout that reads such a file."""
         given = {**vars(self), "missing": list(self.missing)}
         if self.start_and_rate:
-            return TableFile(path="x", modalities={"x": {"columns": ["c1"]}}, **given)
+            return TableFile(path="x", modalities={"x": TableModality(columns=["c1"])}, **given)
         return TableFile(path="x", facts=True, subject="x", **given)
 
     def changes(self) -> dict[str, object]:
@@ -108,6 +109,11 @@ class Looked:
                 self._numbers[name] = None
         return self._numbers[name]
 
+    def counts_rows(self, column: str) -> bool:
+        """Whether a column has 0, 1, 2, ... or 1, 2, 3, ..."""
+        values = self.numbers(column)
+        return values is not None and len(values) > 0 and values[0] in (0, 1) and bool((np.diff(values) == 1).all())
+
     def labels(self, column: str) -> list[str | None]:
         """A column of labels as text; empty if it was not kept."""
         return self.table.labels(column) if column in self.table.data.column_names else []
@@ -154,11 +160,10 @@ def dialect_of(content: bytes) -> Dialect:
     said = _SEPARATOR.fullmatch(used[0].strip("\ufeff \r\n")) if used else None
     used = used[1:] if said else used
     delimiter, columns = _delimiter(used, said[1] if said else "")
-    skip = 0
-    for line in lines:
-        if line.strip() and not line.startswith("#") and len(_cells(line, delimiter)) == columns:
-            break
-        skip += 1
+    fits = [bool(line.strip()) and len(_cells(line, delimiter)) == columns for line in lines]
+    comment = [line.startswith("#") for line in lines]
+    # the first line of some that all have the usual number of cells
+    skip = next((n for n in range(len(lines)) if not comment[n] and all(fits[n : n + _TOGETHER])), len(lines))
     body = lines[skip:]
     rows = [_cells(line, delimiter) for line in body if line.strip()]
     cells = [cell for row in rows[1:] for cell in row]

@@ -22,18 +22,26 @@ RECORDING = {
 }  # fmt: skip
 GROUP = {"group", "site", "hospital", "centre", "center", "ward", "device", "device_id", "cohort"}
 SPLIT = {"split", "set", "partition", "subset"}
+TIME = {
+    "time", "timestamp", "time_stamp", "datetime", "date_time", "date", "ts", "t", "unixtime", "unix_time", "unix",
+    "epoch", "seconds", "secs", "sec", "s", "ms", "millis", "milliseconds", "elapsed", "charttime", "utc", "clock",
+    "local_time", "zeit", "datum", "zeitstempel", "uhrzeit", "heure", "fecha", "hora", "minutes", "hours", "hour",
+}  # fmt: skip
 TEXT_NAMES = LABEL | SUBJECT | RECORDING | GROUP | SPLIT
 """Columns that are text also where they look like numbers."""
 ITEM = {
-    "item", "itemname", "item_name", "itemid", "item_id", "variable", "variable_name", "parameter", "param", "measurement",
-    "measure", "signal", "sensor", "channel", "concept", "concept_name", "code", "vital", "test", "analyte", "feature",
-    "metric", "type", "name", "observation", "quantity", "field", "label", "key",
+    "item", "itemname", "item_name", "itemid", "item_id", "variable", "variable_name", "parameter", "param",
+    "measurement", "measure", "signal", "sensor", "channel", "concept", "concept_name", "code", "vital", "test", "analyte",
+    "feature", "metric", "type", "observation", "quantity", "field",
 }  # fmt: skip
 VALUE = {"value", "valuenum", "value_num", "val", "result", "reading", "wert", "numeric_value", "measured_value"}
 UNIT = {"unit", "units", "valueuom", "uom", "value_uom", "einheit"}
-_LABEL_ENDS = ("label", "labels", "class", "target", "annotation")
+_LABEL_ENDS = (
+    "label", "labels", "class", "target", "annotation", "death", "died", "mortality", "outcome", "diagnosis",
+)  # fmt: skip
 _LETTERS = str.maketrans({
-    "ä": "ae", "ö": "oe", "ü": "ue", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue", "ß": "ss", "µ": "u", "μ": "u", "ø": "o", "æ": "ae",
+    "ä": "ae", "ö": "oe", "ü": "ue", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue", "ß": "ss", "µ": "u", "μ": "u", "ø": "o",
+    "æ": "ae",
 })  # fmt: skip
 _UNIT_OF_NAME = re.compile(r"^(.*?)[\s_]*[\[(]\s*([^\])]+?)\s*[\])]\s*$")
 

@@ -30,6 +30,7 @@ _DATES = (
     "%H:%M:%S.%f", "%H:%M:%S,%f", "%H:%M:%S", "%H:%M", "%I:%M:%S %p",
     "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%Y/%m/%d", "%d-%m-%Y", "%m-%d-%Y", "%d-%b-%Y",
 )  # fmt: skip
+_PLAIN = re.compile(r"[-+]?\d{1,7}([.,]\d+)?")
 _DATE = re.compile(r".*\d:\d\d.*|\d{8}T?\d{6}")
 _DAY = re.compile(r"\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./](\d{1,2}|[A-Za-z]{3})[-./](\d{4}|\d{2})")
 _CLOCK = re.compile(r"\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?( ?[AaPp][Mm])?")
@@ -110,13 +111,17 @@ def guess_time(files: Sequence[Looked], columns: Sequence[str]) -> TimeGuess:
     if pa.types.is_timestamp(kind) or pa.types.is_time(kind) or pa.types.is_date(kind):
         return TimeGuess("date")
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        return _guess_date(files, columns)
+        texts = [text for text in files[0].table.column(column).slice(0, 100).to_pylist() if text]
+        numbers = sum(bool(_PLAIN.fullmatch(str(text).strip())) for text in texts)
+        return TimeGuess(known or "s") if numbers > 0.5 * len(texts) else _guess_date(files, columns)
     values = next((v for file in files if (v := file.numbers(column)) is not None), np.zeros(1))
     usual = float(np.nanmedian(values))
     epoch = next((unit for unit, low, high in _EPOCHS if low < usual < high), None)
     if epoch is not None:
-        same = len(np.unique(values)) < 0.1 * len(values)
-        return TimeGuess(epoch, doubt=f"most times are {values[0]:g}: were digits lost in a spreadsheet?" if same else "")
+        same = len(np.unique(values)) <= 3 < 0.05 * len(values)
+        return TimeGuess(
+            epoch, doubt=f"most times are {values[0]:g}: were digits lost in a spreadsheet?" if same else ""
+        )
     if known is not None:
         return TimeGuess(known)
     steps = np.diff(values[~np.isnan(values)])
@@ -136,7 +141,9 @@ def _guess_date(files: Sequence[Looked], columns: Sequence[str]) -> TimeGuess:
                 nanoseconds(of, "date", None, None, "times")
         except DataError as error:
             reason = str(error).partition(": ")[2].partition("; say its form")[0]
-            return TimeGuess("date", doubt=f"what form is {example!r}? {reason}; write format: with %d, %m, %Y, %H, %M, %S")
+            return TimeGuess(
+                "date", doubt=f"what form is {example!r}? {reason}; write format: with %d, %m, %Y, %H, %M, %S"
+            )
         return TimeGuess("date")
     # read rightly, times lie together; with AM and PM, the month is first in most files
     order = sorted(fits, key=lambda form: (fits[form], form is not None and "%p" in form and form.startswith("%d")))
@@ -177,7 +184,8 @@ class RateGuess:
 
 def guess_rate(times: Sequence[np.ndarray]) -> RateGuess:
     """The rate of rows. `times`: int64 ns of the rows of some files that have a value."""
-    steps = np.concatenate([np.diff(np.sort(of)) for of in times if len(of) > 1] or [np.zeros(0, np.int64)])
+    all_steps = [np.diff(np.sort(of)) for of in times if len(of) > 1]
+    steps = np.concatenate(all_steps or [np.zeros(0, np.int64)])
     positive = steps[steps > 0]
     if not len(positive):
         return RateGuess(1.0, doubt="there are too few rows to see the rate")
@@ -189,12 +197,30 @@ def guess_rate(times: Sequence[np.ndarray]) -> RateGuess:
         return RateGuess(
             rate, "mean", f"about {rows:.0f} rows share one time: finer times, or no time and rate_hz: {rows * rate:g}?"
         )
+    mixed = _mixed_rates(all_steps)
+    if len(mixed) > 1:
+        shown = ", ".join(f"{of:g}" for of in mixed)
+        return RateGuess(
+            mixed[0], "mean", f"files have different rates ({shown} Hz): a step is now the mean of its rows"
+        )
     regular = float((np.abs(steps - usual * SECOND) <= 0.5 * usual * SECOND).mean())
     if regular < 0.9:
         step = min(_STEPS_S, key=lambda nice: abs(np.log(nice / usual)))
         text = f"irregular times: a step is now {step:g} s, the mean of its rows"
         return RateGuess(float(f"{1 / step:.9g}"), "mean", text)
     return RateGuess(rate)
+
+
+def _mixed_rates(all_steps: Sequence[np.ndarray]) -> list[float]:
+    """The rates of files, each of which is regular, if they differ by more than a tenth."""
+    rates = set()
+    for steps in all_steps:
+        usual = float(np.median(steps))
+        if len(steps) < 20 or usual <= 0 or (np.abs(steps - usual) <= 0.5 * usual).mean() < 0.9:
+            continue
+        rates.add(_nice(SECOND / usual, SECOND / float(steps[np.abs(steps - usual) <= 0.5 * usual].mean())))
+    found = sorted(rates)
+    return found if found and found[-1] > 1.1 * found[0] else found[:1]
 
 
 def _nice(rate_hz: float, mean_hz: float) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from maestro_dist.data.tables.look_files import Looked
-from maestro_dist.data.tables.look_names import TEXT_NAMES, plain_name
+from maestro_dist.data.tables.look_names import TEXT_NAMES, TIME, plain_name
 from maestro_dist.data.tables.reading import MISSING
 
 _MARKS = (",", ".", " ", "'", "\u00a0", "\u202f", "\u2019")
@@ -75,9 +75,20 @@ def _texts(files: Sequence[Looked], column: str, form: NumberForm) -> None:
             if form.thousands not in ("", group):
                 form.doubts.append(f"column {column!r} is left out: another mark of thousands than other columns")
             form.thousands = form.thousands or group
-            if group in ",.":
+            sure = any(text.count(group) > 1 or files[0].dialect.decimal in text for text in odd)
+            if group in ",." and not sure:
                 form.doubts.append(f"column {column!r} has {next(iter(odd))!r}: is {group!r} a mark of thousands?")
             return
+    if plain_name(column)[0] in TIME and sum(odd.values()) <= 0.5 * counts.total():
+        text = next(iter(odd))
+        path, row = next(
+            (f.path, n)
+            for f in files
+            for n, cell in enumerate(f.table.column(column).to_pylist(), 1)
+            if str(cell).strip() == text
+        )
+        form.doubts.append(f"column {column!r} has {text!r} in row {row:,} of {path}: remove the row")
+        return
     if all(_BEHIND.fullmatch(text) for text in odd):
         form.doubts.append(f"column {column!r} is left out: text follows its numbers, such as {next(iter(odd))!r}")
         return

@@ -55,8 +55,8 @@ class PathPattern:
 def same_names(names: Collection[str], others: Collection[str]) -> dict[str, str]:
     """Names of people that two files write in different ways, such as 01 and sub-1: name -> other.
 
-    Only numbers, with or without a word for a person, and only where there is no doubt: a name that is among the others,
-    or a number that two names have, is nobody else's.
+    Only numbers, with or without a word for a person, and only where there is no doubt: a name that is among the
+    others, or a number that two names have, is nobody else's.
     """
     shared = set(names) & set(others)
     own, theirs = (_by_number({*of} - shared) for of in (names, others))

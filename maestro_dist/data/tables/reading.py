@@ -37,9 +37,7 @@ class Table:
     clock  (start in s, rate in Hz) of a file whose first rows say them (`start_and_rate`)
     """
 
-    def __init__(
-        self, name: str, data: pa.Table, file: TableFile, clock: tuple[float, float] | None = None
-    ) -> None:
+    def __init__(self, name: str, data: pa.Table, file: TableFile, clock: tuple[float, float] | None = None) -> None:
         self.name, self.data, self._file, self.clock = name, data, file, clock
 
     def __len__(self) -> int:

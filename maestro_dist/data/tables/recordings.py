@@ -107,7 +107,9 @@ class TablePart:
             recording.intervals += self.shared.intervals.get(one, [])
         for one in self.shared.ids([texts["subject"]] if "subject" in texts else names):
             own = self.shared.person_intervals.get(one, [])
-            (recording.of_person if "subject" in texts and texts["subject"] != name else recording.intervals).extend(own)
+            (recording.of_person if "subject" in texts and texts["subject"] != name else recording.intervals).extend(
+                own
+            )
         if "subject" in texts:
             for one in set(self.shared.ids([texts["subject"]])) - set(self.shared.ids(names)):
                 recording.of_person += self.shared.intervals.get(one, [])
@@ -171,9 +173,7 @@ class TablePart:
                 )
             reach = max(reach, end)
 
-    def _of_person(
-        self, name: str, recording: Gathered, span: tuple[int, int], remarks: Remarks
-    ) -> list[Interval]:
+    def _of_person(self, name: str, recording: Gathered, span: tuple[int, int], remarks: Remarks) -> list[Interval]:
         """Those labels of the person that are in this recording; the others may be in another one."""
         inside = [i for i in recording.of_person if i[0] < span[1] and i[1] > span[0]]
         if recording.of_person and not inside:

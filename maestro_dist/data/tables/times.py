@@ -20,7 +20,9 @@ _DAY, _HOUR = 86_400 * SECOND, 3_600 * SECOND
 _MOST = 2**62
 
 
-def nanoseconds(column: pa.ChunkedArray, unit: str, form: str | None, zone: str | None, where: str) -> np.ndarray:
+def nanoseconds(
+    column: pa.ChunkedArray, unit: str | float, form: str | None, zone: str | None, where: str
+) -> np.ndarray:
     """Times as int64 nanoseconds [rows].
 
     unit, form, zone   as in `TimeColumn`
@@ -38,19 +40,22 @@ def nanoseconds(column: pa.ChunkedArray, unit: str, form: str | None, zone: str 
         return np.zeros(0, dtype=np.int64)
     if unit == "date":
         return _dates(column, form, zone, where)
+    factor = UNITS[unit] if isinstance(unit, str) else round(unit * SECOND)
     if pa.types.is_timestamp(column.type) or pa.types.is_time(column.type):
         raise DataError(
             f"{where}: it has dates such as {column[0].as_py()}, but the layout says unit: {unit}; use date"
         )
     if pa.types.is_integer(column.type):
         numbers = column.to_numpy()
-        if len(numbers) and int(np.abs(numbers.astype(np.float64)).max()) * UNITS[unit] > _MOST:
+        if len(numbers) and int(np.abs(numbers.astype(np.float64)).max()) * factor > _MOST:
             raise DataError(f"{where}: {numbers[0]} is no time in {unit}; correct its unit in the layout")
-        return np.asarray(numbers.astype(np.int64) * UNITS[unit])
+        return np.asarray(numbers.astype(np.int64) * factor)
     if not (pa.types.is_floating(column.type) or pa.types.is_decimal(column.type)):
-        odd = next((v for v in column.to_pylist() if not _is_number(v)), column[0].as_py())
-        raise DataError(f"{where}: {short_repr(odd)} is not a number; for dates use unit: date")
-    numbers = column.cast(pa.float64(), safe=False).to_numpy() * UNITS[unit]
+        row, odd = next(
+            ((n, v) for n, v in enumerate(column.to_pylist(), 1) if not _is_number(v)), (1, column[0].as_py())
+        )
+        raise DataError(f"{where}: {short_repr(odd)} in row {row:,} is not a number; for dates use unit: date")
+    numbers = column.cast(pa.float64(), safe=False).to_numpy() * factor
     bad = ~(np.abs(numbers) < _MOST)
     if bad.any():
         row = int(np.argmax(bad))
@@ -175,8 +180,8 @@ def _iso(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
     if zoned.any() and not zoned.all():
         row = int(np.argmax(zoned != zoned[0]))
         raise DataError(
-            f"{where}: row 1 has {short_repr(texts[0].as_py())} and row {row + 1:,} {short_repr(texts[row].as_py())}: only "
-            "one of them names its zone; add it to the others"
+            f"{where}: row 1 has {short_repr(texts[0].as_py())} and row {row + 1:,} {short_repr(texts[row].as_py())}: "
+            "only one of them names its zone; add it to the others"
         )
     try:
         dates = pd.to_datetime(texts.to_pandas(), format="ISO8601", errors="coerce", utc=bool(zoned.all()))
@@ -185,8 +190,8 @@ def _iso(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
     if dates.isna().any():
         row = int(dates.isna().to_numpy().argmax())
         raise DataError(
-            f"{where}: row {row + 1:,} has {short_repr(texts[row].as_py())}, which is not a date of ISO 8601; say its form "
-            'in the layout (format: "%d.%m.%Y %H:%M:%S", say)'
+            f"{where}: row {row + 1:,} has {short_repr(texts[row].as_py())}, which is not a date of ISO 8601; say its "
+            'form in the layout (format: "%d.%m.%Y %H:%M:%S", say)'
         )
     index = pd.DatetimeIndex(dates).as_unit("ns")
     return pa.chunked_array([pa.array(index.asi8, pa.timestamp("ns", "UTC" if zoned.all() else None))])
