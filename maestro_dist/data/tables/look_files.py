@@ -143,6 +143,12 @@ def look_at(path: str, name: str, content: bytes) -> Looked:
         raise DataError(f"{name}: its header has the time {moment} in the place of a name; put it into a column")
     texts = [column for column in columns if plain_name(column)[0] in TEXT_NAMES]
     table = parse_table(name, content, entry, set(columns), texts)
+    kinds = {column: table.column(column).type for column in columns}
+    clocks = [column for column in columns if pa.types.is_time(kinds[column])]
+    days = [c for c in columns if pa.types.is_date(kinds[c])]
+    if clocks and not is_parquet(name) and (days or any(pa.types.is_string(kind) for kind in kinds.values())):
+        # a day and a time in two columns are joined as they are written
+        table = parse_table(name, content, entry, set(columns), [*texts, *clocks, *days])
     hertz = next((float(of[1]) for line in start[: dialect.skip_rows] if (of := _HERTZ.search(line))), None)
     units: dict[str, str] = {}
     if dialect.units_row:
@@ -173,7 +179,7 @@ def dialect_of(content: bytes) -> Dialect:
         commas = delimiter != "," and not any(re.fullmatch(r"[-+]?\d*\.\d+", cell) for cell in cells)
     header = bool(rows) and not all(_NUMBER.fullmatch(c) or c.lower() in _EMPTY for c in rows[0])
     numbers = [cell for cell in rows[0] if _NUMBER.fullmatch(cell)] if header else []
-    if 2 * len(numbers) > len(rows[0]) and not all(cell.isdigit() and len(cell) < 4 for cell in numbers):
+    if header and 2 * len(numbers) > len(rows[0]) and not all(cell.isdigit() and len(cell) < 4 for cell in numbers):
         header = False  # a first row of values with some texts
     if header and len(rows) > 1 and not any(re.search(r"[^\W\d_]", cell) for cell in rows[0]):
         header = False  # dates and numbers only

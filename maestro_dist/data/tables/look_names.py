@@ -31,8 +31,8 @@ TEXT_NAMES = LABEL | SUBJECT | RECORDING | GROUP | SPLIT
 """Columns that are text also where they look like numbers."""
 ITEM = {
     "item", "itemname", "item_name", "itemid", "item_id", "variable", "variable_name", "parameter", "param",
-    "measurement", "measure", "signal", "sensor", "channel", "concept", "concept_name", "code", "vital", "test", "analyte",
-    "feature", "metric", "type", "observation", "quantity", "field",
+    "measurement", "measure", "signal", "sensor", "channel", "concept", "concept_name", "code", "vital", "test",
+    "analyte", "feature", "metric", "type", "observation", "quantity", "field",
 }  # fmt: skip
 VALUE = {"value", "valuenum", "value_num", "val", "result", "reading", "wert", "numeric_value", "measured_value"}
 UNIT = {"unit", "units", "valueuom", "uom", "value_uom", "einheit"}
