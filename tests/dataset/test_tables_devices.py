@@ -202,8 +202,8 @@ def test_columns_that_are_no_measurements(tmp_path: Path) -> None:
     head = "time,packet_counter,log_id,sensor_timestamp,window_end,acc_x,acc_y,activity,activity_id,sepsis_label"
     for person in range(2):
         rows = [
-            f"{k / 10:.1f},{k % 256},{4711 + k // 99},{5000 + k * 100},{k / 10 + 1:.1f},{draws(2)},{'ab'[k // 100 % 2]},"
-            f"{k // 100 % 2},{k // 200}"
+            f"{k / 10:.1f},{k % 256},{4711 + k // 99},{5000 + k * 100},{k / 10 + 1:.1f},{draws(2)},"
+            f"{'ab'[k // 100 % 2]},{k // 100 % 2},{k // 200}"
             for k in range(400)
         ]
         lines(tmp_path / f"many/P{person}.csv", [head, *rows])

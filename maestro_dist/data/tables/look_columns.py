@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from maestro_dist.data.tables.layout import LongColumns
 from maestro_dist.data.tables.look_files import Looked
@@ -150,7 +152,8 @@ def _find_long(files: Sequence[Looked], roles: Roles, names: dict[str, str]) -> 
     value = next((c for c in values if any(file.numbers(c) is not None for file in files)), next(iter(values), None))
     if item is None or value is None:
         return
-    found = {text: 0 for file in files for text in file.table.texts(item) if text is not None}
+    texts = [text for file in files for text in pc.unique(file.table.column(item)).cast(pa.string()).to_pylist()]
+    found = dict.fromkeys(text.strip() for text in texts if text is not None and text.strip())
     rows = sum(file.rows for file in files)
     if not 2 <= len(found) <= _MOST_ITEMS or rows < _LEAST_ROWS_OF_ITEM * len(found):
         return
@@ -167,12 +170,13 @@ def unit_of_item(files: Sequence[Looked], roles: Roles, item: str) -> str:
     """The unit that most rows of a name have in the column of units, or an empty text."""
     if roles.long is None or roles.unit is None:
         return ""
-    units = Counter(
-        unit
-        for file in files
-        for name, unit in zip(file.table.texts(roles.long.name), file.table.texts(roles.unit), strict=True)
-        if name == item and unit is not None
-    )
+    units: Counter[str] = Counter()
+    for file in files:
+        of_item = pc.equal(pc.utf8_trim_whitespace(file.table.column(roles.long.name).cast(pa.string())), item)
+        column = file.table.column(roles.unit).filter(pc.fill_null(of_item, False))
+        for pair in pc.value_counts(column.cast(pa.string())).to_pylist():
+            if pair["values"] is not None and pair["values"].strip():
+                units[pair["values"].strip()] += pair["counts"]
     if len(units) > 1:
         roles.doubts.append(f"{item!r} has several units: {', '.join(sorted(units))}")
     return units.most_common(1)[0][0] if units else ""

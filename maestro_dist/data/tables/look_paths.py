@@ -24,7 +24,7 @@ _PERSON = re.compile(
     r"(s|p|u|sub|subj|subject|person|patient|participant|user|id|proband|vp|pt)[-_]?\d+([a-z]{3,})?", re.IGNORECASE
 )
 _PERSON_WORD = re.compile(
-    r"(sub|subj|subject|person|patient|participant|user|proband|vp|pt|(subject|person|patient|participant|user)_?id)s?",
+    r"(sub|subj|subject|person|patient|participant|user|proband|vp|pt|((subject|person|patient|participant|user)_?)?id)s?",
     re.IGNORECASE,
 )
 _CUT = re.compile(r"([/_\-. =])")
@@ -106,6 +106,8 @@ def _meaning(rows: list[list[str]], place: int, others: Sequence[int], labelled:
         return "label"
     if len(values) > _MOST_SENSORS or len(values) == len(rows) or any(re.search(r"\d", v) for v in values):
         return "name"
+    if any(len({row[q] for row in rows}) == len(values) == len({(row[q], row[place]) for row in rows}) for q in others):
+        return "name"  # it goes with another part, as the letters of a person with the number
     sensor_words = sum(bool(_SENSORS.fullmatch(value)) for value in values)
     rest = {tuple(row[q] for q in others) for row in rows}
     complete = len(rows) >= 0.9 * len(values) * len(rest)

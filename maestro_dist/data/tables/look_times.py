@@ -191,7 +191,7 @@ def guess_rate(times: Sequence[np.ndarray]) -> RateGuess:
         return RateGuess(1.0, doubt="there are too few rows to see the rate")
     usual = float(np.median(positive)) / SECOND
     near = positive[np.abs(positive - usual * SECOND) <= 0.5 * usual * SECOND]
-    rate = _nice(1 / usual, SECOND / float(near.mean()))
+    rate = _nice(1 / usual, SECOND / float(near.mean()) if len(near) else 1 / usual)
     if len(positive) < 0.5 * len(steps):
         rows = len(steps) / max(1, len(positive))
         return RateGuess(
@@ -204,11 +204,17 @@ def guess_rate(times: Sequence[np.ndarray]) -> RateGuess:
             mixed[0], "mean", f"files have different rates ({shown} Hz): a step is now the mean of its rows"
         )
     regular = float((np.abs(steps - usual * SECOND) <= 0.5 * usual * SECOND).mean())
-    if regular < 0.9:
+    if regular < 0.9 and not all(_on_steps(np.sort(of), rate) for of in times):
         step = min(_STEPS_S, key=lambda nice: abs(np.log(nice / usual)))
         text = f"irregular times: a step is now {step:g} s, the mean of its rows"
         return RateGuess(float(f"{1 / step:.9g}"), "mean", text)
     return RateGuess(rate)
+
+
+def _on_steps(times: np.ndarray, rate_hz: float) -> bool:
+    """Whether times lie on steps of a rate, however many steps are missing."""
+    places = (times - times[:1]) * (rate_hz / SECOND)
+    return bool((np.abs(places - np.round(places)) <= 0.1).all())
 
 
 def _mixed_rates(all_steps: Sequence[np.ndarray]) -> list[float]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from maestro_dist.data.tables.look_files import Looked
 from maestro_dist.data.tables.look_names import TEXT_NAMES, TIME, plain_name
@@ -61,7 +62,9 @@ def _texts(files: Sequence[Looked], column: str, form: NumberForm) -> None:
     for file in files:
         if column not in file.table.data.column_names or not pa.types.is_string(file.table.column(column).type):
             continue
-        counts.update(text for text in file.table.texts(column) if text is not None and text not in MISSING)
+        for pair in pc.value_counts(pc.utf8_trim_whitespace(file.table.column(column))).to_pylist():
+            if pair["values"] is not None and pair["values"] not in MISSING:
+                counts[pair["values"]] += pair["counts"]
     if not counts:
         return
     mark = re.escape(files[0].dialect.decimal)
