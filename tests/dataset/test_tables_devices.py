@@ -222,3 +222,52 @@ def test_the_index_of_a_frame_is_no_modality(tmp_path: Path) -> None:
     parts = [pd.DataFrame({"person": p, "time": np.arange(200) / 20, "ax": DRAW.normal(size=200)}) for p in range(3)]
     pd.concat(parts).to_parquet(tmp_path / "all/data.parquet")
     assert list(signals(inferred(tmp_path / "all")[0])) == ["ax"]
+
+
+def test_many_lines_before_the_header_and_days_of_spreadsheets(tmp_path: Path) -> None:
+    for person in range(2):
+        stamps = [(DAY + timedelta(seconds=k / 50)).strftime("%Y-%m-%d %H:%M:%S:%f")[:-3] for k in range(400)]
+        rows = [f"{at},{draws(3)}" for at in stamps]
+        lines(tmp_path / f"wrist/P{person}.csv", [*(f"Header {k},{k}" for k in range(100)), "", *rows])
+        rows = [f"{45_000.5 + k / 8640:.10f};{60 + k % 9}" for k in range(200)]
+        lines(tmp_path / f"days/P{person}.csv", ["Time;pulse", *rows])
+    layout, found, doubtful = inferred(tmp_path / "wrist")
+    assert doubtful == ["there is no header: what are the columns c1, c2, c3, c4?"]
+    assert signals(layout) == {"c": (["c2", "c3", "c4"], 50, "")}
+    assert len(found["P0"].values["c"]) == 400
+    layout, found, doubtful = inferred(tmp_path / "days")
+    assert doubtful == ["times are about 45001: days, as in spreadsheets?"]
+    assert (layout.files[0].modalities["pulse"].rate_hz, len(found["P0"].values["pulse"])) == (0.1, 200)
+
+
+def test_rows_of_one_time_are_asked_about(tmp_path: Path) -> None:
+    for person in range(2):
+        rows = [f"{1_700_000_000 + k - k % 4 // 3},{60 + k % 9}" for k in range(200)]
+        lines(tmp_path / f"x/P{person}.csv", ["timestamp,hr", *rows])
+    layout, _, doubtful = inferred(tmp_path / "x")
+    assert layout.files[0].modalities["hr"].grid == "mean"
+    assert doubtful == ["hr: 25% of rows have the time of the row before: a step is now their mean"]
+
+
+def test_a_table_of_visits_and_tables_of_other_recordings(tmp_path: Path) -> None:
+    for person in range(3):
+        for visit in (1, 2):
+            rows = [f"{k},{draws(1)}" for k in range(60)]
+            lines(tmp_path / f"v/P{person}_V{visit}.csv", ["time,x", *rows])
+    rows = [f"P{person},V{visit},{50 + person + visit}" for person in range(3) for visit in (1, 2)]
+    lines(tmp_path / "v/clinical.csv", ["patient,visit,weight", *rows])
+    lines(tmp_path / "v/weather.csv", ["time,temperature", *(f"{k},{draws(1)}" for k in range(60))])
+    layout, found, doubtful = inferred(tmp_path / "v")
+    assert layout.files[-1].recording_columns == ["patient", "visit"]
+    assert found["P2-V1"].values["weight"].tolist() == [[53]]
+    assert doubtful == ["weather.csv is left out: its path does not name recordings as {subject}_{recording}.csv does"]
+
+
+def test_rows_an_hour_apart_are_no_clock_change_if_rows_are_irregular(tmp_path: Path) -> None:
+    minutes = np.cumsum(np.tile([60, 5, 40, 20, 75, 10, 30, 60], 8))
+    stamps = [datetime(2150, 1, 1) + timedelta(minutes=int(m)) for m in minutes]
+    for person in range(2):
+        lines(tmp_path / f"x/P{person}.csv", ["charttime,hr", *(f"{at},{60 + n % 9}" for n, at in enumerate(stamps))])
+    _, found, doubtful = inferred(tmp_path / "x")
+    assert len(found) == 2
+    assert "irregular times" in doubtful[0]

@@ -148,7 +148,7 @@ def gather_intervals(named: Named, reader: LabelReader, remarks: Remarks) -> dic
     ends = moments(spec.end) if spec.end else None
     if spec.duration:
         lasts = table.numbers([spec.duration], remarks)[:, 0]
-        ends = starts + np.round(np.nan_to_num(lasts) * UNITS.get(spec.unit, SECOND)).astype(np.int64)
+        ends = starts + np.round(np.nan_to_num(lasts) * UNITS.get(str(spec.unit), SECOND)).astype(np.int64)
     texts = table.labels(about.label)
     found = {}
     for name, own in _by_recording(table, named):

@@ -16,7 +16,7 @@ from maestro_dist.data.tables.look_labels import choose_window, find_labels, fin
 from maestro_dist.data.tables.look_modalities import modalities_of
 from maestro_dist.data.tables.look_names import plain_name
 from maestro_dist.data.tables.look_sessions import find_sessions
-from maestro_dist.data.tables.look_times import file_times, guess_rate, guess_time, is_absolute
+from maestro_dist.data.tables.look_times import file_times, guess_rate, guess_time, is_absolute, time_problem
 from maestro_dist.data.tables.paths import PathPattern, same_names
 from maestro_dist.data.tables.reading import ENDINGS, is_binary
 from maestro_dist.data.tables.times import SECOND
@@ -41,6 +41,7 @@ def look(source: AnySource, progress: Callable[[str], None] = lambda _: None) ->
     found.kinds = find_kinds(looked, lambda path: _look_at(files, path, named[path]))
     found.kinds.sort(key=lambda kind: (kind.role == "intervals", kind.path.pattern))
     _find_facts(found)
+    _one_way_to_name_recordings(found)
     _one_name_of_people(found)
     signals = [kind for kind in found.kinds if kind.role == "signals"]
     for kind in found.kinds:
@@ -127,6 +128,25 @@ def _find_facts(found: Found) -> None:
                 kind.roles.numbers = [name for name in kind.roles.numbers if name != column]
                 kind.roles.left_out = [(name, why) for name, why in kind.roles.left_out if name != column]
                 break
+        both = [column for column in (kind.roles.subject, kind.roles.recording) if column]
+        if kind.role == "signals" and len(both) > 1:
+            ids = ["-".join(map(str, row)) for row in zip(*(file.table.texts(column) for column in both), strict=True)]
+            if len(set(ids)) == len(ids) and len(set(ids) & names) >= 0.5 * min(len(names) or 1, len(ids)):
+                kind.role, kind.roles = "facts", roles_of([file], facts=True)
+
+
+def _one_way_to_name_recordings(found: Found) -> None:
+    """Signals whose paths name recordings in another way than most are left out: a layout cannot join them."""
+    ways: dict[frozenset[str], list[Kind]] = {}
+    for kind in found.kinds:
+        if kind.role == "signals":
+            ways.setdefault(frozenset(PathPattern.of(kind.path.pattern).names), []).append(kind)
+    usual = max(ways.values(), key=lambda kinds: sum(len(kind.files) for kind in kinds), default=[])
+    for kind in (kind for kinds in ways.values() for kind in kinds if kinds is not usual):
+        kind.role = "unused"
+        found.doubts.append(
+            f"{kind.path.pattern} is left out: its path does not name recordings as {usual[0].path.pattern} does"
+        )
 
 
 def _one_name_of_people(found: Found) -> None:
@@ -196,6 +216,9 @@ def _understand(kind: Kind, found: Found) -> None:
         hertz = files[0].hertz
         says = f": {hertz:g} Hz, says a line before the header" if hertz else "; correct rate_hz"
         kind.doubts.append(f"there is no time: rows follow each other{says}")
+    problem = next((text for file in files if kind.time and (text := time_problem(file, roles.times, kind.time))), "")
+    if problem and not (kind.time and kind.time.doubt):
+        kind.doubts.append(problem)
     alike = [k for k in found.kinds if k.role == "signals" and set(k.roles.numbers) & set(roles.numbers)]
     parts = [[name] for name in roles.numbers] if roles.long else [roles.numbers]
     for guess in (g for part in parts for g in modalities_of(part, kind.path.word, prefix=len(alike) > 1)):
@@ -214,7 +237,7 @@ def _understand(kind: Kind, found: Found) -> None:
             about["rate_hz"] = rate.rate_hz
             if rate.grid != "auto":
                 about["grid"] = rate.grid
-            if rate.doubt:
+            if rate.doubt and times:
                 kind.doubts.append(f"{guess.name}: {rate.doubt}")
         else:
             about["rate_hz"] = min(clocks, default=files[0].hertz or 1.0)

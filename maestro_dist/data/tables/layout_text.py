@@ -99,7 +99,8 @@ def _entry(kind: Kind) -> Iterator[str]:
 def _time_of(kind: Kind) -> list[str]:
     assert kind.time is not None
     form = [f"format: {_text(kind.time.form)}"] if kind.time.form else []
-    return [f"unit: {kind.time.unit}", *form]
+    unit = kind.time.unit if isinstance(kind.time.unit, str) else f"{kind.time.unit:g}"
+    return [f"unit: {unit}", *form]
 
 
 def _zone_hint(kind: Kind) -> str:

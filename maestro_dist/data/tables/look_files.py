@@ -19,7 +19,7 @@ from maestro_dist.data.tables.reading import MISSING, Table, column_names, is_pa
 from maestro_dist.errors import DataError
 
 _DELIMITERS = ("\t", ";", "|", ",", " ")
-_LINES, _FEW = 50, 200
+_LINES, _FEW = 300, 200
 _TOGETHER = 3
 _NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?")
 _DECIMAL_COMMA = re.compile(r"[-+]?(\d+|\d{1,3}(\.\d{3})+),\d+")
@@ -138,7 +138,10 @@ def look_at(path: str, name: str, content: bytes) -> Looked:
         start = content_of[: 1 << 16].decode(dialect.encoding, errors="replace").splitlines()
     entry = dialect.entry()
     columns = column_names(name, content, entry)
-    moment = next((c for c in columns if dialect.header and _NUMBER.fullmatch(c) and 6e8 < float(c) < 5e12), None)
+    moment = next(
+        (c for c in columns if dialect.header and _NUMBER.fullmatch(c) and 6e8 < float(c.replace(",", ".")) < 5e12),
+        None,
+    )
     if moment is not None and not is_parquet(name):
         raise DataError(f"{name}: its header has the time {moment} in the place of a name; put it into a column")
     texts = [column for column in columns if plain_name(column)[0] in TEXT_NAMES]
@@ -161,11 +164,12 @@ def dialect_of(content: bytes) -> Dialect:
     """The dialect of text."""
     encoding = encoding_of(content)
     text = content[: 1 << 18].decode(encoding, errors="replace")
-    lines = text.splitlines()[: _LINES + 20]
+    lines = text.splitlines()[:_LINES]
     used = [line for line in lines if line.strip()]
     said = _SEPARATOR.fullmatch(used[0].strip("\ufeff \r\n")) if used else None
     used = used[1:] if said else used
-    delimiter, columns = _delimiter(used, said[1] if said else "")
+    # rows are below what is said before them
+    delimiter, columns = _delimiter(used[len(used) // 2 :], said[1] if said else "")
     fits = [bool(line.strip()) and len(_cells(line, delimiter)) == columns for line in lines]
     comment = [line.startswith("#") for line in lines]
     # the first line of some that all have the usual number of cells

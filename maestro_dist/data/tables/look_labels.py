@@ -117,7 +117,7 @@ def _label_length(found: Found) -> float:
                 end = file_times(file, [kind.roles.end], kind.time) if kind.roles.end else None
                 if kind.roles.duration:
                     lasts = file.numbers(kind.roles.duration)
-                    unit = UNITS.get(kind.time.unit, SECOND) / SECOND
+                    unit = UNITS.get(str(kind.time.unit), SECOND) / SECOND
                     lengths += [] if lasts is None else (lasts[~np.isnan(lasts)] * unit).tolist()
                 elif start is not None and end is not None:
                     lengths += ((end - start) / SECOND).tolist()

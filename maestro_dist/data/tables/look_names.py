@@ -6,7 +6,8 @@ import re
 import unicodedata
 
 LABEL = {
-    "label", "labels", "class", "target", "activity", "activity_id", "activityid", "activity_label", "state", "stage",
+    "label", "labels", "class", "target", "activity", "activity_code",
+    "activity_name", "activity_type", "activity_id", "activityid", "activity_label", "state", "stage",
     "event", "annotation", "annotations", "condition", "status", "sleep_stage", "outcome", "diagnosis", "death", "died",
     "mortality", "phase", "classification", "category", "behavior", "behaviour", "posture", "task", "ground_truth",
     "aktivitaet", "klasse", "zustand", "ereignis", "etiqueta", "clase", "actividad", "activite", "classe", "etiquette",
@@ -17,7 +18,8 @@ SUBJECT = {
     "probandin", "teilnehmer", "patientin", "vp", "participant_full_id", "sujet", "sujeto", "paciente",
 }  # fmt: skip
 RECORDING = {
-    "recording", "recording_id", "session", "session_id", "record", "record_id", "trial", "trial_id", "run", "file",
+    "recording", "recording_id", "visit",
+    "visit_id", "session", "session_id", "record", "record_id", "trial", "trial_id", "run", "file",
     "episode", "stay_id", "segment", "night", "experiment", "series",
 }  # fmt: skip
 GROUP = {"group", "site", "hospital", "centre", "center", "ward", "device", "device_id", "cohort"}

@@ -26,7 +26,8 @@ _DATES = (
       for day in ("%d/%m/%Y", "%m/%d/%Y", "%d/%m/%y", "%m/%d/%y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d")),
     "%m/%d/%Y, %I:%M:%S %p", "%d/%m/%Y, %H:%M:%S", "%Y-%m-%d %I:%M:%S %p", "%Y-%m-%d %H:%M:%S,%f",
     "%Y-%m-%d %H:%M:%S %z", "%Y-%m-%d %H:%M:%S.%f %z", "%Y%m%d %H:%M:%S", "%Y%m%d%H%M%S", "%Y%m%dT%H%M%S",
-    "%Y-%m-%d_%H-%M-%S", "%d-%b-%Y %H:%M:%S", "%d-%b-%y %H:%M:%S", "%b %d %Y %H:%M:%S", "%Y:%m:%d %H:%M:%S",
+    "%Y-%m-%d %H:%M:%S:%f", "%Y-%m-%d_%H-%M-%S",
+    "%d-%b-%Y %H:%M:%S", "%d-%b-%y %H:%M:%S", "%b %d %Y %H:%M:%S", "%Y:%m:%d %H:%M:%S",
     "%H:%M:%S.%f", "%H:%M:%S,%f", "%H:%M:%S", "%H:%M", "%I:%M:%S %p",
     "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%Y/%m/%d", "%d-%m-%Y", "%m-%d-%Y", "%d-%b-%Y",
 )  # fmt: skip
@@ -37,6 +38,8 @@ _CLOCK = re.compile(r"\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?( ?[AaPp][Mm])?")
 _STEPS_S = (
     0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 43200, 86400,
 )  # fmt: skip
+_DAYS = ((30_000, 60_000), (700_000, 760_000))
+"""Today, in days since 1900 (spreadsheets), or since year 0 (Matlab)."""
 _EPOCHS = (("s", 6e8, 5e9), ("ms", 6e11, 5e12), ("us", 6e14, 5e15), ("ns", 6e17, 5e18))
 
 
@@ -44,7 +47,7 @@ _EPOCHS = (("s", 6e8, 5e9), ("ms", 6e11, 5e12), ("us", 6e14, 5e15), ("ns", 6e17,
 class TimeGuess:
     """How times are written; as in `TimeColumn`."""
 
-    unit: str
+    unit: str | float
     form: str | None = None
     doubt: str = ""
 
@@ -124,6 +127,14 @@ def guess_time(files: Sequence[Looked], columns: Sequence[str]) -> TimeGuess:
         )
     if known is not None:
         return TimeGuess(known)
+    if any(low < usual < high for low, high in _DAYS) and np.nanmax(values) - np.nanmin(values) < 3660:
+        steps = np.diff(np.unique(values[~np.isnan(values)]))
+        if len(steps) and np.median(steps) < 1:
+            if usual < 100_000:
+                return TimeGuess(86_400.0, doubt=f"times are about {usual:.0f}: days, as in spreadsheets?")
+            return TimeGuess(
+                "s", doubt=f"times are about {usual:.0f}: days of Matlab? subtract 719529, and unit: 86400"
+            )
     steps = np.diff(values[~np.isnan(values)])
     step = float(np.median(steps[steps > 0])) if (steps > 0).any() else 0.0
     if pa.types.is_integer(kind) and 2 <= step <= 1000 and len(values) > 100:
@@ -197,6 +208,9 @@ def guess_rate(times: Sequence[np.ndarray]) -> RateGuess:
         return RateGuess(
             rate, "mean", f"about {rows:.0f} rows share one time: finer times, or no time and rate_hz: {rows * rate:g}?"
         )
+    if len(positive) < 0.99 * len(steps):
+        text = f"{1 - len(positive) / len(steps):.0%} of rows have the time of the row before: a step is now their mean"
+        return RateGuess(rate, "mean", text)
     mixed = _mixed_rates(all_steps)
     if len(mixed) > 1:
         shown = ", ".join(f"{of:g}" for of in mixed)
@@ -239,6 +253,15 @@ def _nice(rate_hz: float, mean_hz: float) -> float:
             if near >= 1 and abs(near - value) <= 0.07 * value and abs(near - mean) <= 0.003 * mean:
                 return near if value == rate_hz else float(f"{1 / near:.9g}")
     return float(f"{mean_hz:.4g}")
+
+
+def time_problem(file: Looked, columns: Sequence[str], guess: TimeGuess) -> str:
+    """Why the times of a file cannot be read; empty if they can."""
+    try:
+        nanoseconds(time_cells(file, columns), guess.unit, guess.form, None, file.path)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def file_times(file: Looked, columns: Sequence[str], guess: TimeGuess) -> np.ndarray | None:
