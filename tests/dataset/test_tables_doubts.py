@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from maestro_dist.data.recordings.raw import RawRecording
 from maestro_dist.data.tables.conversion import convert
 from maestro_dist.data.tables.infer import look
 from maestro_dist.data.tables.layout import TableLayout, load_layout
+from maestro_dist.data.tables.layout_text import doubts, layout_text
 from maestro_dist.data.tables.paths import same_names
 from maestro_dist.errors import ConfigError, DataError
 
@@ -270,7 +272,7 @@ def test_labels_that_have_only_a_start_and_epochs(tmp_path: Path) -> None:
     assert doubtful == ["labels have no end: each lasts until the next one"]
     assert found["P0"].labels == [(0, 120, "rest"), (120, 150, "walk"), (150, 300, "run")]
     _, _, doubtful = inferred(tmp_path / "b")
-    assert doubtful == ["column 'epoch' counts rows: if a row is an epoch of 30 s, say, write unit: 30"]
+    assert "column 'epoch' counts rows: if a row is an epoch of 30 s, say, write unit: 30" in doubtful
     path = tmp_path / "layout.yaml"
     path.write_text(path.read_text().replace("{column: epoch, unit: s}", "{column: epoch, unit: 30}"))
     layout, _ = load_layout(str(path))
@@ -306,3 +308,37 @@ def test_options_that_do_not_fit(change: str, message: str, tmp_path: Path) -> N
     path.write_text(path.read_text().replace(change, "restarts: true").replace("{column: time", "{column: [time, x]"))
     with pytest.raises(ConfigError, match="a time in several columns is a date"):
         load_layout(str(path))
+
+
+def test_windows_are_shorter_than_labels_or_are_asked_about(tmp_path: Path) -> None:
+    """A class that never lasts for half a window would have no window."""
+    for person in range(2):
+        states = [("sit", "walk")[k // 50 % 2] for k in range(400)]
+        rows = [f"{k / 10:.1f},{draws(1)},{state}" for k, state in enumerate(states)]
+        lines(tmp_path / f"fast/P{person}.csv", ["time,x,activity", *rows])
+        lines(tmp_path / f"slow/P{person}.csv", ["time,x,activity", *(row for row in rows[::10])])
+    layout, _, doubtful = inferred(tmp_path / "fast")
+    assert (layout.window.length_s, doubtful) == (2, [])
+    layout, _, doubtful = inferred(tmp_path / "slow")
+    assert doubtful == [f"the window of {layout.window.length_s:g} s is longer than a usual label of 5 s"]
+
+
+def test_the_end_of_daylight_saving_is_no_restart(tmp_path: Path) -> None:
+    start = datetime(2024, 10, 27, 1, 30)
+    shown = [start + timedelta(minutes=m - (60 if m >= 90 else 0)) for m in range(200)]
+    lines(tmp_path / "x/P0.csv", ["time,x", *(f"{at},{draws(1)}" for at in shown)])
+    text = layout_text(look(str(tmp_path / "x")))
+    assert "time goes back by an hour: the end of daylight saving? Name the zone" in doubts(text)
+    path = tmp_path / "layout.yaml"
+    path.write_text(text.replace("unit: date}", "unit: date, zone: Europe/Berlin}"))
+    layout, _ = load_layout(str(path))
+    (found,) = [r for part in convert(str(tmp_path / "x"), layout).parts for r in part.samples(Remarks())]
+    assert len(found.values["x"]) == 200
+
+
+def test_a_first_row_without_values_is_no_row_of_units(tmp_path: Path) -> None:
+    rows = [f"2024-01-01 10:00:{k:02d},{'--' if k == 0 else k % 7}" for k in range(60)]
+    lines(tmp_path / "x/P0.csv", ["time,x", *rows])
+    layout, _, doubtful = inferred(tmp_path / "x")
+    assert (layout.files[0].units_row, layout.files[0].missing) == (False, ["--"])
+    assert doubtful == ["column 'x' has 1 x '--', which now counts as missing"]

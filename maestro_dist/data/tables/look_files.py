@@ -21,6 +21,7 @@ from maestro_dist.errors import DataError
 _DELIMITERS = ("\t", ";", "|", ",", " ")
 _LINES, _FEW = 300, 200
 _TOGETHER = 3
+_DIGITS_OF_DATE = 6
 _NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?")
 _DECIMAL_COMMA = re.compile(r"[-+]?(\d+|\d{1,3}(\.\d{3})+),\d+")
 _GROUPS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?")
@@ -204,6 +205,8 @@ def _has_units(rows: list[list[str]]) -> bool:
         if all(_NUMBER.fullmatch(row[place]) or row[place].lower() in _EMPTY for row in body)
         and any(_NUMBER.fullmatch(row[place]) for row in body)
     ]
+    if any(sum(letter.isdigit() for letter in cell) >= _DIGITS_OF_DATE for cell in rows[1]):
+        return False  # a row with a date, whose values are missing
     above = [rows[1][place] for place in numbers]
     return any(text.lower() not in _EMPTY for text in above) and not any(_NUMBER.fullmatch(text) for text in above)
 

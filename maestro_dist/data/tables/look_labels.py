@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import PurePosixPath
 
 import numpy as np
 
 from maestro_dist.data.parts import join_names
+from maestro_dist.data.tables.labels import intervals_of_rows
 from maestro_dist.data.tables.layout import label_text
 from maestro_dist.data.tables.look_kinds import LEAST_STEPS, Found
 from maestro_dist.data.tables.look_names import plain_name
@@ -15,6 +17,7 @@ from maestro_dist.data.tables.paths import PathPattern
 from maestro_dist.data.tables.times import SECOND, UNITS
 
 _MOST_CLASSES = 50
+_USUAL_LABEL_S = 30.0
 _FEW_TEXTS = 12
 _NICE_S = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 43200, 86400)
 
@@ -101,16 +104,25 @@ def choose_window(found: Found) -> None:
     rates = [float(str(m["rate_hz"])) for k in found.kinds if k.role == "signals" for m in k.modalities.values()]
     spans = sorted(span for kind in found.kinds for span in kind.spans if span > 0)
     usual = spans[len(spans) // 2] if spans else 100.0
-    wanted = max(LEAST_STEPS / min(rates), min(_label_length(found) / 3, usual / 4, 30 * 86_400))
+    label = _label_length(found)
+    wanted = max(LEAST_STEPS / min(rates), min((label or _USUAL_LABEL_S) / 3, usual / 4, 30 * 86_400))
     length = next((nice for nice in _NICE_S if nice >= wanted * 0.999), wanted)
     if length > usual / 2:
         length = max((nice for nice in _NICE_S if nice <= usual / 2), default=usual / 2)
     found.window = float(f"{length:.3g}"), float(f"{length / 2:.3g}")
+    if label is not None and length > label:
+        found.doubts.append(f"the window of {length:g} s is longer than a usual label of {label:.3g} s")
 
 
-def _label_length(found: Found) -> float:
+def _label_length(found: Found) -> float | None:
+    """Seconds that a usual label lasts; None if labels have no times."""
     lengths: list[float] = []
     for kind in found.kinds:
+        if kind.role == "signals" and kind.roles.label and kind.time is not None and found.task != "none":
+            for file in kind.whole:
+                lengths += _lengths_of_rows(
+                    file.labels(kind.roles.label), file_times(file, kind.roles.times, kind.time)
+                )
         if kind.role == "intervals" and kind.time is not None and kind.roles.start:
             for file in kind.whole:
                 start = file_times(file, [kind.roles.start], kind.time)
@@ -119,7 +131,17 @@ def _label_length(found: Found) -> float:
                     lasts = file.numbers(kind.roles.duration)
                     unit = UNITS.get(str(kind.time.unit), SECOND) / SECOND
                     lengths += [] if lasts is None else (lasts[~np.isnan(lasts)] * unit).tolist()
-                elif start is not None and end is not None:
-                    lengths += ((end - start) / SECOND).tolist()
+                elif start is not None:
+                    ends = np.sort(start)[1:] if end is None else end
+                    lengths += ((ends - (np.sort(start)[:-1] if end is None else start)) / SECOND).tolist()
     positive = sorted(length for length in lengths if length > 0)
-    return positive[len(positive) // 2] if positive else 30.0
+    return positive[len(positive) // 2] if positive else None
+
+
+def _lengths_of_rows(labels: list[str | None], times: np.ndarray | None) -> list[float]:
+    """How long the labels of rows last, in seconds. Where time goes back, another recording begins."""
+    if times is None:
+        return []
+    cuts = [0, *(np.flatnonzero(np.diff(times) < 0) + 1).tolist(), len(times)]
+    found = [i for a, b in pairwise(cuts) for i in intervals_of_rows(times[a:b], labels[a:b])]
+    return [(end - start) / SECOND for start, end, _ in found]

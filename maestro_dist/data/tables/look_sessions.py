@@ -12,7 +12,7 @@ import numpy as np
 from maestro_dist.data.tables.look_columns import Roles
 from maestro_dist.data.tables.look_files import Looked
 from maestro_dist.data.tables.look_times import TimeGuess, file_times
-from maestro_dist.data.tables.times import in_order
+from maestro_dist.data.tables.times import HOUR, in_order
 from maestro_dist.errors import DataError
 
 
@@ -37,6 +37,10 @@ def find_sessions(files: Sequence[Looked], roles: Roles, time: TimeGuess, *, alo
             roles.left_out = [(name, reason) for name, reason in roles.left_out if name != column]
             return
     places = sum(int(at.sum()) for at in back)
+    steps = np.concatenate([np.diff(times)[at] for (_, times), at in zip(found, back, strict=True)])
+    if time.unit == "date" and (np.abs(steps + HOUR) < HOUR // 10).all():
+        roles.doubts.append("time goes back by an hour: the end of daylight saving? Name the zone")
+        return
     if alone:
         roles.restarts = True
         roles.doubts.append(f"time goes back in {places:,} places: each time, another recording starts")

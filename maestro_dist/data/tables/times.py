@@ -16,7 +16,7 @@ from maestro_dist.errors import DataError
 
 SECOND = 1_000_000_000
 UNITS = {"h": 3600 * SECOND, "min": 60 * SECOND, "s": SECOND, "ms": 1_000_000, "us": 1_000, "ns": 1}
-_DAY, _HOUR = 86_400 * SECOND, 3_600 * SECOND
+_DAY, HOUR = 86_400 * SECOND, 3_600 * SECOND
 _MOST = 2**62
 
 
@@ -93,7 +93,7 @@ def in_order(times: np.ndarray, where: str) -> np.ndarray | None:
 
 def _clock_hint(step: int) -> str:
     return (
-        " (by about an hour: the end of daylight saving? then name the zone)" if abs(step - _HOUR) < _HOUR // 10 else ""
+        " (by about an hour: the end of daylight saving? then name the zone)" if abs(step - HOUR) < HOUR // 10 else ""
     )
 
 
@@ -109,9 +109,9 @@ def check_clock_changes(times: np.ndarray, where: str) -> None:
     usual = float(np.median(steps))
     if (np.abs(steps - usual) <= 0.5 * usual).mean() < 0.9:
         return  # rows that come when something happens may be an hour apart
-    jumps = np.flatnonzero((np.abs(steps - usual - _HOUR) <= max(usual, SECOND)) & (steps > 3 * usual))
+    jumps = np.flatnonzero((np.abs(steps - usual - HOUR) <= max(usual, SECOND)) & (steps > 3 * usual))
     for at in jumps.tolist():
-        to_hour = (times[at + 1] % _HOUR) / SECOND
+        to_hour = (times[at + 1] % HOUR) / SECOND
         if min(to_hour, 3600 - to_hour) <= max(2 * usual / SECOND, 1):
             when = pd.Timestamp(int(times[at + 1])).isoformat()
             raise DataError(
