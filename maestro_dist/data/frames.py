@@ -21,8 +21,8 @@ from maestro_dist.data.plain_values import finite_number, short_repr, type_name
 from maestro_dist.data.tables.grid import Steps, on_grid
 from maestro_dist.data.tables.labels import intervals_of_rows
 from maestro_dist.data.tables.layout import label_text
-from maestro_dist.data.tables.look_columns import guess_rate
 from maestro_dist.data.tables.look_modalities import modalities_of
+from maestro_dist.data.tables.look_times import guess_rate
 from maestro_dist.data.tables.recordings import key_of
 from maestro_dist.data.tables.times import SECOND, in_order
 from maestro_dist.data.target_numbers import plain_numbers

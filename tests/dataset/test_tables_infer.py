@@ -82,7 +82,7 @@ def test_one_file_for_each_recording_with_a_slower_column_and_a_label_column(tmp
         head = ["timestamp", "acc_x", "acc_y", "acc_z", "hr (1/min)", "activity"]
         write(tmp_path / f"flat/rec_{k}.csv", head, columns)
     layout, found, doubtful = inferred(tmp_path / "flat")
-    assert doubtful == []
+    assert [doubt.partition(":")[0] for doubt in doubtful] == ["no person is named"]
     assert layout.files[0].path == "rec_{recording}.csv"
     assert signals(layout) == {"acc": (["acc_x", "acc_y", "acc_z"], 20, ""), "hr": (["hr (1/min)"], 1, "1/min")}
     assert [(len(r.values["acc"]), len(r.values["hr"])) for r in found.values()] == [(400, 20)] * 3
@@ -153,7 +153,7 @@ def test_folders_of_classes_without_time(tmp_path: Path) -> None:
     layout, found, doubtful = inferred(tmp_path / "cls")
     assert layout.files[0].path == "{label}/{recording}.csv"
     assert [r.labels for r in found.values()] == ["sit"] * 3 + ["walk"] * 3
-    assert len(doubtful) == 2, "no time, and the label in the path"
+    assert len(doubtful) == 3, "no person, no time, and the label in the path"
 
 
 def test_given_splits_and_a_table_of_outcomes(tmp_path: Path) -> None:

@@ -203,8 +203,6 @@ def damage(folder: Path, what: str) -> None:
         change(acc, "acc_y", "acc_q")
     elif what == "twice":
         change(acc, "acc_y", "acc_x")
-    elif what == "empty":
-        acc.write_text("")
     elif what == "label":
         change(labels, STATES[1], "jump")
     elif what == "clock":
@@ -232,7 +230,6 @@ def damage(folder: Path, what: str) -> None:
         ("cut", r"P01/acc\.csv: cannot be read as a table .*Expected 4 columns, got 3"),
         ("column", r"P01/acc\.csv: there is no column 'acc_y'; there are 'time', 'acc_x', 'acc_q', 'acc_z'"),
         ("twice", r"P01/acc\.csv: two columns are named 'acc_x'"),
-        ("empty", r"P01/acc\.csv: it is empty"),
         (
             "label",
             r"P01/labels\.csv, row \d+: label 'jump' is not in the layout \(rest, walk, run\); add it to classes",
@@ -261,7 +258,7 @@ def test_what_is_wrong_is_named(what: str, message: str, folder: Path) -> None:
 
 def test_what_is_missing_or_left_over_is_said(folder: Path) -> None:
     (folder / "P00/heart.csv").unlink()
-    (folder / "P01/labels.csv").unlink()
+    (folder / "P01/labels.csv").write_text("")
     (folder / "P02/notes.csv").write_text("a,b\n1,2\n")
     (folder / "P09").mkdir()
     shutil.copy(folder / "P02/labels.csv", folder / "P09")
@@ -273,6 +270,7 @@ def test_what_is_missing_or_left_over_is_said(folder: Path) -> None:
         "recordings with labels or facts but without signals, left out: P09",
         "tables that the layout does not name, left out (1): P02/notes.csv",
         "recordings without heart: P00",
+        f"files without any row: {folder / 'P01/labels.csv'}",
         "recordings without a label: P01",
     ]
 

@@ -44,7 +44,7 @@ def test_nanoseconds_keep_their_last_digit() -> None:
         ([1_700_000_000_000_000_000], "s", "no time in s; correct its unit"),
         ([1.0, None], "s", "row 2 has no time"),
         ([1.0, float("nan")], "s", "row 2 has nan, which is no time"),
-        (["1.0", "x"], "s", "'x' is not a number; for dates use unit: date"),
+        (["1.0", "x"], "s", "'x' in row 2 is not a number; for dates use unit: date"),
         ([datetime(2024, 1, 1)], "ms", "it has dates .*; use date"),
         (["03.04.2024 10:00:00"], "date", "is not a date of ISO 8601; say its form"),
         ([5], "date", "5 is not a date"),

@@ -10,11 +10,12 @@ from maestro_dist.data.converters.source import Conversion, as_recordings, count
 from maestro_dist.data.description import Description
 from maestro_dist.data.parts import Remarks
 from maestro_dist.data.tables.gathering import Facts, Named, gather_facts, gather_intervals, names_of
-from maestro_dist.data.tables.labels import Interval, LabelReader
+from maestro_dist.data.tables.labels import LabelReader
 from maestro_dist.data.tables.layout import TableLayout
-from maestro_dist.data.tables.paths import PathPattern
+from maestro_dist.data.tables.paths import PathPattern, same_names
 from maestro_dist.data.tables.reading import ENDINGS
 from maestro_dist.data.tables.recordings import Shared, TablePart
+from maestro_dist.errors import DataError
 from maestro_dist.types import Modality
 
 _Role = tuple[int, str]
@@ -44,7 +45,7 @@ def convert(source: AnySource, layout: TableLayout, digest: str = "") -> Convers
             shared.append(file)
         else:
             files.remarks.warn("recordings with labels or facts but without signals, left out", file.path_id)
-    known = _shared(shared, reader, files.remarks)
+    known = _shared(shared, reader, files.remarks, signals)
     parts = [TablePart(name, layout, tuple(of), known) for name, of in sorted(groups.items())]
     warnings = files.warnings()
     absent = [file.path for number, file in enumerate(layout.files) if all(n != number for n, _ in named)]
@@ -79,17 +80,62 @@ def _named(files: SourceFiles, layout: TableLayout, unused: set[str]) -> list[tu
     ]
 
 
-def _shared(named: list[Named], reader: LabelReader, remarks: Remarks) -> Shared:
-    intervals: dict[str, list[Interval]] = {}
-    facts: dict[str, Facts] = {}
-    for file in named:
-        if file.about.intervals is not None:
-            for name, found in gather_intervals(file, reader, remarks).items():
-                intervals.setdefault(name, []).extend(found)
+def _names(named: list[tuple[int, Named]], only: str = "") -> set[str]:
+    """How paths name recordings and people; empty if columns do it, so that not all names are known.
+
+    only  a name in braces: what it stands for, if paths have it
+    """
+    signals = [file for _, file in named if file.about.is_signal]
+    if any(file.about.recording_columns or file.about.subject or not file.names for file in signals):
+        return set()
+    if only in signals[0].names:
+        return {file.names[only] for file in signals}
+    return {text for file in signals for text in (file.path_id, *file.names.values())}
+
+
+def _shared(named: list[Named], reader: LabelReader, remarks: Remarks, of_signals: list[tuple[int, Named]]) -> Shared:
+    """What files say that belong to many recordings.
+
+    Raises:
+        DataError: a file has labels, and none of its names is one of those of the signals.
+    """
+    shared = Shared()
+    for file in sorted(named, key=lambda file: file.about.intervals is not None):  # facts first: they name people
+        about = file.about
+        of_people = about.subject is not None and about.recording_columns in ([], [about.subject])
+        ids: set[str]
+        if about.intervals is not None:
+            labels = gather_intervals(file, reader, remarks)
+            for name, found in labels.items():
+                (shared.person_intervals if of_people else shared.intervals).setdefault(name, []).extend(found)
+            ids = set(labels)
         else:
-            for name, fact in gather_facts(file, remarks).items():
-                facts.setdefault(name, Facts()).merge(fact, f"{file.file.name}, {name}")
-    return Shared(intervals, facts)
+            told = gather_facts(file, remarks)
+            for name, fact in told.items():
+                known = (shared.person_facts if of_people else shared.facts).setdefault(name, Facts())
+                known.merge(fact, f"{file.file.name}, {name}")
+            ids = set(told)
+        names = _names(of_signals, "subject" if of_people else "")
+        if names:
+            names |= {fact.texts["subject"] for fact in shared.facts.values() if "subject" in fact.texts}
+        same = same_names(names, ids)
+        _check_names(file, ids, ids & names | set(same.values()), names, remarks)
+        for name, other in sorted(same.items()):
+            shared.aliases[name] = other
+            remarks.warn("names that were taken for the same", f"{name} = {other}")
+    return shared
+
+
+def _check_names(file: Named, ids: set[str], known: set[str], names: set[str], remarks: Remarks) -> None:
+    if not names or not ids:
+        return
+    if not known and file.about.label is not None:
+        raise DataError(
+            f"{file.file.name}: its recordings or people ({join_names(sorted(ids), 5)}) are none of those of the "
+            f"signals ({join_names(sorted(names), 5)}); correct the names, or the paths and columns of the layout"
+        )
+    for name in sorted(ids - known):
+        remarks.warn("recordings with labels or facts but without signals, left out", name)
 
 
 def _description(layout: TableLayout) -> Description:

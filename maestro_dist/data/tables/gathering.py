@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -76,6 +76,10 @@ class Facts:
         else:
             self.texts[name] = text
 
+    def of(self, subject: str | None) -> Facts:
+        """The same for a person whom other files name in another way."""
+        return self if subject is None else replace(self, texts={**self.texts, "subject": subject})
+
     def merge(self, other: Facts, where: str) -> None:
         """Add what the other one knows."""
         for name, text in other.texts.items():
@@ -86,10 +90,11 @@ class Facts:
 
 @dataclass
 class Gathered:
-    """One recording: rows by entry of the layout, labels over time, facts."""
+    """One recording: rows by entry of the layout, labels over time, labels of its person at any time, facts."""
 
     rows: dict[int, Rows] = field(default_factory=dict)
     intervals: list[Interval] = field(default_factory=list)
+    of_person: list[Interval] = field(default_factory=list)
     facts: Facts = field(default_factory=Facts)
 
 
@@ -104,14 +109,13 @@ def gather_signals(files: Iterable[tuple[int, Named]], remarks: Remarks) -> dict
     for number, named in files:
         about = named.about
         columns = [column for modality in about.modalities.values() for column in modality.columns]
-        table = _read(named, {*columns, *([about.time.column] if about.time else [])}, remarks)
-        if not len(table):
-            remarks.warn("files without any row", named.file.name)
+        table = _read(named, {*columns, *(about.time.columns if about.time else [])}, remarks)
+        if table is None:
             continue
         values = table.numbers(columns, remarks)
         times = _times(table, about)
         labels = table.labels(about.label_columns) if about.label_columns else None
-        for name, own in _by_recording(table, named):
+        for name, own in _by_recording(table, named, times):
             recording = found.setdefault(name, Gathered())
             where = named.file.name if own is None else f"{named.file.name}, recording {name}"
             rows = recording.rows.setdefault(number, Rows(about, where))
@@ -132,7 +136,7 @@ def gather_intervals(named: Named, reader: LabelReader, remarks: Remarks) -> dic
     assert spec is not None
     wanted = {name for name in (spec.start, spec.end, spec.duration) if name}
     table = _read(named, wanted, remarks)
-    if not len(table):
+    if table is None:
         return {}
     where = named.file.name
 
@@ -143,7 +147,7 @@ def gather_intervals(named: Named, reader: LabelReader, remarks: Remarks) -> dic
     ends = moments(spec.end) if spec.end else None
     if spec.duration:
         lasts = table.numbers([spec.duration], remarks)[:, 0]
-        ends = starts + np.round(np.nan_to_num(lasts) * UNITS.get(spec.unit, SECOND)).astype(np.int64)
+        ends = starts + np.round(np.nan_to_num(lasts) * UNITS.get(str(spec.unit), SECOND)).astype(np.int64)
     texts = table.labels(about.label_columns)
     found = {}
     for name, own in _by_recording(table, named):
@@ -158,6 +162,8 @@ def gather_facts(named: Named, remarks: Remarks) -> dict[str, Facts]:
     about = named.about
     columns = [column for modality in about.modalities.values() for column in modality.columns]
     table = _read(named, set(columns), remarks)
+    if table is None:
+        return {}
     values = table.numbers(columns, remarks) if columns else np.empty((len(table), 0))
     by = about.recording_columns or ([about.subject] if about.subject else [])
     ids = _ids(table, by) if by else [named.path_id] * len(table)
@@ -182,17 +188,25 @@ def gather_facts(named: Named, remarks: Remarks) -> dict[str, Facts]:
     return found
 
 
-def _read(named: Named, columns: set[str], remarks: Remarks) -> Table:
+def _read(named: Named, columns: set[str], remarks: Remarks) -> Table | None:
+    """The columns of a file; None if it has no rows, which is remarked."""
     about = named.about
-    return read_table(named.file, about, {*columns, *about.text_columns}, remarks)
+    table = read_table(named.file, about, {*columns, *about.text_columns}, remarks)
+    if table is None or not len(table):
+        remarks.warn("files without any row", named.file.name)
+        return None
+    return table
 
 
 def _times(table: Table, about: TableFile) -> np.ndarray | None:
     time = about.time
+    if table.clock is not None:
+        start, rate = table.clock
+        return round(start * SECOND) + np.round(np.arange(len(table)) * (SECOND / rate)).astype(np.int64)
     if time is None:
         return None
-    where = f"{table.name}: column {time.column!r}"
-    return nanoseconds(table.column(time.column), time.unit, time.format, time.zone, where)
+    where = f"{table.name}: column {' '.join(time.columns)!r}"
+    return nanoseconds(table.joined(time.columns), time.unit, time.format, time.zone, where)
 
 
 def _counted(rows: int, first: int, about: TableFile) -> np.ndarray:
@@ -203,8 +217,22 @@ def _counted(rows: int, first: int, about: TableFile) -> np.ndarray:
     return np.round(np.arange(first, first + rows) * (SECOND / rates.pop())).astype(np.int64)
 
 
-def _by_recording(table: Table, named: Named) -> list[tuple[str, np.ndarray | None]]:
-    """(recording, its rows; None: all) in the order of their first rows."""
+def _by_recording(table: Table, named: Named, times: np.ndarray | None = None) -> list[tuple[str, np.ndarray | None]]:
+    """(recording, its rows; None: all) in the order of their first rows. `times`: to see where time goes back."""
+    found = _by_names(table, named)
+    return found if times is None or not named.about.restarts else [run for one in found for run in _runs(one, times)]
+
+
+def _runs(recording: tuple[str, np.ndarray | None], times: np.ndarray) -> list[tuple[str, np.ndarray | None]]:
+    """A recording divided where time goes back, with a number behind its name."""
+    name, own = recording
+    rows = np.arange(len(times)) if own is None else own
+    cuts = np.flatnonzero(np.diff(times[rows]) < 0) + 1
+    front = f"{name}-" if name else ""
+    return [(f"{front}{number}", run) for number, run in enumerate(np.split(rows, cuts), 1)]
+
+
+def _by_names(table: Table, named: Named) -> list[tuple[str, np.ndarray | None]]:
     columns = named.about.recording_columns
     if not columns:
         return [(named.path_id, None)]

@@ -17,7 +17,7 @@ from maestro_dist.data.storage import ObjectMissing, Storage, redact
 from maestro_dist.data.tables.paths import PathPattern
 from maestro_dist.errors import ConfigError
 
-TimeUnit = Literal["s", "ms", "us", "ns", "date"]
+TimeUnit = Literal["h", "min", "s", "ms", "us", "ns", "date"]
 Grid = Literal["auto", "nearest", "linear", "mean", "last"]
 
 
@@ -66,22 +66,42 @@ def _number_or_text(value: str | float) -> str | float:
 class TimeColumn(Section):
     """When the rows of a file were measured."""
 
-    column: Text
-    """The column with the time of each row."""
-    unit: TimeUnit = "s"
-    """Unit of a number, counted from any moment that all files of a recording share; date: a date with time, or a time
-    of day."""
+    column: Text | Annotated[list[Text], Field(min_length=1)]
+    """The column with the time of each row; a list such as [Date, Time] is joined with spaces, as a date."""
+    unit: TimeUnit | PositiveFloat = "s"
+    """Unit of a number, counted from any moment that all files of a recording share: a name, or seconds (30: it counts
+    epochs of 30 s); date: a date with time, or a time of day."""
     format: Text | None = None
     """Form of a date, if it is not ISO 8601: "%d.%m.%Y %H:%M:%S", say."""
     zone: Text | None = None
     """Time zone of dates that do not name one, such as Europe/Berlin; needed where clocks change in a recording."""
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns with the time."""
+        return [self.column] if isinstance(self.column, str) else list(self.column)
+
+    @model_validator(mode="after")
+    def _parts_are_dates(self) -> TimeColumn:
+        if not isinstance(self.column, str) and self.unit != "date":
+            raise ValueError("a time in several columns is a date (unit: date)")
+        return self
+
+
+class LongColumns(Section):
+    """Rows with one value each, and the name of what was measured."""
+
+    name: Text
+    """The column with the name; the columns of modalities are such names."""
+    value: Text
+    """The column with the value."""
 
 
 class TableModality(Section):
     """One modality: columns of a file."""
 
     columns: Annotated[list[Text], Field(min_length=1)]
-    """Its columns, in this order."""
+    """Its columns, in this order; with `long`, the names of its values."""
     rate_hz: PositiveFloat = 1.0
     """Its steps a second. Not needed in a table of facts."""
     unit: str = ""
@@ -134,16 +154,26 @@ class TableFile(Section):
     """Column with what else may divide the data, such as the hospital."""
     split: Text | None = None
     """Column with the split: train, validation or test."""
+    long: LongColumns | None = None
+    """A row has one value and the name of what was measured (time, item, value), not a column for each."""
+    restarts: bool = False
+    """Whether another recording starts where time goes back, in a file without a column that says so."""
+    start_and_rate: bool = False
+    """The first row has the start in seconds, the second one the rate (files of Empatica E4); there is no time."""
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
     """Between two values of a row."""
     decimal: Annotated[str, Field(min_length=1, max_length=1)] = "."
     """Decimal point."""
+    thousands: Literal["", ",", ".", " ", "'", "\u00a0", "\u202f", "\u2019"] = ""
+    """Between groups of three digits of a number."""
     encoding: Text = "utf-8"
     """Encoding of the text."""
     skip_rows: NonNegativeInt = 0
     """Lines before the header."""
     header: bool = True
     """Whether the first row has the names of the columns; if not they are c1, c2, ..."""
+    units_row: bool = False
+    """Whether the row below the header has units, and no values."""
     missing: list[Annotated[str | float, AfterValidator(_number_or_text)]] = Field(default_factory=list)
     """Numbers that stand for a missing value, beside empty cells, NA, NaN and null."""
 
@@ -160,8 +190,14 @@ class TableFile(Section):
     @property
     def text_columns(self) -> list[str]:
         """Columns that are text also where they look like numbers: person 007 is not person 7."""
-        named = (*self.label_columns, self.subject, self.group, self.split)
-        return [*self.recording_columns, *(name for name in named if name is not None)]
+        named = (*self.label_columns, self.subject, self.group, self.split, self.long.name if self.long else None)
+        parts = self.time.columns if self.time is not None and len(self.time.columns) > 1 else []
+        return [*self.recording_columns, *(name for name in named if name is not None), *parts]
+
+    @property
+    def items(self) -> set[str]:
+        """Names of values in a long table, which are no columns."""
+        return {c for m in self.modalities.values() for c in m.columns} if self.long is not None else set()
 
     @model_validator(mode="after")
     def _one_kind(self) -> TableFile:
@@ -173,6 +209,12 @@ class TableFile(Section):
             raise ValueError("intervals need the column of the label (label: NAME)")
         if self.facts and not (self.recording_columns or self.subject or PathPattern.of(self.path).names):
             raise ValueError("facts need the column that names the recording or the subject")
+        if self.start_and_rate and (self.time is not None or not self.modalities or self.facts):
+            raise ValueError("start_and_rate belongs to signals without a column of time")
+        if self.restarts and (self.time is None or not self.is_signal):
+            raise ValueError("restarts: true belongs to signals with a column of time")
+        if self.decimal == self.thousands:
+            raise ValueError(f"decimal and thousands are both {self.decimal!r}")
         return self
 
     @property

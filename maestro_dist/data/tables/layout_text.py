@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from maestro_dist.data.tables.infer import Found, Kind
+from maestro_dist.data.tables.look_kinds import Found, Kind
 
 CHECK = "# CHECK: "
 
@@ -34,6 +34,8 @@ def _head(found: Found) -> Iterator[str]:
     length, stride = found.window
     yield "# How this folder of tables becomes a data set. Lines with CHECK are guesses; all values may be changed."
     yield f"name: {_text(found.name)}"
+    for doubt in found.doubts:
+        yield f"{CHECK}{_comment(doubt)}"
     yield 'licence: ""'
     yield 'citation: ""'
     yield 'source: ""'
@@ -57,7 +59,7 @@ def _entry(kind: Kind) -> Iterator[str]:
     for doubt in kind.doubts:
         yield f"  {CHECK}{_comment(doubt)}"
     for name, value in kind.files[0].dialect.changes().items():
-        yield f"  {name}: {_text(value)}"
+        yield f"  {name}: {_text(list(value) if isinstance(value, tuple) else value)}"
     if kind.role == "intervals":
         assert kind.time is not None
         of_times = [("start", roles.start), ("end", roles.end), ("duration", roles.duration)]
@@ -66,7 +68,11 @@ def _entry(kind: Kind) -> Iterator[str]:
     elif kind.role == "facts":
         yield "  facts: true  # one row a recording or person"
     elif roles.time is not None:
-        yield f"  time: {{{', '.join([f'column: {_text(roles.time)}', *_time_of(kind)])}}}{_zone_hint(kind)}"
+        yield f"  time: {{{', '.join([f'column: {_list(roles.times)}', *_time_of(kind)])}}}{_zone_hint(kind)}"
+    if roles.long is not None:
+        yield f"  long: {{name: {_text(roles.long.name)}, value: {_text(roles.long.value)}}}"
+    if roles.restarts:
+        yield "  restarts: true"
     by = [column for column in (roles.subject, roles.recording) if column]
     if kind.role == "facts":
         by = by if roles.recording else []
@@ -93,7 +99,8 @@ def _entry(kind: Kind) -> Iterator[str]:
 def _time_of(kind: Kind) -> list[str]:
     assert kind.time is not None
     form = [f"format: {_text(kind.time.form)}"] if kind.time.form else []
-    return [f"unit: {kind.time.unit}", *form]
+    unit = kind.time.unit if isinstance(kind.time.unit, str) else f"{kind.time.unit:g}"
+    return [f"unit: {unit}", *form]
 
 
 def _zone_hint(kind: Kind) -> str:

@@ -3,82 +3,62 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from maestro_dist.data.tables.layout import LongColumns
 from maestro_dist.data.tables.look_files import Looked
-from maestro_dist.data.tables.look_names import GROUP, LABEL, RECORDING, SPLIT, SUBJECT, plain_name
-from maestro_dist.data.tables.times import SECOND, nanoseconds
-from maestro_dist.errors import DataError
+from maestro_dist.data.tables.look_names import (
+    GROUP,
+    ITEM,
+    LABEL,
+    RECORDING,
+    SPLIT,
+    SUBJECT,
+    TIME,
+    UNIT,
+    VALUE,
+    may_be_label,
+    plain_name,
+)
+from maestro_dist.data.tables.look_times import TIME_UNITS, are_dates, in_epoch, is_clock, is_day
 
-_TIME = {
-    "time", "timestamp", "time_stamp", "datetime", "date_time", "date", "ts", "t", "unixtime", "unix_time", "unix",
-    "epoch", "seconds", "secs", "sec", "s", "ms", "millis", "milliseconds", "elapsed", "charttime", "utc", "clock",
-    "local_time", "zeit", "datum", "zeitstempel", "heure", "fecha", "hora",
+_START = {
+    "start", "begin", "onset", "from", "begins", "starts", "start_time", "begin_time", "starttime", "time_start",
+    "start_date", "startdate", "date_start", "start_datetime", "beginn",
 }  # fmt: skip
-_START = {"start", "begin", "onset", "from", "begins", "starts", "start_time", "begin_time", "starttime", "time_start"}
-_END = {"end", "stop", "offset", "to", "until", "finish", "ends", "end_time", "stop_time", "endtime", "time_end"}
+_END = {
+    "end", "stop", "offset", "to", "until", "finish", "ends", "end_time", "stop_time", "endtime", "time_end",
+    "end_date", "enddate", "date_end", "end_datetime", "ende",
+}  # fmt: skip
 _DURATION = {"duration", "length", "dur", "lasts"}
 _INDEX = re.compile(
-    r"(unnamed_*\d*|index|row|row_?(id|number|num)|sample|frame|seq|sequence|counter|no|nr|__index_level_\d+__)"
+    r"(unnamed_*\d*|index|(row|sample|frame|packet|line)_?(id|index|number|num|no|count|counter)?|seq|sequence|counter|no|nr"
+    r"|index_level_\d+|package_?num(ber)?)"
 )
-_TIME_UNITS = {
-    "s": "s", "sec": "s", "secs": "s", "seconds": "s", "ms": "ms", "msec": "ms", "millis": "ms", "milliseconds": "ms",
-    "us": "us", "µs": "us", "microseconds": "us", "ns": "ns", "nanoseconds": "ns",
-}  # fmt: skip
-_DATES = (
-    "%d.%m.%Y %H:%M:%S", "%d.%m.%Y %H:%M:%S.%f", "%d.%m.%Y %H:%M", "%d/%m/%Y %H:%M:%S", "%d/%m/%Y %H:%M:%S.%f",
-    "%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M:%S.%f", "%m/%d/%Y %H:%M", "%m/%d/%Y %I:%M:%S %p",
-    "%d/%m/%Y %I:%M:%S %p", "%m/%d/%y %H:%M:%S", "%d/%m/%y %H:%M:%S", "%m/%d/%y %H:%M", "%d/%m/%y %H:%M",
-    "%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M:%S.%f", "%Y/%m/%d %H:%M", "%d-%m-%Y %H:%M:%S", "%d-%m-%Y %H:%M",
-    "%Y-%m-%d %H:%M:%S %z", "%Y-%m-%d %H:%M:%S.%f %z", "%Y%m%d %H:%M:%S", "%Y%m%d%H%M%S", "%Y%m%dT%H%M%S",
-    "%Y-%m-%d_%H-%M-%S", "%d-%b-%Y %H:%M:%S", "%b %d %Y %H:%M:%S",
-)  # fmt: skip
-_STEPS_S = (
-    0.01,
-    0.02,
-    0.05,
-    0.1,
-    0.2,
-    0.5,
-    1,
-    2,
-    5,
-    10,
-    15,
-    30,
-    60,
-    120,
-    300,
-    600,
-    900,
-    1800,
-    3600,
-    7200,
-    21600,
-    43200,
-    86400,
-)
-_EPOCHS = (("s", 6e8, 5e9), ("ms", 6e11, 5e12), ("us", 6e14, 5e15), ("ns", 6e17, 5e18))
-
-
-@dataclass(frozen=True)
-class TimeGuess:
-    """How times are written; as in `TimeColumn`."""
-
-    unit: str
-    form: str | None = None
-    doubt: str = ""
+_IDENTIFIER = re.compile(r"(.*_)?(id|ids|uuid|guid|serial|serial_number)")
+_MOST_ITEMS = 300
+_LEAST_ROWS_OF_ITEM = 3
 
 
 @dataclass
 class Roles:
-    """What the columns of one kind of file mean. `left_out`: (column, reason)."""
+    """What the columns of one kind of file mean.
+
+    clock      the time of day, where `time` is a day
+    restarts   another recording starts where time goes back
+    long       the columns with names and values; then `numbers` are such names, and `unit` the column of their units
+    left_out   (column, reason)
+    doubts     what a person should check
+    """
 
     time: str | None = None
+    clock: str | None = None
     start: str | None = None
     end: str | None = None
     duration: str | None = None
@@ -87,8 +67,17 @@ class Roles:
     recording: str | None = None
     group: str | None = None
     split: str | None = None
+    restarts: bool = False
+    long: LongColumns | None = None
+    unit: str | None = None
     numbers: list[str] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+
+    @property
+    def times(self) -> list[str]:
+        """The columns that make the time, none if there is no time."""
+        return [column for column in (self.time, self.clock) if column]
 
     @property
     def is_intervals(self) -> bool:
@@ -108,46 +97,120 @@ def roles_of(files: Sequence[Looked], *, facts: bool) -> Roles:
         return next((c for c in free if names[c] in known), None)
 
     roles.start, roles.end, roles.duration = take(_START), take(_END), take(_DURATION)
-    roles.label = take(LABEL)
+    roles.label = take(LABEL) or next((c for c in first.columns if may_be_label(names[c])), None)
     if not roles.is_intervals:
         roles.start = roles.end = roles.duration = None
     roles.subject, roles.recording = take(SUBJECT), take(RECORDING)
     roles.group, roles.split = take(GROUP), take(SPLIT)
     if not roles.is_intervals and not facts:
-        roles.time = take(_TIME) or next(
-            (c for c in first.columns if c not in _used(roles) and _is_time_name(names[c])), None
-        )
-        roles.time = roles.time or _steady(first, [c for c in first.columns if c not in _used(roles)], names)
+        _find_time(files, roles, names)
+        if roles.time is not None:
+            _find_long(files, roles, names)
     for column in first.columns:
         if column in _used(roles):
             continue
-        unnamed = column == "c1" and first.dialect.header and first.columns[0] == "c1" and _counts_rows(first)
-        if column in numeric and (unnamed or _INDEX.fullmatch(names[column] or "index")):
-            roles.left_out.append((column, "a row number"))
-        elif column in numeric and not roles.is_intervals:
-            roles.numbers.append(column)
+        if may_be_label(names[column]):
+            roles.left_out.append((column, "it may be a label too"))
+            roles.doubts.append(f"column {column!r} may be a label too, and is left out")
+        elif column in numeric and roles.long is None and not roles.is_intervals:
+            reason = _no_value(files, column, names[column], facts=facts)
+            if reason:
+                roles.left_out.append((column, reason))
+            else:
+                roles.numbers.append(column)
         else:
             empty = all(file.table.column(column).null_count == file.rows for file in files)
-            roles.left_out.append((column, "it is empty" if empty else "it does not hold numbers"))
+            reason = "it is empty" if empty else "it does not hold numbers"
+            roles.left_out.append((column, "rows are divided by name" if roles.long and column in numeric else reason))
+    if first.dialect.start_and_rate:
+        roles.time, roles.clock, roles.numbers = None, None, list(first.columns)
     return roles
 
 
-def _counts_rows(file: Looked) -> bool:
-    """Whether the first column has 0, 1, 2, ... or 1, 2, 3, ..."""
-    values = file.numbers(file.columns[0])
-    return values is not None and values[0] in (0, 1) and bool((np.diff(values) == 1).all())
+def _find_time(files: Sequence[Looked], roles: Roles, names: dict[str, str]) -> None:
+    """The column with the time, and the one with the time of day if that is another one."""
+    first = files[0]
+    free = [c for c in first.columns if c not in _used(roles)]
+    named = [c for c in free if names[c] in TIME] + [c for c in free if names[c] in _START]
+    named += [c for c in free if c not in named and _is_time_name(names[c])]
+    dates = [c for c in free if are_dates(files, c)]
+    usable = [c for c in named if c in dates or first.numbers(c) is not None]
+    roles.time = next(iter([*usable, *dates, *named]), None) or _steady(first, free, names)
+    if roles.time is None and not first.dialect.header:
+        roles.time = next((c for c in free if in_epoch(files, c)), None)
+    days, clocks = ([c for c in free if test(files, c)] for test in (is_day, is_clock))
+    if days and clocks and roles.time in (*days, *clocks):
+        roles.time = roles.time if roles.time in days else days[0]
+        roles.clock = clocks[0]
+
+
+def _find_long(files: Sequence[Looked], roles: Roles, names: dict[str, str]) -> None:
+    """Whether rows have one value each, and its name."""
+    free = [c for c in files[0].columns if c not in _used(roles)]
+    item = next((c for c in free if names[c] in ITEM), None)
+    values = [c for c in free if names[c] in VALUE and c != item]
+    value = next((c for c in values if any(file.numbers(c) is not None for file in files)), next(iter(values), None))
+    if item is None or value is None:
+        return
+    texts = [text for file in files for text in pc.unique(file.table.column(item)).cast(pa.string()).to_pylist()]
+    found = dict.fromkeys(text.strip() for text in texts if text is not None and text.strip())
+    rows = sum(file.rows for file in files)
+    if not 2 <= len(found) <= _MOST_ITEMS or rows < _LEAST_ROWS_OF_ITEM * len(found):
+        return
+    roles.long = LongColumns(name=item, value=value)
+    roles.unit = next((c for c in free if names[c] in UNIT), None)
+    for file in files:
+        file.long = roles.long
+    roles.numbers = [name for name in found if any(file.numbers(name) is not None for file in files)]
+    roles.left_out += [(name, "its values are not numbers") for name in found if name not in roles.numbers]
+    roles.doubts.append(f"column {item!r} names what column {value!r} has: {len(roles.numbers)} modalities")
+
+
+def unit_of_item(files: Sequence[Looked], roles: Roles, item: str) -> str:
+    """The unit that most rows of a name have in the column of units, or an empty text."""
+    if roles.long is None or roles.unit is None:
+        return ""
+    units: Counter[str] = Counter()
+    for file in files:
+        of_item = pc.equal(pc.utf8_trim_whitespace(file.table.column(roles.long.name).cast(pa.string())), item)
+        column = file.table.column(roles.unit).filter(pc.fill_null(of_item, False))
+        for pair in pc.value_counts(column.cast(pa.string())).to_pylist():
+            if pair["values"] is not None and pair["values"].strip():
+                units[pair["values"].strip()] += pair["counts"]
+    if len(units) > 1:
+        roles.doubts.append(f"{item!r} has several units: {', '.join(sorted(units))}")
+    return units.most_common(1)[0][0] if units else ""
+
+
+def _no_value(files: Sequence[Looked], column: str, name: str, *, facts: bool) -> str:
+    """Why a column of numbers is not measured; empty if it is."""
+    counts = all(file.counts_rows(column) for file in files)
+    if _INDEX.fullmatch(name or "index") and (name or counts):
+        return "a row number"
+    found = [values[~np.isnan(values)] for file in files if (values := file.numbers(column)) is not None]
+    if _IDENTIFIER.fullmatch(name) and all(np.equal(np.mod(values, 1), 0).all() for values in found):
+        return "an identifier"
+    if facts:
+        return ""
+    if counts and files[0].rows > 20:
+        return "a row number"
+    steps = np.concatenate([np.diff(values) for values in found])
+    timely = name in TIME or name.rpartition("_")[2] in _START | _END or _is_time_name(name) or in_epoch(files, column)
+    return "another time" if timely and len(steps) and (steps < 0).mean() <= 0.01 else ""
 
 
 def _used(roles: Roles) -> set[str | None]:
     return {
         roles.time, roles.start, roles.end, roles.duration, roles.label, roles.subject, roles.recording, roles.group,
-        roles.split,
+        roles.split, roles.clock, roles.unit, *((roles.long.name, roles.long.value) if roles.long else ()),
     }  # fmt: skip
 
 
 def _is_time_name(name: str) -> bool:
     words = name.split("_")
-    return bool({"time", "timestamp", "datetime", "date", "datum", "zeit"} & set(words)) or name in _TIME_UNITS
+    return bool({"time", "timestamp", "datetime", "date", "datum", "zeit"} & set(words)) or (
+        name in TIME_UNITS and len(name) > 2
+    )
 
 
 def _steady(file: Looked, columns: Sequence[str], names: dict[str, str]) -> str | None:
@@ -157,93 +220,6 @@ def _steady(file: Looked, columns: Sequence[str], names: dict[str, str]) -> str 
         if values is None or len(values) < 20 or _INDEX.fullmatch(names[column] or "index"):
             return None
         steps = np.diff(values)
-        if (steps > 0).all() and not _counts_rows(file) and steps.max() < 100 * np.median(steps):
+        if (steps > 0).all() and not file.counts_rows(column) and steps.max() < 100 * np.median(steps):
             return column
     return None
-
-
-def guess_time(files: Sequence[Looked], column: str) -> TimeGuess:
-    """How the times of a column are written."""
-    name, unit = plain_name(column)
-    known = _TIME_UNITS.get(unit.lower()) or next((_TIME_UNITS[w] for w in name.split("_") if w in _TIME_UNITS), None)
-    kind = files[0].table.column(column).type
-    if pa.types.is_timestamp(kind) or pa.types.is_time(kind) or pa.types.is_date(kind):
-        return TimeGuess("date")
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        return _guess_date(files, column)
-    values = next((v for file in files if (v := file.numbers(column)) is not None), np.zeros(1))
-    usual = float(np.nanmedian(values))
-    epoch = next((unit for unit, low, high in _EPOCHS if low < usual < high), None)
-    if epoch is not None:
-        return TimeGuess(epoch)
-    if known is not None:
-        return TimeGuess(known)
-    steps = np.diff(values[~np.isnan(values)])
-    step = float(np.median(steps[steps > 0])) if (steps > 0).any() else 0.0
-    if pa.types.is_integer(kind) and 2 <= step <= 1000 and len(values) > 100:
-        return TimeGuess("ms", doubt=f"times are {step:g} apart: milliseconds? else write s")
-    return TimeGuess("s")
-
-
-def _guess_date(files: Sequence[Looked], column: str) -> TimeGuess:
-    fits = []
-    for form in _DATES:
-        try:
-            for file in files[:5]:
-                nanoseconds(file.table.column(column).slice(0, 2000), "date", form, None, "")
-        except DataError:
-            continue
-        fits.append(form)
-    if not fits:
-        example = next(iter(files[0].table.texts(column)), "")
-        return TimeGuess("date", doubt=f"what form is {example!r}? write format: with %d, %m, %Y, %H, %M, %S")
-    doubt = "day first, or month first?" if any("%d/%m" in f for f in fits) and any("%m/%d" in f for f in fits) else ""
-    return TimeGuess("date", fits[0], doubt)
-
-
-@dataclass(frozen=True)
-class RateGuess:
-    """Steps a second, and how rows are put on them."""
-
-    rate_hz: float
-    grid: str = "auto"
-    doubt: str = ""
-
-
-def guess_rate(times: Sequence[np.ndarray]) -> RateGuess:
-    """The rate of rows. `times`: int64 ns of the rows of some files that have a value."""
-    steps = np.concatenate([np.diff(np.sort(of)) for of in times if len(of) > 1] or [np.zeros(0, np.int64)])
-    positive = steps[steps > 0]
-    if not len(positive):
-        return RateGuess(1.0, doubt="there are too few rows to see the rate")
-    usual = float(np.median(positive)) / SECOND
-    rate = _nice(1 / usual)
-    if len(positive) < 0.5 * len(steps):
-        rows = len(steps) / max(1, len(positive))
-        return RateGuess(
-            rate, "mean", f"about {rows:.0f} rows share one time: finer times, or no time and rate_hz: {rows * rate:g}?"
-        )
-    regular = float((np.abs(steps - usual * SECOND) <= 0.5 * usual * SECOND).mean())
-    if regular < 0.9:
-        step = min(_STEPS_S, key=lambda nice: abs(np.log(nice / usual)))
-        text = f"irregular times: a step is now {step:g} s, the mean of its rows"
-        return RateGuess(float(f"{1 / step:.9g}"), "mean", text)
-    return RateGuess(rate)
-
-
-def _nice(rate_hz: float) -> float:
-    """The nearest round rate, if it is nearer than 1 %."""
-    for value in (rate_hz, 1 / rate_hz):
-        if value >= 0.99:
-            near = float(round(value))
-            if abs(near - value) <= 0.01 * value:
-                return near if value == rate_hz else float(f"{1 / near:.9g}")
-    return float(f"{rate_hz:.4g}")
-
-
-def file_times(file: Looked, column: str, guess: TimeGuess) -> np.ndarray | None:
-    """Times as int64 ns; None if they do not have the form that was guessed."""
-    try:
-        return nanoseconds(file.table.column(column), guess.unit, guess.form, None, file.path)
-    except DataError:
-        return None

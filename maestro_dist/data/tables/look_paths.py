@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from maestro_dist.data.tables.look_names import may_be_label, plain_name
+
 SPLITS = {
     "train": "train", "training": "train", "test": "test", "testing": "test",
     "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
@@ -18,9 +20,17 @@ _SENSORS = re.compile(
     r"|emg|eeg|eog|resp\w*|temp\w*|hr|heart\w*|bpm|spo2|abp|press\w*|ibi|watch|phone|sensor\w*|device\w*|light|hum\w*|co2",
     re.IGNORECASE,
 )
-_PERSON = re.compile(r"(s|p|sub|subj|subject|person|patient|participant|user|id)[-_]?\d+", re.IGNORECASE)
-_PERSON_WORD = re.compile(r"(sub|subj|subject|person|patient|participant|user)s?", re.IGNORECASE)
-_CUT = re.compile(r"([/_\-. ])")
+_PERSON = re.compile(
+    r"(s|p|u|sub|subj|subject|person|patient|participant|user|id|proband|vp|pt)[-_]?\d+([a-z]{3,})?", re.IGNORECASE
+)
+_PERSON_WORD = re.compile(
+    r"(sub|subj|subject|person|patient|participant|user|proband|vp|pt|((subject|person|patient|participant|user)_?)?id)s?",
+    re.IGNORECASE,
+)
+_CUT = re.compile(r"([/_\-. =])")
+_DATE = re.compile(r"(19|20)\d{2}([-_.]?)(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])")
+_IN_DATE = str.maketrans("-_.", "\0\1\2")
+_OUT_OF_DATE = str.maketrans("\0\1\2", "-_.")
 _LITERAL = re.compile(r"[{}*]")
 """Letters that a pattern cannot hold; `*` matches them."""
 _MOST_SENSORS = 12
@@ -45,13 +55,19 @@ def kinds_of(paths: Sequence[str], *, labelled: bool) -> list[PathKind]:
     found = []
     by_shape: dict[tuple[int, int], list[str]] = {}
     for path in sorted(paths):
-        tokens = _CUT.split(path)
+        tokens = _tokens(path)
         by_shape.setdefault((path.count("/"), len(tokens)), []).append(path)
     if len({shape[1] for shape in by_shape}) > 1 and len({shape[0] for shape in by_shape}) == 1:
         return _kinds([_by_components(path) for path in sorted(paths)], labelled)
     for shape in sorted(by_shape):
-        found += _kinds([_CUT.split(path) for path in by_shape[shape]], labelled)
+        found += _kinds([_tokens(path) for path in by_shape[shape]], labelled)
     return found
+
+
+def _tokens(path: str) -> list[str]:
+    """Words and what divides them; a date is one word."""
+    found = _CUT.split(_DATE.sub(lambda date: date[0].translate(_IN_DATE), path))
+    return [token.translate(_OUT_OF_DATE) for token in found]
 
 
 def _by_components(path: str) -> list[str]:
@@ -86,8 +102,12 @@ def _kinds(rows: list[list[str]], labelled: bool) -> list[PathKind]:
 def _meaning(rows: list[list[str]], place: int, others: Sequence[int], labelled: bool) -> str:
     """sensor: each recording has a file of each value; label: each file has one; else it names the recording."""
     values = {row[place] for row in rows}
+    if place >= 2 and rows[0][place - 1] == "=" and may_be_label(plain_name(rows[0][place - 2])[0]):
+        return "label"
     if len(values) > _MOST_SENSORS or len(values) == len(rows) or any(re.search(r"\d", v) for v in values):
         return "name"
+    if any(len({row[q] for row in rows}) == len(values) == len({(row[q], row[place]) for row in rows}) for q in others):
+        return "name"  # it goes with another part, as the letters of a person with the number
     sensor_words = sum(bool(_SENSORS.fullmatch(value)) for value in values)
     rest = {tuple(row[q] for q in others) for row in rows}
     complete = len(rows) >= 0.9 * len(values) * len(rest)
@@ -109,14 +129,26 @@ def _kind(rows: list[list[str]], splits: Sequence[int], labels: Sequence[int], w
     else:
         free = sorted({*free, *labels})
     names |= dict.fromkeys(splits[:1], "split")
-    runs = _runs(first, free)
+    parts = [p for p in free if _is_part_of_table(rows, p)]
+    free = [p for p in free if p not in parts]
+    again = {p: q for p in free for q in reversed(free) if q < p and all(row[p] == row[q] for row in rows)}
+    runs = _runs(first, [p for p in free if p not in again])
     for number, run in enumerate(runs):
-        names[run[0]] = _name(rows, run, number, len(runs))
+        name = _name(rows, run, number, len(runs))
+        names[run[0]] = name
+        if name == "subject" and not _is_person(rows, run):
+            values = sorted({row[run[0]] for row in rows})
+            doubts.append(f"is {{subject}} a person ({', '.join(values[:5])}{', ...' if len(values) > 5 else ''})?")
+    names |= {p: names[q] for p, q in again.items() if q in names}
+    stars = set(parts) | {p for p in again if p not in names}
     ends = {run[0]: run[-1] for run in runs}
     pieces, place = [], 0
     while place < len(first):
-        pieces.append(f"{{{names[place]}}}" if place in names else _LITERAL.sub("*", first[place]))
+        text = "*" if place in stars else _LITERAL.sub("*", first[place])
+        pieces.append(f"{{{names[place]}}}" if place in names else text)
         place = ends.get(place, place) + 1
+    if len(rows) == 1:
+        word = word or "".join(first).rpartition("/")[2].partition(".")[0]
     stem = next((t for p, t in reversed(list(enumerate(first[:-1]))) if p % 2 == 0 and p not in varying and t), "")
     paths = tuple("".join(row) for row in rows)
     return PathKind("".join(pieces), paths, word or stem, tuple(doubts), tuple(dict.fromkeys(names.values())))
@@ -139,12 +171,24 @@ def _runs(first: Sequence[str], places: Sequence[int]) -> list[list[int]]:
     return divided
 
 
-def _name(rows: list[list[str]], run: Sequence[int], number: int, count: int) -> str:
+def _is_part_of_table(rows: list[list[str]], place: int) -> bool:
+    """Whether files are parts of one table, as Spark writes them: part-00000-0a1b2c.parquet."""
+    first = rows[0]
+    name = max((p for p in range(1, place) if first[p] == "/"), default=-1) + 1
+    return name < place and first[name] == "part" and first[-1] in ("parquet", "csv")
+
+
+def _is_person(rows: list[list[str]], run: Sequence[int]) -> bool:
+    """Whether words say that a part of a path is a person."""
     place = run[0]
-    values = {row[place] for row in rows}
     before = rows[0][place - 2] if place >= 2 else ""
-    person = all(_PERSON.fullmatch(v) for v in values) or bool(_PERSON_WORD.fullmatch(before))
-    if number == 0 and (person or (count > 1 and len(values) < len(rows))):
+    return all(_PERSON.fullmatch(row[place]) for row in rows) or bool(_PERSON_WORD.fullmatch(before))
+
+
+def _name(rows: list[list[str]], run: Sequence[int], number: int, count: int) -> str:
+    values = {row[run[0]] for row in rows}
+    dates = all(_DATE.fullmatch(value) for value in values)
+    if number == 0 and (_is_person(rows, run) or (count > 1 and len(values) < len(rows) and not dates)):
         return "subject"
     if count == 1 or (count == 2 and number == 1):
         return "recording"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
 
+_NUMBERED = re.compile(
+    r"(?:s|p|u|sub|subj|subject|person|patient|participant|pt|user|id|proband|vp)?[-_ ]*0*(\d+)", re.IGNORECASE
+)
 _PART = re.compile(r"\{([a-z][a-z0-9_]*)\}|\*")
 
 
@@ -46,3 +50,28 @@ class PathPattern:
         """What the names stand for in a path, or None."""
         found = self.expression.fullmatch(str(path))
         return found.groupdict() if found else None
+
+
+def same_names(names: Collection[str], others: Collection[str]) -> dict[str, str]:
+    """Names of people that two files write in different ways, such as 01 and sub-1: name -> other.
+
+    Only numbers, with or without a word for a person, and only where there is no doubt: a name that is among the
+    others, or a number that two names have, is nobody else's.
+    """
+    shared = set(names) & set(others)
+    own, theirs = (_by_number({*of} - shared) for of in (names, others))
+    taken = _by_number(shared)
+    return {
+        one[0]: theirs[number][0]
+        for number, one in own.items()
+        if len(one) == 1 and len(theirs.get(number, ())) == 1 and number not in taken
+    }
+
+
+def _by_number(names: Collection[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        number = _NUMBERED.fullmatch(name)
+        if number is not None:
+            found.setdefault(number[1], []).append(name)
+    return found

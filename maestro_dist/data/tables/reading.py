@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Collection, Sequence
 
@@ -17,10 +18,10 @@ import pyarrow.parquet
 from maestro_dist.data.converters.source_file import SourceFile
 from maestro_dist.data.parts import Remarks, join_names
 from maestro_dist.data.plain_values import short_repr
-from maestro_dist.data.tables.layout import TableFile, joined_texts, label_text
+from maestro_dist.data.tables.layout import LongColumns, TableFile, joined_texts, label_text
 from maestro_dist.errors import DataError
 
-ENDINGS = (".csv", ".tsv", ".txt", ".parquet", ".pq", ".csv.gz", ".tsv.gz", ".txt.gz")
+ENDINGS = (".csv", ".tsv", ".txt", ".psv", ".parquet", ".pq", ".csv.gz", ".tsv.gz", ".txt.gz", ".psv.gz")
 MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "-nan", "NULL", "null", "None", "none", "#N/A", "?"]
 _BLOCK = 1 << 20
 
@@ -31,10 +32,13 @@ def is_parquet(name: str) -> bool:
 
 
 class Table:
-    """Some columns of a file, with the checks that each use needs; `name` is for messages."""
+    """Some columns of a file, with the checks that each use needs; `name` is for messages.
 
-    def __init__(self, name: str, data: pa.Table, file: TableFile) -> None:
-        self.name, self.data, self._file = name, data, file
+    clock  (start in s, rate in Hz) of a file whose first rows say them (`start_and_rate`)
+    """
+
+    def __init__(self, name: str, data: pa.Table, file: TableFile, clock: tuple[float, float] | None = None) -> None:
+        self.name, self.data, self._file, self.clock = name, data, file, clock
 
     def __len__(self) -> int:
         return int(self.data.num_rows)
@@ -42,6 +46,21 @@ class Table:
     def column(self, name: str) -> pa.ChunkedArray:
         """A column as it is."""
         return self.data.column(name)
+
+    def joined(self, names: Sequence[str]) -> pa.ChunkedArray:
+        """A column as it is; several ones as text, joined with spaces (None where one of them is empty)."""
+        if len(names) == 1:
+            return self.data.column(names[0])
+        texts = [self.data.column(name).cast(pa.string()) for name in names]
+        return pc.binary_join_element_wise(*map(pc.utf8_trim_whitespace, texts), " ")
+
+    def item(self, long: LongColumns, name: str) -> pa.ChunkedArray:
+        """The values of rows with this name in a long table; empty in all other rows."""
+        names, values = self.data.column(long.name), self.data.column(long.value)
+        if pa.types.is_dictionary(names.type):
+            names = names.cast(names.type.value_type)
+        own = pc.equal(pc.utf8_trim_whitespace(names.cast(pa.string())), name)
+        return pc.if_else(pc.fill_null(own, False), values, pa.scalar(None, values.type))
 
     def numbers(self, columns: Sequence[str], remarks: Remarks) -> np.ndarray:
         """Columns as float64 [rows, columns]; NaN is missing.
@@ -83,17 +102,35 @@ class Table:
         return [None if v is None or not str(v).strip() else str(v).strip() for v in column.to_pylist()]
 
     def _number(self, name: str) -> np.ndarray:
-        column = self.data.column(name)
+        long = self._file.long
+        column = self.item(long, name) if long is not None and name in self._file.items else self.data.column(name)
         if pa.types.is_null(column.type):
             return np.full(len(self), np.nan)
         if pa.types.is_boolean(column.type):
             column = column.cast(pa.int8())
         if pa.types.is_string(column.type):
-            column = pc.if_else(pc.is_in(column, pa.array(MISSING)), pa.scalar(None, pa.string()), column)
+            missing = pc.is_in(pc.utf8_trim_whitespace(column), pa.array(self._texts_for_missing()))
+            column = pc.if_else(missing, pa.scalar(None, pa.string()), column)
+            column = self._plain_digits(column)
         try:
             return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             raise DataError(f"{self.name}: column {name!r} has {self._odd(column)}, which is not a number") from None
+
+    def _texts_for_missing(self) -> list[str]:
+        return [*MISSING, *(code for code in self._file.missing if isinstance(code, str))]
+
+    def _plain_digits(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Numbers as texts of another form: 1,234.5 or 1.234,5 as 1234.5."""
+        if self._file.thousands:
+            group = re.escape(self._file.thousands)
+            mark = re.escape(self._file.decimal)
+            whole = pc.match_substring_regex(column, rf"^\s*[-+]?\d{{1,3}}({group}\d{{3}})+({mark}\d*)?\s*$")
+            column = pc.if_else(whole, pc.replace_substring(column, self._file.thousands, ""), column)
+        if self._file.decimal != ".":
+            number = pc.match_substring_regex(column, rf"^\s*[-+]?\d+{re.escape(self._file.decimal)}\d*\s*$")
+            column = pc.if_else(number, pc.replace_substring(column, self._file.decimal, "."), column)
+        return pc.utf8_trim_whitespace(column)
 
     def _odd(self, column: pa.ChunkedArray) -> str:
         """The first value that is not a number, with its row."""
@@ -105,8 +142,8 @@ class Table:
         return f"values of type {column.type}"
 
 
-def read_table(file: SourceFile, about: TableFile, wanted: Collection[str], remarks: Remarks) -> Table:
-    """The wanted columns of a file.
+def read_table(file: SourceFile, about: TableFile, wanted: Collection[str], remarks: Remarks) -> Table | None:
+    """The wanted columns of a file; None if it is empty.
 
     Raises:
         DataError: it is damaged, or lacks a column.
@@ -114,6 +151,8 @@ def read_table(file: SourceFile, about: TableFile, wanted: Collection[str], rema
     """
     no_lines = is_binary(file.name) or about.encoding.lower().startswith("utf-16")
     content = file.read_binary() if no_lines else file.read(remarks)
+    if not content.strip():
+        return None
     return parse_table(file.name, content, about, wanted, about.text_columns)
 
 
@@ -126,10 +165,13 @@ def parse_table(
     name: str, content: bytes, about: TableFile, wanted: Collection[str], texts: Collection[str] = ()
 ) -> Table:
     """See `read_table`. `content`: the bytes of the file; `texts`: columns that are text whatever they look like."""
+    wanted = {*wanted} - about.items | ({about.long.name, about.long.value} if about.long is not None else set())
     try:
         if is_parquet(name):
             return Table(name, _parquet(name, content, wanted), about)
-        return Table(name, _csv(name, plain_content(name, content), about, wanted, texts), about)
+        content = plain_content(name, content)
+        clock = _start_and_rate(name, content, about) if about.start_and_rate else None
+        return Table(name, _csv(name, content, about, wanted, texts), about, clock)
     except (pa.ArrowInvalid, pa.ArrowException, UnicodeDecodeError, OSError) as error:
         text = " ".join(str(error).split())[:300]
         raise DataError(f"{name}: cannot be read as a table ({text}); correct the file, or the layout") from None
@@ -161,6 +203,19 @@ def plain_content(name: str, content: bytes) -> bytes:
         return gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{name}: damaged ({error}); fetch it again") from None
+
+
+def _start_and_rate(name: str, content: bytes, about: TableFile) -> tuple[float, float]:
+    lines = content[: 1 << 16].decode(_encoding(about), errors="replace").splitlines()
+    rows = [line.split(about.delimiter) for line in lines[about.skip_rows :] if line.strip()][int(about.header) :][:2]
+    try:
+        (start, *_), (rate, *_) = rows
+        found = float(start), float(rate)
+    except ValueError:
+        found = 0.0, 0.0
+    if not (found[1] > 0 and abs(found[0]) < 1e10):
+        raise DataError(f"{name}: its first two rows are no start in s and no rate in Hz; correct start_and_rate")
+    return found
 
 
 def _header(name: str, content: bytes, about: TableFile) -> list[str]:
@@ -203,7 +258,7 @@ def _csv(name: str, content: bytes, about: TableFile, wanted: Collection[str], t
             use_threads=False,
             block_size=max(_BLOCK, min(len(content), 64 * _BLOCK)),
             skip_rows=about.skip_rows,
-            skip_rows_after_names=int(about.header),
+            skip_rows_after_names=int(about.header) + int(about.units_row) + 2 * int(about.start_and_rate),
             column_names=names,
             encoding="utf8" if _encoding(about) == "utf-8-sig" else about.encoding,
         ),

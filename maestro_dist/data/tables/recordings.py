@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -36,11 +36,21 @@ _KEY_LETTERS = 40
 class Shared:
     """What files say that belong to many recordings.
 
-    intervals, facts  by the id of the recording; facts also by subject
+    intervals, facts                by the name of the recording, or of what a column names
+    person_intervals, person_facts  by the name of the person
+    aliases                         names in paths -> how these files write them: 01 -> sub-1
     """
 
-    intervals: Mapping[str, list[Interval]] = field(default_factory=dict)
-    facts: Mapping[str, Facts] = field(default_factory=dict)
+    intervals: dict[str, list[Interval]] = field(default_factory=dict)
+    facts: dict[str, Facts] = field(default_factory=dict)
+    person_intervals: dict[str, list[Interval]] = field(default_factory=dict)
+    person_facts: dict[str, Facts] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+
+    def ids(self, names: Iterable[str | None]) -> list[str]:
+        """The names, and how these files write them."""
+        there = [name for name in names if name is not None]
+        return list(dict.fromkeys(one for name in there for one in (name, self.aliases.get(name, name))))
 
 
 @dataclass(frozen=True)
@@ -82,13 +92,27 @@ class TablePart:
         """Add what the path and the files of facts say."""
         for key in (*FACTS, "label"):
             recording.facts.add(key, path.get(key), f"recording {name}")
-        for known in (facts, self.shared.facts):
-            ids = dict.fromkeys([name, path.get("recording", name), recording.facts.texts.get("subject", name)])
-            for one in ids:
-                if one in known:
-                    recording.facts.merge(known[one], f"recording {name}")
-        for one in dict.fromkeys([name, path.get("recording", name)]):
+        names = [name, path.get("recording", name)]
+        texts = recording.facts.texts
+        for one in dict.fromkeys([*names, texts.get("subject", name)]):
+            if one in facts:
+                recording.facts.merge(facts[one], f"recording {name}")
+        for one in self.shared.ids([*names, texts.get("subject")]):
+            if one in self.shared.facts:
+                recording.facts.merge(self.shared.facts[one], f"recording {name}")
+        for one in self.shared.ids([texts["subject"]] if "subject" in texts else names):
+            if one in self.shared.person_facts:
+                recording.facts.merge(self.shared.person_facts[one].of(texts.get("subject")), f"recording {name}")
+        for one in self.shared.ids(names):
             recording.intervals += self.shared.intervals.get(one, [])
+        for one in self.shared.ids([texts["subject"]] if "subject" in texts else names):
+            own = self.shared.person_intervals.get(one, [])
+            (recording.of_person if "subject" in texts and texts["subject"] != name else recording.intervals).extend(
+                own
+            )
+        if "subject" in texts:
+            for one in set(self.shared.ids([texts["subject"]])) - set(self.shared.ids(names)):
+                recording.of_person += self.shared.intervals.get(one, [])
 
     def _recording(self, name: str, recording: Gathered, reader: LabelReader, remarks: Remarks) -> RawRecording | None:
         rows = {number: of.sorted() for number, of in recording.rows.items()}
@@ -100,7 +124,7 @@ class TablePart:
             remarks.warn("recordings without any measured value, left out", name)
             return None
         self._check_together(name, streams)
-        intervals = list(recording.intervals)
+        intervals = [*recording.intervals, *self._of_person(name, recording, (zero, self._end(streams)), remarks)]
         for number, (times, _, labels) in rows.items():
             if labels:
                 if intervals:
@@ -148,6 +172,13 @@ class TablePart:
                     "another unit, zone or clock? Correct it in the layout"
                 )
             reach = max(reach, end)
+
+    def _of_person(self, name: str, recording: Gathered, span: tuple[int, int], remarks: Remarks) -> list[Interval]:
+        """Those labels of the person that are in this recording; the others may be in another one."""
+        inside = [i for i in recording.of_person if i[0] < span[1] and i[1] > span[0]]
+        if recording.of_person and not inside:
+            remarks.warn("recordings outside of all labels of their person (another clock or unit?)", name)
+        return inside
 
     def _labels(
         self,
