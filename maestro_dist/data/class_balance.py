@@ -211,7 +211,11 @@ class SourceLabels:
 
     def _of_recordings(self, shard: int) -> np.ndarray:
         source = self._source
-        return windowing_of(source.url, source.manifest).shard(source.split, self._shards[shard]).target
+        return (
+            windowing_of(source.url, source.manifest, source.config.cache)
+            .shard(source.split, self._shards[shard])
+            .target
+        )
 
     def _of_index(self, shard: int, index: ShardIndex) -> np.ndarray:
         if index.targets is None:

@@ -111,7 +111,7 @@ def test_two_unlike_ranks_equal_one_process(bucket: int) -> None:
 
 @pytest.mark.slow
 def test_four_unlike_ranks_equal_one_process() -> None:
-    within(run_ranks(check, 4, [{}, {"sequence": 2}, {"expert": 2}], SMALL_BUCKET))
+    within(run_ranks(check, 4, [{}, {"sequence": 2}, {"expert": 2}], SMALL_BUCKET, timeout_s=900))
 
 
 class _Fickle(Toy):
