@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -44,6 +44,7 @@ class FramesAbout:
     subjects, groups, splits  by name of the recording: the person, what else may divide the data, the split
     classes    the classes in their order; by default all labels, sorted
     targets    names of several numbers to predict: columns of the labels
+    several    names of labels of which any number may hold at a time: columns of the labels, or lists of names
     name       of the data set; by default the last part of its URL
     target, licence, citation, source  as in `Description`
     """
@@ -57,6 +58,7 @@ class FramesAbout:
     splits: Mapping[str, str] = field(default_factory=dict)
     classes: Sequence[str] = ()
     targets: Sequence[str] = ()
+    several: Sequence[str] = ()
     name: str = ""
     target: str = "label"
     licence: str = ""
@@ -83,7 +85,10 @@ def pack_frames(
     labels      by name of the recording: one label; a Series with the label at each time; or a DataFrame with columns
                 start, end, label. Text and whole numbers are classes, other numbers make a regression; none: a data
                 set without labels. With `targets` a label has a number for each of them: a list or a dictionary for the
-                recording; or a DataFrame with columns of these names, and a time index, or columns start and end
+                recording; or a DataFrame with columns of these names, and a time index, or columns start and end. With
+                `several`, any of these labels may hold at a time: a list of names for the recording; a DataFrame with
+                start, end, label, whose intervals may overlap; or one with a time index and a column of each, true or
+                false
     window_s    length of the windows that a run cuts, if it does not say otherwise; in seconds
 
     Raises:
@@ -97,7 +102,7 @@ def pack_frames(
     read = {key: {m: _read(v, f"recording {key}: {m}") for m, v in of.items()} for key, of in given.items()}
     rates = _rates(read, dict(about.rates_hz))
     targets = tuple(map(str, about.targets))
-    task, classes = ("regression", []) if targets and labels else _task(labels, about.classes)
+    task, classes = _task_of(about, labels)
     order = list(dict.fromkeys(modality for of in read.values() for modality in of))
     description = Description(
         about.name or os.fspath(url).rstrip("/").rpartition("/")[2], about.licence, about.citation, about.source,
@@ -115,7 +120,11 @@ def pack_frames(
         for key, modalities in read.items():
             texts = {what: str(of.get(key, "")) for what, of in named.items()}
             label = (labels or {}).get(key)
-            read_label = partial(_target_label, targets=targets) if targets else partial(_label, task=task)
+            read_label = partial(_label, task=task)
+            if targets:
+                read_label = partial(_target_label, targets=targets)
+            elif task == "multilabel":
+                read_label = partial(_several_labels, names=classes)
             yield _recording(key, modalities, rates, about.grid, partial(read_label, label, key), texts)
 
     return pack_recordings(url, description, made(), overwrite=overwrite)
@@ -294,6 +303,45 @@ def _target_label(label: Any, key: str, zero: int, targets: Sequence[str]) -> An
     return [((a - zero) / SECOND, (b - zero) / SECOND, row) for a, b, row in found]
 
 
+def _several_labels(label: Any, key: str, zero: int, names: Sequence[str]) -> Any:
+    """Labels, any number of which holds at a time: a list of all, or intervals in seconds from `zero` (ns)."""
+    where = f"the labels of recording {key}"
+    if isinstance(label, pd.Series):
+        raise DataError(f"{where}: a Series has one label at a time; use a DataFrame with {', '.join(names)}")
+    if not isinstance(label, pd.DataFrame):
+        single = isinstance(label, str) or not isinstance(label, Iterable)
+        return None if single and _is_missing(label) else [label] if single else list(label)
+    if {"start", "end"} <= set(label.columns):
+        return _label(label, key, zero, "multilabel")
+    lacks = [name for name in names if name not in label.columns]
+    if lacks:
+        raise DataError(f"{where}: there is no column {lacks[0]}")
+    times = _times(label.index, where)
+    order = in_order(times, where)
+    frame = label if order is None else label.iloc[order]
+    found: list[tuple[float, float, str]] = []
+    for name in names:
+        odd = next((value for value in frame[name] if not _is_missing(value) and value not in (0, 1)), None)
+        if odd is not None:
+            raise DataError(f"{where}: column {name} has {short_repr(odd)}, not true or false")
+        holds = [name if not _is_missing(value) and value else None for value in frame[name]]
+        own = intervals_of_rows(times if order is None else times[order], holds)
+        found += [((a - zero) / SECOND, (b - zero) / SECOND, name) for a, b, _ in own]
+    return found
+
+
+def _task_of(about: FramesAbout, labels: Mapping[str, Any] | None) -> tuple[Kind, list[str]]:
+    """The task, and the classes in their order. Raises DataError if two kinds of labels are named."""
+    given = [name for name in ("classes", "targets", "several") if getattr(about, name)]
+    if len(given) > 1:
+        raise DataError(f"pack_frames: {' and '.join(given)} are given; labels are of one kind")
+    if about.targets and labels:
+        return "regression", []
+    if about.several and labels:
+        return "multilabel", list(map(str, about.several))
+    return _task(labels, about.classes)
+
+
 def _task(labels: Mapping[str, Any] | None, classes: Sequence[str]) -> tuple[Kind, list[str]]:
     """The task, and the classes in their order."""
     if not labels:
@@ -326,4 +374,4 @@ def _is_number(text: str) -> bool:
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or (not isinstance(value, pd.Series | pd.DataFrame) and bool(pd.isna(value)))
+    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))

@@ -154,3 +154,58 @@ def test_what_does_not_fit_is_named(change: dict[str, Any], message: str, tmp_pa
     with pytest.raises(DataError, match=message) as caught:
         pack_frames(tmp_path / "x", **given, window_s=5, about=FramesAbout(**options))
     assert "\n" not in str(caught.value)
+
+
+def held(url: Path, labels: Any) -> dict[str, set[str]]:
+    """The labels of each window, of 10 s each."""
+    names = ("fever", "low oxygen", "never")
+    recordings = {key: {"heart": of["heart"]} for key, of in arrays().items()}
+    about = FramesAbout(rates_hz={"heart": 1}, several=names, splits=dict.fromkeys(recordings, "train"))
+    manifest = pack_frames(url, recordings, {"P0": labels}, window_s=10, about=about)
+    assert (manifest.task, manifest.classes) == ("multilabel", list(names))
+    found = windows(url, manifest, "train")
+    return {
+        key: {name for bit, name in enumerate(names) if int(target) >> bit & 1}
+        for key, target in zip(found["keys"], found["target"], strict=True)
+        if key.startswith("P0")
+    }
+
+
+FEVER, LOW = {"fever"}, {"low oxygen"}
+EXPECTED = [FEVER, FEVER | LOW, set(), LOW, set()]  # of the window from 10 s on nothing was observed
+
+
+def test_several_labels_at_a_time(tmp_path: Path) -> None:
+    """As intervals that overlap, as columns of true and false, and as a list for the recording."""
+    spans = [(0, 30, "fever"), (10, 30, "low oxygen"), (40, 50, "low oxygen")]
+    intervals = pd.DataFrame(spans, columns=["start", "end", "label"])
+    together = [(0, 10, "fever"), (10, 30, ["fever", "low oxygen"]), (40, 50, ["low oxygen"])]
+    lists = pd.DataFrame(together, columns=["start", "end", "label"])
+    seconds = np.arange(60)
+    columns = pd.DataFrame({"fever": seconds < 30, "low oxygen": 0, "never": np.nan}, index=seconds)
+    columns.loc[(seconds >= 10) & (seconds < 30) | (seconds >= 40) & (seconds < 50), "low oxygen"] = 1
+    for number, labels in enumerate((intervals, lists, columns, columns.sample(frac=1, random_state=1))):
+        assert list(held(tmp_path / str(number), labels).values()) == EXPECTED
+    assert list(held(tmp_path / "list", ["low oxygen", "fever"]).values()) == [FEVER | LOW] * 5
+    assert list(held(tmp_path / "none", []).values()) == [set()] * 5
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["cough"], "cough"),
+        (pd.Series(["fever"], index=[0]), "a Series has one label at a time"),
+        (pd.DataFrame({"fever": [1], "low oxygen": [0]}, index=[0]), "there is no column never"),
+        (pd.DataFrame({"fever": [2], "low oxygen": [0], "never": [0]}, index=[0]), "column fever has 2, not true"),
+        (pd.DataFrame([(0, 9, "cough")], columns=["start", "end", "label"]), "cough"),
+    ],
+)
+def test_other_labels_are_refused(labels: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        held(tmp_path / "data", labels)
+
+
+def test_labels_are_of_one_kind(tmp_path: Path) -> None:
+    about = FramesAbout(rates_hz={"heart": 1}, several=["a"], targets=["x", "y"])
+    with pytest.raises(DataError, match="targets and several are given"):
+        pack_frames(tmp_path / "data", {"P": {"heart": np.zeros(60)}}, {"P": ["a"]}, window_s=10, about=about)
