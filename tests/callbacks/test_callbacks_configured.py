@@ -76,6 +76,7 @@ def files_with(text: str, folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
 
 
+@pytest.mark.slow
 def test_the_example_posts_and_its_secret_is_nowhere(
     tmp_path: Path,
     synthetic: str,

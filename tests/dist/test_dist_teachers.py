@@ -48,7 +48,15 @@ def on_rank(rank: int, ranks: int, data: str, run: str, teachers: list[str], *ex
     return found.numpy(), asked
 
 
-@pytest.mark.parametrize("extra", [(), ("mesh.sequence=2",), ("mesh.expert=2",)], ids=str)
+@pytest.mark.parametrize(
+    "extra",
+    [
+        (),
+        pytest.param(("mesh.sequence=2",), marks=pytest.mark.slow),
+        pytest.param(("mesh.expert=2",), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_ranks_hear_what_the_teachers_say_and_keep_it(
     extra: tuple[str, ...], teachers: list[str], told: np.ndarray, synthetic: str, tmp_path: Path
 ) -> None:

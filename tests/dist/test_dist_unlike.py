@@ -147,7 +147,10 @@ def watch(rank: int, ranks: int, unlike_ranks: bool) -> str:
     return ""
 
 
-@pytest.mark.parametrize(("unlike_ranks", "where"), [(True, "on some ranks"), (False, "in the first step (")])
+@pytest.mark.parametrize(
+    ("unlike_ranks", "where"),
+    [(True, "on some ranks"), pytest.param(False, "in the first step (", marks=pytest.mark.slow)],
+)
 def test_another_order_is_an_error_on_every_rank(unlike_ranks: bool, where: str) -> None:
     for found in run_ranks(watch, 2, unlike_ranks):
         assert where in found

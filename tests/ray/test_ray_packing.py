@@ -47,7 +47,7 @@ def cluster() -> Iterator[None]:
     patch.undo()
 
 
-@pytest.mark.parametrize("workers", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3)), 2])
+@pytest.mark.parametrize("workers", [pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3)])
 def test_the_same_bytes_for_any_number_of_workers(
     workers: int, tmp_path: Path, whole: dict[str, str], cluster: None
 ) -> None:

@@ -46,7 +46,11 @@ def dry(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> st
     ("gpus", "words"),
     [
         (1, ["1 ranks = 1 data x 1 sequence", "ZeRO 1, bf16", "256 samples, loss"]),
-        (8, ["8 ranks = 4 data x 2 sequence; experts over 8", "ZeRO 2, bf16", "time axis shared by ranks 0 to 1"]),
+        pytest.param(
+            8,
+            ["8 ranks = 4 data x 2 sequence; experts over 8", "ZeRO 2, bf16", "time axis shared by ranks 0 to 1"],
+            marks=pytest.mark.slow,
+        ),
         (64, ["64 ranks = 8 data x 8 sequence; experts over 8", "ZeRO 3, bf16", "ranks 0 to 56 in steps of 8"]),
     ],
 )

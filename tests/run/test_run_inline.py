@@ -238,6 +238,7 @@ def test_another_data_set_gives_samples_only(
     assert "is for classification (slow, middle, fast), 'synthetic' for regression" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_average_of_the_weights_is_what_is_judged_and_exported(
     whole: Path, synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -278,6 +279,7 @@ def test_a_killed_driver_goes_on_to_the_same_weights(whole: Path, synthetic: str
         assert runs.tracked(tmp_path, name) == runs.tracked(whole, name)
 
 
+@pytest.mark.slow
 def test_accumulation_and_zero_stage_change_only_rounding(whole: Path, synthetic: str, tmp_path: Path) -> None:
     overrides = ["engine.micro_batch=5", "engine.zero_stage=3", "optim.max_steps=4"]
     assert runs.train(tmp_path / "a", synthetic, *overrides) == 0

@@ -18,6 +18,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, synthetic: str) -> Path:
     return storage / "tiny"
 
 
+@pytest.mark.slow
 def test_a_run_that_died_goes_on_without_its_teachers(
     teacher: Path, synthetic: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

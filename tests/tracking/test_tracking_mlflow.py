@@ -62,6 +62,7 @@ def test_a_continued_run_that_is_gone_is_started_anew(uri: str) -> None:
     assert MlflowClient(uri).get_run(run.run_id).info.run_name == "one"
 
 
+@pytest.mark.slow
 def test_a_dead_server_stops_a_first_start_but_not_a_resume(capsys: pytest.CaptureFixture[str]) -> None:
     dead = "http://me:secret@127.0.0.1:9"
     with pytest.raises(
