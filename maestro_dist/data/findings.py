@@ -203,7 +203,7 @@ def warning_lines(
 
 
 def _unknown_targets(manifest: Manifest, splits: Sequence[str]) -> Iterator[str]:
-    """A line for each split with samples of which a target is unknown."""
+    """A line for each split that has samples with an unknown target."""
     for name in splits:
         split = manifest.splits.get(name)
         if split is None or split.targets is None:

@@ -44,7 +44,7 @@ class FramesAbout:
     subjects, groups, splits  by name of the recording: the person, what else may divide the data, the split
     classes    the classes in their order; by default all labels, sorted
     targets    names of several numbers to predict: columns of the labels
-    several    names of labels of which any number may hold at a time: columns of the labels, or lists of names
+    several    names of the labels, if several may hold at the same time
     name       of the data set; by default the last part of its URL
     target, licence, citation, source  as in `Description`
     """
@@ -304,7 +304,7 @@ def _target_label(label: Any, key: str, zero: int, targets: Sequence[str]) -> An
 
 
 def _several_labels(label: Any, key: str, zero: int, names: Sequence[str]) -> Any:
-    """Labels, any number of which holds at a time: a list of all, or intervals in seconds from `zero` (ns)."""
+    """Labels of which several may hold at the same time: a list, or intervals in seconds from `zero` (ns)."""
     where = f"the labels of recording {key}"
     if isinstance(label, pd.Series):
         raise DataError(f"{where}: a Series has one label at a time; use a DataFrame with {', '.join(names)}")

@@ -93,9 +93,8 @@ def checked_targets(given: Any, task: str, where: str) -> tuple[str, ...]:
                 f"{where}: target {short_repr(name)}: a name begins with a letter and has up to 40 letters, digits, - "
                 "or _, without '_missing_', because metrics are named by it"
             )
-    again = first_duplicate(
-        name.lower() for name in names
-    )  # MLflow may keep metrics in files, whose names may lack case
+    # MLflow may keep metrics in files whose names do not tell capitals from small letters
+    again = first_duplicate(name.lower() for name in names)
     if again is not None:
         raise DataError(f"{where}: two targets are named '{again}'")
     if len(names) == 1:

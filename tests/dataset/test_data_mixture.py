@@ -299,3 +299,17 @@ def test_a_source_that_changed_is_named(urls: dict[str, str], tmp_path: Path) ->
     load_data(config)
     with pytest.raises(DataError, match="holds other data than 'a', with which the run started"):
         source_of("", manifest, config, tuple(manifest.select(None)), "train")
+
+
+def test_an_archive_may_have_training_samples_only(urls: dict[str, str], tmp_path: Path) -> None:
+    """Validation then has the samples of the others."""
+    given = [sample for sample in samples("b") if sample.split == "train"]
+    pack(tmp_path / "b", describe("b"), given, splits=["train"])
+    for order in ({"b": None, "a": None}, {"a": None, "b": None}):
+        config = config_of({"a": urls["a"], "b": str(tmp_path / "b")}, dict(order))
+        stream = stream_of(config)
+        assert len([key for batch in stream.batches(0, stream.samples) for key in batch.keys]) == 48
+        manifest = load_data(config)
+        source = source_of("", manifest, config, tuple(manifest.select(None)), "validation")
+        found = [key for batch in evaluation_batches(source, 4, DataRank()) for key in batch.keys]
+        assert found == [f"a-validation-{number}" for number in range(5)]

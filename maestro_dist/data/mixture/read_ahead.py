@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import numpy as np
-
 from maestro_dist.data.mixture.source import MixedSource
 from maestro_dist.data.reader import SplitSource
 from maestro_dist.data.shard_read_ahead import NeededShard, ShardReadAhead
@@ -16,14 +14,15 @@ class MixedReadAhead:
 
     def __init__(self, source: MixedSource, needed: Callable[[], Iterator[NeededShard]], *, processes: bool) -> None:
         """`needed` makes the sequence of what is needed; each data set goes through one of its own."""
-        counts = [
-            len(own.manifest.splits[own.split].shards) for own in source.sources if own.split in own.manifest.splits
-        ]
-        ends = np.cumsum(counts).tolist()
-        self._downloads = [
-            ShardReadAhead(own, _of_source(needed(), end - count, end), processes=processes)
-            for own, count, end in zip(source.sources, counts, ends, strict=True)
-        ]
+        self._downloads = list[ShardReadAhead]()
+        first = 0
+        for own in source.sources:
+            split = own.manifest.splits.get(own.split)
+            if split is None or not split.shards:  # an archive may have training samples only
+                continue
+            end = first + len(split.shards)
+            self._downloads.append(ShardReadAhead(own, _of_source(needed(), first, end), processes=processes))
+            first = end
 
     def reached(self, step: int) -> None:
         """See `ShardReadAhead.reached`."""

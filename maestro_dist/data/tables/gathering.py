@@ -77,7 +77,7 @@ class Facts:
             self.texts[name] = text
 
     def of(self, subject: str | None) -> Facts:
-        """The same for a person whom other files name in another way."""
+        """The same facts, with the name that other files give this person."""
         return self if subject is None else replace(self, texts={**self.texts, "subject": subject})
 
     def merge(self, other: Facts, where: str) -> None:

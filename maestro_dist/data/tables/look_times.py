@@ -232,7 +232,7 @@ def _on_steps(times: np.ndarray, rate_hz: float) -> bool:
 
 
 def _mixed_rates(all_steps: Sequence[np.ndarray]) -> list[float]:
-    """The rates of files, each of which is regular, if they differ by more than a tenth."""
+    """The rates of files with regular rows, if the rates differ by more than a tenth."""
     rates = set()
     for steps in all_steps:
         usual = float(np.median(steps))
