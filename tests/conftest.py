@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,16 @@ def default_storage_settings() -> Iterator[None]:
     configure(StorageSettings())
     yield
     configure(StorageSettings())
+
+
+@pytest.fixture(autouse=True)
+def metrics_are_sent_no_longer() -> Iterator[None]:
+    """Wait for the threads of closed metric logs: what they still say must not reach the next test."""
+    yield
+    sending = [thread for thread in threading.enumerate() if thread.name == "metrics"]
+    for thread in sending:
+        thread.join(20)
+    assert not [thread for thread in sending if thread.is_alive()], "a metric log was not closed"
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 
 from maestro_dist.callbacks.base import State, StepRecord
@@ -67,3 +68,8 @@ def make_record(
         bad=list(bad_lines) or [f"shard 1 sample {number}: wrong shape" for number in range(bad)],
         bad_samples=list(bad_samples),
     )
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the callbacks said: not what another thread or library logged meanwhile."""
+    return [record.getMessage() for record in caplog.records if record.name.startswith("maestro_dist.callbacks")]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from callback_states import make_record, make_state
+from callback_states import make_record, make_state, said
 
 from maestro_dist.callbacks import progress as progress_module
 from maestro_dist.callbacks.base import Callback, Callbacks, State
@@ -106,7 +106,7 @@ def test_skipped_steps_are_counted_up_to_the_limit(caplog: pytest.LogCaptureFixt
     metrics, state = Metrics(None), make_state({"optim": {"max_skipped": 2}})
     with pytest.raises(NonFiniteError, match="step 12 "):
         drive(state, Callbacks([metrics, Health(metrics)]), applied={3: False, 8: False, 11: False})
-    assert [line.split(":")[0] for line in caplog.messages] == ["step 4 (epoch 1)", "step 9 (epoch 2)"]
+    assert [line.split(":")[0] for line in said(caplog)] == ["step 4 (epoch 1)", "step 9 (epoch 2)"]
 
 
 def test_a_loss_that_is_not_finite_is_seen_at_the_next_record() -> None:
@@ -119,12 +119,12 @@ def test_a_loss_that_is_not_finite_is_seen_at_the_next_record() -> None:
 def test_bad_samples_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     metrics = Metrics(None)
     drive(make_state({}), Callbacks([metrics, Health(metrics)]), bad={4: 2})
-    assert caplog.messages == [f"bad sample skipped: shard 1 sample {number}: wrong shape" for number in range(2)]
+    assert said(caplog) == [f"bad sample skipped: shard 1 sample {number}: wrong shape" for number in range(2)]
 
 
 def test_the_end_says_how_many_were_skipped(caplog: pytest.LogCaptureFixture) -> None:
     bad_at({1: [7, 9], 12: [7]}, limit=2)
-    assert caplog.messages[-1].startswith("2 training samples were skipped in this run because of bad data (2 allowed")
+    assert said(caplog)[-1].startswith("2 training samples were skipped in this run because of bad data (2 allowed")
 
 
 def bad_at(
@@ -183,14 +183,14 @@ def test_progress_lines(caplog: pytest.LogCaptureFixture) -> None:
     metrics, state = Metrics(None), make_state({"tracking": {"every_steps": 4}}, steps=10)
     validation = Validation(scored([0.6, 0.5]), None)
     drive(state, Callbacks([metrics, validation, Progress(metrics)]))
-    said = caplog.messages
-    assert [line.split()[0] for line in said] == ["step", "validation", "step", "step", "validation"]
-    assert said[0].startswith(
+    lines = said(caplog)
+    assert [line.split()[0] for line in lines] == ["step", "validation", "step", "step", "validation"]
+    assert lines[0].startswith(
         "step  4/10  epoch  0.80  loss  0.2375      80 samples/s      1k tokens/s  data wait 10 %"
     )
-    assert said[1] == "validation  accuracy 0.6000 complete, 0.5000 with 40 % missing; score 0.5500 (best so far)"
-    assert said[4].endswith("score 0.4500 (best 0.5500 at step 5)")
-    assert "ETA 0:00" in said[3]
+    assert lines[1] == "validation  accuracy 0.6000 complete, 0.5000 with 40 % missing; score 0.5500 (best so far)"
+    assert lines[4].endswith("score 0.4500 (best 0.5500 at step 5)")
+    assert "ETA 0:00" in lines[3]
 
 
 def test_a_line_of_progress_that_fails_costs_one_warning(
@@ -215,8 +215,8 @@ def test_a_step_without_samples_or_time_has_a_line(caplog: pytest.LogCaptureFixt
         state.step += 1
         nothing = {"samples": 0, "tokens": 0, "data_s": 0.0, "forward_s": 0.0, "backward_s": 0.0, "optimizer_s": 0.0}
         callback.on_step(state, replace(make_record(step, loss=float("nan")), **nothing))  # type: ignore[arg-type]
-    assert len(caplog.messages) == 1
-    assert "loss     nan       0 samples/s" in caplog.messages[0]
+    assert len(said(caplog)) == 1
+    assert "loss     nan       0 samples/s" in said(caplog)[0]
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf"), float("-inf")])
