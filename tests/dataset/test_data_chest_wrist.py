@@ -18,19 +18,21 @@ from maestro_dist.config.schema import DataConfig
 from maestro_dist.config.windows import SplitConfig
 from maestro_dist.data.converters import CONVERTERS
 from maestro_dist.data.converters.chest_wrist import runs_of
+from maestro_dist.data.converters.files import AnySource, Source
 from maestro_dist.data.converters.source import Conversion
 from maestro_dist.data.load import load_data
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.parts import Remarks
 from maestro_dist.data.reader import Request, SplitSource
 from maestro_dist.data.recordings.raw import RawRecording
+from maestro_dist.data.storage import Storage
 from maestro_dist.errors import DataError
 
 ROOT = Path(__file__).parents[2]
 MAKE = {"wesad": trees.wesad_person, "ppg_dalia": trees.dalia_person}
 
 
-def conversion(name: str, source: Path, splits: list[str] | None = None, **options: Any) -> Conversion:
+def conversion(name: str, source: AnySource, splits: list[str] | None = None, **options: Any) -> Conversion:
     parser = argparse.ArgumentParser()
     CONVERTERS[name].add_arguments(parser)
     arguments = parser.parse_args([f"--{key}={value}" for key, value in options.items()])
@@ -118,6 +120,35 @@ def test_an_archive_is_read_where_it_is(wesad: Path, tmp_path: Path) -> None:
     found, expected = recordings(conversion("wesad", Path(archive))), recordings(conversion("wesad", wesad))
     assert set(found) == set(expected)
     np.testing.assert_array_equal(found["S2"].values["chest_emg"], expected["S2"].values["chest_emg"])
+
+
+@pytest.mark.parametrize("outer", ["zip", "tar", "tar.gz"])
+@pytest.mark.parametrize("inner", ["zip", "tar", "tgz"])
+def test_an_archive_inside_an_archive(dalia: Path, tmp_path: Path, outer: str, inner: str) -> None:
+    """As UCI has it: `ppg+dalia.zip` holds `data.zip`, which holds the folders. Deeper archives stay closed."""
+    kinds = {"zip": "zip", "tar": "tar", "tgz": "gztar", "tar.gz": "gztar"}
+    (tmp_path / "top" / "S9").mkdir(parents=True)
+    made = shutil.make_archive(str(tmp_path / "data"), kinds[inner], dalia.parent, dalia.name)
+    shutil.move(made, tmp_path / "top" / f"data.{inner}")
+    (tmp_path / "top" / "readme.pdf").write_text("see the paper")
+    (tmp_path / "top" / "S9" / "S9_E4.zip").write_text("no archive, and not opened")
+    source = Path(shutil.make_archive(str(tmp_path / "ppg+dalia"), kinds[outer], tmp_path / "top"))
+    expected = recordings(conversion("ppg_dalia", dalia))
+    copies = Storage(str(tmp_path / "copies"))
+    for place in (None, copies, copies):  # the second time the copies are there
+        found = recordings(conversion("ppg_dalia", Source(str(source), place)))
+        assert set(found) == set(expected)
+        np.testing.assert_array_equal(found["S1"].values["wrist_bvp"], expected["S1"].values["wrist_bvp"])
+    assert {path.name for path in tmp_path.iterdir()} == {"top", "copies", source.name}
+
+
+def test_a_damaged_archive_inside_an_archive_is_named(tmp_path: Path) -> None:
+    (tmp_path / "top").mkdir()
+    (tmp_path / "top" / "data.zip").write_text("<html>404</html>")
+    source = shutil.make_archive(str(tmp_path / "ppg+dalia"), "zip", tmp_path / "top")
+    for place in (None, Storage(str(tmp_path / "copies"))):
+        with pytest.raises(DataError, match=r"ppg\+dalia.zip:data.zip: damaged or unreadable archive"):
+            conversion("ppg_dalia", Source(source, place))
 
 
 def test_wesad_options(wesad: Path) -> None:

@@ -2,7 +2,7 @@
 
 Members of zip and plain tar archives are read where they are. A compressed tar can only be read from its start, so it
 is read once, and the wanted members are copied to a place that all workers reach, under names of our own: no name in
-an archive ever becomes the name of a file.
+an archive ever becomes the name of a file. An archive inside an archive, as UCI has them, is copied there, too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 import tarfile
 import zipfile
@@ -24,17 +25,26 @@ from maestro_dist.data.storage import ObjectMissing, Storage
 
 _COPY_BYTES = 256 << 20  # a file of copies ends with the member that reaches this size
 _READ = 16 << 20
+_NAME = re.compile(r".+\.(tar(\.(gz|bz2|xz|lzma|zst|lz4|lz|z))?|tgz|tbz2?|txz|zip)", re.IGNORECASE)
 
 Wanted = Callable[[PurePosixPath], bool]
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive. `name` is for messages, `version` differs for other content."""
+    """An archive. `name` is for messages, `version` differs for other content.
+
+    content  the bytes themselves, of an archive inside an archive where there is no place for copies
+    """
 
     name: str
     url: str
     version: str
+    content: bytes | None = None
+
+    def open(self) -> IO[bytes]:
+        """The bytes as a stream."""
+        return open_binary(self.url) if self.content is None else io.BytesIO(self.content)
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,30 @@ class Member:
     path: PurePosixPath
     name: str
     file: StoredFile | None
+
+
+def is_archive(path: PurePosixPath) -> bool:
+    """Whether a file is an archive, by its name."""
+    return _NAME.fullmatch(path.name) is not None
+
+
+def nested(path: PurePosixPath, file: StoredFile, copies: Storage | None) -> Archive:
+    """The archive that is the member `path` of an archive. It becomes a file of its own in `copies`, as its members can
+    only be found in one; None: it is kept in memory.
+
+    Raises:
+        DataError: the archive around it is damaged.
+        StorageError: it cannot be read, or the copy cannot be written.
+    """
+    suffix = ".zip" if path.suffix.lower() == ".zip" else ""
+    if copies is None:
+        return Archive(file.name, f"{file.url}:{path.as_posix()}", file.version, file.read())
+    key = hashlib.sha256(repr((file.url, file.version, file.entry, file.span)).encode()).hexdigest()[:16]
+    name = f"{key}{suffix}"
+    if not copies.exists(name):  # an earlier attempt has copied all of it
+        with file.stream() as content, copies.writer(name) as target:
+            shutil.copyfileobj(content, target, _READ)
+    return Archive(file.name, f"{copies.url}/{name}", key)
 
 
 def members(archive: Archive, wanted: Wanted, copies: Storage | None) -> Iterator[Member]:
@@ -58,7 +92,7 @@ def members(archive: Archive, wanted: Wanted, copies: Storage | None) -> Iterato
         if archive.url.lower().endswith(".zip"):
             yield from _in_zip(archive, wanted)
             return
-        with open_binary(archive.url) as file:
+        with archive.open() as file:
             tar = _plain_tar(file)
             if tar is not None:
                 yield from _in_tar(archive, tar, wanted)
@@ -69,12 +103,13 @@ def members(archive: Archive, wanted: Wanted, copies: Storage | None) -> Iterato
 
 
 def _in_zip(archive: Archive, wanted: Wanted) -> Iterator[Member]:
-    with open_binary(archive.url) as file, zipfile.ZipFile(file) as opened:
+    with archive.open() as file, zipfile.ZipFile(file) as opened:
         for number, entry in enumerate(opened.infolist()):
             path = PurePosixPath(entry.filename.replace("\\", "/"))  # some Windows programs write it
             if not entry.is_dir() and wanted(path):
                 name = f"{archive.name}:{entry.filename}"
-                yield Member(path, name, StoredFile(name, archive.url, archive.version, entry=number))
+                content = None if archive.content is None else opened.read(entry)
+                yield Member(path, name, StoredFile(name, archive.url, archive.version, entry=number, content=content))
 
 
 def _plain_tar(file: IO[bytes]) -> tarfile.TarFile | None:
@@ -89,7 +124,7 @@ def _in_tar(archive: Archive, tar: tarfile.TarFile, wanted: Wanted) -> Iterator[
         path, name = PurePosixPath(info.name), f"{archive.name}:{info.name}"
         if not wanted(path):
             continue
-        if info.issparse():  # with holes that are not stored; rare, and small where it is data
+        if info.isreg() and (archive.content is not None or info.issparse()):  # sparse: with holes that are not stored
             yield Member(path, name, StoredFile(name, archive.url, content=_opened(tar, info).read()))
         elif info.isreg():
             span = (info.offset_data, info.size)
@@ -125,7 +160,7 @@ def _kept(archive: Archive, wanted: Wanted) -> Iterator[Member]:
 
 def _streamed(archive: Archive, wanted: Wanted) -> Iterator[tuple[str, IO[bytes] | None]]:
     """Name and content of each wanted file, in one pass; None for a link."""
-    raw: Any = open_binary(archive.url)
+    raw: Any = archive.open()
     with io.BufferedReader(raw, _READ) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
         for info in tar:
             if wanted(PurePosixPath(info.name)) and (info.isreg() or info.issym() or info.islnk()):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from maestro_dist.data.converters.archives import Archive, members
+from maestro_dist.data.converters.archives import Archive, is_archive, members, nested
 from maestro_dist.data.converters.source_file import SourceFile, StoredFile
 from maestro_dist.data.parts import Remarks, join_names
 from maestro_dist.data.storage import ObjectMissing, Storage, redact
@@ -20,7 +19,6 @@ __all__ = ["Remarks", "Source", "SourceFile", "SourceFiles", "is_leftover", "joi
 
 Role = TypeVar("Role", bound=Hashable)
 
-_ARCHIVE = re.compile(r".+\.(tar(\.(gz|bz2|xz|lzma|zst|lz4|lz|z))?|tgz|tbz2?|txz|zip)", re.IGNORECASE)
 _SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found"}
 
 
@@ -114,7 +112,7 @@ class SourceFiles:
                 url = path.absolute().as_posix()  # for workers, whose folder may be another one
                 yield file_role, StoredFile(str(path), url, self._note(str(below), url))
             for path in _entries(local):
-                if path.is_file() and _ARCHIVE.fullmatch(path.name):
+                if path.is_file() and is_archive(PurePosixPath(path.name)):
                     yield from self._archive(path.absolute().as_posix(), str(path), path.name, role)
         else:
             raise DataError(f"{self.path}: no such folder or archive; check the path of the source")
@@ -122,7 +120,7 @@ class SourceFiles:
     def _remote(self, role: Callable[[PurePosixPath], Role | None]) -> Iterator[tuple[Role, StoredFile]]:
         storage = Storage(self.path)
         name = PurePosixPath(storage.url.partition("?")[0]).name
-        tree = {} if _ARCHIVE.fullmatch(name) else storage.tree()
+        tree = {} if is_archive(PurePosixPath(name)) else storage.tree()
         if not tree:
             try:
                 yield from self._archive(storage.url, storage.name(), "", role)
@@ -135,21 +133,32 @@ class SourceFiles:
                 self._seen.add((below, repr(about)))
                 yield file_role, StoredFile(storage.name(below), f"{storage.url}/{below}", repr(about))
         for below in files:
-            if "/" not in below and _ARCHIVE.fullmatch(below):
+            if "/" not in below and is_archive(PurePosixPath(below)):
                 yield from self._archive(f"{storage.url}/{below}", storage.name(below), below, role)
 
     def _archive(
         self, url: str, name: str, below: str, role: Callable[[PurePosixPath], Role | None]
     ) -> Iterator[tuple[Role, StoredFile]]:
-        def wanted(path: PurePosixPath) -> bool:
-            return not is_leftover(path) and role(path) is not None
+        yield from self._members(Archive(name, url, self._note(below, url)), role, may_nest=True)
 
-        for member in members(Archive(name, url, self._note(below, url)), wanted, self._copies):
+    def _members(
+        self, archive: Archive, role: Callable[[PurePosixPath], Role | None], *, may_nest: bool
+    ) -> Iterator[tuple[Role, StoredFile]]:
+        """The files of an archive, and those of the archives at its top, as of the archives in a folder."""
+
+        def wanted(path: PurePosixPath) -> bool:
+            inner = may_nest and len(path.parts) == 1 and is_archive(path)
+            return not is_leftover(path) and (inner or role(path) is not None)
+
+        for member in members(archive, wanted, self._copies):
             file_role = role(member.path)
             if member.file is None:
                 self.remarks.warn("a link inside an archive is skipped", member.name)
             elif file_role is not None:
                 yield file_role, member.file
+            else:
+                inside = nested(member.path, member.file, self._copies)
+                yield from self._members(inside, role, may_nest=False)
 
     def _note(self, below: str, url: str) -> str:
         """The version of a file, which becomes part of the listing."""

@@ -8,6 +8,8 @@ import lzma
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -69,6 +71,19 @@ class StoredFile:
         if len(data) != self.span[1]:
             raise DataError(f"{self.name}: cannot be read ({len(data):,} bytes came instead of {self.span[1]:,})")
         return data
+
+    @contextmanager
+    def stream(self) -> Iterator[IO[bytes]]:
+        """The content as a stream, for what is too large for the memory. Raises what `read` raises."""
+        if self.content is not None or self.entry is None:
+            yield io.BytesIO(self.read())
+            return
+        try:
+            archive = _open_zip(self.url, self.version)
+            with archive.open(archive.infolist()[self.entry]) as content:
+                yield content
+        except BROKEN as error:
+            raise damaged(self.name, error) from error
 
 
 @dataclass(frozen=True)
