@@ -124,9 +124,8 @@ HEADER = {"version": 0, "bytes": 184, "records": 236, "duration": 244, "signals"
         ("duration", "0       ", "not a readable EDF file|data records of 0 s"),
         ("duration", "x       ", "not a readable EDF file"),
         ("signals", "9   ", "not a readable EDF file|header of 768 bytes"),
-        ("physical_max", "-400    ", "signal ECG: digital -32768 to 32767 cannot be scaled to physical -400"),
         ("physical_max", "nan     ", "cannot be scaled|not a readable"),
-        ("digital_min", "32767   ", "signal ECG: digital 32767 to 32767 cannot be scaled"),
+        ("digital_min", "32768   ", "signal ECG: digital 32768 to 32767 cannot be scaled"),
         ("samples", "0       ", "has no samples|cut short|not a readable"),
     ],
 )

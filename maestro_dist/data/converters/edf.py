@@ -1,4 +1,4 @@
-"""EDF and EDF+ files (polysomnography, EEG): each signal at its own rate, annotations as labels.
+"""EDF, EDF+ and BDF files (polysomnography, EEG): each signal at its own rate, annotations as labels.
 
 The annotations of a file are its labels, and those of a file without signals beside it, as in Sleep-EDF:
 `SC4001E0-PSG.edf` and `SC4001EC-Hypnogram.edf`, whose names are equal but for the last letter before the hyphen.
@@ -46,6 +46,7 @@ from maestro_dist.errors import ConfigError, DataError
 
 _PAIR = re.compile(r"(.+).-(PSG|Hypnogram)", re.IGNORECASE)
 _SLEEP_EDF = re.compile(r"((?:SC4|ST7)\d\d)\d..-PSG", re.IGNORECASE)  # SC4ssNE0: person ss, night N
+_ENDINGS = (".edf", ".bdf")
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,10 @@ class _EdfRecording:
 
 
 class Edf(Converter):
-    """Any tree of EDF or EDF+ files: each signal at its own rate; labels of a table or of annotations."""
+    """Any tree of EDF, EDF+, BDF or BDF+ files: each signal at its own rate; labels of a table or of annotations."""
 
     name = "edf"
-    reads = "EDF and EDF+ files, such as Sleep-EDF: recordings with annotations as labels"
+    reads = "EDF, EDF+ and BDF files, such as Sleep-EDF: recordings with annotations as labels"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Options of signals, labels, people and windows."""
@@ -96,10 +97,10 @@ class Edf(Converter):
             raise ConfigError("--labels and --classes: give one of them")
         formats_package("edfio")
         files = SourceFiles(source)
-        found = files.find(lambda path: path.as_posix() if path.suffix.lower() == ".edf" else None)
+        found = files.find(lambda path: path.as_posix() if path.suffix.lower() in _ENDINGS else None)
         if not found:
-            raise files.error("no EDF file (NAME.edf); the source is the folder or archive that holds them")
-        by_name = {str(PurePosixPath(path).with_suffix("")): file for path, file in found.items()}
+            raise files.error("no EDF file (NAME.edf, NAME.bdf); the source is the folder or archive that holds them")
+        by_name = _by_name(found)
         chosen = chosen_records(list(by_name), arguments.records)
         chosen += sorted(_hypnograms(chosen, by_name) - set(chosen))
         facts = {name: read_facts(by_name[name], files.remarks) for name in chosen}
@@ -155,6 +156,16 @@ class Edf(Converter):
             notes=lambda counts: others,
         )
         return as_recordings(conversion, window)
+
+
+def _by_name(found: Mapping[str, SourceFile]) -> dict[str, SourceFile]:
+    """The files by path without ending, which is the name of the recording."""
+    by_name: dict[str, SourceFile] = {}
+    for path, file in found.items():
+        other = by_name.setdefault(str(PurePosixPath(path).with_suffix("")), file)
+        if other is not file:
+            raise DataError(f"{file.name}: {other.name} has the same name but for its ending; rename one of them")
+    return by_name
 
 
 def _classes(text: str | None) -> dict[str, str]:

@@ -52,7 +52,7 @@ class LabelTable:
             by_last.setdefault(PurePosixPath(record).name, []).append(record)
         known, found, unknown = set(records), dict[str, RecordLabels](), []
         for name, labels in self.rows.items():
-            plain = re.sub(r"\.(hea|edf)\Z", "", name, flags=re.IGNORECASE)
+            plain = re.sub(r"\.(hea|edf|bdf)\Z", "", name, flags=re.IGNORECASE)
             fits = [plain] if plain in known else by_last.get(plain, [])
             if len(fits) > 1 or (fits and fits[0] in found):
                 raise DataError(f"{self.name}: record {name} is {join_names(fits, 4)}; write its path, and only once")
