@@ -13,6 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from converting import packed, recordings_of
 
+from maestro_dist.config.schema import DataConfig
+from maestro_dist.config.windows import SplitConfig
+from maestro_dist.data.load import load_data
 from maestro_dist.errors import ConfigError, DataError
 
 T0 = datetime(2150, 3, 14, 1, 30)
@@ -145,6 +148,36 @@ def test_codes_are_counted_among_training_people_only(tree: Path) -> None:
     assert conversion.warnings == (f"there are no splits, so codes are counted over all people: {tree}",)
 
 
+def test_splits_of_other_names(tree: Path, tmp_path: Path) -> None:
+    """MEDS allows any name besides the three; the people of such a split are in none."""
+    write_splits(tree, {1: "train", 2: "train", 3: "external", 4: "tuning", 5: "held_out", 6: "held_out"})
+    conversion, found, _ = recordings_of("meds", tree)
+    assert "splits other than train, tuning and held_out, whose people are in none: external" in conversion.warnings
+    splits = {r.subject: r.split for r in found.values()}
+    assert (splits["1"], splits["3"], splits["4"]) == ("train", "", "validation")
+    data = load_data(DataConfig(url=packed_at(tree, tmp_path / "out"), split=SplitConfig(by="given")))
+    assert {name: split.samples for name, split in data.splits.items()} == {
+        name: sum(r.split == name for r in found.values()) for name in ("train", "validation", "test")
+    }
+
+
+def packed_at(tree: Path, out: Path) -> str:
+    packed("meds", tree, out)
+    return str(out)
+
+
+def test_events_without_a_column_of_numbers(tree: Path) -> None:
+    """MEDS allows to leave it out, for a file in which no event has a number."""
+    before = recordings_of("meds", tree)[1]
+    file = tree / "data" / "held_out" / "0.parquet"
+    pq.write_table(pq.read_table(file, partitioning=None).drop_columns(["numeric_value"]), file)
+    found = recordings_of("meds", tree)[1]
+    assert set(found) == set(before)
+    assert {key: set(r.values) == {"static"} for key, r in found.items()} == {
+        key: r.split == "test" for key, r in found.items()
+    }
+
+
 @pytest.mark.parametrize("kind", ["s", "ms", "us", "ns"])
 @pytest.mark.parametrize("of_labels", ["s", "ns"])
 def test_units_of_time(tree: Path, kind: str, of_labels: str) -> None:
@@ -253,7 +286,7 @@ def change(root: Path, column: str, values: pa.Array) -> None:
         ),
         (lambda r: (r / "labels" / "mortality" / "0.parquet").write_bytes(b"PAR1"), "not a readable parquet file"),
         (lambda r: (r / "labels" / "mortality" / "0.parquet").unlink(), "no file of labels"),
-        (lambda r: write_splits(r, {1: "dev"}), "split 'dev' of person 1"),
+        (lambda r: write_splits(r, {1: "dev", 2: "x"}), "splits 'dev', 'x'; those of MEDS are train, tuning, held_out"),
         (lambda r: change(r, "time", pa.array(["2150-03-14"] * 3)), "time is string, not a timestamp"),
         (lambda r: change(r, "subject_id", pa.array(["5"] * 3)), "subject_id is string"),
         (lambda r: change(r, "subject_id", pa.array([5, None, 5])), "1 nulls"),

@@ -162,7 +162,7 @@ class Meds(Converter):
         labels, odd = read_labels(label_files)
         for text, count in odd.items():
             files.remarks.count(text, count)
-        splits = _Splits.of_source(shards, splits_file)
+        splits = _Splits.of_source(shards, splits_file, files.remarks)
         facts = {name: shard_facts(file, splits.counted(name)) for name, file in shards.items()}
         if {about.zone for about in facts.values()} - {None} != {labels.zone}:
             raise DataError("times of events and of labels: some have a time zone, others have none; give all in UTC")
@@ -204,9 +204,9 @@ class _Splits:
     folders: Mapping[str, str]
 
     @staticmethod
-    def of_source(shards: Mapping[str, SourceFile], file: SourceFile | None) -> _Splits:
+    def of_source(shards: Mapping[str, SourceFile], file: SourceFile | None, remarks: Remarks) -> _Splits:
         if file is not None:
-            return _Splits(read_people_splits(file), {})
+            return _Splits(read_people_splits(file, remarks), {})
         folders = {name: SPLITS.get(PurePosixPath(name).parent.name, "") for name in shards}
         return _Splits({}, folders if any(folders.values()) else {})
 

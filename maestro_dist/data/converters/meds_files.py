@@ -13,12 +13,13 @@ import numpy as np
 from maestro_dist.data.converters.event_grid import microseconds
 from maestro_dist.data.converters.files import SourceFile
 from maestro_dist.data.converters.folder_options import formats_package
+from maestro_dist.data.parts import Remarks, join_names
 from maestro_dist.errors import DataError
 
 BIRTH = "MEDS_BIRTH"
 LABELS = ("boolean_value", "integer_value", "float_value", "categorical_value")
 SPLITS = {"train": "train", "tuning": "validation", "held_out": "test"}
-"""The splits of MEDS, and ours."""
+"""The splits of MEDS that have a meaning, and ours. A data set may have others; their people are in no split here."""
 _ROWS = 1 << 18  # that are read at a time
 
 
@@ -84,7 +85,8 @@ def _parquet(file: SourceFile, columns: Mapping[str, str]) -> Iterator[tuple[Any
         raise DataError(f"{file.name}: not a readable parquet file ({text}); fetch it again") from error
 
 
-_EVENTS = {"subject_id": "the person", "time": "when", "code": "what", "numeric_value": "the number"}
+_EVENTS = {"subject_id": "the person", "time": "when", "code": "what", "numeric_value": ""}
+"""Columns of events, and what they are; MEDS allows to leave out the numbers."""
 
 
 def _batches(file: SourceFile, columns: Sequence[str]) -> Iterator[Any]:
@@ -112,9 +114,12 @@ def _codes(column: Any, where: str) -> Any:
     return column.cast(pa.string())
 
 
-def _numbers(column: Any, where: str) -> np.ndarray:
+def _numbers(batch: Any, where: str) -> np.ndarray:
     """float64, NaN where there is none."""
     pa = formats_package("pyarrow")
+    if "numeric_value" not in batch.schema.names:
+        return np.full(len(batch), np.nan)
+    column = batch["numeric_value"]
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_null(column.type)):
         raise DataError(f"{where}: numeric_value is {column.type}, not a number")
     return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64)
@@ -137,7 +142,7 @@ def shard_facts(file: SourceFile, counted: np.ndarray | None) -> MedsShard:
         here = np.ones(len(ids), dtype=bool) if counted is None else np.isin(ids, counted)
         codes = _codes(batch["code"], file.name)
         births += pc.sum(pc.equal(codes.filter(_mask(here & timed)), BIRTH)).as_py() or 0
-        with_number = np.isfinite(_numbers(batch["numeric_value"], file.name))
+        with_number = np.isfinite(_numbers(batch, file.name))
         for kind, chosen in ((True, here & timed & with_number), (False, here & ~timed)):
             for row in pc.value_counts(codes.filter(_mask(chosen))).to_pylist():
                 if row["values"] is not None:
@@ -163,7 +168,7 @@ def shard_events(file: SourceFile, codes: Sequence[str], people: np.ndarray) -> 
         column = column.to_numpy(zero_copy_only=False).astype(np.int64)
         chosen = np.flatnonzero((column >= 0) & np.isin(ids, people))
         time_us, timed, _ = microseconds(batch["time"], f"{file.name}: time", later=True)
-        values = _numbers(batch["numeric_value"], file.name)[chosen]
+        values = _numbers(batch, file.name)[chosen]
         odd["infinite values, dropped"] += int(np.isinf(values).sum())
         values[np.isinf(values)] = np.nan
         rows.append((ids[chosen], time_us[chosen], timed[chosen], column[chosen], values))
@@ -178,21 +183,24 @@ def _mask(chosen: np.ndarray) -> Any:
     return formats_package("pyarrow").array(chosen)
 
 
-def read_people_splits(file: SourceFile) -> dict[int, str]:
-    """The split of each person, in our words.
+def read_people_splits(file: SourceFile, remarks: Remarks) -> dict[int, str]:
+    """The split of each person, in our words; "" for a split with another name, which is remarked.
 
     Raises:
-        DataError: the file is damaged, has another split, or a person twice.
+        DataError: the file is damaged, has none of the three splits, or a person in two.
     """
     splits: dict[int, str] = {}
     with _parquet(file, {"subject_id": "the person", "split": "its split"}) as (opened, found):
         body = opened.read(found)
         ids, names = _people(body["subject_id"].combine_chunks(), file.name), body["split"].to_pylist()
+    if not SPLITS.keys() & set(names):
+        others = join_names([repr(name) for name in dict.fromkeys(names)], 4)
+        raise DataError(f"{file.name}: splits {others}; those of MEDS are {', '.join(SPLITS)}")
     for person, name in zip(ids.tolist(), names, strict=True):
-        if name not in SPLITS:
-            raise DataError(f"{file.name}: split {name!r} of person {person}; MEDS has {', '.join(SPLITS)}")
-        if splits.setdefault(person, SPLITS[name]) != SPLITS[name]:
+        if splits.setdefault(person, SPLITS.get(name, "")) != SPLITS.get(name, ""):
             raise DataError(f"{file.name}: person {person} is in two splits")
+    for name in sorted({str(name) for name in names} - SPLITS.keys()):
+        remarks.warn("splits other than train, tuning and held_out, whose people are in none", name)
     return splits
 
 
