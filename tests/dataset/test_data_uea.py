@@ -148,6 +148,36 @@ def test_classes_may_be_in_another_order_in_the_test_file(tmp_path: Path) -> Non
     assert labels == [0, 1, 0, 1] * 2
 
 
+NUMBERS = ["1,2,3:4,5,6:1.5", "3,2,1:-1,?,-3e0:-2e1", "0,0,1:0,0,2:1.5", "2,1,0:9,8,7:0", "5,5,5:6,6,6:1e3"]
+
+
+@pytest.mark.parametrize("form", ["windows", "recordings"])
+def test_the_regression_archive(tmp_path: Path, form: str) -> None:
+    """TSER: a number for each series; tabs between the name and the value of a tag."""
+    header = HEADER.replace("@classLabel true up down", "@targetlabel true").replace(" ", "\t")
+    source = toy(tmp_path / "toy", header.replace("#\ta\tcomment", "# a comment"), NUMBERS, NUMBERS[:2])
+    found = conversion(source, form=form)
+    about = found.description
+    assert (about.name, about.task, about.classes) == ("tser_Toy", "regression", ())
+    samples = {s.key: s for s in found.samples()}
+    targets = [getattr(samples[f"train-{n:06d}"], "label" if form == "windows" else "labels") for n in range(5)]
+    assert targets == [1.5, -20, 1.5, 0, 1000]
+    splits = Counter(sample.split for sample in samples.values())
+    assert splits == {"train": 4, "validation": 1, "test": 2}  # a fifth of all, whatever the numbers are
+    main = runpy.run_path(str(ROOT / "tools" / "pack_dataset.py"))["main"]
+    out = str(tmp_path / "out")
+    assert main(["uea", "--source", str(source), "--out", out, "--form", form]) == 0
+    assert load_manifest(out).task == "regression"
+
+
+def test_classes_and_numbers_do_not_mix(tmp_path: Path) -> None:
+    source = toy(tmp_path)
+    text = (source / "Toy_TEST.ts").read_text().replace("@classLabel true up down", "@targetLabel true")
+    (source / "Toy_TEST.ts").write_text(text.replace(":up", ":1").replace(":down", ":2"))
+    with pytest.raises(DataError, match=r"Toy_TEST.ts: @targetLabel differs from that of"):
+        conversion(source)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -155,7 +185,12 @@ def test_classes_may_be_in_another_order_in_the_test_file(tmp_path: Path) -> Non
         ("@timeStamps false", "@timeStamps true", "@timeStamps true: series with time stamps cannot be read"),
         ("@classLabel true up down", "@classLabel false", "@classLabel has no classes"),
         ("@classLabel true up down", "@classLabel true up", "class 'down' is not in @classLabel"),
-        ("@classLabel true up down", "@targetLabel true", "@targetLabel is of a regression archive"),
+        ("@classLabel true up down", "@targetLabel true", r"line 11: its target 'up' is not a number"),
+        (
+            "@classLabel true up down",
+            "@classLabel true up down\n@targetLabel true",
+            "both @classLabel and @targetLabel",
+        ),
         ("@dimensions 2", "@dimensions 3", r"line 11 has 2 dimensions instead of 3"),
         ("@dimensions 2", "@dimensions two", "@dimensions 'two' is not a whole number"),
         ("@seriesLength 3", "@seriesLength 4", r"line 11 has 3 steps instead of 4"),

@@ -1,7 +1,8 @@
-"""Sets of the UEA multivariate time series archive: `NAME_TRAIN.ts` and `NAME_TEST.ts`.
+"""Sets of the UEA archive (classes) and the TSER archive (regression): `NAME_TRAIN.ts` and `NAME_TEST.ts`.
 
 The archive gives training and test series, no people and no rates: `--rate` says the rate. The validation split is
-ours: a share of the training series of each class, drawn with a seed. Tested on the original files of BasicMotions.
+ours: a share of the training series (of each class), drawn with a seed. Tested on the original files of BasicMotions;
+the regression on written files only.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ CITATION = (
     "Bagnall A, Dau H A, Lines J, Flynn M, Large J, Bostrom A, Southam P, Keogh E. The UEA multivariate time series "
     "classification archive, 2018. arXiv 1811.00075."
 )
+TSER_CITATION = (
+    "Tan C W, Bergmeir C, Petitjean F, Webb G I. Time series extrinsic regression. Data Mining and Knowledge Discovery "
+    "2021;35:1032-1060."
+)
 SHARE, RATE_HZ = 0.2, 1.0
 _MOST_MODALITIES = 64
 _FILE = re.compile(r"(.+)_(TRAIN|TEST)\.ts", re.IGNORECASE)
@@ -53,13 +58,14 @@ class _SeriesForm:
 
 @dataclass(frozen=True)
 class _SeriesFile:
-    """The series of one file, in its order. `split`: train or test. `steps`: their length; None: they differ."""
+    """The series of one file, in its order. `split`: train or test. `steps`: their length; None: they differ.
+    `classes`: None for regression."""
 
     split: str
     file: SourceFile
     steps: int | None
     dimensions: int
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] | None
     settings: _SeriesForm
 
     @property
@@ -86,7 +92,7 @@ class _SeriesFile:
             yield RawSample(
                 split=splits[number],
                 key=key,
-                label=self.classes.index(label),
+                label=label if self.classes is None else self.classes.index(str(label)),
                 subject="",
                 recording=key,
                 start_s=0.0,
@@ -99,7 +105,8 @@ class _SeriesFile:
         splits = [self.split] * len(ts.rows)
         if self.split == "test":
             return splits
-        labels = np.array([row[1].rpartition(":")[2].strip() for row in ts.rows])
+        texts = [row[1].rpartition(":")[2].strip() for row in ts.rows]
+        labels = np.array(texts if self.classes is not None else ["" for _ in texts])  # numbers make no groups
         key = rng.key(self.settings.seed, "uea validation")
         order = rng.bits_np(key, np.arange(len(labels), dtype=np.int64))
         for label in np.unique(labels):
@@ -113,10 +120,10 @@ class _SeriesFile:
 
 
 class Uea(Converter):
-    """Series of the UEA archive: one class each, with given training and test series."""
+    """Series of the UEA or TSER archive: one class or number each, with given training and test series."""
 
     name = "uea"
-    reads = "UEA archive: NAME_TRAIN.ts and NAME_TEST.ts; series with one class each"
+    reads = "UEA and TSER archives: NAME_TRAIN.ts and NAME_TEST.ts; series with one class or number each"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Options of the set, its rate, its modalities and the validation split."""
@@ -172,14 +179,15 @@ class Uea(Converter):
         header = read["train"].header
         parts = [_SeriesFile(split, file, equal, dimensions, header.classes, settings) for split, file in found.items()]
         window_s = steps / rate_hz
+        regression = header.classes is None
         description = Description(
-            name=f"uea_{header.problem}",
+            name=f"{'tser' if regression else 'uea'}_{header.problem}",
             licence=LICENCE,
-            citation=CITATION,
-            source="timeseriesclassification.com, UEA multivariate archive",
-            task="classification",
-            classes=header.classes,
-            target="class of the series",
+            citation=TSER_CITATION if regression else CITATION,
+            source="tseregression.org" if regression else "timeseriesclassification.com, UEA multivariate archive",
+            task="regression" if regression else "classification",
+            classes=header.classes or (),
+            target="number of the series" if regression else "class of the series",
             window_s=window_s,
             modalities=tuple(
                 Modality(name, columns.stop - columns.start, rate_hz, steps, "as published")
@@ -219,7 +227,8 @@ def _shapes(read: dict[str, TsFile]) -> tuple[int, int, int]:
     train, test = read["train"], read["test"]
     for what, one, other in (
         ("@problemName", train.header.problem, test.header.problem),
-        ("@classLabel", sorted(train.header.classes), sorted(test.header.classes)),
+        ("@targetLabel", train.header.classes is None, test.header.classes is None),
+        ("@classLabel", sorted(train.header.classes or ()), sorted(test.header.classes or ())),
         ("@dimensions", train.header.dimensions, test.header.dimensions),
     ):
         if one != other:
