@@ -52,7 +52,7 @@ def same(found: Any, expected: Any) -> None:
         assert found == expected
 
 
-@pytest.mark.parametrize("protocol", range(5))
+@pytest.mark.parametrize("protocol", range(6))
 def test_plain_data_of_python_3(protocol: int) -> None:
     more = {
         "wide": 10**300,

@@ -162,6 +162,7 @@ _constant(0x8D, lambda reader: reader.take(reader.number("<Q")).decode("utf-8", 
 _constant("B", lambda reader: reader.take(reader.number("<I")))
 _constant("C", lambda reader: reader.take(reader.number("<B")))
 _constant(0x8E, lambda reader: reader.take(reader.number("<Q")))
+_constant(0x96, lambda reader: reader.take(reader.number("<Q")))  # a bytearray: numpy's, of an array
 _constant("}", lambda reader: {})
 _constant("]", lambda reader: [])
 _constant(")", lambda reader: ())

@@ -2,7 +2,7 @@
 
 Python's own unpickler calls what a file names, so that a file can run any program. This reader does not use it: it
 knows the codes of text, numbers, lists, tuples and dictionaries (`pickle_codes.py`), and makes numpy arrays itself,
-from their bytes (protocols 0 to 4, of Python 2 and 3). Any other name in the file is refused with that name.
+from their bytes (protocols 0 to 5, of Python 2 and 3). Any other name in the file is refused with that name.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ _NAMES = {
     ("builtins", "bytes"): "no bytes",
     **{(f"numpy.{core}.multiarray", "_reconstruct"): "array" for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): "scalar" for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): "array of bytes" for core in ("core", "_core")},  # protocol 5
 }
 
 
@@ -83,6 +84,8 @@ def _made(name: Any, arguments: Any) -> Any:
     match name.kind, arguments:
         case "array", (_PickledName(kind="ndarray"), tuple(), _):
             return _PickledArray()
+        case "array of bytes", (bytes() as raw, _NumberType(text=text), tuple() as shape, "C" | "F" as order):
+            return _PickledArray(_array(shape, text, raw, fortran=order == "F"))
         case "dtype", (str(text), *_):
             return _NumberType(_checked_kind(text))
         case "encode", (str(text), "latin1" | "latin-1"):
