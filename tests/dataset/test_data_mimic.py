@@ -100,6 +100,18 @@ def slow(rows: list[dict[str, Any]], person: int, items: dict[int, Callable[[flo
     return np.array([np.mean(values) if values else np.nan for values in cells])
 
 
+@pytest.mark.parametrize("rename", [str.upper, lambda name: name.removesuffix(".gz"), lambda name: f"{name[:-3]}.GZ"])
+def test_tables_are_read_by_their_content(tmp_path: Path, version: int, rename: Callable[[str], str]) -> None:
+    """Names in capital letters, and compressed tables that are named as plain ones."""
+    write_tree(tmp_path / "a", version, tables())
+    write_tree(tmp_path / "b", version, tables())
+    for path in sorted((tmp_path / "b").rglob("*.gz")):
+        path.rename(path.with_name(rename(path.name)))
+    one, other = (recordings_of("mimic", tmp_path / name)[1] for name in "ab")
+    assert set(one) == set(other) == {"100", "130", "140"}
+    assert all(np.array_equal(v, other[k].values[n], equal_nan=True) for k in one for n, v in one[k].values.items())
+
+
 def test_stays_and_values_against_a_slow_loop(tmp_path: Path, version: int) -> None:
     rows = tables()
     write_tree(tmp_path, version, rows)

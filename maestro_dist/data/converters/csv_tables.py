@@ -18,6 +18,7 @@ NO_TIME = np.iinfo(np.int64).min
 """Stands for a time that is not given."""
 _BLOCK = 16 << 20
 _HEADER = 1 << 16
+_GZIP = b"\x1f\x8b"
 
 
 def csv_blocks(
@@ -73,10 +74,11 @@ def csv_table(
 
 def _stream(file: SourceFile, stack: ExitStack) -> Any:
     pa = formats_package("pyarrow")
-    raw = stack.enter_context(pa.PythonFile(stack.enter_context(file.open()), mode="r"))
-    if not file.name.endswith(".gz"):
-        return raw
-    return stack.enter_context(pa.CompressedInputStream(raw, "gzip"))
+    opened = stack.enter_context(file.open())
+    compressed = opened.read(len(_GZIP)) == _GZIP  # names are not to be trusted: `X.CSV.GZ`, or compressed as `X.csv`
+    opened.seek(0)
+    raw = stack.enter_context(pa.PythonFile(opened, mode="r"))
+    return stack.enter_context(pa.CompressedInputStream(raw, "gzip")) if compressed else raw
 
 
 def _header(file: SourceFile) -> dict[str, str]:
