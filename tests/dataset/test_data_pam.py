@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import wearable_trees as trees
+from converting import conversion_of
 
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.data.converters.pam import CHOICES, Pam
@@ -187,6 +188,17 @@ def test_rows_that_are_left_out_become_gaps(tmp_path: Path) -> None:
     assert one.labels == [(3, 17, 0), (19, 39, 3), (46, 59, 7)]
     assert np.isnan(one.values["hand_acc"][400:450]).all()
     np.testing.assert_allclose(one.values["hand_acc"][450], rows[450, 4:7], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["pam", "physionet2012"])
+def test_prepared_arrays_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    """Raindrop publishes PAM and P12 as arrays of windows, without the people."""
+    (tmp_path / "PAMdata" / "processed_data").mkdir(parents=True)
+    np.save(tmp_path / "PAMdata" / "processed_data" / "PTdict_list.npy", np.zeros((2, 600, 17)))
+    with pytest.raises(
+        DataError, match=r"PTdict_list.npy is of the arrays prepared for Raindrop.* fetch the files of "
+    ):
+        conversion_of(name, tmp_path)
 
 
 def test_missing_and_doubled_files(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from maestro_dist.data.converters.source import (
     Converter,
     Splits,
     as_recordings,
+    instead,
     parse_splits,
     split_of,
     table,
@@ -224,7 +225,8 @@ def _found(files: SourceFiles, optional: bool) -> dict[tuple[int, bool], SourceF
     """The files by person; adds to the remarks of `files`."""
     found = files.find(lambda path: role if (role := _role(path)) and (optional or not role[1]) else None)
     if not any(not is_optional for _, is_optional in found):
-        raise files.error("no subject10X.dat; the source is the folder or archive that holds Protocol and Optional")
+        other = instead(files, "PAMAP2 (UCI data set 231)")
+        raise files.error(f"no subject10X.dat; the source is the folder or archive of Protocol and Optional{other}")
     for person in PEOPLE:
         if (person, False) not in found:
             files.remarks.warn("files that are not in the source", f"Protocol/subject{person}.dat")

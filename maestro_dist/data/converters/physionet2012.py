@@ -23,7 +23,7 @@ import numpy as np
 from maestro_dist.config.windows import WindowConfig
 from maestro_dist.data.converters.files import AnySource, SourceFile, SourceFiles, missing_text
 from maestro_dist.data.converters.physionet2012_division import CHALLENGE, FOLDS, divided
-from maestro_dist.data.converters.source import Conversion, Converter, add_form, as_recordings, counted
+from maestro_dist.data.converters.source import Conversion, Converter, add_form, as_recordings, counted, instead
 from maestro_dist.data.description import Description
 from maestro_dist.data.parts import Remarks
 from maestro_dist.data.recordings.raw import RawRecording
@@ -258,7 +258,10 @@ def _read(
             texts.setdefault(part, {})[record] = file
     if not texts:
         sets = " or ".join(f"set-{part}/RECORD.txt" for part in sorted(answers or "abc"))
-        raise files.error(f"no {sets}; the source holds set-a, set-b or set-c (or archives of them) and Outcomes")
+        other = instead(files, "the challenge (physionet.org/content/challenge-2012)")
+        raise files.error(
+            f"no {sets}; the source holds set-a, set-b or set-c (or archives of them) and Outcomes{other}"
+        )
     unused = {"c"} if "b" in texts and not all_sets else set()
     used = sorted(texts.keys() - unused)
     outcomes = {

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from maestro_dist.config.windows import WindowConfig
-from maestro_dist.data.converters.files import AnySource
+from maestro_dist.data.converters.files import AnySource, SourceFiles
 from maestro_dist.data.description import Description
 from maestro_dist.data.parts import Part, Remarks, join_names
 from maestro_dist.data.recordings.raw import SPLIT as RECORDINGS_SPLIT
@@ -83,6 +83,8 @@ class Converter(ABC):
         """
 
 
+_PREPARED = ("PTdict_list.npy", "arr_outcomes.npy")  # of P12 and PAM in the download of Raindrop
+
 Splits = Mapping[str, Collection[int]]  # split -> numbers of its subjects; all other subjects are for training
 
 
@@ -106,6 +108,19 @@ def table(name: str, content: bytes, columns: int, *, gaps: bool = False, **opti
     if not allowed.all():
         raise DataError(f"{name}: row {int(np.argmin(allowed.all(axis=1))) + 1} is not finite")
     return numbers
+
+
+def instead(files: SourceFiles, original: str) -> str:
+    """What to add to the error that the files of a data set are missing, where the source has them as prepared by the
+    benchmarks of Raindrop; else "". `original`: where the files are."""
+    prepared = files.find(lambda path: path.name if path.name in _PREPARED else None)
+    if not prepared:
+        return ""
+    name = next(iter(prepared.values())).name
+    return (
+        f"; {name} is of the arrays prepared for Raindrop, which do not say whose windows they are and partly are "
+        f"pickles: they are not read, fetch the files of {original}"
+    )
 
 
 def split_of(subject: int, splits: Splits) -> str:
