@@ -271,6 +271,16 @@ def test_labels_of_annotations(tree: Path) -> None:
         recordings_of("wfdb", tree, annotations="atr")
 
 
+def test_annotations_that_are_neither_rhythms_nor_beats_are_named(tree: Path) -> None:
+    """Sleep stages, as those of slpdb: notes of the code `"`."""
+    write_notes = {"symbol": ['"', '"'], "aux_note": ["W", "2 H"], "write_dir": str(tree / "ann")}
+    wfdb.wrann("a1", "st", np.array([1, 1500]), **write_notes)
+    with pytest.raises(DataError, match=r"--annotations st --annotated rhythm: no label; .*a1\.st \(2 x \"\)"):
+        recordings_of("wfdb", tree, annotations="st")
+    with pytest.raises(DataError, match=r"--annotated beats: no label; .*annotation files without a beat: "):
+        recordings_of("wfdb", tree, annotations="st", annotated="beats")
+
+
 @pytest.mark.parametrize(
     ("find", "put", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,7 +13,7 @@ from maestro_dist.data.converters.files import SourceFile
 from maestro_dist.data.converters.folder_options import formats_package
 from maestro_dist.data.converters.label_table import Interval
 from maestro_dist.data.converters.wfdb_headers import WfdbRecord
-from maestro_dist.data.parts import Remarks
+from maestro_dist.data.parts import Remarks, join_names
 from maestro_dist.errors import DataError
 
 KINDS = ("rhythm", "beats")
@@ -44,6 +45,10 @@ def read_annotations(file: SourceFile, record: WfdbRecord, kind: str, remarks: R
         notes = np.array([note.strip("\x00 ").removeprefix("(") for note in annotation.aux_note], dtype=str)
         chosen = (symbols == _RHYTHM) & (notes != "")
         symbols = notes
+    if not chosen.any():
+        codes = join_names([f"{count:,} x {code}" for code, count in Counter(annotation.symbol).most_common()], 5)
+        what = {"rhythm": "rhythm change (code +)", "beats": "beat"}[kind]
+        remarks.warn(f"annotation files without a {what}", f"{file.name} ({codes or 'empty'})")
     late = chosen & (times >= end_s)
     if late.any():
         remarks.warn("annotations after the end of the record, left out", file.name)

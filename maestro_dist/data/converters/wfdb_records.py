@@ -149,6 +149,8 @@ class Wfdb(Converter):
                 else:
                     record = merged[name][0].record
                     labels[name] = tuple(read_annotations(file, record, arguments.annotated, files.remarks))
+        if arguments.annotations and not any(labels.values()):
+            raise files.error(f"--annotations {arguments.annotations} --annotated {arguments.annotated}: no label")
         rows, warnings = table.of_records(used) if table else ({}, [])
         for name, row in rows.items():
             labels |= {name: row.whole if row.whole is not None else tuple(row.intervals)}
