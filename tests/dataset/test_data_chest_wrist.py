@@ -123,22 +123,28 @@ def test_an_archive_is_read_where_it_is(wesad: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("outer", ["zip", "tar", "tar.gz"])
-@pytest.mark.parametrize("inner", ["zip", "tar", "tgz"])
-def test_an_archive_inside_an_archive(dalia: Path, tmp_path: Path, outer: str, inner: str) -> None:
-    """As UCI has it: `ppg+dalia.zip` holds `data.zip`, which holds the folders. Deeper archives stay closed."""
+@pytest.mark.parametrize(("folder", "inner"), [("", "zip"), ("of", "zip"), ("", "tar"), ("of", "tgz")])
+def test_an_archive_inside_an_archive(dalia: Path, tmp_path: Path, outer: str, folder: str, inner: str) -> None:
+    """As UCI has it: `ppg+dalia.zip` holds `data.zip`, which holds the folders; or in one folder, as PhysioNet has all
+    files. Deeper archives stay closed, and others do no harm."""
     kinds = {"zip": "zip", "tar": "tar", "tgz": "gztar", "tar.gz": "gztar"}
-    (tmp_path / "top" / "S9").mkdir(parents=True)
+    (tmp_path / "top" / "of" / "S9").mkdir(parents=True)
     made = shutil.make_archive(str(tmp_path / "data"), kinds[inner], dalia.parent, dalia.name)
-    shutil.move(made, tmp_path / "top" / f"data.{inner}")
+    shutil.move(made, tmp_path / "top" / folder / f"data.{inner}")
     (tmp_path / "top" / "readme.pdf").write_text("see the paper")
-    (tmp_path / "top" / "S9" / "S9_E4.zip").write_text("no archive, and not opened")
+    (tmp_path / "top" / "of" / "S9" / "S9_E4.zip").write_text("no archive, and not opened")
+    (tmp_path / "top" / "more.zip").write_text("no archive")
     source = Path(shutil.make_archive(str(tmp_path / "ppg+dalia"), kinds[outer], tmp_path / "top"))
     expected = recordings(conversion("ppg_dalia", dalia))
     copies = Storage(str(tmp_path / "copies"))
     for place in (None, copies, copies):  # the second time the copies are there
-        found = recordings(conversion("ppg_dalia", Source(str(source), place)))
+        conversion_here = conversion("ppg_dalia", Source(str(source), place))
+        found = recordings(conversion_here)
         assert set(found) == set(expected)
         np.testing.assert_array_equal(found["S1"].values["wrist_bvp"], expected["S1"].values["wrist_bvp"])
+        (warning,) = [text for text in conversion_here.warnings if "archive" in text]
+        assert "ppg+dalia" in warning
+        assert "more.zip: damaged or unreadable archive" in warning
     assert {path.name for path in tmp_path.iterdir()} == {"top", "copies", source.name}
 
 
@@ -147,7 +153,7 @@ def test_a_damaged_archive_inside_an_archive_is_named(tmp_path: Path) -> None:
     (tmp_path / "top" / "data.zip").write_text("<html>404</html>")
     source = shutil.make_archive(str(tmp_path / "ppg+dalia"), "zip", tmp_path / "top")
     for place in (None, Storage(str(tmp_path / "copies"))):
-        with pytest.raises(DataError, match=r"ppg\+dalia.zip:data.zip: damaged or unreadable archive"):
+        with pytest.raises(DataError, match=r"no SX/SX.pkl.*ppg\+dalia.zip:data.zip: damaged or unreadable archive"):
             conversion("ppg_dalia", Source(source, place))
 
 

@@ -19,6 +19,7 @@ __all__ = ["Remarks", "Source", "SourceFile", "SourceFiles", "is_leftover", "joi
 
 Role = TypeVar("Role", bound=Hashable)
 
+_NESTED_PARTS = 2  # PhysioNet has all files in one folder of its archives, UCI in none
 _SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found"}
 
 
@@ -144,10 +145,10 @@ class SourceFiles:
     def _members(
         self, archive: Archive, role: Callable[[PurePosixPath], Role | None], *, may_nest: bool
     ) -> Iterator[tuple[Role, StoredFile]]:
-        """The files of an archive, and those of the archives at its top, as of the archives in a folder."""
+        """The files of an archive, and those of the archives at its top or in a folder there."""
 
         def wanted(path: PurePosixPath) -> bool:
-            inner = may_nest and len(path.parts) == 1 and is_archive(path)
+            inner = may_nest and len(path.parts) <= _NESTED_PARTS and is_archive(path)
             return not is_leftover(path) and (inner or role(path) is not None)
 
         for member in members(archive, wanted, self._copies):
@@ -157,8 +158,22 @@ class SourceFiles:
             elif file_role is not None:
                 yield file_role, member.file
             else:
-                inside = nested(member.path, member.file, self._copies)
-                yield from self._members(inside, role, may_nest=False)
+                yield from self._nested(member.path, member.file, role)
+
+    def _nested(
+        self, path: PurePosixPath, file: StoredFile, role: Callable[[PurePosixPath], Role | None]
+    ) -> Iterator[tuple[Role, StoredFile]]:
+        """The files of an archive inside an archive; it need not be of the data set, so it may be unreadable."""
+        found = False
+        try:
+            inside = nested(path, file, self._copies)
+            for item in self._members(inside, role, may_nest=False):
+                found = True
+                yield item
+        except DataError as error:
+            if found:
+                raise
+            self.remarks.warn("an archive inside the archive cannot be read", str(error))
 
     def _note(self, below: str, url: str) -> str:
         """The version of a file, which becomes part of the listing."""
