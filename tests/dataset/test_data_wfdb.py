@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from datetime import date, time
 from pathlib import Path
@@ -61,6 +62,23 @@ def test_values_people_and_numerics(tree: Path) -> None:
     numerics = wfdb.rdrecord(str(tree / "ann" / "a1n"))
     assert np.array_equal(recording.values["resp_numeric"][:, 0], numerics.p_signal[:, 1].astype("f4"))
     assert recording.start_s == {"ii": 0, "resp": 0, "hr": 20, "resp_numeric": 20}
+
+
+@pytest.mark.parametrize("kind", ["zip", "gztar"])
+def test_the_folder_of_an_archive_is_no_person(tree: Path, tmp_path_factory: pytest.TempPathFactory, kind: str) -> None:
+    """PhysioNet has all files in one folder of the archive, such as `mit-bih-arrhythmia-database-1.0.0`."""
+    out = tmp_path_factory.mktemp("archives")
+    wrapped = Path(shutil.make_archive(str(out / "wrapped"), kind, tree.parent, tree.name))
+    plain = Path(shutil.make_archive(str(out / "plain"), kind, tree))
+    flat = Path(shutil.make_archive(str(out / "flat"), kind, tree, "ann"))
+    for subject, people in (("folder", {"a1": "ann", "b1": "bob"}), ("first", {"a1": "ann", "b1": "bob"})):
+        for source in (tree, wrapped, plain):
+            found = recordings_of("wfdb", source, subject=subject)[1]
+            assert {key: r.subject for key, r in found.items()} == people
+        only = recordings_of("wfdb", wrapped, subject=subject, records="a1*")[1]
+        assert only["a1"].subject == "ann"  # that one person is chosen changes nothing
+        assert recordings_of("wfdb", flat, subject=subject)[1]["a1"].subject == ""
+        assert recordings_of("wfdb", tree / "ann", subject=subject)[1]["a1"].subject == ""
 
 
 def test_numerics_without_a_date_stay_apart(tree: Path) -> None:

@@ -126,7 +126,7 @@ class Edf(Converter):
             if not any(labels.values()):
                 texts = sorted({text for given in notes.values() for _, _, text in given})
                 raise DataError(f"--classes: no annotation fits; there are {join_names(texts) or 'none'}")
-        names, keys = names_of(used, arguments, rows), recording_keys(used)
+        names, keys = names_of(used, arguments, rows, files.wrapper), recording_keys(used)
         description = Description(
             name="edf",
             licence=arguments.licence,

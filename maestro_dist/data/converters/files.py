@@ -66,6 +66,7 @@ class SourceFiles:
         self.path, self._copies = source.path, source.copies
         self.remarks = Remarks()
         self._seen: set[tuple[str, str]] = set()
+        self._tops: set[str] = set()  # the first folder of each file that was found; "" outside of archives
 
     def find(self, role: Callable[[PurePosixPath], Role | None]) -> dict[Role, SourceFile]:
         """The files by role. `role(path)` is the role of a file in the data set; None: it is of no use.
@@ -90,6 +91,14 @@ class SourceFiles:
         """A text that differs where names, sizes or times of the files found so far differ."""
         return hashlib.sha256("\n".join(f"{name} {about}" for name, about in sorted(self._seen)).encode()).hexdigest()
 
+    @property
+    def wrapper(self) -> str:
+        """The folder that all files found so far are in, if they are from archives, which usually have one; else "".
+
+        It says nothing of the files, like the name of a folder that is a source.
+        """
+        return next(iter(self._tops)) if len(self._tops) == 1 else ""
+
     def warnings(self) -> list[str]:
         """Warnings about the files so far, one line each."""
         return self.remarks.lines()
@@ -111,6 +120,7 @@ class SourceFiles:
                 if path.is_symlink() and not path.exists():
                     raise self.error("a file is missing")
                 url = path.absolute().as_posix()  # for workers, whose folder may be another one
+                self._tops.add("")
                 yield file_role, StoredFile(str(path), url, self._note(str(below), url))
             for path in _entries(local):
                 if path.is_file() and is_archive(PurePosixPath(path.name)):
@@ -132,6 +142,7 @@ class SourceFiles:
         for below, about in files.items():
             if not below.endswith("/") and (file_role := role(PurePosixPath(below))) is not None:
                 self._seen.add((below, repr(about)))
+                self._tops.add("")
                 yield file_role, StoredFile(storage.name(below), f"{storage.url}/{below}", repr(about))
         for below in files:
             if "/" not in below and is_archive(PurePosixPath(below)):
@@ -156,6 +167,7 @@ class SourceFiles:
             if member.file is None:
                 self.remarks.warn("a link inside an archive is skipped", member.name)
             elif file_role is not None:
+                self._tops.add(member.path.parts[0] if len(member.path.parts) > 1 else "")
                 yield file_role, member.file
             else:
                 yield from self._nested(member.path, member.file, role)

@@ -104,8 +104,12 @@ def table_of(arguments: argparse.Namespace) -> LabelTable | None:
     return read_label_table(arguments.labels) if arguments.labels else None
 
 
-def names_of(names: Sequence[str], arguments: argparse.Namespace, rows: Mapping[str, RecordLabels]) -> RecordingNames:
+def names_of(
+    names: Sequence[str], arguments: argparse.Namespace, rows: Mapping[str, RecordLabels], wrapper: str = ""
+) -> RecordingNames:
     """Person and split of each recording: of the table, else by `--person` or `--subject` from its path.
+
+    wrapper  the first folder of all of them that is no person (`SourceFiles.wrapper`)
 
     Raises:
         ConfigError: `--person` is no pattern with one pair of parentheses, or a recording does not fit it.
@@ -114,7 +118,7 @@ def names_of(names: Sequence[str], arguments: argparse.Namespace, rows: Mapping[
     pattern = _pattern(arguments.person)
     for name in names:
         path, row = PurePosixPath(name), rows.get(name, RecordLabels())
-        folders = path.parent.parts
+        folders = path.parent.parts[1:] if wrapper else path.parent.parts
         by_rule = {"folder": folders[-1:], "first": folders[:1], "record": (path.name,), "none": ()}
         person = "".join(by_rule.get(arguments.subject, ()))
         if pattern is not None and row.subject is None:

@@ -158,7 +158,7 @@ class Wfdb(Converter):
         task, classes, labels = (
             checked_labels(labels, where, arguments) if table or arguments.annotations else NO_LABELS
         )
-        names, keys = names_of(used, arguments, rows), recording_keys(used)
+        names, keys = names_of(used, arguments, rows, files.wrapper), recording_keys(used)
         description = Description(
             name="wfdb",
             licence=arguments.licence,
