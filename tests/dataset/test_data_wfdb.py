@@ -79,6 +79,10 @@ def test_the_folder_of_an_archive_is_no_person(tree: Path, tmp_path_factory: pyt
         assert only["a1"].subject == "ann"  # that one person is chosen changes nothing
         assert recordings_of("wfdb", flat, subject=subject)[1]["a1"].subject == ""
         assert recordings_of("wfdb", tree / "ann", subject=subject)[1]["a1"].subject == ""
+    table = out / "labels.csv"
+    table.write_text(f"record,label\nann/a1,x\n{tree.name}/bob/b1,y\n")
+    found = recordings_of("wfdb", wrapped, labels=table)[1]
+    assert {key: r.labels for key, r in found.items()} == {"a1": "x", "b1": "y"}
 
 
 def test_numerics_without_a_date_stay_apart(tree: Path) -> None:

@@ -112,7 +112,7 @@ class Edf(Converter):
         for name in records.keys() - set(used):
             files.remarks.warn("files without any of the signals of --modalities, left out", name)
         notes = _annotations(used, facts, files.remarks)
-        rows, warnings = table.of_records(used) if table else ({}, [])
+        rows, warnings = table.of_records(used, files.wrapper) if table else ({}, [])
         labels: dict[str, Labels] = {
             name: row.whole if row.whole is not None else tuple(row.intervals) for name, row in rows.items()
         }

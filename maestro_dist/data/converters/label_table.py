@@ -41,8 +41,10 @@ class LabelTable:
     rows: Mapping[str, RecordLabels]
     digest: str
 
-    def of_records(self, records: Sequence[str]) -> tuple[dict[str, RecordLabels], list[str]]:
+    def of_records(self, records: Sequence[str], wrapper: str = "") -> tuple[dict[str, RecordLabels], list[str]]:
         """The labels by recording, and warnings. The table has the path of a recording, or the last part of it.
+
+        wrapper  the folder around all files of an archive, which the path need not begin with
 
         Raises:
             DataError: a name in the table fits several recordings, or none fits any.
@@ -53,7 +55,8 @@ class LabelTable:
         known, found, unknown = set(records), dict[str, RecordLabels](), []
         for name, labels in self.rows.items():
             plain = re.sub(r"\.(hea|edf|bdf)\Z", "", name, flags=re.IGNORECASE)
-            fits = [plain] if plain in known else by_last.get(plain, [])
+            whole = [path for path in (plain, f"{wrapper}/{plain}") if path in known][:1]
+            fits = whole or by_last.get(plain, [])
             if len(fits) > 1 or (fits and fits[0] in found):
                 raise DataError(f"{self.name}: record {name} is {join_names(fits, 4)}; write its path, and only once")
             if fits:

@@ -151,7 +151,7 @@ class Wfdb(Converter):
                     labels[name] = tuple(read_annotations(file, record, arguments.annotated, files.remarks))
         if arguments.annotations and not any(labels.values()):
             raise files.error(f"--annotations {arguments.annotations} --annotated {arguments.annotated}: no label")
-        rows, warnings = table.of_records(used) if table else ({}, [])
+        rows, warnings = table.of_records(used, files.wrapper) if table else ({}, [])
         for name, row in rows.items():
             labels |= {name: row.whole if row.whole is not None else tuple(row.intervals)}
         where = arguments.labels or f"*.{arguments.annotations}"
