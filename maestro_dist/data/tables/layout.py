@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from maestro_dist.config.sections import NonNegativeInt, PositiveFloat, Section, Text
 from maestro_dist.config.windows import WindowConfig
@@ -16,6 +16,7 @@ from maestro_dist.config.yaml_text import from_yaml
 from maestro_dist.data.storage import ObjectMissing, Storage, redact
 from maestro_dist.data.tables.paths import PathPattern
 from maestro_dist.errors import ConfigError
+from maestro_dist.types import MULTILABEL
 
 TimeUnit = Literal["h", "min", "s", "ms", "us", "ns", "date"]
 Grid = Literal["auto", "nearest", "linear", "mean", "last"]
@@ -42,6 +43,16 @@ def joined_texts(texts: Sequence[str | None]) -> str | None:
 def parted_texts(text: str) -> list[str | None]:
     """What `joined_texts` has joined."""
     return [part or None for part in text.split(_BETWEEN)]
+
+
+def names_as_text(names: Iterable[str]) -> str:
+    """A set of labels as one text; an empty one says that none of them holds."""
+    return _BETWEEN.join(names)
+
+
+def names_of_text(text: str) -> list[str]:
+    """What `names_as_text` has joined."""
+    return [name for name in text.split(_BETWEEN) if name]
 
 
 def label_text(value: object) -> str:
@@ -145,7 +156,14 @@ class TableFile(Section):
     facts: bool = False
     """One row a recording, or a person: who it is, its label, and `modalities` of one value such as the age."""
     label: Text | list[Text] | None = None
-    """The column with the label: of each row, interval or recording. With `targets` a list, one column for each."""
+    """The column with the label: of each row, interval or recording. With `targets` a list, one column for each. With
+    task: multilabel a column with one name, or several ones (`separator`); or a list of columns that say yes or no,
+    whose names are labels."""
+    separator: Annotated[str, Field(min_length=1)] | None = None
+    """Between several labels in one cell: ";" for walk;phone."""
+    marks: dict[str, bool] = Field(default_factory=dict)
+    """What cells of several label columns mean, beside 1 and 0, true and false, yes and no, y and n: {x: true}. With
+    {"": false} an empty cell means no; else it is not known what holds."""
     recording: Text | list[Text] = Field(default_factory=list)
     """Column (or columns) that names the recording, if the path does not."""
     subject: Text | None = None
@@ -199,6 +217,11 @@ class TableFile(Section):
         """Names of values in a long table, which are no columns."""
         return {c for m in self.modalities.values() for c in m.columns} if self.long is not None else set()
 
+    @field_validator("marks", mode="before")
+    @classmethod
+    def _plain_marks(cls, given: object) -> object:
+        return {label_text(text): means for text, means in given.items()} if isinstance(given, dict) else given
+
     @model_validator(mode="after")
     def _one_kind(self) -> TableFile:
         if self.intervals is not None and (self.modalities or self.facts):
@@ -213,6 +236,8 @@ class TableFile(Section):
             raise ValueError("start_and_rate belongs to signals without a column of time")
         if self.restarts and (self.time is None or not self.is_signal):
             raise ValueError("restarts: true belongs to signals with a column of time")
+        if self.separator is not None and not isinstance(self.label, str):
+            raise ValueError("separator belongs to a label in one column (label: NAME)")
         if self.decimal == self.thousands:
             raise ValueError(f"decimal and thousands are both {self.decimal!r}")
         return self
@@ -230,16 +255,16 @@ class TableLayout(Section):
     licence: str = ""
     citation: str = ""
     source: str = ""
-    task: Literal["classification", "regression", "none"]
-    """classification, regression, or none (for pre-training)."""
+    task: Literal["classification", "multilabel", "regression", "none"]
+    """classification, multilabel (several labels may hold at the same time), regression, or none (for pre-training)."""
     target: str = ""
     """What the label says."""
     targets: list[Text] = Field(default_factory=list)
     """Names of several numbers to predict (regression); then `label` of a file lists their columns, in this order."""
     classes: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(default_factory=dict)
-    """The classes in their order, each with the texts that stand for it in the files."""
+    """The classes in their order, each with the texts (or the columns) that stand for it in the files."""
     ignore: list[str] = Field(default_factory=list)
-    """Labels of the files that count as no label."""
+    """Labels of the files that count as no label. With multilabel they add nothing: none of the others holds there."""
     window: WindowConfig
     """How a run cuts recordings, if it does not say otherwise."""
     files: Annotated[list[TableFile], Field(min_length=1)]
@@ -261,13 +286,17 @@ class TableLayout(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> TableLayout:
-        if (self.task == "classification") != bool(self.classes):
-            raise ValueError("classes belong to task: classification, which needs them")
+        if (self.task in ("classification", MULTILABEL)) != bool(self.classes):
+            raise ValueError("classes belong to task: classification or multilabel, which need them")
         if self.targets and self.task != "regression":
             raise ValueError("targets belong to task: regression")
         for file in self.files:
             wrong = len(file.label_columns) != len(self.targets) if self.targets else isinstance(file.label, list)
-            if file.label_columns and wrong:
+            if self.task == MULTILABEL:
+                self._check_sets(file)
+            elif file.separator is not None or file.marks:
+                raise ValueError(f"files: separator and marks of {file.path} belong to task: multilabel")
+            elif file.label_columns and wrong:
                 wanted = f"has {len(self.targets)} columns, as targets" if self.targets else "is one column"
                 raise ValueError(f"files: label of {file.path} {wanted}, not {', '.join(file.label_columns)}")
             if self.targets and "label" in PathPattern.of(file.path).names:
@@ -288,6 +317,19 @@ class TableLayout(Section):
             ways = f"{_braces(placed[0])} and {_braces(other)}"
             raise ValueError(f"files: paths of signals name recordings in different ways: {ways}")
         return self
+
+    def _check_sets(self, file: TableFile) -> None:
+        """Raise `ValueError` if a column of yes and no is no label, or `marks` has no use."""
+        known = {text for texts in self.classes.values() for text in texts} | set(self.ignore)
+        for column in file.label if isinstance(file.label, list) else ():
+            if label_text(column) not in known:
+                raise ValueError(
+                    f"files: column {column!r} of {file.path} is not in classes ({', '.join(sorted(known))})"
+                )
+        if set(file.marks) - {""} and not isinstance(file.label, list):
+            raise ValueError(f"files: marks of {file.path} belong to columns of yes and no (label: [NAME, ...])")
+        if file.marks.get("") is True:
+            raise ValueError(f"files: marks of {file.path}: an empty cell may mean no, not yes")
 
 
 def load_layout(path: str) -> tuple[TableLayout, str]:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from maestro_dist.data.parts import join_names
 from maestro_dist.data.tables.layout import LongColumns
 from maestro_dist.data.tables.look_files import Looked
 from maestro_dist.data.tables.look_names import (
@@ -26,6 +27,7 @@ from maestro_dist.data.tables.look_names import (
     may_be_label,
     plain_name,
 )
+from maestro_dist.data.tables.look_sets import is_named_after_labels, may_hold_together
 from maestro_dist.data.tables.look_times import TIME_UNITS, are_dates, in_epoch, is_clock, is_day
 
 _START = {
@@ -51,6 +53,8 @@ class Roles:
     """What the columns of one kind of file mean.
 
     clock      the time of day, where `time` is a day
+    labels     columns that say yes or no, if these are the labels, of which several may hold
+    separator  between several labels in a cell
     restarts   another recording starts where time goes back
     long       the columns with names and values; then `numbers` are such names, and `unit` the column of their units
     left_out   (column, reason)
@@ -63,6 +67,8 @@ class Roles:
     end: str | None = None
     duration: str | None = None
     label: str | None = None
+    labels: list[str] = field(default_factory=list)
+    separator: str | None = None
     subject: str | None = None
     recording: str | None = None
     group: str | None = None
@@ -82,7 +88,13 @@ class Roles:
     @property
     def is_intervals(self) -> bool:
         """Whether the rows are labels over time."""
-        return self.start is not None and (self.end or self.duration) is not None and self.label is not None
+        labelled = self.label is not None or bool(self.labels)
+        return self.start is not None and (self.end or self.duration) is not None and labelled
+
+    @property
+    def label_columns(self) -> list[str]:
+        """The columns with the labels, none if there are no labels."""
+        return self.labels or [column for column in (self.label,) if column]
 
 
 def roles_of(files: Sequence[Looked], *, facts: bool) -> Roles:
@@ -98,14 +110,22 @@ def roles_of(files: Sequence[Looked], *, facts: bool) -> Roles:
 
     roles.start, roles.end, roles.duration = take(_START), take(_END), take(_DURATION)
     roles.label = take(LABEL) or next((c for c in first.columns if may_be_label(names[c])), None)
-    if not roles.is_intervals:
-        roles.start = roles.end = roles.duration = None
+    named = [c for c in first.columns if may_be_label(names[c])]
+    if may_hold_together(files, named):
+        _take_labels(roles, named)
     roles.subject, roles.recording = take(SUBJECT), take(RECORDING)
     roles.group, roles.split = take(GROUP), take(SPLIT)
+    of_times = roles.start is not None and (roles.end or roles.duration) is not None
+    if of_times and not roles.label_columns:
+        _find_labels(files, roles, names)
+    if not roles.is_intervals:
+        roles.start = roles.end = roles.duration = None
     if not roles.is_intervals and not facts:
         _find_time(files, roles, names)
         if roles.time is not None:
             _find_long(files, roles, names)
+        if roles.long is None and not roles.label_columns and all(map(is_named_after_labels, files)):
+            _find_labels(files, roles, names)
     for column in first.columns:
         if column in _used(roles):
             continue
@@ -125,6 +145,18 @@ def roles_of(files: Sequence[Looked], *, facts: bool) -> Roles:
     if first.dialect.start_and_rate:
         roles.time, roles.clock, roles.numbers = None, None, list(first.columns)
     return roles
+
+
+def _take_labels(roles: Roles, columns: list[str]) -> None:
+    roles.label, roles.labels = None, columns
+    roles.doubts.append(f"columns {join_names(columns, 8)} say yes or no: labels that may hold together?")
+
+
+def _find_labels(files: Sequence[Looked], roles: Roles, names: dict[str, str]) -> None:
+    """Take all columns that are left as labels, if they say yes or no."""
+    free = [c for c in files[0].columns if c not in _used(roles) and not _INDEX.fullmatch(names[c] or "index")]
+    if may_hold_together(files, free):
+        _take_labels(roles, free)
 
 
 def _find_time(files: Sequence[Looked], roles: Roles, names: dict[str, str]) -> None:
@@ -202,7 +234,8 @@ def _no_value(files: Sequence[Looked], column: str, name: str, *, facts: bool) -
 def _used(roles: Roles) -> set[str | None]:
     return {
         roles.time, roles.start, roles.end, roles.duration, roles.label, roles.subject, roles.recording, roles.group,
-        roles.split, roles.clock, roles.unit, *((roles.long.name, roles.long.value) if roles.long else ()),
+        roles.split, roles.clock, roles.unit, *roles.labels,
+        *((roles.long.name, roles.long.value) if roles.long else ()),
     }  # fmt: skip
 
 

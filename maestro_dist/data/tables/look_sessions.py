@@ -28,7 +28,7 @@ def find_sessions(files: Sequence[Looked], roles: Roles, time: TimeGuess, *, alo
     if not any(_two_recordings(times, of, at) for (_, times), of, at in zip(found, same, back, strict=True)):
         return
     for column in files[0].columns if roles.recording is None else ():
-        if column in {*roles.times, *known, roles.label, roles.group, roles.split}:
+        if column in {*roles.times, *known, *roles.label_columns, roles.group, roles.split}:
             continue
         cells = [np.array([str(text) for text in file.table.texts(column)]) for file, _ in found]
         if all(_tells_apart(cell, of, at) for cell, of, at in zip(cells, same, back, strict=True)):
