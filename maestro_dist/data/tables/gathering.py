@@ -113,6 +113,7 @@ def gather_signals(files: Iterable[tuple[int, Named]], reader: LabelReader, rema
         if table is None:
             continue
         values = table.numbers(columns, remarks)
+        _leave_rows(table, values, about, remarks)
         times = _times(table, about)
         labels = reader.texts(table, about, remarks) if about.label_columns else None
         for name, own in _by_recording(table, named, times):
@@ -127,6 +128,22 @@ def gather_signals(files: Iterable[tuple[int, Named]], reader: LabelReader, rema
                 rows.labels += labels if own is None else [labels[row] for row in own.tolist()]
             _add_facts(recording.facts, table, named, own, where)
     return found
+
+
+def _leave_rows(table: Table, values: np.ndarray, about: TableFile, remarks: Remarks) -> None:
+    """Set values of modalities to NaN in rows that are not theirs. `values`: [rows, columns of all modalities]."""
+    if not any(modality.rows for modality in about.modalities.values()):
+        return
+    place, taken = 0, np.zeros(len(table), dtype=bool)
+    texts = {name: np.array(table.labels([name]), dtype=object) for m in about.modalities.values() for name in m.rows}
+    for modality in about.modalities.values():
+        own = np.ones(len(table), dtype=bool)
+        for name, text in modality.rows.items():
+            own &= texts[name] == text
+        values[~own, place : place + len(modality.columns)] = np.nan
+        place, taken = place + len(modality.columns), taken | own
+    if not taken.all():
+        remarks.count("rows that are of no modality in the layout (see rows), left out", int((~taken).sum()))
 
 
 def gather_intervals(named: Named, reader: LabelReader, remarks: Remarks) -> dict[str, list[Interval]]:

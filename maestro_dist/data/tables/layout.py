@@ -18,7 +18,7 @@ from maestro_dist.data.tables.paths import PathPattern
 from maestro_dist.errors import ConfigError
 from maestro_dist.types import MULTILABEL
 
-TimeUnit = Literal["h", "min", "s", "ms", "us", "ns", "date"]
+TimeUnit = Literal["h", "min", "s", "ms", "us", "ns", "date", "elapsed"]
 Grid = Literal["auto", "nearest", "linear", "mean", "last"]
 
 
@@ -81,7 +81,8 @@ class TimeColumn(Section):
     """The column with the time of each row; a list such as [Date, Time] is joined with spaces, as a date."""
     unit: TimeUnit | PositiveFloat = "s"
     """Unit of a number, counted from any moment that all files of a recording share: a name, or seconds (30: it counts
-    epochs of 30 s); date: a date with time, or a time of day."""
+    epochs of 30 s); date: a date with time, or a time of day; elapsed: hours, minutes and seconds since a start, as in
+    26:15:00."""
     format: Text | None = None
     """Form of a date, if it is not ISO 8601: "%d.%m.%Y %H:%M:%S", say."""
     zone: Text | None = None
@@ -117,10 +118,17 @@ class TableModality(Section):
     """Its steps a second. Not needed in a table of facts."""
     unit: str = ""
     """The unit of its values."""
+    rows: dict[Text, str] = Field(default_factory=dict)
+    """Only the rows that have these texts in these columns: {sensor_id: "2"}. By default all rows."""
     grid: Grid = "auto"
     """How rows are put on steps of 1 / rate_hz. nearest: on the nearest step; linear: interpolated between neighbours
     that are at most 1.5 steps apart; mean, last: the mean or the last of the rows of a step, for irregular times; auto:
     nearest or linear, if times are regular, else an error that says what is wrong."""
+
+    @field_validator("rows", mode="before")
+    @classmethod
+    def _plain_rows(cls, given: object) -> object:
+        return {name: label_text(text) for name, text in given.items()} if isinstance(given, dict) else given
 
 
 class IntervalColumns(Section):
@@ -192,6 +200,11 @@ class TableFile(Section):
     """Whether the first row has the names of the columns; if not they are c1, c2, ..."""
     units_row: bool = False
     """Whether the row below the header has units, and no values."""
+    group_row: bool = False
+    """Whether the row above the names of columns has names of groups: acc above x and y makes acc_x and acc_y."""
+    footer: Text | None = None
+    """How the first line below the rows starts, such as Total; it and what follows is not read. It is looked for in
+    the last 100 lines."""
     missing: list[Annotated[str | float, AfterValidator(_number_or_text)]] = Field(default_factory=list)
     """Numbers that stand for a missing value, beside empty cells, NA, NaN and null."""
 
@@ -209,8 +222,12 @@ class TableFile(Section):
     def text_columns(self) -> list[str]:
         """Columns that are text also where they look like numbers: person 007 is not person 7."""
         named = (*self.label_columns, self.subject, self.group, self.split, self.long.name if self.long else None)
-        parts = self.time.columns if self.time is not None and len(self.time.columns) > 1 else []
-        return [*self.recording_columns, *(name for name in named if name is not None), *parts]
+        of_rows = [column for modality in self.modalities.values() for column in modality.rows]
+        elapsed = self.time is not None and self.time.unit == "elapsed"
+        parts = self.time.columns if self.time is not None and (elapsed or len(self.time.columns) > 1) else []
+        if self.intervals is not None and self.intervals.unit == "elapsed":
+            parts = [column for column in (self.intervals.start, self.intervals.end) if column is not None]
+        return [*self.recording_columns, *(name for name in named if name is not None), *parts, *of_rows]
 
     @property
     def items(self) -> set[str]:
@@ -234,10 +251,14 @@ class TableFile(Section):
             raise ValueError("facts need the column that names the recording or the subject")
         if self.start_and_rate and (self.time is not None or not self.modalities or self.facts):
             raise ValueError("start_and_rate belongs to signals without a column of time")
+        if not self.is_signal and any(modality.rows for modality in self.modalities.values()):
+            raise ValueError("rows belongs to modalities over time")
         if self.restarts and (self.time is None or not self.is_signal):
             raise ValueError("restarts: true belongs to signals with a column of time")
         if self.separator is not None and not isinstance(self.label, str):
             raise ValueError("separator belongs to a label in one column (label: NAME)")
+        if self.group_row and not self.header:
+            raise ValueError("group_row belongs to a file with a header")
         if self.decimal == self.thousands:
             raise ValueError(f"decimal and thousands are both {self.decimal!r}")
         return self

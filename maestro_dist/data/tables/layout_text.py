@@ -89,6 +89,9 @@ def _entry(kind: Kind) -> Iterator[str]:
     for name, about in kind.modalities.items():
         columns = ", ".join(map(_text, about["columns"]))  # type: ignore[call-overload]
         rest = [f"{key}: {_text(about[key])}" for key in ("rate_hz", "grid") if key in about]
+        if "rows" in about:
+            inside = [f"{_text(column)}: {_text(text)}" for column, text in about["rows"].items()]  # type: ignore[attr-defined]
+            rest.append(f"rows: {{{', '.join(inside)}}}")
         if kind.role == "facts":
             rest = []
         yield f"    {_text(name)}: {{{', '.join([f'columns: [{columns}]', *rest, 'unit: ' + _text(about['unit'])])}}}"

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,7 @@ from maestro_dist.data.tables.look_names import (
     plain_name,
 )
 from maestro_dist.data.tables.look_sets import is_named_after_labels, may_hold_together
-from maestro_dist.data.tables.look_times import TIME_UNITS, are_dates, in_epoch, is_clock, is_day
+from maestro_dist.data.tables.look_times import TIME_UNITS, are_dates, in_epoch, is_clock, is_day, is_elapsed
 
 _START = {
     "start", "begin", "onset", "from", "begins", "starts", "start_time", "begin_time", "starttime", "time_start",
@@ -45,6 +46,7 @@ _INDEX = re.compile(
 )
 _IDENTIFIER = re.compile(r"(.*_)?(id|ids|uuid|guid|serial|serial_number)")
 _MOST_ITEMS = 300
+_MOST_SENSORS = 50
 _LEAST_ROWS_OF_ITEM = 3
 
 
@@ -55,6 +57,7 @@ class Roles:
     clock      the time of day, where `time` is a day
     labels     columns that say yes or no, if these are the labels, of which several may hold
     separator  between several labels in a cell
+    apart      a column that tells apart the rows of one time, and its texts: each is a sensor
     restarts   another recording starts where time goes back
     long       the columns with names and values; then `numbers` are such names, and `unit` the column of their units
     left_out   (column, reason)
@@ -73,6 +76,7 @@ class Roles:
     recording: str | None = None
     group: str | None = None
     split: str | None = None
+    apart: tuple[str, list[str]] | None = None
     restarts: bool = False
     long: LongColumns | None = None
     unit: str | None = None
@@ -142,6 +146,8 @@ def roles_of(files: Sequence[Looked], *, facts: bool) -> Roles:
             empty = all(file.table.column(column).null_count == file.rows for file in files)
             reason = "it is empty" if empty else "it does not hold numbers"
             roles.left_out.append((column, "rows are divided by name" if roles.long and column in numeric else reason))
+    if roles.time is not None and roles.long is None and not facts and roles.numbers:
+        _find_sensors(files, roles)
     if first.dialect.start_and_rate:
         roles.time, roles.clock, roles.numbers = None, None, list(first.columns)
     return roles
@@ -165,7 +171,7 @@ def _find_time(files: Sequence[Looked], roles: Roles, names: dict[str, str]) -> 
     free = [c for c in first.columns if c not in _used(roles)]
     named = [c for c in free if names[c] in TIME] + [c for c in free if names[c] in _START]
     named += [c for c in free if c not in named and _is_time_name(names[c])]
-    dates = [c for c in free if are_dates(files, c)]
+    dates = [c for c in free if are_dates(files, c) or is_elapsed(files, c)]
     usable = [c for c in named if c in dates or first.numbers(c) is not None]
     roles.time = next(iter([*usable, *dates, *named]), None) or _steady(first, free, names)
     if roles.time is None and not first.dialect.header:
@@ -196,6 +202,41 @@ def _find_long(files: Sequence[Looked], roles: Roles, names: dict[str, str]) -> 
     roles.numbers = [name for name in found if any(file.numbers(name) is not None for file in files)]
     roles.left_out += [(name, "its values are not numbers") for name in found if name not in roles.numbers]
     roles.doubts.append(f"column {item!r} names what column {value!r} has: {len(roles.numbers)} modalities")
+
+
+def _find_sensors(files: Sequence[Looked], roles: Roles) -> None:
+    """A column that tells apart the rows of one time, such as the number of a sensor."""
+    if sum(pc.count_distinct(f.table.column(c)).as_py() for f in files for c in roles.times[:1]) > 0.7 * sum(
+        f.rows for f in files
+    ):
+        return  # a short cut: most rows have a time of their own
+    keys = [zip(*(f.table.texts(c) for c in [*roles.times, *_divided_by(roles)]), strict=True) for f in files]
+    moments = [list(key) for key in keys]
+    same = sum(one == other for of in moments for one, other in pairwise(of))
+    if same < 0.3 * sum(file.rows for file in files):
+        return  # where a block of rows has the times of another, these are recordings
+    for column in files[0].columns:
+        name = plain_name(column)[0]
+        if column in _used(roles) or roles.numbers == [column] or _INDEX.fullmatch(name or "index"):
+            continue
+        if name in TIME or _is_time_name(name):
+            continue
+        texts = [file.labels(column) for file in files]
+        counts = Counter(text for of in texts for text in of)
+        each = all(len(set(zip(a, b, strict=True))) == len(a) for a, b in zip(moments, texts, strict=True))
+        if each and None not in counts and 2 <= len(counts) <= _MOST_SENSORS and min(counts.values()) >= 3:
+            names = sorted(str(text) for text in counts)
+            roles.apart = column, names
+            roles.numbers = [name for name in roles.numbers if name != column]
+            roles.left_out = [(name, why) for name, why in roles.left_out if name != column]
+            roles.doubts.append(
+                f"column {column!r} tells apart the rows of one time: is each ({join_names(names, 5)}) a sensor?"
+            )
+            return
+
+
+def _divided_by(roles: Roles) -> list[str]:
+    return [column for column in (roles.subject, roles.recording) if column]
 
 
 def unit_of_item(files: Sequence[Looked], roles: Roles, item: str) -> str:
@@ -234,7 +275,7 @@ def _no_value(files: Sequence[Looked], column: str, name: str, *, facts: bool) -
 def _used(roles: Roles) -> set[str | None]:
     return {
         roles.time, roles.start, roles.end, roles.duration, roles.label, roles.subject, roles.recording, roles.group,
-        roles.split, roles.clock, roles.unit, *roles.labels,
+        roles.split, *(roles.apart[:1] if roles.apart else ()), roles.clock, roles.unit, *roles.labels,
         *((roles.long.name, roles.long.value) if roles.long else ()),
     }  # fmt: skip
 

@@ -73,6 +73,10 @@ def find_kinds(looked: Sequence[Looked], again: Callable[[str], Looked]) -> list
                 own = [*(again(file.path) for file in own[:MOST_FILES]), *own[MOST_FILES:]]
             whole = [file for file in own if file.complete][:MOST_FILES]
             doubts = [*path.doubts, *use_number_form(own, whole)]
+            if own[0].dialect.footer:
+                doubts.append(f"rows end above {own[0].dialect.footer!r}: that line and what follows is left out")
+            if own[0].dialect.group_row:
+                doubts.append("names of columns are in two rows: groups, and names in them")
             of = roles_of(whole, facts=False)
             role = "intervals" if of.is_intervals else "signals" if of.numbers or of.label_columns else "unused"
             if role == "signals" and not of.numbers and not of.long and of.time is not None:
