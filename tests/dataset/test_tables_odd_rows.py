@@ -178,3 +178,34 @@ def test_blocks_of_rows_with_the_same_times_are_recordings_and_asked_about(tmp_p
     assert layout.files[0].recording == "sensor"
     assert sorted(found) == ["A", "B"]
     assert any("if it names sensors of one recording, sort the rows by time" in doubt for doubt in doubtful)
+
+
+@pytest.mark.parametrize(("footers", "found"), [
+    (("End of file", None, None), "End of file"), (("Made by Anna", "Made by Bob", None), "Made by"),
+])  # fmt: skip
+def test_files_with_and_without_a_footer_are_of_one_kind(
+    footers: tuple[str | None, ...], found: str, tmp_path: Path
+) -> None:
+    for name, footer in zip("abc", footers, strict=True):
+        write(tmp_path / "x" / f"{name}.csv", ["time|acc_x|acc_y", *rows(), *([footer] if footer else [])])
+    layout, recordings, _ = inferred(tmp_path / "x")
+    assert [(file.path, file.footer) for file in layout.files] == [("{recording}.csv", found)]
+    for name in "abc":
+        np.testing.assert_array_equal(values(recordings, name)["acc"], ACC.astype(np.float32))
+
+
+def test_footers_without_anything_in_common_are_refused(tmp_path: Path) -> None:
+    for name, footer in zip("abc", ("End of file", "End of file", "Total|1|2"), strict=True):
+        write(tmp_path / "x" / f"{name}.csv", ["time|acc_x|acc_y", *rows(), footer])
+    with pytest.raises(DataError, match="'Total' in row 121 is not a number"):
+        inferred(tmp_path / "x")
+
+
+def test_a_header_is_no_footer(tmp_path: Path) -> None:
+    write(tmp_path / "x" / "a.csv", ["Total|acc_x|acc_y", *rows(), "Total|1|2"])
+    given = {"path": "{recording}.csv", "time": {"column": "Total"}, "footer": "Total",
+             "modalities": {"acc": {"columns": ["acc_x", "acc_y"]}}}  # fmt: skip
+    layout = TableLayout.model_validate({"name": "x", "task": "none", "window": {"length_s": 4}, "files": [given]})
+    (recording,) = convert(str(tmp_path / "x"), layout).parts[0].samples(Remarks())
+    assert isinstance(recording, RawRecording)
+    assert len(recording.values["acc"]) == ROWS

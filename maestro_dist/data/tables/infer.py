@@ -22,6 +22,9 @@ from maestro_dist.data.tables.reading import ENDINGS, is_binary
 from maestro_dist.data.tables.times import SECOND
 from maestro_dist.errors import DataError
 
+_LEAST_LETTERS = 3
+"""Of a footer: with fewer ones it may be something else."""
+
 
 def look(source: AnySource, progress: Callable[[str], None] = lambda _: None) -> Found:
     """Look at all tables of a source. `progress` is told which file is read.
@@ -37,6 +40,7 @@ def look(source: AnySource, progress: Callable[[str], None] = lambda _: None) ->
     looked, remarks = _look_at_all(files, named, progress)
     if not looked:
         raise files.error(f"no file can be read as a table; {remarks[0]}")
+    _one_footer(looked)
     found = Found(_name_of(files.path), [], remarks=[*files.warnings(), *remarks])
     found.kinds = find_kinds(looked, lambda path: _look_at(files, path, named[path]))
     found.kinds.sort(key=lambda kind: (kind.role == "intervals", kind.path.pattern))
@@ -86,6 +90,22 @@ def _look_at_all(
     if empty:
         remarks.append(f"files without any row, left out ({len(empty)}): {join_names(empty, 5)}")
     return looked, remarks
+
+
+def _one_footer(looked: Sequence[Looked]) -> None:
+    """Files that differ only in what is below their rows are of one kind: a footer that is not there does no harm."""
+    alike: dict[object, list[Looked]] = {}
+    for file in looked:
+        alike.setdefault((file.columns, replace(file.dialect, footer=None)), []).append(file)
+    for files in alike.values():
+        footers = sorted(file.dialect.footer for file in files if file.dialect.footer is not None)
+        if footers:
+            first, last = footers[0], footers[-1]  # of texts in order, these two have least in common
+            same = [one == other for one, other in zip(first, last, strict=False)]
+            start = first[: same.index(False) if False in same else len(same)].strip()
+            footer = start if len(start) >= _LEAST_LETTERS else max(footers, key=footers.count)
+            for file in files:
+                file.read_as(replace(file.dialect, footer=footer))
 
 
 def _look_at(files: SourceFiles, path: str, file: SourceFile) -> Looked:
