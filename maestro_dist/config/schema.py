@@ -14,7 +14,15 @@ from maestro_dist.config.callbacks import CallbackConfig
 from maestro_dist.config.learning import AugmentConfig, MissingConfig, OptimConfig, TaskConfig
 from maestro_dist.config.metadata import Execution, Location
 from maestro_dist.config.model import ModelConfig
-from maestro_dist.config.sections import NonNegativeInt, PositiveFloat, PositiveInt, Section, Share, Text
+from maestro_dist.config.sections import (
+    MetricOfTarget,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Share,
+    Text,
+)
 from maestro_dist.config.windows import SplitConfig, WindowConfig
 
 _LOG = logging.getLogger(__name__)
@@ -208,9 +216,12 @@ class EvaluationConfig(Section):
 
     every_epochs: PositiveInt = 1
     """Number of epochs between validations. The last epoch always ends with one."""
-    metric: Literal["auto", "accuracy", "macro_f1", "auroc", "auprc", "loss", "mae", "rmse", "perplexity"] = "auto"
+    metric: (
+        Literal["auto", "accuracy", "macro_f1", "auroc", "auprc", "loss", "mae", "rmse", "perplexity"] | MetricOfTarget
+    ) = "auto"
     """Metric that chooses the best weights. auto: accuracy for classification, MAE for regression, the loss in
-    pre-training. Of several targets it is the mean over them; where their units differ, loss weighs them alike."""
+    pre-training. Of several targets it is the mean over them; where their units differ, loss weighs them alike. That of
+    one target is mae.NAME, rmse.NAME or loss.NAME, such as mae.systolic."""
     rates: list[Share] = [0.0, 0.4]
     """Missing rates (shares of the modalities removed) of validation. The mean over them chooses the best weights."""
     test_rates: list[Share] = [0.0, 0.1, 0.2, 0.3, 0.4]

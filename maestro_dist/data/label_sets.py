@@ -72,17 +72,23 @@ def label_set(given: Any, classes: Sequence[str], where: str) -> int:
     return found
 
 
-def without_overlaps(intervals: Sequence[tuple[float, float, int]], length_s: float) -> np.ndarray:
-    """Sets of labels over time, float64 [L, 3]: start, end and set, ascending, without overlaps or gaps.
+def without_overlaps(
+    intervals: Sequence[tuple[float, float, int]], length_s: float, unknown: Sequence[tuple[float, float]] = ()
+) -> np.ndarray:
+    """Sets of labels over time, float64 [L, 3]: start, end and set, ascending, without overlaps.
 
     `intervals`: (start, end, set) in any order; they may overlap. From the first moment to `length_s`, what no interval
-    covers has no label at all, which is known of it.
+    covers has no label at all, which is known of it. There are gaps only where labels are `unknown`: (start, end),
+    whatever intervals say there.
     """
-    edges = np.unique([0.0, length_s, *(t for start, end, _ in intervals for t in (start, end))])
+    given = [*((start, end) for start, end, _ in intervals), *unknown]
+    edges = np.unique([0.0, length_s, *(t for interval in given for t in interval)])
     total = np.zeros(len(edges) - 1, dtype=np.int64)
     for start, end, labels in intervals:
         total[np.searchsorted(edges, start) : np.searchsorted(edges, end)] |= labels
+    for start, end in unknown:
+        total[np.searchsorted(edges, start) : np.searchsorted(edges, end)] = -1
     changes = np.concatenate([[True], total[1:] != total[:-1]])
     first = np.flatnonzero(changes)
     ends = np.concatenate([edges[first[1:]], edges[-1:]])
-    return np.stack([edges[first], ends, total[first].astype(np.float64)], axis=1)
+    return np.stack([edges[first], ends, total[first].astype(np.float64)], axis=1)[total[first] >= 0]

@@ -53,12 +53,20 @@ def check_metric(
 ) -> None:
     """Check that the metric that chooses the best weights can be computed on the validation split.
 
-    `defined(metric, class_counts)` says whether a metric can be computed.
+    `defined(metric, class_counts)` says whether a metric can be computed. That of one target (`mae.systolic`) needs a
+    sample in which the target is known.
 
     Raises:
         ConfigError: the metric cannot be computed.
     """
-    counts = manifest.split(config.validation).class_counts
+    split = manifest.split(config.validation)
+    target = metric.partition(".")[2]
+    if target and split.targets and split.targets[manifest.targets.index(target)].known == 0:
+        raise ConfigError(
+            f"evaluation.metric={metric}: no sample of data.validation={config.validation} has a known {target}; use "
+            "another metric (loss), or another split"
+        )
+    counts = split.class_counts
     if not defined(metric, counts):
         classes = ", ".join(f"{name} {n:,}" for name, n in zip(manifest.classes, counts, strict=True) if n)
         raise ConfigError(

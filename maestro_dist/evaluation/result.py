@@ -88,10 +88,9 @@ class Evaluation:
         means = [self.mean(metric, rate) for rate in self.rates]
         defined = [value for value in means if value is not None]
         if len(defined) < len(means):
-            raise DataError(
-                f"{metric} is undefined on split {self.split!r} (does it have only one class?): "
-                "choose another evaluation.metric"
-            )
+            target = metric.partition(".")[2]
+            why = f"no sample has a known {target}" if target else "does it have only one class?"
+            raise DataError(f"{metric} is undefined on split {self.split!r} ({why}): choose another evaluation.metric")
         return fmean(defined)
 
     def majority(self) -> float | None:

@@ -15,8 +15,9 @@ _LABELS = {
 
 
 def metric_label(name: str) -> str:
-    """Display name of a metric."""
-    return _LABELS.get(name, name)
+    """Display name of a metric; that of one target is `MAE of systolic`, say."""
+    metric, _, target = name.partition(".")
+    return f"{metric_label(metric)} of {target}" if target else _LABELS.get(name, name)
 
 
 def results_table(evaluation: Evaluation) -> str:

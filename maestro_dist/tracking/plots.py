@@ -5,6 +5,7 @@ Lines are labelled at their right end.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -200,7 +201,8 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 def validation_names(history: History, metric: str) -> list[str]:
     """Recorded names of a validation metric: complete samples first, then by missing rate."""
     prefix = f"validation/{metric}"
-    names = [name for name in history if name == prefix or name.startswith(f"{prefix}_missing_")]
+    own = re.compile(rf"{re.escape(prefix)}(_missing_[0-9.e+-]+)?")  # a target may be named x_missing_y
+    names = [name for name in history if own.fullmatch(name)]
     return sorted(names, key=lambda name: float(name.removeprefix(prefix).removeprefix("_missing_") or 0))
 
 

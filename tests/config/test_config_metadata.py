@@ -62,6 +62,8 @@ def test_locations_and_no_other_texts_become_absolute(key: str) -> None:
     kinds = alternatives(info.annotation)
     texts = ((str, "relative"), (list[str], ["relative"]), (list[DataSource], [{"url": "relative"}]))
     given = next((v for kind, v in texts if kind in kinds), None)
+    if key == "evaluation.metric":
+        given = "mae.relative"  # the text has a form
     if given is None:
         assert marker_of(info, Location) is None
         return

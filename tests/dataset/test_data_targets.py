@@ -165,6 +165,31 @@ def test_other_ways_to_train_work(more: list[str], urls: dict[str, str], tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("metric", ["mae.systolic", "loss.diastolic"])
+def test_the_metric_of_one_target_chooses_the_weights(
+    metric: str, urls: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It decides the best step and the early stop, and is named in the summary, the figures and MLflow."""
+    import mlflow
+
+    more = [f"evaluation.metric={metric}", "evaluation.patience=2", "optim.lr=2e-2", "evaluation.rates=[0]"]
+    result = run(urls["windows"], "x", tmp_path, *more)
+    record = json.loads((tmp_path / "x" / "run.json").read_text())
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    history = client.get_metric_history(record["mlflow_run"], f"validation/{metric}")
+    values = [entry.value for entry in history]
+    best = int(np.argmin(values))
+    assert result["metric"] == metric
+    assert (result["best_step"], result["best_score"]) == (history[best].step, pytest.approx(values[best]))
+    assert len(values) == best + 3 < 25  # it stopped after two validations that were not better
+    score = client.get_metric_history(record["mlflow_run"], "validation/score")
+    assert [entry.value for entry in score] == pytest.approx(values)
+    printed = capsys.readouterr()
+    assert f"validation {metric} {values[best]:.3f}" in printed.out
+    assert f"validation  {metric} {values[0]:.4f} complete" in printed.out + printed.err
+
+
+@pytest.mark.slow
 def test_pre_training_needs_no_target(urls: dict[str, str], tmp_path: Path) -> None:
     """And a run of several targets starts with its weights."""
     run(urls["windows"], "before", tmp_path, "task.kind=pretrain", "optim.max_steps=3", "model.embedding=ordinal")

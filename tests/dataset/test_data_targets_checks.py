@@ -347,6 +347,20 @@ def test_a_target_that_no_training_sample_knows_cannot_be_learned(
     assert "data.train: target arousal is unknown in all samples of split 'train'" in capfd.readouterr().err
 
 
+def test_the_metric_of_a_target_needs_a_known_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [sample(n, [n, n % 3], "train") for n in range(6)]
+    rows += [sample(10 + n, [n, NAN], "validation") for n in range(3)]
+    rows += [sample(20 + n, [n, 1], "test") for n in range(3)]
+    pack(tmp_path / "x", ABOUT, rows)
+    name, other = ABOUT.targets
+    assert runs.train(tmp_path, str(tmp_path / "x"), "--dry-run", f"evaluation.metric=rmse.{other}") != 0
+    said = f"evaluation.metric=rmse.{other}: no sample of data.validation=validation has a known {other}; use another"
+    assert said in capfd.readouterr().err
+    assert runs.train(tmp_path, str(tmp_path / "x"), "--dry-run", f"evaluation.metric=rmse.{name}") == 0
+    assert runs.train(tmp_path, str(tmp_path / "x"), "--dry-run", "evaluation.metric=mae.nobody") != 0
+    assert f"this regression task has mae, rmse, loss, mae.{name}" in capfd.readouterr().err
+
+
 def test_rows_of_many_kinds() -> None:
     for given, expected in zip(labels(), STORED, strict=True):
         np.testing.assert_array_equal(target_row(given, NAMES, "x"), expected)

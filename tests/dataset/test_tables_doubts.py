@@ -125,10 +125,17 @@ def test_text_behind_numbers_and_rows_that_are_no_rows(tmp_path: Path) -> None:
     for person in range(2):
         rows = [f"{k},{60 + k % 9},{k % 50} %" for k in range(60)]
         lines(tmp_path / f"x/P{person}.csv", ["time,hr,spo2", *rows, "Average,60,5 %"])
-    text = "\n".join(found.doubts[0] for found in look(str(tmp_path / "x")).kinds)
-    assert "column 'time' has 'Average' in row 61 of P0.csv: remove the row" in text
-    with pytest.raises(DataError, match=r"P0\.csv: column 'time': 'Average' in row 61 is not a number"):
+    _, found, doubtful = inferred(tmp_path / "x")
+    assert "rows end above 'Average': that line and what follows is left out" in doubtful
+    assert [len(recording.values["hr"]) for recording in found.values()] == [60, 60]
+    for path in (tmp_path / "x").iterdir():
+        path.write_text(path.read_text().replace("59,65,9 %", "Pause,,\n59,65,9 %"))
+    text = "\n".join(doubt for found in look(str(tmp_path / "x")).kinds for doubt in found.doubts)
+    assert "column 'time' has 'Pause' in row 60 of P0.csv: remove the row" in text
+    with pytest.raises(DataError, match=r"P0\.csv: column 'time': 'Pause' in row 60 is not a number"):
         inferred(tmp_path / "x")
+    for path in (tmp_path / "x").iterdir():
+        path.write_text(path.read_text().replace("Pause,,\n", ""))
     for path in (tmp_path / "x").iterdir():
         path.write_text(path.read_text().replace("Average,60,5 %\n", ""))
     layout, _, doubtful = inferred(tmp_path / "x")

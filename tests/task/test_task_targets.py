@@ -7,8 +7,12 @@ import pytest
 import torch
 
 from maestro_dist.config.learning import TaskConfig
-from maestro_dist.errors import ConfigError
+from maestro_dist.config.schema import EvaluationConfig
+from maestro_dist.errors import ConfigError, DataError
+from maestro_dist.evaluation.result import Evaluation, Scenario
+from maestro_dist.evaluation.table import metric_label
 from maestro_dist.task import Labels, Task, higher_is_better, make_task
+from maestro_dist.tracking.plots import validation_names
 from maestro_dist.types import Batch, TargetScale
 
 SCALES = (TargetScale("systolic", 120.0, 15.0), TargetScale("diastolic", 80.0, 10.0), TargetScale("flat", 5.0, 0.0))
@@ -119,3 +123,28 @@ def test_errors_of_one_target_are_better_if_they_are_lower() -> None:
     assert not any(higher_is_better(name) for name in task().metric_names)
     with pytest.raises(ConfigError, match=r"has mae, rmse, loss, mae\.systolic"):
         task().metric("accuracy")
+    assert task().metric("mae.diastolic") == "mae.diastolic"
+    assert metric_label("rmse.diastolic") == "RMSE of diastolic"
+
+
+def test_a_target_that_no_sample_of_a_validation_knows_has_no_score() -> None:
+    logits, target = draw()
+    target[:, 2] = NAN
+    of = task()
+    found = Evaluation("validation", len(target), list(of.metric_names), [Scenario(0.0, 0, of.metrics(logits, target))])
+    assert found.score("mae.diastolic") == of.metrics(logits, target)["mae.diastolic"]
+    with pytest.raises(DataError, match=r"mae\.flat is undefined on split 'validation' \(no sample has a known flat\)"):
+        found.score("mae.flat")
+
+
+@pytest.mark.parametrize("metric", ["mae.", "mae.9", "accuracy.systolic", "mae.a b", "perplexity.x", "mae.a.b"])
+def test_what_is_no_metric_of_a_target_is_refused(metric: str) -> None:
+    with pytest.raises(ValueError, match="metric"):
+        EvaluationConfig.model_validate({"metric": metric})
+    assert EvaluationConfig.model_validate({"metric": "rmse.A-b_1"}).metric == "rmse.A-b_1"
+
+
+def test_lines_of_a_target_are_not_those_of_another() -> None:
+    names = ["validation/mae.x", "validation/mae.x_missing_40", "validation/mae.x_missing_y", "validation/mae.xy"]
+    history = {name: (np.zeros(1), np.zeros(1)) for name in names}
+    assert validation_names(history, "mae.x") == names[:2]

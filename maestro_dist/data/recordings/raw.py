@@ -41,9 +41,9 @@ class RawRecording:
     length_s  the end of the recording, seconds after time 0; by default the end of the longest modality
     labels    one label for the whole recording, or intervals (start_s, end_s, label) that do not overlap. A label is a
               number, or the name of a class. With task multilabel: a list of labels for the whole recording; or
-              intervals, each with one label or a list, which may overlap: outside of them no label holds. Of several
-              targets a label is a list of numbers or a dictionary by target (a list for the whole recording has plain
-              numbers); NaN is an unknown one
+              intervals, each with one label or a list, which may overlap: outside of them no label holds; where the
+              label is None, it is not known which ones hold. Of several targets a label is a list of numbers or a
+              dictionary by target (a list for the whole recording has plain numbers); NaN is an unknown one
     subject   the person; "" if unknown
     group     what else may divide the data, such as the hospital or the device
     split     the split that the publishers chose; "" if none
@@ -191,7 +191,7 @@ class RecordingChecker:
             given = list(given)
             if all(isinstance(one, str) or whole_number(one) is not None for one in given) and given:
                 return self._label(given, where), none
-        rows = []
+        rows, unknown_s = [], []
         for interval in given:
             try:
                 start, end, label = interval
@@ -203,13 +203,20 @@ class RecordingChecker:
                 raise DataError(
                     f"{where}: a label lasts from {begin:g} s to {stop:g} s; its end must be after its start"
                 )
+            if label is None and self.description.task == MULTILABEL:
+                unknown_s.append((begin, stop))
+                continue
             rows.append((begin, stop, *self._numbers(label, f"{where}, {begin:g} s to {stop:g} s", where)))
         if self.description.task == MULTILABEL:
-            return math.nan, without_overlaps([(a, b, int(labels)) for a, b, labels in rows], length)
+            sets = [(a, b, int(labels)) for a, b, labels in rows]
+            return math.nan, without_overlaps(sets, length, unknown_s)
         rows.sort(key=lambda row: row if not targets else row[:2])  # NaN has no order
         for before, after in pairwise(rows):
             if after[0] < before[1] - _SAME_S:
-                raise DataError(f"{where}: two labels overlap from {after[0]:g} s to {min(before[1], after[1]):g} s")
+                several = "; if several may hold at once, use task: multilabel" if self.description.classes else ""
+                raise DataError(
+                    f"{where}: two labels overlap from {after[0]:g} s to {min(before[1], after[1]):g} s{several}"
+                )
         return unknown, np.array(rows, dtype=np.float64).reshape(-1, none.shape[1])
 
     def _numbers(self, given: Any, interval: str, where: str) -> tuple[float, ...]:

@@ -110,7 +110,7 @@ def _shared(named: list[Named], reader: LabelReader, remarks: Remarks, of_signal
                 (shared.person_intervals if of_people else shared.intervals).setdefault(name, []).extend(found)
             ids = set(labels)
         else:
-            told = gather_facts(file, remarks)
+            told = gather_facts(file, reader, remarks)
             for name, fact in told.items():
                 known = (shared.person_facts if of_people else shared.facts).setdefault(name, Facts())
                 known.merge(fact, f"{file.file.name}, {name}")

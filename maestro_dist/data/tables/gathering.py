@@ -98,7 +98,7 @@ class Gathered:
     facts: Facts = field(default_factory=Facts)
 
 
-def gather_signals(files: Iterable[tuple[int, Named]], remarks: Remarks) -> dict[str, Gathered]:
+def gather_signals(files: Iterable[tuple[int, Named]], reader: LabelReader, remarks: Remarks) -> dict[str, Gathered]:
     """The recordings of files with signals, by id. `files`: (number of the entry, file).
 
     Raises:
@@ -113,8 +113,9 @@ def gather_signals(files: Iterable[tuple[int, Named]], remarks: Remarks) -> dict
         if table is None:
             continue
         values = table.numbers(columns, remarks)
+        _leave_rows(table, values, about, remarks)
         times = _times(table, about)
-        labels = table.labels(about.label_columns) if about.label_columns else None
+        labels = reader.texts(table, about, remarks) if about.label_columns else None
         for name, own in _by_recording(table, named, times):
             recording = found.setdefault(name, Gathered())
             where = named.file.name if own is None else f"{named.file.name}, recording {name}"
@@ -127,6 +128,22 @@ def gather_signals(files: Iterable[tuple[int, Named]], remarks: Remarks) -> dict
                 rows.labels += labels if own is None else [labels[row] for row in own.tolist()]
             _add_facts(recording.facts, table, named, own, where)
     return found
+
+
+def _leave_rows(table: Table, values: np.ndarray, about: TableFile, remarks: Remarks) -> None:
+    """Set values of modalities to NaN in rows that are not theirs. `values`: [rows, columns of all modalities]."""
+    if not any(modality.rows for modality in about.modalities.values()):
+        return
+    place, taken = 0, np.zeros(len(table), dtype=bool)
+    texts = {name: np.array(table.labels([name]), dtype=object) for m in about.modalities.values() for name in m.rows}
+    for modality in about.modalities.values():
+        own = np.ones(len(table), dtype=bool)
+        for name, text in modality.rows.items():
+            own &= texts[name] == text
+        values[~own, place : place + len(modality.columns)] = np.nan
+        place, taken = place + len(modality.columns), taken | own
+    if not taken.all():
+        remarks.count("rows that are of no modality in the layout (see rows), left out", int((~taken).sum()))
 
 
 def gather_intervals(named: Named, reader: LabelReader, remarks: Remarks) -> dict[str, list[Interval]]:
@@ -148,7 +165,7 @@ def gather_intervals(named: Named, reader: LabelReader, remarks: Remarks) -> dic
     if spec.duration:
         lasts = table.numbers([spec.duration], remarks)[:, 0]
         ends = starts + np.round(np.nan_to_num(lasts) * UNITS.get(str(spec.unit), SECOND)).astype(np.int64)
-    texts = table.labels(about.label_columns)
+    texts = reader.texts(table, about, remarks)
     found = {}
     for name, own in _by_recording(table, named):
         rows = np.arange(len(table)) if own is None else own
@@ -157,7 +174,7 @@ def gather_intervals(named: Named, reader: LabelReader, remarks: Remarks) -> dic
     return found
 
 
-def gather_facts(named: Named, remarks: Remarks) -> dict[str, Facts]:
+def gather_facts(named: Named, reader: LabelReader, remarks: Remarks) -> dict[str, Facts]:
     """The facts of a table with one row a recording or a person, by its id."""
     about = named.about
     columns = [column for modality in about.modalities.values() for column in modality.columns]
@@ -168,7 +185,7 @@ def gather_facts(named: Named, remarks: Remarks) -> dict[str, Facts]:
     by = about.recording_columns or ([about.subject] if about.subject else [])
     ids = _ids(table, by) if by else [named.path_id] * len(table)
     found: dict[str, Facts] = {}
-    label = table.labels(about.label_columns) if about.label_columns else [None] * len(table)
+    label = reader.texts(table, about, remarks) if about.label_columns else [None] * len(table)
     texts = {name: table.texts(column) for name in FACTS if (column := getattr(about, name))}
     for row, name in enumerate(ids):
         if name is None:

@@ -22,6 +22,9 @@ from maestro_dist.data.tables.reading import ENDINGS, is_binary
 from maestro_dist.data.tables.times import SECOND
 from maestro_dist.errors import DataError
 
+_LEAST_LETTERS = 3
+"""Of a footer: with fewer ones it may be something else."""
+
 
 def look(source: AnySource, progress: Callable[[str], None] = lambda _: None) -> Found:
     """Look at all tables of a source. `progress` is told which file is read.
@@ -37,6 +40,7 @@ def look(source: AnySource, progress: Callable[[str], None] = lambda _: None) ->
     looked, remarks = _look_at_all(files, named, progress)
     if not looked:
         raise files.error(f"no file can be read as a table; {remarks[0]}")
+    _one_footer(looked)
     found = Found(_name_of(files.path), [], remarks=[*files.warnings(), *remarks])
     found.kinds = find_kinds(looked, lambda path: _look_at(files, path, named[path]))
     found.kinds.sort(key=lambda kind: (kind.role == "intervals", kind.path.pattern))
@@ -86,6 +90,22 @@ def _look_at_all(
     if empty:
         remarks.append(f"files without any row, left out ({len(empty)}): {join_names(empty, 5)}")
     return looked, remarks
+
+
+def _one_footer(looked: Sequence[Looked]) -> None:
+    """Files that differ only in what is below their rows are of one kind: a footer that is not there does no harm."""
+    alike: dict[object, list[Looked]] = {}
+    for file in looked:
+        alike.setdefault((file.columns, replace(file.dialect, footer=None)), []).append(file)
+    for files in alike.values():
+        footers = sorted(file.dialect.footer for file in files if file.dialect.footer is not None)
+        if footers:
+            first, last = footers[0], footers[-1]  # of texts in order, these two have least in common
+            same = [one == other for one, other in zip(first, last, strict=False)]
+            start = first[: same.index(False) if False in same else len(same)].strip()
+            footer = start if len(start) >= _LEAST_LETTERS else max(footers, key=footers.count)
+            for file in files:
+                file.read_as(replace(file.dialect, footer=footer))
 
 
 def _look_at(files: SourceFiles, path: str, file: SourceFile) -> Looked:
@@ -221,17 +241,22 @@ def _understand(kind: Kind, found: Found) -> None:
         kind.doubts.append(problem)
     alike = [k for k in found.kinds if k.role == "signals" and set(k.roles.numbers) & set(roles.numbers)]
     parts = [[name] for name in roles.numbers] if roles.long else [roles.numbers]
-    for guess in (g for part in parts for g in modalities_of(part, kind.path.word, prefix=len(alike) > 1)):
+    guesses = [g for part in parts for g in modalities_of(part, kind.path.word, prefix=len(alike) > 1)]
+    sensors = [None] if roles.apart is None else roles.apart[1]
+    for guess, sensor in ((guess, sensor) for sensor in sensors for guess in guesses):
         if clocks:  # their columns have no names
             guess = replace(guess, name=plain_name(kind.path.word)[0] or guess.name)
         unit = guess.unit or files[0].units.get(guess.columns[0], "") or unit_of_item(files, roles, guess.columns[0])
         about: dict[str, object] = {"columns": list(guess.columns), "rate_hz": 1.0, "unit": unit}
+        if roles.apart is not None and sensor is not None:
+            about["rows"] = {roles.apart[0]: sensor}
+            guess = replace(guess, name=plain_name(f"{guess.name[:30]} {sensor}")[0][:40])
         if kind.time is not None and roles.time is not None:
             times = []
             for file in files:
                 of = file_times(file, roles.times, kind.time)
                 if of is not None:
-                    times += _of_recordings(file, roles, of, guess.columns)
+                    times += _of_recordings(file, roles, of, guess.columns, sensor)
             kind.spans += [float(of[-1] - of[0]) / SECOND for of in times if len(of) > 1]
             rate = guess_rate(times)
             about["rate_hz"] = rate.rate_hz
@@ -245,13 +270,20 @@ def _understand(kind: Kind, found: Found) -> None:
         kind.modalities[_free(guess.name, found)] = about
 
 
-def _of_recordings(file: Looked, roles: Roles, times: np.ndarray, columns: Sequence[str]) -> list[np.ndarray]:
-    """The times of rows that have a value in one of the columns, apart for each recording that a column names."""
+def _of_recordings(
+    file: Looked, roles: Roles, times: np.ndarray, columns: Sequence[str], sensor: str | None = None
+) -> list[np.ndarray]:
+    """The times of rows that have a value in one of the columns, apart for each recording that a column names.
+
+    sensor  only the rows of this one
+    """
     there = np.zeros(len(times), dtype=bool)
     for column in columns:
         values = file.numbers(column)
         if values is not None:
             there |= ~np.isnan(values)
+    if roles.apart is not None:
+        there &= np.array([text == sensor for text in file.labels(roles.apart[0])])
     by = [column for column in (roles.subject, roles.recording) if column]
     texts: list[Sequence[object]] = [file.table.texts(column) for column in by]
     if roles.restarts:

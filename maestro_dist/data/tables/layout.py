@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from maestro_dist.config.sections import NonNegativeInt, PositiveFloat, Section, Text
 from maestro_dist.config.windows import WindowConfig
@@ -16,8 +16,9 @@ from maestro_dist.config.yaml_text import from_yaml
 from maestro_dist.data.storage import ObjectMissing, Storage, redact
 from maestro_dist.data.tables.paths import PathPattern
 from maestro_dist.errors import ConfigError
+from maestro_dist.types import MULTILABEL
 
-TimeUnit = Literal["h", "min", "s", "ms", "us", "ns", "date"]
+TimeUnit = Literal["h", "min", "s", "ms", "us", "ns", "date", "elapsed"]
 Grid = Literal["auto", "nearest", "linear", "mean", "last"]
 
 
@@ -42,6 +43,16 @@ def joined_texts(texts: Sequence[str | None]) -> str | None:
 def parted_texts(text: str) -> list[str | None]:
     """What `joined_texts` has joined."""
     return [part or None for part in text.split(_BETWEEN)]
+
+
+def names_as_text(names: Iterable[str]) -> str:
+    """A set of labels as one text; an empty one says that none of them holds."""
+    return _BETWEEN.join(names)
+
+
+def names_of_text(text: str) -> list[str]:
+    """What `names_as_text` has joined."""
+    return [name for name in text.split(_BETWEEN) if name]
 
 
 def label_text(value: object) -> str:
@@ -70,7 +81,8 @@ class TimeColumn(Section):
     """The column with the time of each row; a list such as [Date, Time] is joined with spaces, as a date."""
     unit: TimeUnit | PositiveFloat = "s"
     """Unit of a number, counted from any moment that all files of a recording share: a name, or seconds (30: it counts
-    epochs of 30 s); date: a date with time, or a time of day."""
+    epochs of 30 s); date: a date with time, or a time of day; elapsed: hours, minutes and seconds since a start, as in
+    26:15:00."""
     format: Text | None = None
     """Form of a date, if it is not ISO 8601: "%d.%m.%Y %H:%M:%S", say."""
     zone: Text | None = None
@@ -106,10 +118,17 @@ class TableModality(Section):
     """Its steps a second. Not needed in a table of facts."""
     unit: str = ""
     """The unit of its values."""
+    rows: dict[Text, str] = Field(default_factory=dict)
+    """Only the rows that have these texts in these columns: {sensor_id: "2"}. By default all rows."""
     grid: Grid = "auto"
     """How rows are put on steps of 1 / rate_hz. nearest: on the nearest step; linear: interpolated between neighbours
     that are at most 1.5 steps apart; mean, last: the mean or the last of the rows of a step, for irregular times; auto:
     nearest or linear, if times are regular, else an error that says what is wrong."""
+
+    @field_validator("rows", mode="before")
+    @classmethod
+    def _plain_rows(cls, given: object) -> object:
+        return {name: label_text(text) for name, text in given.items()} if isinstance(given, dict) else given
 
 
 class IntervalColumns(Section):
@@ -145,7 +164,14 @@ class TableFile(Section):
     facts: bool = False
     """One row a recording, or a person: who it is, its label, and `modalities` of one value such as the age."""
     label: Text | list[Text] | None = None
-    """The column with the label: of each row, interval or recording. With `targets` a list, one column for each."""
+    """The column with the label: of each row, interval or recording. With `targets` a list, one column for each. With
+    task: multilabel a column with one name, or several ones (`separator`); or a list of columns that say yes or no,
+    whose names are labels."""
+    separator: Annotated[str, Field(min_length=1)] | None = None
+    """Between several labels in one cell: ";" for walk;phone."""
+    marks: dict[str, bool] = Field(default_factory=dict)
+    """What cells of several label columns mean, beside 1 and 0, true and false, yes and no, y and n: {x: true}. With
+    {"": false} an empty cell means no; else it is not known what holds."""
     recording: Text | list[Text] = Field(default_factory=list)
     """Column (or columns) that names the recording, if the path does not."""
     subject: Text | None = None
@@ -174,6 +200,11 @@ class TableFile(Section):
     """Whether the first row has the names of the columns; if not they are c1, c2, ..."""
     units_row: bool = False
     """Whether the row below the header has units, and no values."""
+    group_row: bool = False
+    """Whether the row above the names of columns has names of groups: acc above x and y makes acc_x and acc_y."""
+    footer: Text | None = None
+    """How the first line below the rows starts, such as Total; it and what follows is not read. It is looked for in
+    the last 100 lines."""
     missing: list[Annotated[str | float, AfterValidator(_number_or_text)]] = Field(default_factory=list)
     """Numbers that stand for a missing value, beside empty cells, NA, NaN and null."""
 
@@ -191,13 +222,22 @@ class TableFile(Section):
     def text_columns(self) -> list[str]:
         """Columns that are text also where they look like numbers: person 007 is not person 7."""
         named = (*self.label_columns, self.subject, self.group, self.split, self.long.name if self.long else None)
-        parts = self.time.columns if self.time is not None and len(self.time.columns) > 1 else []
-        return [*self.recording_columns, *(name for name in named if name is not None), *parts]
+        of_rows = [column for modality in self.modalities.values() for column in modality.rows]
+        elapsed = self.time is not None and self.time.unit == "elapsed"
+        parts = self.time.columns if self.time is not None and (elapsed or len(self.time.columns) > 1) else []
+        if self.intervals is not None and self.intervals.unit == "elapsed":
+            parts = [column for column in (self.intervals.start, self.intervals.end) if column is not None]
+        return [*self.recording_columns, *(name for name in named if name is not None), *parts, *of_rows]
 
     @property
     def items(self) -> set[str]:
         """Names of values in a long table, which are no columns."""
         return {c for m in self.modalities.values() for c in m.columns} if self.long is not None else set()
+
+    @field_validator("marks", mode="before")
+    @classmethod
+    def _plain_marks(cls, given: object) -> object:
+        return {label_text(text): means for text, means in given.items()} if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _one_kind(self) -> TableFile:
@@ -211,8 +251,14 @@ class TableFile(Section):
             raise ValueError("facts need the column that names the recording or the subject")
         if self.start_and_rate and (self.time is not None or not self.modalities or self.facts):
             raise ValueError("start_and_rate belongs to signals without a column of time")
+        if not self.is_signal and any(modality.rows for modality in self.modalities.values()):
+            raise ValueError("rows belongs to modalities over time")
         if self.restarts and (self.time is None or not self.is_signal):
             raise ValueError("restarts: true belongs to signals with a column of time")
+        if self.separator is not None and not isinstance(self.label, str):
+            raise ValueError("separator belongs to a label in one column (label: NAME)")
+        if self.group_row and not self.header:
+            raise ValueError("group_row belongs to a file with a header")
         if self.decimal == self.thousands:
             raise ValueError(f"decimal and thousands are both {self.decimal!r}")
         return self
@@ -230,16 +276,16 @@ class TableLayout(Section):
     licence: str = ""
     citation: str = ""
     source: str = ""
-    task: Literal["classification", "regression", "none"]
-    """classification, regression, or none (for pre-training)."""
+    task: Literal["classification", "multilabel", "regression", "none"]
+    """classification, multilabel (several labels may hold at the same time), regression, or none (for pre-training)."""
     target: str = ""
     """What the label says."""
     targets: list[Text] = Field(default_factory=list)
     """Names of several numbers to predict (regression); then `label` of a file lists their columns, in this order."""
     classes: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(default_factory=dict)
-    """The classes in their order, each with the texts that stand for it in the files."""
+    """The classes in their order, each with the texts (or the columns) that stand for it in the files."""
     ignore: list[str] = Field(default_factory=list)
-    """Labels of the files that count as no label."""
+    """Labels of the files that count as no label. With multilabel they add nothing: none of the others holds there."""
     window: WindowConfig
     """How a run cuts recordings, if it does not say otherwise."""
     files: Annotated[list[TableFile], Field(min_length=1)]
@@ -261,13 +307,17 @@ class TableLayout(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> TableLayout:
-        if (self.task == "classification") != bool(self.classes):
-            raise ValueError("classes belong to task: classification, which needs them")
+        if (self.task in ("classification", MULTILABEL)) != bool(self.classes):
+            raise ValueError("classes belong to task: classification or multilabel, which need them")
         if self.targets and self.task != "regression":
             raise ValueError("targets belong to task: regression")
         for file in self.files:
             wrong = len(file.label_columns) != len(self.targets) if self.targets else isinstance(file.label, list)
-            if file.label_columns and wrong:
+            if self.task == MULTILABEL:
+                self._check_sets(file)
+            elif file.separator is not None or file.marks:
+                raise ValueError(f"files: separator and marks of {file.path} belong to task: multilabel")
+            elif file.label_columns and wrong:
                 wanted = f"has {len(self.targets)} columns, as targets" if self.targets else "is one column"
                 raise ValueError(f"files: label of {file.path} {wanted}, not {', '.join(file.label_columns)}")
             if self.targets and "label" in PathPattern.of(file.path).names:
@@ -288,6 +338,19 @@ class TableLayout(Section):
             ways = f"{_braces(placed[0])} and {_braces(other)}"
             raise ValueError(f"files: paths of signals name recordings in different ways: {ways}")
         return self
+
+    def _check_sets(self, file: TableFile) -> None:
+        """Raise `ValueError` if a column of yes and no is no label, or `marks` has no use."""
+        known = {text for texts in self.classes.values() for text in texts} | set(self.ignore)
+        for column in file.label if isinstance(file.label, list) else ():
+            if label_text(column) not in known:
+                raise ValueError(
+                    f"files: column {column!r} of {file.path} is not in classes ({', '.join(sorted(known))})"
+                )
+        if set(file.marks) - {""} and not isinstance(file.label, list):
+            raise ValueError(f"files: marks of {file.path} belong to columns of yes and no (label: [NAME, ...])")
+        if file.marks.get("") is True:
+            raise ValueError(f"files: marks of {file.path}: an empty cell may mean no, not yes")
 
 
 def load_layout(path: str) -> tuple[TableLayout, str]:

@@ -21,13 +21,11 @@ def doubts(text: str) -> list[str]:
 
 
 def _used(found: Found) -> list[Kind]:
-    return [
-        kind for kind in found.kinds if kind.role != "unused" and (kind.modalities or kind.roles.label or _ids(kind))
-    ]
+    return [kind for kind in found.kinds if kind.role != "unused" and _has_use(kind)]
 
 
-def _ids(kind: Kind) -> bool:
-    return kind.role == "facts"
+def _has_use(kind: Kind) -> bool:
+    return bool(kind.modalities or kind.roles.label_columns) or kind.role == "facts"
 
 
 def _head(found: Found) -> Iterator[str]:
@@ -39,7 +37,7 @@ def _head(found: Found) -> Iterator[str]:
     yield 'licence: ""'
     yield 'citation: ""'
     yield 'source: ""'
-    yield f"task: {found.task}  # classification, regression, or none (no labels: for pre-training)"
+    yield f"task: {found.task}  # classification, multilabel, regression, or none (no labels: for pre-training)"
     if found.target:
         yield f"target: {_text(found.target)}"
     if found.classes:
@@ -80,15 +78,20 @@ def _entry(kind: Kind) -> Iterator[str]:
         by = [roles.recording] if roles.recording else []
     if by:
         yield f"  recording: {_list(by)}"
-    for name in ("subject", "group", "split", "label"):
+    for name in ("subject", "group", "split", "label", "separator"):
         column = getattr(roles, name)
         if column:
             yield f"  {name}: {_text(column)}"
+    if roles.labels:
+        yield f"  label: [{', '.join(map(_text, roles.labels))}]"
     if kind.modalities:
         yield "  modalities:"
     for name, about in kind.modalities.items():
         columns = ", ".join(map(_text, about["columns"]))  # type: ignore[call-overload]
         rest = [f"{key}: {_text(about[key])}" for key in ("rate_hz", "grid") if key in about]
+        if "rows" in about:
+            inside = [f"{_text(column)}: {_text(text)}" for column, text in about["rows"].items()]  # type: ignore[attr-defined]
+            rest.append(f"rows: {{{', '.join(inside)}}}")
         if kind.role == "facts":
             rest = []
         yield f"    {_text(name)}: {{{', '.join([f'columns: [{columns}]', *rest, 'unit: ' + _text(about['unit'])])}}}"

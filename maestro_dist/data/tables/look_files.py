@@ -15,13 +15,23 @@ import pyarrow.compute as pc
 from maestro_dist.data.parts import Remarks
 from maestro_dist.data.tables.layout import LongColumns, TableFile, TableModality
 from maestro_dist.data.tables.look_names import TEXT_NAMES, plain_name
-from maestro_dist.data.tables.reading import MISSING, Table, column_names, is_parquet, parse_table, plain_content
+from maestro_dist.data.tables.reading import (
+    MISSING,
+    Table,
+    column_names,
+    grouped,
+    is_parquet,
+    parse_table,
+    plain_content,
+)
 from maestro_dist.errors import DataError
 
 _DELIMITERS = ("\t", ";", "|", ",", " ")
 _LINES, _FEW = 300, 200
 _TOGETHER = 3
 _DIGITS_OF_DATE = 6
+_END, _FOOTER_LINES = 1 << 14, 20
+_ROW = set("+-.,0123456789")
 _NUMBER = re.compile(r"[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?")
 _DECIMAL_COMMA = re.compile(r"[-+]?(\d+|\d{1,3}(\.\d{3})+),\d+")
 _GROUPS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?")
@@ -41,6 +51,8 @@ class Dialect:
     skip_rows: int = 0
     header: bool = True
     units_row: bool = False
+    group_row: bool = False
+    footer: str | None = None
     start_and_rate: bool = False
     thousands: str = ""
     missing: tuple[str | float, ...] = ()
@@ -157,7 +169,7 @@ def look_at(path: str, name: str, content: bytes) -> Looked:
     units: dict[str, str] = {}
     if dialect.units_row:
         lines = [line for line in start[dialect.skip_rows :] if line.strip()]
-        units = dict(zip(columns, _cells(lines[1], dialect.delimiter), strict=False))
+        units = dict(zip(columns, _cells(lines[1 + dialect.group_row], dialect.delimiter), strict=False))
     return Looked(path, dialect, tuple(columns), table, True, units, hertz)
 
 
@@ -188,10 +200,51 @@ def dialect_of(content: bytes) -> Dialect:
         header = False  # a first row of values with some texts
     if header and len(rows) > 1 and not any(re.search(r"[^\W\d_]", cell) for cell in rows[0]):
         header = False  # dates and numbers only
+    group_row = header and _has_groups(rows)
     return Dialect(
         delimiter, "," if commas else ".", encoding, skip if skip < len(lines) else 0, header,
-        units_row=header and _has_units(rows), start_and_rate=not header and _has_start_and_rate(rows),
+        units_row=header and _has_units(rows[int(group_row) :]), group_row=group_row,
+        footer=_footer(content, encoding, delimiter), start_and_rate=not header and _has_start_and_rate(rows),
     )  # fmt: skip
+
+
+def _has_groups(rows: list[list[str]]) -> bool:
+    """Whether names of columns are below names of groups, which occur again or are empty."""
+    if len(rows) < 4:
+        return False
+    groups, names = rows[0], rows[1]
+    inner = [cell for cell in groups[1:-1] if not cell]
+    if not inner and len(set(groups)) == len(groups):
+        return False
+    if any(_NUMBER.fullmatch(cell) or cell.lower() in _EMPTY - {""} for cell in names) or not any(names[1:]):
+        return False
+    if any(sum(letter.isdigit() for letter in cell) >= _DIGITS_OF_DATE for cell in names):
+        return False  # a row of values
+    found = grouped(groups, names)
+    return len(set(found)) == len(found) == len(groups)
+
+
+def _footer(content: bytes, encoding: str, delimiter: str) -> str | None:
+    """How the lines below the rows start: with words, where all rows before them start with digits."""
+    if encoding == "utf-16":
+        lines = content.decode(encoding, errors="replace").splitlines()
+    else:
+        lines = content[-_END:].decode(encoding, errors="replace").splitlines()[1:]
+    used = [line for line in lines if line.strip(f' "{delimiter}')]
+    first = [line.lstrip(' "') for line in used]
+    start = len(first)
+    while (
+        start > 0 and first[start - 1][:1] not in _ROW and re.search(r"[^\W\d_]", first[start - 1].split(delimiter)[0])
+    ):
+        start -= 1
+    body = first[max(0, start - 20) : start]
+    if not 0 < len(first) - start <= _FOOTER_LINES or len(body) < _TOGETHER:
+        return None
+    if not all(line[:1].isdigit() or line[:1] in "+-" for line in body):
+        return None
+    words = re.match(r"[^\d\r\n]*", first[start])
+    text = (words[0] if words else "").split(delimiter)[0].strip()
+    return text or None
 
 
 def _has_units(rows: list[list[str]]) -> bool:

@@ -63,7 +63,7 @@ def find_kinds(looked: Sequence[Looked], again: Callable[[str], Looked]) -> list
     for file in looked:
         groups.setdefault(file.signature, []).append(file)
     roles = {signature: roles_of(files[:MOST_FILES], facts=False) for signature, files in groups.items()}
-    labelled = any(of.label for of in roles.values())
+    labelled = any(of.label_columns for of in roles.values())
     kinds = []
     for files in groups.values():
         by_path = {file.path: file for file in files}
@@ -73,8 +73,12 @@ def find_kinds(looked: Sequence[Looked], again: Callable[[str], Looked]) -> list
                 own = [*(again(file.path) for file in own[:MOST_FILES]), *own[MOST_FILES:]]
             whole = [file for file in own if file.complete][:MOST_FILES]
             doubts = [*path.doubts, *use_number_form(own, whole)]
+            if own[0].dialect.footer:
+                doubts.append(f"rows end above {own[0].dialect.footer!r}: that line and what follows is left out")
+            if own[0].dialect.group_row:
+                doubts.append("names of columns are in two rows: groups, and names in them")
             of = roles_of(whole, facts=False)
-            role = "intervals" if of.is_intervals else "signals" if of.numbers or of.label else "unused"
+            role = "intervals" if of.is_intervals else "signals" if of.numbers or of.label_columns else "unused"
             if role == "signals" and not of.numbers and not of.long and of.time is not None:
                 role = _starts_of_labels(whole, of)
             kinds.append(Kind(path, own, of, role, doubts=doubts))

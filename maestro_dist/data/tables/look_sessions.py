@@ -11,6 +11,7 @@ import numpy as np
 
 from maestro_dist.data.tables.look_columns import Roles
 from maestro_dist.data.tables.look_files import Looked
+from maestro_dist.data.tables.look_names import plain_name
 from maestro_dist.data.tables.look_times import TimeGuess, file_times
 from maestro_dist.data.tables.times import HOUR, in_order
 from maestro_dist.errors import DataError
@@ -28,11 +29,15 @@ def find_sessions(files: Sequence[Looked], roles: Roles, time: TimeGuess, *, alo
     if not any(_two_recordings(times, of, at) for (_, times), of, at in zip(found, same, back, strict=True)):
         return
     for column in files[0].columns if roles.recording is None else ():
-        if column in {*roles.times, *known, roles.label, roles.group, roles.split}:
+        if column in {*roles.times, *known, *roles.label_columns, roles.group, roles.split}:
             continue
         cells = [np.array([str(text) for text in file.table.texts(column)]) for file, _ in found]
         if all(_tells_apart(cell, of, at) for cell, of, at in zip(cells, same, back, strict=True)):
             roles.recording = column
+            if {"sensor", "channel", "device", "node", "probe"} & set(plain_name(column)[0].split("_")):
+                roles.doubts.append(
+                    f"column {column!r} names recordings; if it names sensors of one recording, sort the rows by time"
+                )
             roles.numbers = [name for name in roles.numbers if name != column]
             roles.left_out = [(name, reason) for name, reason in roles.left_out if name != column]
             return

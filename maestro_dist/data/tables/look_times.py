@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from maestro_dist.data.tables.look_files import Looked
 from maestro_dist.data.tables.look_names import plain_name
-from maestro_dist.data.tables.times import SECOND, nanoseconds
+from maestro_dist.data.tables.times import ELAPSED, SECOND, nanoseconds
 from maestro_dist.errors import DataError
 
 TIME_UNITS = {
@@ -77,11 +77,21 @@ def is_clock(files: Sequence[Looked], column: str) -> bool:
     return pa.types.is_time(files[0].table.column(column).type) or _all_match(files, column, _CLOCK)
 
 
+def is_elapsed(files: Sequence[Looked], column: str) -> bool:
+    """Whether a column holds hours, minutes and seconds, and in one file at least 24 hours or more."""
+    cells = [file.table.column(column) for file in files if pa.types.is_string(file.table.column(column).type)]
+    if not all(ELAPSED.fullmatch(text.strip()) for of in cells for text in of.slice(0, 20).to_pylist() if text):
+        return False
+    texts = [text.strip() for of in cells for text in of.to_pylist() if text]
+    found = [ELAPSED.fullmatch(text) for text in texts]
+    return all(found) and any(int(of["hours"]) >= 24 for of in found if of)
+
+
 def _all_match(files: Sequence[Looked], column: str, form: re.Pattern[str]) -> bool:
     if not pa.types.is_string(files[0].table.column(column).type):
         return False
     texts = [text for file in files for text in file.table.column(column).slice(0, 100).to_pylist() if text]
-    return bool(texts) and all(form.fullmatch(text.strip()) for text in texts)
+    return bool(texts) and all(form.fullmatch(str(text).strip()) for text in texts)
 
 
 def in_epoch(files: Sequence[Looked], column: str) -> bool:
@@ -107,6 +117,8 @@ def guess_time(files: Sequence[Looked], columns: Sequence[str]) -> TimeGuess:
     if len(columns) > 1:
         return _guess_date(files, columns)
     column = columns[0]
+    if is_elapsed(files, column):
+        return TimeGuess("elapsed")
     name, unit = plain_name(column)
     unit = unit or files[0].units.get(column, "")
     known = TIME_UNITS.get(unit.lower()) or next((TIME_UNITS[w] for w in name.split("_") if w in TIME_UNITS), None)

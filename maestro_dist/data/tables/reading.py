@@ -24,6 +24,7 @@ from maestro_dist.errors import DataError
 ENDINGS = (".csv", ".tsv", ".txt", ".psv", ".parquet", ".pq", ".csv.gz", ".tsv.gz", ".txt.gz", ".psv.gz")
 MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "-nan", "NULL", "null", "None", "none", "#N/A", "?"]
 _BLOCK = 1 << 20
+_FOOTER_LINES = 100
 
 
 def is_parquet(name: str) -> bool:
@@ -170,6 +171,7 @@ def parse_table(
         if is_parquet(name):
             return Table(name, _parquet(name, content, wanted), about)
         content = plain_content(name, content)
+        content = without_footer(content, about)
         clock = _start_and_rate(name, content, about) if about.start_and_rate else None
         return Table(name, _csv(name, content, about, wanted, texts), about, clock)
     except (pa.ArrowInvalid, pa.ArrowException, UnicodeDecodeError, OSError) as error:
@@ -205,6 +207,40 @@ def plain_content(name: str, content: bytes) -> bytes:
         raise DataError(f"{name}: damaged ({error}); fetch it again") from None
 
 
+def without_footer(content: bytes, about: TableFile) -> bytes:
+    """The text without its footer, and without rows at its end that have no value at all.
+
+    Where rows follow each other without a time, an empty row is a missing value, and stays.
+    """
+    try:
+        "".encode(about.encoding)
+    except LookupError:  # the header is read next, which says what is wrong
+        return content
+    if about.encoding.lower().startswith("utf-16"):
+        plain = about.model_copy(update={"encoding": "utf-8"})
+        return without_footer(content.decode(about.encoding).encode(), plain).decode().encode(about.encoding)
+    if about.footer is not None:
+        start = about.footer.encode(about.encoding, errors="replace")
+        place = len(content)
+        found = -1
+        for _ in range(_FOOTER_LINES):
+            place = content.rfind(b"\n", 0, place)
+            if place < 0:
+                break  # the first line is no footer
+            if content[place + 1 : place + 1 + len(start) + 16].lstrip(b' "').startswith(start):
+                found = place + 1
+        content = content if found < 0 else content[:found]
+    if about.time is None and about.is_signal:
+        return content
+    nothing = b' "\r\n\t' + about.delimiter.encode(about.encoding, errors="replace")
+    while True:
+        end = len(content.rstrip(b"\r\n"))
+        line = content.rfind(b"\n", 0, end) + 1
+        if line == 0 or content[line:end].strip(nothing):
+            return content
+        content = content[:line]
+
+
 def _start_and_rate(name: str, content: bytes, about: TableFile) -> tuple[float, float]:
     lines = content[: 1 << 16].decode(_encoding(about), errors="replace").splitlines()
     rows = [line.split(about.delimiter) for line in lines[about.skip_rows :] if line.strip()][int(about.header) :][:2]
@@ -224,7 +260,10 @@ def _header(name: str, content: bytes, about: TableFile) -> list[str]:
         rows = csv.reader(
             (line for number, line in enumerate(lines) if number >= about.skip_rows), delimiter=about.delimiter
         )
-        first = next((row for row in rows if any(cell.strip() for cell in row)), None)
+        used = (row for row in rows if any(cell.strip() for cell in row))
+        first = next(used, None)
+        if first is not None and about.group_row:
+            first = grouped(first, next(used, []))
     except (UnicodeDecodeError, LookupError) as error:
         raise DataError(
             f"{name}: not text in {about.encoding} ({error}); name its encoding in the layout (encoding: latin-1, say)"
@@ -240,8 +279,20 @@ def _header(name: str, content: bytes, about: TableFile) -> list[str]:
         names[-1] = f"c{len(names)}"
     again = next((n for n in names if n and names.count(n) > 1), None)
     if again is not None:
-        raise DataError(f"{name}: two columns are named {again!r}; rename one of them")
+        raise DataError(
+            f"{name}: two columns are named {again!r}; rename one of them, or say that the names of columns are in the "
+            "row below (group_row: true)"
+        )
     return [n or f"c{number}" for number, n in enumerate(names, 1)]
+
+
+def grouped(groups: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Names of columns below names of groups; an empty group is that to the left of it."""
+    found, group = [], ""
+    for place, name in enumerate(names):
+        group = (groups[place].strip() if place < len(groups) else "") or group
+        found.append("_".join(part for part in (group, name.strip()) if part))
+    return found
 
 
 def _encoding(about: TableFile) -> str:
@@ -258,7 +309,10 @@ def _csv(name: str, content: bytes, about: TableFile, wanted: Collection[str], t
             use_threads=False,
             block_size=max(_BLOCK, min(len(content), 64 * _BLOCK)),
             skip_rows=about.skip_rows,
-            skip_rows_after_names=int(about.header) + int(about.units_row) + 2 * int(about.start_and_rate),
+            skip_rows_after_names=int(about.header)
+            + int(about.group_row)
+            + int(about.units_row)
+            + 2 * int(about.start_and_rate),
             column_names=names,
             encoding="utf8" if _encoding(about) == "utf-8-sig" else about.encoding,
         ),

@@ -69,7 +69,7 @@ class TablePart:
         """See `Part.samples`."""
         reader = LabelReader(self.layout)
         signals = [(number, named) for number, named in self.files if named.about.is_signal]
-        gathered = gather_signals(signals, remarks)
+        gathered = gather_signals(signals, reader, remarks)
         facts: dict[str, Facts] = {}
         for _, named in self.files:
             if named.about.intervals is not None:
@@ -79,7 +79,7 @@ class TablePart:
                     else:
                         remarks.warn("recordings with labels but without signals, left out", name)
             elif named.about.facts:
-                facts |= gather_facts(named, remarks)
+                facts |= gather_facts(named, reader, remarks)
         for name in sorted(gathered):
             recording = gathered[name]
             path = next((named.names for _, named in signals), {})
@@ -196,15 +196,19 @@ class TablePart:
             if whole is not None:
                 raise DataError(f"recording {name}: it has one label, and labels over time; keep one of them")
             inside = [i for i in intervals if i[0] < span[1] and i[1] > span[0]]
-            if not inside:
-                apart = min(abs(i[0] - span[0]) for i in intervals) / SECOND
+            known = [i for i in intervals if i[2] is not None]
+            if not any(i[2] is not None for i in inside):
+                apart = min(abs(i[0] - span[0]) for i in known or intervals) / SECOND
                 raise DataError(
                     f"recording {name}: all labels lie outside of its signals ({apart:,.0f} s from their start): "
                     "another unit, zone or clock? Correct it in the layout"
                 )
-            if len(inside) < len(intervals):
+            if sum(i[2] is not None for i in inside) < len(known):
                 remarks.warn("recordings with labels outside of their signals", name)
-            bounded = [(start, span[1] if end == OPEN else end, label) for start, end, label in inside]
+            bounded = [
+                (span[0] if start == -OPEN else start, span[1] if end == OPEN else end, label)
+                for start, end, label in inside
+            ]
             return [((start - span[0]) / SECOND, (end - span[0]) / SECOND, label) for start, end, label in bounded]
         if whole is None:
             remarks.warn("recordings without a label", name)

@@ -18,6 +18,7 @@ SECOND = 1_000_000_000
 UNITS = {"h": 3600 * SECOND, "min": 60 * SECOND, "s": SECOND, "ms": 1_000_000, "us": 1_000, "ns": 1}
 _DAY, HOUR = 86_400 * SECOND, 3_600 * SECOND
 _MOST = 2**62
+ELAPSED = re.compile(r"^(?P<hours>\d{1,6}):(?P<minutes>[0-5]\d):(?P<seconds>[0-5]\d)(?:[.,](?P<fraction>\d+))?$")
 
 
 def nanoseconds(
@@ -40,6 +41,8 @@ def nanoseconds(
         return np.zeros(0, dtype=np.int64)
     if unit == "date":
         return _dates(column, form, zone, where)
+    if unit == "elapsed":
+        return _elapsed(column, where)
     factor = UNITS[unit] if isinstance(unit, str) else round(unit * SECOND)
     if pa.types.is_timestamp(column.type) or pa.types.is_time(column.type):
         raise DataError(
@@ -202,6 +205,25 @@ def _times_of_day(column: pa.ChunkedArray) -> np.ndarray:
     times = column.cast(pa.time64("ns")).cast(pa.int64()).to_numpy()
     nights = np.concatenate([[0], np.cumsum(np.diff(times) < -_DAY // 2)])
     return np.asarray(times + nights * _DAY)
+
+
+def _elapsed(column: pa.ChunkedArray, where: str) -> np.ndarray:
+    """Hours, minutes and seconds since a start; there may be more than 24 hours."""
+    if pa.types.is_time(column.type):
+        return column.cast(pa.time64("ns")).cast(pa.int64()).to_numpy()
+    texts = pc.utf8_trim_whitespace(column.cast(pa.string())).to_pandas()
+    parts = texts.str.extract(ELAPSED.pattern)
+    if parts["hours"].isna().any():
+        row = int(parts["hours"].isna().to_numpy().argmax())
+        if not texts.iloc[row]:
+            raise DataError(f"{where}: row {row + 1:,} has no time; remove the row, or correct it")
+        raise DataError(
+            f"{where}: row {row + 1:,} has {short_repr(texts.iloc[row])}, which is no elapsed time such as 26:15:00; "
+            "correct it, or its unit in the layout"
+        )
+    whole = parts[["hours", "minutes", "seconds"]].astype(np.int64).to_numpy() @ (3600, 60, 1)
+    fraction = parts["fraction"].fillna("").str.ljust(9, "0").str[:9].astype(np.int64).to_numpy()
+    return np.asarray(whole * SECOND + fraction)
 
 
 def _is_number(value: object) -> bool:
