@@ -27,7 +27,7 @@ _LOG = logging.getLogger(__name__)
 RUN_FOLDER = "data"
 """Where a run keeps a copy of its manifest."""
 
-_FORMAT = 2
+_FORMAT = 3
 """Of a kept manifest. A change of what is counted needs another number."""
 
 
