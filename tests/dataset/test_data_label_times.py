@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def test_labels_are_those_of_exact_times(rule: LabelRule, step: str) -> None:
         while len(edges) < 40:
             number += int(draw.integers(1, 5))
             edges.append(number)
-        for a, b in zip(edges[:-1], edges[1:], strict=True):
+        for a, b in pairwise(edges):
             if draw.random() < 0.8:
                 intervals.append((a * every, b * every, int(draw.integers(4))))
         steps, least = int(draw.integers(1, 6)), Fraction(str(draw.choice([0, 0.1, 0.5, 1])))
