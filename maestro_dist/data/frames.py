@@ -28,7 +28,7 @@ from maestro_dist.data.tables.grid import Steps, on_grid
 from maestro_dist.data.tables.layout import Grid
 from maestro_dist.data.tables.look_modalities import modalities_of
 from maestro_dist.data.tables.look_times import guess_rate
-from maestro_dist.data.tables.recordings import key_of
+from maestro_dist.data.tables.recordings import key_of, split_of
 from maestro_dist.data.tables.times import SECOND
 from maestro_dist.errors import DataError
 from maestro_dist.types import Modality
@@ -44,7 +44,8 @@ class FramesAbout:
     units      by modality
     grid       how rows of frames are put on steps, as in a layout of tables: auto, nearest, linear, mean, last
     stride_s   seconds between the windows of a run, if it does not say otherwise; by default they do not overlap
-    subjects, groups, splits  by name of the recording: the person, what else may divide the data, the split
+    subjects, groups, splits  by name of the recording: the person, what else may divide the data, the split (train,
+               validation or test)
     classes    the classes in their order; by default all labels, sorted
     targets    names of several numbers to predict: columns of the labels
     several    names of the labels, if several may hold at the same time
@@ -311,5 +312,5 @@ def _recording(
             values[name], starts[name] = stream.values, (stream.start - time.zero) / SECOND
     return RawRecording(
         key_of(time.key), values, label, starts,
-        subject=texts["subject"], group=texts["group"], split=texts["split"],
+        subject=texts["subject"], group=texts["group"], split=split_of(texts["split"]),
     )  # fmt: skip

@@ -31,7 +31,7 @@ def packed(url: Path, recordings: Any, labels: Any = None, **about: Any) -> tupl
 @pytest.mark.parametrize("name", [1, np.int64(1), 1.0, pd.Timestamp("2024-07-01"), ("a", 1), "夜", "a/b c"])
 def test_names_of_any_type_find_their_labels_and_people(tmp_path: Path, name: Any) -> None:
     recordings = {name: {"h": STEPS}, "other": {"h": STEPS}}
-    named = {"subjects": {name: 7.0, "other": None}, "splits": {name: "test"}, "groups": pd.Series(["x"], [name])}
+    named = {"subjects": {name: 7.0, "other": None}, "splits": {name: "Test"}, "groups": pd.Series(["x"], [name])}
     manifest, rows = packed(tmp_path, recordings, {name: "b", "other": "a"}, rates_hz=HERTZ, **named)
     own = next(row for key, row in rows.items() if key != "other")
     assert (own.subject, own.group, own.split, manifest.classes[int(own.whole)]) == ("7", "x", "test", "b")

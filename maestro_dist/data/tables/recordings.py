@@ -142,7 +142,7 @@ class TablePart:
             labels=self._labels(name, recording, reader, intervals, (zero, self._end(streams)), remarks),
             subject=recording.facts.texts.get("subject", ""),
             group=recording.facts.texts.get("group", ""),
-            split=_split(recording.facts.texts.get("split", "")),
+            split=split_of(recording.facts.texts.get("split", "")),
         )
 
     def _streams(
@@ -218,7 +218,7 @@ class TablePart:
         return stream.start + round(len(stream.values) * SECOND / rate)
 
 
-def _split(text: str) -> str:
+def split_of(text: str) -> str:
     """The name that a run uses for a split."""
     return SPLITS.get(text.lower(), text)
 

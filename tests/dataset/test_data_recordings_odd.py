@@ -1,0 +1,69 @@
+"""Odd recordings: labels of other types, splits that runs would not find, modalities that could be misread."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from maestro_dist.config.windows import WindowConfig
+from maestro_dist.data.manifest import load_manifest
+from maestro_dist.data.pack import Description, RawRecording, pack_recordings
+from maestro_dist.data.recordings.cut_data import usual_windows
+from maestro_dist.data.recordings.windowing import load_table
+from maestro_dist.errors import ConfigError, DataError
+from maestro_dist.types import Modality
+
+HEART, AGE = Modality("heart", 1, 1.0, 0), Modality("age", 1, 1.0, 1, always=True)
+ABOUT = Description(
+    "odd", "", "", "", task="classification", classes=("u", "v"), target="t", window_s=10, modalities=(HEART, AGE),
+    window=WindowConfig(length_s=10),
+)  # fmt: skip
+STEPS = np.arange(60.0)[:, None]
+
+
+def label_of(url: Path, label: Any, about: Description = ABOUT) -> float:
+    pack_recordings(url, about, [RawRecording("a", {"heart": STEPS}, label)])
+    facts = load_table(str(url), load_manifest(str(url))).facts(0)
+    return float(facts.whole if len(facts.intervals) == 0 else facts.intervals[0, 2])
+
+
+@pytest.mark.parametrize(
+    "label",
+    [1, 1.0, np.int8(1), np.array(1), np.array("v"), np.str_("v"), True, np.True_, [(0, 60, True)], [(0, 9, np.True_)]],
+)
+def test_labels_may_be_of_any_type_that_holds_them(tmp_path: Path, label: Any) -> None:
+    assert label_of(tmp_path / "a", label) == 1.0
+    if not isinstance(label, str) and np.asarray(label).dtype.kind != "U":
+        about = replace(ABOUT, task="regression", classes=())
+        assert label_of(tmp_path / "b", label, about) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": "Train"}, "split 'Train': write it 'train'"),
+        ({"split": "../x"}, "split '../x': a name has up to 40 letters"),
+        ({"values": {"age": [[30]]}}, "it has no sensor with a time, so its length is not known; give length_s"),
+    ],
+)
+def test_what_no_run_could_use_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        pack_recordings(tmp_path, ABOUT, [replace(RawRecording("a", {"heart": STEPS}, 1), **changes)])
+    assert message in str(caught.value)
+
+
+def test_a_modality_with_time_that_is_always_known_does_not_lose_its_time(tmp_path: Path) -> None:
+    """Of one step in a window it would be taken for one value of the recording: its first step, in all windows."""
+    dose = Modality("dose", 1, 0.5, 0, always=True)
+    about = replace(ABOUT, modalities=(HEART, dose))
+    pack_recordings(tmp_path, about, [RawRecording("a", {"heart": STEPS, "dose": STEPS[:30]}, 1)])
+    manifest = load_manifest(str(tmp_path))
+    assert [m.steps for m in usual_windows(str(tmp_path), manifest, WindowConfig(length_s=4)).modalities] == [2, 4]
+    with pytest.raises(ConfigError, match=r"data\.window\.length_s: modality 'dose' is always known, .* has one step"):
+        usual_windows(str(tmp_path), manifest, WindowConfig(length_s=2))
+    with pytest.raises(DataError, match=r"modality 'dose' is always known, .* use a longer window"):
+        pack_recordings(tmp_path / "b", replace(about, window=WindowConfig(length_s=2)), [])
