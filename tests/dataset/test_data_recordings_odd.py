@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maestro_dist.config.windows import WindowConfig
+from maestro_dist.config.schema import DataConfig
+from maestro_dist.config.windows import SplitConfig, WindowConfig
+from maestro_dist.data.load import load_data
 from maestro_dist.data.manifest import load_manifest
 from maestro_dist.data.pack import Description, RawRecording, pack_recordings
 from maestro_dist.data.recordings.cut_data import usual_windows
 from maestro_dist.data.recordings.windowing import load_table
+from maestro_dist.data.split_checks import check_splits
 from maestro_dist.errors import ConfigError, DataError
 from maestro_dist.types import Modality
 
@@ -67,3 +70,13 @@ def test_a_modality_with_time_that_is_always_known_does_not_lose_its_time(tmp_pa
         usual_windows(str(tmp_path), manifest, WindowConfig(length_s=2))
     with pytest.raises(DataError, match=r"modality 'dose' is always known, .* use a longer window"):
         pack_recordings(tmp_path / "b", replace(about, window=WindowConfig(length_s=2)), [])
+
+
+def test_a_set_of_one_person_says_how_it_can_be_divided(tmp_path: Path) -> None:
+    one = RawRecording("a", {"heart": np.repeat(STEPS, 10, axis=0)}, 1, subject="p")
+    pack_recordings(tmp_path / "set", ABOUT, [one])
+    config = DataConfig(url=str(tmp_path / "set"), cache=str(tmp_path / "cache"))
+    with pytest.raises(ConfigError, match=r"data\.train: .*of one or two people none is left .*data\.split\.by=time"):
+        check_splits(config, load_data(config))
+    by_time = config.model_copy(update={"split": SplitConfig(by="time", allow_shared_people=True)})
+    check_splits(by_time, load_data(by_time))
