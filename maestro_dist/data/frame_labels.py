@@ -12,7 +12,7 @@ import pandas as pd
 
 from maestro_dist.data.description import Kind
 from maestro_dist.data.frame_times import Clock, check_one_clock, frame_times, order_of
-from maestro_dist.data.plain_values import short_repr, type_name
+from maestro_dist.data.plain_values import plain_scalar, short_repr, type_name
 from maestro_dist.data.tables.labels import intervals_of_rows
 from maestro_dist.data.tables.layout import label_text
 from maestro_dist.data.tables.times import SECOND
@@ -55,8 +55,7 @@ def labels_of(label: Any, time: RecordingTime, task: Kind, targets: Sequence[str
     Raises:
         DataError: they do not fit; the message names the recording.
     """
-    if isinstance(label, np.ndarray) and label.ndim == 0:
-        label = label.item()
+    label = plain_scalar(label)
     if task == "none" or _is_missing(label):
         return None
     where = f"the labels of recording {time.key}"
@@ -181,8 +180,7 @@ def task_of(
 
 def _values(label: Any, where: str) -> list[Any]:
     """The different values that the labels of a recording have."""
-    if isinstance(label, np.ndarray) and label.ndim == 0:
-        label = label.item()
+    label = plain_scalar(label)
     if _is_missing(label):
         return []
     if not isinstance(label, pd.Series | pd.DataFrame):

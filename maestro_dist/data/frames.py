@@ -184,12 +184,16 @@ class _Given:
 
 def _modalities(recording: Any, key: str) -> dict[str, Any]:
     if isinstance(recording, pd.DataFrame):
-        guesses = modalities_of([str(column) for column in recording.columns], "signals", prefix=False)
-        named = recording.set_axis([str(column) for column in recording.columns], axis=1)
+        columns = [str(column) for column in recording.columns]
+        again = first_duplicate(columns)
+        if again is not None:
+            raise DataError(f"recording {key}: two columns are named {short_repr(again)}; rename one")
+        guesses = modalities_of(columns, "signals", prefix=False)
+        named = recording.set_axis(columns, axis=1)
         return {guess.name: named[list(guess.columns)] for guess in guesses}
     if not isinstance(recording, Mapping):
         raise DataError(f"recording {key}: {type_name(recording)}, not a pandas DataFrame or a dictionary by modality")
-    return dict(recording)
+    return _by_name(recording, f"recording {key}")
 
 
 def _read(value: Any, where: str) -> _Given | None:
@@ -208,6 +212,7 @@ def _read(value: Any, where: str) -> _Given | None:
     array = _numbers(value, where)
     if array.ndim not in (1, 2):
         raise DataError(f"{where}: {type_name(value)} of shape {array.shape}, not numbers [steps] or [steps, variates]")
+    _check_range(array, where)
     return _Given(array if array.ndim == 2 else array[:, None]) if array.size else None
 
 
@@ -220,11 +225,22 @@ def _numbers(value: Any, where: str) -> np.ndarray:
         if array.dtype == object and array.ndim in (1, 2):  # a list with None, or numbers of Python
             frame = pd.DataFrame(array)
             array = frame.where(frame.notna(), np.nan).to_numpy(dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: of a tensor with a gradient
         raise DataError(f"{where}: {type_name(value)}, not an array of numbers ({_one_line(error)})") from None
     if array.dtype.kind not in "fiub":
         raise DataError(f"{where}: {type_name(value)} of shape {array.shape}, not numbers [steps] or [steps, variates]")
     return array if array.dtype.kind == "f" else array.astype(np.float64)
+
+
+def _check_range(values: np.ndarray, where: str) -> None:
+    """Raise DataError if float32 cannot hold a value, before steps are made of it: between two steps it spreads."""
+    bad = np.abs(values) > np.finfo(np.float32).max
+    if bad.any():
+        row = int(np.argmax(bad.any(axis=tuple(range(1, bad.ndim)))))
+        raise DataError(
+            f"{where}: row {row + 1:,} has {values[bad].flat[0]:g}, which float32 cannot hold; give NaN where there is "
+            "no value"
+        )
 
 
 def _read_frame(frame: pd.DataFrame, where: str) -> _Given | None:
@@ -242,6 +258,7 @@ def _read_frame(frame: pd.DataFrame, where: str) -> _Given | None:
         values = frame.to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: not a table of numbers ({_one_line(error)})") from None
+    _check_range(values, where)
     times, clock = frame_times(frame.index, where)
     order = order_of(times, clock, where)
     return _Given(values, times, clock) if order is None else _Given(values[order], times[order], clock)

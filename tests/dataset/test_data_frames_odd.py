@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from maestro_dist.data.frames import FramesAbout, pack_frames
 from maestro_dist.data.manifest import Manifest, load_manifest
@@ -48,6 +49,7 @@ def test_labels_of_a_series_are_by_its_index(tmp_path: Path) -> None:
     [
         ([np.True_, True, False], ["false", "true"]),
         ([np.array("u"), np.str_("u"), "v"], ["u", "v"]),
+        ([torch.tensor(1), 1, np.array(0)], ["0", "1"]),
         ([900000000000207008, "900000000000207009", np.int64(900000000000207008)],
          ["900000000000207008", "900000000000207009"]),
         (["1_1", "11", 11.0], ["11", "1_1"]),
@@ -158,6 +160,9 @@ SPANS = pd.DataFrame({"start": [0, 30], "end": [30, 60], "label": ["u", "v"]})
         ({"h": STEPS}, {"a": pd.Series([["u"], ["v"]])}, {}, "the labels of recording a: .* of type list"),
         ({"h": STEPS}, {"a": ""}, {}, "the labels of recording a: a label is empty text"),
         ({"h": STEPS}, {"a": None}, {}, "labels has no label of any recording"),
+        ({"h": torch.ones(9).requires_grad_()}, None, {}, "recording a: h: of type Tensor, not an array of numbers"),
+        ({"h": pd.Series([1.0, np.inf, 2.0], [0, 1.2, 2])}, None, {}, "recording a: h: row 2 has inf, which float32"),
+        ({"h": [[1.0, 2.0], [3.0, 1e300]]}, None, {}, r"recording a: h: row 2 has 1e\+300, which float32 cannot hold"),
         ({"h": STEPS, "age": np.inf}, None, {}, "recording a: age: inf is not a finite number"),
         ({"h": STEPS}, None, {"rates_hz": {"h": 1, "pulse": 2}}, "rates_hz has 'pulse', which is no modality"),
         ({"h": STEPS}, None, {"units": {"H": "mV"}}, "units has 'H', which is no modality"),
@@ -179,3 +184,10 @@ def test_two_recordings_of_one_name_are_refused(tmp_path: Path) -> None:
         packed(tmp_path, {1: {"h": STEPS}, "1": {"h": STEPS}}, rates_hz=HERTZ)
     with pytest.raises(DataError, match="recordings is of type list, not a dictionary"):
         packed(tmp_path, [{"h": STEPS}], rates_hz=HERTZ)
+
+
+def test_columns_of_one_name_are_refused_and_modalities_may_have_numbers(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="recording a: two columns are named 'v'; rename one"):
+        packed(tmp_path, {"a": pd.DataFrame(np.ones((60, 2)), columns=["v", "v"])})
+    manifest, _ = packed(tmp_path, {"a\ud800": {1: STEPS}}, rates_hz={1: 4})  # a broken letter in the name
+    assert [(m.name, m.rate_hz) for m in manifest.modalities] == [("1", 4.0)]

@@ -18,6 +18,7 @@ from maestro_dist.data.plain_values import (
     finite_number,
     float32_array,
     id_text,
+    plain_scalar,
     python_number,
     short_repr,
     type_name,
@@ -192,8 +193,7 @@ class RecordingChecker:
         none = np.empty((0, 2 + (len(targets) or 1)))
         if self.description.task == "none" or given is None:
             return unknown, none
-        if isinstance(given, np.ndarray) and given.ndim == 0:
-            given = given.item()
+        given = plain_scalar(given)
         if targets and isinstance(given, Iterator):
             given = list(given)
         if targets and _is_whole(given):

@@ -228,5 +228,5 @@ def key_of(name: str) -> str:
     clean = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_") or "all"
     if clean == (name or "all") and len(clean) <= _KEY_LETTERS:
         return clean
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    digest = hashlib.sha256(name.encode(errors="backslashreplace")).hexdigest()[:8]
     return f"{clean[: _KEY_LETTERS - 9]}-{digest}"
