@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maestro_dist.config.schema import DataConfig
+from maestro_dist.config.identity import run_identity
+from maestro_dist.config.schema import Config, DataConfig
 from maestro_dist.config.windows import SplitConfig, WindowConfig
 from maestro_dist.data.load import load_data
 from maestro_dist.data.manifest import load_manifest
@@ -17,7 +18,8 @@ from maestro_dist.data.pack import Description, RawRecording, pack_recordings
 from maestro_dist.data.recordings.cut_data import usual_windows
 from maestro_dist.data.recordings.windowing import load_table
 from maestro_dist.data.split_checks import check_splits
-from maestro_dist.errors import ConfigError, DataError
+from maestro_dist.errors import ConfigError, DataError, RunError
+from maestro_dist.run.record import RunRecord, check_same
 from maestro_dist.types import Modality
 
 HEART, AGE = Modality("heart", 1, 1.0, 0), Modality("age", 1, 1.0, 1, always=True)
@@ -80,3 +82,21 @@ def test_a_set_of_one_person_says_how_it_can_be_divided(tmp_path: Path) -> None:
         check_splits(config, load_data(config))
     by_time = config.model_copy(update={"split": SplitConfig(by="time", allow_shared_people=True)})
     check_splits(by_time, load_data(by_time))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("window", {"length_s": 20}), ("split", {"by": "time", "allow_shared_people": True})]
+)
+def test_a_run_that_goes_on_with_other_windows_is_told_so(tmp_path: Path, key: str, value: dict[str, Any]) -> None:
+    people = [RawRecording(f"r{n}", {"heart": np.repeat(STEPS, 10, axis=0)}, n % 2, subject=f"p{n}") for n in range(4)]
+    pack_recordings(tmp_path / "set", ABOUT, people)
+    data = {"url": str(tmp_path / "set"), "cache": str(tmp_path / "cache")}
+    config = Config.model_validate({"data": data})
+    begun = RunRecord(identity=run_identity(config), data=load_data(config.data).fingerprint(), token="")
+    check_same(config, load_data(config.data), begun)
+    other = Config.model_validate({"data": {**data, key: value}})
+    with pytest.raises(ConfigError, match=rf"begun with another configuration: data\.{key}.*choose another run\.name"):
+        check_same(other, load_data(other.data), begun)
+    pack_recordings(tmp_path / "set", ABOUT, people[:3], overwrite=True)
+    with pytest.raises(RunError, match="was started on other data"):
+        check_same(config, load_data(config.data), begun)
