@@ -100,3 +100,9 @@ def test_a_run_that_goes_on_with_other_windows_is_told_so(tmp_path: Path, key: s
     pack_recordings(tmp_path / "set", ABOUT, people[:3], overwrite=True)
     with pytest.raises(RunError, match="was started on other data"):
         check_same(config, load_data(config.data), begun)
+
+
+def test_classes_have_no_mean(tmp_path: Path) -> None:
+    pack_recordings(tmp_path, ABOUT, [RawRecording("a", {"heart": STEPS}, [(0, 14, "u"), (14, 60, "v")])])
+    with pytest.raises(ConfigError, match=r"data\.window\.label: mean is for numbers, but the labels of 'odd' are"):
+        usual_windows(str(tmp_path), load_manifest(str(tmp_path)), WindowConfig(length_s=10, label="mean"))

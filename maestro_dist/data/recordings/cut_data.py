@@ -106,6 +106,11 @@ def _usual_split(table: RecordingTable) -> SplitConfig:
 
 def _provisional(stored: Manifest, cut: Cut, table: RecordingTable) -> Manifest:
     """The manifest of the windows, with the means and deviations of the recordings."""
+    if cut.window.label == "mean" and stored.classes:
+        raise ConfigError(
+            f"data.window.label: mean is for numbers, but the labels of '{stored.name}' are classes, which have no "
+            "mean; use majority, last, center, any or inside"
+        )
     for modality in stored.select(None):
         cut_modality = replace(modality, steps=window_steps(modality, cut.window))
         if is_static(cut_modality) and not is_static(modality):
