@@ -27,6 +27,7 @@ Kind = Literal["classification", "multilabel", "regression", "none"]
 
 _NAME = re.compile(r"[a-z0-9_]{1,40}")
 _SPLIT = re.compile(r"[A-Za-z0-9_-]{1,40}")
+_SPLITS = ("train", "validation", "test")
 
 _STEPS_OFF, _SHARE_OFF = 1.0, 0.01
 """Allowed difference between steps and rate x window: one step (both ends may be counted), or 1 %."""
@@ -110,6 +111,9 @@ def _of_recordings(given: Description) -> Description:
         replace(m, steps=window_steps(m, window)) if isinstance(m, Modality) else m
         for m in checked_list(given.modalities, "modalities", "description")
     )
+    for before, after in zip(given.modalities, modalities, strict=True):
+        if isinstance(after, Modality) and is_static(after) and not is_static(before):
+            raise DataError(f"description: {without_time(after, window)}")
     return replace(given, window_s=window.length_s, modalities=modalities, recording=True)
 
 
@@ -119,6 +123,15 @@ def window_steps(modality: Modality, window: WindowConfig) -> int:
     if is_static(modality) or rate_hz is None or rate_hz <= 0:
         return modality.steps
     return max(1, round(rate_hz * window.length_s))
+
+
+def without_time(modality: Modality, window: WindowConfig) -> str:
+    """Why such a window cannot be: a modality with time that is always known would become one value a recording."""
+    return (
+        f"modality '{modality.name}' is always known, and of {modality.rate_hz:g} Hz a window of {window.length_s:g} s "
+        "has one step, so it cannot be told from one value without time; use a longer window, or pack it with "
+        "always=False"
+    )
 
 
 def is_static(modality: Modality) -> bool:
@@ -142,6 +155,14 @@ def checked_splits(splits: Sequence[str]) -> list[str]:
     if again is not None:
         raise DataError(f"pack: split '{again}' is named twice")
     return [str(name) for name in names]
+
+
+def check_split(name: str, where: str) -> None:
+    """Check the split of a recording; "" is none. Raises DataError."""
+    if name and not _SPLIT.fullmatch(name):
+        raise DataError(f"{where}: split {short_repr(name)}: a name has up to 40 letters, digits, - or _")
+    if name.lower() in _SPLITS and name not in _SPLITS:
+        raise DataError(f"{where}: split {short_repr(name)}: write it '{name.lower()}', as runs name it")
 
 
 def _modality(given: Any, window_s: float, where: str) -> Modality:

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 
 from maestro_dist.config.windows import WindowConfig
-from maestro_dist.data.description import Kind
+from maestro_dist.data.frame_labels import RecordingTime, labels_of, task_of
+from maestro_dist.data.frame_times import Clock, check_one_clock, frame_times, order_of
 from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.pack import Description, RawRecording, pack_recordings
-from maestro_dist.data.plain_values import finite_number, short_repr, type_name
+from maestro_dist.data.plain_values import (
+    finite_number,
+    first_duplicate,
+    python_number,
+    short_repr,
+    type_name,
+    whole_number,
+)
 from maestro_dist.data.tables.grid import Steps, on_grid
-from maestro_dist.data.tables.labels import intervals_of_rows
-from maestro_dist.data.tables.layout import label_text
+from maestro_dist.data.tables.layout import Grid
 from maestro_dist.data.tables.look_modalities import modalities_of
 from maestro_dist.data.tables.look_times import guess_rate
-from maestro_dist.data.tables.recordings import key_of
-from maestro_dist.data.tables.times import SECOND, in_order
-from maestro_dist.data.target_numbers import plain_numbers
+from maestro_dist.data.tables.recordings import key_of, split_of
+from maestro_dist.data.tables.times import SECOND
 from maestro_dist.errors import DataError
 from maestro_dist.types import Modality
 
-_MOST_CLASSES = 50
 _SEEN = 20  # recordings whose times are looked at to find rates
 
 
@@ -41,7 +44,8 @@ class FramesAbout:
     units      by modality
     grid       how rows of frames are put on steps, as in a layout of tables: auto, nearest, linear, mean, last
     stride_s   seconds between the windows of a run, if it does not say otherwise; by default they do not overlap
-    subjects, groups, splits  by name of the recording: the person, what else may divide the data, the split
+    subjects, groups, splits  by name of the recording: the person, what else may divide the data, the split (train,
+               validation or test)
     classes    the classes in their order; by default all labels, sorted
     targets    names of several numbers to predict: columns of the labels
     several    names of the labels, if several may hold at the same time
@@ -96,96 +100,172 @@ def pack_frames(
         StorageError: a file cannot be written.
     """
     about = about or FramesAbout()
-    given = {str(key): _modalities(recording, str(key)) for key, recording in recordings.items()}
+    if about.grid not in get_args(Grid):
+        raise DataError(f"pack_frames: grid {short_repr(about.grid)} is not one of {', '.join(get_args(Grid))}")
+    given = {key: _modalities(recording, key) for key, recording in _by_name(recordings, "recordings").items()}
     if not given:
         raise DataError("pack_frames: there are no recordings")
     read = {key: {m: _read(v, f"recording {key}: {m}") for m, v in of.items()} for key, of in given.items()}
-    rates = _rates(read, dict(about.rates_hz))
-    targets = tuple(map(str, about.targets))
-    task, classes = _task_of(about, labels)
     order = list(dict.fromkeys(modality for of in read.values() for modality in of))
+    options = {what: _by_name(getattr(about, what), what) for what in ("rates_hz", "units")}
+    _check_known(options, set(order), "modality")
+    rates = _rates(read, options["rates_hz"])
+    named = {what: _by_name(getattr(about, f"{what}s"), f"{what}s") for what in ("subject", "group", "split")}
+    every = _by_name(labels, "labels")
+    _check_known({"labels": every, **named}, set(given), "recording")
+    targets = tuple(map(str, about.targets))
+    task, classes = task_of(every, about.classes, targets, about.several)
     description = Description(
         about.name or os.fspath(url).rstrip("/").rpartition("/")[2], about.licence, about.citation, about.source,
         task=task, classes=tuple(classes), target=about.target if task != "none" else "", window_s=window_s,
-        modalities=tuple(_modality(m, read, rates, window_s, about.units.get(m, "")) for m in order),
-        window=WindowConfig(length_s=window_s, stride_s=about.stride_s), targets=targets,
+        modalities=tuple(_modality(m, read, rates, window_s, options["units"].get(m, "")) for m in order),
+        window=_window(window_s, about.stride_s), targets=targets,
     )  # fmt: skip
-    named = {"subject": about.subjects, "group": about.groups, "split": about.splits}
-    for what, of in {"labels": labels or {}, **named}.items():
-        unknown = sorted(set(map(str, of)) - set(given))
-        if unknown:
-            raise DataError(f"pack_frames: {what} has {short_repr(unknown[0])}, which is no recording")
 
     def made() -> Iterator[RawRecording]:
         for key, modalities in read.items():
-            texts = {what: str(of.get(key, "")) for what, of in named.items()}
-            label = (labels or {}).get(key)
-            read_label = partial(_label, task=task)
-            if targets:
-                read_label = partial(_target_label, targets=targets)
-            elif task == "multilabel":
-                read_label = partial(_several_labels, names=classes)
-            yield _recording(key, modalities, rates, about.grid, partial(read_label, label, key), texts)
+            texts = {what: _id(of.get(key)) for what, of in named.items()}
+            time = _time_of(key, modalities)
+            label = labels_of(every.get(key), time, task, targets, classes)
+            yield _recording(time, modalities, Steps(0.0, about.grid, time.zero), rates, label, texts)
 
     return pack_recordings(url, description, made(), overwrite=overwrite)
 
 
+def _by_name(given: Any, what: str) -> dict[str, Any]:
+    """What is given by name, with names as text: 1 and "1" name the same thing."""
+    if given is None:
+        return {}
+    if isinstance(given, pd.Series):
+        given = dict(zip(given.index, given, strict=True))
+    if not isinstance(given, Mapping):
+        raise DataError(f"pack_frames: {what} is {type_name(given)}, not a dictionary by name")
+    names = [str(name) for name in given]
+    again = first_duplicate(names)
+    if again is not None:
+        raise DataError(f"pack_frames: {what} has {short_repr(again)} twice, as text and as another type; rename one")
+    return dict(zip(names, given.values(), strict=True))
+
+
+def _id(given: Any) -> str:
+    """A name as text: 1, 1.0 and "1" are the same; "" if it is missing, as in a column of a table."""
+    if given is None or (pd.api.types.is_scalar(given) and pd.isna(given)):
+        return ""
+    number = None if isinstance(given, str) else whole_number(given)
+    return str(given if number is None else number)
+
+
+def _check_known(named: Mapping[str, Mapping[str, Any]], known: set[str], kind: str) -> None:
+    """Raise DataError if something is given for a name that is not there."""
+    for what, of in named.items():
+        unknown = sorted(set(of) - known)
+        if unknown:
+            raise DataError(f"pack_frames: {what} has {short_repr(unknown[0])}, which is no {kind}")
+
+
+def _window(window_s: float, stride_s: float | None) -> WindowConfig:
+    for name, value in (("window_s", window_s), ("stride_s", stride_s)):
+        number = finite_number(value)
+        if not (name == "stride_s" and value is None) and (number is None or number <= 0):
+            raise DataError(f"pack_frames: {name} {short_repr(value)} is not a positive number (of seconds)")
+    return WindowConfig(length_s=float(window_s), stride_s=None if stride_s is None else float(stride_s))
+
+
 @dataclass(frozen=True)
 class _Given:
-    """Values [rows, variates]. times: int64 ns [rows], None: rows follow each other; always: one value without time."""
+    """Values [rows, variates]. times: int64 ns [rows], None: rows follow each other; clock: what they are counted by;
+    always: one value without time."""
 
     values: np.ndarray
     times: np.ndarray | None = None
+    clock: Clock | None = None
     always: bool = False
 
 
 def _modalities(recording: Any, key: str) -> dict[str, Any]:
     if isinstance(recording, pd.DataFrame):
-        guesses = modalities_of([str(column) for column in recording.columns], "signals", prefix=False)
-        named = recording.set_axis([str(column) for column in recording.columns], axis=1)
+        columns = [str(column) for column in recording.columns]
+        again = first_duplicate(columns)
+        if again is not None:
+            raise DataError(f"recording {key}: two columns are named {short_repr(again)}; rename one")
+        guesses = modalities_of(columns, "signals", prefix=False)
+        named = recording.set_axis(columns, axis=1)
         return {guess.name: named[list(guess.columns)] for guess in guesses}
     if not isinstance(recording, Mapping):
-        raise DataError(f"recording {key}: {type_name(recording)}, not a DataFrame or a dictionary by modality")
-    return dict(recording)
+        raise DataError(f"recording {key}: {type_name(recording)}, not a pandas DataFrame or a dictionary by modality")
+    return _by_name(recording, f"recording {key}")
 
 
 def _read(value: Any, where: str) -> _Given | None:
-    if value is None:
-        return None
+    """What is given of a modality; None: nothing."""
     if isinstance(value, pd.Series | pd.DataFrame):
-        frame = value.to_frame() if isinstance(value, pd.Series) else value
-        try:
-            values = frame.to_numpy(dtype=np.float64, na_value=np.nan)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{where}: not a table of numbers ({' '.join(str(error).split())[:200]})") from None
-        times = _times(frame.index, where)
-        order = in_order(times, where)
-        return _Given(values, times) if order is None else _Given(values[order], times[order])
-    number = finite_number(value)
+        return _read_frame(value.to_frame() if isinstance(value, pd.Series) else value, where)
+    if hasattr(value, "to_pandas") and (hasattr(value, "column_names") or hasattr(value, "columns")):
+        raise DataError(f"{where}: {type_name(value)}; use its to_pandas(), with the times as its index")
+    if value is None or (pd.api.types.is_scalar(value) and not isinstance(value, str) and pd.isna(value)):
+        return None
+    number = python_number(value)
     if number is not None:
+        if finite_number(float(number)) is None:
+            raise DataError(f"{where}: {short_repr(value)} is not a finite number that float32 can hold")
         return _Given(np.array([[float(number)]]), always=True)
-    array = (
-        np.ma.filled(value.astype(np.float64), np.nan) if isinstance(value, np.ma.MaskedArray) else np.asarray(value)
-    )
-    if array.dtype.kind not in "fiub" or array.ndim not in (1, 2):
+    array = _numbers(value, where)
+    if array.ndim not in (1, 2):
         raise DataError(f"{where}: {type_name(value)} of shape {array.shape}, not numbers [steps] or [steps, variates]")
-    numbers = array if array.dtype.kind == "f" else array.astype(np.float64)
-    return _Given(numbers.reshape(len(array), -1))
+    _check_range(array, where)
+    return _Given(array if array.ndim == 2 else array[:, None]) if array.size else None
 
 
-def _times(index: pd.Index, where: str) -> np.ndarray:
-    """The times of an index, int64 ns."""
-    if index.hasnans:
-        raise DataError(f"{where}: row {int(np.argmax(index.isna())) + 1:,} has no time")
-    if isinstance(index, pd.DatetimeIndex):
-        moments = index if index.tz is None else index.tz_convert("UTC").tz_localize(None)
-        return np.asarray(moments.as_unit("ns").asi8)
-    if isinstance(index, pd.TimedeltaIndex):
-        return np.asarray(index.as_unit("ns").asi8)
-    if not pd.api.types.is_numeric_dtype(index) or pd.api.types.is_bool_dtype(index):
-        kind = "text" if isinstance(index[0], str) else f"values of type {index.dtype}"
-        raise DataError(f"{where}: its index has {kind}; use dates, timedeltas or seconds")
-    return np.round(index.to_numpy(dtype=np.float64) * SECOND).astype(np.int64)
+def _numbers(value: Any, where: str) -> np.ndarray:
+    """An array of floats, NaN where a value is masked or None."""
+    if isinstance(value, np.ma.MaskedArray) and value.dtype.kind in "fiub":
+        return np.asarray(np.ma.filled(value.astype(np.float64), np.nan))
+    try:
+        array = np.asarray(value)
+        if array.dtype == object and array.ndim in (1, 2):  # a list with None, or numbers of Python
+            frame = pd.DataFrame(array)
+            array = frame.where(frame.notna(), np.nan).to_numpy(dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: of a tensor with a gradient
+        raise DataError(f"{where}: {type_name(value)}, not an array of numbers ({_one_line(error)})") from None
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{where}: {type_name(value)} of shape {array.shape}, not numbers [steps] or [steps, variates]")
+    return array if array.dtype.kind == "f" else array.astype(np.float64)
+
+
+def _check_range(values: np.ndarray, where: str) -> None:
+    """Raise DataError if float32 cannot hold a value, before steps are made of it: between two steps it spreads."""
+    bad = np.abs(values) > np.finfo(np.float32).max
+    if bad.any():
+        row = int(np.argmax(bad.any(axis=tuple(range(1, bad.ndim)))))
+        raise DataError(
+            f"{where}: row {row + 1:,} has {values[bad].flat[0]:g}, which float32 cannot hold; give NaN where there is "
+            "no value"
+        )
+
+
+def _read_frame(frame: pd.DataFrame, where: str) -> _Given | None:
+    if not len(frame):
+        return None
+    for column, kind in zip(frame.columns, frame.dtypes, strict=True):
+        if isinstance(kind, pd.CategoricalDtype):
+            kind = kind.categories.dtype
+        if getattr(kind, "kind", "O") in "mMc" or isinstance(kind, pd.PeriodDtype | pd.IntervalDtype):
+            hint = "; the times of rows are the index: frame.set_index(...)" if kind.kind == "M" else ""
+            raise DataError(f"{where}: column {short_repr(column)} has values of type {kind}, not numbers{hint}")
+    if "O" in {getattr(kind, "kind", "O") for kind in frame.dtypes}:  # of which pandas does not convert pd.NA
+        frame = frame.where(frame.notna(), np.nan)
+    try:
+        values = frame.to_numpy(dtype=np.float64, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: not a table of numbers ({_one_line(error)})") from None
+    _check_range(values, where)
+    times, clock = frame_times(frame.index, where)
+    order = order_of(times, clock, where)
+    return _Given(values, times, clock) if order is None else _Given(values[order], times[order], clock)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _rates(read: Mapping[str, Mapping[str, _Given | None]], rates: dict[str, float]) -> dict[str, float]:
@@ -218,160 +298,36 @@ def _modality(
     return Modality(name, next(iter(widths)), rates[name], 0, unit)
 
 
+def _time_of(key: str, modalities: Mapping[str, _Given | None]) -> RecordingTime:
+    """The time of a recording: its second 0 is its first row. Raises DataError if its times have several clocks."""
+    timed = {name: of for name, of in modalities.items() if of is not None and of.times is not None}
+    clocks = {name: of.clock for name, of in timed.items() if of.clock is not None}
+    check_one_clock(clocks, key)
+    zero = min((int(of.times[0]) for of in timed.values() if of.times is not None), default=0)
+    return RecordingTime(key, zero, next(iter(clocks.values()), None))
+
+
 def _recording(
-    key: str,
+    time: RecordingTime,
     modalities: Mapping[str, _Given | None],
+    steps: Steps,
     rates: Mapping[str, float],
-    grid: str,
-    label_from: Callable[[int], Any],
-    texts: Mapping[str, str],
+    label: Any,
+    texts: Mapping[str, Any],
 ) -> RawRecording:
     values: dict[str, np.ndarray] = {}
-    there = {name: given for name, given in modalities.items() if given is not None}
-    zero = min((int(of.times[0]) for of in there.values() if of.times is not None and len(of.times)), default=0)
     starts: dict[str, float] = {}
-    for name, given in there.items():
+    for name, given in modalities.items():
+        if given is None:
+            continue
         if given.times is None:
             values[name] = given.values
             continue
-        where = f"recording {key}: {name}"
-        stream = on_grid(given.times, given.values, Steps(rates[name], grid, zero), where, Counter())
+        where = f"recording {time.key}: {name}"
+        stream = on_grid(given.times, given.values, replace(steps, rate_hz=rates[name]), where, Counter())
         if stream is not None:
-            values[name], starts[name] = stream.values, (stream.start - zero) / SECOND
+            values[name], starts[name] = stream.values, (stream.start - time.zero) / SECOND
     return RawRecording(
-        key_of(key), values, label_from(zero), starts,
-        subject=texts["subject"], group=texts["group"], split=texts["split"],
+        key_of(time.key), values, label, starts,
+        subject=texts["subject"], group=texts["group"], split=split_of(texts["split"]),
     )  # fmt: skip
-
-
-def _label(label: Any, key: str, zero: int, task: Kind) -> Any:
-    """One label, or intervals in seconds from `zero` (ns)."""
-
-    def plain(value: Any) -> Any:
-        return label_text(value) if task == "classification" else value
-
-    where = f"the labels of recording {key}"
-    if task == "none" or _is_missing(label):
-        return None
-    if isinstance(label, pd.DataFrame):
-        lacks = [column for column in ("start", "end", "label") if column not in label.columns]
-        if lacks:
-            raise DataError(
-                f"{where}: a DataFrame has columns start, end, label; there is no {lacks[0]}. Several numbers are "
-                "columns that FramesAbout(targets=[...]) names"
-            )
-        start, end = (_times(pd.Index(label[column]), where) for column in ("start", "end"))
-        found = zip(start.tolist(), end.tolist(), label["label"], strict=True)
-        intervals = [(a, b, plain(value)) for a, b, value in found if not _is_missing(value)]
-    elif isinstance(label, pd.Series):
-        times = _times(label.index, where)
-        order = in_order(times, where)
-        ordered = label if order is None else label.iloc[order]
-        times = times if order is None else times[order]
-        rows = [None if _is_missing(value) else plain(value) for value in ordered]
-        intervals = intervals_of_rows(times, rows)
-    else:
-        return plain(label)
-    return [((a - zero) / SECOND, (b - zero) / SECOND, value) for a, b, value in intervals]
-
-
-def _target_label(label: Any, key: str, zero: int, targets: Sequence[str]) -> Any:
-    """The label of several targets, or intervals in seconds from `zero` (ns)."""
-    where = f"the labels of recording {key}"
-    if not isinstance(label, pd.Series | pd.DataFrame):
-        return None if label is pd.NA or (isinstance(label, float) and math.isnan(label)) else label
-    if isinstance(label, pd.Series):
-        if not set(label.index) <= set(targets):
-            raise DataError(f"{where}: a Series has one number at a time; use a DataFrame with {', '.join(targets)}")
-        return label.to_dict()
-    lacks = [name for name in targets if name not in label.columns]
-    if lacks:
-        raise DataError(f"{where}: there is no column {lacks[0]}")
-    odd = [name for name in targets if not pd.api.types.is_numeric_dtype(label[name])]
-    if odd:
-        raise DataError(f"{where}: column {odd[0]} has values of type {label[odd[0]].dtype}, not numbers")
-    numbers = label[list(targets)].to_numpy(dtype=np.float64, na_value=np.nan)
-    rows = [None if np.isnan(row).all() else tuple(plain_numbers(row.tolist())) for row in numbers]
-    if {"start", "end"} <= set(label.columns):
-        start, end = (_times(pd.Index(label[column]), where).tolist() for column in ("start", "end"))
-        found = [(a, b, row) for a, b, row in zip(start, end, rows, strict=True) if row is not None]
-    else:
-        times = _times(label.index, where)
-        order = in_order(times, where)
-        rows = rows if order is None else [rows[place] for place in order.tolist()]
-        found = intervals_of_rows(times if order is None else times[order], rows)
-    return [((a - zero) / SECOND, (b - zero) / SECOND, row) for a, b, row in found]
-
-
-def _several_labels(label: Any, key: str, zero: int, names: Sequence[str]) -> Any:
-    """Labels of which several may hold at the same time: a list, or intervals in seconds from `zero` (ns)."""
-    where = f"the labels of recording {key}"
-    if isinstance(label, pd.Series):
-        raise DataError(f"{where}: a Series has one label at a time; use a DataFrame with {', '.join(names)}")
-    if not isinstance(label, pd.DataFrame):
-        single = isinstance(label, str) or not isinstance(label, Iterable)
-        return None if single and _is_missing(label) else [label] if single else list(label)
-    if {"start", "end"} <= set(label.columns):
-        return _label(label, key, zero, "multilabel")
-    lacks = [name for name in names if name not in label.columns]
-    if lacks:
-        raise DataError(f"{where}: there is no column {lacks[0]}")
-    times = _times(label.index, where)
-    order = in_order(times, where)
-    frame = label if order is None else label.iloc[order]
-    found: list[tuple[float, float, str]] = []
-    for name in names:
-        odd = next((value for value in frame[name] if not _is_missing(value) and value not in (0, 1)), None)
-        if odd is not None:
-            raise DataError(f"{where}: column {name} has {short_repr(odd)}, not true or false")
-        holds = [name if not _is_missing(value) and value else None for value in frame[name]]
-        own = intervals_of_rows(times if order is None else times[order], holds)
-        found += [((a - zero) / SECOND, (b - zero) / SECOND, name) for a, b, _ in own]
-    return found
-
-
-def _task_of(about: FramesAbout, labels: Mapping[str, Any] | None) -> tuple[Kind, list[str]]:
-    """The task, and the classes in their order. Raises DataError if two kinds of labels are named."""
-    given = [name for name in ("classes", "targets", "several") if getattr(about, name)]
-    if len(given) > 1:
-        raise DataError(f"pack_frames: {' and '.join(given)} are given; labels are of one kind")
-    if about.targets and labels:
-        return "regression", []
-    if about.several and labels:
-        return "multilabel", list(map(str, about.several))
-    return _task(labels, about.classes)
-
-
-def _task(labels: Mapping[str, Any] | None, classes: Sequence[str]) -> tuple[Kind, list[str]]:
-    """The task, and the classes in their order."""
-    if not labels:
-        return "none", []
-    values: list[Any] = []
-    for label in labels.values():
-        if isinstance(label, pd.DataFrame):
-            values += label["label"].dropna().unique().tolist() if "label" in label.columns else []
-        elif isinstance(label, pd.Series):
-            values += label.dropna().unique().tolist()
-        elif not _is_missing(label):
-            values.append(label)
-    if classes:
-        return "classification", list(map(label_text, classes))
-    numbers = [value for value in values if not isinstance(value, str | bool | np.bool_)]
-    whole = all(float(value).is_integer() for value in numbers)
-    texts = {label_text(value) for value in values}
-    if len(numbers) == len(values) and (not whole or len(texts) > _MOST_CLASSES):
-        return "regression", []
-    return "classification", sorted(
-        texts, key=lambda text: (0, float(text), text) if _is_number(text) else (1, 0.0, text)
-    )
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))

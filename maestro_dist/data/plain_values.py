@@ -29,6 +29,11 @@ def python_number(value: Any) -> bool | int | float | None:
     return None
 
 
+def plain_scalar(value: Any) -> Any:
+    """The value of an array or tensor without dimensions; anything else as it is."""
+    return value.item() if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)) else value
+
+
 def whole_number(value: Any) -> int | None:
     """A whole number, also if it is given as a float; None for anything else."""
     number = python_number(value)

@@ -33,12 +33,26 @@ def check_splits(config: DataConfig, manifest: Manifest, *, begun: bool = False)
         except ConfigError as error:
             filled = [f"{name} ({split.samples:,})" for name, split in manifest.splits.items() if split.samples]
             problem = f"data.{key}: {error}; splits with samples: {', '.join(filled) or 'none'}"
-            raise ConfigError(problem + (_TEST_ONLY if _is_test_only(manifest) else "")) from error
+            hint = _TEST_ONLY if _is_test_only(manifest) else _hint_of_few(manifest) if key == "train" else ""
+            raise ConfigError(problem + hint) from error
     if config.validation == config.test and not begun:
         raise ConfigError(
             f"data.validation and data.test are both '{config.test}': the best weights would be chosen on the "
             "test data; use two splits"
         )
+
+
+def _hint_of_few(manifest: Manifest) -> str:
+    """Advice for a training split without samples, if the run divided the data by shares."""
+    made = manifest.cut or manifest.divided
+    kept = {"subject": "people", "group": "groups", "recording": "recordings"}.get(made.split.by if made else "")
+    if made is None or kept is None or made.split.folds is not None:
+        return ""
+    return (
+        f"; data.split.by={made.split.by} gives test and validation one each at least, so of one or two {kept} none is "
+        "left to train on: divide each recording (data.split.by=time data.split.allow_shared_people=true), or go "
+        "without a split (data.split.validation=0)"
+    )
 
 
 def _is_test_only(manifest: Manifest) -> bool:

@@ -81,6 +81,8 @@ def check_same(config: Config, manifest: Manifest, record: RunRecord) -> None:
     """Raise ConfigError or RunError if the configuration or the data are not those with which the run was started."""
     if manifest.mixture is not None:
         check_resume(config, record.identity)  # the weights are part of the data
+    if record.data != manifest.fingerprint() and (manifest.cut or manifest.divided):
+        check_resume(config, record.identity, ["data.lanes"])  # so are the windows and splits that a run makes
     if record.data != manifest.fingerprint():
         places = ", ".join(redact(url) for url in (config.data.url, *(s.url for s in config.data.sources)) if url)
         raise RunError(

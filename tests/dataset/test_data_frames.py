@@ -127,7 +127,7 @@ def test_whole_numbers_are_classes_and_others_targets(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"recordings": {}}, "there are no recordings"),
-        ({"recordings": {"a": [1, 2]}}, "recording a: .*not a DataFrame or a dictionary"),
+        ({"recordings": {"a": [1, 2]}}, "recording a: .*not a pandas DataFrame or a dictionary"),
         ({"recordings": {"a": {"x": ["p", "q"]}}}, "recording a: x: .*not numbers"),
         ({"recordings": {"a": {"x": np.zeros((2, 2, 2))}}}, r"recording a: x: .* of shape \(2, 2, 2\)"),
         ({"recordings": {"a": {"x": np.zeros(9)}}}, r"x is an array; give its rate: FramesAbout\(rates_hz="),

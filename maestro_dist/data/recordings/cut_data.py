@@ -9,11 +9,12 @@ import os
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from maestro_dist.config.schema import DataConfig
 from maestro_dist.config.windows import SplitConfig, WindowConfig
-from maestro_dist.data.description import window_steps
+from maestro_dist.data.description import is_static, window_steps, without_time
 from maestro_dist.data.divided_windows import check_given, divided_windows
 from maestro_dist.data.manifest import Manifest, load_manifest
 from maestro_dist.data.manifest_made import Cut, Divided
@@ -27,7 +28,7 @@ _LOG = logging.getLogger(__name__)
 RUN_FOLDER = "data"
 """Where a run keeps a copy of its manifest."""
 
-_FORMAT = 2
+_FORMAT = 3
 """Of a kept manifest. A change of what is counted needs another number."""
 
 
@@ -105,6 +106,15 @@ def _usual_split(table: RecordingTable) -> SplitConfig:
 
 def _provisional(stored: Manifest, cut: Cut, table: RecordingTable) -> Manifest:
     """The manifest of the windows, with the means and deviations of the recordings."""
+    if cut.window.label == "mean" and stored.classes:
+        raise ConfigError(
+            f"data.window.label: mean is for numbers, but the labels of '{stored.name}' are classes, which have no "
+            "mean; use majority, last, center, any or inside"
+        )
+    for modality in stored.select(None):
+        cut_modality = replace(modality, steps=window_steps(modality, cut.window))
+        if is_static(cut_modality) and not is_static(modality):
+            raise ConfigError(f"data.window.length_s: {without_time(modality, cut.window)}")
     modalities = [
         entry.model_copy(update={"steps": window_steps(modality, cut.window)})
         for entry, modality in zip(sorted(stored.modalities, key=lambda m: m.name), stored.select(None), strict=True)

@@ -7,7 +7,8 @@ import numpy as np
 from maestro_dist.config.windows import LabelRule
 
 _SAME_S = 1e-9
-"""Sums of seconds that differ by less are equal: they are rounded differently."""
+"""Sums of seconds that differ by less are equal: they are rounded differently. Times of months are rounded more."""
+_ROUNDED = 8 * np.finfo(np.float64).eps
 
 
 class LabelTimes:
@@ -44,34 +45,37 @@ class LabelTimes:
             return np.full(len(starts), self._whole)
         if not len(self._label):
             return np.full(len(starts), np.nan)
-        if rule == "last":
-            return self._at(starts + length_s, before=True)
-        if rule in ("center", "inside"):
-            return self._at(starts + length_s / 2, before=False)
         ends = starts + length_s
+        same = self._same(ends)
+        if rule == "last":  # just before the end, however that is rounded: a label that begins there does not count
+            return self._at(ends - same)
+        if rule in ("center", "inside"):
+            return self._at(starts + length_s / 2 + same)
         labelled = self._integral(ends, np.ones_like(self._label)) - self._integral(starts, np.ones_like(self._label))
-        enough = (labelled > _SAME_S) & (labelled >= min_labelled * length_s - _SAME_S)
+        enough = (labelled > same) & (labelled >= min_labelled * length_s - same)
         if rule == "mean":
             total = self._integral(ends, self._label) - self._integral(starts, self._label)
-            return np.where(enough, total / np.maximum(labelled, _SAME_S), np.nan)
+            return np.where(enough, total / np.maximum(labelled, same), np.nan)
         if several:
-            return np.where(enough, self._sets(starts, ends, labelled, rule), np.nan)
+            return np.where(enough, self._sets(starts, ends, labelled, rule, same), np.nan)
         classes = np.unique(self._label)
         seconds = np.stack([self._seconds(ends, c) - self._seconds(starts, c) for c in classes])  # [C, n]
         if rule == "any":
-            chosen = np.array([len(classes) - 1])[:, None] - np.argmax(seconds[::-1] > _SAME_S, axis=0)
+            chosen = np.array([len(classes) - 1])[:, None] - np.argmax(seconds[::-1] > same, axis=0)
             return np.where(enough, classes[chosen[0]], np.nan)
-        chosen = np.argmax(seconds >= seconds.max(axis=0) - _SAME_S, axis=0)  # of equal ones the lowest class
+        chosen = np.argmax(seconds >= seconds.max(axis=0) - same, axis=0)  # of equal ones the lowest class
         return np.where(enough, classes[chosen], np.nan)
 
-    def _sets(self, starts: np.ndarray, ends: np.ndarray, labelled: np.ndarray, rule: LabelRule) -> np.ndarray:
+    def _sets(
+        self, starts: np.ndarray, ends: np.ndarray, labelled: np.ndarray, rule: LabelRule, same: float
+    ) -> np.ndarray:
         """Sets of labels: those that hold at all (any), or for half of the labelled time or more. float64 [n]."""
         sets = self._label.astype(np.int64)
         found = np.zeros(len(starts), dtype=np.int64)
         for label in range(int(sets.max(initial=0)).bit_length()):
             height = (sets >> label & 1).astype(np.float64)
             seconds = self._integral(ends, height) - self._integral(starts, height)
-            least = _SAME_S if rule == "any" else np.maximum(labelled / 2 - _SAME_S, _SAME_S)
+            least = same if rule == "any" else np.maximum(labelled / 2 - same, same)
             found |= (seconds > least).astype(np.int64) << label
         return found.astype(np.float64)
 
@@ -84,12 +88,16 @@ class LabelTimes:
             [start + stride_s * np.arange(n) for start, n in zip(self._start, np.maximum(counts, 0), strict=True)]
         )
 
-    def _at(self, times: np.ndarray, *, before: bool) -> np.ndarray:
-        """The label at each time, or just before it; NaN where there is none."""
-        place = np.searchsorted(self._start, times, side="left" if before else "right") - 1
-        end = self._end[place]
-        inside = (place >= 0) & ((times <= end + _SAME_S) if before else (times < end))
+    def _at(self, times: np.ndarray) -> np.ndarray:
+        """The label at each time; NaN where there is none."""
+        place = np.searchsorted(self._start, times, side="right") - 1
+        inside = (place >= 0) & (times < self._end[place])
         return np.where(inside, self._label[place], np.nan)
+
+    def _same(self, ends: np.ndarray) -> float:
+        """Seconds that count as nothing, for windows with these ends."""
+        latest = max(float(np.abs(times).max(initial=0.0)) for times in (ends, self._start, self._end))
+        return max(_SAME_S, _ROUNDED * latest)
 
     def _seconds(self, until: np.ndarray, label: float) -> np.ndarray:
         """Seconds with this label before each time."""

@@ -11,10 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from maestro_dist.data.description import Description, is_static
+from maestro_dist.data.description import Description, check_split, is_static
 from maestro_dist.data.label_sets import label_set, without_overlaps
 from maestro_dist.data.moments import prefix_moments
-from maestro_dist.data.plain_values import finite_number, float32_array, id_text, short_repr, type_name, whole_number
+from maestro_dist.data.plain_values import (
+    finite_number,
+    float32_array,
+    id_text,
+    plain_scalar,
+    python_number,
+    short_repr,
+    type_name,
+    whole_number,
+)
 from maestro_dist.data.recordings.gaps import gaps_of
 from maestro_dist.data.recordings.table import RecordingFacts, RecordingTable, StreamFacts
 from maestro_dist.data.sample_checks import CheckedSample
@@ -99,6 +108,7 @@ class RecordingChecker:
         length = self._length(recording.length_s, arrays, starts, where)
         whole, intervals = self._labels(recording.labels, length, where)
         ids = {n: id_text(getattr(recording, n), n, where) for n in ("subject", "group", "split")}
+        check_split(ids["split"], where)
         streams = tuple(
             StreamFacts(len(arrays[n]), starts[n], gaps_of(arrays[n]))
             if n in arrays
@@ -164,7 +174,9 @@ class RecordingChecker:
             for name, array in arrays.items()
             if not is_static(self._modalities[name])
         ]
-        length = max(ends, default=0.0) if given is None else self._seconds(given, "length_s", where)
+        if given is None and not ends:
+            raise DataError(f"{where}: it has no sensor with a time, so its length is not known; give length_s")
+        length = max(ends) if given is None else self._seconds(given, "length_s", where)
         if length <= 0:
             raise DataError(f"{where}: it ends {-length:g} s before its time 0; correct start_s or length_s")
         return length
@@ -181,6 +193,7 @@ class RecordingChecker:
         none = np.empty((0, 2 + (len(targets) or 1)))
         if self.description.task == "none" or given is None:
             return unknown, none
+        given = plain_scalar(given)
         if targets and isinstance(given, Iterator):
             given = list(given)
         if targets and _is_whole(given):
@@ -227,6 +240,9 @@ class RecordingChecker:
 
     def _label(self, given: Any, where: str) -> float:
         classes = self.description.classes
+        plain = python_number(given)
+        if isinstance(plain, bool) and self.description.task != MULTILABEL:  # as of packed windows
+            given = int(plain)
         if self.description.task == "regression":
             target = finite_number(given)
             if target is None:

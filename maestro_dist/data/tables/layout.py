@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
+import numpy as np
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
@@ -40,6 +42,11 @@ def joined_texts(texts: Sequence[str | None]) -> str | None:
     return _BETWEEN.join(text or "" for text in texts) if any(texts) else None
 
 
+_WHOLE = re.compile(r"[-+]?[0-9]{1,300}")
+_EXACT = 1e18
+"""Whole numbers below it are written with all digits, also if they are given as floats."""
+
+
 def parted_texts(text: str) -> list[str | None]:
     """What `joined_texts` has joined."""
     return [part or None for part in text.split(_BETWEEN)]
@@ -56,14 +63,18 @@ def names_of_text(text: str) -> list[str]:
 
 
 def label_text(value: object) -> str:
-    """A label as text: 1, 1.0, "1" and "01" are the same."""
-    if isinstance(value, bool):
+    """A label as text: 1, 1.0, "1" and "01" are the same. Whole numbers keep all their digits, as codes of diseases."""
+    if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
     text = str(value).strip()
+    if _WHOLE.fullmatch(text):
+        return str(int(text))
     try:
-        number = float(text)
+        number = math.nan if "_" in text else float(text)  # Python reads 1_1 as 11
     except ValueError:
         return text
+    if number.is_integer() and abs(number) < _EXACT:
+        return str(int(number))
     return f"{number:.15g}" if math.isfinite(number) else text
 
 

@@ -142,7 +142,7 @@ class TablePart:
             labels=self._labels(name, recording, reader, intervals, (zero, self._end(streams)), remarks),
             subject=recording.facts.texts.get("subject", ""),
             group=recording.facts.texts.get("group", ""),
-            split=_split(recording.facts.texts.get("split", "")),
+            split=split_of(recording.facts.texts.get("split", "")),
         )
 
     def _streams(
@@ -222,7 +222,7 @@ class TablePart:
         return stream.start + round(len(stream.values) * SECOND / rate)
 
 
-def _split(text: str) -> str:
+def split_of(text: str) -> str:
     """The name that a run uses for a split."""
     return SPLITS.get(text.lower(), text)
 
@@ -232,5 +232,5 @@ def key_of(name: str) -> str:
     clean = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_") or "all"
     if clean == (name or "all") and len(clean) <= _KEY_LETTERS:
         return clean
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    digest = hashlib.sha256(name.encode(errors="backslashreplace")).hexdigest()[:8]
     return f"{clean[: _KEY_LETTERS - 9]}-{digest}"

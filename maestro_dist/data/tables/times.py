@@ -66,8 +66,12 @@ def nanoseconds(
     return np.round(numbers).astype(np.int64)
 
 
-def in_order(times: np.ndarray, where: str) -> np.ndarray | None:
-    """How to sort times [n]: an order of rows, or None if they are in order.
+_APART = "if several recordings are in the file, name the column that tells them apart (recording: NAME)"
+_ZONE = "Name the zone in the layout (zone: Europe/Berlin, or UTC if it is a gap)"
+
+
+def in_order(times: np.ndarray, where: str, remedy: str = _APART) -> np.ndarray | None:
+    """How to sort times [n]: an order of rows, or None if they are in order. `remedy`: what the message advises.
 
     Rows that are only a little out of turn, and whole blocks in another order, can be sorted. Where time goes back and
     then runs over the same times again, two recordings are in one file, or a clock was changed.
@@ -88,8 +92,7 @@ def in_order(times: np.ndarray, where: str) -> np.ndarray | None:
         if start < end - 10 * usual or (start <= end and usual > 0 and start != end):
             hint = _clock_hint(int(-steps[far].max()))
             raise DataError(
-                f"{where}: in row {int(far[0]) + 2:,} time goes back to times that were there before{hint}; if several "
-                "recordings are in the file, name the column that tells them apart (recording: NAME)"
+                f"{where}: in row {int(far[0]) + 2:,} time goes back to times that were there before{hint}; {remedy}"
             )
     return order
 
@@ -100,8 +103,9 @@ def _clock_hint(step: int) -> str:
     )
 
 
-def check_clock_changes(times: np.ndarray, where: str) -> None:
+def check_clock_changes(times: np.ndarray, where: str, remedy: str = _ZONE) -> None:
     """Check dates that name no zone, in order: a jump of one hour at a full hour is a clock that was put forward.
+    `remedy`: what the message advises.
 
     Raises:
         DataError: there is such a jump.
@@ -117,10 +121,7 @@ def check_clock_changes(times: np.ndarray, where: str) -> None:
         to_hour = (times[at + 1] % HOUR) / SECOND
         if min(to_hour, 3600 - to_hour) <= max(2 * usual / SECOND, 1):
             when = pd.Timestamp(int(times[at + 1])).isoformat()
-            raise DataError(
-                f"{where}: time jumps by one hour at {when}: the start of daylight saving? Name the zone in the layout "
-                "(zone: Europe/Berlin, or UTC if it is a gap)"
-            )
+            raise DataError(f"{where}: time jumps by one hour at {when}: the start of daylight saving? {remedy}")
 
 
 def _dates(column: pa.ChunkedArray, form: str | None, zone: str | None, where: str) -> np.ndarray:
