@@ -207,7 +207,7 @@ def test_a_run_finds_when_activities_change(
 
     capsys.readouterr()
     assert evaluate([str(tmp_path / "timed")]) == 0
-    assert f"{accuracy:.4f}" in capsys.readouterr().out
+    assert f"{accuracy:.3f}" in capsys.readouterr().out
     assert predict([str(tmp_path / "timed"), url, "--out", str(tmp_path / "out.csv")]) == 0
     rows = list(csv.DictReader((tmp_path / "out.csv").open()))
     assert list(rows[0]) == ["sample", "start_s", *CLASSES]
