@@ -61,6 +61,15 @@ class TargetScale:
     std: float = 1.0
 
 
+@dataclass(frozen=True)
+class HeadShape:
+    """What a model predicts: C `numbers`, for the sample or for each of its `steps` parts of `every_s` seconds."""
+
+    numbers: int
+    steps: int = 1
+    every_s: float = 0.0
+
+
 @dataclass
 class Batch:
     """A micro-batch of raw windows. It contains only observed data: a modality has rows for the samples that have it.
@@ -70,7 +79,8 @@ class Batch:
     symbols[j]     uint8 [R_j, W_j, D_j] instead of `values[j]` if the data is read as SAX symbols
     present        bool [B, M]: sample b has modality m (M sorted by name); agrees with `rows`
     sample         int64 [B]: index of the sample in its split, in manifest order; part of the key of every random draw
-    target         int64 [B] (class) or float32 [B] (regression); of K targets float32 [B, K], NaN where one is unknown
+    target         int64 [B] (class) or float32 [B] (regression); of K targets float32 [B, K], of S labels
+                   over time float32 [B, S] (or [B, S K]), NaN where one is unknown
     partner_target [B], as `target`: target of the sample that b was mixed with; None without mixup
     mix            float32 [B]: weight of sample b in its mixture; None without mixup
     recording[j]   float32 [R_j, D_j, 2]: mean and std of the recording up to the end of the window, if given
@@ -183,8 +193,8 @@ def _observed_end(x: Tensor) -> int:
 class Output(TypedDict, total=False):
     """The output of the model (a plain dict, in which DeepSpeed finds the tensors).
 
-    logits           [B, C]
-    modality_logits  [B, M, C]: logits of each modality's own head, 0 if absent (additive head only)
+    logits           [B, C]; over time [B, S C]: those of the first part, then those of the next
+    modality_logits  [B, M, C] or [B, M, S C]: logits of each modality's own head, 0 if absent (additive head only)
     observed         bool [B, M]: sample b has an observed step of modality m; false also if the modality is present
                      without any observed step
     budgets          [B, M] detached: u_ij of the last encoder layer, 0 if absent

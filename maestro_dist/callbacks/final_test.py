@@ -134,7 +134,7 @@ class FinalTest(Callback):
             self._mlflow_run,
             folder / MODEL_FOLDER,
             modalities=state.modalities,
-            columns=self._task(state).columns,
+            columns=self._task(state).flat_columns,
             recording=state.config.model.normalize == "recording",
         )
 
@@ -165,7 +165,7 @@ class FinalTest(Callback):
 
     @staticmethod
     def _task(state: State) -> TaskDescription:
-        split = state.manifest.split(state.config.data.train)
+        split, steps = state.manifest.split(state.config.data.train), state.task.label_steps
         return TaskDescription(
             kind=state.task.kind,
             classes=tuple(state.manifest.classes) if state.task.kind in ("classification", "multilabel") else (),
@@ -173,4 +173,6 @@ class FinalTest(Callback):
             target_mean=0.0 if split.target_mean is None else split.target_mean,
             target_std=1.0 if split.target_std is None else split.target_std,
             targets=state.manifest.target_scales(state.config.data.train) if state.task.kind == "regression" else (),
+            label_steps=steps,
+            label_every_s=state.manifest.window_s / steps if steps > 1 else 0.0,
         )

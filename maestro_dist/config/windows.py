@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from maestro_dist.config.sections import PositiveFloat, Section, Share
 
 LabelRule = Literal["majority", "mean", "last", "center", "any", "inside"]
+MOST_STEPS = 100_000
+"""Labels of a window over time."""
 
 
 class WindowConfig(Section):
@@ -33,10 +35,42 @@ class WindowConfig(Section):
     occurs (an alarm, say); inside: windows start with each label and lie inside it. By default majority for classes,
     and mean for numbers."""
 
+    label_every_s: PositiveFloat | None = None
+    """Predict over time: a window has one label for every so many seconds, which divide `length_s`, instead of one
+    label. `label` and `min_labelled` then hold for each of these parts. A part without a label takes part neither in
+    the loss nor in metrics; a window without any is left out."""
+
     @property
     def every_s(self) -> float:
         """Seconds from the start of a window to that of the next."""
         return self.length_s if self.stride_s is None else self.stride_s
+
+    @property
+    def label_steps(self) -> int:
+        """Labels of a window over time; 1: it has one label."""
+        return 1 if self.label_every_s is None else round(self.length_s / self.label_every_s)
+
+    @model_validator(mode="after")
+    def _whole_parts(self) -> WindowConfig:
+        every, steps = self.label_every_s, self.label_steps
+        if every is None:
+            return self
+        if not 2 <= steps <= MOST_STEPS or abs(steps * every - self.length_s) > 1e-6 * self.length_s:
+            raise ValueError(
+                f"label_every_s: {every:g} s do not divide a window of {self.length_s:g} s into 2 to {MOST_STEPS:,} "
+                "equal parts"
+            )
+        if self.label == "inside":
+            raise ValueError("label: a window that lies inside one label has no labels over time (label_every_s)")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `label_every_s` where there is none: earlier runs and data sets keep their fingerprints."""
+        body: dict[str, Any] = plain(self)
+        if body.get("label_every_s", 0) is None:
+            del body["label_every_s"]
+        return body
 
 
 class SplitConfig(Section):

@@ -36,7 +36,8 @@ ANY_UNITS = "--any-units takes the numbers as they are"
 class Answer:
     """What a model predicts: `kind` of task, its classes, or the target's name, mean and standard deviation.
 
-    targets  the same of several targets
+    targets      the same of several targets
+    label_steps  parts of a window that are predicted one by one
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Answer:
     mean: float = 0.0
     std: float = 1.0
     targets: tuple[TargetScale, ...] = ()
+    label_steps: int = 1
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,11 @@ def check_labels(manifest: Manifest, split: str, answer: Answer, *, any_units: b
         raise DataError(
             f"{manifest.name!r} has {order}: {_list(manifest.classes)}; "
             f"the model was trained on {_list(answer.classes)}"
+        )
+    if answer.label_steps != manifest.label_steps:
+        raise DataError(
+            f"the model predicts {answer.label_steps:,} labels of a window, {manifest.name!r} has "
+            f"{manifest.label_steps:,}; set data.window as in its training (label_every_s)"
         )
     if answer.kind != "regression":
         return []

@@ -12,6 +12,7 @@ import numpy as np
 from maestro_dist.data.description import Description
 from maestro_dist.data.manifest import Manifest, ManifestModality, ManifestSplit, Recordings
 from maestro_dist.data.manifest_findings import Outliers, SharedPeople
+from maestro_dist.data.manifest_made import Cut
 from maestro_dist.data.moments import RunningMoments
 from maestro_dist.data.outliers import Bulk, FarValues, ValueHistogram
 from maestro_dist.data.sample_checks import CheckedSample
@@ -43,7 +44,8 @@ class Findings:
             self.moments[sample.split][name].add(array)
             self.histograms[sample.split][name].add(array)
         if self.description.task == "regression" and self.description.window is None:
-            self.targets[sample.split].add(np.array([sample.label], dtype=np.float32).reshape(1, -1))
+            numbers = np.array([sample.label], dtype=np.float32)  # over time each part is one more row
+            self.targets[sample.split].add(numbers.reshape(-1, len(self.description.targets) or 1))
         if sample.subject:
             self.people[sample.split].add(sample.subject)
 
@@ -69,8 +71,11 @@ class Findings:
             self.targets[split].merge_json(found["targets"])
             self.people[split].update(found["people"])
 
-    def manifest(self, splits: dict[str, ManifestSplit], recordings: Recordings | None = None) -> Manifest:
-        """The manifest of the written data. `recordings`: what they are, if the splits hold recordings.
+    def manifest(
+        self, splits: dict[str, ManifestSplit], recordings: Recordings | None = None, cut: Cut | None = None
+    ) -> Manifest:
+        """The manifest of the written data. `recordings`: what they are, if the splits hold recordings, or their
+        windows; then `cut` says how these were cut.
 
         Raises:
             DataError: there was no sample.
@@ -100,6 +105,7 @@ class Findings:
             window_s=about.window_s,
             recording=about.recording,
             recordings=recordings,
+            cut=cut,
             modalities=[self._described(source, modality, bulks[modality.name]) for modality in self.modalities],
             splits=splits,
             statistics_of=None if source == TRAIN else source,
@@ -204,16 +210,18 @@ def warning_lines(
 
 def _unknown_targets(manifest: Manifest, splits: Sequence[str]) -> Iterator[str]:
     """A line for each split that has samples with an unknown target."""
+    what = "sample" if manifest.label_steps == 1 else "label"
     for name in splits:
         split = manifest.splits.get(name)
         if split is None or split.targets is None:
             continue
-        counts = zip(manifest.targets, (split.samples - target.known for target in split.targets), strict=True)
+        labels = split.samples * manifest.label_steps
+        counts = zip(manifest.targets, (labels - target.known for target in split.targets), strict=True)
         lacking = [f"{target} in {count:,}" for target, count in counts if count]
         if lacking:
             named = ", ".join(lacking[:_SOME]) + (", ..." if len(lacking) > _SOME else "")
             yield (
-                f"unknown targets in the {_counted(split.samples, 'sample')} of split '{name}': {named}; they take no "
+                f"unknown targets in the {_counted(labels, what)} of split '{name}': {named}; they take no "
                 "part in loss and metrics"
             )
 

@@ -32,10 +32,10 @@ class ClassCounter:
     targets: int = 1
 
     def counts(self, labels: np.ndarray) -> list[int]:
-        """Samples of each class; `labels` [N]. Empty without classes. A number that is no label is not counted."""
+        """How often each class occurs in `labels`, [N] or [N, S]; empty without classes. Other numbers do not count."""
         if not self.classes:
             return []
-        numbers = self.numbers(labels)
+        numbers = self.numbers(labels).reshape(-1)
         numbers = numbers[numbers >= 0]
         if self.several:
             return [int(np.count_nonzero(numbers >> label & 1)) for label in range(self.classes)]

@@ -21,6 +21,7 @@ from maestro_dist.data.shard_checks import check_shards
 from maestro_dist.data.shard_index import ShardIndex, index_tar, load_index
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import ConfigError, DataError, StorageError
+from maestro_dist.types import MULTILABEL
 
 Level = Literal["error", "warning", "note"]
 
@@ -236,7 +237,8 @@ def _windows(config: DataConfig, manifest: Manifest, split: str, found: _Found) 
 
 def _count(batch: Any, split: str, manifest: Manifest, found: _Found) -> None:
     for column, name in enumerate(manifest.targets):
-        found.targets[split, name].add(batch.target[:, column : column + 1])
+        numbers = batch.target.reshape(-1, len(manifest.targets))  # over time each part counts
+        found.targets[split, name].add(numbers[:, column : column + 1])
     digests = [hashlib.sha256() for _ in batch.keys]
     shapes: list[list[np.ndarray]] = [[] for _ in batch.keys]
     for modality in manifest.modalities:
@@ -337,7 +339,8 @@ def label_remarks(manifest: Manifest) -> Iterator[Remark]:
         lacking = [label for label, count in zip(manifest.classes, split.class_counts, strict=True) if not count]
         if lacking:
             yield Remark("warning", name, f"no sample of {', '.join(lacking)}")
-        share = max(split.class_counts) / split.samples
+        labels = split.samples if manifest.label_steps == 1 or manifest.task == MULTILABEL else sum(split.class_counts)
+        share = max(split.class_counts) / labels
         if share > _ONE_CLASS and len(lacking) < len(manifest.classes) - 1:
             most = manifest.classes[int(np.argmax(split.class_counts))]
             yield Remark("warning", name, f"{share:.0%} of its samples are of {most}")

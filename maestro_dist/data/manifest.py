@@ -255,20 +255,32 @@ class Manifest(ManifestEntry):
             counts = split.class_counts
             if len(split.targets or ()) != len(self.targets):
                 raise ValueError(f"targets of split '{name}' need {len(self.targets)} entries")
-            if any(target.known > split.samples for target in split.targets or ()):
+            labels = split.samples * self.label_steps
+            if any(target.known > labels for target in split.targets or ()):
                 raise ValueError(f"targets of split '{name}' are known more often than it has samples")
-            if self.task == "classification" and sum(counts) != split.samples:
+            if self.task == "classification" and self.label_steps == 1 and sum(counts) != split.samples:
                 raise ValueError(
                     f"class_counts add up to {sum(counts)} in split '{name}', not to {split.samples} samples"
                 )
-            if max(counts, default=0) > split.samples:
-                raise ValueError(f"class_counts of split '{name}' exceed its {split.samples} samples")
+            if max(counts, default=0) > labels:
+                raise ValueError(f"class_counts of split '{name}' exceed its {labels} labels")
         return self
 
     @property
     def counter(self) -> ClassCounter:
         """How its labels are counted."""
         return ClassCounter(len(self.classes), self.task == MULTILABEL, len(self.targets) or 1)
+
+    @property
+    def label_steps(self) -> int:
+        """Labels of a sample over time; 1: it has one label."""
+        return 1 if self.cut is None or self.task == "none" else self.cut.window.label_steps
+
+    @property
+    def target_width(self) -> int:
+        """Numbers of the target of a sample: its labels over time, of several targets all numbers of the first, then
+        those of the next."""
+        return self.label_steps * (len(self.targets) or 1)
 
     @property
     def label_numbers(self) -> int:

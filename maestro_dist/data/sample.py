@@ -36,7 +36,7 @@ class SampleFormat:
     recording   whether samples have recording statistics
     symbols     how SAX symbols were made, if they are read instead of raw windows
     slices      steps [first, end) of each modality to keep; None: all
-    targets     numbers of a sample, for regression
+    targets     numbers of the target of a sample: `Manifest.target_width`
     """
 
     modalities: tuple[Modality, ...]
@@ -56,15 +56,23 @@ class SampleFormat:
     ) -> SampleFormat:
         """The format that a manifest describes."""
         spec = manifest.symbols if symbols else None
-        targets = len(manifest.targets) or 1
         return SampleFormat(
-            tuple(modalities), manifest.label_numbers, manifest.recording, spec, slices=slices, targets=targets
+            tuple(modalities),
+            manifest.label_numbers,
+            manifest.recording,
+            spec,
+            slices=slices,
+            targets=manifest.target_width,
         )
 
     def target_array(self, samples: int) -> np.ndarray:
-        """Memory for the targets of a micro-batch, not yet filled: int64 [B] (class), float32 [B] or [B, K]."""
-        shape = (samples,) if self.targets == 1 else (samples, self.targets)
-        return np.empty(shape, dtype=np.int64 if self.classes else np.float32)
+        """Memory for the targets of a micro-batch, not yet filled: int64 [B] (class), float32 [B] or [B, K].
+
+        Classes over time are float32 too, because some may be unknown.
+        """
+        if self.targets == 1:
+            return np.empty(samples, dtype=np.int64 if self.classes else np.float32)
+        return np.empty((samples, self.targets), dtype=np.float32)
 
     def shape(self, modality: Modality) -> tuple[int, int]:
         """Stored shape: [T_j, D_j] of a raw window, [W_j, D_j] of symbols."""
@@ -87,7 +95,7 @@ class SampleFormat:
 class DecodedSample:
     """A decoded sample; its dictionaries have the modalities that are present.
 
-    target     class or target; of several targets a list of their numbers, NaN where one is unknown
+    target     class or target; of several numbers a list of them, NaN where one is unknown
     values     float32 windows [T_j, D_j], or uint8 symbols [W_j, D_j]
     recording  mean and std of the recording, float32 [D_j, 2]
     """

@@ -25,9 +25,11 @@ def _no_names() -> np.ndarray:
 class Predictions:
     """S scenarios of N samples with M modalities; C outputs.
 
-    target      int64 [N] (class) or float64 [N] (regression); of several targets [N, K], NaN where one is unknown
+    target      int64 [N] (class) or float64 [N] (regression); of several targets [N, K], NaN where one is unknown;
+                of S labels over time float64 [N, S] or [N, S K], with NaN
     rate, draw  float64 [S], int64 [S]: the missing rate and the draw of each scenario (see `evaluation_mask`)
-    logits      float32 [S, N, C]; their softmax gives class probabilities (regression: (target - mean) / std)
+    logits      float32 [S, N, C]; their softmax gives class probabilities (regression: (target - mean) / std);
+                over time [S, N, parts x C], those of the first part first
     kept        bool [S, N, M]: the modalities that a sample has in a scenario
     experts     int32 [S, layers, N, E]: tokens of a sample by expert; None: a model without experts
     key, subject, modalities  names of the samples [N], of their people [N], and of the modalities [M]

@@ -39,14 +39,15 @@ class Evaluation:
     """Metrics of every scenario of a split; the same on all ranks.
 
     metrics        names of the task's metrics, in the order of tables
-    class_counts   samples of each class in the split (classification)
+    class_counts   samples of each class in the split (classification); over time the labels, as in `confusion`
     confusion      counts [C][C] of the complete scenario, true class by predicted class (classification)
     confused       instead of `confusion` for more than `MOST_CLASSES` classes: true class, predicted class, and samples
                    of each pair that occurs
-    known          of several targets the samples in which each is known, by its name
+    known          of several targets the samples (over time the parts) in which each is known, by its name
+    labels         labelled parts of all samples, if there are labels over time
     loads          loads of the experts by missing set, over all scenarios (a model with experts)
-    logits, target float32 [N, C] and [N] (of several targets [N, K]) of the complete scenario in manifest order; on
-                   rank 0 only, not in the JSON
+    logits, target float32 [N, C] and [N] (of several targets [N, K], over time as in `Batch`) of the complete scenario
+                   in manifest order; on rank 0 only, not in the JSON
     predictions    predictions of every scenario, if the plan keeps them; on rank 0 only, not in the JSON
     """
 
@@ -58,6 +59,7 @@ class Evaluation:
     confusion: list[list[int]] | None = None
     confused: list[list[int]] | None = None
     known: dict[str, int] | None = None
+    labels: int | None = None
     loads: list[ExpertLoad] | None = None
     logits: np.ndarray | None = None
     target: np.ndarray | None = None
@@ -95,8 +97,9 @@ class Evaluation:
 
     def majority(self) -> float | None:
         """Accuracy of always predicting the most frequent class (classification)."""
-        known = self.class_counts and sum(self.class_counts) == self.samples  # each sample has one class
-        return max(self.class_counts or [0]) / self.samples if known else None
+        labels = self.samples if self.labels is None else self.labels
+        known = self.class_counts and sum(self.class_counts) == labels  # each label is one class
+        return max(self.class_counts or [0]) / labels if known else None
 
     def flat(self, prefix: str) -> dict[str, float]:
         """Means with flat names: `<prefix>/accuracy` for complete samples, `<prefix>/accuracy_missing_40` and so on."""
@@ -122,7 +125,7 @@ class Evaluation:
             "class_counts": self.class_counts,
             "confusion": self.confusion,
             "loads": None if self.loads is None else [load.to_json() for load in self.loads],
-        } | {name: found for name in ("confused", "known") if (found := getattr(self, name)) is not None}
+        } | {name: found for name in ("confused", "known", "labels") if (found := getattr(self, name)) is not None}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Evaluation:

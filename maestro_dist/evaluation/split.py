@@ -110,7 +110,7 @@ def evaluate_split(
             table = in_manifest_order(all_rows[:, 0].astype(np.int64), all_rows[:, 1:], samples, split)
             target = table[:, 0] if task.targets == 1 else table[:, : task.targets]
             logits = table[:, task.targets :].astype(np.float32)
-            if task.kind in ("classification", "multilabel"):
+            if task.kind in ("classification", "multilabel") and task.label_steps == 1:
                 target = target.astype(np.int64)
             bad = int((~np.isfinite(logits)).any(axis=1).sum())
             if bad:
@@ -171,19 +171,21 @@ def _evaluation(
     from maestro_dist.task.multilabel import MultiLabel
     from maestro_dist.task.several_targets import SeveralTargets
 
-    counts = confusion = confused = known = logits = target = None
+    counts = confusion = confused = known = labels = logits = target = None
     if complete is not None:
         logits, target = complete
-        if isinstance(task, SeveralTargets):
-            known = dict(zip(task.target_names, (~np.isnan(target)).sum(0).tolist(), strict=True))
-        if isinstance(task, MultiLabel):
-            counts = ClassCounter(task.outputs, several=True).counts(target)
-        if isinstance(task, Classification):
-            counts = np.bincount(target, minlength=task.outputs).tolist()
-            if task.outputs <= MOST_CLASSES:
-                confusion = task.confusion(logits, target).tolist()
+        one, rows, wanted = task.labelled(logits, target)
+        labels = None if task.label_steps == 1 else len(rows)
+        if isinstance(one, SeveralTargets):
+            known = dict(zip(one.target_names, (~np.isnan(wanted)).sum(0).tolist(), strict=True))
+        if isinstance(one, MultiLabel):
+            counts = ClassCounter(one.outputs, several=True).counts(wanted)
+        if isinstance(one, Classification):
+            counts = np.bincount(wanted, minlength=one.outputs).tolist()
+            if one.outputs <= MOST_CLASSES:
+                confusion = one.confusion(rows, wanted).tolist()
             else:
-                confused = task.confused(logits, target).tolist()
+                confused = one.confused(rows, wanted).tolist()
     return Evaluation(
         split=split,
         samples=samples,
@@ -193,6 +195,7 @@ def _evaluation(
         confusion=confusion,
         confused=confused,
         known=known,
+        labels=labels,
         loads=loads,
         logits=logits if mesh.rank == 0 else None,
         target=target if mesh.rank == 0 else None,

@@ -36,6 +36,7 @@ MODEL is a run (folder, URL, or its name in `runs/`) or an exported model. DATA 
 A missing value is NaN or null; a missing sensor is left out. A model that normalizes by recording also needs
 `ecg_recording` and so on: mean and standard deviation of each variate. The output is CSV, one line per sample: its key
 or number, then the probability of each class, or the value of each target. The cells are empty if nothing was observed.
+A model that predicts over time gives one line for each part, with the second at which it begins.
 
 From Python:
 
@@ -44,7 +45,9 @@ From Python:
     model.predict({"ecg": ecg, "spo2": spo2})        # or a list of samples; one row per sample, one column per class
 """
 
+_START = "start_s"
 Row = tuple[str, list[float | None]]
+"""Sample and numbers; over time the second at which the part begins is the first of them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,14 +92,14 @@ def _predict(options: argparse.Namespace) -> int:
     else:
         rows = _predict_split(predictor, place, data, options)
     kept = list(rows)  # complete before it is written: an error must not leave an incomplete table
-    columns = list(predictor.columns)
+    columns, over_time = list(predictor.columns), len(predictor.starts_s) > 1
     if out is None:
-        _write_csv(sys.stdout, columns, kept)
+        _write_csv(sys.stdout, columns, kept, over_time=over_time)
         if error := lost(sys.stdout):
             raise StorageError(f"the predictions were not written completely: {error.strerror}")
         return 0
     text = io.StringIO(newline="")
-    (_write_json if out.suffix.lower() == ".jsonl" else _write_csv)(text, columns, kept)
+    (_write_json if out.suffix.lower() == ".jsonl" else _write_csv)(text, columns, kept, over_time=over_time)
     _replace_file(out, text.getvalue())
     return 0
 
@@ -148,7 +151,7 @@ def _predict_file(predictor: Predictor, place: str, suffix: str, options: argpar
     predictions = predictor.predict(
         [windows for windows, _ in pairs], [found for _, found in pairs], batch=options.batch, unobserved="nan"
     )
-    yield from _rows(map(str, range(len(pairs))), predictions)
+    yield from _rows(map(str, range(len(pairs))), predictions, predictor.starts_s)
 
 
 def _read_npz(content: bytes) -> list[Mapping[str, Any]]:
@@ -209,23 +212,27 @@ def _predict_split(predictor: Predictor, place: str, url: str, options: argparse
     with torch.no_grad():
         for batch in evaluation_batches(source, options.batch, DataRank()):
             logits = predictor.model(batch)["logits"].float().numpy()
-            yield from _rows(batch.keys, predictor.answers(logits, batch.present.any(dim=1).numpy(), batch.keys))
+            predictions = predictor.answers(logits, batch.present.any(dim=1).numpy(), batch.keys)
+            yield from _rows(batch.keys, predictions, predictor.starts_s)
 
 
-def _rows(keys: Any, predictions: np.ndarray) -> Iterator[Row]:
-    for key, prediction in zip(keys, predictions.reshape(len(predictions), -1).tolist(), strict=True):
-        yield key, [None if value != value else value for value in prediction]
+def _rows(keys: Any, predictions: np.ndarray, starts_s: Sequence[float]) -> Iterator[Row]:
+    parts = len(starts_s)
+    numbers = predictions.reshape(len(predictions), parts, -1).tolist() if len(predictions) else []
+    for key, prediction in zip(keys, numbers, strict=True):
+        for start, part in zip(starts_s, prediction, strict=True):
+            found = [None if value != value else value for value in part]
+            yield key, found if parts == 1 else [start, *found]
 
 
-def _write_csv(file: TextIO, columns: Sequence[str], rows: Sequence[Row]) -> None:
+def _write_csv(file: TextIO, columns: Sequence[str], rows: Sequence[Row], *, over_time: bool) -> None:
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["sample", *columns])
+    writer.writerow(["sample", *([_START] if over_time else []), *columns])
     writer.writerows([key, *prediction] for key, prediction in rows)
 
 
-def _write_json(file: TextIO, columns: Sequence[str], rows: Sequence[Row]) -> None:
+def _write_json(file: TextIO, columns: Sequence[str], rows: Sequence[Row], *, over_time: bool) -> None:
     for key, prediction in rows:
-        file.write(
-            json.dumps({"sample": key, "answer": dict(zip(columns, prediction, strict=True))}, ensure_ascii=False)
-            + "\n"
-        )
+        start, numbers = ({_START: prediction[0]}, prediction[1:]) if over_time else ({}, prediction)
+        answer = dict(zip(columns, numbers, strict=True))
+        file.write(json.dumps({"sample": key, **start, "answer": answer}, ensure_ascii=False) + "\n")

@@ -16,7 +16,7 @@ from maestro_dist.config.renamed import current
 from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
 from maestro_dist.data.storage.plain_json import parse_json
 from maestro_dist.errors import CheckpointError
-from maestro_dist.types import Modality, TargetScale
+from maestro_dist.types import HeadShape, Modality, TargetScale
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +36,8 @@ class TaskDescription:
     target                   name and unit of the target
     target_mean, target_std  mean and standard deviation of the target in the training split (regression)
     targets                  names, means and deviations of several targets (regression)
+    label_steps              parts of a window that are predicted one by one, of `label_every_s` seconds each; 1: the
+                             window as a whole
     """
 
     kind: str
@@ -44,20 +46,40 @@ class TaskDescription:
     target_mean: float = 0.0
     target_std: float = 1.0
     targets: tuple[TargetScale, ...] = ()
+    label_steps: int = 1
+    label_every_s: float = 0.0
 
     @property
     def outputs(self) -> int:
         """Outputs of the model."""
-        return len(self.classes) or len(self.targets) or 1
+        return self.shape.steps * self.shape.numbers
+
+    @property
+    def shape(self) -> HeadShape:
+        """What the model predicts."""
+        return HeadShape(len(self.columns) or 1, self.label_steps, self.label_every_s)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the predicted numbers: the classes, the targets, or `value`."""
+        """Names of the predicted numbers, of a part of the window over time: the classes, the targets, or `value`."""
         return self.classes or tuple(target.name for target in self.targets) or ("value",)
 
+    @property
+    def starts_s(self) -> tuple[float, ...]:
+        """When each part begins, in seconds after the window's start."""
+        return tuple(float(f"{part * self.label_every_s:.12g}") for part in range(self.label_steps))
+
+    @property
+    def flat_columns(self) -> tuple[str, ...]:
+        """Names of all numbers of a sample: `columns`; over time `sit at 0 s`, `walk at 0 s`, `sit at 2 s`, ..."""
+        if self.label_steps == 1:
+            return self.columns
+        return tuple(f"{name} at {start:.12g} s" for start in self.starts_s for name in self.columns)
+
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; `targets` is left out if it is empty, as earlier versions know no such field."""
-        return {name: value for name, value in asdict(self).items() if name != "targets" or value}
+        """Plain JSON; what earlier versions do not know is left out if it has its default."""
+        later = {"targets": (), "label_steps": 1, "label_every_s": 0.0}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
 
 def export_model(

@@ -47,6 +47,7 @@ def task_of(task: TaskDescription) -> Task:
         target_mean=task.target_mean,
         target_std=task.target_std,
         targets=task.targets,
+        steps=task.label_steps,
     )
     return make_task(TaskConfig(), labels)
 
@@ -71,7 +72,7 @@ def load_model(folder: str | Path, *, device: str = "cpu") -> Predictor:
             "(run.init_from)"
         )
     weights = read_weights(storage)
-    model = Maestro(model_config(description), modalities_of(description), task.outputs, seed=0)
+    model = Maestro(model_config(description), modalities_of(description), task.shape, seed=0)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -107,6 +108,11 @@ class Predictor:
         """Names of the predicted numbers: the classes, the targets, or `value`."""
         return self.task.columns
 
+    @property
+    def starts_s(self) -> tuple[float, ...]:
+        """When the predicted parts begin, in seconds after the window's start; (0,) for a prediction of the window."""
+        return self.task.starts_s
+
     def predict(
         self,
         samples: Sample | Iterable[Sample],
@@ -116,6 +122,8 @@ class Predictor:
         unobserved: Literal["refuse", "nan"] = "refuse",
     ) -> np.ndarray:
         """Class probabilities float64 [N, C], or values float64 [N] (of several targets [N, K]) in the target's unit.
+
+        Of a model that predicts over time: [N, S, C], [N, S] or [N, S, K], for the parts that begin at `starts_s`.
 
         One sample (a dict) is the same as a list of one sample. `recording` is for models with `normalize: recording`;
         others ignore it. For each sample it has mean and standard deviation [D_j, 2] of each present modality over the

@@ -54,7 +54,7 @@ class MaestroModel(PythonModel):
             predictions = self.predictor.predict(samples, recordings if self.predictor.wants_recording else None)
         except (DataError, NonFiniteError) as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
-        columns = list(self.predictor.columns)
+        columns = list(self.predictor.task.flat_columns)
         return pd.DataFrame(predictions.reshape(-1, len(columns)), columns=columns)
 
 

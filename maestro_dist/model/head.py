@@ -82,7 +82,14 @@ class ModalityHeads(nn.Module):
         rng.fill_linear_(self.bias, self.weight.shape[1], key("bias"))
 
     def forward(self, pooled: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled [B, M, d], present bool [B, M] -> (each modality's logits [B, M, C], 0 where absent; weighted sum)."""
-        logits = torch.einsum("bmd,mdc->bmc", pooled, self.weight.to(pooled.dtype)) + self.bias
+        """Pooled [B, M, d], present bool [B, M] -> (each modality's logits [B, M, C], 0 where absent; weighted sum).
+
+        Of parts of a window: pooled [B, M, S, d] -> [B, M, S C].
+        """
+        if pooled.ndim == 4:
+            logits = torch.einsum("bmsd,mdc->bmsc", pooled, self.weight.to(pooled.dtype)) + self.bias[:, None]
+            logits = logits.flatten(2)
+        else:
+            logits = torch.einsum("bmd,mdc->bmc", pooled, self.weight.to(pooled.dtype)) + self.bias
         logits = torch.where(present[..., None], logits, 0)
         return logits, (logits * self.share[:, None]).sum(1)

@@ -27,8 +27,9 @@ from maestro_dist.model.layers import ByModality, Key, Linear, checkpointed
 from maestro_dist.model.layout import DepthPlan, EnteringTokens, ModalityTokens, TokenLayout
 from maestro_dist.model.moe import LocalExperts, MixtureOfExperts
 from maestro_dist.model.names import draw_name
+from maestro_dist.model.over_time import PartMeans
 from maestro_dist.model.time_code import TimeCode
-from maestro_dist.types import Batch, Modality, Output
+from maestro_dist.types import Batch, HeadShape, Modality, Output
 
 
 class ModalityEmbedding(nn.Module):
@@ -60,6 +61,8 @@ class Encoded(NamedTuple):
     fused, final    output [N', d] of the cross-modal layers, or their input if there are none, and its layout
     present         bool [B, M]: which modalities have an observed token
     monitored       budgets, queries and expert loads
+    plan            masks and numbers of the tokens at all depths
+    embedded        tokens [N_0, d] at depth 0, if the model keeps them
     """
 
     encoded: Tensor
@@ -69,6 +72,8 @@ class Encoded(NamedTuple):
     final: TokenLayout
     present: Tensor
     monitored: Output
+    plan: DepthPlan
+    embedded: Tensor | None = None
 
 
 class Trunk(nn.Module):
@@ -79,6 +84,7 @@ class Trunk(nn.Module):
     """
 
     unit: Tensor
+    keeps_embedded = False
 
     def __init__(
         self,
@@ -135,6 +141,7 @@ class Trunk(nn.Module):
         present = plan.observed[:, :, 0] > 0
         depth = self.config.encoder_layers
         budgets = self._budgets(tokens, plan, rows, batch.sample, present)
+        embedded = torch.cat(tokens) if self.keeps_embedded else None
 
         for j, name in enumerate(self.names):
             layouts = [layout.modality_layout(plan, j, level, rows[j], batch.sample) for level in range(depth + 1)]
@@ -159,7 +166,7 @@ class Trunk(nn.Module):
         if self.config.moe.experts and loads:
             load = torch.stack(loads)  # int32 [layers, B, M, E]
             monitored["expert_load"], monitored["expert_load_by_sample"] = load.sum(1), load.sum(2, dtype=torch.int32)
-        return Encoded(encoded, entering, joint, x, final, present, monitored)
+        return Encoded(encoded, entering, joint, x, final, present, monitored, plan, embedded)
 
     def update_balance(self, load: Tensor) -> None:
         """Adjust the experts' selection biases after a step (`moe.balance: bias`).
@@ -243,42 +250,82 @@ class Maestro(Trunk):
         self,
         config: ModelConfig,
         modalities: Sequence[Modality],
-        outputs: int,
+        outputs: int | HeadShape,
         *,
         seed: int,
         sequence: SequenceContext | None = None,
         experts: ExpertsFactory | None = None,
     ) -> None:
-        """A model for `modalities` (in any order) with `outputs` logits.
+        """A model for `modalities` (in any order) with `outputs` logits, or so many for each part of a window.
 
         `sequence` and `experts` are given if tokens or experts are spread over ranks. Raises `ConfigError` if values of
         the configuration do not fit each other.
         """
         super().__init__(config, modalities, seed=seed, sequence=sequence, experts=experts)
+        shape = HeadShape(outputs) if isinstance(outputs, int) else outputs
+        self.part_means: PartMeans | None = None
+        width = own_width = config.width
+        if shape.steps > 1:
+            self.part_means = PartMeans(shape, self.modalities, self.words, self.sequence)
+            # The head sees the mean of the sample, and of the part's tokens before and after the layers, which have
+            # fewer and fewer tokens; that of a modality sees the modality's mean, and that of the part.
+            self.keeps_embedded, width, own_width = True, 3 * config.width, 2 * config.width
         attends = config.pooling == "attention"
         self.pool = AttentionPool(config.width, config.heads, self.sequence) if attends else None
-        hidden = round(config.head_hidden * config.width)
-        self.head = (
-            DeepHead(config.width, hidden, outputs, config.dropout, seed) if hidden else Linear(config.width, outputs)
-        )
+        self._outputs = shape.steps * shape.numbers
+        hidden, count = round(config.head_hidden * config.width), shape.numbers
+        self.head = DeepHead(width, hidden, count, config.dropout, seed) if hidden else Linear(width, count)
         additive = config.head == "additive"
-        self.modality_heads = ModalityHeads(len(modalities), config.width, outputs) if additive else None
+        self.modality_heads = ModalityHeads(len(modalities), own_width, count) if additive else None
         self.initialise(seed)
 
     def forward(self, batch: Batch, step: int = 0) -> Output:
         """Logits and values to monitor. `step` (0-based optimizer step) keys the draws of training."""
-        encoded, _, joint, fused, final, present, monitored = self.encode(batch, step)
-        groups = final.flat_mask, final.row(), len(present)
-        pooled = self.pool(fused, *groups) if self.pool is not None else pool(fused, *groups, self.sequence)
-        inputs = (pooled, batch.sample, step) if isinstance(self.head, DeepHead) else (pooled,)
-        output = Output(logits=self.head(*inputs))
+        found = self.encode(batch, step)
+        final, samples = found.final, len(found.present)
+        groups = final.flat_mask, final.row(), samples
+        pooled = self.pool(found.fused, *groups) if self.pool is not None else pool(found.fused, *groups, self.sequence)
+        own = None
         if self.modality_heads is not None:
-            pooled = pool(encoded, joint.flat_mask, joint.cell(), present.numel(), self.sequence)
-            by_modality, summed = self.modality_heads(pooled.view(*present.shape, pooled.shape[1]), present)
-            output["modality_logits"] = by_modality
+            cells = found.joint.flat_mask, found.joint.cell(), found.present.numel()
+            own = pool(found.encoded, *cells, self.sequence).view(*found.present.shape, found.encoded.shape[1])
+        numbers = batch.sample
+        if self.part_means is not None:
+            pooled, own, numbers = self._of_parts(self.part_means, batch, found, pooled, own)
+        inputs = (pooled, numbers, step) if isinstance(self.head, DeepHead) else (pooled,)
+        output = Output(logits=self.head(*inputs).view(samples, self._outputs))
+        if self.modality_heads is not None:
+            output["modality_logits"], summed = self.modality_heads(own, found.present)
             output["logits"] = output["logits"] + summed
-        output.update(monitored)
+        output.update(found.monitored)
         return output
+
+    def _of_parts(
+        self, means: PartMeans, batch: Batch, found: Encoded, pooled: Tensor, own: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """What the heads see of each part of a window: [B S, 3 d], [B, M, S, 2 d] for the heads of modalities, and
+        numbers int64 [B S] that key the draws of dropout."""
+        rows, samples = [batch.rows[name] for name in self.names], len(pooled)
+        steps, halves = means.shape.steps, int(self.config.downsample)
+        depth = halves * self.config.encoder_layers
+        first = torch.cat([levels[0].flatten() for levels in found.plan.masks])
+        begin, end = [chain[0] for chain in found.plan.parts], found.final.parts
+        assert found.embedded is not None
+        local = [
+            means(found.embedded, first, begin, 1, rows, samples),
+            means(found.fused, found.final.flat_mask, end, 2 ** (depth + halves * len(self.fusion)), rows, samples),
+        ]
+        seen = torch.cat((pooled[:, None].expand(-1, steps, -1), *local), 2).flatten(0, 1)
+        if own is not None:
+            count = len(self.names)
+            cells = [row * count + j for j, row in enumerate(rows)]
+            joint = found.joint
+            parts = means(found.encoded, joint.flat_mask, joint.parts, 2**depth, cells, samples * count)
+            own = torch.cat(
+                (own[:, :, None].expand(-1, -1, steps, -1), parts.view(*own.shape[:2], *parts.shape[1:])), 3
+            )
+        places = torch.arange(steps, device=batch.sample.device)
+        return seen, own, layout.pack_numbers(batch.sample[:, None], places).flatten()
 
 
 def _steps(batch: Batch, name: str, word: int) -> int:

@@ -89,6 +89,7 @@ class TrainingSetup:
                      of this rank
     states           copies of the parameters: five with an average of the weights
     pretrain         given for pre-training: a decoder of masked words replaces the heads
+    label_steps      parts of a window that are predicted one by one
     """
 
     parameters: int
@@ -99,6 +100,7 @@ class TrainingSetup:
     exchanges_heads: bool = False
     states: int = STATES
     pretrain: PretrainConfig | None = None
+    label_steps: int = 1
 
 
 def memory_estimate(config: ModelConfig, modalities: Sequence[Modality], setup: TrainingSetup) -> MemoryEstimate:
@@ -114,6 +116,8 @@ def memory_estimate(config: ModelConfig, modalities: Sequence[Modality], setup: 
     segments = _segments(config, modalities, micro_batch, setup.exchanges_heads)
     if pretrain is not None:
         segments = [_hidden(modalities, micro_batch), *segments, *_decoder(config, pretrain, modalities, micro_batch)]
+    elif setup.label_steps > 1:
+        segments.append(_over_time(config, modalities, micro_batch, setup.label_steps))
     heap, mapped = ([part for part in segments if part.mapped == kind] for kind in (False, True))
     gaps = _GAPS_AGAIN if recompute else _GAPS
     kept, live = _kept_and_peak(segments, recompute)
@@ -225,6 +229,19 @@ def _decoder(
     kept = 8 * queries + 2 * scores  # norms and feed-forward; scores and the logarithms of their probabilities
     segments.append(_MemorySegment(queries, 0.0, kept, kept + queries + scores, kept + 3 * queries + 2 * scores))
     return segments
+
+
+def _over_time(config: ModelConfig, modalities: Sequence[Modality], samples: int, steps: int) -> _MemorySegment:
+    """Tokens of all parts of the windows at two or three depths, and what the heads see of each part."""
+    lengths = [tokens_by_depth(config, modality) for modality in modalities]
+    additive = config.head == "additive"
+    depths = [0, *([config.encoder_layers] if additive else []), config.encoder_layers + config.fusion_layers]
+    pairs = float(sum(counts[depth] + steps for depth in depths for counts in lengths))
+    seen = 3.0 * steps + (2.0 * steps * len(lengths) if additive else 0.0)
+    width = samples * config.width
+    embedded, largest = sum(counts[0] for counts in lengths), sum(counts[0] + steps for counts in lengths)
+    kept = width * (embedded + pairs + seen)
+    return _MemorySegment(width * largest, 0.0, kept, kept + 2.0 * width * largest, kept + 3.0 * width * largest)
 
 
 def _layer(

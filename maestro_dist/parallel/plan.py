@@ -131,10 +131,12 @@ class RankPlan:
         return self.memory.total + self.gathered
 
 
-def plan_world(config: Config, modalities: Sequence[Modality], mesh: Mesh, *, parameters: int) -> list[RankPlan]:
+def plan_world(
+    config: Config, modalities: Sequence[Modality], mesh: Mesh, *, parameters: int, label_steps: int = 1
+) -> list[RankPlan]:
     """The step of every rank of the world of `mesh`, in rank order.
 
-    `parameters`: number of parameters of the complete model, with all experts.
+    `parameters`: number of parameters of the complete model, with all experts. `label_steps`: labels of a window.
     """
     movement = plan_expert_movement(config, modalities, mesh).movement
     slices = held_slices(config.model, modalities, mesh.sequence)
@@ -144,14 +146,15 @@ def plan_world(config: Config, modalities: Sequence[Modality], mesh: Mesh, *, pa
         rank_mesh = replace(mesh, rank=rank)
         key = rank_mesh.sequence_rank, len(range(rank_mesh.data_rank, config.optim.global_batch, rank_mesh.data))
         if key not in by_shape:
-            by_shape[key] = _plan_rank(config, modalities, slices[key[0]], rank_mesh, key[1], movement, parameters)
+            plan = _plan_rank(config, modalities, slices[key[0]], rank_mesh, key[1], movement, parameters, label_steps)
+            by_shape[key] = plan
         plans.append(replace(by_shape[key], rank=rank))
     return plans
 
 
 def _plan_rank(
     config: Config, modalities: Sequence[Modality], slices: Sequence[Modality], mesh: Mesh, samples: int,
-    movement: Movement, parameters: int,
+    movement: Movement, parameters: int, label_steps: int,
 ) -> RankPlan:  # fmt: skip
     model = config.model
     micro, processed = _micro_batch(config, mesh), samples * _views(config)
@@ -166,7 +169,9 @@ def _plan_rank(
         micro_batches=micro_batches,
     )
     methods: tuple[Method, ...] = ("sparse", "ulysses")
-    shared = {method: sequence_traffic(config, modalities, slices, mesh.sequence, method) for method in methods}
+    shared = {
+        method: sequence_traffic(config, modalities, slices, mesh.sequence, method, label_steps) for method in methods
+    }
     expert_items = expert_traffic(model, slices, mesh.expert, movement)
     traffic = [
         *(item.times(processed) for item in shared[config.mesh.sequence_method]),
@@ -182,6 +187,7 @@ def _plan_rank(
         exchanges_heads=mesh.sequence > 1 and config.mesh.sequence_method == "ulysses",
         states=STATES + (config.optim.ema is not None),
         pretrain=config.task.pretrain if config.task.kind == "pretrain" else None,
+        label_steps=label_steps,
     )
     memory = memory_estimate(model, slices, setup)
     return RankPlan(

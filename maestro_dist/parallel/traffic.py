@@ -84,14 +84,19 @@ def attention_traffic(
 
 
 def sequence_traffic(
-    config: Config, modalities: Sequence[Modality], slices: Sequence[Modality], ranks: int, method: Method = "sparse"
+    config: Config,
+    modalities: Sequence[Modality],
+    slices: Sequence[Modality],
+    ranks: int,
+    method: Method = "sparse",
+    label_steps: int = 1,
 ) -> list[Traffic]:
     """Bytes that the rank with `slices` exchanges for one complete sample, if `ranks` ranks share the time axis.
 
     attention         all layers; see `attention_traffic`
     neighbour tokens  downsampling takes one token from each side: 8 d bytes forward and 8 d P backward per layer and
                       modality; the stem takes half its kernel
-    sums              pooled tokens, 8 (d + 1) bytes per pool; counts and moments
+    sums              pooled tokens, 8 (d + 1) bytes per pool, also of each of `label_steps` parts; counts and moments
     """
     model, count = config.model, len(modalities)
     if ranks == 1:
@@ -121,6 +126,8 @@ def sequence_traffic(
 
     gated = model.budget != "fixed" and model.encoder_layers > 0
     pools = 1 + count * ((model.head == "additive") + (gated and model.budget_inputs == "content"))
+    if label_steps > 1:
+        pools += label_steps * (2 + count * (model.head == "additive"))
     moments = sum(modality.variates * _moments(model, modality) for modality in modalities)
     sums = 2 * pools * (model.width + 1) * FLOAT + 16 * count * (layers + 1) + forwards * moments
     return _merged([*items, Traffic("sums", "all-reduce", ranks, sums)])

@@ -39,7 +39,7 @@ def print_start(config: Config, manifest: Manifest) -> None:
     parameters = count_parameters(pieces.model)
     tokens = tokens_by_modality(config.model, pieces.modalities)
     exchanges_heads = mesh.sequence > 1 and config.mesh.sequence_method == "ulysses"
-    plans = plan_world(config, pieces.modalities, mesh, parameters=parameters)
+    plans = plan_world(config, pieces.modalities, mesh, parameters=parameters, label_steps=pieces.task.label_steps)
     fullest = max(plans, key=lambda plan: plan.total_memory)
     memory, accumulation = fullest.memory, fullest.micro_batches
     least = min(plan.total_memory for plan in plans)
@@ -53,6 +53,8 @@ def print_start(config: Config, manifest: Manifest) -> None:
     several = "labels" if pieces.task.kind == "multilabel" else "classes"
     kind = f"{len(manifest.classes)} {several}" if manifest.classes else manifest.target
     kind += f": {', '.join(manifest.targets)}" if manifest.targets else ""
+    if pieces.task.label_steps > 1:
+        kind += f", every {manifest.window_s / pieces.task.label_steps:g} s"
     kind = "masked symbols" if pieces.task.kind == "pretrain" else kind
     names = ", ".join(f"{m.name} {m.variates} x {m.steps} @ {m.rate_hz:g} Hz" for m in pieces.modalities)
     rows = {

@@ -126,7 +126,7 @@ def load(target: Target, config: Config) -> Loaded:
         description, task = predictor.task, task_of(predictor.task)
         answer = Answer(
             description.kind, description.classes, description.target, description.target_mean, description.target_std,
-            description.targets,
+            description.targets, description.label_steps,
         )  # fmt: skip
         return Loaded(predictor.model, predictor.modalities, task, answer, f"{target.name}: exported model", None)
 
@@ -157,6 +157,7 @@ def load(target: Target, config: Config) -> Loaded:
         0.0 if train.target_mean is None else train.target_mean,
         1.0 if train.target_std is None else train.target_std,
         manifest.target_scales(config.data.train),
+        manifest.label_steps,
     )
     return Loaded(pieces.model, pieces.modalities, pieces.task, answer, about, manifest)
 

@@ -27,7 +27,7 @@ class Task(ABC):
 
     outputs         C, the number of logits (of `rows`) for each sample
     default_metric  the metric for `evaluation.metric: auto`
-    targets         numbers of a sample's target: K of several targets, else 1
+    targets         numbers of a sample's target: K of several targets, else 1; as often as there are labels over time
     metric_names    every metric that `metrics` can return, in the order of tables
     """
 
@@ -47,7 +47,7 @@ class Task(ABC):
         """From now on the loss is `share` x loss on these predictions + (1 - `share`) x loss on the labels.
 
         `predictions`, of all training samples in manifest order: class probabilities float32 [N, C], or values [N] (of
-        several targets [N, K]) in the target's unit.
+        several targets [N, K]) in the target's unit; over time as `predictions` returns them.
         """
         self._teacher_predictions, self._share = predictions, share
 
@@ -93,6 +93,15 @@ class Task(ABC):
     def rows(self, output: Output) -> Tensor:
         """The rows [B, C] from which metrics are computed: the logits."""
         return output["logits"]
+
+    @property
+    def label_steps(self) -> int:
+        """Labels of a sample over time; 1: it has one label."""
+        return 1
+
+    def labelled(self, logits: np.ndarray, target: np.ndarray) -> tuple[Task, np.ndarray, np.ndarray]:
+        """The task of one label with the logits and targets of all labels of a split: of each part over time."""
+        return self, logits, target
 
     def metric(self, name: str) -> str:
         """The metric that `evaluation.metric` names. Raises ConfigError if the task does not have it."""

@@ -22,7 +22,7 @@ from maestro_dist.data.symbols import reads_symbols
 from maestro_dist.errors import ConfigError
 from maestro_dist.parallel.mesh import Mesh, build_mesh
 from maestro_dist.training.process import prepare_process
-from maestro_dist.types import Modality
+from maestro_dist.types import HeadShape, Modality
 
 if TYPE_CHECKING:
     from maestro_dist.model.maestro import Trunk
@@ -76,13 +76,34 @@ def build(config: Config, manifest: Manifest | None = None, mesh: Mesh | None = 
     if task.kind == "pretrain":
         model = PretrainModel(config.model, modalities, config.task.pretrain, **given)
     else:
-        model = Maestro(config.model, modalities, task.outputs, **given)
+        model = Maestro(config.model, modalities, head_shape(task, manifest.window_s), **given)
     return ModelAndData(manifest, modalities, task, model, tuple(groups))
+
+
+def head_shape(task: Task, window_s: float) -> HeadShape:
+    """The numbers that a model for windows of `window_s` seconds predicts."""
+    return HeadShape(task.outputs // task.label_steps, task.label_steps, window_s / task.label_steps)
+
+
+def _check_over_time(config: Config, manifest: Manifest) -> None:
+    """Raise `ConfigError` for what labels over time do not go together with."""
+    if manifest.label_steps == 1 or config.task.kind == "pretrain":
+        return
+    where = "with labels over time (data.window.label_every_s)"
+    for key in ("shift", "time_warp"):
+        if getattr(config.augment, key):
+            raise ConfigError(f"augment.{key} moves values in time but not labels: not possible {where}; use 0")
+    if config.data.class_balance:
+        raise ConfigError(
+            f"data.class_balance: not possible {where}: a sample has several; task.class_weights=balanced is"
+        )
 
 
 def build_task(config: Config, manifest: Manifest) -> Task:
     """The task of the configuration, for this data."""
     from maestro_dist.task import Labels, make_task
+
+    _check_over_time(config, manifest)
 
     split = manifest.split(config.data.train)
     for name, target in zip(manifest.targets, split.targets or (), strict=bool(manifest.targets)):
@@ -95,10 +116,11 @@ def build_task(config: Config, manifest: Manifest) -> Task:
         manifest.task,
         classes=manifest.classes,
         class_counts=split.class_counts,
-        samples=split.samples,
+        samples=split.samples * manifest.label_steps,
         target_mean=0.0 if split.target_mean is None else split.target_mean,
         target_std=1.0 if split.target_std is None else split.target_std,
         targets=manifest.target_scales(config.data.train),
+        steps=manifest.label_steps,
     )
     return make_task(config.task, labels, consistency=config.missing.consistency)
 

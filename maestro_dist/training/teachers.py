@@ -57,8 +57,8 @@ def teacher_predictions(
 ) -> tuple[torch.Tensor, bool]:
     """Mean predictions of `task.teachers` for all training samples, and whether they were computed now.
 
-    float32: class probabilities [N, C], or values [N] (of several targets [N, K]) in the target's unit. They are
-    computed once and kept with the run. All ranks call it.
+    float32: class probabilities [N, C], or values [N] (of several targets [N, K]) in the target's unit; over
+    time as `Task.predictions` returns them. They are computed once and kept with the run. All ranks call it.
 
     Raises:
         ConfigError: a teacher does not fit the data.
@@ -70,8 +70,8 @@ def teacher_predictions(
 
     run = Storage(run_url)
     split = manifest.split(config.data.train)
-    width = len(manifest.classes) or len(manifest.targets)
-    shape = (split.samples, width) if width else (split.samples,)
+    steps, width = manifest.label_steps, len(manifest.classes) or len(manifest.targets)
+    shape = (split.samples, *([steps] if steps > 1 else []), *([width] if width else []))
     mean_prediction = _read_predictions(run, shape) if mesh.rank == 0 else None
     computed = bool(broadcast_array(np.array([mean_prediction is None], dtype=np.float64), mesh, device)[0])
     if computed:
@@ -136,6 +136,12 @@ def _open_teacher(url: str, config: Config, manifest: Manifest) -> tuple[Storage
     if targets != list(manifest.targets):
         found, wanted = (", ".join(of) if of else "one number" for of in (targets, manifest.targets))
         raise ConfigError(f"task.teachers: {place.name()} predicts {found}, the data has {wanted}")
+    steps = task.get("label_steps", 1)
+    if steps != manifest.label_steps:
+        raise ConfigError(
+            f"task.teachers: {place.name()} predicts {_parts(steps)}, the data has labels of "
+            f"{_parts(manifest.label_steps)} (data.window.label_every_s)"
+        )
     teacher_modalities = [_plain(modality) for modality in description["modalities"]]
     run_modalities = [_plain(asdict(modality)) for modality in manifest.select(config.data.modalities)]
     if teacher_modalities != run_modalities:
@@ -154,6 +160,10 @@ def _plain(modality: dict[str, Any]) -> dict[str, Any]:
 
 def _described(kind: str, classes: list[str]) -> str:
     return f"{kind} of {', '.join(classes)}" if classes else kind
+
+
+def _parts(steps: int) -> str:
+    return "whole windows" if steps == 1 else f"{steps:,} parts of each window"
 
 
 def _read_predictions(run: Storage, shape: tuple[int, ...]) -> np.ndarray | None:

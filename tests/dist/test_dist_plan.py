@@ -32,6 +32,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"activation_checkpointing": "layers", "stem": {"channels": 4, "kernel": 3}, "head": "pooled"},
     {"downsample": False, "attention_algorithm": "absorbed"},
     {"attention_algorithm": "rows", "budget": "gate"},
+    {"label_steps": 5},
+    {"label_steps": 16, "head": "pooled"},
 ]
 
 
@@ -50,7 +52,9 @@ def communicated(rank: int, ranks: int) -> list[tuple[float, float]]:
         F.cross_entropy(output["logits"], batch.target).backward()
         config = Config(model=model.config)
         slices = held_slices(config.model, MODALITIES, ranks)[rank]
-        planned = sum(item.communicated_bytes for item in sequence_traffic(config, MODALITIES, slices, ranks))
+        steps = options.get("label_steps", 1)
+        items = sequence_traffic(config, MODALITIES, slices, ranks, label_steps=steps)
+        planned = sum(item.communicated_bytes for item in items)
         found.append((sequence.group.communicated_bytes, SAMPLES * planned))
     return found
 

@@ -32,6 +32,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"downsample": False, "embedding": "table", "moe": {"experts": 0}, "dropout": 0.3, "attention_algorithm": "rows"},
     {"attention_algorithm": "absorbed", "dropout": 0.2, "attention_dropout": 0.0, "heads": 2},
     {"activation_checkpointing": "layers", "tile": 8, "keep_attention_weights": False, "dropout": 0.2},
+    {"label_steps": 5, "pooling": "attention", "dropout": 0.2, "encoder_layers": 2},
+    {"label_steps": 16, "downsample": False, "head_hidden": 2, "head": "pooled", "summary": "level"},
     {"embedding": "table", "summary": "none", "normalize": "window"},
 ]
 SYMBOLS = OPTIONS[-1]

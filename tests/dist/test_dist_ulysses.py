@@ -49,6 +49,7 @@ OPTIONS: list[dict[str, Any]] = [
         "fusion_layers": 2,
     },
     {"activation_checkpointing": "layers", "embedding": "table", "normalize": "window", **DENSE},
+    {"label_steps": 5, "fusion_layers": 2, "dropout": 0.2},
     {"embedding": "table", "normalize": "window"},
 ]
 EVALUATED: list[dict[str, Any]] = [{"summary": "level"}, {"summary": "level", **DENSE}]

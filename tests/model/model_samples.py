@@ -10,7 +10,7 @@ from torch import Tensor
 
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.model import Maestro
-from maestro_dist.types import Batch, Modality
+from maestro_dist.types import Batch, HeadShape, Modality
 
 MODALITIES = [
     Modality("acc", 3, 32.0, 64, "g", (0.1, -0.2, 1.0), (0.5, 0.6, 0.7)),
@@ -54,9 +54,10 @@ def make_batch(present: Tensor, *, seed: int = 0, nan: float = 0.15, first_sampl
     return Batch(values=values, rows=rows, present=present, sample=sample, target=sample % 4, recording=recording)
 
 
-def make_model(*, seed: int = 7, sequence: Any = None, **options: Any) -> Maestro:
-    """A tiny model; `options` override."""
+def make_model(*, seed: int = 7, sequence: Any = None, label_steps: int = 1, **options: Any) -> Maestro:
+    """A tiny model; `options` override. `label_steps`: parts of the window of 2 s that it predicts."""
     config = ModelConfig.model_validate(
         {"width": 12, "heads": 3, "word": 4, "feedforward": 2.0, "moe": {"experts": 3}, **options}
     )
-    return Maestro(config, MODALITIES, 4, seed=seed, sequence=sequence)
+    shape = HeadShape(4, label_steps, 2.0 / label_steps)
+    return Maestro(config, MODALITIES, shape, seed=seed, sequence=sequence)

@@ -1,6 +1,7 @@
 """Peak memory of training steps: python peak_of_a_step.py MODEL_JSON MODALITIES STEPS SAMPLES VARIATES.
 
-With a key `pretrain` in MODEL_JSON (its value: `task.pretrain`) those of a model in pre-training.
+With a key `pretrain` in MODEL_JSON (its value: `task.pretrain`) those of a model in pre-training; with `label_steps`
+those of a model that predicts so many parts of a window.
 
 Prints bytes, in a process of its own: the most that was resident beyond what it had before the model was built (the
 libraries have done a tiny step by then, and the inputs exist), and the most that arrays held in forward and backward.
@@ -18,7 +19,7 @@ import torch
 from maestro_dist.config.learning import PretrainConfig
 from maestro_dist.config.model import ModelConfig
 from maestro_dist.model import Maestro, PretrainModel, Trunk
-from maestro_dist.types import Batch, Modality
+from maestro_dist.types import Batch, HeadShape, Modality
 
 
 def resident(line: str) -> int:
@@ -32,7 +33,11 @@ def modalities(count: int, steps: int, variates: int) -> list[Modality]:
 
 
 def make(
-    config: ModelConfig, sensors: list[Modality], samples: int, pretrain: PretrainConfig | None = None
+    config: ModelConfig,
+    sensors: list[Modality],
+    samples: int,
+    pretrain: PretrainConfig | None = None,
+    label_steps: int = 1,
 ) -> tuple[Trunk, Batch]:
     rows = torch.arange(samples)
     values = {m.name: torch.randn(samples, m.steps, m.variates) for m in sensors}
@@ -40,7 +45,8 @@ def make(
     batch = Batch(values, {m.name: rows for m in sensors}, present, rows, rows % 3)
     if pretrain is not None:
         return PretrainModel(config, sensors, pretrain, seed=0).train(), batch
-    return Maestro(config, sensors, 3, seed=0).train(), batch
+    shape = HeadShape(3, label_steps, sensors[0].seconds / label_steps)
+    return Maestro(config, sensors, shape, seed=0).train(), batch
 
 
 def step(model: Trunk, batch: Batch, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -55,7 +61,8 @@ def forward_backward(model: Trunk, batch: Batch) -> None:
     if "masked" in output:
         output["masked"][:, 0].sum().backward()
     else:
-        torch.nn.functional.cross_entropy(output["logits"], batch.target).backward()
+        rows = output["logits"].view(-1, 3)
+        torch.nn.functional.cross_entropy(rows, batch.target.repeat_interleave(len(rows) // len(batch))).backward()
 
 
 def live(model: Trunk, batch: Batch) -> int:
@@ -70,11 +77,12 @@ def live(model: Trunk, batch: Batch) -> int:
 def main(model: str, count: int, steps: int, samples: int, variates: int) -> None:
     torch.set_num_threads(1)
     options = json.loads(model)
-    given = options.pop("pretrain", None)
+    given, label_steps = options.pop("pretrain", None), options.pop("label_steps", 1)
     pretrain = None if given is None else PretrainConfig.model_validate(given)
     tiny = ModelConfig.model_validate({**options, "width": 16, "heads": 2})
-    step(*make(tiny, modalities(2, 64, 1), 2, pretrain))
-    made, batch = make(ModelConfig.model_validate(options), modalities(count, steps, variates), samples, pretrain)
+    step(*make(tiny, modalities(2, 64, 1), 2, pretrain, label_steps))
+    sensors = modalities(count, steps, variates)
+    made, batch = make(ModelConfig.model_validate(options), sensors, samples, pretrain, label_steps)
     before, optimizer = resident("VmRSS"), torch.optim.AdamW(made.parameters())
     for _ in range(3):  # the gaps between arrays are not where they will stay after one
         step(made, batch, optimizer)

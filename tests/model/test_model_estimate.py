@@ -41,6 +41,8 @@ CASES: list[tuple[dict[str, Any], tuple[int, int, int, int]]] = [
     ({"word": 2, "pretrain": {}}, (2, 30_000, 2, 1)),
     ({"word": 8, "pretrain": {"predict": 512}}, (4, 4096, 8, 3)),
     ({"word": 2, "activation_checkpointing": "layers", "tile": 16384, "pretrain": {}}, (1, 600_000, 1, 1)),
+    ({"word": 8, "label_steps": 512}, (4, 4096, 8, 3)),
+    ({"word": 2, "label_steps": 3000, "head": "pooled"}, (2, 30_000, 2, 1)),
 ]
 
 
@@ -60,10 +62,14 @@ def test_estimate_is_within_a_fifth(options: dict[str, Any], shape: tuple[int, i
     measured, live = measure()
     given = options.get("pretrain")
     pretrain = None if given is None else PretrainConfig.model_validate(given)
-    config = ModelConfig.model_validate({key: value for key, value in options.items() if key != "pretrain"})
+    config = ModelConfig.model_validate(
+        {key: value for key, value in options.items() if key not in ("pretrain", "label_steps")}
+    )
     sensors = modalities(count, steps, variates)
-    parameters = count_parameters(make(config, sensors, 1, pretrain)[0])
-    estimate = memory_estimate(config, sensors, TrainingSetup(parameters, samples, pretrain=pretrain))
+    label_steps = options.get("label_steps", 1)
+    parameters = count_parameters(make(config, sensors, 1, pretrain, label_steps)[0])
+    setup = TrainingSetup(parameters, samples, pretrain=pretrain, label_steps=label_steps)
+    estimate = memory_estimate(config, sensors, setup)
     # the script starts to count when model and inputs are there
     expected = estimate.peak + estimate.parameters * 3 / 4
     if measured < expected / 1.2:  # gaps differ from process to process, and what a step may take is to be told

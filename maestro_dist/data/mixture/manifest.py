@@ -111,6 +111,8 @@ def _check_alike(one: Manifest, other: Manifest, where: str) -> None:
         raise ConfigError(f"{where} have other targets ({named[0]}; {named[1]}); pack them alike")
     if (one.symbols is None) != (other.symbols is None) or one.symbols != other.symbols:
         raise ConfigError(f"{where} have other symbols; pack them alike")
+    if one.label_steps > 1 or other.label_steps > 1:
+        raise ConfigError(f"{where}: labels over time (window.label_every_s) are for one data set only; leave it out")
     if one.window_s != other.window_s:
         raise ConfigError(
             f"{where} have windows of {one.window_s:g} s and {other.window_s:g} s; choose one with "

@@ -116,7 +116,7 @@ def split_facts(config: DataConfig, manifest: Manifest, split: str, seed: int) -
         looked = [look(number) for number in drawn.tolist()]  # all from the one table
     found = [facts for facts in looked if isinstance(facts, ShardFacts)]
     width = len(manifest.select(config.modalities))
-    no_targets = np.empty((0, len(manifest.targets)) if manifest.targets else 0)
+    no_targets = np.empty((0, manifest.target_width) if manifest.target_width > 1 else 0)
     subjects = [facts.subjects or [NOBODY] * len(facts.keys) for facts in found]
     return SplitFacts(
         subjects=np.array([name for part in subjects for name in part], dtype=np.str_),

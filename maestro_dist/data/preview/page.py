@@ -22,6 +22,7 @@ _MOST_PICTURE_BYTES = 3_200_000  # before they are written as text, which takes 
 _MOST_HISTOGRAMS = 60
 _MOST_WARNINGS = 100
 _MOST_NAMED = 12
+_MOST_LABELS = 8
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -138,7 +139,12 @@ class _Page:
         """The histogram of a regression's targets."""
         if self.manifest.task != "regression":
             return ""
-        targets = {name: facts.targets for name, facts in self.preview.facts.items() if len(facts.targets)}
+        count = len(self.manifest.targets)  # over time each part is one more row
+        targets = {
+            name: facts.targets.reshape(-1, count) if count else facts.targets.reshape(-1)
+            for name, facts in self.preview.facts.items()
+            if len(facts.targets)
+        }
         if not targets:
             return ""
         names = self.manifest.targets or [self.manifest.target]
@@ -165,6 +171,22 @@ class _Page:
         whole = int(label) if label == label else -1
         return self.manifest.classes[whole] if 0 <= whole < len(self.manifest.classes) else f"class {label:g}"
 
+    def _over_time(self, labels: np.ndarray) -> str:
+        """The labels of a sample over time as plain text: of numbers their range, of classes one after the other."""
+        manifest, names = self.manifest, self.manifest.targets or [self.manifest.target]
+        parts = labels.reshape(manifest.label_steps, -1)
+        if manifest.task == "regression":
+            known = [(name, own[~np.isnan(own)]) for name, own in zip(names, parts.T, strict=True)]
+            ranges = [f"{own.min():g} to {own.max():g}" if len(own) else "unknown" for _, own in known]
+            return ", ".join(
+                f"{name} {said}" if manifest.targets else said for name, said in zip(names, ranges, strict=True)
+            )
+        own = parts[:, 0]
+        begins = [0, *(np.flatnonzero((own[1:] != own[:-1]) & ~(np.isnan(own[1:]) & np.isnan(own[:-1]))) + 1).tolist()]
+        every = manifest.window_s / manifest.label_steps
+        said = [f"{'unknown' if np.isnan(own[at]) else self._label(own[at])} from {at * every:g} s" for at in begins]
+        return ", ".join(said[:_MOST_LABELS]) + (", ..." if len(said) > _MOST_LABELS else "")
+
     def _samples(self) -> str:
         shades = legend(((GAP, "nothing observed"), (PART, "some variates or steps missing")))
         parts = [f"<h2>Samples</h2>\n{shades}"]
@@ -186,7 +208,10 @@ class _Page:
     def _sample(self, sample: ShownSample) -> str:
         name = sample.key or f"sample number {sample.number}"
         person = f"person {sample.subject}" if sample.subject else "person unknown"
-        label = self._label(sample.label)
+        if isinstance(sample.label, np.ndarray) and self.manifest.label_steps > 1:
+            label = self._over_time(sample.label)
+        else:
+            label = self._label(sample.label)
         title = f"<b>{text(name)}</b><br>{text(label)}, {text(person)}"
         if sample.start_s is not None:
             of = f" of {text(sample.recording)}" if sample.recording else ""

@@ -79,12 +79,14 @@ def _modality(preview: Preview, facts: ValueFacts, *, all_variates: bool) -> Ite
 
 def _several_targets(manifest: Manifest, name: str, seen: np.ndarray) -> Iterator[list[str]]:
     """A row for each target in a split; `seen`, [N, K], are numbers of some of its samples."""
+    labels = manifest.split(name).samples * manifest.label_steps
+    seen = seen.reshape(-1, len(manifest.targets))
     for column, (target, facts) in enumerate(zip(manifest.targets, manifest.split(name).targets or (), strict=True)):
         known = seen[~np.isnan(seen[:, column]), column]
         low, high = (known.min(), known.max()) if len(known) else (np.nan, np.nan)
         mean, std = (facts.mean, facts.std) if facts.known else (np.nan, np.nan)
         own = [number(float(value)) for value in (mean, std, low, high)]
-        yield [text(name), text(target), f"{facts.known:,} of {manifest.split(name).samples:,}", *own]
+        yield [text(name), text(target), f"{facts.known:,} of {labels:,}", *own]
 
 
 def balance(preview: Preview, colours: Mapping[str, str], targets: str) -> str:
@@ -100,10 +102,11 @@ def balance(preview: Preview, colours: Mapping[str, str], targets: str) -> str:
                 rows += list(_several_targets(manifest, name, seen))
                 continue
             mean, std = (np.nan if value is None else value for value in (split.target_mean, split.target_std))
+            seen = seen[~np.isnan(seen)]  # over time, parts without a label
             low, high = (seen.min(), seen.max()) if len(seen) else (np.nan, np.nan)
             rows.append([text(name), *(number(float(value)) for value in (mean, std, low, high))])
         if manifest.targets:
-            heads = ["split", "target", "samples that have it", "mean", "std", "min", "max"]
+            heads = ["split", "target", f"{_labelled(manifest)} that have it", "mean", "std", "min", "max"]
             caption = f"Targets: {text(manifest.target, 300)}"
             return f"<h2>Labels</h2>\n{table(caption, heads, rows)}{targets}"
         caption = f"Target: {text(manifest.target, 300)}"
@@ -121,7 +124,8 @@ def balance(preview: Preview, colours: Mapping[str, str], targets: str) -> str:
         rows.append([text(manifest.classes[label]), *cells])
     left = len(manifest.classes) - len(rows)
     more = f'<p class="note">and {left:,} rarer classes</p>\n' if left > 0 else ""
-    return f"<h2>Labels</h2>\n{table('Samples of each class', ['class', *map(text, names)], rows)}{more}"
+    caption = f"{_labelled(manifest).capitalize()} of each class"
+    return f"<h2>Labels</h2>\n{table(caption, ['class', *map(text, names)], rows)}{more}"
 
 
 def coverage(preview: Preview) -> str:
@@ -168,3 +172,8 @@ def _cell(value: float) -> str:
     elif value < 1 and shown == "100":
         shown = "&gt;99"
     return f'<td style="background:rgb({red},{green},{blue});color:{ink}">{shown}</td>'
+
+
+def _labelled(manifest: Manifest) -> str:
+    """What has a label each."""
+    return "samples" if manifest.label_steps == 1 else "parts of samples"

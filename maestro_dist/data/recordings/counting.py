@@ -60,8 +60,8 @@ def counted(config: DataConfig, manifest: Manifest) -> Manifest:
             with closing(source.open()) as reader:
                 for sample in _samples(source, reader, chosen[name], findings.people[name]):
                     findings.add(sample)
-    described = findings.manifest(manifest.splits)
-    made = {name: getattr(manifest, name) for name in ("recordings", "cut", "divided", "symbols")}
+    described = findings.manifest(manifest.splits, manifest.recordings, manifest.cut)
+    made = {name: getattr(manifest, name) for name in ("divided", "symbols")}
     return described.model_copy(update=made)
 
 

@@ -214,7 +214,8 @@ class CutReader:
                 found = self._statistics(shard, np.array([row]), column, shards)
                 pairs[modality.name] = found[0].astype(np.float32)
         target = shard.known.targets[row].tolist()
-        return DecodedSample(number, shard.keys[row], int(target) if self._format.classes else target, values, pairs)
+        whole = self._format.classes and self._format.targets == 1
+        return DecodedSample(number, shard.keys[row], int(target) if whole else target, values, pairs)
 
     def _window(self, shard: OpenShard, row: int, column: int, shards: OpenShards, out: np.ndarray) -> None:
         """Read the part of a window of one modality that this rank keeps. NaN where there is no stream."""

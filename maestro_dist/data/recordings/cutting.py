@@ -28,7 +28,7 @@ class CutWindows:
     start_s  start of each window, in seconds after the recording's time 0, float64 [n]
     first    the first step of each modality in its stream, int64 [n, M]; negative where the stream begins later
     present  bool [n, M]: whether the window has the modality
-    label    float64 [n]; of K targets [n, K], NaN where one is unknown
+    label    float64 [n]; of K targets [n, K], of S labels over time [n, S] or [n, S K]; NaN where one is unknown
     """
 
     number: np.ndarray
@@ -90,11 +90,21 @@ class Cutter:
             length = self.window.length_s
             if 0 < recording.length_s < length:  # one window, which ends with the recording
                 length = recording.length_s
-            label = recording.labels.of_windows(
-                starts, length, self.rule, self.window.min_labelled, several=self.task == MULTILABEL
-            )
+            label = self._labels(recording, starts, length)
             kept &= is_known(label)
         return CutWindows(np.arange(len(starts)), starts, first, present, label).some(np.flatnonzero(kept))
+
+    def _labels(self, recording: RecordingFacts, starts: np.ndarray, length: float) -> np.ndarray:
+        """The labels of windows of `length` seconds, as in `CutWindows`."""
+        several, least = self.task == MULTILABEL, self.window.min_labelled
+        every = self.window.label_every_s
+        if every is None:
+            return recording.labels.of_windows(starts, length, self.rule, least, several=several)
+        steps = self.window.label_steps
+        parts = (starts[:, None] + every * np.arange(steps)).reshape(-1)
+        label = recording.labels.of_windows(parts, every, self.rule, least, several=several)
+        label[parts >= recording.length_s - _SAME * every] = np.nan  # of a recording that is shorter than the window
+        return label.reshape(len(starts), -1)
 
     def _starts(self, recording: RecordingFacts) -> np.ndarray:
         length, every = self.window.length_s, self.window.every_s

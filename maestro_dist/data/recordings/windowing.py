@@ -30,7 +30,7 @@ class ShardWindows:
     row       int64 [n]: its recording, counted in the shard
     first     int64 [n, M]: the first step of each modality in its stream
     present   bool [n, M]
-    target    float64 [n]; of K targets [n, K]
+    target    float64 [n]; of several numbers [n, `Manifest.target_width`]
     steps     int64 [R, M]: length of the streams of the shard's recordings
     """
 
@@ -52,7 +52,7 @@ class Windowing:
         modalities = sorted((_plain(m) for m in manifest.modalities), key=lambda m: m.name)
         self.names = [modality.name for modality in modalities]
         self._cutter = Cutter.of(modalities, manifest.cut.window, manifest.task)
-        self._no_labels = np.empty((0, len(manifest.targets)) if manifest.targets else 0)
+        self._no_labels = np.empty((0, manifest.target_width) if manifest.target_width > 1 else 0)
         self._splitting = split_recordings(table, manifest.cut.split)
         self.table = table
 
@@ -79,7 +79,7 @@ class Windowing:
                     found[name].append(shard.model_copy(update=changes))
                     targets[name].append(label)
             first += shard.samples
-        return {name: _split(shards, targets[name], counter) for name, shards in found.items()}
+        return {name: _split(shards, [self._no_labels, *targets[name]], counter) for name, shards in found.items()}
 
     def shard(self, split: str, shard: Shard) -> ShardWindows:
         """The windows of a shard that are in the split."""
@@ -200,7 +200,10 @@ def _plain(modality: ManifestModality) -> Modality:
 
 def _split(shards: list[Shard], targets: list[np.ndarray], counter: ClassCounter) -> ManifestSplit:
     several = counter.targets > 1
-    label = np.concatenate([np.empty((0, counter.targets) if several else 0), *targets])
+    label = np.concatenate(targets)
+    if label.ndim == 2:  # over time, or of several targets: counted one by one
+        label = label.reshape(-1, counter.targets)
+        label = label if several else label[~np.isnan(label)]
     counts = counter.counts(label)
     numbers = not counter.classes and not several and len(label) > 0
     return ManifestSplit(
