@@ -1,0 +1,94 @@
+"""Labels over time: a restart changes no bit, ranks and micro-batches only rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+from test_dist_learning import SAVED, Watch, learn, settings
+from torch import Tensor
+
+from maestro_dist.checkpoint import Saver
+from maestro_dist.config.windows import WindowConfig
+from maestro_dist.data.pack import Description, RawRecording, pack_recordings
+from maestro_dist.engine.engine import destroy_process_group, init_process_group
+from maestro_dist.parallel.mesh import build_mesh
+from maestro_dist.types import Modality
+
+pytestmark = pytest.mark.slow
+
+ABOUT = Description(
+    "motion", "CC0", "", "a generator", task="classification", classes=("a", "b"), target="activity", window_s=8,
+    modalities=(Modality("pulse", 2, 4.0, 32), Modality("warmth", 1, 1.0, 8)), recording=True,
+    window=WindowConfig(length_s=8, label_every_s=1.6),
+)  # fmt: skip
+STILL = ["augment.time_warp=0", "augment.shift=0"]  # what moves values in time is refused
+CUTS = [["engine.zero_stage=2", "engine.micro_batch=3"], ["mesh.sequence=2"]]
+WINDOWS = {"train": 101, "validation": 17, "test": 5}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group() -> Iterator[None]:
+    init_process_group("cpu", 60)
+    yield
+    destroy_process_group()
+
+
+def recordings() -> Iterator[RawRecording]:
+    """Recordings of one window; some lack a sensor, or labels of some parts."""
+    draw = np.random.default_rng(0)
+    for split, count in WINDOWS.items():
+        for n in range(count):
+            kinds = draw.integers(0, 2, 5)
+            labels = [
+                (1.6 * k, 1.6 * k + 1.6, int(kind)) for k, kind in enumerate(kinds) if k == n % 5 or draw.random() < 0.6
+            ]
+            pulse = draw.normal(size=(32, 2)) + np.repeat(kinds, 7)[:32, None]
+            values = {"pulse": pulse, "warmth": draw.normal(size=(8, 1))}
+            values.pop(("pulse", "warmth")[n % 2] if n % 5 == 0 else "", None)
+            yield RawRecording(f"{split}{n}", values, labels, subject=f"{split}{n % 7}", split=split)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("data") / "motion"
+    pack_recordings(folder, ABOUT, recordings(), shard_bytes=20_000)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(url: str) -> tuple[Watch, dict[str, Tensor]]:
+    """A run in one process that is evaluated in between."""
+    watch = Watch(evaluates=True)
+    return watch, learn(settings(url, *STILL), watch)
+
+
+def test_a_restart_changes_no_bit(whole: tuple[Watch, dict[str, Tensor]], url: str, tmp_path: Path) -> None:
+    watch, expected = whole
+    assert np.isfinite(watch.losses).all()
+    saver = Saver(str(tmp_path), build_mesh(settings(url, *STILL).mesh, world=1), attempt=1, keep_last=2)
+    learn(settings(url, *STILL), Watch(saver=saver, stops=True))
+    later = Watch()
+    found = learn(settings(url, *STILL), later, folder=str(tmp_path))
+    assert later.losses == watch.losses[SAVED:]
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+
+
+def on_ranks(rank: int, ranks: int, data: str) -> list[tuple[list[float], float]]:
+    found = []
+    for cut in CUTS:
+        watch = Watch(evaluates=True)
+        learn(settings(data, *STILL, *cut), watch, rank, ranks)
+        found.append((watch.losses, watch.validation))
+    return found
+
+
+def test_ranks_and_micro_batches_change_only_rounding(whole: tuple[Watch, dict[str, Tensor]], url: str) -> None:
+    for found in run_ranks(on_ranks, 2, url):
+        for losses, validation in found:
+            assert losses == pytest.approx(whole[0].losses, abs=1e-4)
+            assert validation == pytest.approx(whole[0].validation, abs=1e-4)
