@@ -132,7 +132,8 @@ def _provisional(stored: Manifest, cut: Cut, table: RecordingTable) -> Manifest:
 
 def _kept_path(config: DataConfig, stored: Manifest, how: Cut | Divided) -> Path | None:
     """Where the manifest of these windows is kept; None: nowhere."""
-    identity = json.dumps([_FORMAT, stored.fingerprint(), how.model_dump(mode="json")], sort_keys=True)
+    more = ["labelled"] if isinstance(how, Cut) and how.window.label_steps > 1 else []  # what older ones do not say
+    identity = json.dumps([_FORMAT, *more, stored.fingerprint(), how.model_dump(mode="json")], sort_keys=True)
     try:
         folder = Path(config.cache).expanduser() if config.cache else user_folder("shards")
     except (OSError, RuntimeError):
