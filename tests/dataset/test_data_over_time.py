@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +264,15 @@ def test_a_run_finds_when_activities_change(
     one = model.predict({"acc": np.zeros((160, 2)), "pulse": np.zeros((20, 1))})
     assert one.shape == (1, 10, 3)
     np.testing.assert_allclose(one.sum(2), 1.0)
+
+    other = tmp_path / "other"  # a model without its run cuts recordings as it needs them, whatever is usual for them
+    pack_recordings(other, replace(about("classification"), window=WindowConfig(length_s=10)), recordings("classes"))
+    shutil.copytree(tmp_path / "timed" / "model", tmp_path / "model")
+    assert evaluate([str(tmp_path / "model"), "--data", str(other)]) == 0
+    _, _, whole = targets(url, "test", **WINDOW)
+    assert f"{np.isfinite(whole).sum():,} labelled parts" in capsys.readouterr().out
+    assert predict([str(tmp_path / "model"), str(other), "--out", str(tmp_path / "out.csv")]) == 0
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 1 + whole.size
 
     taught = ["run.name=taught", f"task.teachers=[{tmp_path / 'timed'}]", "optim.epochs=2", "augment.mixup=0"]
     assert train(words(url, tmp_path, *taught)) == 0
