@@ -132,6 +132,18 @@ def test_one_label_of_a_recording_is_that_of_all_its_parts(tmp_path: Path) -> No
     np.testing.assert_array_equal(found[2], [1] * 7 + [NAN] * 3)
 
 
+@pytest.mark.parametrize("rule", ["majority", "last", "center", "any"])
+@pytest.mark.parametrize(("length", "labelled"), [(12.75, 7), (0.5, 1), (12.0, 6)])
+def test_the_last_part_of_a_short_recording_ends_with_it(
+    tmp_path: Path, rule: str, length: float, labelled: int
+) -> None:
+    values = {"acc": np.ones((int(8 * length), 2))}
+    given = [RawRecording("r", values, [(0, length, 1)], subject="p", split="train")]
+    pack_recordings(tmp_path / "short", about("classification"), given)
+    _, _, found = targets(str(tmp_path / "short"), "train", **WINDOW, label=rule)
+    np.testing.assert_array_equal(found, [[1] * labelled + [NAN] * (10 - labelled)])
+
+
 @pytest.mark.parametrize(
     ("window", "said"),
     [
