@@ -143,7 +143,7 @@ def _fitted_manifest(loaded: Loaded, config: Config, options: argparse.Namespace
 
     run_manifest, split, any_units = loaded.manifest, config.data.test, options.any_units
     try:
-        manifest = _manifest(config.data, run_manifest, other=bool(options.data))
+        manifest = _manifest(config.data, loaded, other=bool(options.data))
     except DataError as error:
         raise error if options.data else DataError(f"{error} (choose another place with --data)") from None
     if run_manifest is not None and not options.data and run_manifest.fingerprint() != manifest.fingerprint():
@@ -172,24 +172,27 @@ def _fitted_manifest(loaded: Loaded, config: Config, options: argparse.Namespace
     return manifest, notes
 
 
-def _manifest(data: DataConfig, run_manifest: Manifest | None, *, other: bool) -> Manifest:
+def _manifest(data: DataConfig, loaded: Loaded, *, other: bool) -> Manifest:
     """The run's manifest if its windows or splits were made of this data set; else that of the data set.
 
-    An `other` data set has its own splits, and, if it holds recordings, windows of the run's length.
+    An `other` data set has its own splits, and, if it holds recordings, windows of the run's length, or, for a model
+    without a run, with as many labels over time as it predicts.
     """
     from maestro_dist.data.load import load_data
     from maestro_dist.data.manifest import load_manifest
-    from maestro_dist.data.recordings.cut_data import made_of
+    from maestro_dist.data.recordings.cut_data import made_of, windows_of_model
 
     if data.sources:
         return load_data(data)
-    stored = load_manifest(data.url)
+    stored, run_manifest, answer = load_manifest(data.url), loaded.manifest, loaded.answer
     if run_manifest is not None and made_of(run_manifest, stored):
         return run_manifest
     if other:
         window = data.window
         if window is None and run_manifest is not None and run_manifest.cut is not None:
             window = run_manifest.cut.window
+        if window is None and run_manifest is None:
+            window = windows_of_model(stored, answer.label_steps, answer.label_every_s)
         changes = {"window": window if stored.recordings is not None else None, "split": None}
         data = data.model_copy(update=changes)
     return load_data(data)

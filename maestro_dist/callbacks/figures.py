@@ -40,6 +40,7 @@ def story_of(state: State, history: History, evaluation: Evaluation) -> Story:
         classes=state.manifest.classes,
         confusion=evaluation.confusion,
         confused=evaluation.confused,
+        counted="samples" if evaluation.labels is None else "parts",
         missing=missing_curve(evaluation, metric),
         sets=[load.label(names) for load in evaluation.loads or ()],
         set_loads=np.array([load.tokens for load in evaluation.loads]).swapaxes(0, 1) if evaluation.loads else None,

@@ -36,8 +36,8 @@ ANY_UNITS = "--any-units takes the numbers as they are"
 class Answer:
     """What a model predicts: `kind` of task, its classes, or the target's name, mean and standard deviation.
 
-    targets      the same of several targets
-    label_steps  parts of a window that are predicted one by one
+    targets        the same of several targets
+    label_steps    parts of a window that are predicted one by one, of `label_every_s` seconds each
     """
 
     kind: str
@@ -47,6 +47,7 @@ class Answer:
     std: float = 1.0
     targets: tuple[TargetScale, ...] = ()
     label_steps: int = 1
+    label_every_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -159,9 +160,12 @@ def check_labels(manifest: Manifest, split: str, answer: Answer, *, any_units: b
             f"the model was trained on {_list(answer.classes)}"
         )
     if answer.label_steps != manifest.label_steps:
+        only = (
+            "" if manifest.recordings is not None else "; it holds windows, but only recordings have labels over time"
+        )
         raise DataError(
             f"the model predicts {answer.label_steps:,} labels of a window, {manifest.name!r} has "
-            f"{manifest.label_steps:,}; set data.window as in its training (label_every_s)"
+            f"{manifest.label_steps:,}{only}"
         )
     if answer.kind != "regression":
         return []

@@ -210,12 +210,12 @@ def warning_lines(
 
 def _unknown_targets(manifest: Manifest, splits: Sequence[str]) -> Iterator[str]:
     """A line for each split that has samples with an unknown target."""
-    what = "sample" if manifest.label_steps == 1 else "label"
+    what = "sample" if manifest.label_steps == 1 else "labelled part"
     for name in splits:
         split = manifest.splits.get(name)
         if split is None or split.targets is None:
             continue
-        labels = split.samples * manifest.label_steps
+        labels = split.samples if split.labelled is None else split.labelled
         counts = zip(manifest.targets, (labels - target.known for target in split.targets), strict=True)
         lacking = [f"{target} in {count:,}" for target, count in counts if count]
         if lacking:

@@ -21,7 +21,6 @@ from maestro_dist.data.shard_checks import check_shards
 from maestro_dist.data.shard_index import ShardIndex, index_tar, load_index
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import ConfigError, DataError, StorageError
-from maestro_dist.types import MULTILABEL
 
 Level = Literal["error", "warning", "note"]
 
@@ -145,7 +144,7 @@ def lint(config: DataConfig, *, hashes: bool = True) -> Iterator[Remark]:
             yield from _windows(config, manifest, split, found)
     yield from _channels(manifest, found)
     yield from label_remarks(manifest)
-    yield from _targets(found)
+    yield from _targets(found, "samples" if manifest.label_steps == 1 else "parts")
     yield from _shared_people(found)
     yield from _duplicates(found)
 
@@ -317,13 +316,13 @@ def _channel(where: str, channel: _Channel, train: tuple[float, float], *, stati
         yield Remark("warning", where, f"its deviation is {channel.std:g}, that of training {std:g}: another unit?")
 
 
-def _targets(found: _Found) -> Iterator[Remark]:
-    """The range of each of several targets, by split."""
+def _targets(found: _Found, what: str) -> Iterator[Remark]:
+    """The range of each of several targets, by split. `what` has a label each."""
     for (split, name), target in found.targets.items():
         where = f"{split}, target {name}"
-        known = f"known in {target.count:,} of {target.steps:,} samples"
+        known = f"known in {target.count:,} of {target.steps:,} {what}"
         if not target.count:
-            yield Remark("warning", where, "it is unknown in all samples")
+            yield Remark("warning", where, f"it is unknown in all {what}")
         elif target.low == target.high and target.count > 1:
             yield Remark("warning", where, f"it is always {target.low:g}; {known}")
         else:
@@ -333,17 +332,18 @@ def _targets(found: _Found) -> Iterator[Remark]:
 
 def label_remarks(manifest: Manifest) -> Iterator[Remark]:
     """Classes that a split lacks, or that nearly all of its samples have. Reads the manifest only."""
+    what = "sample" if manifest.label_steps == 1 else "part"
     for name, split in manifest.splits.items():
         if not split.samples or not split.class_counts:
             continue
         lacking = [label for label, count in zip(manifest.classes, split.class_counts, strict=True) if not count]
         if lacking:
-            yield Remark("warning", name, f"no sample of {', '.join(lacking)}")
-        labels = split.samples if manifest.label_steps == 1 or manifest.task == MULTILABEL else sum(split.class_counts)
-        share = max(split.class_counts) / labels
+            yield Remark("warning", name, f"no {what} of {', '.join(lacking)}")
+        labels = split.samples if split.labelled is None else split.labelled
+        share = max(split.class_counts) / max(labels, 1)
         if share > _ONE_CLASS and len(lacking) < len(manifest.classes) - 1:
             most = manifest.classes[int(np.argmax(split.class_counts))]
-            yield Remark("warning", name, f"{share:.0%} of its samples are of {most}")
+            yield Remark("warning", name, f"{share:.0%} of its {what}s are of {most}")
 
 
 def _shared_people(found: _Found) -> Iterator[Remark]:

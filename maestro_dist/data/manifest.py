@@ -82,7 +82,8 @@ class Shard(ManifestEntry):
 class ManifestSplit(ManifestEntry):
     """The shards of one split, in order, with its class counts, or the mean and standard deviation of its target.
 
-    targets  statistics of each of several targets; then there is no `target_mean`
+    targets   statistics of each of several targets; then there is no `target_mean`
+    labelled  parts with a label, of all samples; None: each sample has one label
     """
 
     shards: list[Shard]
@@ -91,6 +92,7 @@ class ManifestSplit(ManifestEntry):
     target_mean: Finite | None = None
     target_std: Finite | None = None
     targets: list[TargetStatistics] | None = None
+    labelled: NonNegativeInt | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> ManifestSplit:
@@ -252,18 +254,15 @@ class Manifest(ManifestEntry):
         for name, split in self.splits.items() if not self.uncut else ():
             if self.classes and len(split.class_counts) != len(self.classes):
                 raise ValueError(f"class_counts of split '{name}' need {len(self.classes)} numbers")
-            counts = split.class_counts
             if len(split.targets or ()) != len(self.targets):
                 raise ValueError(f"targets of split '{name}' need {len(self.targets)} entries")
-            labels = split.samples * self.label_steps
+            counts, labels = split.class_counts, split.samples * self.label_steps
             if any(target.known > labels for target in split.targets or ()):
                 raise ValueError(f"targets of split '{name}' are known more often than it has samples")
             if self.task == "classification" and self.label_steps == 1 and sum(counts) != split.samples:
-                raise ValueError(
-                    f"class_counts add up to {sum(counts)} in split '{name}', not to {split.samples} samples"
-                )
-            if max(counts, default=0) > labels:
-                raise ValueError(f"class_counts of split '{name}' exceed its {labels} labels")
+                raise ValueError(f"class_counts add up to {sum(counts)} in '{name}', not to {split.samples} samples")
+            if max([split.labelled or 0, *counts]) > labels:
+                raise ValueError(f"class_counts or labelled of split '{name}' exceed its {labels} labels")
         return self
 
     @property
@@ -335,8 +334,9 @@ class Manifest(ManifestEntry):
             if not modality["always"]:
                 del modality["always"]
         for split in body["splits"].values():
-            if split["targets"] is None:
-                del split["targets"]
+            for name in ("targets", "labelled"):
+                if split[name] is None:
+                    del split[name]
         for shard in _shards(body):
             for name in ("index_sha256", "recordings", "first", "packed", "rows"):
                 if shard[name] is None:

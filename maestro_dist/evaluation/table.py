@@ -35,11 +35,13 @@ def results_table(evaluation: Evaluation) -> str:
         for target in targets:
             cells = [_cell(evaluation, f"{name}.{target}", rate) for name in of_all]
             of_target.append([missing, target, *cells])
-    lines = [f"{evaluation.split}: {evaluation.samples:,} samples", *_lined_up(rows)]
+    parts = "" if evaluation.labels is None else f", {evaluation.labels:,} labelled parts"
+    lines = [f"{evaluation.split}: {evaluation.samples:,} samples{parts}", *_lined_up(rows)]
     if targets:
-        known = evaluation.known or {}
-        unknown = [f"{name} in {known.get(name, 0):,}" for name in targets if known.get(name, 0) < evaluation.samples]
-        note = f" ({', '.join(unknown)} of the samples)" if unknown and known else ""
+        known, labels = evaluation.known or {}, evaluation.samples if evaluation.labels is None else evaluation.labels
+        unknown = [f"{name} in {known.get(name, 0):,}" for name in targets if known.get(name, 0) < labels]
+        of = "samples" if evaluation.labels is None else f"{labels:,} labelled parts"
+        note = f" ({', '.join(unknown)} of the {of})" if unknown and known else ""
         lines += ["", f"by target{note}", *_lined_up(of_target)]
     return "\n".join(lines)
 

@@ -23,6 +23,7 @@ from maestro_dist.system.terminal import lost, never_fail_to_print
 
 if TYPE_CHECKING:
     from maestro_dist.data.manifest import Manifest
+    from maestro_dist.inference.exported_model import TaskDescription
     from maestro_dist.inference.predictor import Predictor
 
 HELP = """Predict with a trained model: `python -m maestro_dist.predict MODEL DATA`.
@@ -167,19 +168,22 @@ def _read_npz(content: bytes) -> list[Mapping[str, Any]]:
     return [{name: array[row] for name, array in arrays.items()} for row in range(max(counts.values()))]
 
 
-def _manifest(place: str, url: str) -> Manifest:
+def _manifest(place: str, url: str, task: TaskDescription) -> Manifest:
     """The manifest of the data set at `url`; if the run at `place` has divided or cut just this data set, the run's."""
     from maestro_dist.config.schema import DataConfig
     from maestro_dist.data.load import load_data
     from maestro_dist.data.manifest import load_manifest
-    from maestro_dist.data.recordings.cut_data import RUN_FOLDER, made_of
+    from maestro_dist.data.recordings.cut_data import RUN_FOLDER, made_of, windows_of_model
     from maestro_dist.inference.exported_model import RUN_FOLDER as MODEL_FOLDER
 
+    stored = load_manifest(url)
     with suppress(DataError):  # a model outside of a run has none
         of_run = load_manifest(f"{place.removesuffix(f'/{MODEL_FOLDER}')}/{RUN_FOLDER}")
-        if made_of(of_run, load_manifest(url)):
+        if made_of(of_run, stored):
             return of_run
-    return load_data(DataConfig(url=url))
+    over_time = task.label_steps > 1
+    window = windows_of_model(stored, task.label_steps, task.label_every_s) if over_time else None
+    return load_data(DataConfig(url=url, window=window))
 
 
 def _predict_split(predictor: Predictor, place: str, url: str, options: argparse.Namespace) -> Iterator[Row]:
@@ -198,7 +202,8 @@ def _predict_split(predictor: Predictor, place: str, url: str, options: argparse
         raise DataError(
             f"{Storage(url).name()}: not a packed data set (it has no {MANIFEST_NAME}) nor a .npz, .json or .jsonl file"
         )
-    manifest, model, modalities = _manifest(place, url), predictor.model.config, predictor.modalities
+    manifest, model = _manifest(place, url, predictor.task), predictor.model.config
+    modalities = predictor.modalities
     try:
         manifest.split(options.split)
     except ConfigError as error:

@@ -46,7 +46,10 @@ class PartMeans:
     ) -> None:
         """`words`: steps of a word of each modality."""
         self.shape, self.sequence = shape, sequence
-        self._seconds = [word / modality.rate_hz for word, modality in zip(words, modalities, strict=True)]
+        # What has no time, such as the age, is known in every part, whatever the length of its window was when packed.
+        least = [shape.steps * shape.every_s if m.always and m.steps == 1 else 0.0 for m in modalities]
+        own = [word / modality.rate_hz for word, modality in zip(words, modalities, strict=True)]
+        self._seconds = [max(pair) for pair in zip(own, least, strict=True)]
         self._known: dict[tuple[int, int, int, int, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
 
     def __call__(

@@ -126,7 +126,7 @@ def load(target: Target, config: Config) -> Loaded:
         description, task = predictor.task, task_of(predictor.task)
         answer = Answer(
             description.kind, description.classes, description.target, description.target_mean, description.target_std,
-            description.targets, description.label_steps,
+            description.targets, description.label_steps, description.label_every_s,
         )  # fmt: skip
         return Loaded(predictor.model, predictor.modalities, task, answer, f"{target.name}: exported model", None)
 

@@ -44,6 +44,7 @@ class Story:
     classes     class names
     confusion   counts [C, C], true by predicted class
     confused    these counts in sparse form: [P, 3] of (true class, predicted class, samples)
+    counted     what has a label each: samples, or their parts
     missing     the metric against the missing rate
     sets        names of missing sets; `set_loads` has their tokens by expert, [layers, sets, E]
     """
@@ -56,6 +57,7 @@ class Story:
     classes: Sequence[str] = ()
     confusion: Sequence[Sequence[int]] | None = None
     confused: Sequence[Sequence[int]] | None = None
+    counted: str = "samples"
     missing: MissingCurve | None = None
     sets: Sequence[str] = ()
     set_loads: np.ndarray | None = None
@@ -91,7 +93,8 @@ class Story:
             classes = letters.labels(self.classes, "class")
             unnamed = any(shown == f"class {number}" != self.classes[number] for number, shown in enumerate(classes))
             where = "confusion.csv" if unnamed else ""
-            result["confusion"] = lambda axes: plots.confusion_panel(axes, pairs, classes, names_in=where)
+            note = f"number of {self.counted}" + (f"; names in {where}" if where else "")
+            result["confusion"] = lambda axes: plots.confusion_panel(axes, pairs, classes, note)
         return result
 
     def _pairs(self) -> np.ndarray | None:
@@ -119,7 +122,7 @@ class Story:
         pairs = self._pairs()
         if pairs is not None:
             result["confusion"] = lambda: _csv(
-                ["true", "predicted", "samples"],
+                ["true", "predicted", self.counted],
                 ([self.classes[true], self.classes[predicted], samples] for true, predicted, samples in pairs.tolist()),
             )
         return result

@@ -124,11 +124,11 @@ def experts_panel(
     axes.set(title=title, xlabel=f"expert (% of the {by}'s tokens)")
 
 
-def confusion_panel(axes: Axes, pairs: np.ndarray, classes: Sequence[str], *, names_in: str = "") -> None:
-    """Confusion matrix: shade is the share of the true class (rows), numbers are samples.
+def confusion_panel(axes: Axes, pairs: np.ndarray, classes: Sequence[str], note: str) -> None:
+    """Confusion matrix: shade is the share of the true class (rows), numbers are what `note` says.
 
     `pairs` int [P, 3]: true class, predicted class, samples. If there are too many classes, the most confused ones are
-    shown, then the most frequent ones. `names_in`: the file with class names that no font can draw.
+    shown, then the most frequent ones.
     """
     kept, counts, of_class = most_confused(pairs, len(classes))
     shares = counts / np.maximum(of_class[:, None], 1)
@@ -140,8 +140,7 @@ def confusion_panel(axes: Axes, pairs: np.ndarray, classes: Sequence[str], *, na
         axes.set_xticks(range(len(kept)), names, fontsize=size, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(kept)), names, fontsize=size)
     title = "Confusion, complete samples" + _part(len(kept), len(classes), "the most confused")
-    note = f"; names in {names_in}" if names_in else ""
-    axes.set(title=title, xlabel=f"predicted (number of samples{note})", ylabel="true")
+    axes.set(title=title, xlabel=f"predicted ({note})", ylabel="true")
 
 
 def most_confused(pairs: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -116,7 +116,7 @@ def build_task(config: Config, manifest: Manifest) -> Task:
         manifest.task,
         classes=manifest.classes,
         class_counts=split.class_counts,
-        samples=split.samples * manifest.label_steps,
+        samples=split.samples if split.labelled is None else split.labelled,
         target_mean=0.0 if split.target_mean is None else split.target_mean,
         target_std=1.0 if split.target_std is None else split.target_std,
         targets=manifest.target_scales(config.data.train),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,8 @@ def test_story_of_a_run() -> None:
     story = story_of(state, {}, EVALUATION)
     assert story.title == "study: wesad, 2 modalities, test split"
     assert story.modalities == NAMES
-    assert story.confusion == [[6, 1], [0, 3]]
+    assert (story.confusion, story.counted) == ([[6, 1], [0, 3]], "samples")
+    assert story_of(state, {}, replace(EVALUATION, labels=50)).counted == "parts"
     assert story.sets == ["complete", f"without {NAMES[1]}"]
     assert story.set_loads is not None
     assert story.set_loads.tolist() == [[[3, 4], [1, 0]], [[5, 6], [0, 1]]]

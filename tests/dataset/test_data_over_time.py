@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from preview_pages import preview
 from pydantic import ValidationError
 
-from maestro_dist.config.schema import DataConfig
+from maestro_dist.config.schema import Config, DataConfig
 from maestro_dist.config.windows import WindowConfig
 from maestro_dist.data.lint import lint
 from maestro_dist.data.load import load_data
@@ -22,9 +25,13 @@ from maestro_dist.data.pack import Description, RawRecording, pack_recordings
 from maestro_dist.data.reader import Request, SplitSource
 from maestro_dist.errors import ConfigError
 from maestro_dist.evaluate import main as evaluate
+from maestro_dist.evaluation.result import Evaluation, Scenario
+from maestro_dist.evaluation.table import results_table
 from maestro_dist.inference.command import main as predict
 from maestro_dist.inference.predictor import load_model
+from maestro_dist.task.over_time import OverTime
 from maestro_dist.train import main as train
+from maestro_dist.training.builder import build_task
 from maestro_dist.types import Modality
 
 CLASSES = ("rest", "walk", "run")
@@ -98,6 +105,7 @@ def test_each_part_has_the_label_of_a_short_window(urls: dict[str, str], task: s
     assert np.isnan(found).any()
     assert not np.isnan(found).all(1).any(), "a window without any label is left out"
     split, known = manifest.split("train"), found[~np.isnan(found)]
+    assert split.labelled == len(known) < found.size
     if task == "classification":
         assert split.class_counts == np.bincount(known.astype(int), minlength=3).tolist()
     elif task == "regression":
@@ -122,6 +130,18 @@ def test_one_label_of_a_recording_is_that_of_all_its_parts(tmp_path: Path) -> No
     _, _, found = targets(str(tmp_path / "whole"), "train", **WINDOW)
     np.testing.assert_array_equal(found[:2], np.zeros((2, 10)))
     np.testing.assert_array_equal(found[2], [1] * 7 + [NAN] * 3)
+
+
+@pytest.mark.parametrize("rule", ["majority", "last", "center", "any"])
+@pytest.mark.parametrize(("length", "labelled"), [(12.75, 7), (0.5, 1), (12.0, 6)])
+def test_the_last_part_of_a_short_recording_ends_with_it(
+    tmp_path: Path, rule: str, length: float, labelled: int
+) -> None:
+    values = {"acc": np.ones((int(8 * length), 2))}
+    given = [RawRecording("r", values, [(0, length, 1)], subject="p", split="train")]
+    pack_recordings(tmp_path / "short", about("classification"), given)
+    _, _, found = targets(str(tmp_path / "short"), "train", **WINDOW, label=rule)
+    np.testing.assert_array_equal(found, [[1] * labelled + [NAN] * (10 - labelled)])
 
 
 @pytest.mark.parametrize(
@@ -156,10 +176,29 @@ def test_the_preview_and_the_checks_show_labels_over_time(
     if task == "regression":
         assert " to " in text
     else:
-        assert "Parts of samples of each class" in text
+        assert "Labelled parts of samples of each class" in text
         assert " from 0 s, " in text
     config = DataConfig.model_validate({"url": urls[task], "window": WINDOW, "split": {"by": "given"}})
-    assert [remark for remark in lint(config) if remark.level == "error"] == []
+    # not "347% of its samples are of rest"
+    assert [remark.text for remark in lint(config)] == []
+
+
+def test_balanced_weights_count_labelled_parts(urls: dict[str, str]) -> None:
+    config = Config.model_validate(
+        {
+            "data": {"url": urls["multilabel"], "window": WINDOW, "split": {"by": "given"}},
+            "task": {"class_weights": "balanced"}, "augment": {"shift": 0, "time_warp": 0},
+        }
+    )  # fmt: skip
+    manifest, _, found = targets(urls["multilabel"], "train", **WINDOW)
+    task = build_task(config, manifest)
+    assert isinstance(task, OverTime)
+    logits, known = torch.zeros(1, 30), found[~np.isnan(found)].astype(int)
+    having = [float(task.inner.sample_loss(logits[:, :3], torch.tensor([1 << label]))) for label in range(3)]
+    shares = [(known >> label & 1).mean() for label in range(3)]
+    lacking = sum(0.5 / (1 - share) for share in shares)
+    expected = [np.log(2) / 3 * (lacking - 0.5 / (1 - share) + 0.5 / share) for share in shares]
+    assert having == pytest.approx(expected, rel=1e-5)
 
 
 def words(url: str, storage: Path, *more: str) -> list[str]:
@@ -183,6 +222,17 @@ def test_what_does_not_go_together_is_refused(
     config = {"sources": [{"url": urls["classification"]}] * 2, "window": WINDOW, "split": {"by": "given"}}
     with pytest.raises(ConfigError, match=r"labels over time .* are for one data set only"):
         load_data(DataConfig.model_validate(config))
+
+
+def test_a_result_says_how_many_parts_have_a_label() -> None:
+    numbers = {f"{metric}{target}": 1.0 for metric in ("mae", "loss") for target in ("", ".high", ".low")}
+    found = Evaluation(
+        split="test", samples=3, metrics=list(numbers), scenarios=[Scenario(0.0, 0, numbers)],
+        known={"high": 28, "low": 20}, labels=28,
+    )  # fmt: skip
+    lines = results_table(found).splitlines()
+    assert lines[0] == "test: 3 samples, 28 labelled parts"
+    assert "by target (low in 20 of the 28 labelled parts)" in lines
 
 
 @pytest.mark.slow
@@ -226,6 +276,15 @@ def test_a_run_finds_when_activities_change(
     one = model.predict({"acc": np.zeros((160, 2)), "pulse": np.zeros((20, 1))})
     assert one.shape == (1, 10, 3)
     np.testing.assert_allclose(one.sum(2), 1.0)
+
+    other = tmp_path / "other"  # a model without its run cuts recordings as it needs them, whatever is usual for them
+    pack_recordings(other, replace(about("classification"), window=WindowConfig(length_s=10)), recordings("classes"))
+    shutil.copytree(tmp_path / "timed" / "model", tmp_path / "model")
+    assert evaluate([str(tmp_path / "model"), "--data", str(other)]) == 0
+    _, _, whole = targets(url, "test", **WINDOW)
+    assert f"{np.isfinite(whole).sum():,} labelled parts" in capsys.readouterr().out
+    assert predict([str(tmp_path / "model"), str(other), "--out", str(tmp_path / "out.csv")]) == 0
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 1 + whole.size
 
     taught = ["run.name=taught", f"task.teachers=[{tmp_path / 'timed'}]", "optim.epochs=2", "augment.mixup=0"]
     assert train(words(url, tmp_path, *taught)) == 0

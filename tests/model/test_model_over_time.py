@@ -79,6 +79,15 @@ def test_means_weigh_observed_tokens_by_their_time() -> None:
     assert bool((x.grad[~mask] == 0).all())
 
 
+def test_what_has_no_time_is_in_every_part() -> None:
+    """An age that was packed with windows of 10 s, in a window of 60 s."""
+    age, shape = Modality("age", 1, 0.1, 1, always=True), HeadShape(1, 6, 10.0)
+    means = PartMeans(shape, [age], [1], OneProcess())
+    x = torch.ones(2, 3)
+    found = means(x, torch.tensor([True, True]), [ModalityTokens(2, 0, 1, 0, 0, 1)], 1, [torch.tensor([0, 1])], 2)
+    torch.testing.assert_close(found, torch.ones(2, 6, 3))
+
+
 @pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, 4))])
 def test_short_samples_and_absent_sensors_change_nothing_of_others(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(part, CONFIGURATIONS, 4):

@@ -125,6 +125,12 @@ def test_of_many_classes_the_most_confused_are_drawn() -> None:
     assert len(story.tables()["confusion"]().splitlines()) == 1 + 2003
 
 
+def test_confusion_says_whether_it_counts_parts_of_samples() -> None:
+    over_time = replace(FIGURE_DATA, history={}, missing=None, counted="parts")
+    assert draw(over_time)["confusion"].axes[0].get_xlabel() == "predicted (number of parts)"
+    assert over_time.tables()["confusion"]().splitlines()[0] == "true,predicted,parts"
+
+
 def test_confusion_as_pairs_is_drawn_as_that_of_a_square() -> None:
     pairs = [[0, 0, 5], [0, 1, 1], [1, 0, 2], [1, 1, 7]]
     one, other = (

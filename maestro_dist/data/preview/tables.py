@@ -79,9 +79,10 @@ def _modality(preview: Preview, facts: ValueFacts, *, all_variates: bool) -> Ite
 
 def _several_targets(manifest: Manifest, name: str, seen: np.ndarray) -> Iterator[list[str]]:
     """A row for each target in a split; `seen`, [N, K], are numbers of some of its samples."""
-    labels = manifest.split(name).samples * manifest.label_steps
+    split = manifest.split(name)
+    labels = split.samples if split.labelled is None else split.labelled
     seen = seen.reshape(-1, len(manifest.targets))
-    for column, (target, facts) in enumerate(zip(manifest.targets, manifest.split(name).targets or (), strict=True)):
+    for column, (target, facts) in enumerate(zip(manifest.targets, split.targets or (), strict=True)):
         known = seen[~np.isnan(seen[:, column]), column]
         low, high = (known.min(), known.max()) if len(known) else (np.nan, np.nan)
         mean, std = (facts.mean, facts.std) if facts.known else (np.nan, np.nan)
@@ -176,4 +177,4 @@ def _cell(value: float) -> str:
 
 def _labelled(manifest: Manifest) -> str:
     """What has a label each."""
-    return "samples" if manifest.label_steps == 1 else "parts of samples"
+    return "samples" if manifest.label_steps == 1 else "labelled parts of samples"

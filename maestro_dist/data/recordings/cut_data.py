@@ -97,6 +97,21 @@ def usual_windows(
     return _provisional(stored, cut, table)
 
 
+def windows_of_model(stored: Manifest, steps: int, every_s: float) -> WindowConfig | None:
+    """The windows of recordings for a model outside of its run that predicts `steps` labels of each, every `every_s`
+    seconds; otherwise as by default. None: they are as by default."""
+    if stored.recordings is None:
+        return None
+    usual = stored.recordings.window
+    if steps == usual.label_steps and (steps == 1 or every_s == usual.label_every_s):
+        return None
+    changes: dict[str, object] = {"label_every_s": None}
+    if steps > 1:
+        changes = {"label_every_s": every_s, "length_s": float(f"{steps * every_s:.12g}")}
+        changes["label"] = None if usual.label == "inside" else usual.label
+    return WindowConfig.model_validate({**usual.model_dump(), **changes})
+
+
 def _usual_split(table: RecordingTable) -> SplitConfig:
     """The splits of the publishers if there are some; else by person if they are known."""
     if any(table.texts["split"]):
@@ -132,7 +147,8 @@ def _provisional(stored: Manifest, cut: Cut, table: RecordingTable) -> Manifest:
 
 def _kept_path(config: DataConfig, stored: Manifest, how: Cut | Divided) -> Path | None:
     """Where the manifest of these windows is kept; None: nowhere."""
-    identity = json.dumps([_FORMAT, stored.fingerprint(), how.model_dump(mode="json")], sort_keys=True)
+    more = ["labelled"] if isinstance(how, Cut) and how.window.label_steps > 1 else []  # what older ones do not say
+    identity = json.dumps([_FORMAT, *more, stored.fingerprint(), how.model_dump(mode="json")], sort_keys=True)
     try:
         folder = Path(config.cache).expanduser() if config.cache else user_folder("shards")
     except (OSError, RuntimeError):

@@ -95,7 +95,7 @@ class Cutter:
         return CutWindows(np.arange(len(starts)), starts, first, present, label).some(np.flatnonzero(kept))
 
     def _labels(self, recording: RecordingFacts, starts: np.ndarray, length: float) -> np.ndarray:
-        """The labels of windows of `length` seconds, as in `CutWindows`."""
+        """The labels of windows of `length` seconds, as in `CutWindows`. A shorter length is that of the recording."""
         several, least = self.task == MULTILABEL, self.window.min_labelled
         every = self.window.label_every_s
         if every is None:
@@ -103,7 +103,13 @@ class Cutter:
         steps = self.window.label_steps
         parts = (starts[:, None] + every * np.arange(steps)).reshape(-1)
         label = recording.labels.of_windows(parts, every, self.rule, least, several=several)
-        label[parts >= recording.length_s - _SAME * every] = np.nan  # of a recording that is shorter than the window
+        if length < self.window.length_s:  # the parts of a recording that is shorter end with it, too
+            beyond = parts >= length - _SAME * every
+            label[beyond] = np.nan
+            last = parts[~beyond][-1:]
+            label[len(parts) - int(beyond.sum()) - 1] = recording.labels.of_windows(
+                last, min(every, length - float(last[0])), self.rule, least, several=several
+            )[0]
         return label.reshape(len(starts), -1)
 
     def _starts(self, recording: RecordingFacts) -> np.ndarray:

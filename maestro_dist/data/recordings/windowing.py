@@ -52,6 +52,7 @@ class Windowing:
         modalities = sorted((_plain(m) for m in manifest.modalities), key=lambda m: m.name)
         self.names = [modality.name for modality in modalities]
         self._cutter = Cutter.of(modalities, manifest.cut.window, manifest.task)
+        self._steps = manifest.label_steps
         self._no_labels = np.empty((0, manifest.target_width) if manifest.target_width > 1 else 0)
         self._splitting = split_recordings(table, manifest.cut.split)
         self.table = table
@@ -79,7 +80,10 @@ class Windowing:
                     found[name].append(shard.model_copy(update=changes))
                     targets[name].append(label)
             first += shard.samples
-        return {name: _split(shards, [self._no_labels, *targets[name]], counter) for name, shards in found.items()}
+        return {
+            name: _split(shards, [self._no_labels, *targets[name]], counter, self._steps)
+            for name, shards in found.items()
+        }
 
     def shard(self, split: str, shard: Shard) -> ShardWindows:
         """The windows of a shard that are in the split."""
@@ -198,12 +202,13 @@ def _plain(modality: ManifestModality) -> Modality:
     return Modality(modality.name, modality.variates, modality.rate_hz, modality.steps, always=modality.always)
 
 
-def _split(shards: list[Shard], targets: list[np.ndarray], counter: ClassCounter) -> ManifestSplit:
+def _split(shards: list[Shard], targets: list[np.ndarray], counter: ClassCounter, steps: int) -> ManifestSplit:
     several = counter.targets > 1
     label = np.concatenate(targets)
     if label.ndim == 2:  # over time, or of several targets: counted one by one
         label = label.reshape(-1, counter.targets)
         label = label if several else label[~np.isnan(label)]
+    unknown = np.isnan(label).all(axis=1) if several else np.isnan(label)
     counts = counter.counts(label)
     numbers = not counter.classes and not several and len(label) > 0
     return ManifestSplit(
@@ -213,4 +218,5 @@ def _split(shards: list[Shard], targets: list[np.ndarray], counter: ClassCounter
         target_mean=float(label.mean()) if numbers else None,
         target_std=float(label.std()) if numbers else None,
         targets=target_statistics(label, counter.targets),
+        labelled=None if steps == 1 else int((~unknown).sum()),
     )
