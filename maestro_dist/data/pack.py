@@ -19,6 +19,7 @@ from maestro_dist.data.fragments import Fragment, PackFormat, part_fragments
 from maestro_dist.data.manifest import MANIFEST_NAME, Manifest
 from maestro_dist.data.parts import GivenSamples
 from maestro_dist.data.plain_values import type_name
+from maestro_dist.data.recordings.label_track import LabelTrack
 from maestro_dist.data.recordings.packing import write_table
 from maestro_dist.data.recordings.raw import SPLIT as RECORDINGS_SPLIT
 from maestro_dist.data.recordings.raw import RawRecording
@@ -31,6 +32,7 @@ from maestro_dist.errors import DataError
 
 __all__ = [
     "Description",
+    "LabelTrack",
     "RawRecording",
     "RawSample",
     "check_nothing_packed",

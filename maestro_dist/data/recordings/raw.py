@@ -25,6 +25,7 @@ from maestro_dist.data.plain_values import (
     whole_number,
 )
 from maestro_dist.data.recordings.gaps import gaps_of
+from maestro_dist.data.recordings.label_track import LabelTrack, track_intervals
 from maestro_dist.data.recordings.table import RecordingFacts, RecordingTable, StreamFacts
 from maestro_dist.data.sample_checks import CheckedSample
 from maestro_dist.data.target_numbers import plain_numbers, target_row
@@ -48,11 +49,12 @@ class RawRecording:
     start_s   time of the first step, in seconds after the recording's time 0, for all modalities or by modality.
               Windows start at time 0; earlier steps only count in the statistics of the recording
     length_s  the end of the recording, seconds after time 0; by default the end of the longest modality
-    labels    one label for the whole recording, or intervals (start_s, end_s, label) that do not overlap. A label is a
-              number, or the name of a class. With task multilabel: a list of labels for the whole recording; or
-              intervals, each with one label or a list, which may overlap: outside of them no label holds; where the
-              label is None, it is not known which ones hold. Of several targets a label is a list of numbers or a
-              dictionary by target (a list for the whole recording has plain numbers); NaN is an unknown one
+    labels    one label for the whole recording, intervals (start_s, end_s, label) that do not overlap, or a
+              `LabelTrack` at a rate of its own. A label is a number, or the name of a class. With task multilabel: a
+              list of labels for the whole recording; or intervals, each with one label or a list, which may overlap:
+              outside of them no label holds; where the label is None, it is not known which ones hold. Of several
+              targets a label is a list of numbers or a dictionary by target (a list for the whole recording has plain
+              numbers); NaN is an unknown one
     subject   the person; "" if unknown
     group     what else may divide the data, such as the hospital or the device
     split     the split that the publishers chose; "" if none
@@ -193,6 +195,9 @@ class RecordingChecker:
         none = np.empty((0, 2 + (len(targets) or 1)))
         if self.description.task == "none" or given is None:
             return unknown, none
+        if isinstance(given, LabelTrack):
+            found = track_intervals(given, self.description, lambda label: self._label(label, where), where)
+            return unknown, found
         given = plain_scalar(given)
         if targets and isinstance(given, Iterator):
             given = list(given)
