@@ -105,6 +105,7 @@ class Cutter:
         label = recording.labels.of_windows(parts, every, self.rule, least, several=several)
         if length < self.window.length_s:  # the parts of a recording that is shorter end with it, too
             beyond = parts >= length - _SAME * every
+            beyond[0] = False  # however short it is
             label[beyond] = np.nan
             last = parts[~beyond][-1:]
             label[len(parts) - int(beyond.sum()) - 1] = recording.labels.of_windows(
