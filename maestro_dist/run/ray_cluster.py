@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,7 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR
 def _joined(address: str) -> Iterator[None]:
     import ray
 
+    _forget_token()
     with _started(f"Ray at {redact(address)} to accept this process"):
         ray.init(address=address, runtime_env={"env_vars": _CLUSTER_ENVIRONMENT}, **_QUIET)
     yield
@@ -247,13 +248,23 @@ def _own_token() -> Iterator[None]:
     token = Path(os.path.expanduser("~")) / ".ray" / "auth_token"
     given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
     if given or os.access(token, os.R_OK):
+        _forget_token()
         yield
         return
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    _forget_token()
     try:
         yield
     finally:
         del os.environ["RAY_AUTH_TOKEN"]
+
+
+def _forget_token() -> None:
+    """Make Ray read its token again: it keeps the first one of a process, which may be of an earlier Ray."""
+    with suppress(ImportError, AttributeError):  # other releases
+        from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _remove(folder: Path) -> None:

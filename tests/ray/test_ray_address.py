@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -240,6 +242,26 @@ def test_a_token_is_this_run_s_own_unless_the_user_has_one(tmp_path: Path, monke
     (tmp_path / ".ray" / "auth_token").write_text("mine")
     with ray_cluster._own_token():
         assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+TWICE = """
+import ray
+from maestro_dist.run.ray_cluster import connected
+
+answer = ray.remote(lambda: "answered")
+for _ in range(2):
+    with connected(1):
+        print(ray.get(answer.remote()), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_may_start_ray_twice() -> None:
+    """As in a notebook: packing by workers, then a run. Ray remembers the first token of a process."""
+    known = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", TWICE]
+    found = subprocess.run(command, env=known, capture_output=True, text=True, timeout=300, check=False)
+    assert found.stdout.splitlines().count("answered") == 2, found.stderr
 
 
 def test_ray_that_does_not_start_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
