@@ -42,7 +42,6 @@ CASES: list[tuple[dict[str, Any], tuple[int, int, int, int]]] = [
     ({"word": 8, "pretrain": {"predict": 512}}, (4, 4096, 8, 3)),
     ({"word": 2, "activation_checkpointing": "layers", "tile": 16384, "pretrain": {}}, (1, 600_000, 1, 1)),
     ({"word": 8, "label_steps": 512}, (4, 4096, 8, 3)),
-    ({"word": 8, "label_steps": 1000, "head": "pooled"}, (2, 65536, 4, 3)),
 ]
 
 
