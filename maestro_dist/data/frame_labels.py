@@ -119,7 +119,7 @@ def _target_label(label: Any, time: RecordingTime, where: str, targets: Sequence
 
 
 def _several_labels(label: Any, time: RecordingTime, where: str, names: Sequence[str]) -> Any:
-    """Labels of which several may hold at the same time."""
+    """Labels that may hold at the same time."""
     if isinstance(label, pd.Series):
         raise DataError(f"{where}: a Series has one label at a time; use a DataFrame with {', '.join(names)}")
     if not isinstance(label, pd.DataFrame):

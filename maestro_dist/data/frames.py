@@ -252,7 +252,7 @@ def _read_frame(frame: pd.DataFrame, where: str) -> _Given | None:
         if getattr(kind, "kind", "O") in "mMc" or isinstance(kind, pd.PeriodDtype | pd.IntervalDtype):
             hint = "; the times of rows are the index: frame.set_index(...)" if kind.kind == "M" else ""
             raise DataError(f"{where}: column {short_repr(column)} has values of type {kind}, not numbers{hint}")
-    if "O" in {getattr(kind, "kind", "O") for kind in frame.dtypes}:  # of which pandas does not convert pd.NA
+    if "O" in {getattr(kind, "kind", "O") for kind in frame.dtypes}:  # pandas does not convert pd.NA there
         frame = frame.where(frame.notna(), np.nan)
     try:
         values = frame.to_numpy(dtype=np.float64, na_value=np.nan)

@@ -112,7 +112,7 @@ class TrainStream:
             or not isinstance(self._kept, KeptSamples)
             or share == 1
             or not class_counts
-            or min((n for n in class_counts if n), default=0) * share > _NEVER_LOST
+            or min((n for n in class_counts if n), default=0) * share > _NEVER_LOST * source.manifest.label_steps
         ):
             return []
         kept_counts = np.zeros(len(class_counts), dtype=np.int64)

@@ -26,7 +26,7 @@ class Channel:
 
 
 def time_list(onset: float, *notes: tuple[float, float, bytes]) -> bytes:
-    """The annotations of a data record, the first of which is its time."""
+    """The annotations of a data record; its first one is its time."""
     rows = [b"%+g\x15%g\x14%s\x14\x00" % note for note in notes]
     return b"".join([b"%+g\x14\x14\x00" % onset, *rows]).ljust(60, b"\x00")
 

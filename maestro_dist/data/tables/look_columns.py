@@ -55,7 +55,7 @@ class Roles:
     """What the columns of one kind of file mean.
 
     clock      the time of day, where `time` is a day
-    labels     columns that say yes or no, if these are the labels, of which several may hold
+    labels     columns that say yes or no, if these are the labels: several may hold at once
     separator  between several labels in a cell
     apart      a column that tells apart the rows of one time, and its texts: each is a sensor
     restarts   another recording starts where time goes back
