@@ -66,13 +66,14 @@ def test_a_killed_suite_goes_on_a_failed_cell_is_named_and_all_is_reported(
     assert "held by another driver" in capsys.readouterr().err
     assert not (tmp_path / "report").exists(), "the first one writes the report"
     runs.wait_for((pretrain / "checkpoints" / "step-000000004" / "checkpoint.json").exists, process)
+    # where it would write into a folder; now, because the cell goes on for a moment after its driver was killed
+    (pretrain / "model").touch(exist_ok=False)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (pretrain / "result.json").exists(), "killed too late"
     runs.wait_for(lambda: not any(is_at_work(child) for child in children), seconds=30)
 
-    (pretrain / "model").touch()  # where it would write into a folder
     process = start(tmp_path)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 1, printed

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import random
 import secrets
 import shlex
 import signal
@@ -30,6 +31,8 @@ _POLL_S = 1.0
 _PATIENCE_S = 120.0  # the server needs time to start, and misses requests on a busy machine
 _STOP_WAIT_S = 20  # a stopped run writes its state and releases its lease
 _LAST_LINES = 12  # of a failed cell's log
+_PORTS = range(28_000, 30_000)
+"""Below those that systems give away: such a one may be taken in the seconds until Ray's servers start."""
 _ENVIRONMENT = {
     "PYTHONPATH": python_path(),
     "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S),
@@ -153,26 +156,38 @@ def job_server() -> Iterator[Jobs]:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
         os.environ |= {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "2"}  # for the controller of Ray Train
         os.environ.pop("RAY_ADDRESS", None)
-        with socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", 0))
-            other.bind(("127.0.0.1", 0))
-            dashboard, client = one.getsockname()[1], other.getsockname()[1]
+        dashboard, client = _free_port(_PORTS[:1000]), _free_port(_PORTS[1000:])
         command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--num-cpus={cores()}"]
         command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
         # Not Ray's usual ports, which another Ray on this machine may have; 0: Ray chooses.
         command += ["--port=0", "--dashboard-agent-listen-port=0", f"--ray-client-server-port={client}"]
         # A folder of its own: a job connects to the newest cluster of its temporary folder.
         command += [f"--temp-dir={folder}", f"--object-store-memory={2**27}"]
-        quiet, dies = subprocess.DEVNULL, _die_with_parent if sys.platform == "linux" else None
-        # In a session of its own: Ctrl-C reaches this process only, which stops the jobs.
-        process = subprocess.Popen(
-            command, cwd=folder, stdout=quiet, stderr=quiet, start_new_session=True, preexec_fn=dies
-        )
+        dies, log = _die_with_parent if sys.platform == "linux" else None, Path(folder) / "head.log"
+        with log.open("w") as said:
+            # In a session of its own: Ctrl-C reaches this process only, which stops the jobs.
+            process = subprocess.Popen(
+                command, cwd=folder, stdout=said, stderr=said, start_new_session=True, preexec_fn=dies
+            )
         try:
             yield Jobs(f"http://127.0.0.1:{dashboard}")
+        except RunError as error:
+            if process.poll() is None:
+                raise
+            last = "\n".join(log.read_text(errors="replace").splitlines()[-_LAST_LINES:])
+            raise RunError(f"{error}; Ray's head node has ended with {process.returncode}:\n{last}") from None
         finally:
             os.killpg(process.pid, signal.SIGKILL)  # its jobs have ended, and Ray's own end takes half a minute
             process.wait()
+
+
+def _free_port(ports: Sequence[int]) -> int:
+    """One of `ports` that nobody has. Raises RunError where all are in use."""
+    for port in random.SystemRandom().sample(ports, len(ports)):
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
+    raise RunError(f"ports {ports[0]} to {ports[-1]} are all in use")
 
 
 def _die_with_parent() -> None:
