@@ -20,6 +20,7 @@ from maestro_dist.data.storage.retry import Damaged, Heartbeat, RemoteCall, retr
 from maestro_dist.data.verified_files import progress
 from maestro_dist.errors import DataError, StorageError
 
+_FILE_SYSTEM_BYTES = 16 << 10  # of a download: pages that are partly filled, and where the file has its blocks
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -212,9 +213,11 @@ class ShardParts:
             return
         start = run.start * self._blocks.size
         size = sparse.end_of(run) - start
-        with room_for(self._path.parents[1], size, self._cache.limit, keep=self._path):
+        taken = size + len(self._blocks) + _FILE_SYSTEM_BYTES
+        with room_for(self._path.parents[1], taken, self._cache.limit, keep=self._path):
             try:
                 os.posix_fallocate(sparse.file, start, size)
+                os.posix_fallocate(sparse.file, sparse.size, len(self._blocks))  # the states
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # of file systems that cannot do it
                     raise
