@@ -55,6 +55,10 @@ class CheckpointError(MaestroError):
     """A checkpoint is missing, incomplete, damaged or from another model."""
 
 
+class CheckpointDamaged(CheckpointError):
+    """A file of a checkpoint is missing or damaged; an older checkpoint may be whole."""
+
+
 class NonFiniteError(MaestroError):
     """A loss or gradient is NaN or infinite more often than allowed."""
 

@@ -18,6 +18,7 @@ from maestro_dist.checkpoint import CheckpointInfo, best, find, full_weights, re
 from maestro_dist.data.mixture.source import source_of
 from maestro_dist.data.storage import Storage
 from maestro_dist.data.subjects import keys_and_subjects
+from maestro_dist.errors import CheckpointDamaged, RunError
 from maestro_dist.inference.exported_model import TaskDescription, export_model
 from maestro_dist.tracking.best_effort import BestEffort
 from maestro_dist.tracking.figures import log_figures
@@ -68,7 +69,13 @@ class FinalTest(Callback):
             dist.barrier()  # wait until rank 0 has written the last checkpoint record
         step = state.best_step
         chosen = best(self._run.url) if step is None else find(self._run.url, step, expected=True)
-        restore(state.engine, chosen)
+        try:
+            restore(state.engine, chosen)
+        except CheckpointDamaged as error:
+            raise RunError(
+                f"{error}; it has the best weights of this run. To train them again from an older checkpoint, remove "
+                f"the folders of this and later steps in {self._run.name('checkpoints')} and start the same command"
+            ) from error
         evaluation = self._evaluate()
         self._finish(state, chosen, evaluation)
         state.results = evaluation.flat("test")

@@ -2,14 +2,15 @@
 
 ```
 <run>/checkpoints/step-000000120/
-    checkpoint.json                                         `CheckpointRecord`; written last
+    checkpoint.json                                         `CheckpointRecord`; written last, never over another one
+    checkpoint.attempt-0002.18c3a4f2d1e.0001.json           instead, by a later writer that finds a checkpoint.json
     rank-00000.attempt-0002.18c3a4f2d1e.0001.safetensors    slices of rank 0, and the module's buffers
     rank-00001.attempt-0002.18c3a4f2d1e.0001.safetensors
 ```
-A checkpoint is complete if and only if it has a `checkpoint.json`. The name of a part contains the attempt, the session
-(one start of the workers) and the number of the save in this session. Therefore no writer overwrites a part that a
-`checkpoint.json` names. Tensors are named `<parameter>/<kind>`; the kind is `master` (fp32 weights), a moment of the
-optimizer (`exp_avg`, ...) or `buffer`. All files are safetensors or JSON.
+A checkpoint is complete if and only if it has a record. The name of a part contains the attempt, the session (one start
+of the workers) and the number of the save in this session. Therefore no writer overwrites a part that a record names.
+Of several records, that of the latest writer counts. Tensors are named `<parameter>/<kind>`; the kind is `master` (fp32
+weights), a moment of the optimizer (`exp_avg`, ...) or `buffer`. All files are safetensors or JSON.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
 from maestro_dist.data.storage.plain_json import parse_json
-from maestro_dist.errors import CheckpointError
+from maestro_dist.errors import CheckpointDamaged
 
 FORMAT: Final = "maestro_dist/checkpoint/1"
 RECORD = "checkpoint.json"
+"""Name of the checkpoint record, unless the folder has one already (`PartName.record`)."""
 BUFFER = "buffer"
 
 _FOLDER = re.compile(r"step-(\d{9,})")
+_RECORD = re.compile(r"checkpoint(?:\.attempt-(\d{4,})\.([0-9a-f]+)\.(\d{4,}))?\.json")
 _PART = re.compile(r"rank-(\d{5,})\.attempt-(\d{4,})\.([0-9a-f]+)\.(\d{4,})\.(safetensors|json)")
 
 
@@ -74,6 +77,11 @@ class CheckpointRecord(_FrozenModel):
     parts: list[CheckpointPart]
     metadata: dict[str, Any]
 
+    @property
+    def writer(self) -> tuple[int, int, int]:
+        """Attempt, session and save of the writer. A later one is greater."""
+        return max(filter(None, (writer_of(part.file) for part in self.parts)), default=(self.attempt, 0, 0))
+
 
 @dataclass(frozen=True)
 class PartName:
@@ -87,6 +95,10 @@ class PartName:
     def file(self, suffix: str = "safetensors") -> str:
         """The file's name. Older versions also wrote a note that the part is finished, with the suffix "json"."""
         return f"rank-{self.rank:05d}.attempt-{self.attempt:04d}.{self.session:x}.{self.save:04d}.{suffix}"
+
+    def record(self) -> str:
+        """Name of a record of the same save, where there is a `checkpoint.json` already."""
+        return f"checkpoint.attempt-{self.attempt:04d}.{self.session:x}.{self.save:04d}.json"
 
     @classmethod
     def parse(cls, file: str) -> PartName | None:
@@ -114,6 +126,20 @@ def folder_step(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def is_record(name: str) -> bool:
+    """Whether a file of a step's folder is a checkpoint record, by its name."""
+    return _RECORD.fullmatch(name) is not None
+
+
+def writer_of(name: str) -> tuple[int, int, int] | None:
+    """Attempt, session and save of the writer of a part or a record, if its name tells it."""
+    part = PartName.parse(name)
+    if part is not None:
+        return part.attempt, part.session, part.save
+    match = _RECORD.fullmatch(name)
+    return (int(match[1]), int(match[2], 16), int(match[3])) if match and match[1] else None
+
+
 def tensor_name(parameter: str, kind: str) -> str:
     """Name of a tensor in a part."""
     return f"{parameter}/{kind}"
@@ -124,26 +150,25 @@ def dump(model: BaseModel) -> bytes:
     return json.dumps(model.model_dump()).encode()
 
 
-def read_record(folder: Storage, *, expected: bool = False) -> CheckpointRecord | None:
-    """The checkpoint record of a step's folder; None if there is none (then there is no checkpoint).
+def read_record(folder: Storage, file: str) -> CheckpointRecord | None:
+    """A checkpoint record, which is known to exist; None if it has been removed in the meantime.
 
-    `expected`: it is known to exist.
-    Raises `CheckpointError` naming the file if it exists but cannot be read.
+    Raises `CheckpointDamaged` naming the file if it cannot be read.
     """
     try:
-        content = folder.parsed(RECORD, parse_json, expected=expected)
+        content = folder.parsed(file, parse_json, expected=True)
     except ObjectMissing:
         return None
     except ObjectDamaged as error:
-        raise CheckpointError(f"{folder.name(RECORD)} is damaged: {error.problem}{error.asked}") from error
+        raise CheckpointDamaged(f"{folder.name(file)} is damaged: {error.problem}{error.asked}") from error
     try:
         file_format = content.get("format") if isinstance(content, dict) else None
         if file_format != FORMAT:
-            raise CheckpointError(f"{folder.name(RECORD)}: format is {file_format!r}, expected {FORMAT!r}")
+            raise CheckpointDamaged(f"{folder.name(file)}: format is {file_format!r}, expected {FORMAT!r}")
         return CheckpointRecord.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(key) for key in first["loc"])
-        raise CheckpointError(f"{folder.name(RECORD)} is damaged: {where}: {first['msg']}") from error
+        raise CheckpointDamaged(f"{folder.name(file)} is damaged: {where}: {first['msg']}") from error
     except ValueError as error:
-        raise CheckpointError(f"{folder.name(RECORD)} is damaged: {error}") from error
+        raise CheckpointDamaged(f"{folder.name(file)} is damaged: {error}") from error

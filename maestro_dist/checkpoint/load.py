@@ -1,29 +1,18 @@
-"""Find a checkpoint; load it into an engine on any mesh, or read its weights without an engine."""
+"""Load a checkpoint into an engine on any mesh, or read its weights without an engine."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maestro_dist.checkpoint.layout import (
-    BUFFER,
-    RECORD,
-    CheckpointPart,
-    CheckpointRecord,
-    checkpoints,
-    folder_name,
-    folder_step,
-    read_record,
-    tensor_name,
-)
+from maestro_dist.checkpoint.find import CheckpointInfo
+from maestro_dist.checkpoint.layout import BUFFER, CheckpointPart, tensor_name
 from maestro_dist.checkpoint.reshard import check_tiling, plan_copies
-from maestro_dist.checkpoint.retain import complete_steps_of
 from maestro_dist.data.storage import ObjectDamaged, ObjectMissing, Storage
 from maestro_dist.data.storage.verified_downloads import KnownContent, download_verified
 from maestro_dist.engine.partition import (
@@ -35,107 +24,17 @@ from maestro_dist.engine.partition import (
     parameter_shapes,
     publish_master,
 )
-from maestro_dist.errors import CheckpointError
+from maestro_dist.errors import CheckpointDamaged, CheckpointError
 from maestro_dist.optim import AVERAGE
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from maestro_dist.engine.engine import Engine
 
 _CHUNK = 1 << 24
-
-
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """A complete checkpoint: its folder and its checkpoint record."""
-
-    folder: Storage
-    record: CheckpointRecord
-
-    @property
-    def url(self) -> str:
-        """The checkpoint's folder, without credentials."""
-        return self.folder.name()
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps taken."""
-        return self.record.step
-
-    @property
-    def position(self) -> int:
-        """Samples consumed."""
-        return self.record.position
-
-    @property
-    def epoch(self) -> int:
-        """0-based epoch in which it was written."""
-        return self.record.epoch
-
-    @property
-    def attempt(self) -> int:
-        """Attempt of the run that wrote it."""
-        return self.record.attempt
-
-    @property
-    def averaged(self) -> bool:
-        """Whether it contains an average of the weights (`optim.ema`)."""
-        return AVERAGE in self.record.moments
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """The `metadata` argument of `Saver.save`."""
-        return self.record.metadata
-
-
-def complete_steps(run_url: str) -> list[int]:
-    """Steps of the run's complete checkpoints, ascending."""
-    storage = checkpoints(run_url)
-    return complete_steps_of(storage, [step for step in map(folder_step, storage.list()) if step is not None])
-
-
-def newest(run_url: str) -> CheckpointInfo | None:
-    """The newest complete checkpoint of a run; None if there is none.
-
-    Raises `CheckpointError` if its checkpoint record is damaged.
-    """
-    storage = checkpoints(run_url)
-    steps = sorted((step for step in map(folder_step, storage.list()) if step is not None), reverse=True)
-    remote = storage.local is None
-    for step in steps:
-        folder = storage.join(folder_name(step))
-        if remote and RECORD not in folder.list():
-            continue
-        record = read_record(folder, expected=remote)  # one that is listed must not be taken for missing
-        if record is not None:
-            return CheckpointInfo(folder, _with_current_names(record))
-    return None
-
-
-def find(run_url: str, step: int, *, expected: bool = False) -> CheckpointInfo:
-    """The complete checkpoint of a step. Raises `CheckpointError`, with a list of complete steps, if there is none.
-
-    `expected`: it is known to be complete.
-    """
-    folder = checkpoints(run_url).join(folder_name(step))
-    record = read_record(folder, expected=expected)
-    if record is None:
-        steps = ", ".join(str(other) for other in complete_steps(run_url)) or "none"
-        raise CheckpointError(f"no complete checkpoint of step {step} at {folder.name()}; complete steps: {steps}")
-    return CheckpointInfo(folder, _with_current_names(record))
-
-
-def best(run_url: str) -> CheckpointInfo:
-    """The checkpoint with the best validation score (`metadata["best_step"]`); the newest before the first validation.
-
-    Raises `CheckpointError` if the run has no complete checkpoint.
-    """
-    latest = newest(run_url)
-    if latest is None:
-        raise CheckpointError(f"{Storage(run_url).name()}: no complete checkpoint yet")
-    step = latest.metadata.get("best_step")
-    return latest if step is None else find(run_url, step, expected=True)
+_TEXT = 1000  # bytes of an error that all ranks raise
 
 
 def restore(engine: Engine, info: CheckpointInfo) -> None:
@@ -143,12 +42,27 @@ def restore(engine: Engine, info: CheckpointInfo) -> None:
 
     The number of ranks and the ZeRO stage may differ from the writer's: every number is copied, none is
     recomputed. Each rank reads only the parts that contain its slices, one at a time.
-    Raises `CheckpointError`, which names the part or parameter, if data is damaged, missing or from another model.
+
+    Raises:
+        CheckpointError: the checkpoint belongs to another model.
+        CheckpointDamaged: data is missing or damaged, for one rank at least: all ranks raise it, with the part or the
+            parameter. The engine can then be restored from another checkpoint.
     """
+    _check_model(engine, info)
+    damage: CheckpointDamaged | None = None
+    try:
+        _restore_own(engine, info)
+    except CheckpointDamaged as error:
+        damage = error
+    _raise_on_all(damage, engine.device)
+    publish_master(engine)
+
+
+def _restore_own(engine: Engine, info: CheckpointInfo) -> None:
+    """Load what this rank owns."""
     import torch
 
     record = info.record
-    _check_model(engine, info)
     _check_slices(info)
     create_moments(engine, record.moments, record.optimizer_steps)
     own_slices = {owned.name: owned for owned in owned_slices(engine)}
@@ -168,7 +82,27 @@ def restore(engine: Engine, info: CheckpointInfo) -> None:
                 if index == 0:
                     for name, buffer in engine_buffers.items():
                         buffer.copy_(part.whole(tensor_name(name, BUFFER)))
-        publish_master(engine)
+
+
+def _raise_on_all(damage: CheckpointDamaged | None, device: str | torch.device) -> None:
+    """Raise the damage that a rank has found on all ranks: no rank may go on alone. A collective."""
+    import torch
+    import torch.distributed as dist
+
+    world, rank = dist.get_world_size(), dist.get_rank()
+    if world > 1:
+        first = torch.tensor(world if damage is None else rank, device=device)
+        dist.all_reduce(first, dist.ReduceOp.MIN)
+        source = int(first)
+        if source == world:
+            return
+        text = str(damage).encode()[:_TEXT].ljust(_TEXT) if rank == source else bytes(_TEXT)
+        said = torch.tensor(list(text), dtype=torch.uint8, device=device)
+        dist.broadcast(said, src=source)
+        if damage is None:
+            damage = CheckpointDamaged(bytes(said.tolist()).decode(errors="replace").strip())
+    if damage is not None:
+        raise damage
 
 
 def full_weights(info: CheckpointInfo, *, averaged: bool = True) -> dict[str, Tensor]:
@@ -177,11 +111,19 @@ def full_weights(info: CheckpointInfo, *, averaged: bool = True) -> dict[str, Te
     If the checkpoint has averaged weights, these are returned, because they were validated. With
     `averaged=False`, the weights from which training continues are returned.
     Memory: one full copy of the model; parts are read through a memory map, one at a time.
-    Raises `CheckpointError`, which names the part or parameter, if data is damaged or missing.
+    Raises `CheckpointDamaged`, which names the part or parameter, if data is damaged or missing.
     """
+    kind = AVERAGE if averaged and info.averaged else MASTER
+    try:
+        return _full_weights(info, kind)
+    except CheckpointDamaged as error:
+        raise CheckpointDamaged(f"{error}; use another checkpoint of the run") from error
+
+
+def _full_weights(info: CheckpointInfo, kind: str) -> dict[str, Tensor]:
     import torch
 
-    record, kind = info.record, AVERAGE if averaged and info.averaged else MASTER
+    record = info.record
     _check_slices(info)
     weights = {name: torch.empty(shape, dtype=torch.float32) for name, shape in record.parameters.items()}
     flat = {name: weight.view(-1) for name, weight in weights.items()}
@@ -192,21 +134,6 @@ def full_weights(info: CheckpointInfo, *, averaged: bool = True) -> dict[str, Te
             if index == 0:
                 weights |= {name: part.whole(tensor_name(name, BUFFER)).clone() for name in record.buffers}
     return weights
-
-
-def _with_current_names(record: CheckpointRecord) -> CheckpointRecord:
-    """The checkpoint record with the current names of parameters; its own names may be old."""
-    from maestro_dist.model.names import current_name
-
-    def renamed(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        return {current_name(name): shape for name, shape in shapes.items()}
-
-    parts = [
-        part.model_copy(update={"slices": {current_name(name): where for name, where in part.slices.items()}})
-        for part in record.parts
-    ]
-    names = {"parameters": renamed(record.parameters), "buffers": renamed(record.buffers), "parts": parts}
-    return record.model_copy(update=names)
 
 
 class _OpenPart:
@@ -223,7 +150,7 @@ class _OpenPart:
         """`count` elements from `start` of a 1-D tensor."""
         elements = self._read(tensor, lambda stored: self._handle.get_slice(stored)[start : start + count])
         if tuple(elements.shape) != (count,):
-            raise CheckpointError(f"{self._name}: tensor {tensor} is shorter than {start + count} elements")
+            raise CheckpointDamaged(f"{self._name}: tensor {tensor} is shorter than {start + count} elements")
         return elements
 
     def whole(self, tensor: str) -> Tensor:
@@ -236,7 +163,7 @@ class _OpenPart:
         try:
             return get(self._stored.get(tensor, tensor))
         except SafetensorError as error:
-            raise CheckpointError(f"{self._name}: cannot read tensor {tensor}: {error}") from error
+            raise CheckpointDamaged(f"{self._name}: cannot read tensor {tensor}: {error}") from error
 
 
 @contextmanager
@@ -252,32 +179,25 @@ def open_part(folder: Storage, part: CheckpointPart) -> Iterator[_OpenPart]:
                 path = Path(scratch) / "part.safetensors"
                 _download(folder, part, path)
             elif folder.size(part.file) != part.bytes:
-                raise CheckpointError(
-                    f"{name} is damaged: it has {folder.size(part.file)} bytes, but {part.bytes} were written; "
-                    "remove this checkpoint's folder to continue from an older one"
+                raise CheckpointDamaged(
+                    f"{name} is damaged: it has {folder.size(part.file)} bytes, but {part.bytes} were written"
                 )
             elif sha256_of(path) != part.sha256:
-                raise CheckpointError(
-                    f"{name} is damaged: its sha256 is not that of {RECORD}; "
-                    "remove this checkpoint's folder to continue from an older one"
-                )
+                raise CheckpointDamaged(f"{name} is damaged: its sha256 is not that of its record")
         except ObjectMissing as error:
-            raise CheckpointError(f"{name} is missing from its checkpoint{error.asked}") from error
+            raise CheckpointDamaged(f"{name} is missing from its checkpoint{error.asked}") from error
         try:
             with safe_open(path, framework="pt", device="cpu") as handle:
                 yield _OpenPart(handle, name)
         except SafetensorError as error:
-            raise CheckpointError(f"{name} is not a safetensors file: {error}") from error
+            raise CheckpointDamaged(f"{name} is not a safetensors file: {error}") from error
 
 
 def _download(folder: Storage, part: CheckpointPart, path: Path) -> None:
     try:
-        download_verified(folder, part.file, path, KnownContent(part.bytes, part.sha256, RECORD))
+        download_verified(folder, part.file, path, KnownContent(part.bytes, part.sha256, "its record"))
     except ObjectDamaged as error:
-        raise CheckpointError(
-            f"{folder.name(part.file)} is damaged: {error.problem}{error.asked}; "
-            "remove this checkpoint's folder to continue from an older one"
-        ) from error
+        raise CheckpointDamaged(f"{folder.name(part.file)} is damaged: {error.problem}{error.asked}") from error
 
 
 def sha256_of(path: Path) -> str:
@@ -293,7 +213,7 @@ def _check_slices(info: CheckpointInfo) -> None:
     try:
         check_tiling(info.record.parameters, [part.slices for part in info.record.parts])
     except CheckpointError as error:
-        raise CheckpointError(f"{info.folder.name(RECORD)}: {error}") from None
+        raise CheckpointDamaged(f"{info.folder.name(info.file)}: {error}") from None
 
 
 def _check_model(engine: Engine, info: CheckpointInfo) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maestro_dist.checkpoint.fence import Fence, Writer, begin_session
 from maestro_dist.checkpoint.layout import (
     BUFFER,
     FORMAT,
@@ -21,11 +22,13 @@ from maestro_dist.checkpoint.layout import (
     checkpoints,
     dump,
     folder_name,
+    is_record,
     tensor_name,
+    writer_of,
 )
 from maestro_dist.checkpoint.load import sha256_of
 from maestro_dist.checkpoint.reshard import Range, check_tiling
-from maestro_dist.checkpoint.retain import Retention
+from maestro_dist.checkpoint.retain import Retention, is_later
 from maestro_dist.data.storage import Storage
 from maestro_dist.engine.partition import buffers, optimizer_name, optimizer_state, owned_slices, parameter_shapes
 from maestro_dist.errors import CheckpointError, MaestroError
@@ -54,6 +57,7 @@ class _Save:
     """A save in the background. Its record is written after the record of the save before it.
 
     uploaded  set when this rank's part is on storage, or has failed; its snapshot is no longer in memory
+    earlier   files of the step's folder that this save replaces; on rank 0
     """
 
     number: int
@@ -62,6 +66,7 @@ class _Save:
     before: _Save | None
     uploaded: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
+    earlier: list[str] = field(default_factory=list)
 
     def join(self, timeout_s: float | None = None) -> None:
         """Wait until it has ended, with or without an error."""
@@ -71,6 +76,9 @@ class _Save:
 
 class Saver:
     """Saves an engine under `<run_url>/checkpoints`. The constructor is a collective: ranks agree on a session.
+
+    Rank 0 checks before each record and each removal that no later driver and no later start of the workers has taken
+    over the run (`fence.Fence`).
 
     attempt    number of this attempt of the run; file names contain it
     keep_last  number of newest complete checkpoints to keep, in addition to the best (`metadata["best_step"]`)
@@ -82,8 +90,9 @@ class Saver:
         self.attempt = attempt
         self.timeout_s = timeout_s
         self._checkpoints = checkpoints(run_url)
-        self._session = _agree_on_session(mesh)
-        self._retention = Retention(self._checkpoints, keep_last)
+        self._session = _agree_on_session(mesh, run_url, attempt)
+        self.fence = Fence(run_url, attempt, self._session)
+        self._retention = Retention(self._checkpoints, keep_last, Writer(attempt, self._session))
         self._saves = 0
         self._last: _Save | None = None
         self._lock = threading.Lock()  # of the next two
@@ -105,8 +114,8 @@ class Saver:
         """Copy the state now and write it in the background. All ranks call it at the same step.
 
         Waits first until this rank's part of the previous save, and all of the save before that, are on storage.
-        `metadata` must be plain JSON. Rank 0 calls `fence` right before it writes the checkpoint record; `fence` raises
-        if this run may no longer write.
+        `metadata` must be plain JSON. Rank 0 calls `fence` (by default that of this saver) right before it writes the
+        checkpoint record; `fence` raises if this run may no longer write.
         Raises the error of an earlier save (`CheckpointError`, `StorageError`, or the error of `fence`).
         """
         if self._last is not None:
@@ -183,8 +192,7 @@ class Saver:
             before = save.before  # `save` may remove the reference at any time
             if before is not None:
                 before.join()
-            # checked before each attempt: another driver may take over the run while storage does not answer
-            folder.write(RECORD, dump(complete), guard=save.fence or (lambda: None))
+            self._write_record(save, folder, complete)
             self._completed.put(record.step)
             self._clean_soon(save)
         except Exception as error:
@@ -209,9 +217,9 @@ class Saver:
                     return
             best = saves[-1].record.metadata.get("best_step")
             try:
+                self.fence.check()  # it may have waited for storage since the record was written
                 for save in saves:
-                    if not self._retention.is_new(save.record.step):
-                        self._tidy(self._checkpoints.join(folder_name(save.record.step)), save.number)
+                    self._checkpoints.join(folder_name(save.record.step)).remove_many(save.earlier)
                 self._retention.completed([save.record.step for save in saves], [] if best is None else [best])
             except Exception as error:
                 self._keep(error, f"cannot remove older checkpoints in {self._checkpoints.name()}")
@@ -269,17 +277,35 @@ class Saver:
                 pause = min(2 * pause, longest)
         return [parts[rank] for rank in sorted(parts)]
 
-    def _tidy(self, folder: Storage, save: int) -> None:
-        """Remove the files that were written to this folder before the save with this number."""
-        earlier = []
-        for file in folder.list():
-            name = PartName.parse(file)
-            if name is None or name.attempt > self.attempt:
-                continue
-            of_this_session = name.attempt == self.attempt and name.session == self._session
-            if not of_this_session or name.save < save:
-                earlier.append(file)
-        folder.remove_many(earlier)
+    def _write_record(self, save: _Save, folder: Storage, record: CheckpointRecord) -> None:
+        """Write the record once all parts are there. It never replaces another one: readers take the latest writer's.
+
+        Raises:
+            CheckpointError: a part has been removed.
+        """
+        sizes = folder.sizes()
+        for part in record.parts:
+            if sizes.get(part.file) != part.bytes:
+                raise CheckpointError(
+                    f"{folder.name(part.file)} was written and is not there any more, or has another size; does "
+                    "another program remove files of this run?"
+                )
+        own = {part.file for part in record.parts}
+        writer = Writer(self.attempt, self._session)
+        later = {name for name in sizes if is_later(name, writer)}
+        # A checkpoint.json may be that of the later writer.
+        files = [name for name in sizes if writer_of(name) is not None or (name == RECORD and not later)]
+        save.earlier = [name for name in files if name not in own | later]
+        # The guard is called before each attempt: another driver may take over the run while storage does not answer.
+        guard, data = save.fence or self.fence.check, dump(record)
+        name = self._name(0, save.number).record()
+        if not any(map(is_record, sizes)):
+            try:
+                folder.write(RECORD, data, create=True, guard=guard)
+                return
+            except FileExistsError:
+                pass  # of an earlier writer, which was held up
+        folder.write(name, data, create=True, guard=guard)
 
 
 def take_snapshot(engine: Engine, *, with_buffers: bool) -> Snapshot:
@@ -303,14 +329,15 @@ def _notes() -> Any:
     return dist.distributed_c10d._get_default_store()
 
 
-def _agree_on_session(mesh: Mesh) -> int:
-    """A number for this start of the workers: the same on all ranks, different at each start."""
+def _agree_on_session(mesh: Mesh, run_url: str, attempt: int) -> int:
+    """A number for this start of the workers: the same on all ranks, greater at each start."""
     if mesh.world == 1:
-        return time.time_ns()
+        return begin_session(run_url, attempt)
     import torch
     import torch.distributed as dist
 
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    session = torch.tensor(time.time_ns(), dtype=torch.int64, device=device)
+    number = begin_session(run_url, attempt) if mesh.rank == 0 else 0
+    session = torch.tensor(number, dtype=torch.int64, device=device)
     dist.broadcast(session, src=0)
     return int(session)

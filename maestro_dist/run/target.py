@@ -130,13 +130,11 @@ def load(target: Target, config: Config) -> Loaded:
         )  # fmt: skip
         return Loaded(predictor.model, predictor.modalities, task, answer, f"{target.name}: exported model", None)
 
-    from maestro_dist.checkpoint import best, find, full_weights, newest
+    from maestro_dist.checkpoint import best, find, full_weights
     from maestro_dist.data.manifest import load_manifest
     from maestro_dist.run.record import DATA_FOLDER
     from maestro_dist.training.builder import build
 
-    if target.step is None and newest(target.url) is None:
-        raise CheckpointError(f"{target.name}: no complete checkpoint yet; train the run up to its first validation")
     checkpoint = best(target.url) if target.step is None else find(target.url, target.step)
     try:
         manifest = load_manifest(f"{target.url}/{DATA_FOLDER}")

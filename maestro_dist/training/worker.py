@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from maestro_dist.callbacks.base import Callbacks, State
 from maestro_dist.callbacks.checkpointing import callback_states, resume
-from maestro_dist.checkpoint.fence import Fence
+from maestro_dist.checkpoint.resume import ResumePoints
 from maestro_dist.config.load import parse
 from maestro_dist.config.schema import Config
 from maestro_dist.data.manifest import Manifest
@@ -26,7 +26,7 @@ from maestro_dist.training.job import WorkerJob
 from maestro_dist.training.process import prepare_process
 
 if TYPE_CHECKING:
-    from maestro_dist.checkpoint import CheckpointInfo, Saver
+    from maestro_dist.checkpoint import Saver
     from maestro_dist.evaluation import Evaluation
     from maestro_dist.model.maestro import Trunk
     from maestro_dist.tracking import MetricLog
@@ -56,7 +56,7 @@ def run_worker(job: WorkerJob, failed: Callable[[Exception], None] = lambda erro
 def _train(job: WorkerJob, stack: ExitStack, listeners: list[Callable[[Exception], None]]) -> None:
     import torch.distributed as dist
 
-    from maestro_dist.checkpoint import Saver, newest, restore
+    from maestro_dist.checkpoint import Saver
     from maestro_dist.training.feature_scaling import standardise
     from maestro_dist.training.loop import fit
     from maestro_dist.training.pretrained_weights import load_pretrained
@@ -66,7 +66,8 @@ def _train(job: WorkerJob, stack: ExitStack, listeners: list[Callable[[Exception
     configure(config)
     prepare_process(config)
     mesh = build_mesh(config.mesh, world=dist.get_world_size(), rank=dist.get_rank())
-    found = _broadcast_checkpoint(newest(job.run_url) if mesh.rank == 0 else None, job.run_url)
+    checkpoints = ResumePoints(job.run_url, mesh)
+    found = checkpoints.next()
 
     def initialize(model: Trunk, manifest: Manifest) -> None:
         if found:
@@ -80,7 +81,7 @@ def _train(job: WorkerJob, stack: ExitStack, listeners: list[Callable[[Exception
     state, stream = assemble(config, mesh, initialize, job.run_url)
     stack.callback(state.engine.close)
     if found:
-        restore(state.engine, found)
+        found = checkpoints.restore(state.engine, found)
         resume(state, found.step, found.position, found.metadata)
         if mesh.rank == 0:
             _LOG.info("%s", f"resumes at step {state.step:,} of {state.total_steps:,} from {found.url}")
@@ -131,19 +132,6 @@ def _close_log(log: MetricLog) -> None:
         )
 
 
-def _broadcast_checkpoint(found: CheckpointInfo | None, run_url: str) -> CheckpointInfo | None:
-    """The checkpoint that rank 0 found, on all ranks. They must agree, and an earlier attempt may still be writing."""
-    import torch
-    import torch.distributed as dist
-
-    from maestro_dist.checkpoint import find
-
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    step = torch.tensor(found.step if found else -1, device=device)
-    dist.broadcast(step, src=0)
-    return find(run_url, int(step), expected=True) if int(step) >= 0 else None
-
-
 def _metric_log(job: WorkerJob, state: State) -> MetricLog:
     from maestro_dist.tracking import MetricLog
 
@@ -183,7 +171,7 @@ def _callbacks(job: WorkerJob, state: State, saver: Saver, log: MetricLog | None
         return evaluate_on(state, plan)
 
     metrics, validation = Metrics(log), Validation(validate, log)
-    fence = Fence(job.run_url, job.attempt).check
+    fence = saver.fence.check
     return Callbacks(
         [
             metrics,
