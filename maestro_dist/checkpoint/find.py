@@ -87,26 +87,29 @@ def whole_checkpoints(run_url: str, problems: list[Problem]) -> Iterator[Checkpo
     The record can be read and all parts are there with their sizes. Others are passed over, and why is appended to
     `problems`. The content of parts is checked when they are read.
     """
-    storage = checkpoints(run_url)
-    steps = sorted((step for step in map(folder_step, storage.list()) if step is not None), reverse=True)
-    for step in steps:
-        found = _Found(storage.join(folder_name(step)))
+    for step, found in _folders(run_url):
         problems += [Problem(step, text) for text in found.problems]
         yield from found.whole
 
 
 def newest(run_url: str) -> CheckpointInfo | None:
-    """The newest complete checkpoint of a run that looks whole; None if there is none.
+    """The newest complete checkpoint of a run that looks whole; None if the run has no checkpoints.
 
-    Raises `RunError` if there are checkpoints, but none is whole.
+    Where none is whole, it is the newest whose record can be read: what reads its parts names those that are damaged.
+    Raises `RunError` if there are records, but none can be read.
     """
     problems: list[Problem] = []
-    found = next(whole_checkpoints(run_url, problems), None)
-    if found is None and problems:
+    damaged: list[CheckpointInfo] = []
+    for step, found in _folders(run_url):
+        problems += [Problem(step, text) for text in found.problems]
+        damaged += found.damaged
+        for info in found.whole:
+            if problems:
+                _LOG.warning("%s; the checkpoint of step %d is used instead", problems[0].text, step)
+            return info
+    if problems and not damaged:
         raise none_is_whole(run_url, problems)
-    if found is not None and problems:
-        _LOG.warning("%s; the checkpoint of step %d is used instead", problems[0].text, found.step)
-    return found
+    return damaged[0] if damaged else None
 
 
 def none_is_whole(run_url: str, problems: list[Problem]) -> RunError:
@@ -124,7 +127,7 @@ def find(run_url: str, step: int, *, expected: bool = False) -> CheckpointInfo:
     damaged. Damaged parts are found when they are read.
     """
     folder = checkpoints(run_url).join(folder_name(step))
-    found = _Found(folder, expected=expected)
+    found = _FoundRecords(folder, expected=expected)
     for info in found.whole + found.damaged:
         return info
     if found.problems:
@@ -145,7 +148,7 @@ def open_record(run_url: str, step: int, file: str) -> CheckpointInfo:
 def best(run_url: str) -> CheckpointInfo:
     """The checkpoint with the best validation score (`metadata["best_step"]`); the newest before the first validation.
 
-    Raises `CheckpointError` if the run has no complete checkpoint, `RunError` if none is whole.
+    Raises `CheckpointError` if the run has no complete checkpoint, and what `newest` raises.
     """
     latest = newest(run_url)
     if latest is None:
@@ -156,7 +159,14 @@ def best(run_url: str) -> CheckpointInfo:
     return latest if step is None else find(run_url, step, expected=True)
 
 
-class _Found:
+def _folders(run_url: str) -> Iterator[tuple[int, _FoundRecords]]:
+    """Steps and what their folders contain, the newest first. Each folder is read when it is asked for."""
+    storage = checkpoints(run_url)
+    for step in sorted((step for step in map(folder_step, storage.list()) if step is not None), reverse=True):
+        yield step, _FoundRecords(storage.join(folder_name(step)))
+
+
+class _FoundRecords:
     """What is in a step's folder.
 
     whole     the checkpoints that look whole, that of the latest writer first

@@ -225,41 +225,6 @@ def test_a_record_that_does_not_hold_together_is_named(tmp_path: Path, engine: E
     assert str(record_path(tmp_path, 2).parent) in str(error.value)
 
 
-def test_half_a_record_is_passed_over_and_named(
-    tmp_path: Path, engine: Engine, caplog: pytest.LogCaptureFixture
-) -> None:
-    for step in (2, 4):
-        save(saver_of(tmp_path), engine, step)
-    halve(record_path(tmp_path, 4))
-    with caplog.at_level("WARNING", "maestro_dist.checkpoint"):
-        found = newest(str(tmp_path))
-    assert found is not None
-    assert found.step == 2
-    assert f"{record_path(tmp_path, 4)} is damaged" in caplog.text
-    assert "the checkpoint of step 2 is used instead" in caplog.text
-    with pytest.raises(CheckpointError, match=r"checkpoint.json is damaged.*use another checkpoint"):
-        find(str(tmp_path), 4)
-
-    halve(record_path(tmp_path, 2))
-    with pytest.raises(RunError, match=r"no older checkpoint is whole; remove .*/checkpoints to train from the begin"):
-        newest(str(tmp_path))
-
-
-def halve(record: Path) -> None:
-    record.write_bytes(record.read_bytes()[:100])
-
-
-def test_a_checkpoint_without_all_its_parts_is_passed_over(tmp_path: Path, engine: Engine) -> None:
-    for step in (2, 4, 6):
-        save(saver_of(tmp_path, keep_last=3), engine, step)
-    next(record_path(tmp_path, 6).parent.glob("*.safetensors")).unlink()
-    part = next(record_path(tmp_path, 4).parent.glob("*.safetensors"))
-    part.write_bytes(part.read_bytes()[:-1])
-    found = newest(str(tmp_path))
-    assert found is not None
-    assert found.step == 2
-
-
 @pytest.mark.parametrize(
     ("other", "optim", "words"),
     [
