@@ -19,9 +19,12 @@ class Fence:
     run_url: str
     attempt: int
 
-    def check(self) -> None:
-        """Raise `RunError` if a later attempt has started."""
-        newest = newest_attempt(Storage(self.run_url))
+    def check(self, patience_s: float | None = None) -> None:
+        """Raise `RunError` if a later attempt has started.
+
+        `patience_s`: for how long a request that fails is repeated; by default as long as all others.
+        """
+        newest = newest_attempt(Storage(self.run_url, patience_s=patience_s))
         if newest > self.attempt:
             raise RunError(
                 f"{Storage(self.run_url).name()}: attempt {newest} has taken over the run from attempt {self.attempt}; "
