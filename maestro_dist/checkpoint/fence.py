@@ -43,9 +43,12 @@ class Fence:
     attempt: int
     session: int | None = None
 
-    def check(self) -> None:
-        """Raise `RunError` if a later attempt has started, or a later session of this one."""
-        storage = Storage(self.run_url)
+    def check(self, patience_s: float | None = None) -> None:
+        """Raise `RunError` if a later attempt has started, or a later session of this one.
+
+        `patience_s`: for how long a request that fails is repeated; by default as long as all others.
+        """
+        storage = Storage(self.run_url, patience_s=patience_s)
         names = storage.list(LEASES)
         newest = _newest_attempt(names)
         if newest > self.attempt:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from maestro_dist.callbacks.final_test import RESULT_FILE
@@ -15,10 +17,10 @@ from maestro_dist.data.manifest import Manifest
 from maestro_dist.data.storage import Storage, redact
 from maestro_dist.data.storage.request_counts import request_counts
 from maestro_dist.data.storage.settings import configure
-from maestro_dist.errors import ConfigError
+from maestro_dist.errors import ConfigError, StorageError
 from maestro_dist.parallel.mesh import build_mesh
-from maestro_dist.run.lease import Lease
-from maestro_dist.run.record import RunRecord, begin, check_same, is_finished, read, write
+from maestro_dist.run.lease import Lease, wait_until_free
+from maestro_dist.run.record import RunRecord, begin, check_same, is_finished, read, restore_manifest, write
 from maestro_dist.system.terminal import interruptible, shielded
 from maestro_dist.training.job import WorkerJob
 from maestro_dist.training.process import environment
@@ -45,16 +47,44 @@ def launch(config: Config) -> int:
         print_start(config, manifest)
         if found is not None and is_finished(found):  # before the lease, which needs write access
             check_same(config, manifest, found)
+            try:
+                restore_manifest(manifest, run)
+            except StorageError as error:
+                _LOG.warning("%s", error)
             return _print_finished(config, run, found)
-        lease: Lease | None = None
+        return _with_lease(config, manifest, run, new=found is None)
+
+
+def _with_lease(config: Config, manifest: Manifest, run: Storage, *, new: bool) -> int:
+    """Hold the run while `_run` works. If another driver takes over, the error says so, however `_run` ended."""
+    lease: Lease | None = None
+    try:
         try:
+            newest = wait_until_free(run.url)
             with shielded():  # interrupted here, the lease would never be released
-                lease = Lease(run.url)
-            return _run(config, manifest, run, lease, new=found is None)
+                lease = Lease(run.url, after=newest, on_loss=_interrupter())
+            return _run(config, manifest, run, lease, new=new)
         finally:
             if lease is not None:
                 with shielded():
                     lease.release()
+    except BaseException as error:
+        if lease is not None and lease.lost is not None:
+            raise lease.lost from error
+        raise
+
+
+def _interrupter() -> Callable[[], None]:
+    """A function for other threads that ends what this thread does, as a signal to stop does (see `interruptible`)."""
+    if threading.current_thread() is not threading.main_thread():  # Python calls handlers of signals in the main thread
+        return lambda: None
+    thread = threading.get_ident()
+
+    def interrupt() -> None:
+        if callable(signal.getsignal(signal.SIGTERM)):  # else it would end the process without any cleanup
+            signal.pthread_kill(thread, signal.SIGTERM)  # a real signal, which also ends a wait in the system
+
+    return interrupt
 
 
 @contextmanager
@@ -134,7 +164,7 @@ def _run(config: Config, manifest: Manifest, run: Storage, lease: Lease, *, new:
     status = "FAILED"
     try:
         with shielded():  # interrupted here, the MLflow run would never be closed
-            record = begin(config, manifest, run)
+            record = begin(config, manifest, run, lease.fence.check)
         if record.status == "finished":  # by another driver, which has just released the lease
             return _print_finished(config, run, record)
         # a result exists if an earlier driver died after the end of training
@@ -147,7 +177,8 @@ def _run(config: Config, manifest: Manifest, run: Storage, lease: Lease, *, new:
     finally:
         if record is not None and record.status != "finished":
             with shielded():
-                close_run(record.tracking_uri, str(record.mlflow_run), status)
+                if lease.is_held():  # else the MLflow run is in use by the driver that has taken over
+                    close_run(record.tracking_uri, str(record.mlflow_run), status)
     write(run, record.model_copy(update={"status": "finished"}), lease.fence.check)
     print_end(config, run, record)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,8 @@ from maestro_dist.errors import RunError
 from maestro_dist.parallel.mesh import build_mesh
 from maestro_dist.training.pretrained_weights import check_pretrained
 from maestro_dist.training.teachers import check_teachers
+
+_LOG = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 DATA_FOLDER = RUN_FOLDER
@@ -48,8 +51,10 @@ class RunRecord(BaseModel):
     status: Literal["running", "finished"] = "running"
 
 
-def begin(config: Config, manifest: Manifest, run: Storage) -> RunRecord:
+def begin(config: Config, manifest: Manifest, run: Storage, guard: Callable[[], None] = lambda: None) -> RunRecord:
     """Read the run record and compare it with `config`, or create it; then open its MLflow run.
+
+    `guard` is called before each write, and raises if this driver no longer holds the run.
 
     Raises:
         ConfigError: the run was started with another configuration (the message lists the differences); or the run is
@@ -63,13 +68,27 @@ def begin(config: Config, manifest: Manifest, run: Storage) -> RunRecord:
         record = RunRecord(
             identity=run_identity(config), data=manifest.fingerprint(), token=uuid.uuid4().hex, start=start
         )
-        copy = manifest.model_dump_json(indent=1).encode()
-        with ThreadPoolExecutor(2) as pool:
-            writes = [pool.submit(write, run, record), pool.submit(run.write, f"{DATA_FOLDER}/{MANIFEST_NAME}", copy)]
-        for finished in writes:
-            finished.result()
-    check_same(config, manifest, record)
-    return record if record.status == "finished" else _tracked(config, run, record)
+        # the manifest first: a run that has a record is taken for complete
+        run.write(f"{DATA_FOLDER}/{MANIFEST_NAME}", _copy(manifest), guard=guard)
+        write(run, record, guard)
+    else:
+        check_same(config, manifest, record)
+        restore_manifest(manifest, run, guard)
+    return record if record.status == "finished" else _tracked(config, run, record, guard)
+
+
+def restore_manifest(manifest: Manifest, run: Storage, guard: Callable[[], None] = lambda: None) -> None:
+    """Write the run's copy of its manifest if it has none: earlier versions could be killed before they wrote it.
+
+    `manifest` must be the one with which the run was started (see `check_same`).
+    """
+    if MANIFEST_NAME not in run.list(DATA_FOLDER):
+        _LOG.info("%s was missing; it is written again", run.name(f"{DATA_FOLDER}/{MANIFEST_NAME}"))
+        run.write(f"{DATA_FOLDER}/{MANIFEST_NAME}", _copy(manifest), guard=guard)
+
+
+def _copy(manifest: Manifest) -> bytes:
+    return manifest.model_dump_json(indent=1).encode()
 
 
 def is_finished(found: RunRecord | None) -> bool:
@@ -121,7 +140,7 @@ def _parsed(text: bytes) -> RunRecord:
         raise ValueError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
 
 
-def _tracked(config: Config, run: Storage, record: RunRecord) -> RunRecord:
+def _tracked(config: Config, run: Storage, record: RunRecord, guard: Callable[[], None]) -> RunRecord:
     """The run record with its MLflow run open, on the tracking server of the current configuration."""
     from maestro_dist.tracking.run import find_run, open_run, tracking_uri
 
@@ -138,7 +157,11 @@ def _tracked(config: Config, run: Storage, record: RunRecord) -> RunRecord:
     changes = {"tracking_uri": uri, "mlflow_run": tracked.run_id, "start_ms": tracked.start_ms or record.start_ms}
     record = record.model_copy(update=changes)
     with ThreadPoolExecutor(2) as pool:
-        writes = [pool.submit(write, run, record), pool.submit(run.write, "config.yaml", to_yaml(config).encode())]
+        settings = to_yaml(config).encode()
+        writes = [
+            pool.submit(write, run, record, guard),
+            pool.submit(run.write, "config.yaml", settings, guard=guard),
+        ]
     for finished in writes:
         finished.result()
     return record

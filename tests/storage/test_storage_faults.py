@@ -304,7 +304,7 @@ def test_a_run_makes_few_requests_and_says_how_many(
     counted, said = kinds(proxy), capsys.readouterr()
     line = next(line for line in (said.out + said.err).splitlines() if "storage: " in line and "requests" in line)
     assert f"storage: {sum(counted.values())} requests (GET {counted['GET']}," in line
-    beats = proxy.count("PUT", "leases").requests
+    beats = proxy.count("PUT|GET", "leases").requests  # each looks for a newer attempt first
     assert sum(counted.values()) - beats < 150
     assert counted["HEAD"] == 0
 
