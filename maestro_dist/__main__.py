@@ -11,6 +11,7 @@ COMMANDS = {
     "python -m maestro_dist.train CONFIG [section.key=value ...]": "train a model, or continue a run",
     "python -m maestro_dist.evaluate MODEL": "evaluate: metrics, complete and with modalities missing",
     "python -m maestro_dist.predict MODEL DATA": "predict each sample of a data set or file",
+    "python -m maestro_dist.track RUN": "send to MLflow what it lacks of a run",
 }
 TOOLS = {
     "python tools/pack_dataset.py NAME --source PATH --out URL": "pack public raw data into a data set",

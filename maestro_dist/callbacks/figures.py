@@ -99,9 +99,9 @@ class Figures(Callback):
         self.close()
 
     def close(self) -> None:
-        """Wait for the current drawing."""
-        if self._thread is not None:
-            self._thread.join(timeout=30.0)
+        """Wait for the current drawing, as long as the end of a run may wait for tracking."""
+        if self._thread is not None and self._log is not None:
+            self._log.end_limit.join(self._thread)
             self._thread = None
 
     def _warn(self, effort: BestEffort) -> None:

@@ -21,8 +21,10 @@ from maestro_dist.data.subjects import keys_and_subjects
 from maestro_dist.errors import CheckpointDamaged, RunError
 from maestro_dist.inference.exported_model import TaskDescription, export_model
 from maestro_dist.tracking.best_effort import BestEffort
-from maestro_dist.tracking.figures import log_figures
-from maestro_dist.tracking.run import is_reachable, tag_run
+from maestro_dist.tracking.figures import figure_files, log_figures
+from maestro_dist.tracking.run import is_reachable
+from maestro_dist.tracking.unsent import FIGURES, MODEL, TAGS
+from maestro_dist.tracking.uploads import EndUploads
 
 if TYPE_CHECKING:
     from maestro_dist.evaluation import Evaluation
@@ -110,23 +112,34 @@ class FinalTest(Callback):
     def _extras(
         self, state: State, evaluation: Evaluation, model: dict[str, Any], result: dict[str, Any], log: MetricLog
     ) -> None:
-        """Try each picture, table and upload. One warning names and counts those that failed."""
-        effort, at = BestEffort(), (self._tracking_uri, self._mlflow_run)
-        # one wait for a server that is gone
-        reached = bool(effort.attempt("uploads to tracking", lambda: is_reachable(*at)))
+        """Try each picture, table and upload. One warning names and counts those that failed.
+
+        `log.unsent` keeps what tracking lacks, to be sent later. Waiting for tracking has a limit, `log.end_limit`.
+        """
+        effort, at, limit = BestEffort(), (self._tracking_uri, self._mlflow_run), log.end_limit
+        parts = [FIGURES, *([MODEL] if state.task.kind != "pretrain" else []), TAGS]  # pretrained: no predictions
+        uploads = EndUploads(*at, result, parts)
+        log.unsent = uploads.unsent
+        reached = effort.attempt("uploads to tracking", lambda: limit.run("tracking", lambda: is_reachable(*at)))
         story = effort.attempt("pictures", lambda: story_of(state, log.history(), evaluation))
         if story is not None:
-            log_figures(story, log.folder, *at, effort, upload=reached)
-        uri: str | bool | None = None
-        if reached and state.task.kind != "pretrain":  # a pre-trained model makes no predictions
-            uri = effort.attempt("upload of the model", lambda: self._upload(state, model, log.folder) or False)
-        if isinstance(uri, str):
-            named = {**result, "mlflow_model": uri}
+            log_figures(story, log.folder, *at, effort, upload=False)
+        if not reached:
+            limit.end()
+        else:
+            limit.allow_bytes(sum(tensor.nbytes for tensor in model["weights"].values()))
+            figures = figure_files(log.folder)
+            done = effort.attempt(
+                "uploads to tracking",
+                lambda: limit.run(
+                    "uploads", lambda: uploads.send(figures, lambda: self._upload(state, model, log.folder))
+                ),
+            )
+            effort.left_out |= {} if done is None else done.left_out
+        log.unsent = tuple(uploads.unsent)  # a thread that was left alone at the limit may still change it
+        if uploads.model_uri:
+            named = {**result, "mlflow_model": uploads.model_uri}
             effort.attempt("the uploaded model's name in result.json", lambda: self._write(named))
-        pointers = {"checkpoint.best": result["checkpoint"], "checkpoint.step": str(result["best_step"])}
-        pointers |= {"model": result["model"], "model.mlflow": str(uri or "not logged")}
-        if reached:
-            effort.attempt("tags", lambda: tag_run(*at, pointers))
         if effort.left_out:
             _LOG.warning(f"the result is complete; left out ({len(effort.left_out)}): {effort.text()}")
 

@@ -149,16 +149,18 @@ def prepare_data(config: Config, *, bare: bool = False, begun: bool = False) -> 
 
 
 def _print_finished(config: Config, run: Storage, record: RunRecord) -> int:
+    from maestro_dist.run.catch_up import send_unsent
     from maestro_dist.run.summary import print_end
 
     _LOG.info("run %r is finished; nothing to do (choose another run.name to train again)", config.run.name)
+    send_unsent(run, record)
     print_end(config, run, record)
     return 0
 
 
 def _run(config: Config, manifest: Manifest, run: Storage, lease: Lease, *, new: bool) -> int:
+    from maestro_dist.run.catch_up import end_tracking
     from maestro_dist.run.summary import print_end
-    from maestro_dist.tracking.run import close_run
 
     record: RunRecord | None = None
     status = "FAILED"
@@ -178,7 +180,7 @@ def _run(config: Config, manifest: Manifest, run: Storage, lease: Lease, *, new:
         if record is not None and record.status != "finished":
             with shielded():
                 if lease.is_held():  # else the MLflow run is in use by the driver that has taken over
-                    close_run(record.tracking_uri, str(record.mlflow_run), status)
+                    end_tracking(run, record, status)
     write(run, record.model_copy(update={"status": "finished"}), lease.fence.check)
     print_end(config, run, record)
     return 0

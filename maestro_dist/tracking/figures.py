@@ -223,6 +223,11 @@ def log_figures(data: Story, folder: Path, uri: str, run_id: str, effort: BestEf
         effort.attempt("upload of figures", lambda: log_files(uri, run_id, paths, FOLDER))
 
 
+def figure_files(folder: Path) -> list[Path]:
+    """The pictures and tables of a run that are in its `folder`."""
+    return sorted(path for kind in ("png", "csv") for path in (folder / FOLDER).glob(f"*.{kind}"))
+
+
 def _overview(title: str, drawn: list[Panel]) -> Figure:
     from matplotlib.figure import Figure
 

@@ -15,6 +15,7 @@ from maestro_dist.types import Modality
 
 if TYPE_CHECKING:
     import pandas as pd
+    from mlflow.entities import Run
     from mlflow.models import ModelSignature
 
 _LOG = logging.getLogger(__name__)
@@ -64,6 +65,20 @@ def log_model(
         _LOG.warning(f"the model was not uploaded to tracking ({short(error)})")
         return None
     return str(logged.model_uri)
+
+
+def find_logged_model(uri: str, run: Run) -> str | None:
+    """The URI of the complete model that the run has logged; None if there is none. Incomplete ones are deleted."""
+    server, found = client(uri), None
+    for output in run.outputs.model_outputs if run.outputs else ():
+        model = server.get_logged_model(output.model_id)
+        if model.name != NAME:
+            continue
+        if str(model.status) == "READY":
+            found = model.model_uri
+        else:  # an upload that was interrupted
+            server.delete_logged_model(output.model_id)
+    return found
 
 
 def signature(modalities: Sequence[Modality], columns: Sequence[str], *, recording: bool) -> ModelSignature:

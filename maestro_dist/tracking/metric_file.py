@@ -128,6 +128,12 @@ def read_history(folder: Path) -> History:
     return {name: (np.array(steps[name], dtype=np.int64), np.array(values[name])) for name in sorted(steps)}
 
 
+def sent_lines(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """Step and metrics of each valid line, without the numbers for figures, which MLflow does not get."""
+    for step, metrics, _ in _lines(path):
+        yield step, metrics
+
+
 def _lines(path: Path) -> Iterator[Line]:
     limits, offset = _limits(path), 0
     with path.open("rb") as file:

@@ -6,11 +6,14 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maestro_dist.data.storage import redact
+from maestro_dist.data.storage import Storage, redact
 from maestro_dist.tracking.client import client, short
+from maestro_dist.tracking.end_limit import EndLimit, limit_s
+from maestro_dist.tracking.metric_copy import MetricCopy
 from maestro_dist.tracking.metric_file import History, MetricFile, read_history
 
 if TYPE_CHECKING:
@@ -32,6 +35,9 @@ class MetricLog:
 
     The timestamp of a metric is `start_ms + step`. If a batch was stored but the answer was lost, sending it again
     changes nothing: MLflow keeps one row for equal key, step, timestamp and value.
+
+    end_limit  the time that the end of the run may spend on tracking
+    unsent     parts of the run, apart from metrics, that the end of the run could not send; None before that
     """
 
     def __init__(
@@ -53,6 +59,10 @@ class MetricLog:
         self._offset = 0
         self._failing = self._losing = False
         self._all_sent = False
+        self._copy: MetricCopy | None = None
+        # the driver has the rest of the limit, to set the status of the run
+        self.end_limit = EndLimit(uri, limit_s() * 2 / 3)
+        self.unsent: Sequence[str] | None = None
         self._deadline = math.inf
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="metrics", daemon=True)
@@ -78,12 +88,27 @@ class MetricLog:
         """All valid metrics so far, also from earlier attempts in this folder."""
         return read_history(self.folder)
 
+    def copy_to(self, run_url: str, guard: Callable[[], None]) -> None:
+        """Copy the file to the run's storage, if that is remote, while MLflow lacks metrics.
+
+        The file may be on a machine that is gone when the run continues. `guard` raises if another driver holds it.
+        """
+        if Storage(run_url).local is None:
+            self._copy = MetricCopy(self.folder, run_url, guard)
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last attempt to send metrics failed."""
+        return self._failing
+
     def close(self, timeout_s: float = 10.0) -> bool:
         """Send the rest, for at most about `timeout_s`. Returns whether MLflow has all metrics now."""
         self._deadline = time.monotonic() + timeout_s
         self._closing.set()
         self._thread.join(timeout_s)
         self._file.close()
+        if self._copy is not None and not self._all_sent:
+            self._copy.update()
         if self._file.lost:
             _LOG.warning(f"{self._file.lost:,} lines of metrics could not be written to {self._file.path} and are lost")
         return self._all_sent
@@ -96,6 +121,8 @@ class MetricLog:
                 self._send()
             except Exception as error:  # no error of tracking may end training
                 self._warn(error)
+                if self._copy is not None and not closing:
+                    self._copy.update()
                 pause = 0.5 if closing else min(2 * pause, _LONGEST_PAUSE_S)
                 if closing:
                     time.sleep(max(0.0, min(pause, self._deadline - time.monotonic())))

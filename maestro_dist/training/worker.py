@@ -57,6 +57,7 @@ def _train(job: WorkerJob, stack: ExitStack, listeners: list[Callable[[Exception
     import torch.distributed as dist
 
     from maestro_dist.checkpoint import Saver
+    from maestro_dist.tracking.ending import close_log
     from maestro_dist.training.feature_scaling import standardise
     from maestro_dist.training.loop import fit
     from maestro_dist.training.pretrained_weights import load_pretrained
@@ -104,9 +105,9 @@ def _train(job: WorkerJob, stack: ExitStack, listeners: list[Callable[[Exception
             _LOG.info("%s", line)
         for line in stream.warnings():
             _LOG.warning("%s", line)
-    log = _metric_log(job, state) if mesh.rank == 0 else None
+    log = _metric_log(job, state, saver.fence.check) if mesh.rank == 0 else None
     if log is not None:
-        stack.callback(_close_log, log)
+        stack.callback(close_log, log, job.run_url)
     callbacks = _callbacks(job, state, saver, log)
     stack.callback(callbacks.close)
     if found:
@@ -125,18 +126,16 @@ def _within_time_limit(config: Config) -> Config:
     return config.model_copy(update={"data": data, "run": run})
 
 
-def _close_log(log: MetricLog) -> None:
-    if not log.close():
-        _LOG.warning(
-            "tracking did not accept all metrics; they are kept in %s and sent when this run is resumed", log.folder
-        )
-
-
-def _metric_log(job: WorkerJob, state: State) -> MetricLog:
+def _metric_log(job: WorkerJob, state: State, fence: Callable[[], None]) -> MetricLog:
     from maestro_dist.tracking import MetricLog
+    from maestro_dist.tracking.metric_copy import fetch_metrics
 
     folder = work_folder(job.run_url)
-    return MetricLog(folder, job.tracking_uri, job.mlflow_run, job.start_ms, resume_step=state.step)
+    if state.step:
+        fetch_metrics(folder, job.run_url)  # of a rank 0 on another machine
+    log = MetricLog(folder, job.tracking_uri, job.mlflow_run, job.start_ms, resume_step=state.step)
+    log.copy_to(job.run_url, fence)
+    return log
 
 
 def work_folder(run_url: str) -> Path:

@@ -115,7 +115,9 @@ def shortened(command: str) -> list[str] | None:
     assert words[:2] == ["python", "-m"], f"not a known command: {command}"
     if words[2] == "maestro_dist.train":
         return [*words, *([] if {"--print-config", "--dry-run"} & set(words) or "gpu_" in command else SHORT)]
-    assert words[2] in ("maestro_dist.evaluate", "maestro_dist.predict"), f"not a known command: {command}"
+    assert words[2] in ("maestro_dist.evaluate", "maestro_dist.predict", "maestro_dist.track"), (
+        f"not a known command: {command}"
+    )
     return words
 
 
