@@ -191,3 +191,21 @@ def test_columns_of_one_name_are_refused_and_modalities_may_have_numbers(tmp_pat
         packed(tmp_path, {"a": pd.DataFrame(np.ones((60, 2)), columns=["v", "v"])})
     manifest, _ = packed(tmp_path, {"a\ud800": {1: STEPS}}, rates_hz={1: 4})  # a broken letter in the name
     assert [(m.name, m.rate_hz) for m in manifest.modalities] == [("1", 4.0)]
+
+
+def test_recordings_that_runs_would_leave_out_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recordings = {f"r{k}": {"x": np.zeros(60) + k} for k in range(5)}
+    labels = {
+        f"r{k}": pd.DataFrame({"start": [100.0 * (k < 2)], "end": [100.0 * (k < 2) + 30], "label": ["ab"[k % 2]]})
+        for k in range(5)
+    }
+    about = FramesAbout(rates_hz={"x": 1.0}, splits={"r0": "train", "r1": "validation", "r2": "test"})
+    pack_frames(str(tmp_path), recordings, labels, window_s=10, about=about)
+    said = [record.getMessage() for record in caplog.records if record.name.endswith("recordings.packing")]
+    assert len(said) == 2
+    assert said[0].startswith("2 of 5 recordings have no split (r3, r4): they are in none, unless a run divides")
+    assert said[1].startswith("2 of 5 recordings have no labels: all theirs lie outside of their time (r0, r1)")
+    caplog.clear()
+    inside = {key: frame.assign(start=0.0, end=30.0) for key, frame in labels.items()}
+    pack_frames(str(tmp_path), recordings, inside, window_s=10, about=FramesAbout(rates_hz={"x": 1.0}), overwrite=True)
+    assert not [record for record in caplog.records if record.name.endswith("recordings.packing")]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from maestro_dist.config.windows import WindowConfig
 from maestro_dist.data.manifest import ManifestSplit, Recordings, Shard
+from maestro_dist.data.parts import join_names
 from maestro_dist.data.recordings.table import TABLE_NAME, RecordingTable, table_of_bytes
 from maestro_dist.data.shard_index import load_index
 from maestro_dist.data.storage import Storage
 from maestro_dist.errors import DataError
+
+_LOG = logging.getLogger(__name__)
 
 _INDEXES = 16  # that are read at a time
 
@@ -37,11 +41,30 @@ def write_table(
         if key in seen:
             raise DataError(f"two recordings have the key {key}; give each its own")
         seen.add(key)
+    for warning in _warnings(table):
+        _LOG.warning("%s", warning)
     data = table.to_bytes()
     storage.write(TABLE_NAME, data)
     about = Recordings(table=TABLE_NAME, bytes=table.bytes, sha256=hashlib.sha256(data).hexdigest(), window=window)
     no_target: dict[str, Any] = {"class_counts": [], "target_mean": None, "target_std": None}
     return {name: split.model_copy(update=no_target) for name, split in splits.items()}, about
+
+
+def _warnings(table: RecordingTable) -> Iterator[str]:
+    """What makes a run leave out whole recordings, which nobody may have meant."""
+    keys = table.texts["key"]
+    without = [key for key, split in zip(keys, table.texts["split"], strict=True) if not split]
+    if 0 < len(without) < len(keys):
+        yield (
+            f"{len(without):,} of {len(keys):,} recordings have no split ({join_names(without, 5)}): they are in none, "
+            "unless a run divides the data set itself (data.split)"
+        )
+    outside = [keys[row] for row in table.labelled_outside().tolist()]
+    if outside:
+        yield (
+            f"{len(outside):,} of {len(keys):,} recordings have no labels: all theirs lie outside of their time "
+            f"({join_names(outside, 5)}): another unit, zone or clock?"
+        )
 
 
 def _part(storage: Storage, shard: Shard) -> RecordingTable:

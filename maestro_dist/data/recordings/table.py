@@ -131,6 +131,14 @@ class RecordingTable:
         """The table that `to_bytes` has written. Raises ValueError."""
         return RecordingTable(columns_from_bytes(data, most_bytes))
 
+    def labelled_outside(self) -> np.ndarray:
+        """Numbers of the recordings that have labels over time, but none within their time, int64."""
+        counts, lengths = self._columns["intervals_count"], self._columns["length_s"]
+        of = np.repeat(np.arange(len(counts)), counts)
+        start, end = self._columns["intervals"][:, 0], self._columns["intervals"][:, 1]
+        inside = np.bincount(of, weights=(start < lengths[of]) & (end > 0), minlength=len(counts))
+        return np.flatnonzero((counts > 0) & (inside == 0))
+
     def to_bytes(self) -> bytes:
         """The table in a file. The same recordings give the same bytes."""
         return columns_to_bytes(self._columns)

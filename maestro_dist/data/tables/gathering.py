@@ -169,7 +169,7 @@ def gather_intervals(named: Named, reader: LabelReader, remarks: Remarks) -> dic
     found = {}
     for name, own in _by_recording(table, named):
         rows = np.arange(len(table)) if own is None else own
-        mine = [texts[row] for row in rows.tolist()]
+        mine = [(row, texts[row]) for row in rows.tolist()]
         found[name] = reader.of_intervals(starts[rows], None if ends is None else ends[rows], mine, where, remarks)
     return found
 

@@ -11,6 +11,7 @@ import numpy as np
 from maestro_dist.data.converters.files import AnySource, SourceFile, SourceFiles, join_names
 from maestro_dist.data.tables.look_columns import Roles, roles_of, unit_of_item
 from maestro_dist.data.tables.look_files import Looked, look_at
+from maestro_dist.data.tables.look_joins import join_by_values
 from maestro_dist.data.tables.look_kinds import MOST_FILES, Found, Kind, find_kinds
 from maestro_dist.data.tables.look_labels import choose_window, find_labels, find_people
 from maestro_dist.data.tables.look_modalities import modalities_of
@@ -55,6 +56,7 @@ def look(source: AnySource, progress: Callable[[str], None] = lambda _: None) ->
         if kind.time is not None:
             alone = sum(k.role in ("signals", "intervals") for k in found.kinds) == 1
             find_sessions(kind.whole, kind.roles, kind.time, alone=alone)
+    join_by_values(found)
     for kind in found.kinds:
         _understand(kind, found)
         kind.doubts += kind.roles.doubts

@@ -167,10 +167,18 @@ class LabelReader:
         return [interval for interval in read if interval[2] is not None]
 
     def of_intervals(
-        self, starts: np.ndarray, ends: np.ndarray | None, texts: Sequence[str | None], where: str, remarks: Remarks
+        self,
+        starts: np.ndarray,
+        ends: np.ndarray | None,
+        rows: Sequence[tuple[int, str | None]],
+        where: str,
+        remarks: Remarks,
     ) -> list[Interval]:
-        """Intervals of a table. Without `ends` each lasts until the next starts, and the last one is `OPEN`. Of labels
-        that may hold together, those with one start last until the next later one."""
+        """Intervals of a table. `rows`: the number of each row in its file, from 0, and its label.
+
+        Without `ends` each lasts until the next starts, and the last one is `OPEN`. Of labels that may hold together,
+        those with one start last until the next later one.
+        """
         order = np.argsort(starts, kind="stable")
         if ends is None:
             ends = np.full_like(starts, OPEN)
@@ -180,11 +188,15 @@ class LabelReader:
                 ends = moments[np.searchsorted(moments, starts, side="right")]
         found = []
         for row in order.tolist():
-            label = self.label(texts[row], f"{where}, row {row + 1:,}")
+            number, text = rows[row]
+            label = self.label(text, f"{where}, row {number + 1:,}")
             if label is None and self.layout.task != MULTILABEL:
                 continue
             if ends[row] < starts[row]:
-                raise DataError(f"{where}: the label of row {row + 1:,} ends before it starts; correct it")
+                raise DataError(
+                    f"{where}: the label of row {number + 1:,} ends before it starts; correct it, or name the column "
+                    "with the date too, if these are times of day"
+                )
             if ends[row] == starts[row]:
                 remarks.warn("labels without length, left out, in", where)
                 continue

@@ -71,7 +71,7 @@ def _entry(kind: Kind) -> Iterator[str]:
         yield f"  long: {{name: {_text(roles.long.name)}, value: {_text(roles.long.value)}}}"
     if roles.restarts:
         yield "  restarts: true"
-    by = [column for column in (roles.subject, roles.recording) if column]
+    by = [column for column in (None if roles.alone else roles.subject, roles.recording) if column]
     if kind.role == "facts":
         by = by if roles.recording else []
     elif kind.path.names:

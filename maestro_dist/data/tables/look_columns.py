@@ -57,6 +57,7 @@ class Roles:
     clock      the time of day, where `time` is a day
     labels     columns that say yes or no, if these are the labels: several may hold at once
     separator  between several labels in a cell
+    alone      `recording` names a recording without `subject`
     apart      a column that tells apart the rows of one time, and its texts: each is a sensor
     restarts   another recording starts where time goes back
     long       the columns with names and values; then `numbers` are such names, and `unit` the column of their units
@@ -74,6 +75,7 @@ class Roles:
     separator: str | None = None
     subject: str | None = None
     recording: str | None = None
+    alone: bool = False
     group: str | None = None
     split: str | None = None
     apart: tuple[str, list[str]] | None = None
