@@ -127,8 +127,8 @@ def test_sessions_go_up_whatever_the_clock_says(tmp_path: Path, monkeypatch: pyt
     Fence(str(tmp_path), 1).check()  # of the driver, which starts workers again itself
     third = begin_session(str(tmp_path), 2)
     Fence(str(tmp_path), 2, third).check()
-    names = Storage(str(tmp_path)).list("leases")
-    assert names == [f"session-000002.{third:x}.json"]  # those of earlier starts are removed
+    names = Storage(str(tmp_path)).list("sessions")
+    assert names == [f"attempt-000002.{third:x}.json"]  # those of earlier starts are removed
 
 
 def test_a_part_that_vanished_is_an_error_and_no_record(tmp_path: Path, engine: Engine) -> None:  # noqa: F811
