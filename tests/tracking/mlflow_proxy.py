@@ -11,12 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class MlflowProxy:
     """Passes requests on while `mode` is "pass"; "dead" closes connections, "silent" takes requests and never answers.
 
-    after_metrics  called once, when the server has answered the first batch of metrics; None: nothing happens
+    at_metrics  called once, before the first batch of metrics is passed on; None: nothing happens
     """
 
     def __init__(self, port: int) -> None:
         self.mode = "pass"
-        self.after_metrics: Callable[[], None] | None = None
+        self.at_metrics: Callable[[], None] | None = None
         self.port, self._released, self._lock = port, threading.Event(), threading.Lock()
         proxy = self
 
@@ -36,6 +36,11 @@ class MlflowProxy:
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length", 0)))
         request.close_connection = True
+        if request.path.endswith("/runs/log-batch") and b'"metrics": [{' in body:
+            with self._lock:
+                call, self.at_metrics = self.at_metrics, None
+            if call is not None:
+                call()
         if self.mode == "silent":
             self._released.wait()
         if self.mode != "pass":
@@ -45,11 +50,6 @@ class MlflowProxy:
         server.request(request.command, request.path, body, headers)
         got = server.getresponse()
         content = got.read()
-        if request.path.endswith("/runs/log-batch") and b'"metrics": [{' in body:
-            with self._lock:
-                call, self.after_metrics = self.after_metrics, None
-            if call is not None:
-                call()
         request.send_response(got.status)
         for name, value in got.getheaders():
             if name.lower() not in ("transfer-encoding", "content-length", "connection", "server", "date"):

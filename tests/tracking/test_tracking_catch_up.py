@@ -36,17 +36,17 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> None:
 def ended_without_server(
     proxy: MlflowProxy, storage: Path, data: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> str:
-    """A run in a process of its own, to whose server that happens after the first metrics; returns what it printed."""
+    """A run in a process of its own, to whose server that happens at the first metrics; returns what it printed."""
 
     def fails() -> None:
         proxy.mode = mode
 
-    proxy.after_metrics = fails
+    proxy.at_metrics = fails
     with monkeypatch.context() as short:
         short.setenv("MAESTRO_TRACKING_LIMIT_S", "6")
         short.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3600")
         printed = runs.finish(runs.start(storage, data, f"tracking.uri={proxy.uri}"))
-    assert proxy.after_metrics is None, "the server died before it had any metrics"
+    assert proxy.at_metrics is None, "no metrics were sent while the run trained"
     return printed
 
 
@@ -149,14 +149,14 @@ def test_the_command_sends_the_rest_or_says_what_to_do(
 def test_a_run_that_was_stopped_gets_its_status(
     proxy: MlflowProxy, synthetic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server dies after the first metrics, and the run is stopped."""
+    """The server dies at the first metrics, and the run is stopped."""
     process = runs.start(tmp_path, synthetic, f"tracking.uri={proxy.uri}", "optim.epochs=100000")
 
     def dies() -> None:
         proxy.mode = "dead"
         process.terminate()
 
-    proxy.after_metrics = dies
+    proxy.at_metrics = dies
     printed, _ = process.communicate(timeout=600)
     assert process.returncode == 130, printed
     run = tmp_path / "tiny"
