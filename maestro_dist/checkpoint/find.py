@@ -170,7 +170,7 @@ class _FoundRecords:
     """What is in a step's folder.
 
     whole     the checkpoints that look whole, that of the latest writer first
-    damaged   those that can be read, but of which parts are missing or have another size
+    damaged   the others with a readable record: a part is missing, or has the wrong size
     problems  what is wrong, unless a later writer's checkpoint is whole
     """
 

@@ -40,7 +40,7 @@ class Retention:
         surplus_steps = surplus(self._complete, keep_last=self._keep_last, best=best)
         files = {step: self._checkpoints.list(folder_name(step)) for step in surplus_steps + leftovers}
         ours = {step: names for step, names in files.items() if not any(is_later(n, self._writer) for n in names)}
-        self._remove(ours, lambda name: is_record(name))
+        self._remove(ours, is_record)
         self._remove(ours, lambda name: not is_record(name))
         self._complete.difference_update(files)
         self._steps.difference_update(files)

@@ -290,12 +290,12 @@ class Saver:
                     f"{folder.name(part.file)} was written and is not there any more, or has another size; does "
                     "another program remove files of this run?"
                 )
-        own = {part.file for part in record.parts}
         writer = Writer(self.attempt, self._session)
         later = {name for name in sizes if is_later(name, writer)}
-        # A checkpoint.json may be that of the later writer.
-        files = [name for name in sizes if writer_of(name) is not None or (name == RECORD and not later)]
-        save.earlier = [name for name in files if name not in own | later]
+        kept = later | {part.file for part in record.parts}
+        if later:
+            kept.add(RECORD)  # it may be the later writer's
+        save.earlier = [name for name in sizes if name not in kept and (is_record(name) or writer_of(name))]
         # The guard is called before each attempt: another driver may take over the run while storage does not answer.
         guard, data = save.fence or self.fence.check, dump(record)
         name = self._name(0, save.number).record()
